@@ -1,0 +1,3 @@
+//! The tcp-over-http daemon.
+
+fn main() {}
