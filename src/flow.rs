@@ -260,6 +260,13 @@ impl FlowTable {
         (self.held, self.live)
     }
 
+    /// Whether no flow is left that has anything to do.
+    pub fn is_idle(&self) -> bool {
+        let busy = [State::Held, State::Opening, State::Live, State::Closing];
+        busy.iter()
+            .all(|state| self.queues[*state as usize].head == NIL)
+    }
+
     /// A new flow for the SYN of a client, held. A flow of the same tuple that is over makes way.
     ///
     /// `change` works out what the translation to the NAT source will change in checksums.
