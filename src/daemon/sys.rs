@@ -157,6 +157,34 @@ pub fn set_offload(tun: &File, features: u32) -> io::Result<()> {
     .map(drop)
 }
 
+/// Opens a NETLINK_ROUTE socket. With multicast groups (a mask of `RTMGRP_*`) it is one to wait on and
+/// doesn't block.
+pub fn netlink_route(groups: u32) -> io::Result<File> {
+    let nonblock = if groups != 0 { libc::SOCK_NONBLOCK } else { 0 };
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | nonblock;
+    // SAFETY: takes no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // Without the errors' text (before Linux 4.12) their number will do.
+    _ = set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1);
+    // SAFETY: plain numbers, for which all bits 0 is a value.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    address.nl_groups = groups;
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the pointer and the length are those of `address`.
+    check(unsafe { libc::bind(fd, (&raw const address).cast(), length) })?;
+    Ok(File::from(socket))
+}
+
+/// Gives the calling thread a network namespace of its own, which ends with it.
+#[cfg(test)]
+pub fn unshare_network() -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
 /// Raises the limit of open files to `count`, the hard one too where that is allowed.
 pub fn raise_fd_limit(count: u64) -> io::Result<()> {
     let mut limit = libc::rlimit {
