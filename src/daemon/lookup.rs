@@ -129,3 +129,93 @@ impl Lookup {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resolver::tests::{OK, reply, run, server};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
+
+    fn lookup(servers: &[std::net::SocketAddr]) -> Rc<Lookup> {
+        Lookup::new(Rc::new(Resolver::new(servers, 0)), "proxy.invalid").unwrap()
+    }
+
+    fn expire(lookup: &Lookup) {
+        lookup.known.borrow_mut().as_mut().unwrap().until = Instant::now();
+    }
+
+    async fn until(condition: impl Fn() -> bool) {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[test]
+    fn all_who_wait_share_one_answer() {
+        let (address, count) = server(|query| vec![reply(query, OK, &["192.0.2.1"], 1)]);
+        run(async {
+            let lookup = lookup(&[address]);
+            assert!(lookup.known().is_none());
+            let tasks: Vec<_> = (0..10)
+                .map(|_| {
+                    let lookup = Rc::clone(&lookup);
+                    tokio::task::spawn_local(async move { lookup.addresses().await })
+                })
+                .collect();
+            for task in tasks {
+                assert_eq!(
+                    *task.await.unwrap().unwrap(),
+                    ["192.0.2.1".parse::<IpAddr>().unwrap()]
+                );
+            }
+            assert_eq!(count.load(SeqCst), 2);
+            let left = lookup.known.borrow().as_ref().unwrap().until - Instant::now();
+            assert!(left > MIN_TTL / 2, "a TTL of 1 s counts as 5 s");
+        });
+    }
+
+    #[test]
+    fn failures_are_not_repeated_at_once() {
+        let (address, count) = server(|query| vec![reply(query, OK | 3, &[], 0)]);
+        run(async {
+            let lookup = lookup(&[address]);
+            for _ in 0..3 {
+                assert_eq!(lookup.addresses().await, Err(ResolveError::Nonexistent));
+            }
+            assert_eq!(count.load(SeqCst), 2);
+            expire(&lookup);
+            assert!(lookup.known().is_none());
+            assert_eq!(lookup.addresses().await, Err(ResolveError::Nonexistent));
+            assert_eq!(count.load(SeqCst), 4);
+        });
+    }
+
+    #[test]
+    fn old_addresses_stay_until_there_are_new_ones() {
+        let rcode = Arc::new(AtomicU16::new(0));
+        let verdict = Arc::clone(&rcode);
+        let version = AtomicU16::new(2);
+        let (address, count) = server(move |query| {
+            let address = format!("192.0.2.{}", version.fetch_add(1, SeqCst) / 2);
+            vec![reply(query, OK | verdict.load(SeqCst), &[&address], 1)]
+        });
+        run(async {
+            let lookup = lookup(&[address]);
+            let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+            let now = || lookup.known().unwrap().unwrap()[0];
+            assert_eq!(lookup.addresses().await.unwrap()[0], ip("192.0.2.1"));
+            rcode.store(3, SeqCst);
+            expire(&lookup);
+            assert_eq!(now(), ip("192.0.2.1"));
+            assert_eq!(now(), ip("192.0.2.1"));
+            until(|| count.load(SeqCst) == 4 && !lookup.is_refreshing.get()).await;
+            assert_eq!(now(), ip("192.0.2.1"));
+            rcode.store(0, SeqCst);
+            expire(&lookup);
+            assert_eq!(now(), ip("192.0.2.1"));
+            until(|| now() == ip("192.0.2.3")).await;
+            assert_eq!(count.load(SeqCst), 6);
+        });
+    }
+}

@@ -150,3 +150,28 @@ impl Proxy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_dial_tries_a_rested_proxy_and_the_others_go_on_without_it() {
+        let config = UpstreamConfig {
+            name: "p".to_owned(),
+            host: Host::Ip([127, 0, 0, 1].into()),
+            port: 1,
+            credentials: None,
+            headers: vec![],
+        };
+        let proxy = Proxy::new(&config, &Rc::new(Resolver::new(&[], 0))).unwrap();
+        assert!(!proxy.rests());
+        proxy.rest();
+        assert!(proxy.rests());
+        proxy.resting_until.set(Some(Instant::now()));
+        assert!(!proxy.rests());
+        assert!(proxy.rests());
+        proxy.wake();
+        assert!(!proxy.rests());
+    }
+}

@@ -58,3 +58,25 @@ fn set_option(socket: &impl AsFd, level: c_int, name: c_int, value: c_int) -> io
         Err(io::Error::last_os_error())
     }
 }
+
+/// Reads back a socket option.
+#[cfg(test)]
+pub fn option(socket: &impl AsFd, level: c_int, name: c_int) -> io::Result<c_int> {
+    let mut value: c_int = 0;
+    let mut length = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the pointer and the length are those of `value`; the descriptor is borrowed, so it is open.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            name,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(value)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -279,3 +279,6 @@ fn usable_mark(config: &Config) -> io::Result<u32> {
     warn!("upstream sockets cannot be marked: {error}");
     Ok(0)
 }
+
+#[cfg(test)]
+mod tests;
