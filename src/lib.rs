@@ -8,3 +8,4 @@ extern crate std;
 
 pub mod connect;
 pub mod dns;
+pub mod uci;
