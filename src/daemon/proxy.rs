@@ -40,17 +40,27 @@ pub enum Event {
     Exhausted,
 }
 
+impl Event {
+    const COUNT: usize = Self::Exhausted as usize + 1;
+}
+
+/// A proxy: what the configuration says, and what its last connections taught.
 pub struct Proxy {
+    /// For logs.
     pub name: String,
     host: Addresses,
     pub port: u16,
+    /// What it gets with every CONNECT.
     pub request: Request,
     pub has_credentials: bool,
+    /// The address that was connected last.
     pub good_address: Cell<Option<IpAddr>>,
+    /// When it last answered, whatever the status.
     pub last_answer: Cell<Option<Instant>>,
     resting_until: Cell<Option<Instant>>,
     pub stats: Cell<Stats>,
-    limiters: [Limiter; 6],
+    /// One for each [`Event`].
+    limiters: [Limiter; Event::COUNT],
 }
 
 enum Addresses {
@@ -59,6 +69,8 @@ enum Addresses {
 }
 
 impl Proxy {
+    /// # Errors
+    /// `InvalidInput` if the settings make no request, or the name cannot be asked for.
     pub fn new(config: &UpstreamConfig, resolver: &Rc<Resolver>) -> io::Result<Self> {
         let invalid = |error: &dyn fmt::Display| {
             io::Error::new(
@@ -92,6 +104,7 @@ impl Proxy {
         })
     }
 
+    /// Where it may be connected; at least one.
     pub async fn addresses(&self) -> Result<Rc<[IpAddr]>, ResolveError> {
         match &self.host {
             Addresses::Fixed(addresses) => Ok(Rc::clone(addresses)),
@@ -116,6 +129,7 @@ impl Proxy {
         false
     }
 
+    /// From now on the proxy comes last for a while.
     pub fn rest(&self) {
         self.resting_until.set(Some(Instant::now() + REST));
     }
@@ -131,11 +145,13 @@ impl Proxy {
         self.stats.set(stats);
     }
 
+    /// Counts and logs a tunnel that got no answer.
     pub fn failed(&self, event: Event, what: fmt::Arguments<'_>) {
         self.count(|stats| stats.failed = stats.failed.wrapping_add(1));
         self.warn(event, what);
     }
 
+    /// Logs at most one event of a kind in 10 s. Never given a client's address or a secret.
     pub fn warn(&self, event: Event, what: fmt::Arguments<'_>) {
         let Some(limiter) = self.limiters.get(event as usize) else {
             return;
