@@ -8,6 +8,8 @@ extern crate alloc;
 extern crate std;
 
 pub mod checksum;
+pub mod connect;
+pub mod dns;
 pub mod flow;
 pub mod packet;
 pub mod reject;
@@ -15,4 +17,5 @@ pub mod rewrite;
 mod siphash;
 pub mod subnet;
 pub mod time;
+pub mod uci;
 pub mod vnet;

@@ -99,23 +99,26 @@ pub fn set_option(socket: impl AsFd, level: c_int, name: c_int, value: c_int) ->
     check(unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) }).map(drop)
 }
 
-/// Has the kernel probe a TCP connection that has been idle for `seconds`, and end it when probes a
-/// quarter of that apart stay unanswered, four of them. 0 = never.
-pub fn set_keepalive(socket: impl AsFd, seconds: u32) -> io::Result<()> {
-    if seconds == 0 {
+/// Marks what a socket sends, before it is connected: the route is chosen then. Needs CAP_NET_ADMIN.
+pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, mark as c_int)
+}
+
+/// Has the kernel probe a TCP connection that has been idle for `idle` seconds (0 = never), then every sixth
+/// of that. How many probes may stay unanswered is left to the kernel (`tcp_keepalive_probes`, 9): with
+/// 60 s, a dead peer is found after 150 s.
+pub fn set_keepalive(socket: impl AsFd, idle: u32) -> io::Result<()> {
+    if idle == 0 {
         return Ok(());
     }
-    let idle = c_int::try_from(seconds).unwrap_or(c_int::MAX);
+    let idle = idle.min(MAX_KEEPIDLE) as c_int;
     set_option(&socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
     set_option(&socket, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, idle)?;
-    set_option(
-        &socket,
-        libc::IPPROTO_TCP,
-        libc::TCP_KEEPINTVL,
-        (idle / 4).max(1),
-    )?;
-    set_option(&socket, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 4)
+    set_option(&socket, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, (idle / 6).max(1))
 }
+
+/// The longest that TCP_KEEPIDLE takes, in seconds (`MAX_TCP_KEEPIDLE` in the kernel's `net/tcp.h`).
+const MAX_KEEPIDLE: u32 = 32_767;
 
 /// Takes over the descriptor of a TUN as a file.
 pub fn into_file(device: impl IntoRawFd) -> File {
@@ -178,6 +181,17 @@ pub fn netlink_route(groups: u32) -> io::Result<File> {
     Ok(File::from(socket))
 }
 
+/// Reads an integer option of a socket.
+#[cfg(test)]
+pub fn option(socket: impl AsFd, level: c_int, name: c_int) -> io::Result<c_int> {
+    let mut value: c_int = 0;
+    let mut length = size_of::<c_int>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the pointers are to one int and to its length.
+    check(unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut length) })?;
+    Ok(value)
+}
+
 /// Gives the calling thread a network namespace of its own, which ends with it.
 #[cfg(test)]
 pub fn unshare_network() -> io::Result<()> {
@@ -203,16 +217,15 @@ pub fn raise_fd_limit(count: u64) -> io::Result<()> {
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }).map(drop)
 }
 
-/// Random numbers from the kernel.
-pub fn random<const N: usize>() -> io::Result<[u32; N]> {
-    let mut words = [0; N];
-    let length = size_of_val(&words);
+/// Random bytes fit for secrets.
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
     // SAFETY: writes no more than the array's bytes.
-    let got = unsafe { libc::getrandom(words.as_mut_ptr().cast(), length, 0) };
-    if got == length as isize {
-        Ok(words)
-    } else {
-        Err(io::Error::last_os_error())
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, 0) };
+    match usize::try_from(got) {
+        Ok(got) if got == N => Ok(bytes),
+        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(_) => Err(io::Error::last_os_error()),
     }
 }
 
