@@ -89,12 +89,12 @@ pub fn parse(
 }
 
 /// Whether `name` is the option's, with `-` for `_`.
-fn is_flag<T>(spec: &Spec<T>, name: &str) -> bool {
+fn is_flag(spec: &Spec, name: &str) -> bool {
     let flag = spec.name.bytes().map(|c| if c == b'_' { b'-' } else { c });
     flag.eq(name.bytes())
 }
 
-fn is_bool<T>(spec: &Spec<T>) -> bool {
+fn is_bool(spec: &Spec) -> bool {
     matches!(spec.kind, Kind::Bool(_))
 }
 

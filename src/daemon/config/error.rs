@@ -1,6 +1,7 @@
 //! What can be wrong with a configuration.
 
-use std::{fmt, io};
+use std::fmt::{self, Write};
+use std::io;
 
 use tcp_over_http::uci::{self, Position};
 
@@ -131,7 +132,12 @@ impl fmt::Display for ConfigError {
                 value: Some(value),
                 reason,
             } => {
-                write!(f, "{option}: '{}' {reason}", value.escape_debug())
+                write!(f, "{option}: '")?;
+                // A terminal might act on control characters.
+                for c in value.chars() {
+                    f.write_char(if c.is_control() { '?' } else { c })?;
+                }
+                write!(f, "' {reason}")
             }
             Problem::Value {
                 option,

@@ -2,14 +2,15 @@
 
 use std::fmt;
 
+use super::table::Draft;
 use super::values::{boolean, number, port};
 
-/// An option of a section that is gathered in a `T`.
-pub struct Spec<T: 'static> {
+/// An option of a section.
+pub struct Spec {
     /// As in the file; a flag has `-` for `_`.
     pub name: &'static str,
     /// What values it takes and where they go.
-    pub kind: Kind<T>,
+    pub kind: Kind,
     /// As it would be in the file; empty = none.
     pub default: &'static str,
     /// Half a line.
@@ -17,27 +18,27 @@ pub struct Spec<T: 'static> {
 }
 
 /// What values an option takes, and the function that stores one.
-pub enum Kind<T: 'static> {
+pub enum Kind {
     /// `1`, `on`, `true`, `yes`, `enabled` or their opposites, as OpenWrt's `config_get_bool` has them.
-    Bool(fn(&mut T, bool)),
+    Bool(fn(&mut Draft, bool)),
     /// Decimal, or hexadecimal after `0x`, from the first to the second.
-    Number(u32, u32, fn(&mut T, u32)),
+    Number(u32, u32, fn(&mut Draft, u32)),
     /// The same, called a port.
-    Port(fn(&mut T, u16)),
+    Port(fn(&mut Draft, u16)),
     /// One of these words; its index is stored.
-    Choice(&'static [&'static str], fn(&mut T, usize)),
+    Choice(&'static [&'static str], fn(&mut Draft, usize)),
     /// Anything that the function takes.
-    Text(Store<T>),
+    Text(Store),
     /// Any number of what the function takes.
-    List(Store<T>),
+    List(Store),
     /// As `Text`, and never shown.
-    Secret(Store<T>),
+    Secret(Store),
     /// As `List`, and never shown.
-    SecretList(Store<T>),
+    SecretList(Store),
 }
 
 /// Checks a value and stores it, or says what it isn't.
-type Store<T> = fn(&mut T, &str) -> Result<(), &'static str>;
+type Store = fn(&mut Draft, &str) -> Result<(), &'static str>;
 
 /// What is wrong with a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,9 +55,9 @@ pub enum Reason {
     Text(&'static str),
 }
 
-impl<T> Spec<T> {
+impl Spec {
     /// Stores one value.
-    pub fn store(&self, into: &mut T, value: &str) -> Result<(), Reason> {
+    pub fn store(&self, into: &mut Draft, value: &str) -> Result<(), Reason> {
         match self.kind {
             Kind::Bool(set) => set(into, boolean(value).ok_or(Reason::Bool)?),
             Kind::Number(min, max, set) => {

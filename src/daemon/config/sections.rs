@@ -1,10 +1,12 @@
 //! The sections of a file and the values in them, before anyone asks what they mean.
 
+use std::mem;
+
 use tcp_over_http::uci::{self, Position, Statement, Word};
 
 use super::error::{Fault, Origin, Problem};
 use super::options::Spec;
-use super::table::{self, UpstreamDraft};
+use super::table::{self, Draft};
 use super::{Credentials, UpstreamConfig};
 
 /// A file's sections.
@@ -97,10 +99,9 @@ impl Sections {
 
 impl UpstreamSection {
     /// Makes it a proxy; `None` if it is disabled.
-    pub fn resolve(&self) -> Result<Option<UpstreamConfig>, Fault> {
-        let draft = self
-            .values
-            .store(table::UPSTREAM, UpstreamDraft::default())?;
+    pub fn resolve(&self, draft: &mut Draft) -> Result<Option<UpstreamConfig>, Fault> {
+        self.values.store(table::UPSTREAM, draft)?;
+        let draft = mem::take(&mut draft.upstream);
         let at = Origin::File(self.at);
         let host = draft.host.ok_or((at, Problem::NoHost))?;
         let credentials = match (draft.username, draft.password) {
@@ -128,9 +129,9 @@ impl UpstreamSection {
 impl Values {
     /// Takes one statement of a file, as libuci does: an empty option changes nothing, `option`
     /// replaces and `list` adds.
-    fn read<T>(
+    fn read(
         &mut self,
-        specs: &'static [Spec<T>],
+        specs: &'static [Spec],
         key: Word,
         value: Word,
         list: bool,
@@ -176,7 +177,7 @@ impl Values {
     }
 
     /// Stores the defaults, then the values.
-    pub fn store<T>(&self, specs: &'static [Spec<T>], mut draft: T) -> Result<T, Fault> {
+    pub fn store(&self, specs: &'static [Spec], draft: &mut Draft) -> Result<(), Fault> {
         let with_default = specs.iter().filter(|spec| !spec.default.is_empty());
         let defaults = with_default.map(|spec| (spec.name, spec.default, Origin::Default));
         let values = self.0.iter();
@@ -185,7 +186,7 @@ impl Values {
             let Some(spec) = specs.iter().find(|spec| spec.name == option) else {
                 continue;
             };
-            if let Err(reason) = spec.store(&mut draft, text) {
+            if let Err(reason) = spec.store(draft, text) {
                 let value = (!spec.is_secret()).then(|| text.to_owned());
                 let problem = Problem::Value {
                     option,
@@ -195,7 +196,7 @@ impl Values {
                 return Err((origin, problem));
             }
         }
-        Ok(draft)
+        Ok(())
     }
 }
 

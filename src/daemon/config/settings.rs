@@ -10,7 +10,7 @@ use std::path::Path;
 use super::error::{ConfigError, Fault, Origin, Problem};
 use super::options::Spec;
 use super::sections::{Sections, Values};
-use super::table::{self, MainDraft};
+use super::table::{self, Draft};
 use super::{Config, IpNet};
 
 /// The file that is read if it exists and no other is named.
@@ -43,7 +43,7 @@ impl Settings {
     }
 
     /// Takes a flag. The last one counts, unless the option is a list.
-    pub fn give<T>(&mut self, spec: &Spec<T>, value: String) {
+    pub fn give(&mut self, spec: &Spec, value: String) {
         if !spec.is_list() {
             self.flags.retain(|(option, _)| *option != spec.name);
         }
@@ -94,11 +94,12 @@ impl Settings {
         }
         let main = &mut sections.main;
         self.override_values(main);
-        let mut draft = main.store(table::MAIN, MainDraft::default())?;
+        let mut draft = Draft::default();
+        main.store(table::MAIN, &mut draft)?;
         let in_file = matches!(main.origin("upstream"), Origin::Default | Origin::File(_));
         for section in &sections.upstreams {
             // Checked also if it isn't used.
-            let upstream = section.resolve()?;
+            let upstream = section.resolve(&mut draft)?;
             draft.config.upstreams.extend(upstream.filter(|_| in_file));
         }
         if !draft.ipv6 {

@@ -13,7 +13,7 @@ use super::{Config, ConnectMode, Host, Ipv4Net, NonTcp, OnFailure};
 
 /// The options of `config tcp-over-http 'main'`, each with a flag.
 #[rustfmt::skip] // one row an option
-pub static MAIN: &[Spec<MainDraft>] = &[
+pub static MAIN: &[Spec] = &[
     row("upstream", "", "a proxy: http://[USER:PASSWORD@]HOST[:PORT]",
         SecretList(|d, v| proxy_url::parse(v).map(|v| d.config.upstreams.push(v)))),
     row("resolver", "", "who resolves the proxies' names: IP[:PORT]",
@@ -74,27 +74,22 @@ pub static MAIN: &[Spec<MainDraft>] = &[
 
 /// The options of `config upstream`. Most are kept out of messages: people put whole URLs there.
 #[rustfmt::skip] // one row an option
-pub static UPSTREAM: &[Spec<UpstreamDraft>] = &[
+pub static UPSTREAM: &[Spec] = &[
     row("enabled", "1", "0: as if it weren't there",
-        Bool(|d, v| d.enabled = v)),
+        Bool(|d, v| d.upstream.enabled = v)),
     row("host", "", "IPv4, IPv6 or name",
-        Secret(|d, v| host(v).map(|v| d.host = Some(v)))),
+        Secret(|d, v| host(v).map(|v| d.upstream.host = Some(v)))),
     row("port", "80", "TCP port",
-        Port(|d, v| d.port = v)),
+        Port(|d, v| d.upstream.port = v)),
     row("username", "", "for Basic authentication",
-        Secret(|d, v| username(v).map(|v| d.username = Some(v)))),
+        Secret(|d, v| username(v).map(|v| d.upstream.username = Some(v)))),
     row("password", "", "for Basic authentication",
-        Secret(|d, v| password(v).map(|v| d.password = Some(v)))),
+        Secret(|d, v| password(v).map(|v| d.upstream.password = Some(v)))),
     row("header", "", "sent with each CONNECT: `Name: value`",
-        SecretList(|d, v| header(v).map(|v| d.headers.push(v)))),
+        SecretList(|d, v| header(v).map(|v| d.upstream.headers.push(v)))),
 ];
 
-const fn row<T>(
-    name: &'static str,
-    default: &'static str,
-    help: &'static str,
-    kind: Kind<T>,
-) -> Spec<T> {
+const fn row(name: &'static str, default: &'static str, help: &'static str, kind: Kind) -> Spec {
     Spec {
         name,
         default,
@@ -118,12 +113,14 @@ fn secs(seconds: u32) -> Duration {
     Duration::from_secs(seconds.into())
 }
 
-/// The section `config tcp-over-http 'main'` in the making.
-pub struct MainDraft {
-    /// Complete once the defaults are stored.
+/// A configuration in the making.
+pub struct Draft {
+    /// Complete once the main section's defaults are stored.
     pub config: Config,
     /// `option ipv6`.
     pub ipv6: bool,
+    /// The section `config upstream` being read.
+    pub upstream: UpstreamDraft,
 }
 
 /// A section `config upstream` in the making.
@@ -143,10 +140,10 @@ pub struct UpstreamDraft {
     pub headers: Vec<String>,
 }
 
-impl Default for MainDraft {
+impl Default for Draft {
     /// Only stands in until the defaults of the table are stored.
     fn default() -> Self {
-        MainDraft {
+        Draft {
             config: Config {
                 tun: String::new(),
                 mtu: 0,
@@ -178,6 +175,7 @@ impl Default for MainDraft {
                 upstreams: Vec::new(),
             },
             ipv6: false,
+            upstream: UpstreamDraft::default(),
         }
     }
 }
