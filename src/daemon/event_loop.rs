@@ -45,7 +45,6 @@ pub enum End {
 pub struct EventLoop {
     gateway: Rc<Gateway>,
     listeners: Vec<TcpListener>,
-    routes: Routes,
     drain_timeout: Duration,
     buffer: Box<[u8]>,
     tick: Interval,
@@ -62,13 +61,11 @@ impl EventLoop {
     pub fn new(
         gateway: Rc<Gateway>,
         listeners: Vec<TcpListener>,
-        routes: Routes,
         drain_timeout: Duration,
     ) -> io::Result<Self> {
         Ok(Self {
             gateway,
             listeners,
-            routes,
             drain_timeout,
             buffer: vec![0; ALIGN + MAX_FRAME].into_boxed_slice(),
             tick: every(TICK),
@@ -79,13 +76,14 @@ impl EventLoop {
         })
     }
 
-    /// Runs until a signal ends it or the TUN is gone. Returns the routes, to be removed.
-    pub async fn run(mut self) -> (End, Routes) {
-        let end = poll_fn(|cx| self.poll(cx)).await;
-        (end, self.routes)
+    /// Runs until a signal ends it or the TUN is gone, and keeps `routes` in place meanwhile. Gives them
+    /// back: whether they go depends on the end.
+    pub async fn run(mut self, mut routes: Routes) -> (End, Routes) {
+        let end = poll_fn(|cx| self.poll(cx, &mut routes)).await;
+        (end, routes)
     }
 
-    fn poll(&mut self, cx: &mut Context) -> Poll<End> {
+    fn poll(&mut self, cx: &mut Context, routes: &mut Routes) -> Poll<End> {
         if let Poll::Ready(end) = self.poll_tun(cx) {
             return Poll::Ready(end);
         }
@@ -94,10 +92,14 @@ impl EventLoop {
         while self.tick.poll_tick(cx).is_ready() {
             self.gateway.handle_tick(self.gateway.now());
         }
-        while let Poll::Ready(event) = self.routes.poll_event(cx) {
+        while let Poll::Ready(event) = routes.poll_event(cx) {
             match event {
-                Event::Restore => self.routes.restore(),
                 Event::Gone => return Poll::Ready(End::TunGone),
+                Event::Restore => match routes.restore() {
+                    Ok(()) => log::warn!("routes were changed from outside: restored"),
+                    // The device may be on its way out: that would be the next event.
+                    Err(error) => log::warn!("routes were changed from outside: {error}"),
+                },
             }
         }
         self.poll_drained()

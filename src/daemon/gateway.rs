@@ -285,8 +285,9 @@ impl Gateway {
                 self.count(|totals| totals.refused += 1);
                 self.rewriter.borrow_mut().flows.remove(slot, now);
                 self.keep(slot, Kept::Nothing);
-                if let Some((_, packet)) = syn.split_first_chunk_mut::<{ vnet::LEN }>() {
-                    self.reject(answer(&failure), packet);
+                let packet = syn.split_first_chunk_mut::<{ vnet::LEN }>();
+                if let (Some(reject), Some((_, packet))) = (answer(&failure), packet) {
+                    self.reject(reject, packet);
                 }
             }
         }
@@ -414,15 +415,15 @@ impl Drop for RelayTask {
     }
 }
 
-/// What a client is told of a dial that failed.
-const fn answer(failure: &Failure) -> Reject {
+/// What a client is told of a dial that failed. None: nothing, it will try again.
+const fn answer(failure: &Failure) -> Option<Reject> {
     match failure {
-        Failure::Refused { status: 502 } => Reject::Reset,
-        Failure::Refused { status: 503 | 504 } => Reject::Host,
-        Failure::Refused { status: 400..=499 } => Reject::Prohibited,
-        Failure::Refused { .. } => Reject::Host,
-        Failure::TimedOut => Reject::Host,
-        Failure::Unreachable | Failure::BadReply => Reject::Network,
+        Failure::Refused { status: 502 } => Some(Reject::Reset),
+        Failure::Refused { status: 400..=499 } => Some(Reject::Prohibited),
+        Failure::Refused { .. } | Failure::TimedOut => Some(Reject::Host),
+        Failure::Unreachable | Failure::BadReply => Some(Reject::Network),
+        Failure::BadTarget => Some(Reject::Prohibited),
+        Failure::Exhausted => None,
     }
 }
 

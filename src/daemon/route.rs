@@ -67,7 +67,7 @@ impl Routes {
         let ifindex = find_device(&mut socket, tun)?;
         let routes = policy::routes(config, ifindex);
         let watch = sys::netlink_route(WATCHED)
-            .and_then(sys::readable)
+            .and_then(sys::watch)
             .map_err(RouteError::Open)?;
         let installed = Routes {
             tun: tun.to_owned(),
