@@ -4,7 +4,19 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-pub use crate::net::{IpNet, Ipv4Net, Ipv6Net};
+mod error;
+mod net;
+mod options;
+mod proxy_url;
+mod sections;
+mod settings;
+mod table;
+mod values;
+
+pub use net::{IpNet, Ipv4Net, Ipv6Net};
+pub use options::{Kind, Spec};
+pub use settings::{Settings, VARIABLE};
+pub use table::MAIN as OPTIONS;
 
 /// The bits of a packet's mark that are ours. pbr uses `0x00ff0000`, mwan3 `0x00003f00`.
 pub const MARK_MASK: u32 = 0xff00_0000;
@@ -122,6 +134,52 @@ pub struct Credentials {
     pub username: String,
     /// The password.
     pub password: String,
+}
+
+impl UpstreamConfig {
+    /// The name of an upstream that was given none.
+    pub fn default_name(host: &Host, port: u16) -> String {
+        format!("{host}:{port}")
+    }
+}
+
+impl Host {
+    /// Reads an IPv4 address, an IPv6 address with or without brackets, or a name as RFC 1123
+    /// section 2.1 has it, with underscores. `None` if it is none of these.
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Some(inner) = text.strip_prefix('[') {
+            return Some(Host::Ip(IpAddr::V6(inner.strip_suffix(']')?.parse().ok()?)));
+        }
+        if let Ok(ip) = text.parse() {
+            return Some(Host::Ip(ip));
+        }
+        let name = text.strip_suffix('.').unwrap_or(text);
+        let label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label
+                    .bytes()
+                    .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'))
+        };
+        // A name that ends in a number is an address gone wrong.
+        let last = name.rsplit('.').next().unwrap_or_default();
+        let valid = name.len() <= 253
+            && name.split('.').all(label)
+            && last.bytes().any(|c| !c.is_ascii_digit());
+        valid.then(|| Host::Name(name.to_owned()))
+    }
+}
+
+/// As in a URL: IPv6 in brackets.
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Host::Ip(IpAddr::V4(ip)) => ip.fmt(f),
+            Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]"),
+            Host::Name(name) => f.write_str(name),
+        }
+    }
 }
 
 /// Says that there are some and nothing of them.

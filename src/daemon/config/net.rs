@@ -106,3 +106,59 @@ impl fmt::Display for IpNet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_read_and_written() {
+        for (text, written) in [
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("192.0.2.1", "192.0.2.1/32"),
+            ("192.0.2.1/32", "192.0.2.1/32"),
+            ("::/0", "::/0"),
+            ("2001:db8::/32", "2001:db8::/32"),
+            ("::1", "::1/128"),
+        ] {
+            let net = IpNet::parse(text).unwrap();
+            assert_eq!(net.to_string(), written);
+            assert!(net.is_network(), "{text}");
+        }
+        for text in [
+            "",
+            "/8",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0.0/+8",
+            "10.0.0.0/08",
+            "10.0.0/8",
+            "10.0.0.0/8/8",
+            "::/129",
+            "[::]/0",
+            "a/8",
+        ] {
+            assert_eq!(IpNet::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn host_bits_are_found() {
+        for text in [
+            "10.0.0.1/8",
+            "128.0.0.0/0",
+            "192.0.2.1/31",
+            "2001:db8::1/127",
+            "8000::/0",
+        ] {
+            assert!(!IpNet::parse(text).unwrap().is_network(), "{text}");
+        }
+        let net = Ipv4Net {
+            addr: Ipv4Addr::new(10, 45, 39, 1),
+            prefix: 24,
+        };
+        assert_eq!(net.network(), Ipv4Addr::new(10, 45, 39, 0));
+        assert_eq!(net.broadcast(), Ipv4Addr::new(10, 45, 39, 255));
+    }
+}
