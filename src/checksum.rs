@@ -51,10 +51,7 @@ impl core::ops::Add for Delta {
 pub fn sum(start: u16, bytes: &[u8]) -> u16 {
     let (words, rest) = bytes.as_chunks::<2>();
     // 2^16 words of 16 bits can't overflow 32 bits, and no packet is longer than 2^15 words.
-    let total: u32 = words
-        .iter()
-        .map(|word| u16::from_be_bytes(*word) as u32)
-        .sum();
+    let total: u32 = words.iter().map(|word| u16::from_be_bytes(*word) as u32).sum();
     let odd = rest.first().map_or(0, |byte| (*byte as u32) << 8);
     fold_wide(total + odd + start as u32)
 }

@@ -49,10 +49,7 @@ impl Request {
     ///
     /// # Errors
     /// [`RequestError`] for whatever would break the request apart or make it ambiguous.
-    pub fn new(
-        credentials: Option<(&str, &str)>,
-        headers: &[String],
-    ) -> Result<Self, RequestError> {
+    pub fn new(credentials: Option<(&str, &str)>, headers: &[String]) -> Result<Self, RequestError> {
         let mut fields = Vec::new();
         if let Some((username, password)) = credentials {
             let control = |text: &str| text.bytes().any(|b| b.is_ascii_control());
@@ -75,9 +72,7 @@ impl Request {
             fields.extend_from_slice(b"\r\n");
         }
         fields.extend_from_slice(b"\r\n");
-        Ok(Self {
-            fields: fields.into(),
-        })
+        Ok(Self { fields: fields.into() })
     }
 
     /// The whole request for one tunnel, in one allocation.
@@ -123,11 +118,7 @@ impl fmt::Display for RequestError {
             Self::Credentials => {
                 f.write_str("a colon in the username, or a control character in the credentials")
             }
-            Self::Header(index) => write!(
-                f,
-                "header {} is no field that a CONNECT may carry",
-                index + 1
-            ),
+            Self::Header(index) => write!(f, "header {} is no field that a CONNECT may carry", index + 1),
         }
     }
 }
@@ -144,9 +135,8 @@ fn is_field(header: &str, has_credentials: bool) -> bool {
         return false;
     };
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    let reserved = ["host", "content-length", "transfer-encoding"]
-        .iter()
-        .any(|r| name.eq_ignore_ascii_case(r));
+    let reserved =
+        ["host", "content-length", "transfer-encoding"].iter().any(|r| name.eq_ignore_ascii_case(r));
     !name.is_empty()
         && name.bytes().all(token)
         && value.bytes().all(|b| b == b'\t' || !b.is_ascii_control())
@@ -185,22 +175,10 @@ mod tests {
     fn requests_name_their_target() {
         let request = Request::new(None, &[]).unwrap();
         let cases = [
-            (
-                Target::Ip("192.0.2.7:443".parse().unwrap()),
-                "192.0.2.7:443",
-            ),
-            (
-                Target::Ip("[2001:db8::7]:80".parse().unwrap()),
-                "[2001:db8::7]:80",
-            ),
-            (
-                Target::Ip("[fe80::1%3]:80".parse().unwrap()),
-                "[fe80::1]:80",
-            ),
-            (
-                Target::Name("www.example.com", 65535),
-                "www.example.com:65535",
-            ),
+            (Target::Ip("192.0.2.7:443".parse().unwrap()), "192.0.2.7:443"),
+            (Target::Ip("[2001:db8::7]:80".parse().unwrap()), "[2001:db8::7]:80"),
+            (Target::Ip("[fe80::1%3]:80".parse().unwrap()), "[fe80::1]:80"),
+            (Target::Name("www.example.com", 65535), "www.example.com:65535"),
         ];
         for (target, authority) in cases {
             let expected = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
@@ -265,21 +243,8 @@ mod tests {
         let request = Request::new(None, &[]).unwrap();
         let longest = "x".repeat(253);
         assert!(request.bytes(Target::Name(&longest, 65535)).is_ok());
-        for name in [
-            "",
-            "a b",
-            "a\r\nb",
-            "a:b",
-            "[::1]",
-            "a/b",
-            "\u{fc}",
-            &"x".repeat(300),
-        ] {
-            assert_eq!(
-                request.bytes(Target::Name(name, 1)),
-                Err(BadName),
-                "{name:?}"
-            );
+        for name in ["", "a b", "a\r\nb", "a:b", "[::1]", "a/b", "\u{fc}", &"x".repeat(300)] {
+            assert_eq!(request.bytes(Target::Name(name, 1)), Err(BadName), "{name:?}");
         }
     }
 

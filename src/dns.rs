@@ -153,19 +153,8 @@ mod tests {
     }
 
     /// A reply whose records are (owner, type, TTL, data).
-    fn reply(
-        flags: u16,
-        question: &Name,
-        kind: Kind,
-        records: &[(&[u8], Kind, u32, &[u8])],
-    ) -> Vec<u8> {
-        let mut out = Query {
-            id: ID,
-            name: question,
-            kind,
-        }
-        .encode()
-        .to_vec();
+    fn reply(flags: u16, question: &Name, kind: Kind, records: &[(&[u8], Kind, u32, &[u8])]) -> Vec<u8> {
+        let mut out = Query { id: ID, name: question, kind }.encode().to_vec();
         out[2..4].copy_from_slice(&flags.to_be_bytes());
         out[6..8].copy_from_slice(&(records.len() as u16).to_be_bytes());
         for (owner, kind, ttl, data) in records {
@@ -184,11 +173,7 @@ mod tests {
 
     #[test]
     fn queries_are_what_rfc_1035_says() {
-        let query = Query {
-            id: ID,
-            name: &name("p.example"),
-            kind: Kind::AAAA,
-        };
+        let query = Query { id: ID, name: &name("p.example"), kind: Kind::AAAA };
         assert_eq!(
             query.encode(),
             b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01p\x07example\x00\x00\x1c\x00\x01"
@@ -198,11 +183,7 @@ mod tests {
     #[test]
     fn answers_hold_addresses_and_the_least_ttl() {
         let proxy = name("Proxy.example");
-        let query = Query {
-            id: ID,
-            name: &proxy,
-            kind: Kind::A,
-        };
+        let query = Query { id: ID, name: &proxy, kind: Kind::A };
         let bytes = reply(
             OK,
             &name("proxy.EXAMPLE"),
@@ -218,24 +199,13 @@ mod tests {
         let expected: [IpAddr; 2] = ["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()];
         assert_eq!((&answer.addresses[..], answer.ttl), (&expected[..], 60));
 
-        let query = Query {
-            kind: Kind::AAAA,
-            ..query
-        };
-        let bytes = reply(
-            OK,
-            &proxy,
-            Kind::AAAA,
-            &[(SELF, Kind::AAAA, 0x8000_0000, &[0x20; 16])],
-        );
+        let query = Query { kind: Kind::AAAA, ..query };
+        let bytes = reply(OK, &proxy, Kind::AAAA, &[(SELF, Kind::AAAA, 0x8000_0000, &[0x20; 16])]);
         let answer = query.answer(&bytes).unwrap();
         assert_eq!((answer.addresses.len(), answer.ttl), (1, 0));
 
         let many = [(SELF, Kind::A, 9, &[192, 0, 2, 1][..]); 20];
-        let query = Query {
-            kind: Kind::A,
-            ..query
-        };
+        let query = Query { kind: Kind::A, ..query };
         let answer = query.answer(&reply(OK, &proxy, Kind::A, &many)).unwrap();
         assert_eq!((answer.addresses.len(), answer.ttl), (MAX_ADDRESSES, 9));
     }
@@ -243,11 +213,7 @@ mod tests {
     #[test]
     fn aliases_are_followed_in_any_order_but_not_in_circles() {
         let (a, b, c) = (name("a.example"), name("b.example"), name("c.example"));
-        let query = Query {
-            id: ID,
-            name: &a,
-            kind: Kind::A,
-        };
+        let query = Query { id: ID, name: &a, kind: Kind::A };
         let mut records = [
             (a.wire(), Kind::CNAME, 50, b.wire()),
             (b.wire(), Kind::CNAME, 40, c.wire()),
@@ -258,34 +224,22 @@ mod tests {
             assert_eq!((answer.addresses.len(), answer.ttl), (1, 40));
             records.reverse();
         }
-        let dangling = query
-            .answer(&reply(OK, &a, Kind::A, &records[..2]))
-            .unwrap();
+        let dangling = query.answer(&reply(OK, &a, Kind::A, &records[..2])).unwrap();
         assert_eq!((dangling.addresses.len(), dangling.ttl), (0, 0));
-        let circle = [
-            (a.wire(), Kind::CNAME, 1, b.wire()),
-            (b.wire(), Kind::CNAME, 1, a.wire()),
-        ];
-        assert_eq!(
-            query.answer(&reply(OK, &a, Kind::A, &circle)),
-            Err(ReplyError::Malformed)
-        );
+        let circle = [(a.wire(), Kind::CNAME, 1, b.wire()), (b.wire(), Kind::CNAME, 1, a.wire())];
+        assert_eq!(query.answer(&reply(OK, &a, Kind::A, &circle)), Err(ReplyError::Malformed));
     }
 
     #[test]
     fn replies_to_something_else_are_strays() {
         let proxy = name("proxy.example");
-        let query = Query {
-            id: ID,
-            name: &proxy,
-            kind: Kind::A,
-        };
+        let query = Query { id: ID, name: &proxy, kind: Kind::A };
         let good = reply(OK, &proxy, Kind::A, &[(SELF, Kind::A, 9, &[192, 0, 2, 1])]);
         assert!(query.answer(&good).is_ok());
         let strays = [
             reply(OK, &name("proxy.example.net"), Kind::A, &[]),
             reply(OK, &proxy, Kind::AAAA, &[]),
-            reply(0x0100, &proxy, Kind::A, &[]), // our own query
+            reply(0x0100, &proxy, Kind::A, &[]),      // our own query
             reply(OK | 0x0800, &proxy, Kind::A, &[]), // another opcode
             [&[0], &good[1..]].concat(),
             [&good[..5], &[0], &good[6..]].concat(), // success without a question
@@ -301,34 +255,20 @@ mod tests {
     #[test]
     fn failures_are_told_apart() {
         let proxy = name("proxy.example");
-        let query = Query {
-            id: ID,
-            name: &proxy,
-            kind: Kind::A,
-        };
+        let query = Query { id: ID, name: &proxy, kind: Kind::A };
         let record: (&[u8], Kind, u32, &[u8]) = (SELF, Kind::A, 9, &[192, 0, 2, 1]);
         let outcome = |flags| query.answer(&reply(flags, &proxy, Kind::A, &[record]));
         assert_eq!(outcome(OK | 3), Err(ReplyError::NoSuchName));
         assert_eq!(outcome(OK | 2), Err(ReplyError::Failed { rcode: 2 }));
         let whole = reply(OK | 0x0200, &proxy, Kind::A, &[record]);
         for end in whole.len() - 16..whole.len() {
-            assert_eq!(
-                query.answer(&whole[..end]),
-                Err(ReplyError::Truncated),
-                "cut at {end}"
-            );
+            assert_eq!(query.answer(&whole[..end]), Err(ReplyError::Truncated), "cut at {end}");
         }
         let cut = reply(OK, &proxy, Kind::A, &[record]);
-        assert_eq!(
-            query.answer(&cut[..cut.len() - 1]),
-            Err(ReplyError::Malformed)
-        );
+        assert_eq!(query.answer(&cut[..cut.len() - 1]), Err(ReplyError::Malformed));
         let short = reply(OK, &proxy, Kind::A, &[(SELF, Kind::A, 9, &[192, 0, 2])]);
         assert_eq!(query.answer(&short), Err(ReplyError::Malformed));
-        assert_eq!(
-            query.answer(b"\x12\x34\x81\x81\0\0\0\0\0\0\0\0"),
-            Err(ReplyError::Failed { rcode: 1 })
-        );
+        assert_eq!(query.answer(b"\x12\x34\x81\x81\0\0\0\0\0\0\0\0"), Err(ReplyError::Failed { rcode: 1 }));
     }
 
     proptest! {

@@ -220,10 +220,7 @@ impl FlowTable {
             limits,
             key,
             first_use: siphash::hash(key, &[0]),
-            queues: [Queue {
-                head: NIL,
-                tail: NIL,
-            }; 5],
+            queues: [Queue { head: NIL, tail: NIL }; 5],
             holders: FnvIndexMap::new(),
             held: 0,
             live: 0,
@@ -263,8 +260,7 @@ impl FlowTable {
     /// Whether no flow is left that has anything to do.
     pub fn is_idle(&self) -> bool {
         let busy = [State::Held, State::Opening, State::Live, State::Closing];
-        busy.iter()
-            .all(|state| self.queues[*state as usize].head == NIL)
+        busy.iter().all(|state| self.queues[*state as usize].head == NIL)
     }
 
     /// A new flow for the SYN of a client, held. A flow of the same tuple that is over makes way.
@@ -289,9 +285,7 @@ impl FlowTable {
             return Err(Refusal::TooManyHeldByClient);
         }
         let (slot, uses, round) = self.vacant(now).ok_or(Refusal::TableFull)?;
-        self.holders
-            .insert(holder, count + 1)
-            .map_err(|_| Refusal::TooManyHeld)?;
+        self.holders.insert(holder, count + 1).map_err(|_| Refusal::TooManyHeld)?;
         self.held += 1;
 
         if slot.index() < self.flows.len() {
@@ -380,18 +374,10 @@ impl FlowTable {
         if flags & RST != 0 {
             flow.finished = FIN_BOTH;
         } else if flags & FIN != 0 {
-            flow.finished |= if side == Side::Client {
-                FIN_CLIENT
-            } else {
-                FIN_LISTENER
-            };
+            flow.finished |= if side == Side::Client { FIN_CLIENT } else { FIN_LISTENER };
         }
         if flow.state == State::Closing {
-            let next = if flow.finished == FIN_BOTH {
-                State::Closed
-            } else {
-                State::Closing
-            };
+            let next = if flow.finished == FIN_BOTH { State::Closed } else { State::Closing };
             self.enter(slot, next, now);
         }
     }
@@ -399,10 +385,7 @@ impl FlowTable {
     /// Takes one flow that has waited too long out of its state: a held flow whose client has given up
     /// is forgotten, an opening or closing one is closed. Returns what it was; call until None.
     pub fn expire(&mut self, now: Instant) -> Option<(Slot, State)> {
-        for (state, idle) in [
-            (State::Opening, OPENING_IDLE),
-            (State::Closing, CLOSING_IDLE),
-        ] {
+        for (state, idle) in [(State::Opening, OPENING_IDLE), (State::Closing, CLOSING_IDLE)] {
             let slot = Slot(self.queues[state as usize].head);
             if slot.0 != NIL && now.since(self.get(slot).since) >= idle {
                 self.enter(slot, State::Closed, now);
@@ -457,10 +440,7 @@ impl FlowTable {
         let nth = (uses + self.first_use % self.sources(slot)) % self.sources(slot);
         let hosts = self.limits.hosts as u32;
         let port = slot.0 as u32 + nth / hosts * self.limits.flows as u32;
-        NatSource {
-            host: (nth % hosts) as u8,
-            port: FIRST_PORT + port as u16,
-        }
+        NatSource { host: (nth % hosts) as u8, port: FIRST_PORT + port as u16 }
     }
 
     /// Moves a flow to the end of the queue of `state`.
@@ -500,12 +480,7 @@ impl FlowTable {
     }
 
     fn unlink(&mut self, slot: Slot) {
-        let Flow {
-            state,
-            previous,
-            next,
-            ..
-        } = self.flows[slot.index()];
+        let Flow { state, previous, next, .. } = self.flows[slot.index()];
         match previous {
             NIL => self.queues[state as usize].head = next,
             _ => self.flows[previous as usize].next = next,

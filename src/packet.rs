@@ -94,10 +94,7 @@ impl Change {
 
     /// The change in the other direction of the flow: sums do not care for the order of their words.
     pub const fn reversed(self) -> Self {
-        Self {
-            addresses: self.addresses.reversed(),
-            ports: self.ports.reversed(),
-        }
+        Self { addresses: self.addresses.reversed(), ports: self.ports.reversed() }
     }
 }
 
@@ -154,12 +151,7 @@ impl<'a> Packet<'a> {
         let ip = IpSlice::from_slice(bytes).map_err(|_| Malformed::Header)?;
         if let IpSlice::Ipv6(ip) = &ip {
             use Ipv6ExtensionSlice::{Authentication, Routing};
-            if ip
-                .extensions()
-                .clone()
-                .into_iter()
-                .any(|it| matches!(it, Authentication(_) | Routing(_)))
-            {
+            if ip.extensions().clone().into_iter().any(|it| matches!(it, Authentication(_) | Routing(_))) {
                 return Err(Malformed::Extension);
             }
         }
@@ -178,22 +170,12 @@ impl<'a> Packet<'a> {
             Transport::Other => true,
         };
         let transport_at = bytes.len().wrapping_sub(payload.payload.len());
-        let total = if ipv4 {
-            be16(bytes, 2) as usize
-        } else {
-            IPV6_HEADER + be16(bytes, 4) as usize
-        };
+        let total = if ipv4 { be16(bytes, 2) as usize } else { IPV6_HEADER + be16(bytes, 4) as usize };
         if !fits || total != bytes.len() {
             return Err(Malformed::Header);
         }
         let protocol = payload.ip_number.0;
-        let packet = Self {
-            bytes,
-            ipv4,
-            transport_at,
-            transport,
-            protocol,
-        };
+        let packet = Self { bytes, ipv4, transport_at, transport, protocol };
         let (source, destination) = (packet.source(), packet.destination());
         let mapped = |address: Ipv6Addr| address.to_ipv4_mapped().is_some();
         if !ipv4 && (mapped(source) || mapped(destination)) || !is_unicast(source) {
@@ -216,13 +198,7 @@ impl<'a> Packet<'a> {
         }
         // From the front: the quote may be followed by extensions of the ICMP message (RFC 4884).
         let transport_at = payload.payload.as_ptr() as usize - bytes.as_ptr() as usize;
-        Some(Packet {
-            bytes,
-            ipv4,
-            transport_at,
-            transport,
-            protocol,
-        })
+        Some(Packet { bytes, ipv4, transport_at, transport, protocol })
     }
 
     /// Whether the packet is IPv4.
@@ -252,20 +228,12 @@ impl<'a> Packet<'a> {
 
     /// The source address.
     pub fn source(&self) -> Ipv6Addr {
-        if self.ipv4 {
-            self.ipv4_address(12)
-        } else {
-            self.ipv6_address(8)
-        }
+        if self.ipv4 { self.ipv4_address(12) } else { self.ipv6_address(8) }
     }
 
     /// The destination address.
     pub fn destination(&self) -> Ipv6Addr {
-        if self.ipv4 {
-            self.ipv4_address(16)
-        } else {
-            self.ipv6_address(24)
-        }
+        if self.ipv4 { self.ipv4_address(16) } else { self.ipv6_address(24) }
     }
 
     /// Source and destination of a TCP packet.
@@ -303,10 +271,7 @@ impl<'a> Packet<'a> {
 
     /// Type and code of an ICMP packet.
     pub fn icmp_type(&self) -> (u8, u8) {
-        (
-            self.bytes[self.transport_at],
-            self.bytes[self.transport_at + 1],
-        )
+        (self.bytes[self.transport_at], self.bytes[self.transport_at + 1])
     }
 
     /// Whether this is an ICMP packet that reports an error (RFC 1122 section 3.2.2, RFC 4443 section 2.1).
@@ -315,11 +280,7 @@ impl<'a> Packet<'a> {
             Transport::Icmp => self.icmp_type(),
             _ => return false,
         };
-        if self.ipv4 {
-            matches!(kind, 3 | 4 | 5 | 11 | 12)
-        } else {
-            kind < 128 || kind == 137
-        }
+        if self.ipv4 { matches!(kind, 3 | 4 | 5 | 11 | 12) } else { kind < 128 || kind == 137 }
     }
 
     /// Gives the TCP packet (or what an ICMP error quotes of one) the source and destination `new` of its
@@ -345,12 +306,7 @@ impl<'a> Packet<'a> {
     /// goes from `source` to `destination` (RFC 5508 section 4).
     ///
     /// Does nothing if the packet quotes no TCP.
-    pub fn translate_icmp_error(
-        &mut self,
-        quoted: &Tuple,
-        source: Ipv6Addr,
-        destination: Ipv6Addr,
-    ) {
+    pub fn translate_icmp_error(&mut self, quoted: &Tuple, source: Ipv6Addr, destination: Ipv6Addr) {
         let (ipv4, at) = (self.ipv4, self.transport_at);
         let Some(mut quote) = self.quoted_tcp() else {
             return;
@@ -369,15 +325,7 @@ impl<'a> Packet<'a> {
             source_port: 0,
             destination_port: 0,
         };
-        let outside = Change::between(
-            &outer,
-            &Tuple {
-                source,
-                destination,
-                ..outer
-            },
-        )
-        .addresses;
+        let outside = Change::between(&outer, &Tuple { source, destination, ..outer }).addresses;
         self.set_addresses(source, destination);
         if ipv4 {
             self.update(10, |field| outside.update(field));
@@ -417,9 +365,7 @@ impl<'a> Packet<'a> {
             let odd = (at - self.transport_at) % 2 == 1;
             let word = |value: u16| if odd { value.swap_bytes() } else { value };
             let delta = Delta::default().replace_word(word(old), word(new));
-            self.update(self.transport_at + TCP_CHECKSUM, |field| {
-                delta.update(field)
-            });
+            self.update(self.transport_at + TCP_CHECKSUM, |field| delta.update(field));
         }
     }
 

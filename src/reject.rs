@@ -59,21 +59,10 @@ impl Reject {
 
 fn reset(packet: &Packet, out: &mut [u8; MAX_LEN]) -> usize {
     let tuple = packet.tuple();
-    let at = ip_header(
-        packet.is_ipv4(),
-        6,
-        tuple.destination,
-        tuple.source,
-        TCP_HEADER,
-        out,
-    );
+    let at = ip_header(packet.is_ipv4(), 6, tuple.destination, tuple.source, TCP_HEADER, out);
     // RFC 9293 section 3.10.7.1: the acknowledged number if there is one, else acknowledge what came.
     let (sequence, acknowledgement, flags) = match packet.flags() & ACK {
-        0 => (
-            0,
-            packet.sequence().wrapping_add(packet.sequence_length()),
-            RST | ACK,
-        ),
+        0 => (0, packet.sequence().wrapping_add(packet.sequence_length()), RST | ACK),
         _ => (packet.acknowledgement(), 0, RST),
     };
     let tcp = &mut out[at..at + TCP_HEADER];

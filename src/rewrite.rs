@@ -14,9 +14,7 @@
 use core::net::Ipv6Addr;
 
 use crate::flow::{FlowTable, Limits, NatSource, Refusal, Side, Slot, State};
-use crate::packet::{
-    self, ACK, Change, ChecksumState, FIN, Malformed, Packet, RST, SYN, Transport, Tuple,
-};
+use crate::packet::{self, ACK, Change, ChecksumState, FIN, Malformed, Packet, RST, SYN, Transport, Tuple};
 use crate::reject::Reject;
 use crate::siphash::Key;
 use crate::subnet::Subnet;
@@ -225,20 +223,14 @@ impl Rewriter {
         verdict
     }
 
-    fn judge(
-        &mut self,
-        header: vnet::Header,
-        bytes: &mut [u8],
-        now: Instant,
-    ) -> Result<Verdict, Drop> {
+    fn judge(&mut self, header: vnet::Header, bytes: &mut [u8], now: Instant) -> Result<Verdict, Drop> {
         let packet = Packet::parse(bytes)?;
         let subnet = self.subnet(packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;
         match packet.transport() {
             Transport::Tcp => {
                 let state = header.checksum_state(&packet).ok_or(Drop::Malformed)?;
                 let tuple = packet.tuple();
-                let from_own =
-                    tuple.source == subnet.own() && tuple.source_port == self.settings.listen_port;
+                let from_own = tuple.source == subnet.own() && tuple.source_port == self.settings.listen_port;
                 match from_own && subnet.contains(tuple.destination) {
                     true => self.listener_packet(packet, state, now),
                     false => self.client_packet(packet, state, now),
@@ -268,11 +260,7 @@ impl Rewriter {
             match flow.state() {
                 State::Held if is_syn => {
                     let new = self.flows.repeat(slot, sequence, now);
-                    return if new {
-                        Ok(Verdict::Hold { slot, dial: false })
-                    } else {
-                        Err(Drop::Repeated)
-                    };
+                    return if new { Ok(Verdict::Hold { slot, dial: false }) } else { Err(Drop::Repeated) };
                 }
                 State::Held if takes_back => {
                     self.flows.remove(slot, now);
@@ -282,9 +270,7 @@ impl Rewriter {
                 // The client uses its port again: a new flow, with a NAT source of its own.
                 State::Closing | State::Closed if is_syn && sequence != flow.isn() => {}
                 was if flow.is_translated(now) => {
-                    let new = self
-                        .translated(flow.nat, packet.is_ipv4())
-                        .ok_or(Drop::Ipv6Off)?;
+                    let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;
                     packet.translate(&new, flow.change, state);
                     if flags & SYN != 0 {
                         packet.clamp_mss(self.max_mss(packet.is_ipv4()), state);
@@ -299,18 +285,12 @@ impl Rewriter {
                 _ => {}
             }
         }
-        if is_syn {
-            self.open(tuple, sequence, now)
-        } else {
-            unknown(tuple.destination, flags)
-        }
+        if is_syn { self.open(tuple, sequence, now) } else { unknown(tuple.destination, flags) }
     }
 
     fn open(&mut self, tuple: Tuple, isn: u32, now: Instant) -> Result<Verdict, Drop> {
         let ipv4 = tuple.is_ipv4();
-        let ours = self
-            .subnet(ipv4)
-            .is_some_and(|subnet| subnet.contains(tuple.destination));
+        let ours = self.subnet(ipv4).is_some_and(|subnet| subnet.contains(tuple.destination));
         let no_port = tuple.source_port == 0 || tuple.destination_port == 0;
         if ours || no_port || !packet::is_unicast(tuple.destination) {
             return Err(Drop::Address);
@@ -347,20 +327,15 @@ impl Rewriter {
     }
 
     /// Translates an ICMP error about a flow's packet, whichever side the packet came from.
-    fn icmp_error(
-        &mut self,
-        mut packet: Packet,
-        subnet: Subnet,
-        now: Instant,
-    ) -> Result<Verdict, Drop> {
+    fn icmp_error(&mut self, mut packet: Packet, subnet: Subnet, now: Instant) -> Result<Verdict, Drop> {
         let destination = packet.destination();
         let quoted = packet.quoted_tcp().ok_or(Drop::NotTcp)?.tuple();
         // An error goes to who sent the packet it is about.
         if quoted.source != destination {
             return Err(Drop::Unknown);
         }
-        let to_listener = quoted.destination == subnet.own()
-            && quoted.destination_port == self.settings.listen_port;
+        let to_listener =
+            quoted.destination == subnet.own() && quoted.destination_port == self.settings.listen_port;
         if to_listener && let Some(slot) = self.find_nat(quoted.source, quoted.source_port, now) {
             // From the listener's side, for the client. It comes from the server for all the client knows.
             let tuple = self.flows.get(slot).tuple;
@@ -373,9 +348,7 @@ impl Rewriter {
             return Err(Drop::Unknown);
         }
         // From the client's side, for the listener. The NAT source stands for all that is on that side.
-        let new = self
-            .translated(flow.nat, packet.is_ipv4())
-            .ok_or(Drop::Ipv6Off)?;
+        let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;
         packet.translate_icmp_error(&new.reversed(), new.source, new.destination);
         Ok(Verdict::Forward)
     }
@@ -393,20 +366,12 @@ impl Rewriter {
     }
 
     const fn subnet(&self, ipv4: bool) -> Option<Subnet> {
-        if ipv4 {
-            Some(self.settings.ipv4)
-        } else {
-            self.settings.ipv6
-        }
+        if ipv4 { Some(self.settings.ipv4) } else { self.settings.ipv6 }
     }
 
     /// The largest segment that fits the MTU with headers without options (RFC 6691).
     const fn max_mss(&self, ipv4: bool) -> u16 {
-        let headers = if ipv4 {
-            packet::IPV4_HEADER
-        } else {
-            packet::IPV6_HEADER
-        } + packet::TCP_HEADER;
+        let headers = if ipv4 { packet::IPV4_HEADER } else { packet::IPV6_HEADER } + packet::TCP_HEADER;
         self.settings.mtu.saturating_sub(headers as u16)
     }
 }
@@ -445,9 +410,7 @@ impl TokenBucket {
     const BURST: u32 = 100;
 
     fn take(&mut self, now: Instant) -> bool {
-        self.used = self
-            .used
-            .saturating_sub(now.since(self.last) / Self::REFILL);
+        self.used = self.used.saturating_sub(now.since(self.last) / Self::REFILL);
         self.last = now;
         let some = self.used < Self::BURST;
         self.used += some as u32;

@@ -24,11 +24,7 @@ impl Subnet {
     pub fn new(own: Ipv6Addr, prefix: u8) -> Self {
         let prefix = prefix.clamp(64, 125);
         let network = (own.to_bits() & !host_mask(prefix)).to_be_bytes();
-        Self {
-            own,
-            network,
-            prefix,
-        }
+        Self { own, network, prefix }
     }
 
     /// The TUN's own address.
@@ -93,18 +89,9 @@ mod tests {
     fn the_default() {
         let subnet = v4([10, 45, 39, 1], 24);
         assert_eq!(subnet.hosts(), 252);
-        assert_eq!(
-            subnet.error_source(),
-            Ipv4Addr::new(10, 45, 39, 2).to_ipv6_mapped()
-        );
-        assert_eq!(
-            subnet.nat_source(0),
-            Ipv4Addr::new(10, 45, 39, 3).to_ipv6_mapped()
-        );
-        assert_eq!(
-            subnet.nat_source(251),
-            Ipv4Addr::new(10, 45, 39, 254).to_ipv6_mapped()
-        );
+        assert_eq!(subnet.error_source(), Ipv4Addr::new(10, 45, 39, 2).to_ipv6_mapped());
+        assert_eq!(subnet.nat_source(0), Ipv4Addr::new(10, 45, 39, 3).to_ipv6_mapped());
+        assert_eq!(subnet.nat_source(251), Ipv4Addr::new(10, 45, 39, 254).to_ipv6_mapped());
     }
 
     #[test]
@@ -127,10 +114,7 @@ mod tests {
                 let host = address.to_bits() & host_mask(subnet.prefix);
                 assert_ne!(host, 0, "{subnet:?} {address}");
                 let is_v4 = address.to_ipv4_mapped().is_some();
-                assert!(
-                    !is_v4 || host != host_mask(subnet.prefix),
-                    "{subnet:?} {address}"
-                );
+                assert!(!is_v4 || host != host_mask(subnet.prefix), "{subnet:?} {address}");
             }
         }
     }

@@ -25,15 +25,7 @@ use core::fmt;
 
 /// Reads a whole file; the iterator ends behind the first error.
 pub fn parse(input: &[u8]) -> Statements<'_> {
-    Statements {
-        input,
-        pos: 0,
-        end: 0,
-        line_start: 0,
-        line: 0,
-        in_line: false,
-        in_section: false,
-    }
+    Statements { input, pos: 0, end: 0, line_start: 0, line: 0, in_line: false, in_section: false }
 }
 
 /// One statement of a file.
@@ -166,26 +158,16 @@ impl Statements<'_> {
             b"o" | b"option" => false,
             b"l" | b"list" => true,
             _ => {
-                return Err(Error {
-                    kind: ErrorKind::Keyword,
-                    at,
-                });
+                return Err(Error { kind: ErrorKind::Keyword, at });
             }
         };
         if !self.in_section {
-            return Err(Error {
-                kind: ErrorKind::NoSection,
-                at,
-            });
+            return Err(Error { kind: ErrorKind::NoSection, at });
         }
         let key = required(self.word()?, ErrorKind::Name, is_name)?;
         let value = self.word()?;
         self.end_statement()?;
-        Ok(Some(if list {
-            Statement::List { key, value }
-        } else {
-            Statement::Option { key, value }
-        }))
+        Ok(Some(if list { Statement::List { key, value } } else { Statement::Option { key, value } }))
     }
 
     fn package(&mut self) -> Result<Statement, Error> {
@@ -197,11 +179,7 @@ impl Statements<'_> {
     fn config(&mut self) -> Result<Statement, Error> {
         let kind = required(self.word()?, ErrorKind::Type, |c| c.is_ascii_graphic())?;
         let name = self.word()?;
-        let name = if name.text.is_empty() {
-            None
-        } else {
-            Some(required(name, ErrorKind::Name, is_name)?)
-        };
+        let name = if name.text.is_empty() { None } else { Some(required(name, ErrorKind::Name, is_name)?) };
         self.end_statement()?;
         self.in_section = true;
         Ok(Statement::Config { kind, name })
@@ -212,19 +190,13 @@ impl Statements<'_> {
         if extra.text.is_empty() {
             return Ok(());
         }
-        Err(Error {
-            kind: ErrorKind::TooManyArguments,
-            at: extra.at,
-        })
+        Err(Error { kind: ErrorKind::TooManyArguments, at: extra.at })
     }
 
     /// The next argument; empty if there is none in this statement.
     fn word(&mut self) -> Result<Word, Error> {
         self.skip(is_space);
-        let mut word = Word {
-            text: Vec::new(),
-            at: self.here(),
-        };
+        let mut word = Word { text: Vec::new(), at: self.here() };
         if self.peek() == Some(b';') {
             self.pos += 1;
             return Ok(word);
@@ -269,10 +241,7 @@ impl Statements<'_> {
             match self.peek() {
                 None => {
                     if !self.next_line()? {
-                        return Err(Error {
-                            kind: ErrorKind::UnclosedQuote,
-                            at,
-                        });
+                        return Err(Error { kind: ErrorKind::UnclosedQuote, at });
                     }
                 }
                 Some(byte) if byte == quote => {
@@ -310,10 +279,7 @@ impl Statements<'_> {
         if rest.is_empty() {
             return Ok(false);
         }
-        let length = rest
-            .iter()
-            .position(|&c| c == b'\n')
-            .map_or(rest.len(), |lf| lf + 1);
+        let length = rest.iter().position(|&c| c == b'\n').map_or(rest.len(), |lf| lf + 1);
         self.pos = self.end;
         self.line_start = self.end;
         self.line += 1;
@@ -323,10 +289,7 @@ impl Statements<'_> {
             None => Ok(true),
             Some(offset) => {
                 self.pos += offset;
-                Err(Error {
-                    kind: ErrorKind::Nul,
-                    at: self.here(),
-                })
+                Err(Error { kind: ErrorKind::Nul, at: self.here() })
             }
         }
     }
@@ -343,16 +306,10 @@ impl Statements<'_> {
     }
 
     fn here(&self) -> Position {
-        let line = self
-            .input
-            .get(self.line_start..self.end)
-            .unwrap_or_default();
+        let line = self.input.get(self.line_start..self.end).unwrap_or_default();
         // Not behind the LF: that would be the next line.
         let last = line.strip_suffix(b"\n").unwrap_or(line).len();
-        Position {
-            line: self.line,
-            column: (self.pos - self.line_start).min(last) + 1,
-        }
+        Position { line: self.line, column: (self.pos - self.line_start).min(last) + 1 }
     }
 }
 
@@ -416,23 +373,11 @@ mod tests {
     #[test]
     fn words_know_where_they_begin() {
         let input = b"\n  config\tt 'n'\n\toption k 'a\nb'; list l \"c\"\n";
-        let word = |text: &str, line, column| Word {
-            text: text.into(),
-            at: Position { line, column },
-        };
+        let word = |text: &str, line, column| Word { text: text.into(), at: Position { line, column } };
         let expected = [
-            Statement::Config {
-                kind: word("t", 2, 10),
-                name: Some(word("n", 2, 12)),
-            },
-            Statement::Option {
-                key: word("k", 3, 9),
-                value: word("a\nb", 3, 11),
-            },
-            Statement::List {
-                key: word("l", 4, 10),
-                value: word("c", 4, 12),
-            },
+            Statement::Config { kind: word("t", 2, 10), name: Some(word("n", 2, 12)) },
+            Statement::Option { key: word("k", 3, 9), value: word("a\nb", 3, 11) },
+            Statement::List { key: word("l", 4, 10), value: word("c", 4, 12) },
         ];
         let statements: Result<Vec<_>, _> = parse(input).collect();
         assert_eq!(statements.as_deref(), Ok(&expected[..]));
@@ -441,34 +386,16 @@ mod tests {
     #[test]
     fn errors_say_where() {
         for (input, expected) in [
-            (
-                "config t\nfoo",
-                "2:1: expected package, config, option or list",
-            ),
+            ("config t\nfoo", "2:1: expected package, config, option or list"),
             ("\n option a b", "2:2: no section before this"),
             ("config t\noption a b  cd", "2:13: too many arguments"),
-            (
-                "config t\noption 'a.b' c",
-                "2:8: a name has only letters, digits and _",
-            ),
-            (
-                "config t n-m",
-                "1:10: a name has only letters, digits and _",
-            ),
-            (
-                "config 'a b'",
-                "1:8: a section's type has only printable ASCII",
-            ),
-            (
-                "config t\noption\ta x'b\nc",
-                "2:11: this quote is never closed",
-            ),
+            ("config t\noption 'a.b' c", "2:8: a name has only letters, digits and _"),
+            ("config t n-m", "1:10: a name has only letters, digits and _"),
+            ("config 'a b'", "1:8: a section's type has only printable ASCII"),
+            ("config t\noption\ta x'b\nc", "2:11: this quote is never closed"),
             ("config t\n  option  \n", "2:11: an argument is missing"),
             ("config t\noption ''", "2:8: an argument is missing"),
-            (
-                "config t 'n';\n",
-                "1:14: expected package, config, option or list",
-            ),
+            ("config t 'n';\n", "1:14: expected package, config, option or list"),
             ("config t\n# a\0", "2:4: NUL byte"),
         ] {
             let error = parse(input.as_bytes()).find_map(Result::err);
@@ -480,10 +407,7 @@ mod tests {
     #[test]
     fn nothing_comes_behind_an_error() {
         let mut statements = parse(b"config t\nfoo\nconfig u\n");
-        assert!(matches!(
-            statements.next(),
-            Some(Ok(Statement::Config { .. }))
-        ));
+        assert!(matches!(statements.next(), Some(Ok(Statement::Config { .. }))));
         assert!(matches!(statements.next(), Some(Err(_))));
         assert_eq!(statements.next(), None);
         assert_eq!(statements.next(), None);

@@ -1,8 +1,5 @@
 //! Our reading of UCI files held against libuci's: the same files taken, with the same values.
-#![cfg(all(
-    target_env = "gnu",
-    any(target_arch = "x86_64", target_arch = "aarch64")
-))]
+#![cfg(all(target_env = "gnu", any(target_arch = "x86_64", target_arch = "aarch64")))]
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
@@ -10,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::{fs, ptr};
 
 use libuci_sys::{
-    uci_alloc_context, uci_free_context, uci_import, uci_list, uci_option,
-    uci_option_type_UCI_TYPE_STRING, uci_package, uci_section,
+    uci_alloc_context, uci_free_context, uci_import, uci_list, uci_option, uci_option_type_UCI_TYPE_STRING,
+    uci_package, uci_section,
 };
 use proptest::prelude::*;
 use tcp_over_http::uci::{self, Statement, Word};
@@ -149,20 +146,12 @@ proptest! {
 fn same(file: &[u8]) -> Result<(), TestCaseError> {
     let (ours, theirs) = (ours(file), libuci(file));
     let text = String::from_utf8_lossy(file);
-    prop_assert_eq!(
-        ours.as_ref().ok(),
-        theirs.as_ref(),
-        "{:?}: {:?}",
-        text,
-        ours
-    );
+    prop_assert_eq!(ours.as_ref().ok(), theirs.as_ref(), "{:?}: {:?}", text, ours);
     Ok(())
 }
 
 fn corpus(kind: &str) -> Vec<(PathBuf, Vec<u8>)> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/uci")
-        .join(kind);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/uci").join(kind);
     let files: Vec<_> = fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -181,20 +170,14 @@ fn ours(file: &[u8]) -> Result<Package, String> {
             Statement::Package { .. } => {}
             Statement::Config { kind, name } => {
                 let name = name.map(|name| name.text).unwrap_or_default();
-                let known = package
-                    .iter()
-                    .position(|section| !name.is_empty() && section.name == name);
+                let known = package.iter().position(|section| !name.is_empty() && section.name == name);
                 current = known.unwrap_or(package.len());
                 match package.get(current) {
                     Some(section) if section.kind != kind.text => {
                         return Err("another type".to_owned());
                     }
                     Some(_) => {}
-                    None => package.push(Section {
-                        kind: kind.text,
-                        name,
-                        options: BTreeMap::new(),
-                    }),
+                    None => package.push(Section { kind: kind.text, name, options: BTreeMap::new() }),
                 }
             }
             Statement::Option { key, value } => set(&mut package[current], key, value),
@@ -224,19 +207,12 @@ fn add(section: &mut Section, key: Word, value: Word) {
 
 /// What libuci reads, or `None` if it refuses the file.
 fn libuci(file: &[u8]) -> Option<Package> {
-    assert!(
-        !file.contains(&0),
-        "libuci's reading of NUL depends on its buffer"
-    );
+    assert!(!file.contains(&0), "libuci's reading of NUL depends on its buffer");
     // SAFETY: the stream reads `file`, which outlives it, and is closed once; the context and what hangs on it
     // are used by this thread alone, before they are freed. Elements begin with their list node, sections and
     // options with their element.
     unsafe {
-        let stream = libc::fmemopen(
-            file.as_ptr().cast_mut().cast::<c_void>(),
-            file.len(),
-            c"r".as_ptr(),
-        );
+        let stream = libc::fmemopen(file.as_ptr().cast_mut().cast::<c_void>(), file.len(), c"r".as_ptr());
         assert!(!stream.is_null());
         let context = uci_alloc_context();
         let mut package: *mut uci_package = ptr::null_mut();
@@ -245,19 +221,10 @@ fn libuci(file: &[u8]) -> Option<Package> {
             nodes(&raw const (*package).sections)
                 .map(|node| {
                     let section = node.cast::<uci_section>();
-                    let name = if (*section).anonymous {
-                        Vec::new()
-                    } else {
-                        bytes((*section).e.name)
-                    };
-                    let options = nodes(&raw const (*section).options)
-                        .map(|node| option(node.cast()))
-                        .collect();
-                    Section {
-                        kind: bytes((*section).type_),
-                        name,
-                        options,
-                    }
+                    let name = if (*section).anonymous { Vec::new() } else { bytes((*section).e.name) };
+                    let options =
+                        nodes(&raw const (*section).options).map(|node| option(node.cast())).collect();
+                    Section { kind: bytes((*section).type_), name, options }
                 })
                 .collect()
         });
@@ -276,11 +243,7 @@ unsafe fn option(option: *const uci_option) -> (Vec<u8>, Value) {
             Value::String(bytes((*option).v.string))
         } else {
             let items = nodes(&raw const (*option).v.list);
-            Value::List(
-                items
-                    .map(|node| bytes((*node.cast::<libuci_sys::uci_element>()).name))
-                    .collect(),
-            )
+            Value::List(items.map(|node| bytes((*node.cast::<libuci_sys::uci_element>()).name)).collect())
         };
         (bytes((*option).e.name), value)
     }

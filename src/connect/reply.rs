@@ -59,12 +59,7 @@ pub struct ReplyParser {
 
 impl Default for ReplyParser {
     fn default() -> Self {
-        Self {
-            left: MAX_REPLY,
-            status: 0,
-            state: State::Version(0),
-            offers_basic: false,
-        }
+        Self { left: MAX_REPLY, status: 0, state: State::Version(0), offers_basic: false }
     }
 }
 
@@ -89,10 +84,7 @@ impl ReplyParser {
             consumed += 1;
         }
         Ok(match self.state {
-            State::Done => Status::Done {
-                status: self.status,
-                consumed,
-            },
+            State::Done => Status::Done { status: self.status, consumed },
             _ => Status::Partial,
         })
     }
@@ -133,11 +125,7 @@ impl ReplyParser {
             (State::Challenge(challenge), _) => {
                 let next = challenge.step(byte);
                 self.offers_basic |= next == Challenge::Basic;
-                if byte == b'\n' {
-                    State::LineStart
-                } else {
-                    State::Challenge(next)
-                }
+                if byte == b'\n' { State::LineStart } else { State::Challenge(next) }
             }
             (_, b'\n') => State::LineStart,
             (State::LineStart, _) if self.status == 407 => field_name(0, byte),
@@ -228,10 +216,7 @@ mod tests {
             match parser.feed(piece)? {
                 Status::Partial => before += piece.len(),
                 Status::Done { status, consumed } => {
-                    return Ok(Status::Done {
-                        status,
-                        consumed: before + consumed,
-                    });
+                    return Ok(Status::Done { status, consumed: before + consumed });
                 }
             }
         }
@@ -246,24 +231,12 @@ mod tests {
         ("HTTP/1.1 202\n\n", 202),
         ("HTTP/1.1  299 \tfine\nVia: x\r\n\n", 299),
         ("HTTP/1.1 204 x\r\r\nA: b\r\r\n\r\r\n", 204),
-        (
-            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
-            200,
-        ),
-        (
-            "HTTP/1.1 200 OK\r\nFolded: a\r\n b\r\nno colon\r\n: no name\r\n\r\n",
-            200,
-        ),
-        (
-            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
-            200,
-        ),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 200),
+        ("HTTP/1.1 200 OK\r\nFolded: a\r\n b\r\nno colon\r\n: no name\r\n\r\n", 200),
+        ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", 200),
         ("HTTP/1.1 200 \u{fc}\r\nServer: \u{20ac}\r\n\r\n", 200),
         ("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", 403),
-        (
-            "HTTP/1.0 407 \r\nProxy-Authenticate: Basic realm=x\r\n\r\n",
-            407,
-        ),
+        ("HTTP/1.0 407 \r\nProxy-Authenticate: Basic realm=x\r\n\r\n", 407),
         ("HTTP/1.1 502 Bad Gateway\r\n\r\n", 502),
         ("HTTP/1.9 302 Found\r\nLocation: /\r\n\r\n", 302),
         ("HTTP/1.1 999 LinkedIn\r\n\r\n", 999),
@@ -274,28 +247,13 @@ mod tests {
         for &(reply, status) in REPLIES {
             let stream = format!("{reply}\0tunnel HTTP/1.1");
             let bytes = stream.as_bytes();
-            let expected = Ok(Status::Done {
-                status,
-                consumed: reply.len(),
-            });
+            let expected = Ok(Status::Done { status, consumed: reply.len() });
             for cut in 0..=bytes.len() {
-                assert_eq!(
-                    feed_all([&bytes[..cut], &bytes[cut..]]),
-                    expected,
-                    "{reply:?} cut at {cut}"
-                );
+                assert_eq!(feed_all([&bytes[..cut], &bytes[cut..]]), expected, "{reply:?} cut at {cut}");
             }
-            assert_eq!(
-                feed_all(bytes.chunks(1)),
-                expected,
-                "{reply:?} byte by byte"
-            );
+            assert_eq!(feed_all(bytes.chunks(1)), expected, "{reply:?} byte by byte");
             for end in 0..reply.len() {
-                assert_eq!(
-                    feed_all([&bytes[..end]]),
-                    Ok(Status::Partial),
-                    "{reply:?} up to {end}"
-                );
+                assert_eq!(feed_all([&bytes[..end]]), Ok(Status::Partial), "{reply:?} up to {end}");
             }
         }
     }
@@ -326,11 +284,7 @@ mod tests {
         ];
         for &(bytes, wrong, error) in cases {
             let text = String::from_utf8_lossy(bytes);
-            assert_eq!(
-                feed_all([&bytes[..wrong - 1]]),
-                Ok(Status::Partial),
-                "{text:?}"
-            );
+            assert_eq!(feed_all([&bytes[..wrong - 1]]), Ok(Status::Partial), "{text:?}");
             assert_eq!(feed_all([&bytes[..wrong]]), Err(error), "{text:?}");
         }
     }
@@ -347,13 +301,7 @@ mod tests {
             bytes
         };
         let max = MAX_REPLY as usize;
-        assert_eq!(
-            feed_all([&*reply(max)]),
-            Ok(Status::Done {
-                status: 200,
-                consumed: max
-            })
-        );
+        assert_eq!(feed_all([&*reply(max)]), Ok(Status::Done { status: 200, consumed: max }));
         assert_eq!(feed_all([&*reply(max + 1)]), Err(ReplyError::TooLong));
         let interim = b"HTTP/1.1 100 Continue\r\n\r\n".repeat(max);
         assert_eq!(feed_all(interim.chunks(1000)), Err(ReplyError::TooLong));
@@ -362,20 +310,8 @@ mod tests {
     #[test]
     fn a_parser_that_is_done_stays_done() {
         let mut parser = ReplyParser::new();
-        assert_eq!(
-            parser.feed(b"HTTP/1.1 200\n\n"),
-            Ok(Status::Done {
-                status: 200,
-                consumed: 14
-            })
-        );
-        assert_eq!(
-            parser.feed(b"\0tunnel"),
-            Ok(Status::Done {
-                status: 200,
-                consumed: 0
-            })
-        );
+        assert_eq!(parser.feed(b"HTTP/1.1 200\n\n"), Ok(Status::Done { status: 200, consumed: 14 }));
+        assert_eq!(parser.feed(b"\0tunnel"), Ok(Status::Done { status: 200, consumed: 0 }));
         assert!(size_of::<ReplyParser>() <= 16);
     }
 
@@ -385,19 +321,10 @@ mod tests {
             ("Proxy-Authenticate: Basic realm=\"x\"", true),
             ("proxy-authenticate:BASIC", true),
             ("PROXY-AUTHENTICATE: \t basic\trealm=x", true),
-            (
-                "Proxy-Authenticate: Digest realm=\"a\", qop=auth, Basic realm=\"b\"",
-                true,
-            ),
+            ("Proxy-Authenticate: Digest realm=\"a\", qop=auth, Basic realm=\"b\"", true),
             ("Proxy-Authenticate: Negotiate, NTLM,,Basic,X", true),
-            (
-                "Proxy-Authenticate: NTLM\r\nProxy-Authenticate: Basic realm=x",
-                true,
-            ),
-            (
-                "Proxy-Authenticate: Digest realm=\"a\\\", Basic x\", n=1",
-                false,
-            ),
+            ("Proxy-Authenticate: NTLM\r\nProxy-Authenticate: Basic realm=x", true),
+            ("Proxy-Authenticate: Digest realm=\"a\\\", Basic x\", n=1", false),
             ("Proxy-Authenticate: Digest realm=\"a, Basic x", false),
             ("Proxy-Authenticate: Digest realm=basic", false),
             ("Proxy-Authenticate: Digest a=b, basic=c", false),

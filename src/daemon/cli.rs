@@ -40,12 +40,7 @@ pub fn parse(
     upstreams: Option<OsString>,
 ) -> Result<Command, UsageError> {
     let utf8 = |text: OsString| text.into_string().map_err(|_| UsageError::NotUtf8);
-    let mut args = args
-        .map(utf8)
-        .collect::<Result<Vec<_>, _>>()?
-        .into_iter()
-        .enumerate()
-        .peekable();
+    let mut args = args.map(utf8).collect::<Result<Vec<_>, _>>()?.into_iter().enumerate().peekable();
     let (_, command) = args.next().ok_or(UsageError::NoCommand)?;
     let command = match command.as_str() {
         "run" => Command::Run,
@@ -160,9 +155,7 @@ impl fmt::Display for UsageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             UsageError::NoCommand => f.write_str("no command (run or check)")?,
-            UsageError::Command => {
-                f.write_str("the first argument is no command (run or check)")?
-            }
+            UsageError::Command => f.write_str("the first argument is no command (run or check)")?,
             UsageError::Flag(name) => write!(f, "unknown option --{name}")?,
             UsageError::NoValue(name) => write!(f, "--{name} needs a value")?,
             UsageError::Argument(number) => write!(f, "argument {number} is not an option")?,
@@ -185,14 +178,7 @@ mod tests {
 
     /// What `run` would have with these flags and no file.
     fn config(args: &[&str]) -> Config {
-        let all = [
-            "check",
-            "--config=/dev/null",
-            "--upstream",
-            "http://192.0.2.1",
-        ]
-        .iter()
-        .chain(args);
+        let all = ["check", "--config=/dev/null", "--upstream", "http://192.0.2.1"].iter().chain(args);
         match parse(all.map(OsString::from), None) {
             Ok(Command::Check(settings)) => settings.load().unwrap(),
             _ => panic!("{args:?}"),
@@ -214,26 +200,15 @@ mod tests {
             assert!(matches!(parsed(help), Ok(Command::Help)), "{help:?}");
         }
         assert!(matches!(parsed(&["--version"]), Ok(Command::Version)));
-        assert_eq!(
-            Version.to_string(),
-            format!("tcp-over-http {}", env!("CARGO_PKG_VERSION"))
-        );
+        assert_eq!(Version.to_string(), format!("tcp-over-http {}", env!("CARGO_PKG_VERSION")));
     }
 
     #[test]
     fn flags() {
         assert_eq!(config(&["--listen-port", "1"]).listen_port, 1);
         assert_eq!(config(&["--listen-port=1"]).listen_port, 1);
-        assert_eq!(
-            config(&["--listen-port=1", "--listen-port", "2"]).listen_port,
-            2
-        );
-        assert_eq!(
-            config(&["--bypass=10.0.0.0/8", "--bypass", "::/0"])
-                .bypass
-                .len(),
-            2
-        );
+        assert_eq!(config(&["--listen-port=1", "--listen-port", "2"]).listen_port, 2);
+        assert_eq!(config(&["--bypass=10.0.0.0/8", "--bypass", "::/0"]).bypass.len(), 2);
         assert!(config(&["--auto-route"]).auto_route);
         assert!(config(&["--auto-route", "--mtu", "1400"]).auto_route);
         assert!(config(&["--auto-route", "1"]).auto_route);
@@ -247,10 +222,7 @@ mod tests {
         let help = Help.to_string();
         for spec in OPTIONS {
             let flag = format!("--{}", spec.name.replace('_', "-"));
-            assert!(
-                matches!(parsed(&["run", &flag, "1"]), Ok(Command::Run(_))),
-                "{flag}"
-            );
+            assert!(matches!(parsed(&["run", &flag, "1"]), Ok(Command::Run(_))), "{flag}");
             assert!(help.contains(&format!("\n  {flag} ")), "{flag}");
         }
     }
@@ -259,9 +231,7 @@ mod tests {
     fn the_variable_is_used() {
         let variable = Some(OsString::from("http://a http://b"));
         let args = ["run", "--config", "/dev/null"].map(OsString::from);
-        let Ok(Command::Run(settings)) = parse(args.into_iter(), variable) else {
-            panic!()
-        };
+        let Ok(Command::Run(settings)) = parse(args.into_iter(), variable) else { panic!() };
         assert_eq!(settings.load().unwrap().upstreams.len(), 2);
     }
 
@@ -271,25 +241,13 @@ mod tests {
             (&[][..], UsageError::NoCommand),
             (&["start"], UsageError::Command),
             (&["--run"], UsageError::Command),
-            (
-                &["run", "--listen_port", "1"],
-                UsageError::Flag("listen".to_owned()),
-            ),
+            (&["run", "--listen_port", "1"], UsageError::Flag("listen".to_owned())),
             (&["run", "--mut=1"], UsageError::Flag("mut".to_owned())),
-            (
-                &["run", "--upstreamhttp://u:hunter2@a"],
-                UsageError::Flag("upstreamhttp".to_owned()),
-            ),
+            (&["run", "--upstreamhttp://u:hunter2@a"], UsageError::Flag("upstreamhttp".to_owned())),
             (&["run", "--"], UsageError::Flag(String::new())),
             (&["run", "--mtu"], UsageError::NoValue("mtu".to_owned())),
-            (
-                &["run", "--mtu", "--tun"],
-                UsageError::NoValue("mtu".to_owned()),
-            ),
-            (
-                &["run", "--config"],
-                UsageError::NoValue("config".to_owned()),
-            ),
+            (&["run", "--mtu", "--tun"], UsageError::NoValue("mtu".to_owned())),
+            (&["run", "--config"], UsageError::NoValue("config".to_owned())),
             (&["run", "http://u:hunter2@a"], UsageError::Argument(2)),
             (&["run", "--mtu", "1", "2"], UsageError::Argument(4)),
         ] {
@@ -300,9 +258,6 @@ mod tests {
         }
         let latin1 = OsString::from_vec(b"--tun=\xe9".to_vec());
         let args = [OsString::from("run"), latin1];
-        assert!(matches!(
-            parse(args.into_iter(), None),
-            Err(UsageError::NotUtf8)
-        ));
+        assert!(matches!(parse(args.into_iter(), None), Err(UsageError::NotUtf8)));
     }
 }

@@ -165,15 +165,12 @@ impl Host {
             (1..=63).contains(&label.len())
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label
-                    .bytes()
-                    .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'))
+                && label.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'))
         };
         // A name that ends in a number is an address gone wrong.
         let last = name.rsplit('.').next().unwrap_or_default();
-        let valid = name.len() <= 253
-            && name.split('.').all(label)
-            && last.bytes().any(|c| !c.is_ascii_digit());
+        let valid =
+            name.len() <= 253 && name.split('.').all(label) && last.bytes().any(|c| !c.is_ascii_digit());
         valid.then(|| Host::Name(name.to_owned()))
     }
 }

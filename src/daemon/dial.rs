@@ -8,6 +8,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tcp_over_http::connect::{ReplyError, ReplyParser, Status};
+use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
@@ -63,10 +64,7 @@ async fn exchange(stream: &TcpStream, mut request: Vec<u8>) -> Result<Reply, Han
             Ok(sent) if sent >= request.len() => break,
             Ok(sent) => drop(request.drain(..sent)),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                stream
-                    .writable()
-                    .await
-                    .map_err(|_| HandshakeError::Closed)?;
+                stream.writable().await.map_err(|_| HandshakeError::Closed)?;
             }
             Err(_) => return Err(HandshakeError::Closed),
         }
@@ -74,10 +72,7 @@ async fn exchange(stream: &TcpStream, mut request: Vec<u8>) -> Result<Reply, Han
     drop(request);
     let mut parser = ReplyParser::new();
     loop {
-        stream
-            .readable()
-            .await
-            .map_err(|_| HandshakeError::Closed)?;
+        stream.readable().await.map_err(|_| HandshakeError::Closed)?;
         if let Some(reply) = receive(stream, &mut parser)? {
             return Ok(reply);
         }
@@ -94,14 +89,18 @@ fn receive(stream: &TcpStream, parser: &mut ReplyParser) -> Result<Option<Reply>
         }
         Err(_) => return Err(HandshakeError::Closed),
     };
-    Ok(
-        match parser.feed(received).map_err(HandshakeError::Garbage)? {
-            Status::Partial => None,
-            Status::Done { status, consumed } => Some(Reply {
-                status,
-                offers_basic: parser.offers_basic(),
-                leftover: received.get(consumed..).unwrap_or_default().to_vec(),
-            }),
-        },
-    )
+    let status = parser.feed(received).map_err(HandshakeError::Garbage)?;
+    if received.len() < BUFFER {
+        // The socket is drained. Telling tokio saves the next reader, the relay, a call that finds nothing.
+        let drained = || Err::<(), _>(ErrorKind::WouldBlock.into());
+        let _ = stream.try_io(Interest::READABLE, drained);
+    }
+    Ok(match status {
+        Status::Partial => None,
+        Status::Done { status, consumed } => Some(Reply {
+            status,
+            offers_basic: parser.offers_basic(),
+            leftover: received.get(consumed..).unwrap_or_default().to_vec(),
+        }),
+    })
 }

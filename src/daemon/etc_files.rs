@@ -15,11 +15,7 @@ pub fn hosts(path: &Path, name: &str) -> Vec<IpAddr> {
     let name = name.strip_suffix('.').unwrap_or(name);
     let mut addresses = Vec::new();
     for_each_line(path, |line| {
-        let mut words = line
-            .split('#')
-            .next()
-            .unwrap_or_default()
-            .split_ascii_whitespace();
+        let mut words = line.split('#').next().unwrap_or_default().split_ascii_whitespace();
         if let Some(Ok(address)) = words.next().map(str::parse)
             && addresses.len() < MAX_ADDRESSES
             && words.any(|word| word.eq_ignore_ascii_case(name))
@@ -36,8 +32,7 @@ pub fn nameservers(path: &Path) -> Vec<SocketAddr> {
     let mut servers = Vec::new();
     for_each_line(path, |line| {
         let mut words = line.split_ascii_whitespace();
-        if let (Some("nameserver"), Some(Ok(address))) =
-            (words.next(), words.next().map(str::parse))
+        if let (Some("nameserver"), Some(Ok(address))) = (words.next(), words.next().map(str::parse))
             && servers.len() < MAX_SERVERS
         {
             servers.push(SocketAddr::new(address, DNS_PORT));
@@ -76,12 +71,7 @@ mod tests {
             b"# 192.0.2.9 proxy\n2001:db8::1 proxy\n192.0.2.1\tproxy.example  Proxy # x other\nnonsense proxy\n\xff\xff\n\
               192.0.2.2 proxy.example.",
         );
-        let found = |name| {
-            hosts(&path, name)
-                .iter()
-                .map(IpAddr::to_string)
-                .collect::<Vec<_>>()
-        };
+        let found = |name| hosts(&path, name).iter().map(IpAddr::to_string).collect::<Vec<_>>();
         assert_eq!(found("PROXY"), ["192.0.2.1", "2001:db8::1"]);
         assert_eq!(found("proxy.example."), ["192.0.2.1"]);
         assert!(found("other").is_empty());
@@ -91,15 +81,11 @@ mod tests {
 
     #[test]
     fn nameservers_are_the_first_three_or_the_local_one() {
-        let text = b"search x\nnameserver 192.0.2.1\n#nameserver 192.0.2.9\nnameserver ::1 # x\nnameserver bad\n\
+        let text =
+            b"search x\nnameserver 192.0.2.1\n#nameserver 192.0.2.9\nnameserver ::1 # x\nnameserver bad\n\
                      nameserver 192.0.2.2\nnameserver 192.0.2.3\n";
         let path = file("resolv", text);
-        let found = || {
-            nameservers(&path)
-                .iter()
-                .map(SocketAddr::to_string)
-                .collect::<Vec<_>>()
-        };
+        let found = || nameservers(&path).iter().map(SocketAddr::to_string).collect::<Vec<_>>();
         assert_eq!(found(), ["192.0.2.1:53", "[::1]:53", "192.0.2.2:53"]);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(found(), ["127.0.0.1:53"]);

@@ -149,11 +149,7 @@ impl EventLoop {
             while signal.poll_recv(cx).is_ready() {
                 let now = Instant::now();
                 // Asked twice: at once.
-                let patience = if self.deadlines.is_some() {
-                    Duration::ZERO
-                } else {
-                    self.drain_timeout
-                };
+                let patience = if self.deadlines.is_some() { Duration::ZERO } else { self.drain_timeout };
                 log::info!("ending; connections get {} s", patience.as_secs());
                 self.deadlines = Some((now + patience, now + patience + FAREWELL));
                 self.gateway.drain();

@@ -84,13 +84,7 @@ impl Drop for Parked {
 
 impl Gateway {
     /// A gateway without flows.
-    pub fn new(
-        tun: Tun,
-        rewriter: Rewriter,
-        upstreams: Upstreams,
-        pipes: Pipes,
-        mode: ConnectMode,
-    ) -> Self {
+    pub fn new(tun: Tun, rewriter: Rewriter, upstreams: Upstreams, pipes: Pipes, mode: ConnectMode) -> Self {
         Self {
             tun,
             rewriter: RefCell::new(rewriter),
@@ -219,17 +213,8 @@ impl Gateway {
 
     fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
         let tuple = self.rewriter.borrow().flows.get(slot).tuple;
-        log::debug!(
-            "{slot:?}: {}:{} wants {}",
-            tuple.source,
-            tuple.source_port,
-            server(&tuple)
-        );
-        let parked = Parked {
-            syn: Box::from(&*frame),
-            tunnel: Tunnel::Dialled(None),
-            client: None,
-        };
+        log::debug!("{slot:?}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
+        let parked = Parked { syn: Box::from(&*frame), tunnel: Tunnel::Dialled(None), client: None };
         self.keep(slot, Kept::Parked(Box::new(parked)));
         let gateway = Rc::clone(self);
         let target = server(&tuple);
@@ -303,12 +288,7 @@ impl Gateway {
         let Opened { stream, leftover } = opened;
         match Relay::new(client, stream, &leftover, &self.pipes) {
             Ok(relay) => {
-                let task = spawn_local(RelayTask {
-                    relay,
-                    ended: false,
-                    slot,
-                    gateway: Rc::clone(self),
-                });
+                let task = spawn_local(RelayTask { relay, ended: false, slot, gateway: Rc::clone(self) });
                 self.keep(slot, Kept::Relayed(task.abort_handle()));
             }
             Err(error) => {
@@ -383,11 +363,7 @@ impl Future for RelayTask {
         let this = self.get_mut();
         let result: io::Result<()> = ready!(this.relay.poll(cx, &this.gateway.pipes));
         this.ended = result.is_ok();
-        log::debug!(
-            "{:?}: ended after {:?}: {result:?}",
-            this.slot,
-            this.relay.moved()
-        );
+        log::debug!("{:?}: ended after {:?}: {result:?}", this.slot, this.relay.moved());
         this.gateway.keep(this.slot, Kept::Nothing);
         Poll::Ready(())
     }
@@ -401,11 +377,7 @@ impl Drop for RelayTask {
         }
         let gateway = &self.gateway;
         self.relay.release(&gateway.pipes);
-        gateway
-            .rewriter
-            .borrow_mut()
-            .flows
-            .close(self.slot, gateway.now());
+        gateway.rewriter.borrow_mut().flows.close(self.slot, gateway.now());
         let moved = self.relay.moved();
         gateway.count(|totals| {
             totals.relayed += 1;
@@ -429,8 +401,5 @@ const fn answer(failure: &Failure) -> Option<Reject> {
 
 /// The server that a client wants.
 fn server(tuple: &Tuple) -> SocketAddr {
-    SocketAddr::new(
-        Ipv6Addr::to_canonical(&tuple.destination),
-        tuple.destination_port,
-    )
+    SocketAddr::new(Ipv6Addr::to_canonical(&tuple.destination), tuple.destination_port)
 }

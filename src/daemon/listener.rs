@@ -26,11 +26,7 @@ pub fn listen(config: &Config) -> Result<Vec<TcpListener>, (SocketAddr, io::Erro
 }
 
 fn listen_on(address: SocketAddr, config: &Config) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     // Nobody on another interface gets here, whatever address they use.
     socket.bind_device(Some(config.tun.as_bytes()))?;

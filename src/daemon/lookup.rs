@@ -95,35 +95,20 @@ impl Lookup {
         let mut known = self.known.borrow_mut();
         match outcome {
             Ok((addresses, ttl)) => {
-                debug!(
-                    "{} has {} addresses for {} s",
-                    self.name,
-                    addresses.len(),
-                    ttl.as_secs()
-                );
-                *known = Some(Known {
-                    outcome: Ok(addresses.into()),
-                    until: now + ttl.clamp(MIN_TTL, MAX_TTL),
-                });
+                debug!("{} has {} addresses for {} s", self.name, addresses.len(), ttl.as_secs());
+                *known =
+                    Some(Known { outcome: Ok(addresses.into()), until: now + ttl.clamp(MIN_TTL, MAX_TTL) });
             }
             Err(error) => {
                 let until = now + MIN_TTL;
                 match &mut *known {
-                    Some(Known {
-                        outcome: Ok(_),
-                        until: old,
-                    }) => {
+                    Some(Known { outcome: Ok(_), until: old }) => {
                         *old = until;
                         if self.limiter.pass(now.into_std()).is_some() {
                             warn!("{}: {error}; its last addresses stay in use", self.name);
                         }
                     }
-                    known => {
-                        *known = Some(Known {
-                            outcome: Err(error),
-                            until,
-                        })
-                    }
+                    known => *known = Some(Known { outcome: Err(error), until }),
                 }
             }
         }
@@ -164,10 +149,7 @@ mod tests {
                 })
                 .collect();
             for task in tasks {
-                assert_eq!(
-                    *task.await.unwrap().unwrap(),
-                    ["192.0.2.1".parse::<IpAddr>().unwrap()]
-                );
+                assert_eq!(*task.await.unwrap().unwrap(), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
             }
             assert_eq!(count.load(SeqCst), 2);
             let left = lookup.known.borrow().as_ref().unwrap().until - Instant::now();

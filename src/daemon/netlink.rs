@@ -123,10 +123,7 @@ pub fn attrs(body: &[u8], skip: usize) -> impl Iterator<Item = (u16, &[u8])> {
     let mut bytes = body.get(align(skip)..).unwrap_or_default();
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(bytes, 0));
-        let attr = (
-            u16_at(bytes, 2) & NLA_TYPE_MASK,
-            bytes.get(ATTR_HEADER..length)?,
-        );
+        let attr = (u16_at(bytes, 2) & NLA_TYPE_MASK, bytes.get(ATTR_HEADER..length)?);
         bytes = bytes.get(align(length)..).unwrap_or_default();
         Some(attr)
     })
@@ -257,10 +254,7 @@ fn verdict(received: &Received) -> Result<(), Error> {
             .map(|text| text.to_string_lossy().into_owned())
             .unwrap_or_default();
     }
-    Err(Error {
-        cause: io::Error::from_raw_os_error(errno),
-        reason,
-    })
+    Err(Error { cause: io::Error::from_raw_os_error(errno), reason })
 }
 
 #[cfg(test)]
@@ -291,10 +285,7 @@ mod tests {
 
     #[test]
     fn reads_what_it_writes_and_survives_every_cut() {
-        let mut bytes = Message::new(32, 0, &[9; 12])
-            .attr_text(3, "toh0")
-            .attr_u32(6, 900)
-            .finish(0, 1);
+        let mut bytes = Message::new(32, 0, &[9; 12]).attr_text(3, "toh0").attr_u32(6, 900).finish(0, 1);
         let whole = bytes.len();
         bytes.extend(Message::new(33, 0, &[8; 12]).finish(0, 2));
         let kinds: Vec<_> = messages(&bytes).map(|m| (m.kind, m.sequence)).collect();
@@ -318,25 +309,14 @@ mod tests {
     fn verdicts() {
         let ack = |errno: i32, flags: u16, rest: &[u8]| {
             let body = [&errno.to_ne_bytes()[..], rest].concat();
-            verdict(&Received {
-                kind: NLMSG_ERROR,
-                body: &body,
-                flags,
-                sequence: 0,
-            })
+            verdict(&Received { kind: NLMSG_ERROR, body: &body, flags, sequence: 0 })
         };
         assert!(ack(0, 0, &[]).is_ok());
-        let text = Message::new(0, 0, &[])
-            .attr(NLMSGERR_ATTR_MSG, b"no such thing\0")
-            .0;
+        let text = Message::new(0, 0, &[]).attr(NLMSGERR_ATTR_MSG, b"no such thing\0").0;
         let error = ack(-libc::EINVAL, NLM_F_ACK_TLVS | NLM_F_CAPPED, &text).unwrap_err();
         assert!(error.is(libc::EINVAL));
         assert!(error.to_string().ends_with(": no such thing"), "{error}");
-        assert!(
-            ack(-libc::EPERM, NLM_F_ACK_TLVS, &[0xff; 4])
-                .unwrap_err()
-                .is(libc::EPERM)
-        );
+        assert!(ack(-libc::EPERM, NLM_F_ACK_TLVS, &[0xff; 4]).unwrap_err().is(libc::EPERM));
         assert!(ack(i32::MIN, 0, &[]).is_err());
     }
 }

@@ -35,10 +35,7 @@ const METRIC_TUN: u32 = 1024;
 const METRIC_BLOCK: u32 = 4096;
 
 /// Multicast can't be TCP; without its own route it would follow the default one into the TUN.
-const MULTICAST: IpNet = IpNet::V4(Ipv4Net {
-    addr: Ipv4Addr::new(224, 0, 0, 0),
-    prefix: 4,
-});
+const MULTICAST: IpNet = IpNet::V4(Ipv4Net { addr: Ipv4Addr::new(224, 0, 0, 0), prefix: 4 });
 
 const V4: u8 = libc::AF_INET as u8;
 const V6: u8 = libc::AF_INET6 as u8;
@@ -107,12 +104,7 @@ pub struct Route {
 /// The routes that a configuration asks for. Prefixes that can't be captured are left out with a warning.
 pub fn routes(config: &Config, tun: u32) -> Vec<Route> {
     let usable = |net: &IpNet| config.address6.is_some() || matches!(net, IpNet::V4(_));
-    let mut bypass: Vec<IpNet> = config
-        .bypass
-        .iter()
-        .filter(|net| usable(net))
-        .copied()
-        .collect();
+    let mut bypass: Vec<IpNet> = config.bypass.iter().filter(|net| usable(net)).copied().collect();
     let mut wanted = config.routes.clone();
     if config.auto_route {
         wanted.push(net(Ipv4Addr::UNSPECIFIED.into(), 0));
@@ -133,14 +125,8 @@ pub fn routes(config: &Config, tun: u32) -> Vec<Route> {
         !bypassed
     });
 
-    let route = |net, kind, metric, oif| Route {
-        net,
-        kind,
-        metric,
-        table: config.table,
-        oif,
-        protocol: OURS,
-    };
+    let route =
+        |net, kind, metric, oif| Route { net, kind, metric, table: config.table, oif, protocol: OURS };
     let mut routes = Vec::new();
     if wanted.is_empty() {
         return routes;
@@ -187,18 +173,9 @@ pub fn rules(config: &Config, tun: &str, routes: &[Route]) -> Vec<Rule> {
             protocol: OURS,
         };
         rules.push(rule(4, FR_ACT_NOP)); // a jump needs its target
-        rules.push(Rule {
-            iif: tun.to_owned(),
-            target: end,
-            ..rule(0, FR_ACT_GOTO)
-        });
+        rules.push(Rule { iif: tun.to_owned(), target: end, ..rule(0, FR_ACT_GOTO) });
         if config.mark != 0 {
-            rules.push(Rule {
-                mark: config.mark,
-                mask: MARK_MASK,
-                target: end,
-                ..rule(1, FR_ACT_GOTO)
-            });
+            rules.push(Rule { mark: config.mark, mask: MARK_MASK, target: end, ..rule(1, FR_ACT_GOTO) });
         }
         if config.auto_route {
             rules.push(Rule {
@@ -208,11 +185,7 @@ pub fn rules(config: &Config, tun: &str, routes: &[Route]) -> Vec<Rule> {
                 ..rule(2, FR_ACT_TO_TBL)
             });
         }
-        rules.push(Rule {
-            ip_proto,
-            table: config.table,
-            ..rule(3, FR_ACT_TO_TBL)
-        });
+        rules.push(Rule { ip_proto, table: config.table, ..rule(3, FR_ACT_TO_TBL) });
     }
     rules
 }
@@ -228,18 +201,16 @@ impl Rule {
             message = message.attr_text(FRA_IIFNAME, &self.iif);
         }
         if self.mask != 0 {
-            message = message
-                .attr_u32(FRA_FWMARK, self.mark)
-                .attr_u32(FRA_FWMASK, self.mask);
+            message = message.attr_u32(FRA_FWMARK, self.mark).attr_u32(FRA_FWMASK, self.mask);
         }
         if self.ip_proto != 0 {
             message = message.attr(FRA_IP_PROTO, &[self.ip_proto]);
         }
         match self.action {
             FR_ACT_GOTO => message.attr_u32(FRA_GOTO, self.target),
-            FR_ACT_TO_TBL => message
-                .attr_u32(FRA_TABLE, self.table)
-                .attr_u32(FRA_SUPPRESS_PREFIXLEN, self.suppress),
+            FR_ACT_TO_TBL => {
+                message.attr_u32(FRA_TABLE, self.table).attr_u32(FRA_SUPPRESS_PREFIXLEN, self.suppress)
+            }
             _ => message,
         }
     }
@@ -298,9 +269,7 @@ impl Route {
             IpNet::V4(net) => message.attr(libc::RTA_DST, &net.addr.octets()),
             IpNet::V6(net) => message.attr(libc::RTA_DST, &net.addr.octets()),
         };
-        message = message
-            .attr_u32(libc::RTA_TABLE, self.table)
-            .attr_u32(libc::RTA_PRIORITY, self.metric);
+        message = message.attr_u32(libc::RTA_TABLE, self.table).attr_u32(libc::RTA_PRIORITY, self.metric);
         match self.oif {
             0 => message,
             oif => message.attr_u32(libc::RTA_OIF, oif),
@@ -409,14 +378,8 @@ mod tests {
             action: FR_ACT_GOTO,
             ..RULE
         };
-        let lookup = Rule {
-            family: V6,
-            ip_proto: 6,
-            suppress: 0,
-            table: 7480,
-            action: FR_ACT_TO_TBL,
-            ..RULE
-        };
+        let lookup =
+            Rule { family: V6, ip_proto: 6, suppress: 0, table: 7480, action: FR_ACT_TO_TBL, ..RULE };
         [RULE, mark, lookup]
     }
 
@@ -454,9 +417,8 @@ mod tests {
         let mut route = some_routes()[0].clone();
         route.kind = libc::RTN_UNICAST;
         route.oif = 3;
-        let attr = |kind: u16, value: [u8; 4]| {
-            [&8u16.to_ne_bytes()[..], &kind.to_ne_bytes(), &value].concat()
-        };
+        let attr =
+            |kind: u16, value: [u8; 4]| [&8u16.to_ne_bytes()[..], &kind.to_ne_bytes(), &value].concat();
         let expected = [
             vec![2, 8, 0, 0, 0, 116, 253, 1, 0, 0, 0, 0],
             attr(1, [10, 0, 0, 0]),
@@ -485,8 +447,7 @@ mod tests {
 
     #[test]
     fn containment() {
-        let contains =
-            |outer, inner| contains(&IpNet::parse(outer).unwrap(), &IpNet::parse(inner).unwrap());
+        let contains = |outer, inner| contains(&IpNet::parse(outer).unwrap(), &IpNet::parse(inner).unwrap());
         assert!(contains("10.0.0.0/8", "10.1.0.0/16"));
         assert!(contains("10.0.0.0/8", "10.0.0.0/8"));
         assert!(contains("0.0.0.0/0", "192.0.2.1/32"));

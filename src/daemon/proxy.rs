@@ -73,24 +73,16 @@ impl Proxy {
     /// `InvalidInput` if the settings make no request, or the name cannot be asked for.
     pub fn new(config: &UpstreamConfig, resolver: &Rc<Resolver>) -> io::Result<Self> {
         let invalid = |error: &dyn fmt::Display| {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("upstream {}: {error}", config.name),
-            )
+            io::Error::new(io::ErrorKind::InvalidInput, format!("upstream {}: {error}", config.name))
         };
-        let credentials = config
-            .credentials
-            .as_ref()
-            .map(|c| (c.username.as_str(), c.password.as_str()));
+        let credentials = config.credentials.as_ref().map(|c| (c.username.as_str(), c.password.as_str()));
         Ok(Self {
             name: config.name.clone(),
             host: match &config.host {
                 Host::Ip(ip) => Addresses::Fixed(Rc::new([*ip])),
                 Host::Name(name) => {
                     let lookup = Lookup::new(Rc::clone(resolver), name);
-                    Addresses::Named(
-                        lookup.map_err(|_| invalid(&format_args!("bad host name {name:?}")))?,
-                    )
+                    Addresses::Named(lookup.map_err(|_| invalid(&format_args!("bad host name {name:?}")))?)
                 }
             },
             port: config.port,
@@ -159,10 +151,7 @@ impl Proxy {
         match limiter.pass(Instant::now()) {
             None => {}
             Some(0) => warn!("upstream {}: {what}", self.name),
-            Some(more) => warn!(
-                "upstream {}: {what} ({more} more since the last line)",
-                self.name
-            ),
+            Some(more) => warn!("upstream {}: {what} ({more} more since the last line)", self.name),
         }
     }
 }

@@ -52,38 +52,20 @@ impl Relay {
     ///
     /// # Errors
     /// What the pipe says that is to hold the leftover.
-    pub fn new(
-        client: TcpStream,
-        upstream: TcpStream,
-        leftover: &[u8],
-        pipes: &Pipes,
-    ) -> io::Result<Self> {
+    pub fn new(client: TcpStream, upstream: TcpStream, leftover: &[u8], pipes: &Pipes) -> io::Result<Self> {
         let mut down = Direction::default();
         if !leftover.is_empty() {
             down.preload(leftover, pipes)?;
         }
-        Ok(Self {
-            client,
-            upstream,
-            up: Direction::default(),
-            down,
-        })
+        Ok(Self { client, upstream, up: Direction::default(), down })
     }
 
     /// Moves bytes until there are none to move. Ready when both directions have ended, or with what went
     /// wrong with either socket.
     pub fn poll(&mut self, cx: &mut Context, pipes: &Pipes) -> Poll<io::Result<()>> {
-        let up = self
-            .up
-            .poll(cx, &self.client, &self.upstream, self.down.ended, pipes)?;
-        let down = self
-            .down
-            .poll(cx, &self.upstream, &self.client, self.up.ended, pipes)?;
-        if up.is_ready() && down.is_ready() {
-            Poll::Ready(Ok(()))
-        } else {
-            Poll::Pending
-        }
+        let up = self.up.poll(cx, &self.client, &self.upstream, self.down.ended, pipes)?;
+        let down = self.down.poll(cx, &self.upstream, &self.client, self.up.ended, pipes)?;
+        if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
     /// Resets both connections when they are dropped.
@@ -100,10 +82,7 @@ impl Relay {
 
     /// How many bytes have been moved.
     pub const fn moved(&self) -> Moved {
-        Moved {
-            up: self.up.moved,
-            down: self.down.moved,
-        }
+        Moved { up: self.up.moved, down: self.down.moved }
     }
 }
 
@@ -135,9 +114,7 @@ impl Direction {
                 ready!(self.poll_discard(cx, from, other_ended))?;
             } else if self.buffered > 0 {
                 match ready!(self.poll_drain(cx, to)) {
-                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                        self.start_discarding(pipes)
-                    }
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.start_discarding(pipes),
                     result => result?,
                 }
             } else if turn < TURN {
@@ -195,9 +172,7 @@ impl Direction {
         while self.buffered > 0 {
             let Some(pipe) = &self.pipe else { break };
             ready!(to.poll_write_ready(cx))?;
-            match to.try_io(Interest::WRITABLE, || {
-                sys::splice(&pipe.read, to, self.buffered)
-            }) {
+            match to.try_io(Interest::WRITABLE, || sys::splice(&pipe.read, to, self.buffered)) {
                 Ok(drained) => {
                     self.buffered -= drained.min(self.buffered);
                     self.moved += drained as u64;
@@ -243,11 +218,7 @@ impl Direction {
         // An empty pipe takes all of a proxy's reply in one piece.
         self.buffered = sys::write(&pipe.write, bytes)?;
         self.pipe = Some(pipe);
-        if self.buffered == bytes.len() {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::WriteZero.into())
-        }
+        if self.buffered == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
     fn release(&mut self, pipes: &Pipes) {

@@ -58,10 +58,7 @@ pub struct Resolver {
 impl Resolver {
     /// Asks `servers` in turn, or those of `/etc/resolv.conf` if there are none, from sockets with `mark` (0: none).
     pub fn new(servers: &[SocketAddr], mark: u32) -> Self {
-        Self {
-            servers: servers.to_vec(),
-            mark,
-        }
+        Self { servers: servers.to_vec(), mark }
     }
 
     /// The addresses of a name, given as text and for the wire, and how long they are good for.
@@ -100,16 +97,8 @@ impl Resolver {
     ) -> io::Result<Result<Resolved, ResolveError>> {
         let [a, b, c, d] = sys::random()?;
         let queries = [
-            Query {
-                id: u16::from_ne_bytes([a, b]),
-                name,
-                kind: Kind::A,
-            },
-            Query {
-                id: u16::from_ne_bytes([c, d]),
-                name,
-                kind: Kind::AAAA,
-            },
+            Query { id: u16::from_ne_bytes([a, b]), name, kind: Kind::A },
+            Query { id: u16::from_ne_bytes([c, d]), name, kind: Kind::AAAA },
         ];
         // The kernel chooses a random port.
         let socket = UdpSocket::bind((any_address(server), 0)).await?;
@@ -141,11 +130,7 @@ impl Resolver {
     }
 
     /// RFC 1035 section 4.2.2: the length goes in front, both ways.
-    async fn ask_tcp(
-        &self,
-        server: SocketAddr,
-        query: &Query<'_>,
-    ) -> io::Result<Result<Answer, ReplyError>> {
+    async fn ask_tcp(&self, server: SocketAddr, query: &Query<'_>) -> io::Result<Result<Answer, ReplyError>> {
         let socket = match server {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -192,9 +177,7 @@ fn receive(
             match query.answer(datagram) {
                 Err(ReplyError::Stray) => {}
                 outcome => {
-                    found |= outcome
-                        .as_ref()
-                        .is_ok_and(|answer| !answer.addresses.is_empty());
+                    found |= outcome.as_ref().is_ok_and(|answer| !answer.addresses.is_empty());
                     *reply = Some(outcome);
                 }
             }
@@ -217,17 +200,9 @@ fn read_more(stream: &TcpStream, reply: &mut Vec<u8>) -> io::Result<()> {
 
 /// IPv4 before IPv6: a proxy that has both is reached either way, and IPv4 without IPv6 is the common case.
 fn combine(replies: &[Option<Result<Answer, ReplyError>>; 2]) -> Result<Resolved, ResolveError> {
-    let answers = || {
-        replies
-            .iter()
-            .flatten()
-            .flatten()
-            .filter(|answer| !answer.addresses.is_empty())
-    };
+    let answers = || replies.iter().flatten().flatten().filter(|answer| !answer.addresses.is_empty());
     if let Some(ttl) = answers().map(|answer| answer.ttl).min() {
-        let addresses = answers()
-            .flat_map(|answer| answer.addresses.iter().copied())
-            .collect();
+        let addresses = answers().flat_map(|answer| answer.addresses.iter().copied()).collect();
         return Ok((addresses, Duration::from_secs(ttl.into())));
     }
     if replies.contains(&Some(Err(ReplyError::NoSuchName))) {
@@ -264,9 +239,7 @@ pub mod tests {
     }
 
     /// A DNS server on loopback whose script turns a query into replies; counts the queries.
-    pub fn server(
-        script: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static,
-    ) -> (SocketAddr, Arc<AtomicUsize>) {
+    pub fn server(script: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> (SocketAddr, Arc<AtomicUsize>) {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let count = Arc::new(AtomicUsize::new(0));
@@ -295,20 +268,7 @@ pub mod tests {
             };
             if of_kind == kind {
                 out[7] += 1;
-                out.extend_from_slice(&[
-                    0xc0,
-                    12,
-                    0,
-                    kind,
-                    0,
-                    1,
-                    0,
-                    0,
-                    0,
-                    ttl + kind,
-                    0,
-                    data.len() as u8,
-                ]);
+                out.extend_from_slice(&[0xc0, 12, 0, kind, 0, 1, 0, 0, 0, ttl + kind, 0, data.len() as u8]);
                 out.extend_from_slice(&data);
             }
         }
@@ -319,9 +279,7 @@ pub mod tests {
 
     async fn resolve(servers: &[SocketAddr]) -> Result<(Vec<String>, u64), ResolveError> {
         let name = "proxy.invalid";
-        let resolved = Resolver::new(servers, 0)
-            .resolve(name, &Name::new(name).unwrap())
-            .await;
+        let resolved = Resolver::new(servers, 0).resolve(name, &Name::new(name).unwrap()).await;
         resolved.map(|(ips, ttl)| (ips.iter().map(IpAddr::to_string).collect(), ttl.as_secs()))
     }
 
@@ -359,19 +317,13 @@ pub mod tests {
 
     #[test]
     fn the_next_server_is_asked_when_one_fails() {
-        let closed = std::net::UdpSocket::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let (failing, failures) = server(|query| vec![reply(query, OK | 2, &[], 0)]);
         let (silent, silences) = server(|_| vec![]);
         let (good, _) = server(|query| vec![reply(query, OK, &["192.0.2.1"], 100)]);
         assert_eq!(run(resolve(&[closed, failing, silent, good])), Ok(v4()));
         assert_eq!((failures.load(SeqCst), silences.load(SeqCst)), (2, 2));
-        assert_eq!(
-            run(resolve(&[failing, closed])),
-            Err(ResolveError::Unanswered)
-        );
+        assert_eq!(run(resolve(&[failing, closed])), Err(ResolveError::Unanswered));
         assert_eq!(failures.load(SeqCst), 6);
     }
 
@@ -381,10 +333,7 @@ pub mod tests {
         let (missing, _) = server(|query| vec![reply(query, OK | 3, &[], 0)]);
         let (other, count) = server(|query| vec![reply(query, OK, &["192.0.2.1"], 100)]);
         assert_eq!(run(resolve(&[empty, other])), Err(ResolveError::NoAddress));
-        assert_eq!(
-            run(resolve(&[missing, other])),
-            Err(ResolveError::Nonexistent)
-        );
+        assert_eq!(run(resolve(&[missing, other])), Err(ResolveError::Nonexistent));
         assert_eq!(count.load(SeqCst), 0);
     }
 
@@ -395,9 +344,7 @@ pub mod tests {
         let (address, listener) = (0..20)
             .find_map(|_| {
                 let (address, _) = server(truncated);
-                std::net::TcpListener::bind(address)
-                    .ok()
-                    .map(|listener| (address, listener))
+                std::net::TcpListener::bind(address).ok().map(|listener| (address, listener))
             })
             .unwrap();
         std::thread::spawn(move || {
@@ -407,10 +354,7 @@ pub mod tests {
                 let mut query = vec![0; u16::from_be_bytes(length).into()];
                 stream.read_exact(&mut query).unwrap();
                 let reply = reply(&query, OK, &["192.0.2.1"; 100], 100);
-                for piece in [&(reply.len() as u16).to_be_bytes()[..], &reply]
-                    .concat()
-                    .chunks(700)
-                {
+                for piece in [&(reply.len() as u16).to_be_bytes()[..], &reply].concat().chunks(700) {
                     stream.write_all(piece).unwrap();
                 }
             }
@@ -427,10 +371,6 @@ pub mod tests {
         let name = Name::new("proxy.invalid").unwrap();
         let found = run(Resolver::new(&[address], 1).resolve("proxy.invalid", &name));
         assert_eq!(found.is_ok(), is_allowed);
-        assert_eq!(
-            count.load(SeqCst) == 0,
-            !is_allowed,
-            "no query leaves without the mark"
-        );
+        assert_eq!(count.load(SeqCst) == 0, !is_allowed, "no query leaves without the mark");
     }
 }

@@ -66,9 +66,7 @@ impl Routes {
         let mut socket = Socket::open().map_err(RouteError::Open)?;
         let ifindex = find_device(&mut socket, tun)?;
         let routes = policy::routes(config, ifindex);
-        let watch = sys::netlink_route(WATCHED)
-            .and_then(sys::watch)
-            .map_err(RouteError::Open)?;
+        let watch = sys::netlink_route(WATCHED).and_then(sys::watch).map_err(RouteError::Open)?;
         let installed = Routes {
             tun: tun.to_owned(),
             ifindex,
@@ -102,9 +100,7 @@ impl Routes {
         let mut socket = Socket::open().map_err(RouteError::Open)?;
         self.set_up_device(&mut socket)?;
         for route in &self.routes {
-            socket
-                .request(route.add())
-                .map_err(|cause| RouteError::AddRoute(route.clone(), cause))?;
+            socket.request(route.add()).map_err(|cause| RouteError::AddRoute(route.clone(), cause))?;
         }
         for rule in &self.rules {
             match socket.request(rule.add()) {
@@ -175,13 +171,9 @@ impl Routes {
                 libc::RTM_DELLINK if about_tun && body.first() == Some(&0) => {
                     return Some(Event::Gone);
                 }
-                libc::RTM_NEWLINK => {
-                    about_tun && netlink::u32_at(body, 8) & libc::IFF_UP as u32 == 0
-                }
+                libc::RTM_NEWLINK => about_tun && netlink::u32_at(body, 8) & libc::IFF_UP as u32 == 0,
                 libc::RTM_DELADDR => about_tun,
-                libc::RTM_DELRULE => {
-                    Rule::parse(body).is_some_and(|rule| self.rules.contains(&rule))
-                }
+                libc::RTM_DELRULE => Rule::parse(body).is_some_and(|rule| self.rules.contains(&rule)),
                 _ => false,
             };
             if lost {
@@ -211,9 +203,7 @@ impl Routes {
             .map_err(|cause| RouteError::SetLink(tun.clone(), cause))?;
         let Ipv4Net { addr, prefix } = self.address;
         self.set_address(socket, &addr.octets(), prefix)
-            .map_err(|cause| {
-                RouteError::SetAddress(self.address.to_string(), tun.clone(), cause)
-            })?;
+            .map_err(|cause| RouteError::SetAddress(self.address.to_string(), tun.clone(), cause))?;
         if let Some(address) = self.address6 {
             let Ipv6Net { addr, prefix } = address;
             self.set_address(socket, &addr.octets(), prefix)
@@ -224,38 +214,20 @@ impl Routes {
 
     /// Sets an address of 4 or 16 bytes. Without duplicate detection it can be bound at once; there is
     /// nobody on the TUN who could have it too.
-    fn set_address(
-        &self,
-        socket: &mut Socket,
-        address: &[u8],
-        prefix: u8,
-    ) -> Result<(), netlink::Error> {
+    fn set_address(&self, socket: &mut Socket, address: &[u8], prefix: u8) -> Result<(), netlink::Error> {
         let (family, flags) = match address.len() {
             4 => (libc::AF_INET as u8, 0),
             _ => (libc::AF_INET6 as u8, libc::IFA_F_NODAD as u8),
         };
         let index = self.ifindex.to_ne_bytes();
-        let body = [
-            &[family, prefix, flags, libc::RT_SCOPE_UNIVERSE],
-            &index[..],
-        ]
-        .concat();
+        let body = [&[family, prefix, flags, libc::RT_SCOPE_UNIVERSE], &index[..]].concat();
         let message = Message::new(libc::RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &body);
-        socket.request(
-            message
-                .attr(libc::IFA_LOCAL, address)
-                .attr(libc::IFA_ADDRESS, address),
-        )
+        socket.request(message.attr(libc::IFA_LOCAL, address).attr(libc::IFA_ADDRESS, address))
     }
 
     /// Deletes what is ours except for what is wanted, in either family, also one that is now off. Goes on
     /// after a failure and tells of the last.
-    fn sweep(
-        &self,
-        socket: &mut Socket,
-        rules: &[Rule],
-        routes: &[Route],
-    ) -> Result<(), RouteError> {
+    fn sweep(&self, socket: &mut Socket, rules: &[Rule], routes: &[Route]) -> Result<(), RouteError> {
         // What is found is sent back to be deleted, as `ip rule flush` does: nothing in it can be missed.
         // Routes first: a rule that leads to none captures nothing.
         let mut stale = Vec::new();
@@ -306,20 +278,15 @@ impl Routes {
     fn owns_rule(&self, rule: &Rule) -> bool {
         let priorities = self.first_rule..=self.first_rule.saturating_add(4);
         rule.protocol == OURS
-            && (priorities.contains(&rule.priority)
-                || rule.table == self.table
-                || rule.iif == self.tun)
+            && (priorities.contains(&rule.priority) || rule.table == self.table || rule.iif == self.tun)
     }
 }
 
 fn find_device(socket: &mut Socket, name: &str) -> Result<u32, RouteError> {
     let mut index = 0;
-    let request =
-        Message::new(libc::RTM_GETLINK, 0, &[0; LINK_BODY]).attr_text(libc::IFLA_IFNAME, name);
+    let request = Message::new(libc::RTM_GETLINK, 0, &[0; LINK_BODY]).attr_text(libc::IFLA_IFNAME, name);
     socket
-        .get(request, &mut |received| {
-            index = netlink::u32_at(received.body, 4)
-        })
+        .get(request, &mut |received| index = netlink::u32_at(received.body, 4))
         .map_err(|cause| RouteError::FindDevice(name.to_owned(), cause))?;
     Ok(index)
 }

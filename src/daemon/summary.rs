@@ -10,11 +10,7 @@ pub fn log(gateway: &Gateway) {
     let counters = rewriter.counters();
     let (held, live) = rewriter.flows.occupancy();
     let totals = gateway.totals();
-    log::info!(
-        "flows: {} opened, {held} held, {live} live, {} refused",
-        counters.flows,
-        totals.refused
-    );
+    log::info!("flows: {} opened, {held} held, {live} live, {} refused", counters.flows, totals.refused);
     log::info!(
         "relays: {} ended, {} bytes up, {} bytes down",
         totals.relayed,
@@ -30,6 +26,15 @@ pub fn log(gateway: &Gateway) {
         counters.rejected,
         totals.write_errors
     );
+    for (name, stats) in gateway.upstreams().stats() {
+        log::info!(
+            "upstream {name}: {} opened, {} refused, {} failed, last answer after {} ms",
+            stats.opened,
+            stats.refused,
+            stats.failed,
+            stats.latency
+        );
+    }
     for (name, count) in rewrite::Drop::NAMES.iter().zip(counters.dropped) {
         if count > 0 {
             log::info!("dropped: {count} {name}");

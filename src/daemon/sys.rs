@@ -29,52 +29,23 @@ pub fn splice(from: impl AsFd, to: impl AsFd, length: usize) -> io::Result<usize
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
     let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
     // SAFETY: null offsets are allowed for what can't seek.
-    let moved = unsafe {
-        libc::splice(
-            from,
-            std::ptr::null_mut(),
-            to,
-            std::ptr::null_mut(),
-            length,
-            flags,
-        )
-    };
-    if moved < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(moved as usize)
-    }
+    let moved = unsafe { libc::splice(from, std::ptr::null_mut(), to, std::ptr::null_mut(), length, flags) };
+    if moved < 0 { Err(io::Error::last_os_error()) } else { Ok(moved as usize) }
 }
 
 /// Writes `bytes` into a pipe.
 pub fn write(pipe: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: reads no more than the slice's bytes.
-    let written =
-        unsafe { libc::write(pipe.as_fd().as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
-    if written < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(written as usize)
-    }
+    let written = unsafe { libc::write(pipe.as_fd().as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+    if written < 0 { Err(io::Error::last_os_error()) } else { Ok(written as usize) }
 }
 
 /// Throws up to `length` received bytes of a TCP socket away. 0 means the end of the stream.
 pub fn discard(socket: impl AsFd, length: usize) -> io::Result<usize> {
     let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
     // SAFETY: with MSG_TRUNC TCP writes nothing to the buffer (tcp(7)), so null will do.
-    let read = unsafe {
-        libc::recv(
-            socket.as_fd().as_raw_fd(),
-            std::ptr::null_mut(),
-            length,
-            flags,
-        )
-    };
-    if read < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(read as usize)
-    }
+    let read = unsafe { libc::recv(socket.as_fd().as_raw_fd(), std::ptr::null_mut(), length, flags) };
+    if read < 0 { Err(io::Error::last_os_error()) } else { Ok(read as usize) }
 }
 
 /// How many bytes (and FIN) a TCP socket has not had acknowledged yet: `SIOCOUTQ` (tcp(7)).
@@ -136,8 +107,7 @@ pub fn watch(file: File) -> io::Result<AsyncFd<File>> {
 /// Sets the length of a TUN's virtio header in bytes, `TUNSETVNETHDRSZ` (<linux/if_tun.h>).
 pub fn set_vnet_header_size(tun: &File, bytes: c_int) -> io::Result<()> {
     // SAFETY: the request reads one int.
-    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) })
-        .map(drop)
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) }).map(drop)
 }
 
 /// Makes a TUN's virtio header little-endian on every machine, `TUNSETVNETLE`.
@@ -150,14 +120,7 @@ pub fn set_vnet_little_endian(tun: &File) -> io::Result<()> {
 /// Says which offloads the reader of a TUN can do (`TUN_F_*`), `TUNSETOFFLOAD`.
 pub fn set_offload(tun: &File, features: u32) -> io::Result<()> {
     // SAFETY: the request takes a plain number.
-    check(unsafe {
-        libc::ioctl(
-            tun.as_raw_fd(),
-            libc::TUNSETOFFLOAD,
-            features as libc::c_ulong,
-        )
-    })
-    .map(drop)
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, features as libc::c_ulong) }).map(drop)
 }
 
 /// Opens a NETLINK_ROUTE socket. With multicast groups (a mask of `RTMGRP_*`) it is one to wait on and
@@ -201,10 +164,7 @@ pub fn unshare_network() -> io::Result<()> {
 
 /// Raises the limit of open files to `count`, the hard one too where that is allowed.
 pub fn raise_fd_limit(count: u64) -> io::Result<()> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes one struct.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) })?;
     let wanted = count as libc::rlim_t;
@@ -230,9 +190,5 @@ pub fn random<const N: usize>() -> io::Result<[u8; N]> {
 }
 
 fn check(result: c_int) -> io::Result<c_int> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -66,9 +66,7 @@ impl Tun {
                 log::warn!("{name}: no super-packets, the kernel refuses offload: {error}")
             }
         }
-        Ok(Self {
-            file: sys::watch(file).map_err(TunError::Watch)?,
-        })
+        Ok(Self { file: sys::watch(file).map_err(TunError::Watch)? })
     }
 
     /// Reads one frame.

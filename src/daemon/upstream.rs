@@ -76,10 +76,7 @@ impl Upstreams {
     pub fn new(config: &Config) -> io::Result<Self> {
         let mark = usable_mark(config)?;
         let resolver = Rc::new(Resolver::new(&config.resolvers, mark));
-        let proxies = config
-            .upstreams
-            .iter()
-            .map(|upstream| Proxy::new(upstream, &resolver));
+        let proxies = config.upstreams.iter().map(|upstream| Proxy::new(upstream, &resolver));
         Ok(Self {
             proxies: proxies.collect::<io::Result<_>>()?,
             mark,
@@ -117,17 +114,11 @@ impl Upstreams {
 
     /// Each proxy's name in the configuration and its counters.
     pub fn stats(&self) -> impl Iterator<Item = (&str, Stats)> {
-        self.proxies
-            .iter()
-            .map(|proxy| (proxy.name.as_str(), proxy.stats.get()))
+        self.proxies.iter().map(|proxy| (proxy.name.as_str(), proxy.stats.get()))
     }
 
     /// Asks one proxy. Continues with the reason why the next one is worth a try.
-    async fn ask(
-        &self,
-        proxy: &Proxy,
-        target: SocketAddr,
-    ) -> ControlFlow<Result<Opened, Failure>, Failure> {
+    async fn ask(&self, proxy: &Proxy, target: SocketAddr) -> ControlFlow<Result<Opened, Failure>, Failure> {
         let Ok(request) = proxy.request.bytes(Target::Ip(target)) else {
             return ControlFlow::Break(Err(Failure::BadTarget));
         };
@@ -140,10 +131,7 @@ impl Upstreams {
             }
             Err(error) => {
                 proxy.rest();
-                proxy.failed(
-                    Event::Unreachable,
-                    format_args!("cannot be reached: {error}"),
-                );
+                proxy.failed(Event::Unreachable, format_args!("cannot be reached: {error}"));
                 return ControlFlow::Continue(Failure::Unreachable);
             }
         };
@@ -172,22 +160,13 @@ impl Upstreams {
     async fn connect(&self, proxy: &Proxy) -> io::Result<TcpStream> {
         let addresses = proxy.addresses().await.map_err(io::Error::other)?;
         let good = proxy.good_address.get();
-        let first = addresses
-            .iter()
-            .position(|&ip| Some(ip) == good)
-            .unwrap_or(0);
+        let first = addresses.iter().position(|&ip| Some(ip) == good).unwrap_or(0);
         let mut failure = io::Error::from(io::ErrorKind::NotFound);
         for index in 0..addresses.len() {
             let Some(&ip) = addresses.get((first + index) % addresses.len()) else {
                 break;
             };
-            match dial::connect(
-                SocketAddr::new(ip, proxy.port),
-                self.mark,
-                self.connect_timeout,
-            )
-            .await
-            {
+            match dial::connect(SocketAddr::new(ip, proxy.port), self.mark, self.connect_timeout).await {
                 Ok(stream) => {
                     proxy.good_address.set(Some(ip));
                     return Ok(stream);
@@ -218,24 +197,17 @@ impl Upstreams {
         proxy.wake();
         proxy.count(|stats| stats.latency = latency);
         let status = reply.status;
-        debug!(
-            "upstream {}: {status} for {target} after {latency} ms",
-            proxy.name
-        );
+        debug!("upstream {}: {status} for {target} after {latency} ms", proxy.name);
         if !(200..300).contains(&status) {
             proxy.count(|stats| stats.refused = stats.refused.wrapping_add(1));
             match (status, reply.offers_basic, proxy.has_credentials) {
-                (407, true, true) => {
-                    proxy.warn(Event::Refused, format_args!("407: refuses the credentials"))
+                (407, true, true) => proxy.warn(Event::Refused, format_args!("407: refuses the credentials")),
+                (407, true, false) => {
+                    proxy.warn(Event::Refused, format_args!("407: wants credentials, none configured"))
                 }
-                (407, true, false) => proxy.warn(
-                    Event::Refused,
-                    format_args!("407: wants credentials, none configured"),
-                ),
-                (407, false, _) => proxy.warn(
-                    Event::Refused,
-                    format_args!("407: wants other credentials than Basic"),
-                ),
+                (407, false, _) => {
+                    proxy.warn(Event::Refused, format_args!("407: wants other credentials than Basic"))
+                }
                 _ => proxy.warn(Event::Refused, format_args!("refuses with status {status}")),
             }
             return Err(Failure::Refused { status });
@@ -246,20 +218,14 @@ impl Upstreams {
         if self.keepalive != 0 {
             let _ = sys::set_keepalive(&stream, self.keepalive);
         }
-        Ok(Opened {
-            stream,
-            leftover: reply.leftover,
-        })
+        Ok(Opened { stream, leftover: reply.leftover })
     }
 }
 
 /// Whether this machine is the reason that no socket could be had.
 fn is_exhausted(error: &io::Error) -> bool {
     use libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
-    matches!(
-        error.raw_os_error(),
-        Some(EMFILE | ENFILE | ENOBUFS | ENOMEM)
-    )
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM))
 }
 
 /// The configured mark, if this process may set it: it needs CAP_NET_ADMIN, and qemu-user does not know it.
@@ -271,9 +237,8 @@ fn usable_mark(config: &Config) -> io::Result<u32> {
     let Err(error) = sys::set_mark(&socket, config.mark) else {
         return Ok(config.mark);
     };
-    if config.auto_route || !config.routes.is_empty() {
-        let text =
-            format!("upstream sockets cannot be marked, so routes would catch them: {error}");
+    if config.captures() {
+        let text = format!("upstream sockets cannot be marked, so routes would catch them: {error}");
         return Err(io::Error::new(error.kind(), text));
     }
     warn!("upstream sockets cannot be marked: {error}");

@@ -44,11 +44,7 @@ pub struct Question<'a> {
 impl<'a> Message<'a> {
     /// Reads the header and the question. `None` if they are malformed or if there is more than one question.
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let mut message = Self {
-            bytes,
-            question: None,
-            records: HEADER,
-        };
+        let mut message = Self { bytes, question: None, records: HEADER };
         bytes.get(..HEADER)?;
         match message.field(4) {
             0 => {}
@@ -90,11 +86,7 @@ impl<'a> Message<'a> {
 
     /// The answer section, each record `None` from where the message is malformed.
     pub fn answers(&self) -> Records<'a> {
-        Records {
-            bytes: self.bytes,
-            at: self.records,
-            left: self.field(6),
-        }
+        Records { bytes: self.bytes, at: self.records, left: self.field(6) }
     }
 
     /// A field of the header, whose presence `parse` has checked.
@@ -156,9 +148,7 @@ impl<'a> Record<'a> {
             kind: Kind(u16::from_be_bytes([k0, k1])),
             class: u16::from_be_bytes([c0, c1]),
             ttl,
-            data: bytes
-                .get(data_at..)?
-                .get(..usize::from(u16::from_be_bytes([l0, l1])))?,
+            data: bytes.get(data_at..)?.get(..usize::from(u16::from_be_bytes([l0, l1])))?,
             bytes,
             data_at,
         })
@@ -181,8 +171,5 @@ impl<'a> Record<'a> {
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes
-        .get(at..)?
-        .first_chunk()
-        .map(|&pair| u16::from_be_bytes(pair))
+    bytes.get(at..)?.first_chunk().map(|&pair| u16::from_be_bytes(pair))
 }

@@ -25,14 +25,11 @@ impl Name {
         let mut wire = heapless::Vec::new();
         for label in text.strip_suffix('.').unwrap_or(text).split('.') {
             let length = u8::try_from(label.len()).map_err(|_| BadName)?;
-            if !(1..=MAX_LABEL).contains(&label.len())
-                || !label.bytes().all(|b| b.is_ascii_graphic())
-            {
+            if !(1..=MAX_LABEL).contains(&label.len()) || !label.bytes().all(|b| b.is_ascii_graphic()) {
                 return Err(BadName);
             }
             wire.push(length).map_err(|_| BadName)?;
-            wire.extend_from_slice(label.as_bytes())
-                .map_err(|_| BadName)?;
+            wire.extend_from_slice(label.as_bytes()).map_err(|_| BadName)?;
         }
         wire.push(0).map_err(|_| BadName)?;
         Ok(Self(wire))
@@ -45,10 +42,7 @@ impl Name {
 
     /// The name as one that may be compared with those in a message.
     pub fn as_ref(&self) -> NameRef<'_> {
-        NameRef {
-            message: &self.0,
-            at: 0,
-        }
+        NameRef { message: &self.0, at: 0 }
     }
 }
 
@@ -141,10 +135,7 @@ impl<'a> Iterator for Labels<'a> {
                     self.is_complete = true;
                 }
                 0b00 => {
-                    let label = self
-                        .message
-                        .get(self.at + 1..)?
-                        .get(..usize::from(length))?;
+                    let label = self.message.get(self.at + 1..)?.get(..usize::from(length))?;
                     self.left = self.left.checked_sub(1 + label.len())?;
                     self.at += 1 + label.len();
                     return Some(label);
@@ -182,38 +173,18 @@ mod tests {
 
     #[test]
     fn names_are_read_from_text() {
-        assert_eq!(
-            Name::new("a.Example.").unwrap().wire(),
-            b"\x01a\x07Example\0"
-        );
-        assert_eq!(
-            Name::new("a.Example").unwrap().as_ref().to_string(),
-            "a.Example"
-        );
-        assert!(
-            Name::new("A.eXAMPLE").unwrap().as_ref() == Name::new("a.example").unwrap().as_ref()
-        );
-        for (a, b) in [
-            ("a.example", "b.example"),
-            ("a.example", "example"),
-            ("example", "example.a"),
-        ] {
+        assert_eq!(Name::new("a.Example.").unwrap().wire(), b"\x01a\x07Example\0");
+        assert_eq!(Name::new("a.Example").unwrap().as_ref().to_string(), "a.Example");
+        assert!(Name::new("A.eXAMPLE").unwrap().as_ref() == Name::new("a.example").unwrap().as_ref());
+        for (a, b) in [("a.example", "b.example"), ("a.example", "example"), ("example", "example.a")] {
             assert!(Name::new(a).unwrap().as_ref() != Name::new(b).unwrap().as_ref());
         }
         let label = "x".repeat(63);
         let longest = format!("{label}.{label}.{label}.{}", "x".repeat(61));
         assert_eq!(Name::new(&longest).unwrap().wire().len(), MAX_NAME);
-        for bad in [
-            "",
-            ".",
-            "a..b",
-            ".a",
-            "a b",
-            "\u{fc}",
-            &"x".repeat(64),
-            &"x".repeat(300),
-            &(longest + "x"),
-        ] {
+        for bad in
+            ["", ".", "a..b", ".a", "a b", "\u{fc}", &"x".repeat(64), &"x".repeat(300), &(longest + "x")]
+        {
             assert_eq!(Name::new(bad), Err(BadName), "{bad:?}");
         }
     }
@@ -229,24 +200,12 @@ mod tests {
         assert_eq!(parse(message, 3), Some(("a.b".into(), 7)));
         assert_eq!(parse(message, 7), Some(("a.b".into(), 9)));
         assert_eq!(parse(message, 9), Some(("a.b".into(), 11)));
-        for loops in [
-            &b"\xc0\x00"[..],
-            b"\xc0\x02\xc0\x00",
-            b"\x01a\xc0\x00",
-            b"\xc0\x01\x00",
-            b"\x01a\xc0\x02",
-        ] {
+        for loops in
+            [&b"\xc0\x00"[..], b"\xc0\x02\xc0\x00", b"\x01a\xc0\x00", b"\xc0\x01\x00", b"\x01a\xc0\x02"]
+        {
             assert_eq!(parse(loops, 0), None, "{loops:?}");
         }
-        for cut in [
-            &b""[..],
-            b"\x01",
-            b"\x02a",
-            b"\x01a",
-            b"\xc0",
-            b"\x40a\0",
-            b"\x80a\0",
-        ] {
+        for cut in [&b""[..], b"\x01", b"\x02a", b"\x01a", b"\xc0", b"\x40a\0", b"\x80a\0"] {
             assert_eq!(parse(cut, 0), None, "{cut:?}");
         }
         assert_eq!(parse(b"\0", 2), None);

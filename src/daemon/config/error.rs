@@ -86,11 +86,7 @@ pub type Fault = (Origin, Problem);
 impl ConfigError {
     /// Adds the file's name.
     pub fn new(file: &str, (origin, problem): Fault) -> Self {
-        ConfigError {
-            file: file.to_owned(),
-            origin,
-            problem,
-        }
+        ConfigError { file: file.to_owned(), origin, problem }
     }
 
     /// Of the process: 2 if the command line is wrong, 1 if it's something else.
@@ -103,9 +99,7 @@ impl ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.origin, &self.problem) {
-            (Origin::Everywhere, Problem::Read(_) | Problem::TooLong) => {
-                write!(f, "{}: ", self.file)?
-            }
+            (Origin::Everywhere, Problem::Read(_) | Problem::TooLong) => write!(f, "{}: ", self.file)?,
             (Origin::File(at), _) => write!(f, "{}:{at}: ", self.file)?,
             (Origin::Variable, _) => write!(f, "{VARIABLE}: ")?,
             (Origin::Flag, _) => f.write_str("command line: ")?,
@@ -117,21 +111,14 @@ impl fmt::Display for ConfigError {
             Problem::Syntax(kind) => kind.fmt(f),
             Problem::Package => f.write_str("another package's file"),
             Problem::SectionType(kind) => {
-                write!(
-                    f,
-                    "unknown section type '{kind}' (there are tcp-over-http and upstream)"
-                )
+                write!(f, "unknown section type '{kind}' (there are tcp-over-http and upstream)")
             }
             Problem::MainName => f.write_str("this section's name has to be 'main'"),
             Problem::UpstreamName => f.write_str("an upstream can't be named 'main'"),
             Problem::Option(name) => write!(f, "unknown option '{name}'"),
             Problem::NotUtf8(option) => write!(f, "{option}: not UTF-8"),
             Problem::NoList(option) => write!(f, "{option}: an option, not a list"),
-            Problem::Value {
-                option,
-                value: Some(value),
-                reason,
-            } => {
+            Problem::Value { option, value: Some(value), reason } => {
                 write!(f, "{option}: '")?;
                 // A terminal might act on control characters.
                 for c in value.chars() {
@@ -139,23 +126,15 @@ impl fmt::Display for ConfigError {
                 }
                 write!(f, "' {reason}")
             }
-            Problem::Value {
-                option,
-                value: None,
-                reason,
-            } => write!(f, "{option}: the value {reason}"),
+            Problem::Value { option, value: None, reason } => write!(f, "{option}: the value {reason}"),
             Problem::NoHost => f.write_str("upstream without a host"),
             Problem::NoUsername => f.write_str("upstream with a password and no username"),
             Problem::NoUpstream => {
-                write!(
-                    f,
-                    "no upstream: {} names none, nor do --upstream and {VARIABLE}",
-                    self.file
-                )
+                write!(f, "no upstream: {} names none, nor do --upstream and {VARIABLE}", self.file)
             }
-            Problem::Loop => f.write_str(
-                "mark: auto_route and route would capture upstream connections without one",
-            ),
+            Problem::Loop => {
+                f.write_str("mark: auto_route and route would capture upstream connections without one")
+            }
             Problem::AboveLimit { option, limit } => write!(f, "{option}: more than {limit}"),
         }
     }

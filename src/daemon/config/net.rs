@@ -145,19 +145,10 @@ mod tests {
 
     #[test]
     fn host_bits_are_found() {
-        for text in [
-            "10.0.0.1/8",
-            "128.0.0.0/0",
-            "192.0.2.1/31",
-            "2001:db8::1/127",
-            "8000::/0",
-        ] {
+        for text in ["10.0.0.1/8", "128.0.0.0/0", "192.0.2.1/31", "2001:db8::1/127", "8000::/0"] {
             assert!(!IpNet::parse(text).unwrap().is_network(), "{text}");
         }
-        let net = Ipv4Net {
-            addr: Ipv4Addr::new(10, 45, 39, 1),
-            prefix: 24,
-        };
+        let net = Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: 24 };
         assert_eq!(net.network(), Ipv4Addr::new(10, 45, 39, 0));
         assert_eq!(net.broadcast(), Ipv4Addr::new(10, 45, 39, 255));
     }

@@ -66,11 +66,7 @@ fn credentials(userinfo: &str) -> Result<Credentials, &'static str> {
 /// The host, in brackets if it was, and the port.
 fn split_port(address: &str) -> Result<(&str, u16), &'static str> {
     let port_at = match address.rfind(']') {
-        Some(bracket) => address
-            .get(bracket + 1..)
-            .unwrap_or_default()
-            .find(':')
-            .map(|at| bracket + 1 + at),
+        Some(bracket) => address.get(bracket + 1..).unwrap_or_default().find(':').map(|at| bracket + 1 + at),
         None => address.find(':'),
     };
     match port_at.and_then(|at| address.split_at_checked(at)) {
@@ -111,12 +107,7 @@ mod tests {
         for (url, host, port, expected) in [
             ("http://192.0.2.1:3128", ip("192.0.2.1"), 3128, None),
             ("HTTP://192.0.2.1/", ip("192.0.2.1"), 80, None),
-            (
-                "http://proxy.example.:65535",
-                name("proxy.example"),
-                65535,
-                None,
-            ),
+            ("http://proxy.example.:65535", name("proxy.example"), 65535, None),
             ("http://my_proxy", name("my_proxy"), 80, None),
             ("http://[2001:db8::1]:8080/", ip("2001:db8::1"), 8080, None),
             ("http://[::1]", ip("::1"), 80, None),
@@ -125,12 +116,7 @@ mod tests {
             ("http://u@a", name("a"), 80, Some(("u", ""))),
             ("http://u:@a", name("a"), 80, Some(("u", ""))),
             ("http://u:p:q@r@a", name("a"), 80, Some(("u", "p:q@r"))),
-            (
-                "http://u%40b:%70%3a%2F%25%C3%A9@[::1]:1",
-                ip("::1"),
-                1,
-                Some(("u@b", "p:/%\u{e9}")),
-            ),
+            ("http://u%40b:%70%3a%2F%25%C3%A9@[::1]:1", ip("::1"), 1, Some(("u@b", "p:/%\u{e9}"))),
         ] {
             let upstream = parse(url).unwrap_or_else(|reason| panic!("{url} {reason}"));
             assert_eq!((&upstream.host, upstream.port), (&host, port), "{url}");

@@ -69,16 +69,9 @@ impl Sections {
             b"upstream" => {}
             other => return Err((Origin::File(kind.at), Problem::SectionType(lossy(other)))),
         }
-        let known = self
-            .upstreams
-            .iter()
-            .position(|section| name.is_some() && section.name == name);
+        let known = self.upstreams.iter().position(|section| name.is_some() && section.name == name);
         Ok(Some(known.unwrap_or_else(|| {
-            self.upstreams.push(UpstreamSection {
-                at: kind.at,
-                name,
-                values: Values::default(),
-            });
+            self.upstreams.push(UpstreamSection { at: kind.at, name, values: Values::default() });
             self.upstreams.len() - 1
         })))
     }
@@ -105,10 +98,9 @@ impl UpstreamSection {
         let at = Origin::File(self.at);
         let host = draft.host.ok_or((at, Problem::NoHost))?;
         let credentials = match (draft.username, draft.password) {
-            (Some(username), password) => Some(Credentials {
-                username,
-                password: password.unwrap_or_default(),
-            }),
+            (Some(username), password) => {
+                Some(Credentials { username, password: password.unwrap_or_default() })
+            }
             (None, None) => None,
             (None, Some(_)) => return Err((at, Problem::NoUsername)),
         };
@@ -129,13 +121,7 @@ impl UpstreamSection {
 impl Values {
     /// Takes one statement of a file, as libuci does: an empty option changes nothing, `option`
     /// replaces and `list` adds.
-    fn read(
-        &mut self,
-        specs: &'static [Spec],
-        key: Word,
-        value: Word,
-        list: bool,
-    ) -> Result<(), Fault> {
+    fn read(&mut self, specs: &'static [Spec], key: Word, value: Word, list: bool) -> Result<(), Fault> {
         let Some(spec) = specs.iter().find(|spec| spec.name.as_bytes() == key.text) else {
             return Err((Origin::File(key.at), Problem::Option(lossy(&key.text))));
         };
@@ -158,11 +144,7 @@ impl Values {
 
     /// Adds a value; there may be others of the same option.
     pub fn add(&mut self, option: &'static str, text: String, origin: Origin) {
-        self.0.push(Value {
-            option,
-            text,
-            origin,
-        });
+        self.0.push(Value { option, text, origin });
     }
 
     /// Forgets the values of an option.
@@ -188,11 +170,7 @@ impl Values {
             };
             if let Err(reason) = spec.store(draft, text) {
                 let value = (!spec.is_secret()).then(|| text.to_owned());
-                let problem = Problem::Value {
-                    option,
-                    value,
-                    reason,
-                };
+                let problem = Problem::Value { option, value, reason };
                 return Err((origin, problem));
             }
         }

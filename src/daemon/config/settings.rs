@@ -36,10 +36,7 @@ pub struct Settings {
 impl Settings {
     /// With what the variable says.
     pub fn new(upstreams: Option<String>) -> Self {
-        Settings {
-            upstreams,
-            ..Settings::default()
-        }
+        Settings { upstreams, ..Settings::default() }
     }
 
     /// Takes a flag. The last one counts, unless the option is a list.
@@ -78,9 +75,7 @@ impl Settings {
             file => file.map_err(Problem::Read)?,
         };
         let mut text = Vec::new();
-        file.take(MAX_FILE + 1)
-            .read_to_end(&mut text)
-            .map_err(Problem::Read)?;
+        file.take(MAX_FILE + 1).read_to_end(&mut text).map_err(Problem::Read)?;
         if text.len() as u64 > MAX_FILE {
             return Err(Problem::TooLong);
         }
@@ -104,14 +99,8 @@ impl Settings {
         }
         if !draft.ipv6 {
             draft.config.address6 = None;
-            draft
-                .config
-                .routes
-                .retain(|net| matches!(net, IpNet::V4(_)));
-            draft
-                .config
-                .bypass
-                .retain(|net| matches!(net, IpNet::V4(_)));
+            draft.config.routes.retain(|net| matches!(net, IpNet::V4(_)));
+            draft.config.bypass.retain(|net| matches!(net, IpNet::V4(_)));
         }
         check(main, &mut draft.config)?;
         Ok(draft.config)
@@ -119,12 +108,7 @@ impl Settings {
 
     /// Puts the variable's and the flags' values in place of the file's.
     fn override_values(&self, main: &mut Values) {
-        for (index, url) in self
-            .upstreams
-            .iter()
-            .flat_map(|urls| urls.split_ascii_whitespace())
-            .enumerate()
-        {
+        for (index, url) in self.upstreams.iter().flat_map(|urls| urls.split_ascii_whitespace()).enumerate() {
             if index == 0 {
                 main.clear("upstream");
             }
@@ -150,8 +134,7 @@ fn check(main: &Values, config: &mut Config) -> Result<(), Fault> {
     let (flows, dials) = (config.max_flows, config.max_dials);
     config.max_dials = at_most(main, "max_dials", dials, "max_flows", flows)?;
     let (dials, client) = (config.max_dials, config.max_dials_per_client);
-    config.max_dials_per_client =
-        at_most(main, "max_dials_per_client", client, "max_dials", dials)?;
+    config.max_dials_per_client = at_most(main, "max_dials_per_client", client, "max_dials", dials)?;
     Ok(())
 }
 

@@ -90,12 +90,7 @@ pub static UPSTREAM: &[Spec] = &[
 ];
 
 const fn row(name: &'static str, default: &'static str, help: &'static str, kind: Kind) -> Spec {
-    Spec {
-        name,
-        default,
-        help,
-        kind,
-    }
+    Spec { name, default, help, kind }
 }
 
 fn pick<T>(index: usize, first: T, second: T) -> T {
@@ -104,9 +99,7 @@ fn pick<T>(index: usize, first: T, second: T) -> T {
 
 /// `LevelFilter` counts from `Off`.
 fn level(index: usize) -> LevelFilter {
-    LevelFilter::iter()
-        .nth(index + 1)
-        .unwrap_or(LevelFilter::Trace)
+    LevelFilter::iter().nth(index + 1).unwrap_or(LevelFilter::Trace)
 }
 
 fn secs(seconds: u32) -> Duration {
@@ -147,10 +140,7 @@ impl Default for Draft {
             config: Config {
                 tun: String::new(),
                 mtu: 0,
-                address: Ipv4Net {
-                    addr: Ipv4Addr::UNSPECIFIED,
-                    prefix: 0,
-                },
+                address: Ipv4Net { addr: Ipv4Addr::UNSPECIFIED, prefix: 0 },
                 address6: None,
                 listen_port: 0,
                 connect: ConnectMode::Honest,

@@ -37,14 +37,8 @@ pub fn device(name: &str) -> Result<String, &'static str> {
     let valid = (1..=15).contains(&name.len())
         && name != "."
         && name != ".."
-        && name
-            .bytes()
-            .all(|c| c.is_ascii_graphic() && !matches!(c, b'/' | b':' | b'%'));
-    if valid {
-        Ok(name.to_owned())
-    } else {
-        Err("is not a device name (1-15 characters)")
-    }
+        && name.bytes().all(|c| c.is_ascii_graphic() && !matches!(c, b'/' | b':' | b'%'));
+    if valid { Ok(name.to_owned()) } else { Err("is not a device name (1-15 characters)") }
 }
 
 pub fn own_ipv4(text: &str) -> Result<Ipv4Net, &'static str> {
@@ -73,10 +67,7 @@ pub fn own_ipv6(text: &str) -> Result<Ipv6Net, &'static str> {
     if net.addr == net.network() {
         return Err("is its network's own address");
     }
-    if net.addr.is_multicast()
-        || net.addr == Ipv6Addr::LOCALHOST
-        || net.addr.is_unicast_link_local()
-    {
+    if net.addr.is_multicast() || net.addr == Ipv6Addr::LOCALHOST || net.addr.is_unicast_link_local() {
         return Err("is not an address for a device");
     }
     Ok(net)
@@ -84,20 +75,13 @@ pub fn own_ipv6(text: &str) -> Result<Ipv6Net, &'static str> {
 
 pub fn cidr(text: &str) -> Result<IpNet, &'static str> {
     let net = IpNet::parse(text).ok_or("is not a network (ADDRESS/PREFIX)")?;
-    if net.is_network() {
-        Ok(net)
-    } else {
-        Err("has bits set behind its prefix")
-    }
+    if net.is_network() { Ok(net) } else { Err("has bits set behind its prefix") }
 }
 
 pub fn resolver(text: &str) -> Result<SocketAddr, &'static str> {
     let addr = match text.parse() {
         Ok(ip) => Some(SocketAddr::new(ip, 53)),
-        Err(_) => text
-            .parse()
-            .ok()
-            .filter(|addr: &SocketAddr| addr.port() != 0),
+        Err(_) => text.parse().ok().filter(|addr: &SocketAddr| addr.port() != 0),
     };
     addr.ok_or("is not IP, IP:PORT or [IP]:PORT")
 }
@@ -115,9 +99,7 @@ pub fn table(text: &str) -> Result<u32, &'static str> {
 }
 
 pub fn mark(text: &str) -> Result<u32, &'static str> {
-    number(text)
-        .filter(|mark| mark & !MARK_MASK == 0)
-        .ok_or("is not a mark within 0xff000000")
+    number(text).filter(|mark| mark & !MARK_MASK == 0).ok_or("is not a mark within 0xff000000")
 }
 
 /// `Name: value` (RFC 9110 section 5), without what CONNECT can't have or says by itself.

@@ -26,10 +26,7 @@ fn install_and_remove_leave_nothing() {
         let tun = open_tun();
         let routes = world.install(&auto_route());
         let link = ip("link show toh0");
-        assert!(
-            link.contains("mtu 1400") && link.contains("qlen 1000"),
-            "{link}"
-        );
+        assert!(link.contains("mtu 1400") && link.contains("qlen 1000"), "{link}");
         assert!(link.contains(",UP"), "{link}");
         let addresses = ip("addr show toh0 scope global");
         assert!(addresses.contains("inet 10.45.39.1/24 "), "{addresses}");
@@ -91,10 +88,7 @@ fn captures_tcp_that_goes_to_a_default_route() {
         ip("route del default");
         assert_eq!(device("203.0.113.1", "ipproto tcp"), TUN);
         assert_eq!(device("203.0.113.1", out), "");
-        assert_eq!(
-            device("203.0.113.1", &format!("ipproto tcp mark {MARK}")),
-            ""
-        );
+        assert_eq!(device("203.0.113.1", &format!("ipproto tcp mark {MARK}")), "");
     });
 }
 
@@ -124,10 +118,7 @@ fn rejecting_captures_all_protocols() {
         let mut config = auto_route();
         config.non_tcp = NonTcp::Reject;
         let _routes = world.install(&config);
-        for (to, local) in [
-            ("198.51.100.1", "192.168.7.9"),
-            ("2001:db8:a::1", "fd00:7::9"),
-        ] {
+        for (to, local) in [("198.51.100.1", "192.168.7.9"), ("2001:db8:a::1", "fd00:7::9")] {
             assert_eq!(device(to, "ipproto udp"), TUN);
             assert_eq!(device(to, &format!("ipproto udp mark {MARK}")), "wan0");
             assert_eq!(device(local, "ipproto udp"), "lan0");
@@ -141,22 +132,13 @@ fn captures_listed_networks_only() {
     in_namespace(|world| {
         let _tun = open_tun();
         let mut config = config();
-        config.routes = nets(&[
-            "192.168.7.128/25",
-            "203.0.113.0/24",
-            "10.1.0.0/16",
-            "2001:db8:a::/48",
-        ]);
+        config.routes = nets(&["192.168.7.128/25", "203.0.113.0/24", "10.1.0.0/16", "2001:db8:a::/48"]);
         config.bypass = nets(&["10.0.0.0/8", "203.0.113.128/25"]);
         let _routes = world.install(&config);
         assert_eq!(device("198.51.100.1", "ipproto tcp"), "wan0");
         assert_eq!(device("203.0.113.1", "ipproto tcp"), TUN);
         assert_eq!(device("203.0.113.129", "ipproto tcp"), "wan0");
-        assert_eq!(
-            device("192.168.7.129", "ipproto tcp"),
-            TUN,
-            "a connected network"
-        );
+        assert_eq!(device("192.168.7.129", "ipproto tcp"), TUN, "a connected network");
         assert_eq!(device("10.1.0.1", "ipproto tcp"), "wan0", "bypass wins");
         assert_eq!(device("2001:db8:a::1", "ipproto tcp"), TUN);
         assert_eq!(device("2001:db8:c::1", "ipproto tcp"), "wan0");
@@ -313,10 +295,7 @@ fn failed_installs_name_the_action() {
     in_namespace(|world| {
         let before = state();
         let error = world.try_install(&auto_route()).err().unwrap().to_string();
-        assert!(
-            error.starts_with("find device toh0: No such device"),
-            "{error}"
-        );
+        assert!(error.starts_with("find device toh0: No such device"), "{error}");
 
         let _tun = open_tun();
         let mut config = auto_route();
@@ -326,10 +305,7 @@ fn failed_installs_name_the_action() {
         assert!(error.starts_with("add rule 4294967295: "), "{error}");
         assert_eq!(state(), before, "nothing is left");
 
-        config.address6 = Some(Ipv6Net {
-            addr: Ipv6Addr::UNSPECIFIED,
-            prefix: 200,
-        });
+        config.address6 = Some(Ipv6Net { addr: Ipv6Addr::UNSPECIFIED, prefix: 200 });
         let error = world.try_install(&config).err().unwrap().to_string();
         assert!(error.starts_with("set address ::/200 on toh0: "), "{error}");
     });
@@ -363,9 +339,7 @@ impl World {
     fn event(&self, routes: &mut Routes) -> Option<Event> {
         self.0.block_on(async {
             let event = poll_fn(|cx| routes.poll_event(cx));
-            tokio::time::timeout(Duration::from_millis(50), event)
-                .await
-                .ok()
+            tokio::time::timeout(Duration::from_millis(50), event).await.ok()
         })
     }
 }
@@ -398,9 +372,7 @@ fn in_namespace(test: impl FnOnce(&World) + Send + 'static) {
         for family in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             fs::write(format!("/proc/sys/net/{family}"), "1").unwrap();
         }
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         test(&World(runtime.unwrap()));
     });
     if let Err(panic) = thread.join() {
@@ -447,56 +419,33 @@ fn device(to: &str, properties: &str) -> String {
 
 /// All rules and the routes of our table.
 fn state() -> String {
-    [
-        "rule",
-        "-6 rule",
-        "route show table 7480",
-        "-6 route show table 7480",
-    ]
-    .map(ip)
-    .concat()
+    ["rule", "-6 rule", "route show table 7480", "-6 route show table 7480"].map(ip).concat()
 }
 
 /// And what the TUN has.
 fn whole_state() -> String {
-    let addresses = ["-o -4 addr show toh0", "-o -6 addr show toh0 scope global"]
-        .map(ip)
-        .concat();
+    let addresses = ["-o -4 addr show toh0", "-o -6 addr show toh0 scope global"].map(ip).concat();
     state() + &addresses + &ip("route show table main") + &ip("-6 route show dev toh0")
 }
 
 fn sysctl(name: &str) -> String {
-    fs::read_to_string(format!("/proc/sys/net/{name}"))
-        .unwrap()
-        .trim_end()
-        .to_owned()
+    fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap().trim_end().to_owned()
 }
 
 fn nets(list: &[&str]) -> Vec<IpNet> {
-    list.iter()
-        .map(|text| IpNet::parse(text).unwrap())
-        .collect()
+    list.iter().map(|text| IpNet::parse(text).unwrap()).collect()
 }
 
 fn auto_route() -> Config {
-    Config {
-        auto_route: true,
-        ..config()
-    }
+    Config { auto_route: true, ..config() }
 }
 
 fn config() -> Config {
     Config {
         tun: TUN.to_owned(),
         mtu: 1400,
-        address: Ipv4Net {
-            addr: Ipv4Addr::new(10, 45, 39, 1),
-            prefix: 24,
-        },
-        address6: Some(Ipv6Net {
-            addr: "fd45:39::1".parse().unwrap(),
-            prefix: 64,
-        }),
+        address: Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: 24 },
+        address6: Some(Ipv6Net { addr: "fd45:39::1".parse().unwrap(), prefix: 64 }),
         listen_port: 12345,
         connect: ConnectMode::Honest,
         max_flows: 4096,

@@ -6,8 +6,10 @@ use crate::resolver::tests as dns;
 use crate::resolver::tests::run;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream as StdStream};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 const TARGET: &str = "192.0.2.7:443";
@@ -80,10 +82,7 @@ fn config(addresses: &[SocketAddr]) -> Config {
     Config {
         tun: "toh0".to_owned(),
         mtu: 1500,
-        address: Ipv4Net {
-            addr: Ipv4Addr::new(10, 45, 39, 1),
-            prefix: 24,
-        },
+        address: Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: 24 },
         address6: None,
         listen_port: 12345,
         connect: ConnectMode::Honest,
@@ -115,30 +114,34 @@ fn upstreams(addresses: &[SocketAddr]) -> Upstreams {
 
 /// Gives up on silent proxies soon.
 fn impatient(addresses: &[SocketAddr]) -> Upstreams {
-    Upstreams {
-        reply_timeout: Duration::from_millis(400),
-        ..upstreams(addresses)
-    }
+    Upstreams { reply_timeout: Duration::from_millis(400), ..upstreams(addresses) }
 }
 
 fn open(upstreams: &Upstreams) -> Result<Opened, Failure> {
     run(upstreams.open(TARGET.parse().unwrap()))
 }
 
+async fn read_byte(stream: &TcpStream) -> u8 {
+    let mut byte = [0];
+    loop {
+        stream.readable().await.unwrap();
+        match stream.try_read(&mut byte) {
+            Ok(1) => return byte[0],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 fn stats(upstreams: &Upstreams) -> Vec<(u32, u32, u32)> {
-    upstreams
-        .stats()
-        .map(|(_, s)| (s.opened, s.refused, s.failed))
-        .collect()
+    upstreams.stats().map(|(_, s)| (s.opened, s.refused, s.failed)).collect()
 }
 
 #[test]
 fn a_tunnel_carries_bytes_both_ways() {
     let fake = proxy(|stream, request| {
         assert_eq!(request, REQUEST);
-        stream
-            .write_all(b"HTTP/1.0 200 Connection established\r\nVia: x\r\n\r\nearly")
-            .unwrap();
+        stream.write_all(b"HTTP/1.0 200 Connection established\r\nVia: x\r\n\r\nearly").unwrap();
         let mut byte = [0];
         stream.read_exact(&mut byte).unwrap();
         stream.write_all(&byte).unwrap();
@@ -148,23 +151,13 @@ fn a_tunnel_carries_bytes_both_ways() {
         let Opened { stream, leftover } = upstreams.open(TARGET.parse().unwrap()).await.unwrap();
         assert_eq!(leftover, b"early");
         assert!(stream.nodelay().unwrap());
-        assert_eq!(
-            sys::option(&stream, libc::SOL_SOCKET, libc::SO_KEEPALIVE).unwrap(),
-            1
-        );
-        assert_eq!(
-            sys::option(&stream, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE).unwrap(),
-            60
-        );
-        assert_eq!(
-            sys::option(&stream, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL).unwrap(),
-            10
-        );
+        assert_eq!(sys::option(&stream, libc::SOL_SOCKET, libc::SO_KEEPALIVE).unwrap(), 1);
+        assert_eq!(sys::option(&stream, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE).unwrap(), 60);
+        assert_eq!(sys::option(&stream, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL).unwrap(), 10);
+        let poll = pin!(stream.readable()).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(poll.is_pending(), "nothing is left to read");
         stream.try_write(b"!").unwrap();
-        stream.readable().await.unwrap();
-        let mut buffer = [0; 10];
-        assert_eq!(stream.try_read(&mut buffer).unwrap(), 1);
-        assert_eq!(buffer[0], b'!');
+        assert_eq!(read_byte(&stream).await, b'!');
     });
     assert_eq!(stats(&upstreams), [(1, 0, 0)]);
 }
@@ -174,15 +167,10 @@ fn credentials_and_headers_are_sent() {
     let fake = proxy(|stream, request| {
         let is_complete = request.contains("\r\nProxy-Authorization: Basic dTpw\r\nX-Extra: y\r\n");
         let status = if is_complete { 200 } else { 400 };
-        stream
-            .write_all(format!("HTTP/1.1 {status} x\r\n\r\n").as_bytes())
-            .unwrap();
+        stream.write_all(format!("HTTP/1.1 {status} x\r\n\r\n").as_bytes()).unwrap();
     });
     let mut config = config(&[fake.address]);
-    let credentials = Credentials {
-        username: "u".to_owned(),
-        password: "p".to_owned(),
-    };
+    let credentials = Credentials { username: "u".to_owned(), password: "p".to_owned() };
     config.upstreams[0].credentials = Some(credentials);
     config.upstreams[0].headers = vec!["X-Extra: y".to_owned()];
     assert!(open(&Upstreams::new(&config).unwrap()).is_ok());
@@ -198,14 +186,8 @@ fn settings_that_make_no_request_are_refused() {
     let kind = io::ErrorKind::InvalidInput;
     assert_eq!(invalid(&|u| u.headers = vec!["no colon".to_owned()]), kind);
     assert_eq!(invalid(&|u| u.host = Host::Name("a..b".to_owned())), kind);
-    let credentials = Credentials {
-        username: "a:b".to_owned(),
-        password: String::new(),
-    };
-    assert_eq!(
-        invalid(&|u| u.credentials = Some(credentials.clone())),
-        kind
-    );
+    let credentials = Credentials { username: "a:b".to_owned(), password: String::new() };
+    assert_eq!(invalid(&|u| u.credentials = Some(credentials.clone())), kind);
 }
 
 #[test]
@@ -220,19 +202,10 @@ fn a_reply_may_come_byte_by_byte_and_over_ipv6() {
         stream.shutdown(Shutdown::Write).unwrap();
     });
     run(async {
-        let Opened {
-            stream,
-            leftover: mut got,
-        } = upstreams(&[fake.address])
-            .open(TARGET.parse().unwrap())
-            .await
-            .unwrap();
+        let Opened { stream, leftover: mut got } =
+            upstreams(&[fake.address]).open(TARGET.parse().unwrap()).await.unwrap();
         while got.len() < 5 {
-            stream.readable().await.unwrap();
-            let mut byte = [0];
-            if let Ok(1) = stream.try_read(&mut byte) {
-                got.push(byte[0]);
-            }
+            got.push(read_byte(&stream).await);
         }
         assert_eq!(got, b"early");
     });
@@ -242,16 +215,11 @@ fn a_reply_may_come_byte_by_byte_and_over_ipv6() {
 fn long_replies_are_read_to_their_end() {
     let fake = proxy(|stream, _| {
         let fields = "X: y\r\n".repeat(10_000);
-        stream
-            .write_all(format!("HTTP/1.1 299 x\r\n{fields}\r\nearly").as_bytes())
-            .unwrap();
+        stream.write_all(format!("HTTP/1.1 299 x\r\n{fields}\r\nearly").as_bytes()).unwrap();
         let _ = stream.read(&mut [0]);
     });
     run(async {
-        let opened = upstreams(&[fake.address])
-            .open(TARGET.parse().unwrap())
-            .await
-            .unwrap();
+        let opened = upstreams(&[fake.address]).open(TARGET.parse().unwrap()).await.unwrap();
         assert!(b"early".starts_with(&opened.leftover));
     });
 }
@@ -259,15 +227,9 @@ fn long_replies_are_read_to_their_end() {
 #[test]
 fn a_status_is_the_truth_and_no_other_proxy_is_asked() {
     for (answer, status) in [
-        (
-            "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 3\r\n\r\nno!",
-            502,
-        ),
+        ("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 3\r\n\r\nno!", 502),
         ("HTTP/1.0 403\n\n", 403),
-        (
-            "HTTP/1.1 407 x\r\nProxy-Authenticate: Basic realm=x\r\n\r\n",
-            407,
-        ),
+        ("HTTP/1.1 407 x\r\nProxy-Authenticate: Basic realm=x\r\n\r\n", 407),
     ] {
         let (first, second) = (answering(answer), answering("HTTP/1.1 200\r\n\r\n"));
         let upstreams = upstreams(&[first.address, second.address]);
@@ -287,10 +249,7 @@ fn a_broken_answer_makes_the_next_proxy_worth_a_try() {
     assert_eq!(open(&upstreams(&broken)).unwrap_err(), Failure::BadReply);
     let upstreams = upstreams(&[&broken[..], &[good.address]].concat());
     assert!(open(&upstreams).is_ok());
-    assert_eq!(
-        stats(&upstreams),
-        [(0, 0, 1), (0, 0, 1), (0, 0, 1), (1, 0, 0)]
-    );
+    assert_eq!(stats(&upstreams), [(0, 0, 1), (0, 0, 1), (0, 0, 1), (1, 0, 0)]);
 }
 
 #[test]
@@ -299,10 +258,7 @@ fn garbage_fails_without_a_time_out() {
         stream.write_all(b"SSH").unwrap();
         let _ = stream.read(&mut [0]);
     });
-    let patient = Upstreams {
-        reply_timeout: Duration::from_secs(3600),
-        ..upstreams(&[fake.address])
-    };
+    let patient = Upstreams { reply_timeout: Duration::from_secs(3600), ..upstreams(&[fake.address]) };
     assert_eq!(open(&patient).unwrap_err(), Failure::BadReply);
 }
 
@@ -326,9 +282,7 @@ fn a_resting_proxy_is_the_last_resort() {
     assert_eq!(stats(&upstreams), [(0, 0, 2)]);
     let listener = run(async { socket.listen(8).unwrap().into_std().unwrap() });
     listener.set_nonblocking(false).unwrap();
-    proxy_on(listener, |stream, _| {
-        stream.write_all(b"HTTP/1.1 200\r\n\r\n").unwrap()
-    });
+    proxy_on(listener, |stream, _| stream.write_all(b"HTTP/1.1 200\r\n\r\n").unwrap());
     assert!(open(&upstreams).is_ok());
     assert!(!upstreams.proxies[0].rests());
 }
@@ -341,9 +295,7 @@ fn silence_is_the_proxys_fault_until_it_answers_others() {
     assert!(hung.proxies[0].rests());
 
     let busy = impatient(&[first.address, second.address]);
-    busy.proxies[0]
-        .last_answer
-        .set(Some(Instant::now() + Duration::from_secs(3600)));
+    busy.proxies[0].last_answer.set(Some(Instant::now() + Duration::from_secs(3600)));
     assert_eq!(open(&busy).unwrap_err(), Failure::TimedOut);
     assert!(!busy.proxies[0].rests());
     assert_eq!(second.requests.load(SeqCst), 1);
@@ -356,24 +308,15 @@ fn silence_is_the_proxys_fault_until_it_answers_others() {
 #[test]
 fn all_addresses_of_a_name_are_tried_and_the_good_one_is_kept() {
     let fake = proxy(|stream, _| stream.write_all(b"HTTP/1.1 200\r\n\r\n").unwrap());
-    let (resolver, queries) = dns::server(|query| {
-        vec![dns::reply(
-            query,
-            dns::OK,
-            &["127.0.0.2", "127.0.0.1", "::1"],
-            60,
-        )]
-    });
+    let (resolver, queries) =
+        dns::server(|query| vec![dns::reply(query, dns::OK, &["127.0.0.2", "127.0.0.1", "::1"], 60)]);
     let mut config = config(&[fake.address]);
     config.resolvers = vec![resolver];
     config.upstreams[0].host = Host::Name("proxy.invalid".to_owned());
     let upstreams = Upstreams::new(&config).unwrap();
     for _ in 0..2 {
         assert!(open(&upstreams).is_ok());
-        assert_eq!(
-            upstreams.proxies[0].good_address.get(),
-            Some(fake.address.ip())
-        );
+        assert_eq!(upstreams.proxies[0].good_address.get(), Some(fake.address.ip()));
     }
     assert_eq!(queries.load(SeqCst), 2);
     assert_eq!(stats(&upstreams), [(2, 0, 0)]);
@@ -385,10 +328,7 @@ fn a_name_without_addresses_is_an_unreachable_proxy() {
     let mut config = config(&["127.0.0.1:1".parse().unwrap()]);
     config.resolvers = vec![resolver];
     config.upstreams[0].host = Host::Name("proxy.invalid".to_owned());
-    assert_eq!(
-        open(&Upstreams::new(&config).unwrap()).unwrap_err(),
-        Failure::Unreachable
-    );
+    assert_eq!(open(&Upstreams::new(&config).unwrap()).unwrap_err(), Failure::Unreachable);
 }
 
 #[test]
@@ -401,10 +341,7 @@ fn sockets_are_marked_or_routes_refused() {
     let upstreams = Upstreams::new(&config).unwrap();
     run(async {
         let opened = upstreams.open(TARGET.parse().unwrap()).await.unwrap();
-        assert_eq!(
-            sys::option(&opened.stream, libc::SOL_SOCKET, libc::SO_MARK).unwrap(),
-            expected
-        );
+        assert_eq!(sys::option(&opened.stream, libc::SOL_SOCKET, libc::SO_MARK).unwrap(), expected);
     });
     config.auto_route = true;
     assert_eq!(Upstreams::new(&config).is_ok(), is_allowed);
@@ -413,9 +350,7 @@ fn sockets_are_marked_or_routes_refused() {
 #[test]
 fn a_lack_of_descriptors_is_no_proxys_fault() {
     assert!(is_exhausted(&io::Error::from_raw_os_error(libc::EMFILE)));
-    assert!(!is_exhausted(&io::Error::from_raw_os_error(
-        libc::ECONNREFUSED
-    )));
+    assert!(!is_exhausted(&io::Error::from_raw_os_error(libc::ECONNREFUSED)));
 }
 
 #[test]
