@@ -9,10 +9,13 @@ extern crate std;
 
 pub mod checksum;
 pub mod flow;
+mod nat;
 pub mod packet;
 pub mod reject;
 pub mod rewrite;
 mod siphash;
 pub mod subnet;
 pub mod time;
+mod tuple;
+mod verdict;
 pub mod vnet;
