@@ -22,9 +22,22 @@ use crate::time::Instant;
 pub use crate::verdict::{Counters, Drop, Verdict};
 use crate::vnet;
 
+/// How a connection gets from the client to the listener once its SYN is released. This is all that tells
+/// the two paths apart here; everything before and after is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Through the TUN, translated, packet by packet: works on any kernel.
+    Rewrite,
+    /// The SYN alone goes back to the TUN, unchanged; a firewall rule gives it to a transparent listener,
+    /// and all further packets go to that connection's socket without coming here.
+    Express,
+}
+
 /// What the rewriter has to know.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
+    /// How connections get to the listener.
+    pub path: Path,
     /// The TUN's IPv4 subnet.
     pub ipv4: Subnet,
     /// The TUN's IPv6 subnet; without one, IPv6 is dropped.
@@ -82,12 +95,41 @@ impl Rewriter {
         }
     }
 
-    /// The flow whose connection the listener sees come from `address` and `port`, if it waits to be
-    /// accepted; it is live then.
-    pub fn accept(&mut self, address: Ipv6Addr, port: u16, now: Instant) -> Option<Slot> {
-        let slot = self.flows.find_nat(port)?;
-        let flow = self.flows.get(slot);
-        (self.nat_source(flow)? == address && self.flows.accept(slot, now)).then_some(slot)
+    /// The flow of a connection that the listener has accepted from `address` and `port`, if it waits for
+    /// that; it is live then. `local` tells the connection's own end, and is asked only if need be.
+    pub fn accept(
+        &mut self,
+        address: Ipv6Addr,
+        port: u16,
+        local: impl FnOnce() -> Option<(Ipv6Addr, u16)>,
+        now: Instant,
+    ) -> Option<Slot> {
+        let slot = match self.settings.path {
+            Path::Rewrite => {
+                let slot = self.flows.find_nat(port)?;
+                let nat = self.nat_source(self.flows.get(slot))?;
+                (nat == address).then_some(slot)?
+            }
+            Path::Express => {
+                let (destination, destination_port) = local()?;
+                self.flows.find(&Tuple {
+                    source: address,
+                    destination,
+                    source_port: port,
+                    destination_port,
+                })?
+            }
+        };
+        self.flows.accept(slot, now).then_some(slot)
+    }
+
+    /// The flow's relay has ended, or nobody will accept its connection any more.
+    pub fn close(&mut self, slot: Slot, now: Instant) {
+        match self.settings.path {
+            Path::Rewrite => self.flows.close(slot, now),
+            // Its packets do not come here, so there are none to wait for.
+            Path::Express => self.flows.end(slot, now),
+        }
     }
 
     /// Decides about the packet `bytes`, which came behind `header`, and changes it in place.
@@ -155,15 +197,17 @@ impl Rewriter {
                 State::Held => return Err(Drop::Unexpected),
                 // The client uses its port again: a new flow, with a NAT source of its own.
                 State::Closing | State::Closed if is_syn && sequence != flow.isn() => {}
-                was if flow.is_translated(now) => {
-                    let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;
-                    packet.translate(&new, flow.change, state);
+                was if self.passes(flow, now) => {
+                    if self.settings.path == Path::Rewrite {
+                        let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;
+                        packet.translate(&new, flow.change, state);
+                    }
                     if flags & SYN != 0 {
                         packet.clamp_mss(self.max_mss(packet.is_ipv4()), state);
                     }
                     self.flows.note(slot, Side::Client, flags, now);
                     if was == State::Opening && takes_back {
-                        self.flows.close(slot, now);
+                        self.close(slot, now);
                         return Ok(Verdict::ForwardAbandoned(slot));
                     }
                     return Ok(Verdict::Forward);
@@ -237,6 +281,17 @@ impl Rewriter {
         let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;
         packet.translate_icmp_error(&new.reversed(), new.source, new.destination);
         Ok(Verdict::Forward)
+    }
+
+    /// Whether a packet from the flow's client is given to the kernel. On the express path it comes here if
+    /// the kernel has no socket for it (yet): that is right for a SYN that is sent again, and for the
+    /// router's own connections, of which all packets are routed to the TUN; once the flow is over, only a
+    /// RST is left to say.
+    fn passes(&self, flow: &Flow, now: Instant) -> bool {
+        match self.settings.path {
+            Path::Rewrite => flow.is_translated(now),
+            Path::Express => matches!(flow.state(), State::Opening | State::Live),
+        }
     }
 
     /// The flow with the NAT source `address` and `port`, if it is translated.

@@ -34,6 +34,8 @@ pub struct Config {
     pub address6: Option<Ipv6Net>,
     /// TCP port of the listener on `address` and `address6`.
     pub listen_port: u16,
+    /// How connections get from the client to the listener.
+    pub path: PathChoice,
     /// When a client's connection is accepted.
     pub connect: ConnectMode,
     /// Flows in all, 16..=65000.
@@ -81,6 +83,22 @@ impl Config {
     pub const fn captures(&self) -> bool {
         self.auto_route || !self.routes.is_empty()
     }
+
+    /// The mark of packets that are delivered to an own socket, whatever their destination.
+    pub const fn deliver_mark(&self) -> u32 {
+        self.mark ^ 0x0100_0000
+    }
+}
+
+/// How connections get from the client to the listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathChoice {
+    /// By the express path if it works here, else by rewriting.
+    Auto,
+    /// By the express path.
+    Express,
+    /// By rewriting.
+    Rewrite,
 }
 
 /// When a client's connection is accepted.

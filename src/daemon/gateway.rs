@@ -146,11 +146,8 @@ impl Gateway {
 
     /// A connection has come to the listener.
     pub fn handle_accepted(self: &Rc<Self>, client: TcpStream, peer: SocketAddr, now: Instant) {
-        let address = match peer.ip() {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-            IpAddr::V6(v6) => v6,
-        };
-        let accepted = self.rewriter.borrow_mut().accept(address, peer.port(), now);
+        let local = || client.local_addr().ok().map(|local| (mapped(local.ip()), local.port()));
+        let accepted = self.rewriter.borrow_mut().accept(mapped(peer.ip()), peer.port(), local, now);
         let Some(slot) = accepted else {
             log::debug!("accepted {peer}, which is no flow's; reset");
             _ = client.set_zero_linger();
@@ -293,7 +290,7 @@ impl Gateway {
             }
             Err(error) => {
                 log::warn!("no pipe for a relay: {error}");
-                self.rewriter.borrow_mut().flows.close(slot, self.now());
+                self.rewriter.borrow_mut().close(slot, self.now());
                 self.keep(slot, Kept::Nothing);
             }
         }
@@ -302,7 +299,7 @@ impl Gateway {
     /// Resets the client of an accepted flow.
     fn reset(&self, slot: Slot, client: &TcpStream) {
         _ = client.set_zero_linger();
-        self.rewriter.borrow_mut().flows.close(slot, self.now());
+        self.rewriter.borrow_mut().close(slot, self.now());
         self.keep(slot, Kept::Nothing);
     }
 
@@ -377,7 +374,7 @@ impl Drop for RelayTask {
         }
         let gateway = &self.gateway;
         self.relay.release(&gateway.pipes);
-        gateway.rewriter.borrow_mut().flows.close(self.slot, gateway.now());
+        gateway.rewriter.borrow_mut().close(self.slot, gateway.now());
         let moved = self.relay.moved();
         gateway.count(|totals| {
             totals.relayed += 1;
@@ -396,6 +393,13 @@ const fn answer(failure: &Failure) -> Option<Reject> {
         Failure::Unreachable | Failure::BadReply => Some(Reject::Network),
         Failure::BadTarget => Some(Reject::Prohibited),
         Failure::Exhausted => None,
+    }
+}
+
+const fn mapped(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
     }
 }
 

@@ -190,7 +190,7 @@ pub struct Socket {
 impl Socket {
     /// Opens one that belongs to no multicast group.
     pub fn open() -> io::Result<Self> {
-        let file = sys::netlink_route(0)?;
+        let file = sys::netlink(libc::NETLINK_ROUTE, 0)?;
         Ok(Socket { file, sequence: 0 })
     }
 

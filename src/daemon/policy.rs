@@ -4,11 +4,15 @@
 //!
 //! | priority | rule | why |
 //! |---|---|---|
-//! | P | `iif TUN goto P+4` | what leaves the TUN can't enter it again: no loops |
-//! | P+1 | `fwmark MARK/MASK goto P+4` | nor can our connections to the proxies |
-//! | P+2 | `[ipproto tcp] lookup main suppress_prefixlength 0` | `auto_route` only: any route but a default one comes before us |
-//! | P+3 | `[ipproto tcp] lookup TABLE` | the capture |
-//! | P+4 | `nop` | the way on to everybody else's rules |
+//! | P | `fwmark DELIVER/MASK iif lo goto P+8` | express path: a look-up of the way back (`src_valid_mark`) isn't meant |
+//! | P+1 | `fwmark DELIVER/MASK lookup TABLE+1` | express path: what an own socket takes is local, whatever its destination |
+//! | P+2 | `iif TUN lookup main suppress_prefixlength 0` | express path: what we send to clients goes its way, ... |
+//! | P+3 | `iif TUN lookup TABLE+2` | ... and a released SYN that no firewall rule takes is refused, not forwarded |
+//! | P+4 | `iif TUN goto P+8` | what leaves the TUN can't enter it again: no loops |
+//! | P+5 | `fwmark MARK/MASK goto P+8` | nor can our connections to the proxies |
+//! | P+6 | `[ipproto tcp] lookup main suppress_prefixlength 0` | `auto_route` only: any route but a default one comes before us |
+//! | P+7 | `[ipproto tcp] lookup TABLE` | the capture |
+//! | P+8 | `nop` | the way on to everybody else's rules |
 //!
 //! Rules can't say "TCP without the mark": `not` negates the whole selector, so that
 //! `not fwmark M ipproto tcp` takes UDP too. Hence the jumps. `ipproto tcp` is missing with
@@ -18,11 +22,14 @@
 //! with a worse metric, which needs no device and so refuses the traffic when the TUN died with the daemon.
 //! A bypassed prefix is a `throw`: the rules behind ours decide.
 //!
+//! TABLE+1 has one route, which makes everything local; TABLE+2 has each captured prefix as `unreachable`.
+//!
 //! All we make bears the protocol number [`OURS`]; what doesn't, somebody else made and we leave alone.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use log::warn;
+use tcp_over_http::rewrite::Path;
 
 use super::config::{Config, IpNet, Ipv4Net, Ipv6Net, MARK_MASK, NonTcp, OnFailure};
 use super::netlink::{self, Message, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -36,6 +43,15 @@ const METRIC_BLOCK: u32 = 4096;
 
 /// Multicast can't be TCP; without its own route it would follow the default one into the TUN.
 const MULTICAST: IpNet = IpNet::V4(Ipv4Net { addr: Ipv4Addr::new(224, 0, 0, 0), prefix: 4 });
+
+/// The rule behind all others, P + this.
+pub const LAST_RULE: u32 = 8;
+
+/// How many tables there are, from `table` on.
+pub const TABLES: u32 = 3;
+
+/// The index of `lo`: the kernel's LOOPBACK_IFINDEX.
+const LOOPBACK: u32 = 1;
 
 const V4: u8 = libc::AF_INET as u8;
 const V6: u8 = libc::AF_INET6 as u8;
@@ -102,7 +118,7 @@ pub struct Route {
 }
 
 /// The routes that a configuration asks for. Prefixes that can't be captured are left out with a warning.
-pub fn routes(config: &Config, tun: u32) -> Vec<Route> {
+pub fn routes(config: &Config, path: Path, tun: u32) -> Vec<Route> {
     let usable = |net: &IpNet| config.address6.is_some() || matches!(net, IpNet::V4(_));
     let mut bypass: Vec<IpNet> = config.bypass.iter().filter(|net| usable(net)).copied().collect();
     let mut wanted = config.routes.clone();
@@ -128,6 +144,19 @@ pub fn routes(config: &Config, tun: u32) -> Vec<Route> {
     let route =
         |net, kind, metric, oif| Route { net, kind, metric, table: config.table, oif, protocol: OURS };
     let mut routes = Vec::new();
+    if path == Path::Express {
+        let (deliver, guard) = (config.table.saturating_add(1), config.table.saturating_add(2));
+        for family in families(config) {
+            let local = route(any(family), libc::RTN_LOCAL, METRIC_TUN, LOOPBACK);
+            routes.push(Route { table: deliver, ..local });
+        }
+        for net in if wanted.is_empty() { &[] } else { &bypass[..] } {
+            routes.push(Route { table: guard, ..route(*net, libc::RTN_THROW, METRIC_TUN, 0) });
+        }
+        for net in &wanted {
+            routes.push(Route { table: guard, ..route(*net, libc::RTN_UNREACHABLE, METRIC_TUN, 0) });
+        }
+    }
     if wanted.is_empty() {
         return routes;
     }
@@ -146,17 +175,19 @@ pub fn routes(config: &Config, tun: u32) -> Vec<Route> {
 
 /// The rules that lead to these routes, in the order to add them: the capture last, so that neither our
 /// own connections nor local networks are captured meanwhile.
-pub fn rules(config: &Config, tun: &str, routes: &[Route]) -> Vec<Rule> {
+pub fn rules(config: &Config, path: Path, tun: &str, routes: &[Route]) -> Vec<Rule> {
     let first = config.rule_priority;
-    let end = first.saturating_add(4);
+    let end = first.saturating_add(LAST_RULE);
     let ip_proto = match config.non_tcp {
         NonTcp::Direct => libc::IPPROTO_TCP as u8,
         NonTcp::Reject => 0,
     };
     let mut rules = Vec::new();
     for family in [V4, V6] {
-        let captures = |route: &Route| family_of(&route.net) == family && route.oif != 0;
-        if !routes.iter().any(captures) {
+        let has = |table: u32| routes.iter().any(|it| family_of(&it.net) == family && it.table == table);
+        let captures =
+            routes.iter().any(|it| family_of(&it.net) == family && it.table == config.table && it.oif != 0);
+        if !captures && !has(config.table.saturating_add(1)) {
             continue;
         }
         let rule = |offset: u32, action| Rule {
@@ -172,20 +203,32 @@ pub fn rules(config: &Config, tun: &str, routes: &[Route]) -> Vec<Rule> {
             target: 0,
             protocol: OURS,
         };
-        rules.push(rule(4, FR_ACT_NOP)); // a jump needs its target
-        rules.push(Rule { iif: tun.to_owned(), target: end, ..rule(0, FR_ACT_GOTO) });
+        rules.push(rule(LAST_RULE, FR_ACT_NOP)); // a jump needs its target
+        if path == Path::Express {
+            let (mark, mask) = (config.deliver_mark(), MARK_MASK);
+            let main = libc::RT_TABLE_MAIN.into();
+            let iif = tun.to_owned();
+            rules.push(Rule { mark, mask, iif: "lo".to_owned(), target: end, ..rule(0, FR_ACT_GOTO) });
+            rules.push(Rule { mark, mask, table: config.table.saturating_add(1), ..rule(1, FR_ACT_TO_TBL) });
+            rules.push(Rule { iif: iif.clone(), table: main, suppress: 0, ..rule(2, FR_ACT_TO_TBL) });
+            rules.push(Rule { iif, table: config.table.saturating_add(2), ..rule(3, FR_ACT_TO_TBL) });
+        }
+        rules.push(Rule { iif: tun.to_owned(), target: end, ..rule(4, FR_ACT_GOTO) });
         if config.mark != 0 {
-            rules.push(Rule { mark: config.mark, mask: MARK_MASK, target: end, ..rule(1, FR_ACT_GOTO) });
+            rules.push(Rule { mark: config.mark, mask: MARK_MASK, target: end, ..rule(5, FR_ACT_GOTO) });
+        }
+        if !captures {
+            continue;
         }
         if config.auto_route {
             rules.push(Rule {
                 ip_proto,
                 table: libc::RT_TABLE_MAIN.into(),
                 suppress: 0,
-                ..rule(2, FR_ACT_TO_TBL)
+                ..rule(6, FR_ACT_TO_TBL)
             });
         }
-        rules.push(Rule { ip_proto, table: config.table, ..rule(3, FR_ACT_TO_TBL) });
+        rules.push(Rule { ip_proto, table: config.table, ..rule(7, FR_ACT_TO_TBL) });
     }
     rules
 }
@@ -259,6 +302,7 @@ impl Route {
     pub fn add(&self) -> Message {
         let scope = match self.kind {
             libc::RTN_UNICAST => libc::RT_SCOPE_LINK,
+            libc::RTN_LOCAL => libc::RT_SCOPE_HOST,
             _ => libc::RT_SCOPE_UNIVERSE,
         };
         let (family, prefix) = (family_of(&self.net), prefix_of(&self.net));
@@ -302,7 +346,9 @@ impl Route {
                 (libc::RTA_TABLE, _) => route.table = number,
                 (libc::RTA_PRIORITY, _) => route.metric = number,
                 // IPv6 shows routes without a device as if they were through `lo`.
-                (libc::RTA_OIF, _) if route.kind == libc::RTN_UNICAST => route.oif = number,
+                (libc::RTA_OIF, _) if matches!(route.kind, libc::RTN_UNICAST | libc::RTN_LOCAL) => {
+                    route.oif = number
+                }
                 _ => {}
             }
         }
@@ -314,6 +360,19 @@ fn net(addr: IpAddr, prefix: u8) -> IpNet {
     match addr {
         IpAddr::V4(addr) => IpNet::V4(Ipv4Net { addr, prefix }),
         IpAddr::V6(addr) => IpNet::V6(Ipv6Net { addr, prefix }),
+    }
+}
+
+/// The families that are on.
+fn families(config: &Config) -> impl Iterator<Item = u8> {
+    [Some(V4), config.address6.map(|_| V6)].into_iter().flatten()
+}
+
+/// All addresses of a family.
+fn any(family: u8) -> IpNet {
+    match family {
+        V4 => net(Ipv4Addr::UNSPECIFIED.into(), 0),
+        _ => net(Ipv6Addr::UNSPECIFIED.into(), 0),
     }
 }
 

@@ -70,6 +70,18 @@ pub fn set_option(socket: impl AsFd, level: c_int, name: c_int, value: c_int) ->
     check(unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) }).map(drop)
 }
 
+/// Lets a socket have, and accept connections to, addresses that are not this machine's: `IP_TRANSPARENT`
+/// (ip(7)), `IPV6_TRANSPARENT`. Needs CAP_NET_ADMIN.
+pub fn set_transparent(socket: impl AsFd, ipv4: bool) -> io::Result<()> {
+    match ipv4 {
+        true => set_option(socket, libc::IPPROTO_IP, libc::IP_TRANSPARENT, 1),
+        false => set_option(socket, libc::IPPROTO_IPV6, IPV6_TRANSPARENT, 1),
+    }
+}
+
+/// <linux/in6.h>
+const IPV6_TRANSPARENT: c_int = 75;
+
 /// Marks what a socket sends, before it is connected: the route is chosen then. Needs CAP_NET_ADMIN.
 pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, mark as c_int)
@@ -123,13 +135,13 @@ pub fn set_offload(tun: &File, features: u32) -> io::Result<()> {
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, features as libc::c_ulong) }).map(drop)
 }
 
-/// Opens a NETLINK_ROUTE socket. With multicast groups (a mask of `RTMGRP_*`) it is one to wait on and
-/// doesn't block.
-pub fn netlink_route(groups: u32) -> io::Result<File> {
+/// Opens a netlink socket of `protocol` (`NETLINK_*`). With multicast groups (a mask) it is one to wait on
+/// and doesn't block.
+pub fn netlink(protocol: c_int, groups: u32) -> io::Result<File> {
     let nonblock = if groups != 0 { libc::SOCK_NONBLOCK } else { 0 };
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | nonblock;
     // SAFETY: takes no pointers.
-    let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) })?;
+    let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) })?;
     // SAFETY: the descriptor is new and nobody else's.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     // Without the errors' text (before Linux 4.12) their number will do.

@@ -8,7 +8,7 @@ use arbitrary::Arbitrary;
 use tcp_over_http::flow::{Limits, Slot, State};
 use tcp_over_http::packet::{Packet, Tuple};
 use tcp_over_http::reject::{MAX_LEN, Reject};
-use tcp_over_http::rewrite::{Rewriter, Settings, Verdict};
+use tcp_over_http::rewrite::{Path, Rewriter, Settings, Verdict};
 use tcp_over_http::subnet::Subnet;
 use tcp_over_http::time::Instant;
 use tcp_over_http::vnet;
@@ -99,6 +99,7 @@ pub fn settings(ipv6: bool, small: bool) -> Settings {
     let own4 = Ipv4Addr::new(10, 45, 39, 1).to_ipv6_mapped();
     let own6 = "fd45:39::1".parse().unwrap();
     Settings {
+        path: Path::Rewrite,
         ipv4: Subnet::new(own4, 96 + prefix4),
         ipv6: ipv6.then(|| Subnet::new(own6, prefix6)),
         listen_port: LISTEN_PORT,
@@ -236,7 +237,7 @@ impl Gateway {
     pub fn accept(&mut self, slot: Slot) -> bool {
         let seen = self.translated(slot);
         let opening = self.rewriter.flows.get(slot).state() == State::Opening;
-        let accepted = self.rewriter.accept(seen.source, seen.source_port, self.now);
+        let accepted = self.rewriter.accept(seen.source, seen.source_port, || None, self.now);
         assert_eq!(accepted, opening.then_some(slot));
         opening
     }

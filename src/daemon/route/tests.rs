@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::config::{ConnectMode, IpNet, NonTcp};
+use crate::config::{ConnectMode, IpNet, NonTcp, PathChoice};
 
 const TUN: &str = "toh0";
 const MARK: &str = "0x74000001";
@@ -37,11 +37,11 @@ fn install_and_remove_leave_nothing() {
         assert_eq!(
             ip("rule"),
             "0:\tfrom all lookup local\n\
-             900:\tfrom all iif toh0 goto 904 proto 116\n\
-             901:\tfrom all fwmark 0x74000000/0xff000000 goto 904 proto 116\n\
-             902:\tfrom all ipproto tcp lookup main suppress_prefixlength 0 proto 116\n\
-             903:\tfrom all ipproto tcp lookup 7480 proto 116\n\
-             904:\tfrom all nop proto 116\n\
+             904:\tfrom all iif toh0 goto 908 proto 116\n\
+             905:\tfrom all fwmark 0x74000000/0xff000000 goto 908 proto 116\n\
+             906:\tfrom all ipproto tcp lookup main suppress_prefixlength 0 proto 116\n\
+             907:\tfrom all ipproto tcp lookup 7480 proto 116\n\
+             908:\tfrom all nop proto 116\n\
              32766:\tfrom all lookup main\n\
              32767:\tfrom all lookup default\n"
         );
@@ -230,8 +230,8 @@ fn a_crash_opens_if_asked_to() {
 fn leaves_others_alone() {
     in_namespace(|world| {
         ip("rule add pref 900 from 203.0.113.7 lookup main");
-        ip("rule add pref 903 fwmark 0x1 lookup 7480");
-        ip("-6 rule add pref 904 nop");
+        ip("rule add pref 907 fwmark 0x1 lookup 7480");
+        ip("-6 rule add pref 908 nop");
         ip("route add blackhole 203.0.113.0/28 table 7480");
         let before = state();
         let tun = open_tun();
@@ -256,9 +256,9 @@ fn restores_what_others_undo() {
         assert_eq!(world.event(&mut routes), None);
         for undo in [
             "link set toh0 down",
-            "rule del pref 903",
-            "rule del pref 904",
-            "-6 rule del pref 901",
+            "rule del pref 907",
+            "rule del pref 908",
+            "-6 rule del pref 905",
             "-4 addr flush dev toh0",
             "-6 addr flush dev toh0 scope global",
         ] {
@@ -271,8 +271,8 @@ fn restores_what_others_undo() {
             assert_eq!(world.event(&mut routes), None, "{undo}");
         }
         // Nor is what doesn't concern us.
-        ip("rule add pref 903 from 203.0.113.7 lookup main");
-        ip("rule del pref 903 from 203.0.113.7");
+        ip("rule add pref 907 from 203.0.113.7 lookup main");
+        ip("rule del pref 907 from 203.0.113.7");
         ip("link set lan0 down");
         assert_eq!(world.event(&mut routes), None);
     });
@@ -331,7 +331,7 @@ impl World {
 
     fn try_install(&self, config: &Config) -> Result<Routes, RouteError> {
         let _runtime = self.0.enter();
-        Routes::install(config, TUN)
+        Routes::install(config, Path::Rewrite, TUN)
     }
 
     /// The event that there is. The kernel queues events while it makes the change, so that the wait is
@@ -442,6 +442,7 @@ fn auto_route() -> Config {
 
 fn config() -> Config {
     Config {
+        path: PathChoice::Rewrite,
         tun: TUN.to_owned(),
         mtu: 1400,
         address: Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: 24 },

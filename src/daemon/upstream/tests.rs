@@ -1,7 +1,7 @@
 //! Proxies that follow a script, on loopback.
 
 use super::*;
-use crate::config::{ConnectMode, Credentials, Host, Ipv4Net, NonTcp, OnFailure, UpstreamConfig};
+use crate::config::{ConnectMode, Credentials, Host, Ipv4Net, NonTcp, OnFailure, PathChoice, UpstreamConfig};
 use crate::resolver::tests as dns;
 use crate::resolver::tests::run;
 use std::io::{Read, Write};
@@ -80,6 +80,7 @@ fn upstream(address: SocketAddr) -> UpstreamConfig {
 
 fn config(addresses: &[SocketAddr]) -> Config {
     Config {
+        path: PathChoice::Rewrite,
         tun: "toh0".to_owned(),
         mtu: 1500,
         address: Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: 24 },
