@@ -137,7 +137,6 @@ listen-address {PROXY}:{self.port}
 listen-address [{PROXY6}]:{self.port}
 confdir {self.directory}
 logdir {self.directory}
-logfile access.log
 actionsfile match.action
 debug 1
 debug 4096
@@ -146,7 +145,8 @@ socket-timeout 600
 max-client-connections 500
 """)
         self.write("match.action", "{+limit-connect{-}}\n/\n")
-        self.log_path.touch()
+        # In the foreground it writes its log to stderr, whatever the configuration says.
+        self.log_path = self.directory / "output"
         return ["privoxy", "--no-daemon", "--user", "privoxy", config]
 
 
