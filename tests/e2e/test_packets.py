@@ -38,7 +38,13 @@ class Wire:
         hardware = router.ip("link", "show", "lan")[0]["address"]
         self.router = bytes.fromhex(hardware.replace(":", ""))
         # The client's kernel knows nothing of this connection and must not reset it.
-        client.nft(f"table inet quiet {{ chain input {{ type filter hook input priority 0; tcp dport {PORT} drop; }} }}")
+        client.nft(f"""
+table inet quiet {{
+    chain input {{
+        type filter hook input priority 0
+        tcp dport {PORT} drop
+    }}
+}}""")
         # Neighbours are known beforehand: no resolution in between.
         client.run("ping", "-c1", "-W5", "fd01::1" if ":" in server else "10.1.0.1")
 
