@@ -1,3 +1,189 @@
-//! The tcp-over-http daemon.
+//! The tcp-over-http daemon: sets up, runs the event loop, cleans up.
 
-fn main() {}
+mod cli;
+mod config;
+mod dial;
+mod etc_files;
+mod event_loop;
+mod gateway;
+mod limiter;
+mod listener;
+mod lookup;
+mod netlink;
+mod pipe;
+mod policy;
+mod proxy;
+mod relay;
+mod resolver;
+mod route;
+mod summary;
+mod sys;
+mod sysctl;
+mod tun;
+mod upstream;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::{env, fmt, io};
+
+use tcp_over_http::flow::Limits;
+use tcp_over_http::rewrite::{Rewriter, Settings};
+use tcp_over_http::subnet::Subnet;
+use tokio::runtime::{Builder, LocalOptions};
+
+use crate::cli::Command;
+use crate::config::{Config, OnFailure};
+use crate::event_loop::{End, EventLoop};
+use crate::gateway::Gateway;
+use crate::pipe::Pipes;
+use crate::route::{RouteError, Routes};
+use crate::tun::{Tun, TunError};
+use crate::upstream::Upstreams;
+
+/// Pipes beyond one a flow, and files beyond those of flows and pipes: dials that just ended, resolvers,
+/// the TUN, netlink, logs.
+const SPARE: usize = 64;
+
+fn main() -> ExitCode {
+    match cli::parse(env::args_os().skip(1), env::var_os(config::VARIABLE)) {
+        Ok(Command::Help) => print(cli::Help),
+        Ok(Command::Version) => print(format_args!("{}\n", cli::Version)),
+        Ok(Command::Check(settings)) => match settings.load() {
+            Ok(_) if settings.has_file() => print(format_args!("{}: ok\n", settings.file_name())),
+            Ok(_) => print("ok\n"),
+            Err(error) => fail(&error, error.exit_code()),
+        },
+        Ok(Command::Run(settings)) => match settings.load() {
+            Ok(config) => run(&config),
+            Err(error) => fail(&error, error.exit_code()),
+        },
+        Err(error) => fail(&format_args!("tcp-over-http: {error}"), 2),
+    }
+}
+
+fn run(config: &Config) -> ExitCode {
+    env_logger::Builder::new().filter_level(config.log_level).parse_default_env().init();
+    let ended = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+        .map_err(StartError::EventLoop)
+        .and_then(|runtime| runtime.block_on(serve(config)));
+    match ended {
+        Ok(End::Asked) => ExitCode::SUCCESS,
+        Ok(End::TunGone) => {
+            log::error!("{}: the device is gone", config.tun);
+            ExitCode::FAILURE
+        }
+        Ok(End::Tun(error)) => {
+            log::error!("{}: read: {error}", config.tun);
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            log::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Sets up and runs until the end. What captures traffic is removed if the end was asked for, or if
+/// traffic may then go directly.
+async fn serve(config: &Config) -> Result<End, StartError> {
+    let flows = config.max_flows as usize;
+    let pipes = flows + SPARE;
+    let files = 2 * flows + 2 * pipes + SPARE;
+    sys::raise_fd_limit(files as u64).map_err(|error| StartError::Files(files, error))?;
+    let [a, b, c, d, e, f, g, h] = sys::random().map_err(StartError::Random)?;
+    let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
+    let upstreams = Upstreams::new(config).map_err(StartError::Upstreams)?;
+
+    let tun = Tun::open(&config.tun).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
+    let routes = Routes::install(config, &config.tun).map_err(StartError::Routes)?;
+    let rewriter = Rewriter::new(settings(config), limits(config), key);
+    let pipes = Pipes::new(pipes, config.pipe_size);
+    let gateway = Rc::new(Gateway::new(tun, rewriter, upstreams, pipes, config.connect));
+
+    let event_loop = listener::listen(config)
+        .map_err(|(address, error)| StartError::Listen(address, error))
+        .and_then(|listeners| {
+            EventLoop::new(gateway, listeners, config.drain_timeout).map_err(StartError::EventLoop)
+        });
+    let (ended, routes) = match event_loop {
+        Ok(event_loop) => {
+            log::info!("{}: listening on port {}", config.tun, config.listen_port);
+            let (end, routes) = event_loop.run(routes).await;
+            (Ok(end), routes)
+        }
+        Err(error) => (Err(error), routes),
+    };
+    if matches!(ended, Ok(End::Asked)) || config.on_failure == OnFailure::Direct {
+        if let Err(error) = routes.remove() {
+            log::warn!("{error}");
+        }
+    } else if config.captures() {
+        log::warn!("captured traffic is blocked until the next start (on_failure 'block')");
+    }
+    ended
+}
+
+fn settings(config: &Config) -> Settings {
+    let ipv4 = config.address;
+    Settings {
+        ipv4: Subnet::new(ipv4.addr.to_ipv6_mapped(), 96 + ipv4.prefix),
+        ipv6: config.address6.map(|ipv6| Subnet::new(ipv6.addr, ipv6.prefix)),
+        listen_port: config.listen_port,
+        mtu: config.mtu,
+    }
+}
+
+const fn limits(config: &Config) -> Limits {
+    Limits {
+        flows: config.max_flows,
+        held: config.max_dials,
+        held_per_client: config.max_dials_per_client,
+        hosts: 0, // the rewriter's to say
+    }
+}
+
+/// What the daemon could not do when it started.
+#[derive(Debug)]
+enum StartError {
+    EventLoop(io::Error),
+    Files(usize, io::Error),
+    Random(io::Error),
+    Upstreams(io::Error),
+    Tun(String, TunError),
+    Routes(RouteError),
+    Listen(SocketAddr, io::Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::EventLoop(error) => write!(f, "event loop: {error}"),
+            Self::Files(count, error) => {
+                write!(f, "can't have {count} files open, which max_flows asks for: {error}")
+            }
+            Self::Random(error) => write!(f, "random numbers: {error}"),
+            Self::Upstreams(error) => write!(f, "{error}"),
+            Self::Tun(name, error) => write!(f, "{name}: {error}"),
+            Self::Routes(error) => write!(f, "{error}"),
+            Self::Listen(address, error) => write!(f, "listen on {address}: {error}"),
+        }
+    }
+}
+
+/// To stdout, without a panic if nobody reads it.
+fn print(text: impl fmt::Display) -> ExitCode {
+    match write!(io::stdout(), "{text}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn fail(error: &dyn fmt::Display, code: u8) -> ExitCode {
+    // A closed stderr leaves nowhere to say so.
+    let _ = writeln!(io::stderr(), "{error}");
+    ExitCode::from(code)
+}

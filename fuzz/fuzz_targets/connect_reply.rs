@@ -1,0 +1,39 @@
+//! Any bytes, cut anywhere: the cuts change nothing, and a reply ends where it ends whatever follows.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tcp_over_http::connect::{MAX_REPLY, ReplyError, ReplyParser, Status};
+
+fuzz_target!(|input: &[u8]| {
+    let [size, bytes @ ..] = input else { return };
+    let whole = feed(std::iter::once(bytes));
+    assert_eq!(feed(bytes.chunks(usize::from(*size).max(1))), whole);
+    if let Ok((Status::Done { status, consumed }, _)) = whole {
+        assert!((200..1000).contains(&status));
+        assert!(consumed <= MAX_REPLY as usize);
+        let (reply, _) = bytes.split_at(consumed);
+        assert!(reply.starts_with(b"HTTP/1.") && reply.ends_with(b"\n"));
+        assert_eq!(feed(std::iter::once(reply)), whole);
+        let (cut, _) = reply.split_at(consumed - 1);
+        assert!(matches!(
+            feed(std::iter::once(cut)),
+            Ok((Status::Partial, _))
+        ));
+    }
+});
+
+/// The outcome, with the bytes consumed in all, and whether Basic was offered.
+fn feed<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<(Status, bool), ReplyError> {
+    let mut parser = ReplyParser::new();
+    let mut before = 0;
+    for piece in pieces {
+        match parser.feed(piece)? {
+            Status::Partial => before += piece.len(),
+            Status::Done { status, consumed } => {
+                let consumed = before + consumed;
+                return Ok((Status::Done { status, consumed }, parser.offers_basic()));
+            }
+        }
+    }
+    Ok((Status::Partial, parser.offers_basic()))
+}

@@ -1,0 +1,389 @@
+//! The incremental parser of a proxy's reply (RFC 9112).
+
+use core::fmt;
+
+/// The most bytes a reply may have up to the end of its header section, interim (1xx) replies included.
+pub const MAX_REPLY: u32 = 64 * 1024;
+
+/// What [`ReplyParser::feed`] knows by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// The reply goes on: feed more.
+    Partial,
+    /// The reply's header section is complete.
+    Done {
+        /// The final status code, 200..=999: the tunnel is open for 2xx, refused for all else.
+        status: u16,
+        /// How many bytes of this call's input the reply took. After a 2xx the rest belongs to the client.
+        consumed: usize,
+    },
+}
+
+/// Why the bytes received are no reply to a CONNECT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyError {
+    /// Does not start with `HTTP/1.x` and a blank.
+    NotHttp,
+    /// The status code is not three digits, or below 100.
+    BadStatus,
+    /// 101 Switching Protocols, which nobody asked for.
+    SwitchedProtocols,
+    /// A NUL byte in the status line or a header field.
+    Nul,
+    /// Longer than [`MAX_REPLY`].
+    TooLong,
+}
+
+impl fmt::Display for ReplyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotHttp => "not HTTP/1",
+            Self::BadStatus => "bad status code",
+            Self::SwitchedProtocols => "switched protocols unasked",
+            Self::Nul => "NUL byte in the reply",
+            Self::TooLong => "reply over 64 KiB",
+        })
+    }
+}
+
+impl core::error::Error for ReplyError {}
+
+/// Reads one reply to a CONNECT in pieces of any size; after an error it is of no further use.
+#[derive(Clone, Debug)]
+pub struct ReplyParser {
+    left: u32,
+    status: u16,
+    state: State,
+    offers_basic: bool,
+}
+
+impl Default for ReplyParser {
+    fn default() -> Self {
+        Self { left: MAX_REPLY, status: 0, state: State::Version(0), offers_basic: false }
+    }
+}
+
+impl ReplyParser {
+    /// A parser at the start of a reply.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the next bytes of the reply. Once [`Status::Done`] it stays so and consumes nothing more.
+    ///
+    /// # Errors
+    /// [`ReplyError`] at the first byte that no reply can have there.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<Status, ReplyError> {
+        let mut consumed = 0;
+        for &byte in bytes {
+            if self.state == State::Done {
+                break;
+            }
+            self.left = self.left.checked_sub(1).ok_or(ReplyError::TooLong)?;
+            self.step(byte)?;
+            consumed += 1;
+        }
+        Ok(match self.state {
+            State::Done => Status::Done { status: self.status, consumed },
+            _ => Status::Partial,
+        })
+    }
+
+    /// Whether a 407 offered the Basic scheme (RFC 9110 section 11.7.1), the only one that we speak.
+    pub fn offers_basic(&self) -> bool {
+        self.offers_basic
+    }
+
+    fn step(&mut self, byte: u8) -> Result<(), ReplyError> {
+        self.state = match (self.state, byte) {
+            (State::Version(seen), _) => match VERSION.get(usize::from(seen)) {
+                Some(&expected) if expected == byte => State::Version(seen + 1),
+                None if byte.is_ascii_digit() => State::Blank { seen: false },
+                _ => return Err(ReplyError::NotHttp),
+            },
+            (State::Blank { .. }, b' ' | b'\t') => State::Blank { seen: true },
+            (State::Blank { seen: false }, _) => return Err(ReplyError::NotHttp),
+            (State::Blank { seen: true }, b'0'..=b'9') => {
+                self.status = u16::from(byte - b'0');
+                State::Code(1)
+            }
+            (State::Code(digits @ 1..=2), b'0'..=b'9') => {
+                self.status = self.status * 10 + u16::from(byte - b'0');
+                State::Code(digits + 1)
+            }
+            (State::Code(3), b' ' | b'\t' | b'\r' | b'\n') => match (self.status, byte) {
+                (0..=99, _) => return Err(ReplyError::BadStatus),
+                (101, _) => return Err(ReplyError::SwitchedProtocols),
+                (_, b'\n') => State::LineStart,
+                _ => State::Line,
+            },
+            (State::Blank { .. } | State::Code(_), _) => return Err(ReplyError::BadStatus),
+            (_, 0) => return Err(ReplyError::Nul),
+            (State::LineStart, b'\n') if self.status < 200 => State::Version(0),
+            (State::LineStart, b'\n') => State::Done,
+            (State::LineStart, b'\r') => State::LineStart,
+            (State::Challenge(challenge), _) => {
+                let next = challenge.step(byte);
+                self.offers_basic |= next == Challenge::Basic;
+                if byte == b'\n' { State::LineStart } else { State::Challenge(next) }
+            }
+            (_, b'\n') => State::LineStart,
+            (State::LineStart, _) if self.status == 407 => field_name(0, byte),
+            (State::FieldName(seen), _) => field_name(seen, byte),
+            _ => State::Line,
+        };
+        Ok(())
+    }
+}
+
+const VERSION: &[u8] = b"HTTP/1.";
+const CHALLENGE_FIELD: &[u8] = b"proxy-authenticate:";
+const BASIC: &[u8] = b"basic";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// So many bytes of [`VERSION`] seen; the minor version follows.
+    Version(u8),
+    /// Before the status code.
+    Blank { seen: bool },
+    /// So many digits of the status code seen.
+    Code(u8),
+    /// Nothing but CR on this line so far: LF ends the header section.
+    LineStart,
+    /// Inside a line that does not matter: the reason phrase or a header field.
+    Line,
+    /// So many bytes of [`CHALLENGE_FIELD`] seen on this line (looked for in a 407 only).
+    FieldName(u8),
+    /// In the value of a Proxy-Authenticate field.
+    Challenge(Challenge),
+    /// The empty line has been seen.
+    Done,
+}
+
+fn field_name(seen: u8, byte: u8) -> State {
+    match CHALLENGE_FIELD.get(usize::from(seen)) {
+        Some(b':') if byte == b':' => State::Challenge(Challenge::Scheme(0)),
+        Some(&expected) if expected == byte.to_ascii_lowercase() => State::FieldName(seen + 1),
+        _ => State::Line,
+    }
+}
+
+/// A walk through a list of challenges (RFC 9110 section 11.6.1): `scheme param="a, b", scheme param`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Challenge {
+    /// At the start of a list element, so many bytes of [`BASIC`] seen.
+    Scheme(u8),
+    /// Just behind the whole word, which is no part of a longer one.
+    Basic,
+    /// In parameters, or in another scheme's name.
+    Other,
+    Quoted,
+    Escaped,
+}
+
+impl Challenge {
+    fn step(self, byte: u8) -> Self {
+        match (self, byte) {
+            (Self::Quoted, b'"') => Self::Other,
+            (Self::Quoted, b'\\') => Self::Escaped,
+            (Self::Quoted | Self::Escaped, _) => Self::Quoted,
+            (Self::Scheme(5), b' ' | b'\t' | b'\r' | b'\n' | b',') => Self::Basic,
+            (_, b',') => Self::Scheme(0),
+            (_, b'"') => Self::Quoted,
+            (Self::Scheme(0), b' ' | b'\t') => Self::Scheme(0),
+            (Self::Scheme(seen), _) => match BASIC.get(usize::from(seen)) {
+                Some(&expected) if expected == byte.to_ascii_lowercase() => Self::Scheme(seen + 1),
+                _ => Self::Other,
+            },
+            (Self::Basic | Self::Other, _) => Self::Other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::format;
+    use std::string::String;
+    use std::vec::Vec;
+
+    /// The outcome of a reply that arrives in `pieces`: consumed counts from the start of the first.
+    fn feed_all<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Status, ReplyError> {
+        let mut parser = ReplyParser::new();
+        let mut before = 0;
+        for piece in pieces {
+            match parser.feed(piece)? {
+                Status::Partial => before += piece.len(),
+                Status::Done { status, consumed } => {
+                    return Ok(Status::Done { status, consumed: before + consumed });
+                }
+            }
+        }
+        Ok(Status::Partial)
+    }
+
+    const REPLIES: &[(&str, u16)] = &[
+        ("HTTP/1.1 200 OK\r\n\r\n", 200),
+        ("HTTP/1.0 200 Connection established\r\n\r\n", 200),
+        ("HTTP/1.1 200\r\n\r\n", 200),
+        ("HTTP/1.1 200 \r\n\r\n", 200),
+        ("HTTP/1.1 202\n\n", 202),
+        ("HTTP/1.1  299 \tfine\nVia: x\r\n\n", 299),
+        ("HTTP/1.1 204 x\r\r\nA: b\r\r\n\r\r\n", 204),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 200),
+        ("HTTP/1.1 200 OK\r\nFolded: a\r\n b\r\nno colon\r\n: no name\r\n\r\n", 200),
+        ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", 200),
+        ("HTTP/1.1 200 \u{fc}\r\nServer: \u{20ac}\r\n\r\n", 200),
+        ("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", 403),
+        ("HTTP/1.0 407 \r\nProxy-Authenticate: Basic realm=x\r\n\r\n", 407),
+        ("HTTP/1.1 502 Bad Gateway\r\n\r\n", 502),
+        ("HTTP/1.9 302 Found\r\nLocation: /\r\n\r\n", 302),
+        ("HTTP/1.1 999 LinkedIn\r\n\r\n", 999),
+    ];
+
+    #[test]
+    fn replies_cut_anywhere_are_understood() {
+        for &(reply, status) in REPLIES {
+            let stream = format!("{reply}\0tunnel HTTP/1.1");
+            let bytes = stream.as_bytes();
+            let expected = Ok(Status::Done { status, consumed: reply.len() });
+            for cut in 0..=bytes.len() {
+                assert_eq!(feed_all([&bytes[..cut], &bytes[cut..]]), expected, "{reply:?} cut at {cut}");
+            }
+            assert_eq!(feed_all(bytes.chunks(1)), expected, "{reply:?} byte by byte");
+            for end in 0..reply.len() {
+                assert_eq!(feed_all([&bytes[..end]]), Ok(Status::Partial), "{reply:?} up to {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn garbage_fails_at_its_first_wrong_byte() {
+        use ReplyError::*;
+        let cases: &[(&[u8], usize, ReplyError)] = &[
+            (b"\x15\x03\x01\x00\x02\x02\x46", 1, NotHttp), // a TLS alert
+            (b"SSH-2.0-OpenSSH_9.9\r\n", 1, NotHttp),
+            (b"220 mail.example ESMTP\r\n", 1, NotHttp),
+            (b"\r\nHTTP/1.1 200 OK\r\n\r\n", 1, NotHttp),
+            (b"http/1.1 200 OK\r\n\r\n", 1, NotHttp),
+            (b"HTTP/2 200\r\n\r\n", 6, NotHttp),
+            (b"HTTP/1.x 200\r\n\r\n", 8, NotHttp),
+            (b"HTTP/1.10 200\r\n\r\n", 9, NotHttp),
+            (b"HTTP/1.1\r\n", 9, NotHttp),
+            (b"HTTP/1.1 \r\n", 10, BadStatus),
+            (b"HTTP/1.1 -20", 10, BadStatus),
+            (b"HTTP/1.1 20 OK", 12, BadStatus),
+            (b"HTTP/1.1 2000", 13, BadStatus),
+            (b"HTTP/1.1 099 ", 13, BadStatus),
+            (b"HTTP/1.1 101 ", 13, SwitchedProtocols),
+            (b"HTTP/1.1 200 O\0", 15, Nul),
+            (b"HTTP/1.1 200\r\n\0", 15, Nul),
+            (b"HTTP/1.1 200\nA\0", 15, Nul),
+            (b"HTTP/1.1 407\nProxy-Authenticate: \0", 34, Nul),
+        ];
+        for &(bytes, wrong, error) in cases {
+            let text = String::from_utf8_lossy(bytes);
+            assert_eq!(feed_all([&bytes[..wrong - 1]]), Ok(Status::Partial), "{text:?}");
+            assert_eq!(feed_all([&bytes[..wrong]]), Err(error), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn replies_are_bounded() {
+        let reply = |size: usize| {
+            let mut bytes = Vec::from(b"HTTP/1.1 200 OK\r\n");
+            while bytes.len() < size - 2 {
+                bytes.extend_from_slice(b"X: y\n");
+            }
+            bytes.truncate(size - 3);
+            bytes.extend_from_slice(b"\n\r\n");
+            bytes
+        };
+        let max = MAX_REPLY as usize;
+        assert_eq!(feed_all([&*reply(max)]), Ok(Status::Done { status: 200, consumed: max }));
+        assert_eq!(feed_all([&*reply(max + 1)]), Err(ReplyError::TooLong));
+        let interim = b"HTTP/1.1 100 Continue\r\n\r\n".repeat(max);
+        assert_eq!(feed_all(interim.chunks(1000)), Err(ReplyError::TooLong));
+    }
+
+    #[test]
+    fn a_parser_that_is_done_stays_done() {
+        let mut parser = ReplyParser::new();
+        assert_eq!(parser.feed(b"HTTP/1.1 200\n\n"), Ok(Status::Done { status: 200, consumed: 14 }));
+        assert_eq!(parser.feed(b"\0tunnel"), Ok(Status::Done { status: 200, consumed: 0 }));
+        assert!(size_of::<ReplyParser>() <= 16);
+    }
+
+    #[test]
+    fn challenges_are_searched_for_basic() {
+        let cases = [
+            ("Proxy-Authenticate: Basic realm=\"x\"", true),
+            ("proxy-authenticate:BASIC", true),
+            ("PROXY-AUTHENTICATE: \t basic\trealm=x", true),
+            ("Proxy-Authenticate: Digest realm=\"a\", qop=auth, Basic realm=\"b\"", true),
+            ("Proxy-Authenticate: Negotiate, NTLM,,Basic,X", true),
+            ("Proxy-Authenticate: NTLM\r\nProxy-Authenticate: Basic realm=x", true),
+            ("Proxy-Authenticate: Digest realm=\"a\\\", Basic x\", n=1", false),
+            ("Proxy-Authenticate: Digest realm=\"a, Basic x", false),
+            ("Proxy-Authenticate: Digest realm=basic", false),
+            ("Proxy-Authenticate: Digest a=b, basic=c", false),
+            ("Proxy-Authenticate: Basically", false),
+            ("Proxy-Authenticate: Basi", false),
+            ("Proxy-Authenticate : Basic", false),
+            ("X-Proxy-Authenticate: Basic", false),
+            ("WWW-Authenticate: Basic", false),
+            ("Server: Proxy-Authenticate: Basic", false),
+        ];
+        for (fields, offers) in cases {
+            for (status, expected) in [(407, offers), (401, false)] {
+                let reply = format!("HTTP/1.1 {status} x\r\n{fields}\r\n\r\n");
+                for size in [1, 7, reply.len()] {
+                    let mut parser = ReplyParser::new();
+                    let last = reply.as_bytes().chunks(size).map(|c| parser.feed(c)).last();
+                    assert!(matches!(last, Some(Ok(Status::Done { .. }))), "{reply:?}");
+                    assert_eq!(parser.offers_basic(), expected, "{reply:?}");
+                }
+            }
+        }
+    }
+
+    const PARTS: &[&str] = &[
+        "HTTP/1.1 ",
+        "200",
+        "407 x",
+        "100",
+        "\r\n",
+        "\n",
+        "Proxy-Authenticate: ",
+        "Basic",
+        ",",
+        "\"",
+        "\0",
+        " ",
+    ];
+
+    proptest! {
+        #[test]
+        fn any_well_formed_reply_ends_where_it_should(
+            status in 200u16..1000,
+            fields in proptest::collection::vec("[A-Za-z-]{1,20}: ?[ -~]{0,60}\r\n", 0..40),
+            tunnel in proptest::collection::vec(any::<u8>(), 0..50),
+            size in 1usize..200,
+        ) {
+            let reply = format!("HTTP/1.1 {status} x\r\n{}\r\n", fields.concat());
+            let bytes = [reply.as_bytes(), &tunnel].concat();
+            let done = Status::Done { status, consumed: reply.len() };
+            prop_assert_eq!(feed_all(bytes.chunks(size)), Ok(done));
+        }
+
+        #[test]
+        fn no_cut_changes_what_any_bytes_mean(
+            parts in proptest::collection::vec(proptest::sample::select(PARTS), 0..30),
+            size in 1usize..20,
+        ) {
+            let bytes = ["HTTP/1.1 ", &parts.concat()].concat().into_bytes();
+            prop_assert_eq!(feed_all(bytes.chunks(size)), feed_all([&bytes[..]]));
+        }
+    }
+}

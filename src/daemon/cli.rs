@@ -1,0 +1,263 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::fmt;
+
+use crate::config::{Kind, OPTIONS, Settings, Spec, VARIABLE};
+
+/// What the user wants.
+pub enum Command {
+    /// Run in the foreground.
+    Run(Settings),
+    /// Load the configuration and say what is wrong with it.
+    Check(Settings),
+    /// Print `Help`.
+    Help,
+    /// Print `Version`.
+    Version,
+}
+
+/// A command line that can't be understood. Holds no value: it may be a secret.
+#[derive(Debug, PartialEq, Eq)]
+pub enum UsageError {
+    /// No command.
+    NoCommand,
+    /// Neither `run` nor `check`.
+    Command,
+    /// No flag begins with this name, which is cut where a value might begin.
+    Flag(String),
+    /// A flag without its value.
+    NoValue(String),
+    /// The argument of this number is no flag, nor the value of one.
+    Argument(usize),
+    /// An argument or the variable isn't UTF-8.
+    NotUtf8,
+}
+
+/// Reads the arguments behind the program's name, and what the variable says.
+pub fn parse(
+    args: impl Iterator<Item = OsString>,
+    upstreams: Option<OsString>,
+) -> Result<Command, UsageError> {
+    let utf8 = |text: OsString| text.into_string().map_err(|_| UsageError::NotUtf8);
+    let mut args = args.map(utf8).collect::<Result<Vec<_>, _>>()?.into_iter().enumerate().peekable();
+    let (_, command) = args.next().ok_or(UsageError::NoCommand)?;
+    let command = match command.as_str() {
+        "run" => Command::Run,
+        "check" => Command::Check,
+        "--help" | "-h" | "help" => return Ok(Command::Help),
+        "--version" | "-V" => return Ok(Command::Version),
+        _ => return Err(UsageError::Command),
+    };
+    let mut settings = Settings::new(upstreams.map(utf8).transpose()?);
+    while let Some((index, arg)) = args.next() {
+        let Some(flag) = arg.strip_prefix("--") else {
+            return match arg.as_str() {
+                "-h" => Ok(Command::Help),
+                _ => Err(UsageError::Argument(index + 1)),
+            };
+        };
+        let (name, value) = match flag.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (flag, None),
+        };
+        if name == "help" {
+            return Ok(Command::Help);
+        }
+        let option = OPTIONS.iter().find(|spec| is_flag(spec, name));
+        if option.is_none() && name != "config" {
+            let shown = |c: &char| c.is_ascii_alphanumeric() || *c == '-';
+            return Err(UsageError::Flag(name.chars().take_while(shown).collect()));
+        }
+        let value = value.or_else(|| {
+            let next = args.next_if(|(_, next)| !next.starts_with("--"))?;
+            Some(next.1)
+        });
+        match (option, value) {
+            (Some(spec), Some(value)) => settings.give(spec, value),
+            (None, Some(value)) => settings.file = Some(value),
+            (Some(spec), None) if is_bool(spec) => settings.give(spec, "1".to_owned()),
+            (_, None) => return Err(UsageError::NoValue(name.to_owned())),
+        }
+    }
+    Ok(command(settings))
+}
+
+/// Whether `name` is the option's, with `-` for `_`.
+fn is_flag(spec: &Spec, name: &str) -> bool {
+    let flag = spec.name.bytes().map(|c| if c == b'_' { b'-' } else { c });
+    flag.eq(name.bytes())
+}
+
+fn is_bool(spec: &Spec) -> bool {
+    matches!(spec.kind, Kind::Bool(_))
+}
+
+/// What `--version` prints.
+pub struct Version;
+
+/// What `--help` prints.
+pub struct Help;
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(concat!("tcp-over-http ", env!("CARGO_PKG_VERSION")))
+    }
+}
+
+impl fmt::Display for Help {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "Carries a network's TCP through an upstream HTTP proxy.
+
+  tcp-over-http run [OPTION]...      run in the foreground; logs to stderr
+  tcp-over-http check [OPTION]...    validate the configuration
+  tcp-over-http --version | --help
+
+Options; each replaces what the file says:
+  --config FILE (/etc/config/tcp-over-http)
+",
+        )?;
+        for spec in OPTIONS {
+            f.write_str("  --")?;
+            for (index, word) in spec.name.split('_').enumerate() {
+                f.write_str(if index == 0 { "" } else { "-" })?;
+                f.write_str(word)?;
+            }
+            match spec.kind {
+                Kind::Bool(_) => f.write_str(" [0|1]")?,
+                Kind::Number(min, max, _) => write!(f, " {min}-{max}")?,
+                Kind::Port(_) => f.write_str(" PORT")?,
+                Kind::Choice(words, _) => {
+                    for (index, word) in words.iter().enumerate() {
+                        write!(f, "{}{word}", if index == 0 { ' ' } else { '|' })?;
+                    }
+                }
+                Kind::Text(_) | Kind::Secret(_) => f.write_str(" VALUE")?,
+                Kind::List(_) | Kind::SecretList(_) => f.write_str(" VALUE ...")?,
+            }
+            if !spec.default.is_empty() {
+                write!(f, " ({})", spec.default)?;
+            }
+            writeln!(f, "\n        {}", spec.help)?;
+        }
+        write!(
+            f,
+            "
+Options marked ... repeat. Other users can see an upstream's password in the arguments: give it in
+the file, or in the variable {VARIABLE} (URLs separated by spaces).
+"
+        )
+    }
+}
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UsageError::NoCommand => f.write_str("no command (run or check)")?,
+            UsageError::Command => f.write_str("the first argument is no command (run or check)")?,
+            UsageError::Flag(name) => write!(f, "unknown option --{name}")?,
+            UsageError::NoValue(name) => write!(f, "--{name} needs a value")?,
+            UsageError::Argument(number) => write!(f, "argument {number} is not an option")?,
+            UsageError::NotUtf8 => f.write_str("an argument is not UTF-8")?,
+        }
+        f.write_str("; see --help")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn parsed(args: &[&str]) -> Result<Command, UsageError> {
+        parse(args.iter().map(OsString::from), None)
+    }
+
+    /// What `run` would have with these flags and no file.
+    fn config(args: &[&str]) -> Config {
+        let all = ["check", "--config=/dev/null", "--upstream", "http://192.0.2.1"].iter().chain(args);
+        match parse(all.map(OsString::from), None) {
+            Ok(Command::Check(settings)) => settings.load().unwrap(),
+            _ => panic!("{args:?}"),
+        }
+    }
+
+    #[test]
+    fn commands() {
+        assert!(matches!(parsed(&["run"]), Ok(Command::Run(_))));
+        assert!(matches!(parsed(&["check"]), Ok(Command::Check(_))));
+        for help in [
+            &["--help"][..],
+            &["-h"],
+            &["help"],
+            &["run", "--help"],
+            &["check", "-h"],
+            &["run", "--mtu", "1", "--help"],
+        ] {
+            assert!(matches!(parsed(help), Ok(Command::Help)), "{help:?}");
+        }
+        assert!(matches!(parsed(&["--version"]), Ok(Command::Version)));
+        assert_eq!(Version.to_string(), format!("tcp-over-http {}", env!("CARGO_PKG_VERSION")));
+    }
+
+    #[test]
+    fn flags() {
+        assert_eq!(config(&["--listen-port", "1"]).listen_port, 1);
+        assert_eq!(config(&["--listen-port=1"]).listen_port, 1);
+        assert_eq!(config(&["--listen-port=1", "--listen-port", "2"]).listen_port, 2);
+        assert_eq!(config(&["--bypass=10.0.0.0/8", "--bypass", "::/0"]).bypass.len(), 2);
+        assert!(config(&["--auto-route"]).auto_route);
+        assert!(config(&["--auto-route", "--mtu", "1400"]).auto_route);
+        assert!(config(&["--auto-route", "1"]).auto_route);
+        assert!(!config(&["--auto-route", "0"]).auto_route);
+        assert!(!config(&["--auto-route", "--auto-route=off"]).auto_route);
+        assert_eq!(config(&["--upstream=http://a:1"]).upstreams.len(), 2);
+    }
+
+    #[test]
+    fn every_option_has_a_flag_and_a_line_of_help() {
+        let help = Help.to_string();
+        for spec in OPTIONS {
+            let flag = format!("--{}", spec.name.replace('_', "-"));
+            assert!(matches!(parsed(&["run", &flag, "1"]), Ok(Command::Run(_))), "{flag}");
+            assert!(help.contains(&format!("\n  {flag} ")), "{flag}");
+        }
+    }
+
+    #[test]
+    fn the_variable_is_used() {
+        let variable = Some(OsString::from("http://a http://b"));
+        let args = ["run", "--config", "/dev/null"].map(OsString::from);
+        let Ok(Command::Run(settings)) = parse(args.into_iter(), variable) else { panic!() };
+        assert_eq!(settings.load().unwrap().upstreams.len(), 2);
+    }
+
+    #[test]
+    fn usage_errors() {
+        for (args, expected) in [
+            (&[][..], UsageError::NoCommand),
+            (&["start"], UsageError::Command),
+            (&["--run"], UsageError::Command),
+            (&["run", "--listen_port", "1"], UsageError::Flag("listen".to_owned())),
+            (&["run", "--mut=1"], UsageError::Flag("mut".to_owned())),
+            (&["run", "--upstreamhttp://u:hunter2@a"], UsageError::Flag("upstreamhttp".to_owned())),
+            (&["run", "--"], UsageError::Flag(String::new())),
+            (&["run", "--mtu"], UsageError::NoValue("mtu".to_owned())),
+            (&["run", "--mtu", "--tun"], UsageError::NoValue("mtu".to_owned())),
+            (&["run", "--config"], UsageError::NoValue("config".to_owned())),
+            (&["run", "http://u:hunter2@a"], UsageError::Argument(2)),
+            (&["run", "--mtu", "1", "2"], UsageError::Argument(4)),
+        ] {
+            match parsed(args) {
+                Err(error) => assert_eq!(error, expected, "{args:?}"),
+                Ok(_) => panic!("{args:?}"),
+            }
+        }
+        let latin1 = OsString::from_vec(b"--tun=\xe9".to_vec());
+        let args = [OsString::from("run"), latin1];
+        assert!(matches!(parse(args.into_iter(), None), Err(UsageError::NotUtf8)));
+    }
+}

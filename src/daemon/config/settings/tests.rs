@@ -1,0 +1,273 @@
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use super::*;
+use crate::config::{ConnectMode, Credentials, Host, NonTcp, OnFailure};
+
+const UPSTREAM: &str = "config tcp-over-http 'main'\n\tlist upstream 'http://192.0.2.1:3128'\n";
+
+/// The main section with an upstream and this line, the third.
+fn with(line: &str) -> Result<Config, String> {
+    Config::from_uci(&format!("{UPSTREAM}\t{line}\n")).map_err(|error| error.to_string())
+}
+
+fn error(line: &str) -> String {
+    with(line).map(drop).expect_err(line)
+}
+
+#[test]
+fn an_upstream_is_enough() {
+    let config = Config::from_uci(UPSTREAM).unwrap();
+    assert_eq!(config.tun, "toh0");
+    assert_eq!(config.mtu, 1500);
+    assert_eq!(config.address.to_string(), "10.45.39.1/24");
+    assert_eq!(config.address6.unwrap().to_string(), "fd45:39::1/64");
+    assert_eq!(config.listen_port, 12345);
+    assert_eq!(config.connect, ConnectMode::Honest);
+    assert_eq!((config.max_flows, config.max_dials, config.max_dials_per_client), (4096, 512, 128));
+    assert_eq!(config.connect_timeout, Duration::from_secs(5));
+    assert_eq!(config.reply_timeout, Duration::from_secs(30));
+    assert_eq!(config.keepalive, 60);
+    assert!(!config.auto_route && config.routes.is_empty() && config.bypass.is_empty());
+    assert_eq!((config.non_tcp, config.on_failure), (NonTcp::Direct, OnFailure::Block));
+    assert_eq!((config.table, config.mark, config.rule_priority), (7480, 0x7400_0000, 900));
+    assert_eq!(config.drain_timeout, Duration::from_secs(3));
+    assert_eq!(config.pipe_size, 262_144);
+    assert_eq!(config.log_level, log::LevelFilter::Info);
+    assert!(config.resolvers.is_empty());
+    assert_eq!(config.upstreams.len(), 1);
+}
+
+#[test]
+fn a_file_says_everything() {
+    let config = Config::from_uci(include_str!("../../../../tests/uci/good/all-options")).unwrap();
+    assert_eq!(config.tun, "tun7");
+    assert_eq!(config.mtu, 9000);
+    assert_eq!(config.address.addr, Ipv4Addr::new(10, 99, 0, 1));
+    assert_eq!(config.address6, None, "ipv6 '0'");
+    assert_eq!(config.listen_port, 1);
+    assert_eq!(config.connect, ConnectMode::Early);
+    assert_eq!((config.max_flows, config.max_dials, config.max_dials_per_client), (65000, 65000, 1));
+    assert_eq!(config.connect_timeout, Duration::from_secs(300));
+    assert_eq!(config.reply_timeout, Duration::from_secs(1));
+    assert_eq!(config.keepalive, 0);
+    assert!(config.auto_route);
+    assert_eq!(texts(&config.routes), ["203.0.113.0/24", "198.51.100.7/32"]);
+    assert_eq!(texts(&config.bypass), ["10.0.0.0/8"]);
+    assert_eq!((config.non_tcp, config.on_failure), (NonTcp::Reject, OnFailure::Direct));
+    assert_eq!((config.table, config.mark, config.rule_priority), (100, 0x0100_0000, 1));
+    assert_eq!(config.drain_timeout, Duration::ZERO);
+    assert_eq!(config.pipe_size, 4096);
+    assert_eq!(config.log_level, log::LevelFilter::Trace);
+    assert_eq!(texts(&config.resolvers), ["192.0.2.53:53", "192.0.2.54:5353", "[2001:db8::53]:5353"]);
+    let names: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+    assert_eq!(names, ["192.0.2.1:3128", "corp", "[2001:db8::1]:80"]);
+    let corp = &config.upstreams[1];
+    assert_eq!((&corp.host, corp.port), (&Host::Name("proxy.example".to_owned()), 3128));
+    assert_eq!(corp.headers, ["X-Extra: value", "X-Empty: "]);
+    let credentials = Credentials { username: "u".to_owned(), password: "p w".to_owned() };
+    assert_eq!(corp.credentials, Some(credentials));
+}
+
+fn texts<T: ToString>(values: &[T]) -> Vec<String> {
+    values.iter().map(T::to_string).collect()
+}
+
+#[test]
+fn errors_say_what_and_where() {
+    for (line, expected) in [
+        ("option listen_port '99999'", "FILE:3:21: listen_port: '99999' is not a port (1-65535)"),
+        ("option mtu 1279", "FILE:3:13: mtu: '1279' is not a number (1280-65535)"),
+        ("option connect lazy", "FILE:3:17: connect: 'lazy' is none of honest early"),
+        ("option ipv6 maybe", "FILE:3:14: ipv6: 'maybe' is not 0 or 1"),
+        ("option tun 'a/b'", "FILE:3:13: tun: 'a/b' is not a device name (1-15 characters)"),
+        ("option mark 0x74000001", "FILE:3:14: mark: '0x74000001' is not a mark within 0xff000000"),
+        ("option mut 1500", "FILE:3:9: unknown option 'mut'"),
+        ("list mtu 1500", "FILE:3:7: mtu: an option, not a list"),
+        ("list route 10.1.0.0/8", "FILE:3:13: route: '10.1.0.0/8' has bits set behind its prefix"),
+        ("option tun toh\u{1b}", "FILE:3:13: tun: 'toh?' is not a device name (1-15 characters)"),
+        ("option tun 'a", "FILE:3:13: this quote is never closed"),
+        ("config tcp-over-http", "FILE:3:9: this section's name has to be 'main'"),
+        ("config tcp-over-http man", "FILE:3:23: this section's name has to be 'main'"),
+        (
+            "config upstrem corp",
+            "FILE:3:9: unknown section type 'upstrem' (there are tcp-over-http and upstream)",
+        ),
+        ("config upstream main", "FILE:3:18: an upstream can't be named 'main'"),
+        ("config upstream; \n\toption port 1", "FILE:3:9: upstream without a host"),
+        ("package network", "FILE:3:10: another package's file"),
+    ] {
+        assert_eq!(error(line), expected);
+    }
+    let latin1 = Settings::default().resolve(Some(b"config tcp-over-http main\noption tun '\xe9'"));
+    let text = latin1.map(drop).map_err(|fault| ConfigError::new("FILE", fault).to_string());
+    assert_eq!(text, Err("FILE:2:12: tun: not UTF-8".to_owned()));
+}
+
+#[test]
+fn values_are_checked_together() {
+    assert_eq!(
+        error("option mark 0\noption auto_route 1"),
+        "FILE:3:14: mark: auto_route and route would capture upstream connections without one"
+    );
+    assert!(error("option mark 0\nlist route 192.0.2.0/24").contains("FILE:3:14: mark:"));
+    assert_eq!(with("option mark 0").unwrap().mark, 0);
+    assert_eq!(error("option max_dials 4097"), "FILE:3:19: max_dials: more than max_flows");
+    let line = "option max_dials 100\noption max_dials_per_client 101";
+    assert_eq!(error(line), "FILE:4:29: max_dials_per_client: more than max_dials");
+    // Defaults follow.
+    let config = with("option max_flows 64").unwrap();
+    assert_eq!((config.max_dials, config.max_dials_per_client), (64, 64));
+}
+
+#[test]
+fn no_upstream_is_an_error() {
+    for file in ["", "config tcp-over-http main\n", "config upstream\noption host a\noption enabled 0\n"] {
+        let text = Config::from_uci(file).map(drop).map_err(|error| error.to_string());
+        let expected = "no upstream: FILE names none, nor do --upstream and TCP_OVER_HTTP_UPSTREAM";
+        assert_eq!(text, Err(expected.to_owned()));
+    }
+}
+
+#[test]
+fn own_addresses_are_hosts() {
+    for bad in [
+        "10.45.39.0/24",
+        "10.45.39.255/24",
+        "10.0.0.1/15",
+        "10.0.0.1/30",
+        "10.0.0.1",
+        "224.0.0.1/24",
+        "127.0.0.2/24",
+        "fd00::1/64",
+    ] {
+        assert!(error(&format!("option address '{bad}'")).starts_with("FILE:3:17: address: '"), "{bad}");
+    }
+    for bad in ["fd00::/64", "fd00::1/63", "fd00::1/121", "fe80::1/64", "ff02::1/64", "::1/64", "10.0.0.1/24"]
+    {
+        assert!(error(&format!("option address6 '{bad}'")).starts_with("FILE:3:18: address6: '"), "{bad}");
+    }
+    assert_eq!(with("option address 10.0.0.6/29").unwrap().address.prefix, 29);
+    let address6 = with("option address6 fd00::ff/120").unwrap().address6.unwrap();
+    assert_eq!(address6.addr, Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0xff));
+}
+
+#[test]
+fn numbers_have_no_sign_and_may_be_hexadecimal() {
+    for bad in ["+1500", "-1", "0x", "0x+5dc", "1500 ", "", "4294967296", "1e3"] {
+        assert!(with(&format!("option mtu '{bad}'")).is_err() || bad.is_empty(), "{bad}");
+    }
+    assert_eq!(with("option mtu 0x5dc").unwrap().mtu, 1500);
+    assert!(with("option listen_port 0").is_err());
+    for reserved in ["0", "253", "254", "255"] {
+        assert!(with(&format!("option table {reserved}")).is_err());
+    }
+}
+
+#[test]
+fn the_bounds_in_messages_are_the_bounds() {
+    for spec in table::MAIN {
+        let crate::config::Kind::Number(min, max, _) = spec.kind else {
+            continue;
+        };
+        for (value, good) in
+            [(Some(min), true), (Some(max), true), (min.checked_sub(1), false), (Some(max + 1), false)]
+        {
+            let Some(value) = value else { continue };
+            let mut draft = Draft::default();
+            assert_eq!(spec.store(&mut draft, &value.to_string()).is_ok(), good, "{} {value}", spec.name);
+        }
+    }
+}
+
+#[test]
+fn empty_repeated_and_continued_is_as_libuci_has_it() {
+    let config = with(
+        "option mtu 1400\noption mtu ''\nlist route 192.0.2.0/24\noption route 198.51.100.0/24\nlist route 203.0.113.0/24
+        config upstream a\noption host h\nconfig tcp-over-http main\noption mtu 1300\nconfig upstream a\noption port 8080",
+    )
+    .unwrap();
+    assert_eq!(config.mtu, 1300);
+    assert_eq!(texts(&config.routes), ["198.51.100.0/24", "203.0.113.0/24"]);
+    assert_eq!(config.upstreams.len(), 2);
+    assert_eq!((config.upstreams[1].name.as_str(), config.upstreams[1].port), ("a", 8080));
+}
+
+#[test]
+fn flags_beat_the_variable_beats_the_file() {
+    let file =
+        format!("{UPSTREAM}option mtu 1400\nlist route 192.0.2.0/24\nconfig upstream b\noption host b\n");
+    let names = |settings: &Settings| {
+        let config = settings.resolve(Some(file.as_bytes())).unwrap();
+        config.upstreams.into_iter().map(|upstream| upstream.name).collect::<Vec<_>>()
+    };
+    let mut settings = Settings::default();
+    assert_eq!(names(&settings), ["192.0.2.1:3128", "b"]);
+    settings.upstreams = Some(" ".to_owned());
+    assert_eq!(names(&settings), ["192.0.2.1:3128", "b"]);
+    settings.upstreams = Some("http://v:1  http://w:2".to_owned());
+    assert_eq!(names(&settings), ["v:1", "w:2"]);
+    let flag = |name| table::MAIN.iter().find(|spec| spec.name == name).unwrap();
+    settings.give(flag("upstream"), "http://x".to_owned());
+    settings.give(flag("upstream"), "http://y:1".to_owned());
+    assert_eq!(names(&settings), ["x:80", "y:1"]);
+    settings.give(flag("route"), "198.51.100.0/24".to_owned());
+    settings.give(flag("mtu"), "9000".to_owned());
+    settings.give(flag("mtu"), "1280".to_owned());
+    let config = settings.resolve(Some(file.as_bytes())).unwrap();
+    assert_eq!((config.mtu, texts(&config.routes)), (1280, vec!["198.51.100.0/24".to_owned()]));
+
+    settings.give(flag("mtu"), "1".to_owned());
+    let error = ConfigError::new("FILE", settings.resolve(None).unwrap_err());
+    assert_eq!(error.to_string(), "command line: mtu: '1' is not a number (1280-65535)");
+    assert_eq!(error.exit_code(), 2);
+}
+
+#[test]
+fn secrets_stay_secret() {
+    let shown = |file: &str| match Config::from_uci(file) {
+        Ok(config) => format!("{config:?}"),
+        Err(error) => format!("{error} {error:?}"),
+    };
+    for line in [
+        "list upstream 'http://u:hunter2@192.0.2.1'",
+        "list upstream 'http://u:hunter2@192.0.2.1:0'",
+        "list upstream 'https://u:hunter2@192.0.2.1'",
+        "list upstream 'u:hunter2@192.0.2.1'",
+        "list upstream 'http://u:hunter2%zz@192.0.2.1'",
+        "config upstream\noption host h\noption username u\noption password hunter2",
+        "config upstream\noption host h\noption password hunter2",
+        "config upstream\noption host h\noption username u:hunter2",
+        "config upstream\noption host http://u:hunter2@h",
+        "config upstream\noption host h\nlist header 'X-Token: hunter2'",
+        "config upstream\noption host h\nlist header 'hunter2'",
+    ] {
+        let shown = shown(&format!("{UPSTREAM}{line}"));
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+    let settings = Settings { upstreams: Some("http://u:hunter2@".to_owned()), ..Settings::default() };
+    let error = ConfigError::new("FILE", settings.resolve(None).unwrap_err());
+    assert_eq!(
+        error.to_string(),
+        "TCP_OVER_HTTP_UPSTREAM: upstream: the value has no valid host (address or name)"
+    );
+}
+
+#[test]
+fn headers_are_checked() {
+    for bad in
+        ["X", ": v", "X Y: v", "X: a\nEvil: b", "Host: h", "content-length: 1", "Transfer-Encoding: chunked"]
+    {
+        let file = format!("{UPSTREAM}config upstream\noption host h\nlist header '{bad}'");
+        assert!(Config::from_uci(&file).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn files_that_cannot_be_read() {
+    let load = |file: &str| Settings { file: Some(file.to_owned()), ..Settings::default() }.load();
+    let text = |file| load(file).map(drop).unwrap_err().to_string();
+    assert!(text("/nonexistent/file").starts_with("/nonexistent/file: "));
+    assert!(text("/").starts_with("/: "));
+    assert_eq!(text("/dev/zero"), "/dev/zero: longer than 1 MiB");
+}

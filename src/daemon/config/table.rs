@@ -1,0 +1,171 @@
+//! The one table of options: it drives the file's sections, the flags, `--help` and the defaults.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use log::LevelFilter;
+
+use super::options::Kind::{self, Bool, Choice, List, Number, Port, Secret, SecretList, Text};
+use super::options::Spec;
+use super::proxy_url::{self, password, username};
+use super::values::{cidr, device, header, host, mark, own_ipv4, own_ipv6, resolver, table};
+use super::{Config, ConnectMode, Host, Ipv4Net, NonTcp, OnFailure};
+
+/// The options of `config tcp-over-http 'main'`, each with a flag.
+#[rustfmt::skip] // one row an option
+pub static MAIN: &[Spec] = &[
+    row("upstream", "", "a proxy: http://[USER:PASSWORD@]HOST[:PORT]",
+        SecretList(|d, v| proxy_url::parse(v).map(|v| d.config.upstreams.push(v)))),
+    row("resolver", "", "who resolves the proxies' names: IP[:PORT]",
+        List(|d, v| resolver(v).map(|v| d.config.resolvers.push(v)))),
+    row("enabled", "", "for the init script; ignored here",
+        Bool(|_, _| ())),
+    row("tun", "toh0", "name of the TUN device",
+        Text(|d, v| device(v).map(|v| d.config.tun = v))),
+    row("mtu", "1500", "its MTU in bytes",
+        Number(1280, 65535, |d, v| d.config.mtu = v as u16)),
+    row("address", "10.45.39.1/24", "own address; the rest of its network are NAT sources",
+        Text(|d, v| own_ipv4(v).map(|v| d.config.address = v))),
+    row("address6", "fd45:39::1/64", "the same for IPv6",
+        Text(|d, v| own_ipv6(v).map(|v| d.config.address6 = Some(v)))),
+    row("ipv6", "1", "0: no IPv6 at all",
+        Bool(|d, v| d.ipv6 = v)),
+    row("listen_port", "12345", "TCP port of the listener on these addresses",
+        Port(|d, v| d.config.listen_port = v)),
+    row("connect", "honest", "accept clients when the proxy has connected, or at once",
+        Choice(&["honest", "early"], |d, i| d.config.connect = pick(i, ConnectMode::Honest, ConnectMode::Early))),
+    row("auto_route", "0", "capture what would go to a default route",
+        Bool(|d, v| d.config.auto_route = v)),
+    row("route", "", "capture this network",
+        List(|d, v| cidr(v).map(|v| d.config.routes.push(v)))),
+    row("bypass", "", "never capture this network",
+        List(|d, v| cidr(v).map(|v| d.config.bypass.push(v)))),
+    row("non_tcp", "direct", "what isn't TCP is left alone, or gets an ICMP error",
+        Choice(&["direct", "reject"], |d, i| d.config.non_tcp = pick(i, NonTcp::Direct, NonTcp::Reject))),
+    row("on_failure", "block", "captured traffic after a crash is refused, or goes out",
+        Choice(&["block", "direct"], |d, i| d.config.on_failure = pick(i, OnFailure::Block, OnFailure::Direct))),
+    row("max_flows", "4096", "connections in all",
+        Number(16, 65000, |d, v| d.config.max_flows = v as u16)),
+    row("max_dials", "512", "connections being opened in all",
+        Number(1, 65000, |d, v| d.config.max_dials = v as u16)),
+    row("max_dials_per_client", "128", "the same for one client",
+        Number(1, 65000, |d, v| d.config.max_dials_per_client = v as u16)),
+    row("connect_timeout", "5", "seconds to connect to one address of a proxy",
+        Number(1, 300, |d, v| d.config.connect_timeout = secs(v))),
+    row("reply_timeout", "30", "seconds for the proxy's answer",
+        Number(1, 300, |d, v| d.config.reply_timeout = secs(v))),
+    // The kernel takes no more (MAX_TCP_KEEPIDLE).
+    row("keepalive", "60", "seconds idle before TCP keepalive probes; 0: none",
+        Number(0, 32767, |d, v| d.config.keepalive = v)),
+    row("drain_timeout", "3", "seconds that connections get after SIGTERM",
+        Number(0, 300, |d, v| d.config.drain_timeout = secs(v))),
+    row("pipe_size", "256", "KiB of a relay's pipe",
+        Number(4, 1024, |d, v| d.config.pipe_size = v * 1024)),
+    row("table", "7480", "routing table",
+        Text(|d, v| table(v).map(|v| d.config.table = v))),
+    row("mark", "0x74000000", "mark of upstream connections, in 0xff000000; 0: none",
+        Text(|d, v| mark(v).map(|v| d.config.mark = v))),
+    // Before the main table's rule, 32766, with room for a few.
+    row("rule_priority", "900", "priority of the first policy rule",
+        Number(1, 32700, |d, v| d.config.rule_priority = v)),
+    row("log_level", "info", "how much is logged (RUST_LOG overrides it)",
+        Choice(&["error", "warn", "info", "debug", "trace"], |d, i| d.config.log_level = level(i))),
+];
+
+/// The options of `config upstream`. Most are kept out of messages: people put whole URLs there.
+#[rustfmt::skip] // one row an option
+pub static UPSTREAM: &[Spec] = &[
+    row("enabled", "1", "0: as if it weren't there",
+        Bool(|d, v| d.upstream.enabled = v)),
+    row("host", "", "IPv4, IPv6 or name",
+        Secret(|d, v| host(v).map(|v| d.upstream.host = Some(v)))),
+    row("port", "80", "TCP port",
+        Port(|d, v| d.upstream.port = v)),
+    row("username", "", "for Basic authentication",
+        Secret(|d, v| username(v).map(|v| d.upstream.username = Some(v)))),
+    row("password", "", "for Basic authentication",
+        Secret(|d, v| password(v).map(|v| d.upstream.password = Some(v)))),
+    row("header", "", "sent with each CONNECT: `Name: value`",
+        SecretList(|d, v| header(v).map(|v| d.upstream.headers.push(v)))),
+];
+
+const fn row(name: &'static str, default: &'static str, help: &'static str, kind: Kind) -> Spec {
+    Spec { name, default, help, kind }
+}
+
+fn pick<T>(index: usize, first: T, second: T) -> T {
+    if index == 0 { first } else { second }
+}
+
+/// `LevelFilter` counts from `Off`.
+fn level(index: usize) -> LevelFilter {
+    LevelFilter::iter().nth(index + 1).unwrap_or(LevelFilter::Trace)
+}
+
+fn secs(seconds: u32) -> Duration {
+    Duration::from_secs(seconds.into())
+}
+
+/// A configuration in the making.
+pub struct Draft {
+    /// Complete once the main section's defaults are stored.
+    pub config: Config,
+    /// `option ipv6`.
+    pub ipv6: bool,
+    /// The section `config upstream` being read.
+    pub upstream: UpstreamDraft,
+}
+
+/// A section `config upstream` in the making.
+#[derive(Default)]
+pub struct UpstreamDraft {
+    /// `option enabled`.
+    pub enabled: bool,
+    /// `option host`.
+    pub host: Option<Host>,
+    /// `option port`.
+    pub port: u16,
+    /// `option username`.
+    pub username: Option<String>,
+    /// `option password`.
+    pub password: Option<String>,
+    /// `list header`, as `Name: value`.
+    pub headers: Vec<String>,
+}
+
+impl Default for Draft {
+    /// Only stands in until the defaults of the table are stored.
+    fn default() -> Self {
+        Draft {
+            config: Config {
+                tun: String::new(),
+                mtu: 0,
+                address: Ipv4Net { addr: Ipv4Addr::UNSPECIFIED, prefix: 0 },
+                address6: None,
+                listen_port: 0,
+                connect: ConnectMode::Honest,
+                max_flows: 0,
+                max_dials: 0,
+                max_dials_per_client: 0,
+                connect_timeout: Duration::ZERO,
+                reply_timeout: Duration::ZERO,
+                keepalive: 0,
+                auto_route: false,
+                routes: Vec::new(),
+                bypass: Vec::new(),
+                non_tcp: NonTcp::Direct,
+                on_failure: OnFailure::Block,
+                table: 0,
+                mark: 0,
+                rule_priority: 0,
+                drain_timeout: Duration::ZERO,
+                pipe_size: 0,
+                log_level: LevelFilter::Info,
+                resolvers: Vec::new(),
+                upstreams: Vec::new(),
+            },
+            ipv6: false,
+            upstream: UpstreamDraft::default(),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What the text of a value means; an error says what it isn't.
+
+use std::net::{Ipv6Addr, SocketAddr};
+
+use super::{Host, IpNet, Ipv4Net, Ipv6Net, MARK_MASK};
+
+pub fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "on" | "true" | "yes" | "enabled" => Some(true),
+        "0" | "off" | "false" | "no" | "disabled" => Some(false),
+        _ => None,
+    }
+}
+
+/// Decimal, or hexadecimal after `0x`; no sign.
+pub fn number(text: &str) -> Option<u32> {
+    let (digits, radix) = match text.strip_prefix("0x") {
+        Some(digits) => (digits, 16),
+        None => (text, 10),
+    };
+    if digits.starts_with('+') {
+        return None;
+    }
+    u32::from_str_radix(digits, radix).ok()
+}
+
+/// 1-65535, decimal.
+pub fn port(text: &str) -> Option<u16> {
+    if text.starts_with('+') {
+        return None;
+    }
+    text.parse().ok().filter(|&port| port != 0)
+}
+
+/// What the kernel takes (`dev_valid_name`), less `%`, which would make it choose a name.
+pub fn device(name: &str) -> Result<String, &'static str> {
+    let valid = (1..=15).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name.bytes().all(|c| c.is_ascii_graphic() && !matches!(c, b'/' | b':' | b'%'));
+    if valid { Ok(name.to_owned()) } else { Err("is not a device name (1-15 characters)") }
+}
+
+pub fn own_ipv4(text: &str) -> Result<Ipv4Net, &'static str> {
+    let Some(IpNet::V4(net)) = IpNet::parse(text) else {
+        return Err("is not an IPv4 address with a prefix length");
+    };
+    if !(16..=29).contains(&net.prefix) {
+        return Err("has a prefix length out of 16-29");
+    }
+    if net.addr == net.network() || net.addr == net.broadcast() {
+        return Err("is its network's own or broadcast address");
+    }
+    if net.addr.is_multicast() || net.addr.is_loopback() || net.addr.octets()[0] == 0 {
+        return Err("is not an address for a device");
+    }
+    Ok(net)
+}
+
+pub fn own_ipv6(text: &str) -> Result<Ipv6Net, &'static str> {
+    let Some(IpNet::V6(net)) = IpNet::parse(text) else {
+        return Err("is not an IPv6 address with a prefix length");
+    };
+    if !(64..=120).contains(&net.prefix) {
+        return Err("has a prefix length out of 64-120");
+    }
+    if net.addr == net.network() {
+        return Err("is its network's own address");
+    }
+    if net.addr.is_multicast() || net.addr == Ipv6Addr::LOCALHOST || net.addr.is_unicast_link_local() {
+        return Err("is not an address for a device");
+    }
+    Ok(net)
+}
+
+pub fn cidr(text: &str) -> Result<IpNet, &'static str> {
+    let net = IpNet::parse(text).ok_or("is not a network (ADDRESS/PREFIX)")?;
+    if net.is_network() { Ok(net) } else { Err("has bits set behind its prefix") }
+}
+
+pub fn resolver(text: &str) -> Result<SocketAddr, &'static str> {
+    let addr = match text.parse() {
+        Ok(ip) => Some(SocketAddr::new(ip, 53)),
+        Err(_) => text.parse().ok().filter(|addr: &SocketAddr| addr.port() != 0),
+    };
+    addr.ok_or("is not IP, IP:PORT or [IP]:PORT")
+}
+
+/// A proxy's host.
+pub fn host(text: &str) -> Result<Host, &'static str> {
+    Host::parse(text).ok_or("has no valid host (address or name)")
+}
+
+/// Any but the kernel's own: 0 unspecified, 253 default, 254 main, 255 local (rtnetlink.h).
+pub fn table(text: &str) -> Result<u32, &'static str> {
+    number(text)
+        .filter(|table| !matches!(table, 0 | 253..=255))
+        .ok_or("is not a table to use (1-252, 256-4294967295)")
+}
+
+pub fn mark(text: &str) -> Result<u32, &'static str> {
+    number(text).filter(|mark| mark & !MARK_MASK == 0).ok_or("is not a mark within 0xff000000")
+}
+
+/// `Name: value` (RFC 9110 section 5), without what CONNECT can't have or says by itself.
+pub fn header(text: &str) -> Result<String, &'static str> {
+    let (name, value) = text.split_once(':').ok_or("is not `Name: value`")?;
+    let token = |c: u8| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&c);
+    if name.is_empty() || !name.bytes().all(token) {
+        return Err("has no valid header name");
+    }
+    let taken = ["Host", "Content-Length", "Transfer-Encoding"];
+    if taken.iter().any(|taken| name.eq_ignore_ascii_case(taken)) {
+        return Err("is a header that can't be added");
+    }
+    let value = value.trim_matches([' ', '\t']);
+    if value.bytes().any(|c| c != b'\t' && c.is_ascii_control()) {
+        return Err("has a control character");
+    }
+    Ok([name, ": ", value].concat())
+}

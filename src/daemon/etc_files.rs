@@ -1,0 +1,93 @@
+//! What `/etc/hosts` and `/etc/resolv.conf` say, read at the time of use.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use tcp_over_http::dns::MAX_ADDRESSES;
+
+const DNS_PORT: u16 = 53;
+/// As many as libc takes from resolv.conf.
+const MAX_SERVERS: usize = 3;
+
+/// The addresses of a name in a file like `/etc/hosts`, IPv4 first.
+pub fn hosts(path: &Path, name: &str) -> Vec<IpAddr> {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let mut addresses = Vec::new();
+    for_each_line(path, |line| {
+        let mut words = line.split('#').next().unwrap_or_default().split_ascii_whitespace();
+        if let Some(Ok(address)) = words.next().map(str::parse)
+            && addresses.len() < MAX_ADDRESSES
+            && words.any(|word| word.eq_ignore_ascii_case(name))
+        {
+            addresses.push(address);
+        }
+    });
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    addresses
+}
+
+/// The servers in a file like `/etc/resolv.conf`; without any, the local one (resolv.conf(5)).
+pub fn nameservers(path: &Path) -> Vec<SocketAddr> {
+    let mut servers = Vec::new();
+    for_each_line(path, |line| {
+        let mut words = line.split_ascii_whitespace();
+        if let (Some("nameserver"), Some(Ok(address))) = (words.next(), words.next().map(str::parse))
+            && servers.len() < MAX_SERVERS
+        {
+            servers.push(SocketAddr::new(address, DNS_PORT));
+        }
+    });
+    if servers.is_empty() {
+        servers.push((Ipv4Addr::LOCALHOST, DNS_PORT).into());
+    }
+    servers
+}
+
+/// A file that cannot be read has no lines.
+fn for_each_line(path: &Path, mut each: impl FnMut(&str)) {
+    let Ok(file) = File::open(path) else { return };
+    for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
+        if let Ok(line) = str::from_utf8(&line) {
+            each(line);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str, content: &[u8]) -> std::path::PathBuf {
+        let path = std::env::temp_dir().join(format!("toh-{name}-{}", std::process::id()));
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    #[test]
+    fn hosts_are_found_by_any_of_their_names() {
+        let path = file(
+            "hosts",
+            b"# 192.0.2.9 proxy\n2001:db8::1 proxy\n192.0.2.1\tproxy.example  Proxy # x other\nnonsense proxy\n\xff\xff\n\
+              192.0.2.2 proxy.example.",
+        );
+        let found = |name| hosts(&path, name).iter().map(IpAddr::to_string).collect::<Vec<_>>();
+        assert_eq!(found("PROXY"), ["192.0.2.1", "2001:db8::1"]);
+        assert_eq!(found("proxy.example."), ["192.0.2.1"]);
+        assert!(found("other").is_empty());
+        std::fs::remove_file(&path).unwrap();
+        assert!(hosts(&path, "proxy").is_empty());
+    }
+
+    #[test]
+    fn nameservers_are_the_first_three_or_the_local_one() {
+        let text =
+            b"search x\nnameserver 192.0.2.1\n#nameserver 192.0.2.9\nnameserver ::1 # x\nnameserver bad\n\
+                     nameserver 192.0.2.2\nnameserver 192.0.2.3\n";
+        let path = file("resolv", text);
+        let found = || nameservers(&path).iter().map(SocketAddr::to_string).collect::<Vec<_>>();
+        assert_eq!(found(), ["192.0.2.1:53", "[::1]:53", "192.0.2.2:53"]);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(found(), ["127.0.0.1:53"]);
+    }
+}

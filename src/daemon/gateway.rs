@@ -1,0 +1,405 @@
+//! What happens to a connection from its SYN to its end: held, dialled, released or refused, accepted,
+//! relayed.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tcp_over_http::flow::{Slot, State};
+use tcp_over_http::packet::{Packet, Tuple};
+use tcp_over_http::reject::{self, Reject};
+use tcp_over_http::rewrite::{Rewriter, Verdict};
+use tcp_over_http::time::Instant;
+use tcp_over_http::vnet;
+use tokio::net::TcpStream;
+use tokio::task::{AbortHandle, spawn_local};
+
+use crate::config::ConnectMode;
+use crate::pipe::Pipes;
+use crate::relay::{Moved, Relay};
+use crate::tun::Tun;
+use crate::upstream::{Failure, Opened, Upstreams};
+
+/// All that one packet or connection may need. The event loop, the dials and the relays share it.
+pub struct Gateway {
+    tun: Tun,
+    rewriter: RefCell<Rewriter>,
+    upstreams: Upstreams,
+    pipes: Pipes,
+    mode: ConnectMode,
+    started: std::time::Instant,
+    /// What is kept for a flow, by slot.
+    kept: RefCell<Vec<Kept>>,
+    totals: Cell<Totals>,
+}
+
+/// What has happened so far, beside what the rewriter counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// Connections relayed.
+    pub relayed: u64,
+    /// Bytes moved by relays that have ended.
+    pub moved: Moved,
+    /// Flows refused because of what the proxy said.
+    pub refused: u64,
+    /// Frames that the TUN did not take.
+    pub write_errors: u64,
+}
+
+/// What the daemon keeps for a flow.
+enum Kept {
+    Nothing,
+    /// Until it is accepted.
+    Parked(Box<Parked>),
+    /// Until its relay ends.
+    Relayed(AbortHandle),
+}
+
+/// A flow that is being dialled, or waits to be accepted.
+struct Parked {
+    /// Virtio header and packet.
+    syn: Box<[u8]>,
+    tunnel: Tunnel,
+    /// Accepted before the proxy has answered (`connect 'early'`).
+    client: Option<TcpStream>,
+}
+
+enum Tunnel {
+    Dialled(Option<AbortHandle>),
+    Opened(Opened),
+    Failed,
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        if let Tunnel::Dialled(Some(dial)) = &self.tunnel {
+            dial.abort();
+        }
+    }
+}
+
+impl Gateway {
+    /// A gateway without flows.
+    pub fn new(tun: Tun, rewriter: Rewriter, upstreams: Upstreams, pipes: Pipes, mode: ConnectMode) -> Self {
+        Self {
+            tun,
+            rewriter: RefCell::new(rewriter),
+            upstreams,
+            pipes,
+            mode,
+            started: std::time::Instant::now(),
+            kept: RefCell::new(Vec::new()),
+            totals: Cell::default(),
+        }
+    }
+
+    /// The TUN.
+    pub const fn tun(&self) -> &Tun {
+        &self.tun
+    }
+
+    /// The rewriter, for what it has counted.
+    pub const fn rewriter(&self) -> &RefCell<Rewriter> {
+        &self.rewriter
+    }
+
+    /// The proxies, for what they have counted.
+    pub const fn upstreams(&self) -> &Upstreams {
+        &self.upstreams
+    }
+
+    /// What has happened so far.
+    pub const fn totals(&self) -> Totals {
+        self.totals.get()
+    }
+
+    /// The time, for the rewriter.
+    pub fn now(&self) -> Instant {
+        Instant::from_millis(self.started.elapsed().as_millis() as u64)
+    }
+
+    /// Handles one frame from the TUN.
+    pub fn handle_frame(self: &Rc<Self>, frame: &mut [u8], now: Instant) {
+        let Some((header, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() else {
+            return;
+        };
+        let header = vnet::Header::parse(header);
+        let verdict = self.rewriter.borrow_mut().handle(header, packet, now);
+        log::trace!("{} bytes: {verdict:?}", packet.len());
+        match verdict {
+            Verdict::Forward => self.write(frame),
+            Verdict::ForwardAbandoned(slot) => {
+                self.write(frame);
+                self.keep(slot, Kept::Nothing);
+            }
+            Verdict::Hold { slot, dial: true } => self.hold(slot, frame, now),
+            Verdict::Hold { slot, dial: false } => self.hold_instead(slot, frame),
+            Verdict::Abandoned(slot) => self.keep(slot, Kept::Nothing),
+            Verdict::Reject(reject) => self.reject(reject, packet),
+            Verdict::Drop(_) => {}
+        }
+    }
+
+    /// A connection has come to the listener.
+    pub fn handle_accepted(self: &Rc<Self>, client: TcpStream, peer: SocketAddr, now: Instant) {
+        let address = match peer.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        let accepted = self.rewriter.borrow_mut().accept(address, peer.port(), now);
+        let Some(slot) = accepted else {
+            log::debug!("accepted {peer}, which is no flow's; reset");
+            _ = client.set_zero_linger();
+            return;
+        };
+        let mut kept = self.kept.borrow_mut();
+        let parked = match kept.get_mut(slot.index()) {
+            Some(Kept::Parked(parked)) => parked,
+            _ => {
+                drop(kept);
+                return self.reset(slot, &client);
+            }
+        };
+        match std::mem::replace(&mut parked.tunnel, Tunnel::Failed) {
+            Tunnel::Opened(opened) => {
+                drop(kept);
+                self.relay(slot, client, opened);
+            }
+            Tunnel::Dialled(dial) => {
+                parked.tunnel = Tunnel::Dialled(dial);
+                parked.client = Some(client);
+            }
+            Tunnel::Failed => {
+                drop(kept);
+                self.reset(slot, &client);
+            }
+        }
+    }
+
+    /// Lets go of flows that have waited too long.
+    pub fn handle_tick(&self, now: Instant) {
+        loop {
+            let expired = self.rewriter.borrow_mut().flows.expire(now);
+            match expired {
+                None => return,
+                Some((slot, State::Held | State::Opening)) => self.keep(slot, Kept::Nothing),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// From now on new flows are not taken.
+    pub fn drain(&self) {
+        self.rewriter.borrow_mut().drain();
+    }
+
+    /// Whether no flow has anything left to do.
+    pub fn is_idle(&self) -> bool {
+        self.rewriter.borrow().flows.is_idle()
+    }
+
+    /// Ends all relays and dials; the clients are reset.
+    pub fn abort_all(&self) {
+        for kept in self.kept.take() {
+            if let Kept::Relayed(task) = kept {
+                task.abort();
+            }
+        }
+    }
+
+    fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
+        let tuple = self.rewriter.borrow().flows.get(slot).tuple;
+        log::debug!("{slot:?}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
+        let parked = Parked { syn: Box::from(&*frame), tunnel: Tunnel::Dialled(None), client: None };
+        self.keep(slot, Kept::Parked(Box::new(parked)));
+        let gateway = Rc::clone(self);
+        let target = server(&tuple);
+        let task = spawn_local(async move {
+            let result = gateway.upstreams.open(target).await;
+            gateway.handle_dialled(slot, result);
+        });
+        if let Some(Kept::Parked(parked)) = self.kept.borrow_mut().get_mut(slot.index()) {
+            parked.tunnel = Tunnel::Dialled(Some(task.abort_handle()));
+        }
+        if self.mode == ConnectMode::Early {
+            self.release(slot, frame, now);
+        }
+    }
+
+    /// The client has begun anew from the same port; the proxy is being asked for the same already.
+    fn hold_instead(&self, slot: Slot, frame: &[u8]) {
+        if let Some(Kept::Parked(parked)) = self.kept.borrow_mut().get_mut(slot.index()) {
+            parked.syn = Box::from(frame);
+        }
+    }
+
+    /// The proxy has answered, or not.
+    fn handle_dialled(self: &Rc<Self>, slot: Slot, result: Result<Opened, Failure>) {
+        let now = self.now();
+        let mut kept = self.kept.borrow_mut();
+        let Some(Kept::Parked(parked)) = kept.get_mut(slot.index()) else {
+            return;
+        };
+        parked.tunnel = Tunnel::Dialled(None); // has ended: nothing to abort
+        match (result, parked.client.take()) {
+            (Ok(opened), Some(client)) => {
+                drop(kept);
+                self.relay(slot, client, opened);
+            }
+            (Ok(opened), None) => {
+                parked.tunnel = Tunnel::Opened(opened);
+                let mut syn = std::mem::take(&mut parked.syn);
+                drop(kept);
+                if self.mode == ConnectMode::Honest {
+                    self.release(slot, &mut syn, now);
+                }
+            }
+            (Err(_), Some(client)) => {
+                drop(kept);
+                self.count(|totals| totals.refused += 1);
+                self.reset(slot, &client);
+            }
+            (Err(_), None) if self.mode == ConnectMode::Early => parked.tunnel = Tunnel::Failed,
+            (Err(failure), None) => {
+                let mut syn = std::mem::take(&mut parked.syn);
+                drop(kept);
+                self.count(|totals| totals.refused += 1);
+                self.rewriter.borrow_mut().flows.remove(slot, now);
+                self.keep(slot, Kept::Nothing);
+                let packet = syn.split_first_chunk_mut::<{ vnet::LEN }>();
+                if let (Some(reject), Some((_, packet))) = (answer(&failure), packet) {
+                    self.reject(reject, packet);
+                }
+            }
+        }
+    }
+
+    /// Lets the held SYN pass into the kernel.
+    fn release(self: &Rc<Self>, slot: Slot, syn: &mut [u8], now: Instant) {
+        self.rewriter.borrow_mut().flows.release(slot, now);
+        self.handle_frame(syn, now);
+    }
+
+    fn relay(self: &Rc<Self>, slot: Slot, client: TcpStream, opened: Opened) {
+        let Opened { stream, leftover } = opened;
+        match Relay::new(client, stream, &leftover, &self.pipes) {
+            Ok(relay) => {
+                let task = spawn_local(RelayTask { relay, ended: false, slot, gateway: Rc::clone(self) });
+                self.keep(slot, Kept::Relayed(task.abort_handle()));
+            }
+            Err(error) => {
+                log::warn!("no pipe for a relay: {error}");
+                self.rewriter.borrow_mut().flows.close(slot, self.now());
+                self.keep(slot, Kept::Nothing);
+            }
+        }
+    }
+
+    /// Resets the client of an accepted flow.
+    fn reset(&self, slot: Slot, client: &TcpStream) {
+        _ = client.set_zero_linger();
+        self.rewriter.borrow_mut().flows.close(slot, self.now());
+        self.keep(slot, Kept::Nothing);
+    }
+
+    /// Answers `packet` with a rejection.
+    fn reject(&self, reject: Reject, packet: &mut [u8]) {
+        let Ok(packet) = Packet::parse(packet) else {
+            return;
+        };
+        let source = self.rewriter.borrow().error_source(packet.is_ipv4());
+        let mut frame = [0; vnet::LEN + reject::MAX_LEN];
+        let Some((_, out)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() else {
+            return;
+        };
+        let Some((out, _)) = out.split_first_chunk_mut::<{ reject::MAX_LEN }>() else {
+            return;
+        };
+        let length = reject.build(&packet, source, out);
+        self.write(&frame[..vnet::LEN + length]);
+    }
+
+    fn write(&self, frame: &[u8]) {
+        if let Err(error) = self.tun.write(frame) {
+            log::trace!("a frame of {} bytes was not taken: {error}", frame.len());
+            self.count(|totals| totals.write_errors += 1);
+        }
+    }
+
+    fn keep(&self, slot: Slot, new: Kept) {
+        let mut kept = self.kept.borrow_mut();
+        if kept.len() <= slot.index() {
+            kept.resize_with(slot.index() + 1, || Kept::Nothing);
+        }
+        let old = std::mem::replace(&mut kept[slot.index()], new);
+        // Outside of the borrow, should what is dropped ask for it.
+        drop(kept);
+        drop(old);
+    }
+
+    fn count(&self, change: impl FnOnce(&mut Totals)) {
+        let mut totals = self.totals.get();
+        change(&mut totals);
+        self.totals.set(totals);
+    }
+}
+
+/// A relay, run until its end.
+struct RelayTask {
+    relay: Relay,
+    ended: bool,
+    slot: Slot,
+    gateway: Rc<Gateway>,
+}
+
+impl Future for RelayTask {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context) -> Poll<()> {
+        let this = self.get_mut();
+        let result: io::Result<()> = ready!(this.relay.poll(cx, &this.gateway.pipes));
+        this.ended = result.is_ok();
+        log::debug!("{:?}: ended after {:?}: {result:?}", this.slot, this.relay.moved());
+        this.gateway.keep(this.slot, Kept::Nothing);
+        Poll::Ready(())
+    }
+}
+
+impl Drop for RelayTask {
+    /// Also when it is aborted.
+    fn drop(&mut self) {
+        if !self.ended {
+            self.relay.reset();
+        }
+        let gateway = &self.gateway;
+        self.relay.release(&gateway.pipes);
+        gateway.rewriter.borrow_mut().flows.close(self.slot, gateway.now());
+        let moved = self.relay.moved();
+        gateway.count(|totals| {
+            totals.relayed += 1;
+            totals.moved.up += moved.up;
+            totals.moved.down += moved.down;
+        });
+    }
+}
+
+/// What a client is told of a dial that failed. None: nothing, it will try again.
+const fn answer(failure: &Failure) -> Option<Reject> {
+    match failure {
+        Failure::Refused { status: 502 } => Some(Reject::Reset),
+        Failure::Refused { status: 400..=499 } => Some(Reject::Prohibited),
+        Failure::Refused { .. } | Failure::TimedOut => Some(Reject::Host),
+        Failure::Unreachable | Failure::BadReply => Some(Reject::Network),
+        Failure::BadTarget => Some(Reject::Prohibited),
+        Failure::Exhausted => None,
+    }
+}
+
+/// The server that a client wants.
+fn server(tuple: &Tuple) -> SocketAddr {
+    SocketAddr::new(Ipv6Addr::to_canonical(&tuple.destination), tuple.destination_port)
+}

@@ -1,0 +1,43 @@
+//! Keeps a repeated warning from flooding the log.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// Between two lines of one kind.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Lets one line of its kind pass every 10 s and counts the others.
+#[derive(Debug, Default)]
+pub struct Limiter {
+    next: Cell<Option<Instant>>,
+    suppressed: Cell<u32>,
+}
+
+impl Limiter {
+    /// Whether a line may be logged at the time `now`: then how many were suppressed since the last one.
+    pub fn pass(&self, now: Instant) -> Option<u32> {
+        if self.next.get().is_some_and(|next| now < next) {
+            self.suppressed.set(self.suppressed.get().saturating_add(1));
+            return None;
+        }
+        self.next.set(Some(now + PAUSE));
+        Some(self.suppressed.take())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_passes_and_the_next_tells_what_was_left_out() {
+        let limiter = Limiter::default();
+        let start = Instant::now();
+        assert_eq!(limiter.pass(start), Some(0));
+        assert_eq!(limiter.pass(start), None);
+        assert_eq!(limiter.pass(start + PAUSE - Duration::from_nanos(1)), None);
+        assert_eq!(limiter.pass(start + PAUSE), Some(2));
+        assert_eq!(limiter.pass(start + PAUSE), None);
+        assert_eq!(limiter.pass(start + 3 * PAUSE), Some(1));
+    }
+}

@@ -1,0 +1,351 @@
+//! The kernel's network configuration as the daemon needs it: the TUN's settings, and the rules and
+//! routes of `policy.rs`.
+//!
+//! One operation does it all: bring the kernel to the wanted state. It adds first and only then deletes
+//! what is ours and not wanted, so that a start after a crash or with other options opens no gap through
+//! which traffic could leak. To install is to do it for the first time, to restore is to do it again, to
+//! remove is to want nothing.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::task::{Context, Poll};
+
+use log::warn;
+use tokio::io::unix::AsyncFd;
+
+use super::config::{Config, Ipv4Net, Ipv6Net, OnFailure};
+use super::netlink::{self, Message, NLM_F_CREATE, NLM_F_REPLACE, Socket};
+use super::policy::{self, OURS, Route, Rule};
+use super::{sys, sysctl};
+
+/// Packets that the kernel queues for us before it drops (the TUN driver's own default is 500).
+pub const TXQUEUELEN: u32 = 1000;
+
+/// The multicast groups that tell of what we have set up (`<linux/rtnetlink.h>`; IPv6 rules have no `RTMGRP_*`).
+const WATCHED: u32 = (libc::RTMGRP_LINK
+    | libc::RTMGRP_IPV4_IFADDR
+    | libc::RTMGRP_IPV6_IFADDR
+    | libc::RTMGRP_IPV4_RULE
+    | 1 << (libc::RTNLGRP_IPV6_RULE - 1)) as u32;
+
+/// Length of `struct ifinfomsg`.
+const LINK_BODY: usize = 16;
+
+/// What the daemon has changed in the kernel, and a watch over it.
+pub struct Routes {
+    tun: String,
+    ifindex: u32,
+    mtu: u16,
+    address: Ipv4Net,
+    address6: Option<Ipv6Net>,
+    first_rule: u32,
+    table: u32,
+    rules: Vec<Rule>,
+    routes: Vec<Route>,
+    watch: AsyncFd<File>,
+}
+
+/// What happened to our configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Somebody took down the TUN or deleted something of ours: call [`Routes::restore`]. If that fails since the
+    /// TUN is on its way out, `Gone` follows.
+    Restore,
+    /// The TUN doesn't exist any more.
+    Gone,
+}
+
+impl Routes {
+    /// Sets up the TUN and what leads into it, and removes what a crashed run has left. Must be called
+    /// within the tokio runtime.
+    ///
+    /// If it fails with `on_failure 'direct'`, nothing is left behind; with `'block'` everything stays,
+    /// leftovers included: what was refused must not leak because the daemon can't start again.
+    pub fn install(config: &Config, tun: &str) -> Result<Self, RouteError> {
+        let mut socket = Socket::open().map_err(RouteError::Open)?;
+        let ifindex = find_device(&mut socket, tun)?;
+        let routes = policy::routes(config, ifindex);
+        let watch = sys::netlink_route(WATCHED).and_then(sys::watch).map_err(RouteError::Open)?;
+        let installed = Routes {
+            tun: tun.to_owned(),
+            ifindex,
+            mtu: config.mtu,
+            address: config.address,
+            address6: config.address6,
+            first_rule: config.rule_priority,
+            table: config.table,
+            rules: policy::rules(config, tun, &routes),
+            routes,
+            watch,
+        };
+        match installed.restore() {
+            Ok(()) => {
+                installed.warn_of_strict_filters();
+                Ok(installed)
+            }
+            Err(error) => {
+                if config.on_failure == OnFailure::Direct
+                    && let Err(error) = installed.remove()
+                {
+                    warn!("{error}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Brings everything back to the installed state, whatever of it is missing.
+    pub fn restore(&self) -> Result<(), RouteError> {
+        let mut socket = Socket::open().map_err(RouteError::Open)?;
+        self.set_up_device(&mut socket)?;
+        for route in &self.routes {
+            socket.request(route.add()).map_err(|cause| RouteError::AddRoute(route.clone(), cause))?;
+        }
+        for rule in &self.rules {
+            match socket.request(rule.add()) {
+                Err(cause) if !cause.is(libc::EEXIST) => {
+                    return Err(RouteError::AddRule(rule.priority, cause));
+                }
+                _ => {}
+            }
+        }
+        self.sweep(&mut socket, &self.rules, &self.routes)
+    }
+
+    /// Deletes the rules and routes. The addresses go with the TUN.
+    pub fn remove(self) -> Result<(), RouteError> {
+        let mut socket = Socket::open().map_err(RouteError::Open)?;
+        self.sweep(&mut socket, &[], &[])
+    }
+
+    /// The next thing that somebody else did to our configuration. What we do ourselves is no event:
+    /// neither `install` nor `restore` deletes anything that is wanted.
+    pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let mut buffer = Vec::new();
+        let mut restore = false;
+        loop {
+            let mut ready = match self.watch.poll_read_ready(cx) {
+                Poll::Ready(Ok(ready)) => ready,
+                // All is read (or the runtime ends): several changes make one event.
+                _ if restore => return Poll::Ready(Event::Restore),
+                _ => return Poll::Pending,
+            };
+            buffer.resize(netlink::READ_SIZE, 0);
+            let event = match ready.try_io(|watch| watch.get_ref().read(&mut buffer)) {
+                Ok(Ok(length)) => self.judge(buffer.get(..length).unwrap_or_default()),
+                // Notifications were lost (ENOBUFS): anything may have happened.
+                Ok(Err(_)) => Some(Event::Restore),
+                Err(_would_block) => None,
+            };
+            match event {
+                Some(Event::Gone) => return Poll::Ready(Event::Gone),
+                Some(Event::Restore) => restore = true,
+                None => {}
+            }
+        }
+    }
+
+    /// The filter looks up the way back without the mark, finds our capture, and drops the proxies' answers.
+    fn warn_of_strict_filters(&self) {
+        if self.rules.is_empty() {
+            return;
+        }
+        for device in sysctl::strict_devices() {
+            warn!(
+                "rp_filter of {device} is strict: answers of a proxy behind it are dropped if its \
+                 address is captured; set it to 2 or bypass the proxy"
+            );
+        }
+    }
+
+    /// What notifications mean to us.
+    fn judge(&self, notifications: &[u8]) -> Option<Event> {
+        let mut event = None;
+        for received in netlink::messages(notifications) {
+            let body = received.body;
+            // `struct ifinfomsg` and `struct ifaddrmsg` both have the index here.
+            let about_tun = netlink::u32_at(body, 4) == self.ifindex;
+            let lost = match received.kind {
+                // A bridge that lets go of a port says so with its own family.
+                libc::RTM_DELLINK if about_tun && body.first() == Some(&0) => {
+                    return Some(Event::Gone);
+                }
+                libc::RTM_NEWLINK => about_tun && netlink::u32_at(body, 8) & libc::IFF_UP as u32 == 0,
+                libc::RTM_DELADDR => about_tun,
+                libc::RTM_DELRULE => Rule::parse(body).is_some_and(|rule| self.rules.contains(&rule)),
+                _ => false,
+            };
+            if lost {
+                event = Some(Event::Restore);
+            }
+        }
+        event
+    }
+
+    fn set_up_device(&self, socket: &mut Socket) -> Result<(), RouteError> {
+        let tun = &self.tun;
+        // Replies bear the servers' addresses, which strict filtering would look for behind another device.
+        sysctl::set(&format!("net/ipv4/conf/{tun}/rp_filter"), "2");
+        if self.address6.is_some() {
+            sysctl::set(&format!("net/ipv6/conf/{tun}/disable_ipv6"), "0");
+            sysctl::set(&format!("net/ipv6/conf/{tun}/accept_ra"), "0");
+        }
+        // Up first, alone: the watch would take news of another change in a device that is down for a loss.
+        let up = libc::IFF_UP as u32;
+        let set_up = Message::new(libc::RTM_NEWLINK, 0, &link_body(self.ifindex, up));
+        let set_sizes = Message::new(libc::RTM_NEWLINK, 0, &link_body(self.ifindex, 0))
+            .attr_u32(libc::IFLA_MTU, self.mtu.into())
+            .attr_u32(libc::IFLA_TXQLEN, TXQUEUELEN);
+        socket
+            .request(set_up)
+            .and_then(|()| socket.request(set_sizes))
+            .map_err(|cause| RouteError::SetLink(tun.clone(), cause))?;
+        let Ipv4Net { addr, prefix } = self.address;
+        self.set_address(socket, &addr.octets(), prefix)
+            .map_err(|cause| RouteError::SetAddress(self.address.to_string(), tun.clone(), cause))?;
+        if let Some(address) = self.address6 {
+            let Ipv6Net { addr, prefix } = address;
+            self.set_address(socket, &addr.octets(), prefix)
+                .map_err(|cause| RouteError::SetAddress(address.to_string(), tun.clone(), cause))?;
+        }
+        Ok(())
+    }
+
+    /// Sets an address of 4 or 16 bytes. Without duplicate detection it can be bound at once; there is
+    /// nobody on the TUN who could have it too.
+    fn set_address(&self, socket: &mut Socket, address: &[u8], prefix: u8) -> Result<(), netlink::Error> {
+        let (family, flags) = match address.len() {
+            4 => (libc::AF_INET as u8, 0),
+            _ => (libc::AF_INET6 as u8, libc::IFA_F_NODAD as u8),
+        };
+        let index = self.ifindex.to_ne_bytes();
+        let body = [&[family, prefix, flags, libc::RT_SCOPE_UNIVERSE], &index[..]].concat();
+        let message = Message::new(libc::RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &body);
+        socket.request(message.attr(libc::IFA_LOCAL, address).attr(libc::IFA_ADDRESS, address))
+    }
+
+    /// Deletes what is ours except for what is wanted, in either family, also one that is now off. Goes on
+    /// after a failure and tells of the last.
+    fn sweep(&self, socket: &mut Socket, rules: &[Rule], routes: &[Route]) -> Result<(), RouteError> {
+        // What is found is sent back to be deleted, as `ip rule flush` does: nothing in it can be missed.
+        // Routes first: a rule that leads to none captures nothing.
+        let mut stale = Vec::new();
+        let all = Message::new(libc::RTM_GETROUTE, 0, &[0; 12]);
+        let each = &mut |received: &netlink::Received| match Route::parse(received.body) {
+            Some(route) if self.owns_route(&route) && !routes.contains(&route) => {
+                stale.push((received.body.to_vec(), route));
+            }
+            _ => {}
+        };
+        socket.dump(all, each).map_err(RouteError::List)?;
+        let mut result = Ok(());
+        for (body, route) in stale {
+            match socket.request(Message::new(libc::RTM_DELROUTE, 0, &body)) {
+                Err(cause) if !cause.is(libc::ESRCH) => {
+                    result = Err(RouteError::DeleteRoute(route, cause));
+                }
+                _ => {}
+            }
+        }
+
+        let mut stale = Vec::new();
+        let all = Message::new(libc::RTM_GETRULE, 0, &[0; 12]);
+        let each = &mut |received: &netlink::Received| match Rule::parse(received.body) {
+            Some(rule) if self.owns_rule(&rule) && !rules.contains(&rule) => {
+                stale.push((received.body.to_vec(), rule.priority));
+            }
+            _ => {}
+        };
+        socket.dump(all, each).map_err(RouteError::List)?;
+        for (body, priority) in stale {
+            match socket.request(Message::new(libc::RTM_DELRULE, 0, &body)) {
+                Err(cause) if !cause.is(libc::ENOENT) => {
+                    result = Err(RouteError::DeleteRule(priority, cause));
+                }
+                _ => {}
+            }
+        }
+        result
+    }
+
+    fn owns_route(&self, route: &Route) -> bool {
+        route.protocol == OURS && route.table == self.table
+    }
+
+    /// Another run of ours beside this one has other priorities, another TUN and another table; an earlier
+    /// one may have had other priorities.
+    fn owns_rule(&self, rule: &Rule) -> bool {
+        let priorities = self.first_rule..=self.first_rule.saturating_add(4);
+        rule.protocol == OURS
+            && (priorities.contains(&rule.priority) || rule.table == self.table || rule.iif == self.tun)
+    }
+}
+
+fn find_device(socket: &mut Socket, name: &str) -> Result<u32, RouteError> {
+    let mut index = 0;
+    let request = Message::new(libc::RTM_GETLINK, 0, &[0; LINK_BODY]).attr_text(libc::IFLA_IFNAME, name);
+    socket
+        .get(request, &mut |received| index = netlink::u32_at(received.body, 4))
+        .map_err(|cause| RouteError::FindDevice(name.to_owned(), cause))?;
+    Ok(index)
+}
+
+/// `struct ifinfomsg`: family, type, index, flags, and which flags to change: those to set.
+fn link_body(index: u32, flags: u32) -> [u8; LINK_BODY] {
+    let mut body = [0; LINK_BODY];
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    body[8..12].copy_from_slice(&flags.to_ne_bytes());
+    body[12..16].copy_from_slice(&flags.to_ne_bytes());
+    body
+}
+
+/// Why the kernel's configuration couldn't be changed; each names the action that failed.
+#[derive(Debug)]
+pub enum RouteError {
+    /// Open a netlink socket.
+    Open(io::Error),
+    /// Find the device of this name.
+    FindDevice(String, netlink::Error),
+    /// Bring this device up and set its MTU and queue length.
+    SetLink(String, netlink::Error),
+    /// Give this address to this device.
+    SetAddress(String, String, netlink::Error),
+    /// Add this route.
+    AddRoute(Route, netlink::Error),
+    /// Delete this route.
+    DeleteRoute(Route, netlink::Error),
+    /// Add the rule of this priority.
+    AddRule(u32, netlink::Error),
+    /// Delete the rule of this priority.
+    DeleteRule(u32, netlink::Error),
+    /// List the rules and routes there are.
+    List(netlink::Error),
+}
+
+impl fmt::Display for RouteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open(cause) => write!(f, "open a netlink socket: {cause}"),
+            Self::FindDevice(name, cause) => write!(f, "find device {name}: {cause}"),
+            Self::SetLink(name, cause) => write!(f, "bring up {name}: {cause}"),
+            Self::SetAddress(address, name, cause) => {
+                write!(f, "set address {address} on {name}: {cause}")
+            }
+            Self::AddRoute(Route { net, table, .. }, cause) => {
+                write!(f, "add route {net} to table {table}: {cause}")
+            }
+            Self::DeleteRoute(Route { net, table, .. }, cause) => {
+                write!(f, "delete route {net} from table {table}: {cause}")
+            }
+            Self::AddRule(priority, cause) => write!(f, "add rule {priority}: {cause}"),
+            Self::DeleteRule(priority, cause) => write!(f, "delete rule {priority}: {cause}"),
+            Self::List(cause) => write!(f, "list rules and routes: {cause}"),
+        }
+    }
+}
+
+impl std::error::Error for RouteError {}
+
+#[cfg(test)]
+mod tests;

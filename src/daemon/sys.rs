@@ -1,0 +1,194 @@
+//! Every unsafe call of the daemon, each behind a safe function.
+
+use std::ffi::c_int;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Makes a non-blocking pipe: its read end and its write end.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut fds = [-1; 2];
+    // SAFETY: pipe2 writes two descriptors into the array, which has room for them.
+    check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC) })?;
+    // SAFETY: both are open and nobody else's.
+    Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })
+}
+
+/// Asks for a pipe to hold `bytes`; returns what it holds now.
+pub fn set_pipe_size(pipe: impl AsFd, bytes: u32) -> io::Result<usize> {
+    // SAFETY: takes and gives plain numbers.
+    let size = unsafe { libc::fcntl(pipe.as_fd().as_raw_fd(), libc::F_SETPIPE_SZ, bytes as c_int) };
+    Ok(check(size)? as usize)
+}
+
+/// Moves up to `length` bytes between a pipe and a socket without copying them to user space, without
+/// blocking. 0 means the end of the stream.
+pub fn splice(from: impl AsFd, to: impl AsFd, length: usize) -> io::Result<usize> {
+    let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
+    let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
+    // SAFETY: null offsets are allowed for what can't seek.
+    let moved = unsafe { libc::splice(from, std::ptr::null_mut(), to, std::ptr::null_mut(), length, flags) };
+    if moved < 0 { Err(io::Error::last_os_error()) } else { Ok(moved as usize) }
+}
+
+/// Writes `bytes` into a pipe.
+pub fn write(pipe: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: reads no more than the slice's bytes.
+    let written = unsafe { libc::write(pipe.as_fd().as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+    if written < 0 { Err(io::Error::last_os_error()) } else { Ok(written as usize) }
+}
+
+/// Throws up to `length` received bytes of a TCP socket away. 0 means the end of the stream.
+pub fn discard(socket: impl AsFd, length: usize) -> io::Result<usize> {
+    let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    // SAFETY: with MSG_TRUNC TCP writes nothing to the buffer (tcp(7)), so null will do.
+    let read = unsafe { libc::recv(socket.as_fd().as_raw_fd(), std::ptr::null_mut(), length, flags) };
+    if read < 0 { Err(io::Error::last_os_error()) } else { Ok(read as usize) }
+}
+
+/// How many bytes (and FIN) a TCP socket has not had acknowledged yet: `SIOCOUTQ` (tcp(7)).
+pub fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
+    let mut count: c_int = 0;
+    // SAFETY: writes one int.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &mut count) })?;
+    Ok(count as usize)
+}
+
+/// Closes the sending side of a socket: sends a FIN.
+pub fn shutdown_write(socket: impl AsFd) -> io::Result<()> {
+    // SAFETY: takes plain numbers.
+    check(unsafe { libc::shutdown(socket.as_fd().as_raw_fd(), libc::SHUT_WR) }).map(drop)
+}
+
+/// Sets an integer option of a socket.
+pub fn set_option(socket: impl AsFd, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
+    let length = size_of::<c_int>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: points to one int and says so.
+    check(unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) }).map(drop)
+}
+
+/// Marks what a socket sends, before it is connected: the route is chosen then. Needs CAP_NET_ADMIN.
+pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, mark as c_int)
+}
+
+/// Has the kernel probe a TCP connection that has been idle for `idle` seconds (0 = never), then every sixth
+/// of that. How many probes may stay unanswered is left to the kernel (`tcp_keepalive_probes`, 9): with
+/// 60 s, a dead peer is found after 150 s.
+pub fn set_keepalive(socket: impl AsFd, idle: u32) -> io::Result<()> {
+    if idle == 0 {
+        return Ok(());
+    }
+    let idle = idle.min(MAX_KEEPIDLE) as c_int;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
+    set_option(&socket, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, idle)?;
+    set_option(&socket, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, (idle / 6).max(1))
+}
+
+/// The longest that TCP_KEEPIDLE takes, in seconds (`MAX_TCP_KEEPIDLE` in the kernel's `net/tcp.h`).
+const MAX_KEEPIDLE: u32 = 32_767;
+
+/// Takes over the descriptor of a TUN as a file.
+pub fn into_file(device: impl IntoRawFd) -> File {
+    // SAFETY: the device gives up its descriptor, which is open.
+    unsafe { File::from_raw_fd(device.into_raw_fd()) }
+}
+
+/// Has the event loop tell when `file` is readable. Only readable: a TUN is always writable, and each of
+/// its packets would wake the loop to say so.
+pub fn watch(file: File) -> io::Result<AsyncFd<File>> {
+    // SAFETY: a File's descriptor stays the same, and open, as long as the File is there.
+    Ok(unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) }?)
+}
+
+/// Sets the length of a TUN's virtio header in bytes, `TUNSETVNETHDRSZ` (<linux/if_tun.h>).
+pub fn set_vnet_header_size(tun: &File, bytes: c_int) -> io::Result<()> {
+    // SAFETY: the request reads one int.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) }).map(drop)
+}
+
+/// Makes a TUN's virtio header little-endian on every machine, `TUNSETVNETLE`.
+pub fn set_vnet_little_endian(tun: &File) -> io::Result<()> {
+    let yes: c_int = 1;
+    // SAFETY: the request reads one int.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETLE, &raw const yes) }).map(drop)
+}
+
+/// Says which offloads the reader of a TUN can do (`TUN_F_*`), `TUNSETOFFLOAD`.
+pub fn set_offload(tun: &File, features: u32) -> io::Result<()> {
+    // SAFETY: the request takes a plain number.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, features as libc::c_ulong) }).map(drop)
+}
+
+/// Opens a NETLINK_ROUTE socket. With multicast groups (a mask of `RTMGRP_*`) it is one to wait on and
+/// doesn't block.
+pub fn netlink_route(groups: u32) -> io::Result<File> {
+    let nonblock = if groups != 0 { libc::SOCK_NONBLOCK } else { 0 };
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | nonblock;
+    // SAFETY: takes no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // Without the errors' text (before Linux 4.12) their number will do.
+    _ = set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1);
+    // SAFETY: plain numbers, for which all bits 0 is a value.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    address.nl_groups = groups;
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the pointer and the length are those of `address`.
+    check(unsafe { libc::bind(fd, (&raw const address).cast(), length) })?;
+    Ok(File::from(socket))
+}
+
+/// Reads an integer option of a socket.
+#[cfg(test)]
+pub fn option(socket: impl AsFd, level: c_int, name: c_int) -> io::Result<c_int> {
+    let mut value: c_int = 0;
+    let mut length = size_of::<c_int>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the pointers are to one int and to its length.
+    check(unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut length) })?;
+    Ok(value)
+}
+
+/// Gives the calling thread a network namespace of its own, which ends with it.
+#[cfg(test)]
+pub fn unshare_network() -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Raises the limit of open files to `count`, the hard one too where that is allowed.
+pub fn raise_fd_limit(count: u64) -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes one struct.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) })?;
+    let wanted = count as libc::rlim_t;
+    if limit.rlim_cur >= wanted {
+        return Ok(());
+    }
+    limit.rlim_cur = wanted;
+    limit.rlim_max = limit.rlim_max.max(wanted);
+    // SAFETY: reads one struct.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }).map(drop)
+}
+
+/// Random bytes fit for secrets.
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    // SAFETY: writes no more than the array's bytes.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, 0) };
+    match usize::try_from(got) {
+        Ok(got) if got == N => Ok(bytes),
+        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+fn check(result: c_int) -> io::Result<c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

@@ -1,0 +1,362 @@
+//! Proxies that follow a script, on loopback.
+
+use super::*;
+use crate::config::{ConnectMode, Credentials, Host, Ipv4Net, NonTcp, OnFailure, UpstreamConfig};
+use crate::resolver::tests as dns;
+use crate::resolver::tests::run;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream as StdStream};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+const TARGET: &str = "192.0.2.7:443";
+const REQUEST: &str = "CONNECT 192.0.2.7:443 HTTP/1.1\r\nHost: 192.0.2.7:443\r\n\r\n";
+
+struct Fake {
+    address: SocketAddr,
+    requests: Arc<AtomicUsize>,
+}
+
+/// A proxy that reads a request and hands it to its script with the connection.
+fn proxy(script: impl Fn(&mut StdStream, &str) + Send + 'static) -> Fake {
+    proxy_at("127.0.0.1:0", script)
+}
+
+fn proxy_at(address: &str, script: impl Fn(&mut StdStream, &str) + Send + 'static) -> Fake {
+    proxy_on(TcpListener::bind(address).unwrap(), script)
+}
+
+fn proxy_on(listener: TcpListener, script: impl Fn(&mut StdStream, &str) + Send + 'static) -> Fake {
+    let address = listener.local_addr().unwrap();
+    let requests = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&requests);
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut request = Vec::new();
+            let mut byte = [0];
+            while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
+                request.push(byte[0]);
+            }
+            count.fetch_add(1, SeqCst);
+            script(&mut stream, str::from_utf8(&request).unwrap());
+        }
+    });
+    Fake { address, requests }
+}
+
+/// A proxy with the same answer for all, which then waits for the client to close.
+fn answering(answer: &'static str) -> Fake {
+    proxy(move |stream, _| {
+        stream.write_all(answer.as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+    })
+}
+
+/// A proxy that never answers, and holds its connections.
+fn silent() -> Fake {
+    let held = std::sync::Mutex::new(vec![]);
+    proxy(move |stream, _| held.lock().unwrap().push(stream.try_clone().unwrap()))
+}
+
+/// A port where nobody listens; the socket keeps it from being given to another test.
+fn closed() -> (SocketAddr, TcpSocket) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    (socket.local_addr().unwrap(), socket)
+}
+
+fn upstream(address: SocketAddr) -> UpstreamConfig {
+    UpstreamConfig {
+        name: address.to_string(),
+        host: Host::Ip(address.ip()),
+        port: address.port(),
+        credentials: None,
+        headers: vec![],
+    }
+}
+
+fn config(addresses: &[SocketAddr]) -> Config {
+    Config {
+        tun: "toh0".to_owned(),
+        mtu: 1500,
+        address: Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: 24 },
+        address6: None,
+        listen_port: 12345,
+        connect: ConnectMode::Honest,
+        max_flows: 4096,
+        max_dials: 512,
+        max_dials_per_client: 128,
+        connect_timeout: Duration::from_secs(5),
+        reply_timeout: Duration::from_secs(30),
+        keepalive: 60,
+        auto_route: false,
+        routes: vec![],
+        bypass: vec![],
+        non_tcp: NonTcp::Direct,
+        on_failure: OnFailure::Block,
+        table: 7480,
+        mark: 0,
+        rule_priority: 900,
+        drain_timeout: Duration::from_secs(3),
+        pipe_size: 256 * 1024,
+        log_level: log::LevelFilter::Info,
+        resolvers: vec![],
+        upstreams: addresses.iter().map(|&address| upstream(address)).collect(),
+    }
+}
+
+fn upstreams(addresses: &[SocketAddr]) -> Upstreams {
+    Upstreams::new(&config(addresses)).unwrap()
+}
+
+/// Gives up on silent proxies soon.
+fn impatient(addresses: &[SocketAddr]) -> Upstreams {
+    Upstreams { reply_timeout: Duration::from_millis(400), ..upstreams(addresses) }
+}
+
+fn open(upstreams: &Upstreams) -> Result<Opened, Failure> {
+    run(upstreams.open(TARGET.parse().unwrap()))
+}
+
+async fn read_byte(stream: &TcpStream) -> u8 {
+    let mut byte = [0];
+    loop {
+        stream.readable().await.unwrap();
+        match stream.try_read(&mut byte) {
+            Ok(1) => return byte[0],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn stats(upstreams: &Upstreams) -> Vec<(u32, u32, u32)> {
+    upstreams.stats().map(|(_, s)| (s.opened, s.refused, s.failed)).collect()
+}
+
+#[test]
+fn a_tunnel_carries_bytes_both_ways() {
+    let fake = proxy(|stream, request| {
+        assert_eq!(request, REQUEST);
+        stream.write_all(b"HTTP/1.0 200 Connection established\r\nVia: x\r\n\r\nearly").unwrap();
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        stream.write_all(&byte).unwrap();
+    });
+    let upstreams = upstreams(&[fake.address]);
+    run(async {
+        let Opened { stream, leftover } = upstreams.open(TARGET.parse().unwrap()).await.unwrap();
+        assert_eq!(leftover, b"early");
+        assert!(stream.nodelay().unwrap());
+        assert_eq!(sys::option(&stream, libc::SOL_SOCKET, libc::SO_KEEPALIVE).unwrap(), 1);
+        assert_eq!(sys::option(&stream, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE).unwrap(), 60);
+        assert_eq!(sys::option(&stream, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL).unwrap(), 10);
+        let poll = pin!(stream.readable()).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(poll.is_pending(), "nothing is left to read");
+        stream.try_write(b"!").unwrap();
+        assert_eq!(read_byte(&stream).await, b'!');
+    });
+    assert_eq!(stats(&upstreams), [(1, 0, 0)]);
+}
+
+#[test]
+fn credentials_and_headers_are_sent() {
+    let fake = proxy(|stream, request| {
+        let is_complete = request.contains("\r\nProxy-Authorization: Basic dTpw\r\nX-Extra: y\r\n");
+        let status = if is_complete { 200 } else { 400 };
+        stream.write_all(format!("HTTP/1.1 {status} x\r\n\r\n").as_bytes()).unwrap();
+    });
+    let mut config = config(&[fake.address]);
+    let credentials = Credentials { username: "u".to_owned(), password: "p".to_owned() };
+    config.upstreams[0].credentials = Some(credentials);
+    config.upstreams[0].headers = vec!["X-Extra: y".to_owned()];
+    assert!(open(&Upstreams::new(&config).unwrap()).is_ok());
+}
+
+#[test]
+fn settings_that_make_no_request_are_refused() {
+    let invalid = |change: &dyn Fn(&mut UpstreamConfig)| {
+        let mut config = config(&["127.0.0.1:1".parse().unwrap()]);
+        change(&mut config.upstreams[0]);
+        Upstreams::new(&config).err().unwrap().kind()
+    };
+    let kind = io::ErrorKind::InvalidInput;
+    assert_eq!(invalid(&|u| u.headers = vec!["no colon".to_owned()]), kind);
+    assert_eq!(invalid(&|u| u.host = Host::Name("a..b".to_owned())), kind);
+    let credentials = Credentials { username: "a:b".to_owned(), password: String::new() };
+    assert_eq!(invalid(&|u| u.credentials = Some(credentials.clone())), kind);
+}
+
+#[test]
+fn a_reply_may_come_byte_by_byte_and_over_ipv6() {
+    let fake = proxy_at("[::1]:0", |stream, request| {
+        assert_eq!(request, REQUEST);
+        stream.set_nodelay(true).unwrap();
+        for byte in b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nA: b\r\n\r\nearly" {
+            stream.write_all(&[*byte]).unwrap();
+            std::thread::yield_now();
+        }
+        stream.shutdown(Shutdown::Write).unwrap();
+    });
+    run(async {
+        let Opened { stream, leftover: mut got } =
+            upstreams(&[fake.address]).open(TARGET.parse().unwrap()).await.unwrap();
+        while got.len() < 5 {
+            got.push(read_byte(&stream).await);
+        }
+        assert_eq!(got, b"early");
+    });
+}
+
+#[test]
+fn long_replies_are_read_to_their_end() {
+    let fake = proxy(|stream, _| {
+        let fields = "X: y\r\n".repeat(10_000);
+        stream.write_all(format!("HTTP/1.1 299 x\r\n{fields}\r\nearly").as_bytes()).unwrap();
+        let _ = stream.read(&mut [0]);
+    });
+    run(async {
+        let opened = upstreams(&[fake.address]).open(TARGET.parse().unwrap()).await.unwrap();
+        assert!(b"early".starts_with(&opened.leftover));
+    });
+}
+
+#[test]
+fn a_status_is_the_truth_and_no_other_proxy_is_asked() {
+    for (answer, status) in [
+        ("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 3\r\n\r\nno!", 502),
+        ("HTTP/1.0 403\n\n", 403),
+        ("HTTP/1.1 407 x\r\nProxy-Authenticate: Basic realm=x\r\n\r\n", 407),
+    ] {
+        let (first, second) = (answering(answer), answering("HTTP/1.1 200\r\n\r\n"));
+        let upstreams = upstreams(&[first.address, second.address]);
+        assert_eq!(open(&upstreams).unwrap_err(), Failure::Refused { status });
+        assert_eq!(second.requests.load(SeqCst), 0);
+        assert_eq!(stats(&upstreams), [(0, 1, 0), (0, 0, 0)]);
+    }
+}
+
+#[test]
+fn a_broken_answer_makes_the_next_proxy_worth_a_try() {
+    let hangs_up = proxy(|_, _| {});
+    let cut_short = answering("HTTP/1.1 200 OK\r\nA: b\r\n");
+    let garbage = answering("SSH-2.0-OpenSSH_9.9\r\n");
+    let good = answering("HTTP/1.1 200\r\n\r\n");
+    let broken = [hangs_up.address, cut_short.address, garbage.address];
+    assert_eq!(open(&upstreams(&broken)).unwrap_err(), Failure::BadReply);
+    let upstreams = upstreams(&[&broken[..], &[good.address]].concat());
+    assert!(open(&upstreams).is_ok());
+    assert_eq!(stats(&upstreams), [(0, 0, 1), (0, 0, 1), (0, 0, 1), (1, 0, 0)]);
+}
+
+#[test]
+fn garbage_fails_without_a_time_out() {
+    let fake = proxy(|stream, _| {
+        stream.write_all(b"SSH").unwrap();
+        let _ = stream.read(&mut [0]);
+    });
+    let patient = Upstreams { reply_timeout: Duration::from_secs(3600), ..upstreams(&[fake.address]) };
+    assert_eq!(open(&patient).unwrap_err(), Failure::BadReply);
+}
+
+#[test]
+fn an_unreachable_proxy_rests() {
+    let (dead, _socket) = closed();
+    let good = answering("HTTP/1.1 200\r\n\r\n");
+    let upstreams = upstreams(&[dead, good.address]);
+    for _ in 0..3 {
+        assert!(open(&upstreams).is_ok());
+    }
+    assert_eq!(stats(&upstreams), [(0, 0, 1), (3, 0, 0)]);
+}
+
+#[test]
+fn a_resting_proxy_is_the_last_resort() {
+    let (dead, socket) = closed();
+    let upstreams = upstreams(&[dead]);
+    assert_eq!(open(&upstreams).unwrap_err(), Failure::Unreachable);
+    assert_eq!(open(&upstreams).unwrap_err(), Failure::Unreachable);
+    assert_eq!(stats(&upstreams), [(0, 0, 2)]);
+    let listener = run(async { socket.listen(8).unwrap().into_std().unwrap() });
+    listener.set_nonblocking(false).unwrap();
+    proxy_on(listener, |stream, _| stream.write_all(b"HTTP/1.1 200\r\n\r\n").unwrap());
+    assert!(open(&upstreams).is_ok());
+    assert!(!upstreams.proxies[0].rests());
+}
+
+#[test]
+fn silence_is_the_proxys_fault_until_it_answers_others() {
+    let (first, second) = (silent(), answering("HTTP/1.1 200\r\n\r\n"));
+    let hung = impatient(&[first.address, second.address]);
+    assert!(open(&hung).is_ok());
+    assert!(hung.proxies[0].rests());
+
+    let busy = impatient(&[first.address, second.address]);
+    busy.proxies[0].last_answer.set(Some(Instant::now() + Duration::from_secs(3600)));
+    assert_eq!(open(&busy).unwrap_err(), Failure::TimedOut);
+    assert!(!busy.proxies[0].rests());
+    assert_eq!(second.requests.load(SeqCst), 1);
+
+    let (dead, _socket) = closed();
+    let alone = impatient(&[first.address, dead]);
+    assert_eq!(open(&alone).unwrap_err(), Failure::TimedOut);
+}
+
+#[test]
+fn all_addresses_of_a_name_are_tried_and_the_good_one_is_kept() {
+    let fake = proxy(|stream, _| stream.write_all(b"HTTP/1.1 200\r\n\r\n").unwrap());
+    let (resolver, queries) =
+        dns::server(|query| vec![dns::reply(query, dns::OK, &["127.0.0.2", "127.0.0.1", "::1"], 60)]);
+    let mut config = config(&[fake.address]);
+    config.resolvers = vec![resolver];
+    config.upstreams[0].host = Host::Name("proxy.invalid".to_owned());
+    let upstreams = Upstreams::new(&config).unwrap();
+    for _ in 0..2 {
+        assert!(open(&upstreams).is_ok());
+        assert_eq!(upstreams.proxies[0].good_address.get(), Some(fake.address.ip()));
+    }
+    assert_eq!(queries.load(SeqCst), 2);
+    assert_eq!(stats(&upstreams), [(2, 0, 0)]);
+}
+
+#[test]
+fn a_name_without_addresses_is_an_unreachable_proxy() {
+    let (resolver, _) = dns::server(|query| vec![dns::reply(query, dns::OK | 3, &[], 0)]);
+    let mut config = config(&["127.0.0.1:1".parse().unwrap()]);
+    config.resolvers = vec![resolver];
+    config.upstreams[0].host = Host::Name("proxy.invalid".to_owned());
+    assert_eq!(open(&Upstreams::new(&config).unwrap()).unwrap_err(), Failure::Unreachable);
+}
+
+#[test]
+fn sockets_are_marked_or_routes_refused() {
+    let fake = proxy(|stream, _| stream.write_all(b"HTTP/1.1 200\r\n\r\n").unwrap());
+    let mut config = config(&[fake.address]);
+    config.mark = 0x7400_0000;
+    let is_allowed = sys::set_mark(&std::net::UdpSocket::bind("127.0.0.1:0").unwrap(), 1).is_ok();
+    let expected = if is_allowed { config.mark as i32 } else { 0 };
+    let upstreams = Upstreams::new(&config).unwrap();
+    run(async {
+        let opened = upstreams.open(TARGET.parse().unwrap()).await.unwrap();
+        assert_eq!(sys::option(&opened.stream, libc::SOL_SOCKET, libc::SO_MARK).unwrap(), expected);
+    });
+    config.auto_route = true;
+    assert_eq!(Upstreams::new(&config).is_ok(), is_allowed);
+}
+
+#[test]
+fn a_lack_of_descriptors_is_no_proxys_fault() {
+    assert!(is_exhausted(&io::Error::from_raw_os_error(libc::EMFILE)));
+    assert!(!is_exhausted(&io::Error::from_raw_os_error(libc::ECONNREFUSED)));
+}
+
+#[test]
+fn a_dial_in_flight_is_small() {
+    let upstreams = upstreams(&["127.0.0.1:1".parse().unwrap()]);
+    let size = size_of_val(&upstreams.open(TARGET.parse().unwrap()));
+    println!("{size} bytes");
+    assert!(size <= 1024, "{size} bytes");
+}

@@ -1,0 +1,226 @@
+//! Domain names on the wire (RFC 1035 sections 3.1 and 4.1.4).
+
+use core::fmt::{self, Write};
+
+/// Bytes of the longest name on the wire (RFC 1035 section 2.3.4).
+pub(super) const MAX_NAME: usize = 255;
+const MAX_LABEL: usize = 63;
+/// No honest name has more pointers than it can have labels.
+const MAX_POINTERS: u8 = 127;
+
+/// A name of its own, in wire format without compression.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name(heapless::Vec<u8, MAX_NAME>);
+
+/// A text is no domain name: empty, a label of 0 or over 63 bytes, over 255 bytes in all, or not printable ASCII.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadName;
+
+impl Name {
+    /// Reads `www.example.com`, with or without a dot at the end.
+    ///
+    /// # Errors
+    /// [`BadName`]
+    pub fn new(text: &str) -> Result<Self, BadName> {
+        let mut wire = heapless::Vec::new();
+        for label in text.strip_suffix('.').unwrap_or(text).split('.') {
+            let length = u8::try_from(label.len()).map_err(|_| BadName)?;
+            if !(1..=MAX_LABEL).contains(&label.len()) || !label.bytes().all(|b| b.is_ascii_graphic()) {
+                return Err(BadName);
+            }
+            wire.push(length).map_err(|_| BadName)?;
+            wire.extend_from_slice(label.as_bytes()).map_err(|_| BadName)?;
+        }
+        wire.push(0).map_err(|_| BadName)?;
+        Ok(Self(wire))
+    }
+
+    /// The name as it goes into a message.
+    pub fn wire(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The name as one that may be compared with those in a message.
+    pub fn as_ref(&self) -> NameRef<'_> {
+        NameRef { message: &self.0, at: 0 }
+    }
+}
+
+/// A name inside a message, perhaps compressed; known to be well-formed. Equal whatever the case of its letters.
+#[derive(Clone, Copy)]
+pub struct NameRef<'a> {
+    message: &'a [u8],
+    at: usize,
+}
+
+impl<'a> NameRef<'a> {
+    /// Reads the name at the offset `at`, and tells the offset behind it. `None` if it is malformed: it runs out of
+    /// the message, is too long, or a pointer in it does not point backwards.
+    pub(super) fn parse(message: &'a [u8], at: usize) -> Option<(Self, usize)> {
+        let name = Self { message, at };
+        let mut labels = name.labels();
+        labels.by_ref().for_each(drop);
+        labels.is_complete.then_some((name, labels.end))
+    }
+
+    /// The labels from left to right, without the root.
+    pub fn labels(&self) -> Labels<'a> {
+        Labels {
+            message: self.message,
+            at: self.at,
+            start: self.at,
+            end: 0,
+            left: MAX_NAME - 1,
+            pointers: 0,
+            is_complete: false,
+        }
+    }
+}
+
+impl PartialEq for NameRef<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        let (mut ours, mut theirs) = (self.labels(), other.labels());
+        loop {
+            match (ours.next(), theirs.next()) {
+                (None, None) => return true,
+                (Some(a), Some(b)) if a.eq_ignore_ascii_case(b) => {}
+                _ => return false,
+            }
+        }
+    }
+}
+
+impl fmt::Display for NameRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, label) in self.labels().enumerate() {
+            if index > 0 {
+                f.write_char('.')?;
+            }
+            write!(f, "{}", label.escape_ascii())?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for NameRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A walk along the labels of a name; ends early where the name is malformed.
+#[derive(Clone)]
+pub struct Labels<'a> {
+    message: &'a [u8],
+    at: usize,
+    /// Where the present run of labels began: pointers must lead to before it, so every walk ends.
+    start: usize,
+    /// The offset behind the name, where the message goes on; 0 until the first pointer or the root.
+    end: usize,
+    /// Bytes that the name may still have, the root aside.
+    left: usize,
+    pointers: u8,
+    is_complete: bool,
+}
+
+impl<'a> Iterator for Labels<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        while !self.is_complete {
+            let length = *self.message.get(self.at)?;
+            match length >> 6 {
+                0b00 if length == 0 => {
+                    self.leave(1);
+                    self.is_complete = true;
+                }
+                0b00 => {
+                    let label = self.message.get(self.at + 1..)?.get(..usize::from(length))?;
+                    self.left = self.left.checked_sub(1 + label.len())?;
+                    self.at += 1 + label.len();
+                    return Some(label);
+                }
+                0b11 => {
+                    let low = *self.message.get(self.at + 1)?;
+                    let target = usize::from(u16::from_be_bytes([length & 0x3f, low]));
+                    if target >= self.start || self.pointers == MAX_POINTERS {
+                        return None;
+                    }
+                    self.leave(2);
+                    self.pointers += 1;
+                    (self.at, self.start) = (target, target);
+                }
+                _ => return None,
+            }
+        }
+        None
+    }
+}
+
+impl Labels<'_> {
+    fn leave(&mut self, length: usize) {
+        if self.end == 0 {
+            self.end = self.at + length;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::format;
+    use std::string::{String, ToString};
+
+    #[test]
+    fn names_are_read_from_text() {
+        assert_eq!(Name::new("a.Example.").unwrap().wire(), b"\x01a\x07Example\0");
+        assert_eq!(Name::new("a.Example").unwrap().as_ref().to_string(), "a.Example");
+        assert!(Name::new("A.eXAMPLE").unwrap().as_ref() == Name::new("a.example").unwrap().as_ref());
+        for (a, b) in [("a.example", "b.example"), ("a.example", "example"), ("example", "example.a")] {
+            assert!(Name::new(a).unwrap().as_ref() != Name::new(b).unwrap().as_ref());
+        }
+        let label = "x".repeat(63);
+        let longest = format!("{label}.{label}.{label}.{}", "x".repeat(61));
+        assert_eq!(Name::new(&longest).unwrap().wire().len(), MAX_NAME);
+        for bad in
+            ["", ".", "a..b", ".a", "a b", "\u{fc}", &"x".repeat(64), &"x".repeat(300), &(longest + "x")]
+        {
+            assert_eq!(Name::new(bad), Err(BadName), "{bad:?}");
+        }
+    }
+
+    fn parse(message: &[u8], at: usize) -> Option<(String, usize)> {
+        NameRef::parse(message, at).map(|(name, end)| (name.to_string(), end))
+    }
+
+    #[test]
+    fn pointers_are_followed_backwards_only() {
+        let message = b"\x01b\x00\x01a\xc0\x00\xc0\x03\xc0\x07";
+        assert_eq!(parse(message, 0), Some(("b".into(), 3)));
+        assert_eq!(parse(message, 3), Some(("a.b".into(), 7)));
+        assert_eq!(parse(message, 7), Some(("a.b".into(), 9)));
+        assert_eq!(parse(message, 9), Some(("a.b".into(), 11)));
+        for loops in
+            [&b"\xc0\x00"[..], b"\xc0\x02\xc0\x00", b"\x01a\xc0\x00", b"\xc0\x01\x00", b"\x01a\xc0\x02"]
+        {
+            assert_eq!(parse(loops, 0), None, "{loops:?}");
+        }
+        for cut in [&b""[..], b"\x01", b"\x02a", b"\x01a", b"\xc0", b"\x40a\0", b"\x80a\0"] {
+            assert_eq!(parse(cut, 0), None, "{cut:?}");
+        }
+        assert_eq!(parse(b"\0", 2), None);
+    }
+
+    #[test]
+    fn names_are_bounded_by_bytes_and_by_pointers() {
+        let labels = |count: usize| [b"\x01a".repeat(count), b"\0".to_vec()].concat();
+        assert!(parse(&labels(127), 0).is_some());
+        assert!(parse(&labels(128), 0).is_none());
+        let mut chain = b"\0\0".to_vec();
+        for at in 0..200u8 {
+            chain.extend_from_slice(&[0xc0 | at >> 7, at << 1]);
+        }
+        assert!(parse(&chain, 2 * 127).is_some());
+        assert!(parse(&chain, 2 * 128).is_none());
+    }
+}

@@ -1,0 +1,422 @@
+//! A checked, mutable view of one IP packet.
+//!
+//! `etherparse` decides once whether the bytes are a packet and where its transport header lies; after
+//! that every accessor works at fixed offsets and none can fail. A packet may be a *super-packet* of up to
+//! 64 KiB that the kernel will cut up later: nothing here looks at the payload.
+//!
+//! ```text
+//! IPv4 (RFC 791)                     IPv6 (RFC 8200)                  TCP (RFC 9293)
+//!  0 version, header length           0 version, class, flow label     0 source port
+//!  2 total length                     4 payload length                 2 destination port
+//!  6 flags, fragment offset           6 next header                    4 sequence number
+//!  8 TTL                              7 hop limit                      8 acknowledgement number
+//!  9 protocol                         8 source address                12 header length
+//! 10 header checksum                 24 destination address           13 flags
+//! 12 source address                  40 extension headers             16 checksum
+//! 16 destination address                                              20 options
+//! 20 options
+//! ```
+
+use core::net::Ipv6Addr;
+
+use etherparse::{IpSlice, Ipv6ExtensionSlice, LaxIpSlice, TcpSlice, ip_number};
+
+use crate::checksum::{self, Delta};
+
+/// Bytes of an IPv4 header without options.
+pub const IPV4_HEADER: usize = 20;
+/// Bytes of an IPv6 header without extensions.
+pub const IPV6_HEADER: usize = 40;
+/// Bytes of a TCP header without options.
+pub const TCP_HEADER: usize = 20;
+/// Offset of the checksum in a TCP header.
+pub const TCP_CHECKSUM: usize = 16;
+
+/// TCP flag FIN, in byte 13 of the header.
+pub const FIN: u8 = 0x01;
+/// TCP flag SYN.
+pub const SYN: u8 = 0x02;
+/// TCP flag RST.
+pub const RST: u8 = 0x04;
+/// TCP flag ACK.
+pub const ACK: u8 = 0x10;
+
+/// Source and destination of a TCP segment. IPv4 addresses are held mapped (`::ffff:a.b.c.d`, RFC 4291
+/// section 2.5.5.2), which never occur on the wire, so one type serves both families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuple {
+    /// Source address.
+    pub source: Ipv6Addr,
+    /// Destination address.
+    pub destination: Ipv6Addr,
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+}
+
+impl Tuple {
+    /// The same connection seen from the other end.
+    pub const fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+        }
+    }
+
+    /// Whether both addresses are IPv4.
+    pub const fn is_ipv4(&self) -> bool {
+        self.source.to_ipv4_mapped().is_some() && self.destination.to_ipv4_mapped().is_some()
+    }
+}
+
+/// What a translation changes in a packet's checksums: the same for each packet of a flow's direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Change {
+    addresses: Delta,
+    ports: Delta,
+}
+
+impl Change {
+    /// The change from `old` to `new`, which must be of one family.
+    pub fn between(old: &Tuple, new: &Tuple) -> Self {
+        Self {
+            addresses: Delta::default()
+                .replace(&old.source.octets(), &new.source.octets())
+                .replace(&old.destination.octets(), &new.destination.octets()),
+            ports: Delta::default()
+                .replace_word(old.source_port, new.source_port)
+                .replace_word(old.destination_port, new.destination_port),
+        }
+    }
+
+    /// The change in the other direction of the flow: sums do not care for the order of their words.
+    pub const fn reversed(self) -> Self {
+        Self { addresses: self.addresses.reversed(), ports: self.ports.reversed() }
+    }
+}
+
+/// Who fills in the TCP checksum of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChecksumState {
+    /// The field holds the checksum.
+    Complete,
+    /// The field holds the folded pseudo-header sum; whoever sends the packet out does the rest
+    /// (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
+    Partial,
+}
+
+/// What a packet carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP, header and options checked.
+    Tcp,
+    /// ICMP of the packet's own family, at least 8 bytes.
+    Icmp,
+    /// Anything else.
+    Other,
+}
+
+/// Why bytes are no packet that we can work with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// A header is cut off, contradicts itself, or the length fields don't fit the bytes.
+    Header,
+    /// A fragment: its transport header or its payload is elsewhere.
+    Fragment,
+    /// An authentication or routing header (RFC 4302, RFC 8200 section 4.4): not translatable.
+    Extension,
+    /// A multicast, unspecified or mapped source, or a mapped destination.
+    Address,
+}
+
+/// One IP packet, checked.
+pub struct Packet<'a> {
+    bytes: &'a mut [u8],
+    ipv4: bool,
+    /// Offset of the transport header.
+    transport_at: usize,
+    transport: Transport,
+    protocol: u8,
+}
+
+impl<'a> Packet<'a> {
+    /// Checks that `bytes` are exactly one whole packet.
+    ///
+    /// # Errors
+    /// [`Malformed`] says why not.
+    pub fn parse(bytes: &'a mut [u8]) -> Result<Self, Malformed> {
+        let ip = IpSlice::from_slice(bytes).map_err(|_| Malformed::Header)?;
+        if let IpSlice::Ipv6(ip) = &ip {
+            use Ipv6ExtensionSlice::{Authentication, Routing};
+            if ip.extensions().clone().into_iter().any(|it| matches!(it, Authentication(_) | Routing(_))) {
+                return Err(Malformed::Extension);
+            }
+        }
+        let payload = ip.payload();
+        if payload.fragmented {
+            return Err(Malformed::Fragment);
+        }
+        let ipv4 = matches!(ip, IpSlice::Ipv4(_));
+        if ipv4 && bytes[9] == ip_number::AUTH.0 {
+            return Err(Malformed::Extension);
+        }
+        let transport = transport(ipv4, payload.ip_number.0);
+        let fits = match transport {
+            Transport::Tcp => TcpSlice::from_slice(payload.payload).is_ok(),
+            Transport::Icmp => payload.payload.len() >= 8,
+            Transport::Other => true,
+        };
+        let transport_at = bytes.len().wrapping_sub(payload.payload.len());
+        let total = if ipv4 { be16(bytes, 2) as usize } else { IPV6_HEADER + be16(bytes, 4) as usize };
+        if !fits || total != bytes.len() {
+            return Err(Malformed::Header);
+        }
+        let protocol = payload.ip_number.0;
+        let packet = Self { bytes, ipv4, transport_at, transport, protocol };
+        let (source, destination) = (packet.source(), packet.destination());
+        let mapped = |address: Ipv6Addr| address.to_ipv4_mapped().is_some();
+        if !ipv4 && (mapped(source) || mapped(destination)) || !is_unicast(source) {
+            return Err(Malformed::Address);
+        }
+        Ok(packet)
+    }
+
+    /// The start of a packet as quoted in this ICMP error, from its IP header on, with at least the first
+    /// 8 bytes of TCP (RFC 792, RFC 4443 section 2.4). None if it quotes anything else.
+    pub fn quoted_tcp(&mut self) -> Option<Packet<'_>> {
+        let bytes = self.bytes.get_mut(self.transport_at + 8..)?;
+        let (ip, _) = LaxIpSlice::from_slice(bytes).ok()?;
+        let payload = ip.payload();
+        let ipv4 = matches!(ip, LaxIpSlice::Ipv4(_));
+        let (protocol, length) = (payload.ip_number.0, payload.payload.len());
+        let transport = transport(ipv4, protocol);
+        if payload.fragmented || ipv4 != self.ipv4 || transport != Transport::Tcp || length < 8 {
+            return None;
+        }
+        // From the front: the quote may be followed by extensions of the ICMP message (RFC 4884).
+        let transport_at = payload.payload.as_ptr() as usize - bytes.as_ptr() as usize;
+        Some(Packet { bytes, ipv4, transport_at, transport, protocol })
+    }
+
+    /// Whether the packet is IPv4.
+    pub const fn is_ipv4(&self) -> bool {
+        self.ipv4
+    }
+
+    /// What the packet carries.
+    pub const fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// The number of the transport protocol (IANA protocol numbers).
+    pub const fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    /// The whole packet.
+    pub const fn bytes(&self) -> &[u8] {
+        self.bytes
+    }
+
+    /// Offset of the transport header.
+    pub const fn transport_at(&self) -> usize {
+        self.transport_at
+    }
+
+    /// The source address.
+    pub fn source(&self) -> Ipv6Addr {
+        if self.ipv4 { self.ipv4_address(12) } else { self.ipv6_address(8) }
+    }
+
+    /// The destination address.
+    pub fn destination(&self) -> Ipv6Addr {
+        if self.ipv4 { self.ipv4_address(16) } else { self.ipv6_address(24) }
+    }
+
+    /// Source and destination of a TCP packet.
+    pub fn tuple(&self) -> Tuple {
+        Tuple {
+            source: self.source(),
+            destination: self.destination(),
+            source_port: be16(self.bytes, self.transport_at),
+            destination_port: be16(self.bytes, self.transport_at + 2),
+        }
+    }
+
+    /// The sequence number of a TCP packet.
+    pub fn sequence(&self) -> u32 {
+        be32(self.bytes, self.transport_at + 4)
+    }
+
+    /// The acknowledgement number of a TCP packet.
+    pub fn acknowledgement(&self) -> u32 {
+        be32(self.bytes, self.transport_at + 8)
+    }
+
+    /// The flags of a TCP packet.
+    pub fn flags(&self) -> u8 {
+        self.bytes[self.transport_at + 13]
+    }
+
+    /// How much sequence space a TCP packet takes: payload bytes, SYN and FIN (RFC 9293 section 3.4).
+    pub fn sequence_length(&self) -> u32 {
+        let header = (self.bytes[self.transport_at + 12] >> 4) as usize * 4;
+        let payload = self.bytes.len() - self.transport_at - header;
+        let flags = self.flags();
+        payload as u32 + (flags & SYN != 0) as u32 + (flags & FIN != 0) as u32
+    }
+
+    /// Type and code of an ICMP packet.
+    pub fn icmp_type(&self) -> (u8, u8) {
+        (self.bytes[self.transport_at], self.bytes[self.transport_at + 1])
+    }
+
+    /// Whether this is an ICMP packet that reports an error (RFC 1122 section 3.2.2, RFC 4443 section 2.1).
+    pub fn is_icmp_error(&self) -> bool {
+        let (kind, _) = match self.transport {
+            Transport::Icmp => self.icmp_type(),
+            _ => return false,
+        };
+        if self.ipv4 { matches!(kind, 3 | 4 | 5 | 11 | 12) } else { kind < 128 || kind == 137 }
+    }
+
+    /// Gives the TCP packet (or what an ICMP error quotes of one) the source and destination `new` of its
+    /// own family, and brings its checksums up to date with `change`.
+    pub fn translate(&mut self, new: &Tuple, change: Change, state: ChecksumState) {
+        self.set_addresses(new.source, new.destination);
+        let at = self.transport_at;
+        self.bytes[at..at + 2].copy_from_slice(&new.source_port.to_be_bytes());
+        self.bytes[at + 2..at + 4].copy_from_slice(&new.destination_port.to_be_bytes());
+        if self.ipv4 {
+            self.update(10, |field| change.addresses.update(field));
+        }
+        // A quote may end before the checksum.
+        if self.bytes.len() >= at + TCP_CHECKSUM + 2 {
+            self.update(at + TCP_CHECKSUM, |field| match state {
+                ChecksumState::Complete => (change.addresses + change.ports).update(field),
+                ChecksumState::Partial => change.addresses.update_partial(field),
+            });
+        }
+    }
+
+    /// Translates an ICMP error: the TCP packet that it quotes becomes one of `quoted`, and the error itself
+    /// goes from `source` to `destination` (RFC 5508 section 4).
+    ///
+    /// Does nothing if the packet quotes no TCP.
+    pub fn translate_icmp_error(&mut self, quoted: &Tuple, source: Ipv6Addr, destination: Ipv6Addr) {
+        let (ipv4, at) = (self.ipv4, self.transport_at);
+        let Some(mut quote) = self.quoted_tcp() else {
+            return;
+        };
+        let change = Change::between(&quote.tuple(), quoted);
+        // Only headers change, so only they are summed: all of them end by this offset.
+        let end = (quote.transport_at + TCP_HEADER).min(quote.bytes.len());
+        let before = checksum::sum(0, &quote.bytes[..end]);
+        quote.translate(quoted, change, ChecksumState::Complete);
+        let after = checksum::sum(0, &quote.bytes[..end]);
+        let inside = Delta::default().replace_word(before, after);
+
+        let outer = Tuple {
+            source: self.source(),
+            destination: self.destination(),
+            source_port: 0,
+            destination_port: 0,
+        };
+        let outside = Change::between(&outer, &Tuple { source, destination, ..outer }).addresses;
+        self.set_addresses(source, destination);
+        if ipv4 {
+            self.update(10, |field| outside.update(field));
+            self.update(at + 2, |field| inside.update(field));
+        } else {
+            self.update(at + 2, |field| (inside + outside).update(field));
+        }
+    }
+
+    /// Lowers the MSS option of a SYN to `limit` bytes (RFC 9293 section 3.7.1), if it has one.
+    pub fn clamp_mss(&mut self, limit: u16, state: ChecksumState) {
+        let header = (self.bytes[self.transport_at + 12] >> 4) as usize * 4;
+        let end = self.transport_at + header;
+        let mut at = self.transport_at + TCP_HEADER;
+        // An option is its kind, its whole length, its value; kinds 0 (end) and 1 (padding) are alone.
+        while at + 4 <= end {
+            match (self.bytes[at], self.bytes[at + 1]) {
+                (0, _) => return,
+                (1, _) => at += 1,
+                (2, 4) => {
+                    let old = be16(self.bytes, at + 2);
+                    if old > limit {
+                        self.set_mss(at + 2, old, limit, state);
+                    }
+                    return;
+                }
+                (_, length) => at += (length as usize).max(2),
+            }
+        }
+    }
+
+    fn set_mss(&mut self, at: usize, old: u16, new: u16, state: ChecksumState) {
+        self.bytes[at..at + 2].copy_from_slice(&new.to_be_bytes());
+        if state == ChecksumState::Complete {
+            // At an odd offset the two bytes lie in the low and high halves of two words, which sums as
+            // one word with its bytes swapped.
+            let odd = (at - self.transport_at) % 2 == 1;
+            let word = |value: u16| if odd { value.swap_bytes() } else { value };
+            let delta = Delta::default().replace_word(word(old), word(new));
+            self.update(self.transport_at + TCP_CHECKSUM, |field| delta.update(field));
+        }
+    }
+
+    fn set_addresses(&mut self, source: Ipv6Addr, destination: Ipv6Addr) {
+        if self.ipv4 {
+            self.bytes[12..16].copy_from_slice(&source.octets()[12..]);
+            self.bytes[16..20].copy_from_slice(&destination.octets()[12..]);
+        } else {
+            self.bytes[8..24].copy_from_slice(&source.octets());
+            self.bytes[24..40].copy_from_slice(&destination.octets());
+        }
+    }
+
+    fn update(&mut self, at: usize, new: impl FnOnce(u16) -> u16) {
+        let value = new(be16(self.bytes, at));
+        self.bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
+    }
+
+    fn ipv4_address(&self, at: usize) -> Ipv6Addr {
+        let mut octets = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
+        octets[12..].copy_from_slice(&self.bytes[at..at + 4]);
+        Ipv6Addr::from(octets)
+    }
+
+    fn ipv6_address(&self, at: usize) -> Ipv6Addr {
+        let mut octets = [0; 16];
+        octets.copy_from_slice(&self.bytes[at..at + 16]);
+        Ipv6Addr::from(octets)
+    }
+}
+
+/// Whether an address, mapped or not, names one host: not multicast, broadcast or unspecified.
+pub const fn is_unicast(address: Ipv6Addr) -> bool {
+    match address.to_ipv4_mapped() {
+        Some(v4) => !v4.is_multicast() && !v4.is_broadcast() && v4.octets()[0] != 0,
+        None => !address.is_multicast() && !address.is_unspecified(),
+    }
+}
+
+const fn transport(ipv4: bool, protocol: u8) -> Transport {
+    match (ipv4, protocol) {
+        (_, 6) => Transport::Tcp,
+        (true, 1) | (false, 58) => Transport::Icmp,
+        _ => Transport::Other,
+    }
+}
+
+fn be16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn be32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}

@@ -1,0 +1,419 @@
+//! The rewriter: what is to become of a packet that came out of the TUN.
+//!
+//! ```text
+//!            client's packets                      listener's packets
+//!   client:p ------> server:q                 own:listen ------> nat:n
+//!            translate                                  translate
+//!      nat:n ------> own:listen                 server:q ------> client:p
+//! ```
+//!
+//! Every packet is changed in place and written back to the TUN it came from; the kernel does the rest. A
+//! SYN without a flow is held until the daemon has heard from the proxy: it then either releases the flow
+//! and has the same SYN handled again, which now passes, or refuses it.
+
+use core::net::Ipv6Addr;
+
+use crate::flow::{FlowTable, Limits, NatSource, Refusal, Side, Slot, State};
+use crate::packet::{self, ACK, Change, ChecksumState, FIN, Malformed, Packet, RST, SYN, Transport, Tuple};
+use crate::reject::Reject;
+use crate::siphash::Key;
+use crate::subnet::Subnet;
+use crate::time::Instant;
+use crate::vnet;
+
+/// What the rewriter has to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// The TUN's IPv4 subnet.
+    pub ipv4: Subnet,
+    /// The TUN's IPv6 subnet; without one, IPv6 is dropped.
+    pub ipv6: Option<Subnet>,
+    /// The listener's port on the TUN's own addresses.
+    pub listen_port: u16,
+    /// The TUN's MTU in bytes.
+    pub mtu: u16,
+}
+
+/// What to do with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Write it back as it is now, behind the header it came with.
+    Forward,
+    /// Write it back, and let go of what was kept for the flow: the client has taken its connection back
+    /// before it was accepted.
+    ForwardAbandoned(Slot),
+    /// Keep it: it is the SYN of the held flow. `dial` if the proxy is to be asked, otherwise it only
+    /// takes the place of an earlier one.
+    Hold {
+        /// The flow.
+        slot: Slot,
+        /// Whether the flow is new.
+        dial: bool,
+    },
+    /// Drop it, and let go of what was kept for the held flow: the client has taken its SYN back.
+    Abandoned(Slot),
+    /// Drop it and write back the answer that [`Reject::build`] makes of it.
+    Reject(Reject),
+    /// Drop it.
+    Drop(Drop),
+}
+
+/// Why a packet was dropped. Each reason is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drop {
+    /// Cut off, or its headers contradict each other, or its virtio header contradicts it.
+    Malformed,
+    /// A fragment.
+    Fragment,
+    /// An extension header that can't be translated.
+    Extension,
+    /// A source or destination that no connection can have.
+    Address,
+    /// IPv6, which is off.
+    Ipv6Off,
+    /// A SYN that is held already.
+    Repeated,
+    /// A packet of a held flow that is no SYN.
+    Unexpected,
+    /// Of no flow.
+    Unknown,
+    /// Not TCP, and no error can be sent about it.
+    NotTcp,
+    /// More errors than may be sent.
+    RateLimited,
+    /// SYN: no slot is free.
+    TableFull,
+    /// SYN: too many are held.
+    TooManyDials,
+    /// SYN: too many of this client are held.
+    TooManyDialsOfClient,
+    /// SYN: the daemon is about to end.
+    Draining,
+}
+
+impl Drop {
+    /// How many reasons there are.
+    pub const COUNT: usize = 14;
+
+    /// Each reason's name, in the order of the counters.
+    pub const NAMES: [&str; Self::COUNT] = [
+        "malformed",
+        "fragment",
+        "extension",
+        "address",
+        "ipv6_off",
+        "repeated_syn",
+        "unexpected",
+        "unknown_flow",
+        "not_tcp",
+        "rate_limited",
+        "table_full",
+        "too_many_dials",
+        "too_many_dials_of_client",
+        "draining",
+    ];
+}
+
+impl From<Malformed> for Drop {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            Malformed::Header => Self::Malformed,
+            Malformed::Fragment => Self::Fragment,
+            Malformed::Extension => Self::Extension,
+            Malformed::Address => Self::Address,
+        }
+    }
+}
+
+impl From<Refusal> for Drop {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::TableFull => Self::TableFull,
+            Refusal::TooManyHeld => Self::TooManyDials,
+            Refusal::TooManyHeldByClient => Self::TooManyDialsOfClient,
+        }
+    }
+}
+
+/// What has happened so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Packets handled.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets forwarded.
+    pub forwarded: u64,
+    /// Flows opened.
+    pub flows: u64,
+    /// Packets rejected.
+    pub rejected: u64,
+    /// Packets dropped, by reason.
+    pub dropped: [u64; Drop::COUNT],
+}
+
+/// Handles packets; owns the flow table.
+pub struct Rewriter {
+    /// The flows. Open to the daemon, which alone knows when one is released, accepted and closed.
+    pub flows: FlowTable,
+    settings: Settings,
+    counters: Counters,
+    errors: TokenBucket,
+    draining: bool,
+}
+
+impl Rewriter {
+    /// A rewriter without flows. `limits.hosts` is set to what the subnets have; `key` must be random.
+    pub fn new(settings: Settings, limits: Limits, key: Key) -> Self {
+        let ipv6_hosts = settings.ipv6.map_or(u8::MAX, |subnet| subnet.hosts());
+        let hosts = settings.ipv4.hosts().min(ipv6_hosts);
+        Self {
+            flows: FlowTable::new(Limits { hosts, ..limits }, key),
+            settings,
+            counters: Counters::default(),
+            errors: TokenBucket::default(),
+            draining: false,
+        }
+    }
+
+    /// What has happened so far.
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The settings it was made with.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// From now on new flows are not taken.
+    pub const fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Where errors about a packet of the family come from.
+    pub fn error_source(&self, ipv4: bool) -> Ipv6Addr {
+        match self.settings.ipv6 {
+            Some(ipv6) if !ipv4 => ipv6.error_source(),
+            _ => self.settings.ipv4.error_source(),
+        }
+    }
+
+    /// The flow whose connection the listener sees come from `address` and `port`, if it waits to be
+    /// accepted; it is live then.
+    pub fn accept(&mut self, address: Ipv6Addr, port: u16, now: Instant) -> Option<Slot> {
+        let slot = self.flows.find_nat(port)?;
+        let flow = self.flows.get(slot);
+        let nat = self.translated(flow.nat, flow.tuple.is_ipv4())?.source;
+        (nat == address && self.flows.accept(slot, now)).then_some(slot)
+    }
+
+    /// Decides about the packet `bytes`, which came behind `header`, and changes it in place.
+    pub fn handle(&mut self, header: vnet::Header, bytes: &mut [u8], now: Instant) -> Verdict {
+        self.counters.packets += 1;
+        self.counters.bytes += bytes.len() as u64;
+        let verdict = self.judge(header, bytes, now).unwrap_or_else(Verdict::Drop);
+        match verdict {
+            Verdict::Forward | Verdict::ForwardAbandoned(_) => self.counters.forwarded += 1,
+            Verdict::Hold { dial, .. } => self.counters.flows += dial as u64,
+            Verdict::Reject(_) => self.counters.rejected += 1,
+            Verdict::Drop(reason) => self.counters.dropped[reason as usize] += 1,
+            Verdict::Abandoned(_) => {}
+        }
+        verdict
+    }
+
+    fn judge(&mut self, header: vnet::Header, bytes: &mut [u8], now: Instant) -> Result<Verdict, Drop> {
+        let packet = Packet::parse(bytes)?;
+        let subnet = self.subnet(packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;
+        match packet.transport() {
+            Transport::Tcp => {
+                let state = header.checksum_state(&packet).ok_or(Drop::Malformed)?;
+                let tuple = packet.tuple();
+                let from_own = tuple.source == subnet.own() && tuple.source_port == self.settings.listen_port;
+                match from_own && subnet.contains(tuple.destination) {
+                    true => self.listener_packet(packet, state, now),
+                    false => self.client_packet(packet, state, now),
+                }
+            }
+            Transport::Icmp if packet.is_icmp_error() => match header.checksum_state(&packet) {
+                Some(ChecksumState::Complete) => self.icmp_error(packet, subnet, now),
+                _ => Err(Drop::Malformed),
+            },
+            _ if !packet::is_unicast(packet.destination()) => Err(Drop::NotTcp),
+            _ if !self.errors.take(now) => Err(Drop::RateLimited),
+            _ => Ok(Verdict::Reject(Reject::Prohibited)),
+        }
+    }
+
+    fn client_packet(
+        &mut self,
+        mut packet: Packet,
+        state: ChecksumState,
+        now: Instant,
+    ) -> Result<Verdict, Drop> {
+        let (tuple, flags, sequence) = (packet.tuple(), packet.flags(), packet.sequence());
+        let is_syn = flags & (SYN | ACK | RST | FIN) == SYN;
+        if let Some(slot) = self.flows.find(&tuple) {
+            let flow = self.flows.get(slot);
+            let takes_back = flags & RST != 0 && sequence == flow.isn().wrapping_add(1);
+            match flow.state() {
+                State::Held if is_syn => {
+                    let new = self.flows.repeat(slot, sequence, now);
+                    return if new { Ok(Verdict::Hold { slot, dial: false }) } else { Err(Drop::Repeated) };
+                }
+                State::Held if takes_back => {
+                    self.flows.remove(slot, now);
+                    return Ok(Verdict::Abandoned(slot));
+                }
+                State::Held => return Err(Drop::Unexpected),
+                // The client uses its port again: a new flow, with a NAT source of its own.
+                State::Closing | State::Closed if is_syn && sequence != flow.isn() => {}
+                was if flow.is_translated(now) => {
+                    let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;
+                    packet.translate(&new, flow.change, state);
+                    if flags & SYN != 0 {
+                        packet.clamp_mss(self.max_mss(packet.is_ipv4()), state);
+                    }
+                    self.flows.note(slot, Side::Client, flags, now);
+                    if was == State::Opening && takes_back {
+                        self.flows.close(slot, now);
+                        return Ok(Verdict::ForwardAbandoned(slot));
+                    }
+                    return Ok(Verdict::Forward);
+                }
+                _ => {}
+            }
+        }
+        if is_syn { self.open(tuple, sequence, now) } else { unknown(tuple.destination, flags) }
+    }
+
+    fn open(&mut self, tuple: Tuple, isn: u32, now: Instant) -> Result<Verdict, Drop> {
+        let ipv4 = tuple.is_ipv4();
+        let ours = self.subnet(ipv4).is_some_and(|subnet| subnet.contains(tuple.destination));
+        let no_port = tuple.source_port == 0 || tuple.destination_port == 0;
+        if ours || no_port || !packet::is_unicast(tuple.destination) {
+            return Err(Drop::Address);
+        }
+        if self.draining {
+            return Err(Drop::Draining);
+        }
+        let settings = self.settings;
+        let change = |nat| match translated(&settings, nat, ipv4) {
+            Some(new) => Change::between(&tuple, &new),
+            None => Change::default(),
+        };
+        let slot = self.flows.open(tuple, isn, now, change)?;
+        Ok(Verdict::Hold { slot, dial: true })
+    }
+
+    fn listener_packet(
+        &mut self,
+        mut packet: Packet,
+        state: ChecksumState,
+        now: Instant,
+    ) -> Result<Verdict, Drop> {
+        let (tuple, flags) = (packet.tuple(), packet.flags());
+        let Some(slot) = self.find_nat(tuple.destination, tuple.destination_port, now) else {
+            return unknown(tuple.destination, flags);
+        };
+        let flow = self.flows.get(slot);
+        packet.translate(&flow.tuple.reversed(), flow.change.reversed(), state);
+        if flags & SYN != 0 {
+            packet.clamp_mss(self.max_mss(packet.is_ipv4()), state);
+        }
+        self.flows.note(slot, Side::Listener, flags, now);
+        Ok(Verdict::Forward)
+    }
+
+    /// Translates an ICMP error about a flow's packet, whichever side the packet came from.
+    fn icmp_error(&mut self, mut packet: Packet, subnet: Subnet, now: Instant) -> Result<Verdict, Drop> {
+        let destination = packet.destination();
+        let quoted = packet.quoted_tcp().ok_or(Drop::NotTcp)?.tuple();
+        // An error goes to who sent the packet it is about.
+        if quoted.source != destination {
+            return Err(Drop::Unknown);
+        }
+        let to_listener =
+            quoted.destination == subnet.own() && quoted.destination_port == self.settings.listen_port;
+        if to_listener && let Some(slot) = self.find_nat(quoted.source, quoted.source_port, now) {
+            // From the listener's side, for the client. It comes from the server for all the client knows.
+            let tuple = self.flows.get(slot).tuple;
+            packet.translate_icmp_error(&tuple, tuple.destination, tuple.source);
+            return Ok(Verdict::Forward);
+        }
+        let slot = self.flows.find(&quoted.reversed()).ok_or(Drop::Unknown)?;
+        let flow = self.flows.get(slot);
+        if !flow.is_translated(now) {
+            return Err(Drop::Unknown);
+        }
+        // From the client's side, for the listener. The NAT source stands for all that is on that side.
+        let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;
+        packet.translate_icmp_error(&new.reversed(), new.source, new.destination);
+        Ok(Verdict::Forward)
+    }
+
+    /// The flow with the NAT source `address` and `port`, if it is translated.
+    fn find_nat(&self, address: Ipv6Addr, port: u16, now: Instant) -> Option<Slot> {
+        let slot = self.flows.find_nat(port)?;
+        let flow = self.flows.get(slot);
+        let nat = self.translated(flow.nat, flow.tuple.is_ipv4())?.source;
+        (nat == address && flow.is_translated(now)).then_some(slot)
+    }
+
+    fn translated(&self, nat: NatSource, ipv4: bool) -> Option<Tuple> {
+        translated(&self.settings, nat, ipv4)
+    }
+
+    const fn subnet(&self, ipv4: bool) -> Option<Subnet> {
+        if ipv4 { Some(self.settings.ipv4) } else { self.settings.ipv6 }
+    }
+
+    /// The largest segment that fits the MTU with headers without options (RFC 6691).
+    const fn max_mss(&self, ipv4: bool) -> u16 {
+        let headers = if ipv4 { packet::IPV4_HEADER } else { packet::IPV6_HEADER } + packet::TCP_HEADER;
+        self.settings.mtu.saturating_sub(headers as u16)
+    }
+}
+
+/// How the listener sees a flow with this NAT source.
+fn translated(settings: &Settings, nat: NatSource, ipv4: bool) -> Option<Tuple> {
+    let subnet = if ipv4 { settings.ipv4 } else { settings.ipv6? };
+    Some(Tuple {
+        source: subnet.nat_source(nat.host),
+        destination: subnet.own(),
+        source_port: nat.port,
+        destination_port: settings.listen_port,
+    })
+}
+
+/// A segment of no flow gets a RST, or its sender would go on sending it; a RST never does.
+fn unknown(destination: Ipv6Addr, flags: u8) -> Result<Verdict, Drop> {
+    match flags & RST == 0 && packet::is_unicast(destination) {
+        true => Ok(Verdict::Reject(Reject::Reset)),
+        false => Err(Drop::Unknown),
+    }
+}
+
+/// How often errors may be sent (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 (f)).
+#[derive(Default)]
+struct TokenBucket {
+    /// How many errors of the burst have been used, in ms of refilling.
+    used: u32,
+    last: Instant,
+}
+
+impl TokenBucket {
+    /// One token more each millisecond...
+    const REFILL: u32 = 1;
+    /// ...up to this many.
+    const BURST: u32 = 100;
+
+    fn take(&mut self, now: Instant) -> bool {
+        self.used = self.used.saturating_sub(now.since(self.last) / Self::REFILL);
+        self.last = now;
+        let some = self.used < Self::BURST;
+        self.used += some as u32;
+        some
+    }
+}

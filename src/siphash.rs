@@ -1,0 +1,34 @@
+//! HalfSipHash-1-3: the keyed hash that the kernel, too, uses for its tables on 32-bit machines
+//! (<linux/siphash.h>, hsiphash). Not cryptographic, but nobody without the key can aim at a bucket.
+
+/// A secret, random key.
+pub type Key = [u32; 2];
+
+/// The hash of `words` under `key`.
+pub fn hash(key: Key, words: &[u32]) -> u32 {
+    let mut v = [key[0], key[1], key[0] ^ 0x6c79_6765, key[1] ^ 0x7465_6462];
+    // The last block is the length in bytes in its top byte; there are only whole words.
+    for word in words.iter().copied().chain([(words.len() as u32 * 4) << 24]) {
+        v[3] ^= word;
+        round(&mut v);
+        v[0] ^= word;
+    }
+    v[2] ^= 0xff;
+    for _ in 0..3 {
+        round(&mut v);
+    }
+    v[1] ^ v[3]
+}
+
+fn round(v: &mut [u32; 4]) {
+    v[0] = v[0].wrapping_add(v[1]);
+    v[1] = v[1].rotate_left(5) ^ v[0];
+    v[0] = v[0].rotate_left(16);
+    v[2] = v[2].wrapping_add(v[3]);
+    v[3] = v[3].rotate_left(8) ^ v[2];
+    v[0] = v[0].wrapping_add(v[3]);
+    v[3] = v[3].rotate_left(7) ^ v[0];
+    v[2] = v[2].wrapping_add(v[1]);
+    v[1] = v[1].rotate_left(13) ^ v[2];
+    v[2] = v[2].rotate_left(16);
+}

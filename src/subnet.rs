@@ -1,0 +1,128 @@
+//! The TUN's subnet: our own address, NAT sources, and an address that errors come from.
+
+use core::net::Ipv6Addr;
+
+/// The most NAT source addresses that are used of a subnet.
+const MAX_HOSTS: u32 = 253;
+
+/// A subnet of the TUN, IPv4 mapped (`::ffff:a.b.c.d`). Its addresses:
+///
+/// - the TUN's **own**, where the listener is;
+/// - the lowest other, from which our ICMP errors come: it must not be a local one, or the kernel would
+///   drop them as martians;
+/// - up to 253 more, the **NAT sources**: they stand for the clients on the listener's side.
+#[derive(Clone, Copy, Debug)]
+pub struct Subnet {
+    own: Ipv6Addr,
+    network: [u8; 16],
+    prefix: u8,
+}
+
+impl Subnet {
+    /// The subnet of `own` with a prefix of `prefix` bits: 16 to 29 more than 96 for IPv4, 64 to 120
+    /// for IPv6; others are brought into 64 to 125.
+    pub fn new(own: Ipv6Addr, prefix: u8) -> Self {
+        let prefix = prefix.clamp(64, 125);
+        let network = (own.to_bits() & !host_mask(prefix)).to_be_bytes();
+        Self { own, network, prefix }
+    }
+
+    /// The TUN's own address.
+    pub const fn own(&self) -> Ipv6Addr {
+        self.own
+    }
+
+    /// Where errors come from.
+    pub fn error_source(&self) -> Ipv6Addr {
+        self.nth(0)
+    }
+
+    /// The NAT source address of number `host`, below [`Subnet::hosts`].
+    pub fn nat_source(&self, host: u8) -> Ipv6Addr {
+        self.nth(host as u32 + 1)
+    }
+
+    /// How many NAT source addresses there are: at least 4.
+    pub fn hosts(&self) -> u8 {
+        // Without network, broadcast, own address and error source.
+        let all = 1_u32 << (128 - self.prefix as u32).min(16);
+        (all - 4).min(MAX_HOSTS) as u8
+    }
+
+    /// Whether `address` is in the subnet.
+    pub fn contains(&self, address: Ipv6Addr) -> bool {
+        (address.to_bits() & !host_mask(self.prefix)).to_be_bytes() == self.network
+    }
+
+    /// The n-th address that is neither the network's nor our own. Only the last byte counts up: at least
+    /// three of its bits are the host's, and there are fewer than 256 of them.
+    fn nth(&self, n: u32) -> Ipv6Addr {
+        let at = |number: u32| {
+            let mut octets = self.network;
+            octets[15] |= number as u8;
+            Ipv6Addr::from(octets)
+        };
+        let below_own = self.own > at(n + 1) || self.own.to_bits() - self.own_network_bits() > 255;
+        if below_own { at(n + 1) } else { at(n + 2) }
+    }
+
+    fn own_network_bits(&self) -> u128 {
+        u128::from_be_bytes(self.network)
+    }
+}
+
+const fn host_mask(prefix: u8) -> u128 {
+    u128::MAX >> prefix
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::net::Ipv4Addr;
+    use std::collections::HashSet;
+
+    fn v4(own: [u8; 4], prefix: u8) -> Subnet {
+        Subnet::new(Ipv4Addr::from(own).to_ipv6_mapped(), 96 + prefix)
+    }
+
+    #[test]
+    fn the_default() {
+        let subnet = v4([10, 45, 39, 1], 24);
+        assert_eq!(subnet.hosts(), 252);
+        assert_eq!(subnet.error_source(), Ipv4Addr::new(10, 45, 39, 2).to_ipv6_mapped());
+        assert_eq!(subnet.nat_source(0), Ipv4Addr::new(10, 45, 39, 3).to_ipv6_mapped());
+        assert_eq!(subnet.nat_source(251), Ipv4Addr::new(10, 45, 39, 254).to_ipv6_mapped());
+    }
+
+    #[test]
+    fn addresses_are_distinct_inside_and_never_reserved() {
+        let far = Subnet::new("fd00::1:0:0:1".parse().unwrap(), 64);
+        let mut subnets = std::vec![far, Subnet::new("fd45:39::80".parse().unwrap(), 120)];
+        for prefix in 16..=29 {
+            for last in [1, 3, 6] {
+                subnets.push(v4([172, 16, 200, 248 + last], prefix));
+            }
+        }
+        for subnet in subnets {
+            let mut seen = HashSet::from([subnet.own(), subnet.error_source()]);
+            for host in 0..subnet.hosts() {
+                let address = subnet.nat_source(host);
+                assert!(seen.insert(address), "{subnet:?} {address}");
+            }
+            for address in seen {
+                assert!(subnet.contains(address));
+                let host = address.to_bits() & host_mask(subnet.prefix);
+                assert_ne!(host, 0, "{subnet:?} {address}");
+                let is_v4 = address.to_ipv4_mapped().is_some();
+                assert!(!is_v4 || host != host_mask(subnet.prefix), "{subnet:?} {address}");
+            }
+        }
+    }
+
+    #[test]
+    fn neighbours_are_outside() {
+        let subnet = v4([10, 45, 39, 1], 24);
+        assert!(!subnet.contains(Ipv4Addr::new(10, 45, 40, 1).to_ipv6_mapped()));
+        assert!(!subnet.contains("fd45:39::1".parse().unwrap()));
+    }
+}
