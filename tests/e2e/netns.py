@@ -79,8 +79,9 @@ class Namespace:
         return process
 
     def ip(self, *args, check=True):
-        """What `ip -json ARGS` says; an empty list if it says nothing."""
-        return json.loads(self.run("ip", "-json", *args, check=check).stdout or "[]")
+        """What `ip -json ARGS` says; an empty list if it says nothing, or fails and may."""
+        result = self.run("ip", "-json", *args, check=check)
+        return [] if result.returncode else json.loads(result.stdout or "[]")
 
     def sysctl(self, key, value):
         self.run("sysctl", "-q", "-w", f"{key}={value}")
@@ -238,6 +239,11 @@ def finish_connect(sock, timeout=WAIT):
 def connecting(sock):
     """Whether the kernel has neither an answer to the SYN nor given up (TCP_SYN_SENT of <net/tcp_states.h>)."""
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 2
+
+
+def retransmits(sock):
+    """How often in a row the kernel has had to repeat what it sent (tcpi_retransmits of <linux/tcp.h>)."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 3)[2]
 
 
 def family(address):

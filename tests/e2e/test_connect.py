@@ -8,7 +8,7 @@ import pytest
 
 from faultproxy import OK, reply
 from gateway import upstream
-from netns import CLIENT, CLIENT_OTHER, NOBODY, PROXY, PROXY6, SERVER, SERVER6, connecting, finish_connect, literal
+from netns import CLIENT, CLIENT_OTHER, NOBODY, PROXY, PROXY6, SERVER, SERVER6, connecting, finish_connect, literal, retransmits
 from wait import until
 
 SYN_ONLY = "tcp[tcpflags] & (tcp-syn|tcp-ack) = tcp-syn"
@@ -255,11 +255,6 @@ def test_dials_are_bounded_in_all(gateway, proxy, client):
     assert [finish_connect(sock) for sock in waiting] == [0] * 4
     proxy.open()
     assert finish_connect(late) == 0
-
-
-def retransmits(sock):
-    """tcpi_retransmits of struct tcp_info <linux/tcp.h>."""
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 3)[2]
 
 
 def test_unknown_flow_gets_a_reset(gateway, proxy, client, server):

@@ -10,7 +10,7 @@ import pytest
 
 from faultproxy import OK
 from gateway import PROJECT, TUN
-from netns import CLIENT, PROXY, SERVER, SERVER6, connecting, finish_connect
+from netns import CLIENT, PROXY, SERVER, SERVER6, connecting, finish_connect, retransmits
 from servers import wait_port
 from wait import until
 
@@ -95,11 +95,6 @@ def test_full_table_spares_the_living(gateway, proxy, client, server):
         return finish_connect(near) == 0
 
     until(opens, "room for another", timeout=90)
-
-
-def retransmits(sock):
-    """tcpi_retransmits of struct tcp_info <linux/tcp.h>."""
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 3)[2]
 
 
 def test_icmp_error_reaches_the_client(gateway, proxy, client, router, server):
