@@ -42,9 +42,10 @@ use crate::route::{RouteError, Routes};
 use crate::tun::{Tun, TunError};
 use crate::upstream::Upstreams;
 
-/// Pipes beyond one a flow, and files beyond those of flows and pipes: dials that just ended, resolvers,
-/// the TUN, netlink, logs.
-const SPARE: usize = 64;
+/// Files beyond those of flows and pipes: resolvers, the TUN, netlink, logs, dials that are just ending.
+const OTHER_FILES: usize = 64;
+/// The fewest pipes to start with: only connections with bytes under way have one.
+const MIN_PIPES: usize = 64;
 
 fn main() -> ExitCode {
     match cli::parse(env::args_os().skip(1), env::var_os(config::VARIABLE)) {
@@ -90,10 +91,7 @@ fn run(config: &Config) -> ExitCode {
 /// Sets up and runs until the end. What captures traffic is removed if the end was asked for, or if
 /// traffic may then go directly.
 async fn serve(config: &Config) -> Result<End, StartError> {
-    let flows = config.max_flows as usize;
-    let pipes = flows + SPARE;
-    let files = 2 * flows + 2 * pipes + SPARE;
-    sys::raise_fd_limit(files as u64).map_err(|error| StartError::Files(files, error))?;
+    let pipes = reserve_files(config.max_flows as usize)?;
     let [a, b, c, d, e, f, g, h] = sys::random().map_err(StartError::Random)?;
     let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
     let upstreams = Upstreams::new(config).map_err(StartError::Upstreams)?;
@@ -127,6 +125,19 @@ async fn serve(config: &Config) -> Result<End, StartError> {
     ended
 }
 
+/// Sees to it that all flows can have their two sockets at a time. Returns how many pipes there can be
+/// beside them: one a flow, or what the limit of open files leaves.
+fn reserve_files(flows: usize) -> Result<usize, StartError> {
+    let sockets = 2 * flows + OTHER_FILES;
+    let wanted = sockets + 2 * flows.max(MIN_PIPES);
+    let limit = sys::raise_file_limit(wanted).map_err(StartError::FileLimit)?;
+    let pipes = limit.min(wanted).saturating_sub(sockets) / 2;
+    if pipes < MIN_PIPES {
+        return Err(StartError::Files { needed: sockets + 2 * MIN_PIPES, limit });
+    }
+    Ok(pipes)
+}
+
 fn settings(config: &Config) -> Settings {
     let ipv4 = config.address;
     Settings {
@@ -150,7 +161,8 @@ const fn limits(config: &Config) -> Limits {
 #[derive(Debug)]
 enum StartError {
     EventLoop(io::Error),
-    Files(usize, io::Error),
+    FileLimit(io::Error),
+    Files { needed: usize, limit: usize },
     Random(io::Error),
     Upstreams(io::Error),
     Tun(String, TunError),
@@ -162,8 +174,12 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::EventLoop(error) => write!(f, "event loop: {error}"),
-            Self::Files(count, error) => {
-                write!(f, "can't have {count} files open, which max_flows asks for: {error}")
+            Self::FileLimit(error) => write!(f, "limit of open files: {error}"),
+            Self::Files { needed, limit } => {
+                write!(
+                    f,
+                    "max_flows needs {needed} open files, and the limit is {limit}: raise it or lower max_flows"
+                )
             }
             Self::Random(error) => write!(f, "random numbers: {error}"),
             Self::Upstreams(error) => write!(f, "{error}"),

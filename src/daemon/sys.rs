@@ -162,19 +162,24 @@ pub fn unshare_network() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
 }
 
-/// Raises the limit of open files to `count`, the hard one too where that is allowed.
-pub fn raise_fd_limit(count: u64) -> io::Result<()> {
+/// Raises the limit of open files to `count`, the hard one too where that is allowed, or else as far as it
+/// goes. Returns the limit.
+pub fn raise_file_limit(count: usize) -> io::Result<usize> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes one struct.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) })?;
-    let wanted = count as libc::rlim_t;
-    if limit.rlim_cur >= wanted {
-        return Ok(());
+    let count = count as libc::rlim_t;
+    if limit.rlim_cur < count {
+        let hard = limit.rlim_max;
+        limit = libc::rlimit { rlim_cur: count, rlim_max: count.max(hard) };
+        // SAFETY: reads one struct.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+            limit = libc::rlimit { rlim_cur: hard, rlim_max: hard };
+            // SAFETY: reads one struct.
+            check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) })?;
+        }
     }
-    limit.rlim_cur = wanted;
-    limit.rlim_max = limit.rlim_max.max(wanted);
-    // SAFETY: reads one struct.
-    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }).map(drop)
+    Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
 }
 
 /// Random bytes fit for secrets.

@@ -336,7 +336,7 @@ fn sockets_are_marked_or_routes_refused() {
     let fake = proxy(|stream, _| stream.write_all(b"HTTP/1.1 200\r\n\r\n").unwrap());
     let mut config = config(&[fake.address]);
     config.mark = 0x7400_0000;
-    let is_allowed = sys::set_mark(&std::net::UdpSocket::bind("127.0.0.1:0").unwrap(), 1).is_ok();
+    let is_allowed = sys::set_mark(std::net::UdpSocket::bind("127.0.0.1:0").unwrap(), 1).is_ok();
     let expected = if is_allowed { config.mark as i32 } else { 0 };
     let upstreams = Upstreams::new(&config).unwrap();
     run(async {
