@@ -52,6 +52,7 @@ pub struct EventLoop {
     deadlines: Option<(Instant, Instant)>,
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
     user: Signal,
 }
 
@@ -72,6 +73,7 @@ impl EventLoop {
             deadlines: None,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
             user: signal(SignalKind::user_defined1())?,
         })
     }
@@ -145,7 +147,7 @@ impl EventLoop {
     }
 
     fn poll_signals(&mut self, cx: &mut Context) {
-        for signal in [&mut self.terminate, &mut self.interrupt] {
+        for signal in [&mut self.terminate, &mut self.interrupt, &mut self.hangup] {
             while signal.poll_recv(cx).is_ready() {
                 let now = Instant::now();
                 // Asked twice: at once.
