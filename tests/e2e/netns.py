@@ -24,6 +24,7 @@ import select
 import signal
 import socket
 import subprocess
+import time
 
 from wait import WAIT, until
 
@@ -40,6 +41,8 @@ SERVER_OTHER = "198.51.100.10"
 NOBODY = "203.0.113.99"
 
 CLONE_NEWNET = 0x40000000
+# <net/tcp_states.h>
+SYN_SENT, CLOSE = 2, 7
 NAME = re.compile(r"toh-(\d+)-\d+-\w+")
 libc = ctypes.CDLL(None, use_errno=True)
 numbers = itertools.count()
@@ -231,14 +234,24 @@ def finish_connect(sock, timeout=WAIT):
     """Waits for the end of a connect() under way; returns its errno, 0 for success. The socket then blocks, with WAIT."""
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
-    assert poll.poll(timeout * 1000), f"connect() still hangs after {timeout:g} s"
-    sock.settimeout(WAIT)
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    deadline = time.monotonic() + timeout
+    while True:
+        assert poll.poll(max(deadline - time.monotonic(), 0) * 1000), f"connect() still hangs after {timeout:g} s"
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        # An ICMP error has been seen to wake poll() a moment before SO_ERROR tells it (Linux 6.18).
+        if error or tcp_state(sock) not in (SYN_SENT, CLOSE):
+            sock.settimeout(WAIT)
+            return error
 
 
 def connecting(sock):
-    """Whether the kernel has neither an answer to the SYN nor given up (TCP_SYN_SENT of <net/tcp_states.h>)."""
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 2
+    """Whether the kernel has neither an answer to the SYN nor given up."""
+    return tcp_state(sock) == SYN_SENT
+
+
+def tcp_state(sock):
+    """tcpi_state of <linux/tcp.h>."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
 def retransmits(sock):
