@@ -23,6 +23,11 @@ def pytest_configure(config):
     netns.sweep()
 
 
+def pytest_unconfigure():
+    # An interrupt at a bad moment skips the fixtures' own end.
+    netns.sweep(own=True)
+
+
 def pytest_collection_modifyitems(items):
     if os.environ.get("TOH_LONG") != "1":
         for item in items:

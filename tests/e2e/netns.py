@@ -221,11 +221,11 @@ class Network:
             space.close()
 
 
-def sweep():
-    """Removes what test processes that were killed have left behind."""
+def sweep(own=False):
+    """Removes what test processes that were killed have left behind; with own, what this one has."""
     for name in os.listdir("/run/netns") if os.path.isdir("/run/netns") else ():
         match = NAME.fullmatch(name)
-        if match and not os.path.exists(f"/proc/{match[1]}"):
+        if match and (int(match[1]) == os.getpid() if own else not os.path.exists(f"/proc/{match[1]}")):
             with contextlib.suppress(subprocess.CalledProcessError):  # another worker sweeps too
                 remove(name)
 

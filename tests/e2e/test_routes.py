@@ -291,7 +291,7 @@ def test_too_few_files(gateway):
     limits = ("setpriv", "--bounding-set", "-sys_resource", "--inh-caps", "-sys_resource", "prlimit", "--nofile=256:256")
     daemon = gateway(ready=False, prefix=limits)
     assert daemon.wait() == 1
-    assert "files open" in daemon.log()
+    assert "open files" in daemon.log() and "max_flows" in daemon.log()
     daemon.assert_clean()
 
 
