@@ -16,11 +16,12 @@ use tcp_over_http::rewrite::{Rewriter, Verdict};
 use tcp_over_http::time::Instant;
 use tcp_over_http::vnet;
 use tokio::net::TcpStream;
-use tokio::task::{AbortHandle, spawn_local};
+use tokio::task::AbortHandle;
 
 use crate::config::ConnectMode;
 use crate::pipe::Pipes;
 use crate::relay::{Moved, Relay};
+use crate::task::spawn;
 use crate::tun::Tun;
 use crate::upstream::{Failure, Opened, Upstreams};
 
@@ -218,12 +219,12 @@ impl Gateway {
         self.keep(slot, Kept::Parked(Box::new(parked)));
         let gateway = Rc::clone(self);
         let target = server(&tuple);
-        let task = spawn_local(async move {
+        let dial = spawn(async move {
             let result = gateway.upstreams.open(target).await;
             gateway.handle_dialled(slot, result);
         });
         if let Some(Kept::Parked(parked)) = self.kept.borrow_mut().get_mut(slot.index()) {
-            parked.tunnel = Tunnel::Dialled(Some(task.abort_handle()));
+            parked.tunnel = Tunnel::Dialled(Some(dial));
         }
         if self.mode == ConnectMode::Early {
             self.release(slot, frame, now);
@@ -288,8 +289,8 @@ impl Gateway {
         let Opened { stream, leftover } = opened;
         match Relay::new(client, stream, &leftover, &self.pipes) {
             Ok(relay) => {
-                let task = spawn_local(RelayTask { relay, ended: false, slot, gateway: Rc::clone(self) });
-                self.keep(slot, Kept::Relayed(task.abort_handle()));
+                let task = spawn(RelayTask { relay, ended: false, slot, gateway: Rc::clone(self) });
+                self.keep(slot, Kept::Relayed(task));
             }
             Err(error) => {
                 log::warn!("no pipe for a relay: {error}");

@@ -102,8 +102,7 @@ impl Proxy {
             Addresses::Fixed(addresses) => Ok(Rc::clone(addresses)),
             Addresses::Named(lookup) => match lookup.known() {
                 Some(known) => known,
-                // Boxed: rare, and far larger than the rest of a dial.
-                None => Box::pin(lookup.addresses()).await,
+                None => lookup.addresses().await,
             },
         }
     }
