@@ -28,6 +28,7 @@
 //! table refuses the new flow.
 
 use alloc::{vec, vec::Vec};
+use core::fmt;
 use core::net::Ipv6Addr;
 
 use heapless::index_map::FnvIndexMap;
@@ -63,6 +64,12 @@ impl Slot {
     /// The number as an array index.
     pub const fn index(self) -> usize {
         self.0 as usize
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "flow {}", self.0)
     }
 }
 

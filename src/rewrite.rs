@@ -11,6 +11,7 @@
 //! SYN without a flow is held until the daemon has heard from the proxy: it then either releases the flow
 //! and has the same SYN handled again, which now passes, or refuses it.
 
+use core::fmt;
 use core::net::Ipv6Addr;
 
 use crate::flow::{FlowTable, Limits, NatSource, Refusal, Side, Slot, State};
@@ -56,6 +57,20 @@ pub enum Verdict {
     Reject(Reject),
     /// Drop it.
     Drop(Drop),
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Forward => f.write_str("forwarded"),
+            Self::Hold { slot, .. } => write!(f, "held, {slot}"),
+            Self::ForwardAbandoned(slot) | Self::Abandoned(slot) => {
+                write!(f, "abandons {slot}")
+            }
+            Self::Reject(_) => f.write_str("rejected"),
+            Self::Drop(reason) => write!(f, "dropped, {}", Drop::NAMES[*reason as usize]),
+        }
+    }
 }
 
 /// Why a packet was dropped. Each reason is counted.

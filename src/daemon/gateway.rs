@@ -2,6 +2,7 @@
 //! relayed.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -130,7 +131,7 @@ impl Gateway {
         };
         let header = vnet::Header::parse(header);
         let verdict = self.rewriter.borrow_mut().handle(header, packet, now);
-        log::trace!("{} bytes: {verdict:?}", packet.len());
+        log::trace!("{} bytes: {verdict}", packet.len());
         match verdict {
             Verdict::Forward => self.write(frame),
             Verdict::ForwardAbandoned(slot) => {
@@ -214,7 +215,7 @@ impl Gateway {
 
     fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
         let tuple = self.rewriter.borrow().flows.get(slot).tuple;
-        log::debug!("{slot:?}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
+        log::debug!("{slot}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
         let parked = Parked { syn: Box::from(&*frame), tunnel: Tunnel::Dialled(None), client: None };
         self.keep(slot, Kept::Parked(Box::new(parked)));
         let gateway = Rc::clone(self);
@@ -364,7 +365,12 @@ impl Future for RelayTask {
         let this = self.get_mut();
         let result: io::Result<()> = ready!(this.relay.poll(cx, &this.gateway.pipes));
         this.ended = result.is_ok();
-        log::debug!("{:?}: ended after {:?}: {result:?}", this.slot, this.relay.moved());
+        let (slot, Moved { up, down }) = (this.slot, this.relay.moved());
+        let end: &dyn fmt::Display = match &result {
+            Ok(()) => &"closed",
+            Err(error) => error,
+        };
+        log::debug!("{slot}: ended after {up} bytes up, {down} bytes down: {end}");
         this.gateway.keep(this.slot, Kept::Nothing);
         Poll::Ready(())
     }

@@ -82,7 +82,7 @@ impl Proxy {
                 Host::Ip(ip) => Addresses::Fixed(Rc::new([*ip])),
                 Host::Name(name) => {
                     let lookup = Lookup::new(Rc::clone(resolver), name);
-                    Addresses::Named(lookup.map_err(|_| invalid(&format_args!("bad host name {name:?}")))?)
+                    Addresses::Named(lookup.map_err(|_| invalid(&format_args!("bad host name '{name}'")))?)
                 }
             },
             port: config.port,
