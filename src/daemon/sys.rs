@@ -144,6 +144,19 @@ pub fn netlink_route(groups: u32) -> io::Result<File> {
     Ok(File::from(socket))
 }
 
+/// Sets a number of a network device by an ioctl (`SIOCSIF*`, netdevice(7)) of any socket.
+pub fn set_device(socket: impl AsFd, request: libc::c_ulong, name: &str, number: c_int) -> io::Result<()> {
+    let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_mtu: number };
+    let mut device = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru };
+    let room = device.ifr_name.len() - 1; // the name ends with a NUL
+    for (to, from) in device.ifr_name.iter_mut().take(room).zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: the request reads one struct.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), request as libc::Ioctl, &raw const device) })
+        .map(drop)
+}
+
 /// Has signals come through a file of `struct signalfd_siginfo` from now on, and only to the calling thread's;
 /// ignored ones, too. The file doesn't block.
 pub fn signals(numbers: &[c_int]) -> io::Result<File> {
