@@ -17,12 +17,12 @@ const BACKLOG: u32 = 4096;
 /// The address, and what failed there.
 pub fn listen(config: &Config) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
     let ipv6 = config.address6.map(|net| IpAddr::V6(net.addr));
-    let addresses = [Some(IpAddr::V4(config.address.addr)), ipv6];
-    let listen = |address| {
+    let mut listeners = Vec::with_capacity(2);
+    for address in [Some(IpAddr::V4(config.address.addr)), ipv6].into_iter().flatten() {
         let address = SocketAddr::new(address, config.listen_port);
-        listen_on(address, config).map_err(|error| (address, error))
-    };
-    addresses.into_iter().flatten().map(listen).collect()
+        listeners.push(listen_on(address, config).map_err(|error| (address, error))?);
+    }
+    Ok(listeners)
 }
 
 fn listen_on(address: SocketAddr, config: &Config) -> io::Result<TcpListener> {

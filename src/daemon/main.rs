@@ -8,6 +8,7 @@ mod event_loop;
 mod gateway;
 mod limiter;
 mod listener;
+mod logger;
 mod lookup;
 mod netlink;
 mod pipe;
@@ -16,9 +17,11 @@ mod proxy;
 mod relay;
 mod resolver;
 mod route;
+mod signals;
 mod summary;
 mod sys;
 mod sysctl;
+mod task;
 mod tun;
 mod upstream;
 
@@ -65,7 +68,7 @@ fn main() -> ExitCode {
 }
 
 fn run(config: &Config) -> ExitCode {
-    env_logger::Builder::new().filter_level(config.log_level).parse_default_env().init();
+    logger::init(config.log_level);
     let ended = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())
