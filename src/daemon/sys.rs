@@ -180,36 +180,6 @@ pub fn set_device(socket: impl AsFd, request: libc::c_ulong, name: &str, number:
         .map(drop)
 }
 
-/// Has signals come through a file of `struct signalfd_siginfo` from now on, and only to the calling thread's;
-/// ignored ones, too. The file doesn't block.
-pub fn signals(numbers: &[c_int]) -> io::Result<File> {
-    // SAFETY: a set is plain numbers, for which all bits 0 is a value.
-    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-    for &number in numbers {
-        // SAFETY: changes the set; and takes back what a handler could have been, or `nohup`.
-        unsafe {
-            libc::sigaddset(&mut set, number);
-            libc::signal(number, libc::SIG_DFL);
-        }
-    }
-    // SAFETY: reads the set; the old one isn't asked for.
-    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) } {
-        0 => {}
-        error => return Err(io::Error::from_raw_os_error(error)),
-    }
-    // SAFETY: reads the set.
-    let fd = check(unsafe { libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) })?;
-    // SAFETY: the descriptor is new and nobody else's.
-    Ok(unsafe { File::from_raw_fd(fd) })
-}
-
-/// Sends the calling thread a signal.
-#[cfg(test)]
-pub fn raise(number: c_int) {
-    // SAFETY: takes a plain number.
-    assert_eq!(unsafe { libc::raise(number) }, 0);
-}
-
 /// Reads an integer option of a socket.
 #[cfg(test)]
 pub fn option(socket: impl AsFd, level: c_int, name: c_int) -> io::Result<c_int> {
