@@ -28,6 +28,8 @@
 
 mod table;
 
+use core::fmt;
+
 pub use crate::nat::{NatSource, REST};
 pub use table::{FlowTable, Limits, MAX_FLOWS, Refusal};
 
@@ -50,6 +52,12 @@ impl Slot {
     /// The number as an array index.
     pub const fn index(self) -> usize {
         self.0 as usize
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "flow {}", self.0)
     }
 }
 

@@ -12,8 +12,9 @@
 
 use crate::time::Instant;
 
-/// How long a NAT source rests before it is used again, in ms: the kernel's TIME_WAIT.
-pub const REST: u32 = 60_000;
+/// How long a NAT source rests before it is used again, in ms: the kernel's TIME_WAIT, 60 s, whose timer may be
+/// late by a few seconds.
+pub const REST: u32 = 65_000;
 /// The lowest NAT source port.
 const FIRST_PORT: u16 = 512;
 /// How many ports there are from [`FIRST_PORT`] on.

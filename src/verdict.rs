@@ -1,5 +1,7 @@
 //! What the rewriter says of a packet, and how often it has.
 
+use core::fmt;
+
 use crate::flow::{Refusal, Slot};
 use crate::packet::Malformed;
 use crate::reject::Reject;
@@ -26,6 +28,18 @@ pub enum Verdict {
     Reject(Reject),
     /// Drop it.
     Drop(Drop),
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Forward => f.write_str("forwarded"),
+            Self::Hold { slot, .. } => write!(f, "held, {slot}"),
+            Self::ForwardAbandoned(slot) | Self::Abandoned(slot) => write!(f, "abandons {slot}"),
+            Self::Reject(_) => f.write_str("rejected"),
+            Self::Drop(reason) => write!(f, "dropped, {}", Drop::NAMES[*reason as usize]),
+        }
+    }
 }
 
 /// Why a packet was dropped. Each reason is counted.

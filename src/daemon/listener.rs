@@ -22,11 +22,12 @@ pub fn listen(config: &Config, path: Path) -> Result<Vec<TcpListener>, (SocketAd
         Path::Rewrite => (config.address.addr, config.address6.map(|net| net.addr)),
         Path::Express => (Ipv4Addr::LOCALHOST, config.address6.map(|_| Ipv6Addr::LOCALHOST)),
     };
-    let listen = |address| {
+    let mut listeners = Vec::with_capacity(2);
+    for address in [Some(IpAddr::V4(ipv4)), ipv6.map(IpAddr::V6)].into_iter().flatten() {
         let address = SocketAddr::new(address, config.listen_port);
-        listen_on(address, config, path).map_err(|error| (address, error))
-    };
-    [Some(IpAddr::V4(ipv4)), ipv6.map(IpAddr::V6)].into_iter().flatten().map(listen).collect()
+        listeners.push(listen_on(address, config, path).map_err(|error| (address, error))?);
+    }
+    Ok(listeners)
 }
 
 fn listen_on(address: SocketAddr, config: &Config, path: Path) -> io::Result<TcpListener> {

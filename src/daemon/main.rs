@@ -22,6 +22,7 @@ mod route;
 mod summary;
 mod sys;
 mod sysctl;
+mod task;
 mod tun;
 mod upstream;
 

@@ -21,7 +21,7 @@ use super::policy::{self, OURS, Route, Rule};
 use super::{sys, sysctl};
 
 /// Packets that the kernel queues for us before it drops (the TUN driver's own default is 500).
-pub const TXQUEUELEN: u32 = 1000;
+pub const TXQUEUELEN: i32 = 1000;
 
 /// The multicast groups that tell of what we have set up (`<linux/rtnetlink.h>`; IPv6 rules have no `RTMGRP_*`).
 const WATCHED: u32 = (libc::RTMGRP_LINK
@@ -198,13 +198,14 @@ impl Routes {
         // Up first, alone: the watch would take news of another change in a device that is down for a loss.
         let up = libc::IFF_UP as u32;
         let set_up = Message::new(libc::RTM_NEWLINK, 0, &link_body(self.ifindex, up));
-        let set_sizes = Message::new(libc::RTM_NEWLINK, 0, &link_body(self.ifindex, 0))
-            .attr_u32(libc::IFLA_MTU, self.mtu.into())
-            .attr_u32(libc::IFLA_TXQLEN, TXQUEUELEN);
         socket
             .request(set_up)
-            .and_then(|()| socket.request(set_sizes))
+            // By ioctl: as attributes, qemu-user would take a big-endian machine's numbers for its own.
+            .and_then(|()| Ok(sys::set_device(&*socket, libc::SIOCSIFMTU, tun, self.mtu.into())?))
             .map_err(|cause| RouteError::SetLink(tun.clone(), cause))?;
+        if let Err(error) = sys::set_device(&*socket, libc::SIOCSIFTXQLEN, tun, TXQUEUELEN) {
+            warn!("{tun}: a queue of {TXQUEUELEN} packets: {error}");
+        }
         let Ipv4Net { addr, prefix } = self.address;
         self.set_address(socket, &addr.octets(), prefix)
             .map_err(|cause| RouteError::SetAddress(self.address.to_string(), tun.clone(), cause))?;
@@ -261,7 +262,11 @@ impl Routes {
             }
             _ => {}
         };
-        socket.dump(all, each).map_err(RouteError::List)?;
+        match socket.dump(all, each) {
+            // A kernel without policy rules has none of ours.
+            Err(cause) if !cause.is(libc::EOPNOTSUPP) => return Err(RouteError::List(cause)),
+            _ => {}
+        }
         for (body, priority) in stale {
             match socket.request(Message::new(libc::RTM_DELRULE, 0, &body)) {
                 Err(cause) if !cause.is(libc::ENOENT) => {

@@ -40,6 +40,29 @@ pub fn write(pipe: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     if written < 0 { Err(io::Error::last_os_error()) } else { Ok(written as usize) }
 }
 
+/// <asm-generic/sockios.h>, and <asm/sockios.h> of MIPS: `_IOR('s', 7, int)`.
+#[cfg(not(any(target_arch = "mips", target_arch = "mips64")))]
+const SIOCATMARK: libc::Ioctl = 0x8905;
+#[cfg(any(target_arch = "mips", target_arch = "mips64"))]
+const SIOCATMARK: libc::Ioctl = 0x4004_7307;
+
+/// Whether the next byte to receive is one that TCP calls urgent: `SIOCATMARK` (tcp(7)).
+pub fn at_urgent_mark(socket: impl AsFd) -> io::Result<bool> {
+    let mut yes: c_int = 0;
+    // SAFETY: writes one int.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCATMARK, &mut yes) })?;
+    Ok(yes != 0)
+}
+
+/// Receives what is there, urgent bytes in their place among the others (`SO_OOBINLINE`), without blocking.
+pub fn receive_inline(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<usize> {
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1)?;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: writes no more than the slice's bytes.
+    let read = unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT) };
+    if read < 0 { Err(io::Error::last_os_error()) } else { Ok(read as usize) }
+}
+
 /// Throws up to `length` received bytes of a TCP socket away. 0 means the end of the stream.
 pub fn discard(socket: impl AsFd, length: usize) -> io::Result<usize> {
     let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
@@ -154,6 +177,19 @@ pub fn netlink(protocol: c_int, groups: u32) -> io::Result<File> {
     // SAFETY: the pointer and the length are those of `address`.
     check(unsafe { libc::bind(fd, (&raw const address).cast(), length) })?;
     Ok(File::from(socket))
+}
+
+/// Sets a number of a network device by an ioctl (`SIOCSIF*`, netdevice(7)) of any socket.
+pub fn set_device(socket: impl AsFd, request: libc::c_ulong, name: &str, number: c_int) -> io::Result<()> {
+    let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_mtu: number };
+    let mut device = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru };
+    let room = device.ifr_name.len() - 1; // the name ends with a NUL
+    for (to, from) in device.ifr_name.iter_mut().take(room).zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: the request reads one struct.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), request as libc::Ioctl, &raw const device) })
+        .map(drop)
 }
 
 /// Reads an integer option of a socket.

@@ -26,6 +26,7 @@ def load(gateway, client, internet, server, rate, seconds):
     daemon = gateway(log_level="info")
     run = client.run(sys.executable, LOAD, "client", server, 80, rate, seconds, timeout=seconds * 3 + 60)
     assert daemon.running()
+    print(daemon.summary())  # shown if the test fails
     return json.loads(run.stdout)
 
 
