@@ -84,7 +84,8 @@ impl Config {
         self.auto_route || !self.routes.is_empty()
     }
 
-    /// The mark of packets that are delivered to an own socket, whatever their destination.
+    /// The mark of the express path: of packets that are delivered to an own socket, whatever their
+    /// destination, and of what that socket sends.
     pub const fn deliver_mark(&self) -> u32 {
         self.mark ^ 0x0100_0000
     }

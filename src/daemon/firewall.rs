@@ -1,18 +1,20 @@
-//! The firewall table of the express path: it gives a released SYN to the transparent listener, and what
+//! The firewall tables of the express path: they give a released SYN to the transparent listener, and what
 //! belongs to a connection of ours to that connection's socket.
 //!
-//! A table of our own, replaced as a whole by `nft -f`, so that there is never half of it. Firewalls that
-//! are restarted may delete it; a watch tells. Until it is back, released SYNs are refused by the routing
-//! rules (`policy.rs`), not forwarded.
+//! Tables of our own, one a family (`dup` is not to be had in `inet`), replaced as a whole by `nft -f`, so
+//! that there is never half of them. Firewalls that are restarted may delete them; a watch tells. Until they
+//! are back, released SYNs are refused by the routing rules (`policy.rs`), not forwarded.
 
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Read, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::task::{Context, Poll};
 
 use tokio::io::unix::AsyncFd;
 
+use crate::capture::Subnets;
 use crate::config::{Config, MARK_MASK};
 use crate::netlink;
 use crate::sys;
@@ -119,33 +121,57 @@ impl Firewall {
     }
 }
 
-/// The commands that replace the table.
+/// The commands that replace the tables.
 fn rules(name: &str, config: &Config) -> String {
-    let (tun, port, deliver) = (&config.tun, config.listen_port, config.deliver_mark());
-    let syn = "tcp flags & (fin | syn | rst | ack) == syn";
-    let keep = !MARK_MASK;
-    let set = format!("meta mark set meta mark & {keep:#010x} | {deliver:#010x} accept");
     let mut rules = delete(name);
-    // Not `socket mark`: a connection that is being opened has none. Other programs' transparent sockets
-    // match as well, and are local as well. Behind mangle's own place, so that others' marks are set by then and ours is added to them.
+    let subnets = Subnets::new(config);
+    let dup = subnets.ipv4.error_source().to_canonical();
+    family(&mut rules, name, config, ("ip", Ipv4Addr::LOCALHOST.into(), dup));
+    if let Some(ipv6) = subnets.ipv6 {
+        family(&mut rules, name, config, ("ip6", Ipv6Addr::LOCALHOST.into(), ipv6.error_source().into()));
+    }
+    rules
+}
+
+/// The table of one family: its name, where the listener is, and any address behind the TUN.
+fn family(
+    rules: &mut String,
+    name: &str,
+    config: &Config,
+    (family, listener, behind): (&str, IpAddr, IpAddr),
+) {
+    let tun = &config.tun;
+    let listener = SocketAddr::new(listener, config.listen_port);
+    let (keep, deliver) = (!MARK_MASK, config.deliver_mark());
+    let syn = "tcp flags & (fin | syn | rst | ack) == syn";
+    let set = format!("meta mark set meta mark & {keep:#010x} | {deliver:#010x} accept");
+    // Behind mangle's own place, so that others' marks are set by then and ours is added to them.
+    //
+    // A SYN for which there is a socket in TIME_WAIT or SYN_RECV must come to us like any other, but the
+    // kernel does not forward what it has found a socket for (`ip_forward()` drops it): hence a copy. Full
+    // sockets, also listeners that others' rules have chosen by now, are told by having a mark to read.
+    //
+    // Otherwise not `socket mark`: a connection that is being opened has none. Other programs' transparent
+    // sockets match as well, and are local as well.
     _ = write!(
         rules,
-        "table inet {name} {{\n\
+        "table {family} {name} {{\n\
          chain prerouting {{\n\
          type filter hook prerouting priority mangle + 10; policy accept;\n\
          meta l4proto != tcp accept\n\
-         iifname \"{tun}\" {syn} meta nfproto ipv4 tproxy ip to 127.0.0.1:{port} {set}\n\
-         iifname \"{tun}\" {syn} meta nfproto ipv6 tproxy ip6 to [::1]:{port} {set}\n\
+         iifname \"{tun}\" {syn} tproxy to {listener} {set}\n\
+         iifname \"{tun}\" {syn} accept\n\
+         {syn} socket mark >= 0 accept\n\
+         {syn} socket transparent 1 dup to {behind} device \"{tun}\" drop\n\
          {syn} accept\n\
          socket transparent 1 {set}\n\
          }}\n}}\n"
     );
-    rules
 }
 
-/// The commands that delete the table whether it is there or not.
+/// The commands that delete the tables whether they are there or not.
 fn delete(name: &str) -> String {
-    format!("add table inet {name}\ndelete table inet {name}\n")
+    ["ip", "ip6"].map(|family| format!("add table {family} {name}\ndelete table {family} {name}\n")).concat()
 }
 
 fn nft(commands: &str) -> Result<(), FirewallError> {

@@ -39,8 +39,8 @@ fn listen_on(address: SocketAddr, config: &Config, path: Path) -> io::Result<Tcp
         Path::Rewrite => socket.bind_device(Some(config.tun.as_bytes()))?,
         Path::Express => {
             sys::set_transparent(&socket, address.is_ipv4())?;
-            // The firewall knows our sockets by it, and what they send is not captured.
-            sys::set_mark(&socket, config.mark)?;
+            // What they send is not captured, and leaves only to clients (`policy.rs`).
+            sys::set_mark(&socket, config.deliver_mark())?;
         }
     }
     // Without TCP_NODELAY a relay that splices would wait for acknowledgements with each small piece.

@@ -4,15 +4,20 @@
 //!
 //! | priority | rule | why |
 //! |---|---|---|
-//! | P | `fwmark DELIVER/MASK iif lo goto P+8` | express path: a look-up of the way back (`src_valid_mark`) isn't meant |
-//! | P+1 | `fwmark DELIVER/MASK lookup TABLE+1` | express path: what an own socket takes is local, whatever its destination |
-//! | P+2 | `iif TUN lookup main suppress_prefixlength 0` | express path: what we send to clients goes its way, ... |
-//! | P+3 | `iif TUN lookup TABLE+2` | ... and a released SYN that no firewall rule takes is refused, not forwarded |
-//! | P+4 | `iif TUN goto P+8` | what leaves the TUN can't enter it again: no loops |
-//! | P+5 | `fwmark MARK/MASK goto P+8` | nor can our connections to the proxies |
-//! | P+6 | `[ipproto tcp] lookup main suppress_prefixlength 0` | `auto_route` only: any route but a default one comes before us |
-//! | P+7 | `[ipproto tcp] lookup TABLE` | the capture |
-//! | P+8 | `nop` | the way on to everybody else's rules |
+//! | P | `fwmark DELIVER/MASK iif lo lookup main suppress_prefixlength 0` | express path: what our sockets send to clients goes its way, ... |
+//! | P+1 | `fwmark DELIVER/MASK iif lo lookup TABLE+2` | ... but where the client's network is gone, not to the outside |
+//! | P+2 | `fwmark DELIVER/MASK iif lo goto P+10` | |
+//! | P+3 | `fwmark DELIVER/MASK lookup TABLE+1` | express path: what an own socket takes is local, whatever its destination |
+//! | P+4 | `iif TUN lookup main suppress_prefixlength 0` | express path: our RSTs and ICMP errors go to clients, ... |
+//! | P+5 | `iif TUN lookup TABLE+2` | ... and a released SYN that no firewall rule takes is refused, not forwarded |
+//! | P+6 | `iif TUN goto P+10` | what leaves the TUN can't enter it again: no loops |
+//! | P+7 | `fwmark MARK/MASK goto P+10` | nor can our connections to the proxies |
+//! | P+8 | `[ipproto tcp] lookup main suppress_prefixlength 0` | `auto_route` only: any route but a default one comes before us |
+//! | P+9 | `[ipproto tcp] lookup TABLE` | the capture |
+//! | P+10 | `nop` | the way on to everybody else's rules |
+//!
+//! `iif lo` is what we send ourselves, and also what a look-up of a packet's way back looks like
+//! (`src_valid_mark`): both want the way to a client.
 //!
 //! Rules can't say "TCP without the mark": `not` negates the whole selector, so that
 //! `not fwmark M ipproto tcp` takes UDP too. Hence the jumps. `ipproto tcp` is missing with
@@ -45,7 +50,7 @@ const METRIC_BLOCK: u32 = 4096;
 const MULTICAST: IpNet = IpNet::V4(Ipv4Net { addr: Ipv4Addr::new(224, 0, 0, 0), prefix: 4 });
 
 /// The rule behind all others, P + this.
-pub const LAST_RULE: u32 = 8;
+pub const LAST_RULE: u32 = 10;
 
 /// How many tables there are, from `table` on.
 pub const TABLES: u32 = 3;
@@ -205,17 +210,24 @@ pub fn rules(config: &Config, path: Path, tun: &str, routes: &[Route]) -> Vec<Ru
         };
         rules.push(rule(LAST_RULE, FR_ACT_NOP)); // a jump needs its target
         if path == Path::Express {
-            let (mark, mask) = (config.deliver_mark(), MARK_MASK);
-            let main = libc::RT_TABLE_MAIN.into();
-            let iif = tun.to_owned();
-            rules.push(Rule { mark, mask, iif: "lo".to_owned(), target: end, ..rule(0, FR_ACT_GOTO) });
-            rules.push(Rule { mark, mask, table: config.table.saturating_add(1), ..rule(1, FR_ACT_TO_TBL) });
-            rules.push(Rule { iif: iif.clone(), table: main, suppress: 0, ..rule(2, FR_ACT_TO_TBL) });
-            rules.push(Rule { iif, table: config.table.saturating_add(2), ..rule(3, FR_ACT_TO_TBL) });
+            let (main, guard) = (libc::RT_TABLE_MAIN.into(), config.table.saturating_add(2));
+            let delivered = |offset, action| Rule {
+                mark: config.deliver_mark(),
+                mask: MARK_MASK,
+                ..rule(offset, action)
+            };
+            let sent = |offset, action| Rule { iif: "lo".to_owned(), ..delivered(offset, action) };
+            let written = |offset, action| Rule { iif: tun.to_owned(), ..rule(offset, action) };
+            rules.push(Rule { table: main, suppress: 0, ..sent(0, FR_ACT_TO_TBL) });
+            rules.push(Rule { table: guard, ..sent(1, FR_ACT_TO_TBL) });
+            rules.push(Rule { target: end, ..sent(2, FR_ACT_GOTO) });
+            rules.push(Rule { table: config.table.saturating_add(1), ..delivered(3, FR_ACT_TO_TBL) });
+            rules.push(Rule { table: main, suppress: 0, ..written(4, FR_ACT_TO_TBL) });
+            rules.push(Rule { table: guard, ..written(5, FR_ACT_TO_TBL) });
         }
-        rules.push(Rule { iif: tun.to_owned(), target: end, ..rule(4, FR_ACT_GOTO) });
+        rules.push(Rule { iif: tun.to_owned(), target: end, ..rule(6, FR_ACT_GOTO) });
         if config.mark != 0 {
-            rules.push(Rule { mark: config.mark, mask: MARK_MASK, target: end, ..rule(5, FR_ACT_GOTO) });
+            rules.push(Rule { mark: config.mark, mask: MARK_MASK, target: end, ..rule(7, FR_ACT_GOTO) });
         }
         if !captures {
             continue;
@@ -225,10 +237,10 @@ pub fn rules(config: &Config, path: Path, tun: &str, routes: &[Route]) -> Vec<Ru
                 ip_proto,
                 table: libc::RT_TABLE_MAIN.into(),
                 suppress: 0,
-                ..rule(6, FR_ACT_TO_TBL)
+                ..rule(8, FR_ACT_TO_TBL)
             });
         }
-        rules.push(Rule { ip_proto, table: config.table, ..rule(7, FR_ACT_TO_TBL) });
+        rules.push(Rule { ip_proto, table: config.table, ..rule(9, FR_ACT_TO_TBL) });
     }
     rules
 }

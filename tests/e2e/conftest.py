@@ -11,7 +11,7 @@ import pytest
 import netns
 from capture import Capture, LeakCapture
 from faultproxy import FaultProxy
-from gateway import Gateway, upstream
+from gateway import PATH, Gateway, upstream
 from netns import PROXY, PROXY6, SERVER, SERVER6
 
 
@@ -28,11 +28,17 @@ def pytest_unconfigure():
     netns.sweep(own=True)
 
 
+def pytest_report_header():
+    return f"path: {PATH}"
+
+
 def pytest_collection_modifyitems(items):
-    if os.environ.get("TOH_LONG") != "1":
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="minutes long: TOH_LONG=1"))
+    for item in items:
+        if item.get_closest_marker("long") and os.environ.get("TOH_LONG") != "1":
+            item.add_marker(pytest.mark.skip(reason="minutes long: TOH_LONG=1"))
+        for mark in item.iter_markers("path"):
+            if PATH not in mark.args:
+                item.add_marker(pytest.mark.skip(reason=f"not for the {PATH} path: {mark.kwargs['why']}"))
 
 
 @pytest.fixture
@@ -77,7 +83,7 @@ def gateway(network, directory):
     started = []
 
     def start(*options, upstreams=(upstream(),), routes=("--auto-route", "1"), log_level="debug", ready=True, **more):
-        options = (*routes, "--log-level", log_level, *options)
+        options = ("--path", PATH, *routes, "--log-level", log_level, *options)
         for url in upstreams:
             options += ("--upstream", url)
         gateway = Gateway(network.router, directory, options, **more)

@@ -15,6 +15,11 @@ TABLE = 7480
 PASSWORD = "hunter2-must-not-show"
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 READY = "listening"
+# The path that the tests are run on.
+PATH = os.environ.get("TOH_PATH", "rewrite")
+# The table of the express path, and the routing tables from TABLE on.
+NFT_TABLE = f"tcp_over_http_{TUN}"
+TABLES = 3
 # The rules that every namespace has.
 DEFAULT_RULES = {0, 32766, 32767}
 # What a clean end may take: the drain time-out of the tests' gateways and some for the machine.
@@ -105,12 +110,14 @@ class Gateway:
         self.wait()
 
     def leftovers(self):
-        """Rules, routes and devices in the router that are not its own."""
+        """Rules, routes, devices and firewall tables in the router that are not its own."""
         left = []
         for number in ("-4", "-6"):
             left += [rule for rule in self.router.ip(number, "rule", "show") if rule["priority"] not in DEFAULT_RULES]
-            left += self.router.ip(number, "route", "show", "table", TABLE, check=False)
+            for table in range(TABLE, TABLE + TABLES):
+                left += self.router.ip(number, "route", "show", "table", table, check=False)
         left += [link for link in self.router.ip("link", "show") if link["ifname"] not in ("lo", "lan", "wan")]
+        left += [line for line in self.router.run("nft", "list", "tables").stdout.splitlines() if NFT_TABLE in line]
         return left
 
     def assert_clean(self):

@@ -37,11 +37,11 @@ fn install_and_remove_leave_nothing() {
         assert_eq!(
             ip("rule"),
             "0:\tfrom all lookup local\n\
-             904:\tfrom all iif toh0 goto 908 proto 116\n\
-             905:\tfrom all fwmark 0x74000000/0xff000000 goto 908 proto 116\n\
-             906:\tfrom all ipproto tcp lookup main suppress_prefixlength 0 proto 116\n\
-             907:\tfrom all ipproto tcp lookup 7480 proto 116\n\
-             908:\tfrom all nop proto 116\n\
+             906:\tfrom all iif toh0 goto 910 proto 116\n\
+             907:\tfrom all fwmark 0x74000000/0xff000000 goto 910 proto 116\n\
+             908:\tfrom all ipproto tcp lookup main suppress_prefixlength 0 proto 116\n\
+             909:\tfrom all ipproto tcp lookup 7480 proto 116\n\
+             910:\tfrom all nop proto 116\n\
              32766:\tfrom all lookup main\n\
              32767:\tfrom all lookup default\n"
         );
@@ -230,8 +230,8 @@ fn a_crash_opens_if_asked_to() {
 fn leaves_others_alone() {
     in_namespace(|world| {
         ip("rule add pref 900 from 203.0.113.7 lookup main");
-        ip("rule add pref 907 fwmark 0x1 lookup 7480");
-        ip("-6 rule add pref 908 nop");
+        ip("rule add pref 909 fwmark 0x1 lookup 7480");
+        ip("-6 rule add pref 910 nop");
         ip("route add blackhole 203.0.113.0/28 table 7480");
         let before = state();
         let tun = open_tun();
@@ -256,9 +256,9 @@ fn restores_what_others_undo() {
         assert_eq!(world.event(&mut routes), None);
         for undo in [
             "link set toh0 down",
-            "rule del pref 907",
-            "rule del pref 908",
-            "-6 rule del pref 905",
+            "rule del pref 909",
+            "rule del pref 910",
+            "-6 rule del pref 907",
             "-4 addr flush dev toh0",
             "-6 addr flush dev toh0 scope global",
         ] {
@@ -271,8 +271,8 @@ fn restores_what_others_undo() {
             assert_eq!(world.event(&mut routes), None, "{undo}");
         }
         // Nor is what doesn't concern us.
-        ip("rule add pref 907 from 203.0.113.7 lookup main");
-        ip("rule del pref 907 from 203.0.113.7");
+        ip("rule add pref 909 from 203.0.113.7 lookup main");
+        ip("rule del pref 909 from 203.0.113.7");
         ip("link set lan0 down");
         assert_eq!(world.event(&mut routes), None);
     });
