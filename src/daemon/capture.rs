@@ -12,7 +12,7 @@ use tcp_over_http::subnet::Subnet;
 use tokio::net::TcpListener;
 
 use crate::config::{Config, OnFailure, PathChoice};
-use crate::firewall::{Firewall, FirewallError};
+use crate::firewall::{self, Firewall, FirewallError};
 use crate::listener;
 use crate::probe::{ProbeError, probe};
 use crate::route::{Event, RouteError, Routes};
@@ -111,6 +111,7 @@ impl Capture {
 
     fn rewrite(config: &Config) -> Result<Self, CaptureError> {
         let routes = Routes::install(config, Path::Rewrite, &config.tun).map_err(CaptureError::Routes)?;
+        firewall::sweep(config);
         match listen(config, Path::Rewrite) {
             Ok(listeners) => Ok(Self { path: Path::Rewrite, listeners, routes, firewall: None }),
             Err(error) => {

@@ -87,7 +87,11 @@ impl Config {
     /// The mark of the express path: of packets that are delivered to an own socket, whatever their
     /// destination, and of what that socket sends.
     pub const fn deliver_mark(&self) -> u32 {
-        self.mark ^ 0x0100_0000
+        match self.mark ^ 0x0100_0000 {
+            // All that is unmarked would be delivered to us.
+            0 => 0x0200_0000,
+            mark => mark,
+        }
     }
 }
 

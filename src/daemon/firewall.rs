@@ -70,7 +70,7 @@ impl Firewall {
         if config.mark == 0 {
             return Err(FirewallError::NoMark);
         }
-        let name = format!("tcp_over_http_{}", config.tun.replace(|c: char| !c.is_ascii_alphanumeric(), "_"));
+        let name = name(config);
         let rules = rules(&name, config);
         let watch = sys::netlink(libc::NETLINK_NETFILTER, WATCHED).and_then(sys::watch);
         let firewall = Self { name, rules, watch: watch.map_err(FirewallError::Watch)? };
@@ -119,6 +119,17 @@ impl Firewall {
             }
         }
     }
+}
+
+/// Deletes what a crashed run on the express path has left, if there is an `nft` to do it.
+pub fn sweep(config: &Config) {
+    if let Err(error) = nft(&delete(&name(config))) {
+        log::debug!("no firewall tables to delete: {error}");
+    }
+}
+
+fn name(config: &Config) -> String {
+    format!("tcp_over_http_{}", config.tun.replace(|c: char| !c.is_ascii_alphanumeric(), "_"))
 }
 
 /// The commands that replace the tables.

@@ -379,8 +379,9 @@ impl Future for RelayTask {
 impl Drop for RelayTask {
     /// Also when it is aborted.
     fn drop(&mut self) {
-        if !self.ended {
-            self.relay.reset();
+        match self.ended {
+            true => self.relay.finish(),
+            false => self.relay.reset(),
         }
         let gateway = &self.gateway;
         self.relay.release(&gateway.pipes);

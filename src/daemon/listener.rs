@@ -43,6 +43,8 @@ fn listen_on(address: SocketAddr, config: &Config, path: Path) -> io::Result<Tcp
             sys::set_mark(&socket, config.deliver_mark())?;
         }
     }
+    // If the daemon dies, clients are reset: what was cut off must not look whole.
+    socket.set_zero_linger()?;
     // Without TCP_NODELAY a relay that splices would wait for acknowledgements with each small piece.
     socket.set_nodelay(true)?;
     sys::set_keepalive(&socket, config.keepalive)?;

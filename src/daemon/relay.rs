@@ -68,6 +68,11 @@ impl Relay {
         if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
+    /// Lets both connections end in order when they are dropped, now that both directions have ended.
+    pub fn finish(&self) {
+        _ = sys::set_lingering(&self.client);
+    }
+
     /// Resets both connections when they are dropped.
     pub fn reset(&self) {
         _ = self.client.set_zero_linger();

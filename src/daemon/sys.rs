@@ -93,6 +93,17 @@ pub fn set_option(socket: impl AsFd, level: c_int, name: c_int, value: c_int) ->
     check(unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) }).map(drop)
 }
 
+/// Has the kernel send what a closed socket still has to send: takes `set_zero_linger` back (socket(7)).
+pub fn set_lingering(socket: impl AsFd) -> io::Result<()> {
+    let off = libc::linger { l_onoff: 0, l_linger: 0 };
+    let fd = socket.as_fd().as_raw_fd();
+    let length = size_of_val(&off) as libc::socklen_t;
+    // SAFETY: points to one `linger` and says how long it is.
+    let result =
+        unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const off).cast(), length) };
+    check(result).map(drop)
+}
+
 /// Lets a socket have, and accept connections to, addresses that are not this machine's: `IP_TRANSPARENT`
 /// (ip(7)), `IPV6_TRANSPARENT`. Needs CAP_NET_ADMIN.
 pub fn set_transparent(socket: impl AsFd, ipv4: bool) -> io::Result<()> {

@@ -122,8 +122,8 @@ impl FlowTable {
         busy.iter().all(|state| self.queues[*state as usize].head == NIL)
     }
 
-    /// A new flow for the SYN of a client, held. A flow of the same tuple, which must be closing or
-    /// closed, makes way.
+    /// A new flow for the SYN of a client, held. A flow of the same tuple makes way: it lives on if it is
+    /// live, but no packet finds it any more.
     ///
     /// `change` works out what the translation to the NAT source will change in checksums.
     ///

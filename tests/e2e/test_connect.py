@@ -265,6 +265,6 @@ def test_unknown_flow_gets_a_reset(gateway, proxy, client, server):
     assert finish_connect(sock) == 0
     daemon.kill()
     daemon.start()
-    sock.sendall(b"anyone there?")
     with pytest.raises(ConnectionResetError):
+        sock.sendall(b"anyone there?")
         sock.recv(1)
