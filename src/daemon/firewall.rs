@@ -96,7 +96,7 @@ impl Firewall {
         while let Poll::Ready(Ok(mut ready)) = self.watch.poll_read_ready(cx) {
             buffer.resize(netlink::READ_SIZE, 0);
             match ready.try_io(|watch| watch.get_ref().read(&mut buffer)) {
-                Ok(Ok(length)) => self.follow(buffer.get(..length).unwrap_or_default(), &mut deleted),
+                Ok(Ok(length)) => follow(&self.name, buffer.get(..length).unwrap_or_default(), &mut deleted),
                 // News were lost: it may have been ours.
                 Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => deleted = true,
                 Ok(Err(_)) => break,
@@ -105,18 +105,17 @@ impl Firewall {
         }
         if deleted { Poll::Ready(()) } else { Poll::Pending }
     }
+}
 
-    /// What these notifications make of the table.
-    fn follow(&self, notifications: &[u8], deleted: &mut bool) {
-        for message in netlink::messages(notifications) {
-            let is_ours = |(kind, value): (u16, &[u8])| {
-                kind == TABLE_NAME && value.strip_suffix(b"\0") == Some(self.name.as_bytes())
-            };
-            if matches!(message.kind, NEW_TABLE | DELETE_TABLE)
-                && netlink::attrs(message.body, BODY).any(is_ours)
-            {
-                *deleted = message.kind == DELETE_TABLE;
-            }
+/// What these notifications make of the tables of this name.
+fn follow(name: &str, notifications: &[u8], deleted: &mut bool) {
+    let is_name = |(kind, value): (u16, &[u8])| {
+        kind == TABLE_NAME && value.strip_suffix(b"\0") == Some(name.as_bytes())
+    };
+    for message in netlink::messages(notifications) {
+        if matches!(message.kind, NEW_TABLE | DELETE_TABLE) && netlink::attrs(message.body, BODY).any(is_name)
+        {
+            *deleted = message.kind == DELETE_TABLE;
         }
     }
 }
@@ -199,5 +198,108 @@ fn nft(commands: &str) -> Result<(), FirewallError> {
         (true, Ok(())) => Ok(()),
         (true, Err(error)) => Err(FirewallError::Run(error)),
         (false, _) => Err(FirewallError::Refused(String::from_utf8_lossy(&output.stderr).into_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: &str = "tcp_over_http_toh0";
+
+    fn config(ipv6: &str) -> Config {
+        let text = format!(
+            "config tcp-over-http 'main'\n\toption tun 'toh0'\n\toption ipv6 '{ipv6}'\n\tlist upstream 'http://192.0.2.1'\n"
+        );
+        Config::from_uci(&text).unwrap()
+    }
+
+    /// The whole text, that a change of it is seen.
+    #[test]
+    fn the_rules() {
+        let text = rules(NAME, &config("0"));
+        assert_eq!(
+            text,
+            "add table ip tcp_over_http_toh0\n\
+             delete table ip tcp_over_http_toh0\n\
+             add table ip6 tcp_over_http_toh0\n\
+             delete table ip6 tcp_over_http_toh0\n\
+             table ip tcp_over_http_toh0 {\n\
+             chain prerouting {\n\
+             type filter hook prerouting priority mangle + 10; policy accept;\n\
+             meta l4proto != tcp accept\n\
+             iifname \"toh0\" tcp flags & (fin | syn | rst | ack) == syn tproxy to 127.0.0.1:12345 \
+             meta mark set meta mark & 0x00ffffff | 0x75000000 accept\n\
+             iifname \"toh0\" tcp flags & (fin | syn | rst | ack) == syn accept\n\
+             tcp flags & (fin | syn | rst | ack) == syn socket mark >= 0 accept\n\
+             tcp flags & (fin | syn | rst | ack) == syn socket transparent 1 dup to 10.45.39.2 \
+             device \"toh0\" drop\n\
+             tcp flags & (fin | syn | rst | ack) == syn accept\n\
+             socket transparent 1 meta mark set meta mark & 0x00ffffff | 0x75000000 accept\n\
+             }\n}\n"
+        );
+    }
+
+    #[test]
+    fn ipv6_has_a_table_of_its_own() {
+        let text = rules(NAME, &config("1"));
+        assert!(text.contains("table ip6 tcp_over_http_toh0 {\n"));
+        assert!(text.contains("tproxy to [::1]:12345 "));
+        assert!(text.starts_with(rules(NAME, &config("0")).as_str()));
+    }
+
+    #[test]
+    fn names_are_words() {
+        let mut config = config("0");
+        config.tun = "br-0.7".to_owned();
+        assert_eq!(name(&config), "tcp_over_http_br_0_7");
+    }
+
+    #[test]
+    fn the_delivery_mark_is_never_that_of_all_or_of_the_proxies() {
+        let mut config = config("0");
+        for byte in 1..=0xff_u32 {
+            config.mark = byte << 24;
+            assert_ne!(config.deliver_mark(), 0);
+            assert_ne!(config.deliver_mark(), config.mark);
+            assert_eq!(config.deliver_mark() & !MARK_MASK, 0);
+        }
+    }
+
+    /// `struct nlmsghdr`, `struct nfgenmsg` and a name.
+    fn notification(kind: u16, name: &str) -> Vec<u8> {
+        let name = [name.as_bytes(), b"\0"].concat();
+        let mut attr =
+            [&(4 + name.len() as u16).to_ne_bytes()[..], &TABLE_NAME.to_ne_bytes(), &name].concat();
+        attr.resize(attr.len().next_multiple_of(4), 0);
+        let length = (16 + BODY + attr.len()) as u32;
+        let header = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &[0; 10]].concat();
+        [&header[..], &[2, 0, 0, 0], &attr].concat()
+    }
+
+    #[test]
+    fn follows_its_own_tables() {
+        let after = |list: &[(u16, &str)]| {
+            let bytes: Vec<u8> = list.iter().flat_map(|(kind, name)| notification(*kind, name)).collect();
+            let mut deleted = false;
+            follow(NAME, &bytes, &mut deleted);
+            // A cut message says nothing.
+            follow(
+                NAME,
+                bytes.get(..bytes.len().saturating_sub(1)).unwrap_or_default(),
+                &mut deleted.clone(),
+            );
+            deleted
+        };
+        assert!(!after(&[]));
+        assert!(after(&[(DELETE_TABLE, NAME)]));
+        assert!(!after(&[(DELETE_TABLE, "others")]));
+        assert!(!after(&[(DELETE_TABLE, "tcp_over_http_toh01")]));
+        // As we do it.
+        assert!(!after(&[(DELETE_TABLE, NAME), (NEW_TABLE, NAME)]));
+        // A restart of the firewall.
+        assert!(after(&[(DELETE_TABLE, NAME), (NEW_TABLE, "fw4")]));
+        // Rules and chains bear the table's name as well.
+        assert!(!after(&[(10 << 8 | 8, NAME)]));
     }
 }
