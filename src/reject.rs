@@ -47,7 +47,8 @@ impl Reject {
     }
 
     /// Writes the answer to `packet` into `out` and returns its length. ICMP errors come from
-    /// `error_source`; a [`Reject::Reset`] comes from the packet's destination, which must carry TCP.
+    /// `error_source`; a [`Reject::Reset`] comes from the destination of the packet, which must
+    /// be unicast and carry TCP.
     pub fn build(self, packet: &Packet, error_source: Ipv6Addr, out: &mut [u8; MAX_LEN]) -> usize {
         match (self, packet.is_ipv4()) {
             (Self::Reset, _) => reset(packet, out),

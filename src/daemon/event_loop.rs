@@ -7,11 +7,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use crate::gateway::Gateway;
 use crate::route::{Event, Routes};
-use crate::signals::{Signal, Signals};
 use crate::summary;
 use crate::tun::MAX_FRAME;
 
@@ -50,7 +50,10 @@ pub struct EventLoop {
     tick: Interval,
     /// Set once a signal has asked to end: when connections are cut off, then when the loop ends.
     deadlines: Option<(Instant, Instant)>,
-    signals: Signals,
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    user: Signal,
 }
 
 impl EventLoop {
@@ -68,7 +71,10 @@ impl EventLoop {
             buffer: vec![0; ALIGN + MAX_FRAME].into_boxed_slice(),
             tick: every(TICK),
             deadlines: None,
-            signals: Signals::new()?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            user: signal(SignalKind::user_defined1())?,
         })
     }
 
@@ -141,20 +147,20 @@ impl EventLoop {
     }
 
     fn poll_signals(&mut self, cx: &mut Context) {
-        while let Poll::Ready(signal) = self.signals.poll_next(cx) {
-            match signal {
-                Signal::End => {
-                    let now = Instant::now();
-                    // Asked twice: at once.
-                    let patience = if self.deadlines.is_some() { Duration::ZERO } else { self.drain_timeout };
-                    log::info!("ending; connections get {} s", patience.as_secs());
-                    self.deadlines = Some((now + patience, now + patience + FAREWELL));
-                    self.gateway.drain();
-                    self.tick = every(DRAIN_TICK);
-                    cx.waker().wake_by_ref();
-                }
-                Signal::Report => summary::log(&self.gateway),
+        for signal in [&mut self.terminate, &mut self.interrupt, &mut self.hangup] {
+            while signal.poll_recv(cx).is_ready() {
+                let now = Instant::now();
+                // Asked twice: at once.
+                let patience = if self.deadlines.is_some() { Duration::ZERO } else { self.drain_timeout };
+                log::info!("ending; connections get {} s", patience.as_secs());
+                self.deadlines = Some((now + patience, now + patience + FAREWELL));
+                self.gateway.drain();
+                self.tick = every(DRAIN_TICK);
+                cx.waker().wake_by_ref();
             }
+        }
+        while self.user.poll_recv(cx).is_ready() {
+            summary::log(&self.gateway);
         }
     }
 

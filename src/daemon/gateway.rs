@@ -78,8 +78,11 @@ enum Tunnel {
 
 impl Drop for Parked {
     fn drop(&mut self) {
-        if let Tunnel::Dialled(Some(dial)) = &self.tunnel {
-            dial.abort();
+        match &self.tunnel {
+            Tunnel::Dialled(Some(dial)) => dial.abort(),
+            // The client has reset its side.
+            Tunnel::Opened(opened) => _ = opened.stream.set_zero_linger(),
+            _ => {}
         }
     }
 }

@@ -8,7 +8,6 @@ mod event_loop;
 mod gateway;
 mod limiter;
 mod listener;
-mod logger;
 mod lookup;
 mod netlink;
 mod pipe;
@@ -17,7 +16,6 @@ mod proxy;
 mod relay;
 mod resolver;
 mod route;
-mod signals;
 mod summary;
 mod sys;
 mod sysctl;
@@ -68,7 +66,7 @@ fn main() -> ExitCode {
 }
 
 fn run(config: &Config) -> ExitCode {
-    logger::init(config.log_level);
+    env_logger::Builder::new().filter_level(config.log_level).parse_default_env().init();
     let ended = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())

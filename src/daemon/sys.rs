@@ -40,6 +40,29 @@ pub fn write(pipe: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     if written < 0 { Err(io::Error::last_os_error()) } else { Ok(written as usize) }
 }
 
+/// <asm-generic/sockios.h>, and <asm/sockios.h> of MIPS: `_IOR('s', 7, int)`.
+#[cfg(not(any(target_arch = "mips", target_arch = "mips64")))]
+const SIOCATMARK: libc::Ioctl = 0x8905;
+#[cfg(any(target_arch = "mips", target_arch = "mips64"))]
+const SIOCATMARK: libc::Ioctl = 0x4004_7307;
+
+/// Whether the next byte to receive is one that TCP calls urgent: `SIOCATMARK` (tcp(7)).
+pub fn at_urgent_mark(socket: impl AsFd) -> io::Result<bool> {
+    let mut yes: c_int = 0;
+    // SAFETY: writes one int.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCATMARK, &mut yes) })?;
+    Ok(yes != 0)
+}
+
+/// Receives what is there, urgent bytes in their place among the others (`SO_OOBINLINE`), without blocking.
+pub fn receive_inline(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<usize> {
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1)?;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: writes no more than the slice's bytes.
+    let read = unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT) };
+    if read < 0 { Err(io::Error::last_os_error()) } else { Ok(read as usize) }
+}
+
 /// Throws up to `length` received bytes of a TCP socket away. 0 means the end of the stream.
 pub fn discard(socket: impl AsFd, length: usize) -> io::Result<usize> {
     let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
@@ -155,36 +178,6 @@ pub fn set_device(socket: impl AsFd, request: libc::c_ulong, name: &str, number:
     // SAFETY: the request reads one struct.
     check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), request as libc::Ioctl, &raw const device) })
         .map(drop)
-}
-
-/// Has signals come through a file of `struct signalfd_siginfo` from now on, and only to the calling thread's;
-/// ignored ones, too. The file doesn't block.
-pub fn signals(numbers: &[c_int]) -> io::Result<File> {
-    // SAFETY: a set is plain numbers, for which all bits 0 is a value.
-    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-    for &number in numbers {
-        // SAFETY: changes the set; and takes back what a handler could have been, or `nohup`.
-        unsafe {
-            libc::sigaddset(&mut set, number);
-            libc::signal(number, libc::SIG_DFL);
-        }
-    }
-    // SAFETY: reads the set; the old one isn't asked for.
-    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) } {
-        0 => {}
-        error => return Err(io::Error::from_raw_os_error(error)),
-    }
-    // SAFETY: reads the set.
-    let fd = check(unsafe { libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) })?;
-    // SAFETY: the descriptor is new and nobody else's.
-    Ok(unsafe { File::from_raw_fd(fd) })
-}
-
-/// Sends the calling thread a signal.
-#[cfg(test)]
-pub fn raise(number: c_int) {
-    // SAFETY: takes a plain number.
-    assert_eq!(unsafe { libc::raise(number) }, 0);
 }
 
 /// Reads an integer option of a socket.
