@@ -17,7 +17,7 @@ FILES = ROOT / "openwrt/files"
 EPOCH = 1700000000
 BINARY = b"\x7fELF" + bytes(range(256)) * 64
 CONFIG = "etc/config/tcp-over-http"
-ARCHS = ["mips_24kc", "mips_4kec", "mips_mips32"]
+ARCHS = ["mips_24kc", "mips_4kec"]
 
 
 def pack(script, dist, project=ROOT, **environment):
@@ -180,7 +180,7 @@ cp "$0.args" "$output"
     packages = sorted(path.name for path in (tmp_path / "dist/mips").glob("*.apk"))
     assert packages == [f"tcp-over-http-{package_version()}_{arch}.apk" for arch in ARCHS]
     arguments = (tmp_path / "apk.args").read_text()
-    for line in [f"info version:{package_version()}", "info depends:kmod-tun", "info arch:mips_mips32",
+    for line in [f"info version:{package_version()}", "info depends:kmod-tun", "info arch:mips_4kec",
                  "script post-install", "script post-upgrade", "script pre-deinstall", "default_postinst",
                  f"./{CONFIG} 600 0 0 {EPOCH}", f"./usr/bin/tcp-over-http 755 0 0 {EPOCH}"]:
         assert line in arguments.splitlines(), line
