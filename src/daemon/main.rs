@@ -97,7 +97,8 @@ async fn serve(config: &Config) -> Result<End, StartError> {
     let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
     let upstreams = Upstreams::new(config).map_err(StartError::Upstreams)?;
 
-    let tun = Tun::open(&config.tun).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
+    let tun =
+        Tun::open(&config.tun, config.offload).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
     let routes = Routes::install(config, &config.tun).map_err(StartError::Routes)?;
     let rewriter = Rewriter::new(settings(config), limits(config), key);
     let pipes = Pipes::new(pipes, config.pipe_size);
