@@ -2,6 +2,7 @@
 # Sourced by the scripts that build for routers: the list of targets, and where results go.
 
 cd "$(dirname "$0")/.." || exit 1
+umask 022
 
 # Binaries and packages, a folder a target.
 DIST=${DIST:-target/dist}
@@ -35,4 +36,11 @@ target() {
 # The version as Cargo.toml has it.
 version() {
     sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1
+}
+
+# The names of the targets that are built.
+built() {
+    for each in $(targets); do
+        [ ! -f "$DIST/$each/tcp-over-http" ] || echo "$each"
+    done | grep . || die "nothing is built: scripts/build"
 }

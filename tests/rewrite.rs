@@ -6,7 +6,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use common::packets::{self, ACK, SYN, Shape};
 use common::rewrite_script::{Error, Gateway, Script, connection, settings};
 use proptest::prelude::*;
-use tcp_over_http::flow::{Slot, State};
+use tcp_over_http::flow::{LINGER, Slot, State};
 use tcp_over_http::packet::{FIN, RST, Tuple};
 use tcp_over_http::reject::Reject;
 use tcp_over_http::rewrite::{Drop, Verdict};
@@ -87,7 +87,7 @@ fn a_connection_from_beginning_to_end() {
         assert_eq!(gateway.listener(slot, &shape(FIN | ACK, 7)), Verdict::Forward);
         assert_eq!(gateway.rewriter.flows.occupancy(), (0, 0));
         // Long after, nobody knows of it.
-        gateway.now = gateway.now.plus(60_000);
+        gateway.now = gateway.now.plus(LINGER);
         let reset = Verdict::Reject(Reject::Reset);
         assert_eq!(gateway.client(&client, &shape(ACK, 7)), reset);
         assert_eq!(gateway.listener(slot, &shape(ACK, 7)), reset);

@@ -28,6 +28,8 @@ pub struct Config {
     pub tun: String,
     /// MTU of the TUN device in bytes, 1280..=65535.
     pub mtu: u16,
+    /// Ask the kernel for super-packets, and for packets whose checksum is left to the device.
+    pub offload: bool,
     /// Own IPv4 address; the rest of its network are NAT sources. Prefix 16..=29.
     pub address: Ipv4Net,
     /// The same for IPv6, prefix 64..=120; `None` = no IPv6 at all.

@@ -98,7 +98,8 @@ async fn serve(config: &Config) -> Result<End, StartError> {
     let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
     let upstreams = Upstreams::new(config).map_err(StartError::Upstreams)?;
 
-    let tun = Tun::open(&config.tun).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
+    let tun =
+        Tun::open(&config.tun, config.offload).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
     let capture = Capture::set_up(config, &tun).await.map_err(StartError::Capture)?;
     let path = capture.path();
     let rewriter = Rewriter::new(settings(config, path), limits(config), key);

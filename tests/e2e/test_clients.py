@@ -119,6 +119,18 @@ def test_iperf3(gateway, client, internet, server, directory, leaks, direction, 
     leaks.assert_none()
 
 
+def test_without_offload(gateway, client, internet, server, directory, leaks):
+    """Where the kernel gives no super-packets, packets go one by one, and nothing else changes."""
+    Tinyproxy(internet, directory)
+    Iperf(internet, server)
+    daemon = gateway("--offload", "0", log_level="info")
+    result = json.loads(client.run("iperf3", "-J", "-c", server, "-t", "1", env=PLAIN).stdout)
+    assert result["end"]["sum_received"]["bytes"]
+    mean = daemon.summary()["tun bytes each"]
+    assert 0 < mean <= 1500, f"mean bytes per packet: {mean}"
+    leaks.assert_none()
+
+
 def scan(space, server, ports):
     """{port: state} as nmap -sT sees it."""
     family = ["-6"] if ":" in server else []

@@ -24,6 +24,8 @@ pub static MAIN: &[Spec] = &[
         Text(|d, v| device(v).map(|v| d.config.tun = v))),
     row("mtu", "1500", "its MTU in bytes",
         Number(1280, 65535, |d, v| d.config.mtu = v as u16)),
+    row("offload", "1", "0: no super-packets, should a kernel get them wrong",
+        Bool(|d, v| d.config.offload = v)),
     row("address", "10.45.39.1/24", "own address; the rest of its network are NAT sources",
         Text(|d, v| own_ipv4(v).map(|v| d.config.address = v))),
     row("address6", "fd45:39::1/64", "the same for IPv6",
@@ -142,6 +144,7 @@ impl Default for Draft {
             config: Config {
                 tun: String::new(),
                 mtu: 0,
+                offload: true,
                 address: Ipv4Net { addr: Ipv4Addr::UNSPECIFIED, prefix: 0 },
                 address6: None,
                 listen_port: 0,

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::config::{ConnectMode, IpNet, NonTcp, PathChoice};
+use crate::config::{IpNet, NonTcp};
 
 const TUN: &str = "toh0";
 const MARK: &str = "0x74000001";
@@ -539,32 +539,6 @@ fn auto_route() -> Config {
 }
 
 fn config() -> Config {
-    Config {
-        path: PathChoice::Rewrite,
-        tun: TUN.to_owned(),
-        mtu: 1400,
-        address: Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: 24 },
-        address6: Some(Ipv6Net { addr: "fd45:39::1".parse().unwrap(), prefix: 64 }),
-        listen_port: 12345,
-        connect: ConnectMode::Honest,
-        max_flows: 4096,
-        max_dials: 512,
-        max_dials_per_client: 128,
-        connect_timeout: Duration::from_secs(5),
-        reply_timeout: Duration::from_secs(30),
-        keepalive: 60,
-        auto_route: false,
-        routes: Vec::new(),
-        bypass: Vec::new(),
-        non_tcp: NonTcp::Direct,
-        on_failure: OnFailure::Block,
-        table: 7480,
-        mark: 0x7400_0000,
-        rule_priority: 900,
-        drain_timeout: Duration::from_secs(3),
-        pipe_size: 256 * 1024,
-        log_level: log::LevelFilter::Info,
-        resolvers: Vec::new(),
-        upstreams: Vec::new(),
-    }
+    let file = "config tcp-over-http 'main'\n list upstream 'http://192.0.2.1'\n option mtu '1400'\n";
+    Config::from_uci(file).unwrap()
 }
