@@ -52,17 +52,29 @@ pub struct EventLoop {
     deadlines: Option<(Instant, Instant)>,
     /// While draining: since when no connection has been left.
     idle_since: Option<Instant>,
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
+    signals: Signals,
+}
+
+/// The signals that the daemon takes, from the moment this is made.
+pub struct Signals {
+    ends: [Signal; 3],
     user: Signal,
 }
 
-impl EventLoop {
+impl Signals {
     /// # Errors
     /// If signals can't be caught.
-    pub fn new(gateway: Rc<Gateway>, capture: Capture, drain_timeout: Duration) -> io::Result<Self> {
-        Ok(Self {
+    pub fn new() -> io::Result<Self> {
+        let ends = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        let [terminate, interrupt, hangup] = ends;
+        Ok(Self { ends: [terminate?, interrupt?, hangup?], user: signal(SignalKind::user_defined1())? })
+    }
+}
+
+impl EventLoop {
+    /// A loop that has yet to run.
+    pub fn new(gateway: Rc<Gateway>, capture: Capture, signals: Signals, drain_timeout: Duration) -> Self {
+        Self {
             gateway,
             capture,
             drain_timeout,
@@ -70,11 +82,8 @@ impl EventLoop {
             tick: every(TICK),
             deadlines: None,
             idle_since: None,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-            user: signal(SignalKind::user_defined1())?,
-        })
+            signals,
+        }
     }
 
     /// Runs until a signal ends it or the TUN is gone. Gives back what captures traffic: whether that goes
@@ -139,7 +148,7 @@ impl EventLoop {
     }
 
     fn poll_signals(&mut self, cx: &mut Context) {
-        for signal in [&mut self.terminate, &mut self.interrupt, &mut self.hangup] {
+        for signal in &mut self.signals.ends {
             while signal.poll_recv(cx).is_ready() {
                 let now = Instant::now();
                 // Asked twice: at once.
@@ -151,7 +160,7 @@ impl EventLoop {
                 cx.waker().wake_by_ref();
             }
         }
-        while self.user.poll_recv(cx).is_ready() {
+        while self.signals.user.poll_recv(cx).is_ready() {
             summary::log(&self.gateway);
         }
     }

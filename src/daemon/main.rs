@@ -38,7 +38,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use crate::capture::{Capture, CaptureError, Subnets};
 use crate::cli::Command;
 use crate::config::{Config, OnFailure};
-use crate::event_loop::{End, EventLoop};
+use crate::event_loop::{End, EventLoop, Signals};
 use crate::gateway::Gateway;
 use crate::pipe::Pipes;
 use crate::tun::{Tun, TunError};
@@ -98,6 +98,8 @@ async fn serve(config: &Config) -> Result<End, StartError> {
     let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
     let upstreams = Upstreams::new(config).map_err(StartError::Upstreams)?;
 
+    // Before anything is set up that an early end would leave behind.
+    let signals = Signals::new().map_err(StartError::EventLoop)?;
     let tun =
         Tun::open(&config.tun, config.offload).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
     let capture = Capture::set_up(config, &tun).await.map_err(StartError::Capture)?;
@@ -105,7 +107,7 @@ async fn serve(config: &Config) -> Result<End, StartError> {
     let rewriter = Rewriter::new(settings(config, path), limits(config), key);
     let pipes = Pipes::new(pipes, config.pipe_size);
     let gateway = Rc::new(Gateway::new(tun, rewriter, upstreams, pipes, config.connect));
-    let event_loop = EventLoop::new(gateway, capture, config.drain_timeout).map_err(StartError::EventLoop)?;
+    let event_loop = EventLoop::new(gateway, capture, signals, config.drain_timeout);
     log::info!("{}: listening on port {}, {path:?} path", config.tun, config.listen_port);
     let (end, capture) = event_loop.run().await;
     if matches!(end, End::Asked) || config.on_failure == OnFailure::Direct {

@@ -150,6 +150,15 @@ def test_sigterm_leaves_nothing(gateway, proxy, client, server):
     daemon.stop()  # checks the rules, routes, devices and the exit code
 
 
+def test_ended_while_it_starts(gateway):
+    """SIGTERM as soon as there is a rule: whatever the start has got to, nothing stays."""
+    daemon = gateway(ready=False)
+    until(lambda: len(daemon.leftovers()) > 1, "a beginning")
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    daemon.assert_clean()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it(gateway, number):
     daemon = gateway()
@@ -163,8 +172,10 @@ def test_foreign_rules_survive(gateway, router):
     router.run("ip", "rule", "add", "priority", "1500", "to", "10.77.0.0/16", "lookup", "77")
     router.run("ip", "route", "add", "10.77.0.0/16", "dev", "lan", "table", "77")
     before = router.ip("rule", "show"), router.ip("route", "show", "table", "all")
-    gateway().signal(signal.SIGTERM)
-    until(lambda: (router.ip("rule", "show"), router.ip("route", "show", "table", "all")) == before, "as before")
+    daemon = gateway()
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert (router.ip("rule", "show"), router.ip("route", "show", "table", "all")) == before
 
 
 @pytest.mark.parametrize("space", ["client", "router"])
