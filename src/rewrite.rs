@@ -11,6 +11,7 @@
 //! SYN without a flow is held until the daemon has heard from the proxy: it then either releases the flow
 //! and has the same SYN handled again, which now passes, or refuses it.
 
+use core::fmt;
 use core::net::Ipv6Addr;
 
 use crate::flow::{Flow, FlowTable, Limits, NatSource, Side, Slot, State};
@@ -31,6 +32,15 @@ pub enum Path {
     /// The SYN alone goes back to the TUN, unchanged; a firewall rule gives it to a transparent listener,
     /// and all further packets go to that connection's socket without coming here.
     Express,
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rewrite => "rewrite",
+            Self::Express => "express",
+        })
+    }
 }
 
 /// What the rewriter has to know.

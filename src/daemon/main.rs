@@ -108,7 +108,7 @@ async fn serve(config: &Config) -> Result<End, StartError> {
     let pipes = Pipes::new(pipes, config.pipe_size);
     let gateway = Rc::new(Gateway::new(tun, rewriter, upstreams, pipes, config.connect));
     let event_loop = EventLoop::new(gateway, capture, signals, config.drain_timeout);
-    log::info!("{}: listening on port {}, {path:?} path", config.tun, config.listen_port);
+    log::info!("{}: listening on port {}, {path} path", config.tun, config.listen_port);
     let (end, capture) = event_loop.run().await;
     if matches!(end, End::Asked) || config.on_failure == OnFailure::Direct {
         capture.remove();
