@@ -17,9 +17,9 @@ use tcp_over_http::rewrite::{Rewriter, Verdict};
 use tcp_over_http::time::Instant;
 use tcp_over_http::vnet;
 use tokio::net::TcpStream;
-use tokio::task::AbortHandle;
 
 use crate::config::ConnectMode;
+use crate::kept::{Kept, KeptFlows, Parked, Tunnel};
 use crate::pipe::Pipes;
 use crate::relay::{Moved, Relay};
 use crate::task::spawn;
@@ -35,7 +35,7 @@ pub struct Gateway {
     mode: ConnectMode,
     started: std::time::Instant,
     /// What is kept for a flow, by slot.
-    kept: RefCell<Vec<Kept>>,
+    kept: RefCell<KeptFlows>,
     totals: Cell<Totals>,
 }
 
@@ -52,41 +52,6 @@ pub struct Totals {
     pub write_errors: u64,
 }
 
-/// What the daemon keeps for a flow.
-enum Kept {
-    Nothing,
-    /// Until it is accepted.
-    Parked(Box<Parked>),
-    /// Until its relay ends.
-    Relayed(AbortHandle),
-}
-
-/// A flow that is being dialled, or waits to be accepted.
-struct Parked {
-    /// Virtio header and packet.
-    syn: Box<[u8]>,
-    tunnel: Tunnel,
-    /// Accepted before the proxy has answered (`connect 'early'`).
-    client: Option<TcpStream>,
-}
-
-enum Tunnel {
-    Dialled(Option<AbortHandle>),
-    Opened(Opened),
-    Failed,
-}
-
-impl Drop for Parked {
-    fn drop(&mut self) {
-        match &self.tunnel {
-            Tunnel::Dialled(Some(dial)) => dial.abort(),
-            // The client has reset its side.
-            Tunnel::Opened(opened) => _ = opened.stream.set_zero_linger(),
-            _ => {}
-        }
-    }
-}
-
 impl Gateway {
     /// A gateway without flows.
     pub fn new(tun: Tun, rewriter: Rewriter, upstreams: Upstreams, pipes: Pipes, mode: ConnectMode) -> Self {
@@ -97,7 +62,7 @@ impl Gateway {
             pipes,
             mode,
             started: std::time::Instant::now(),
-            kept: RefCell::new(Vec::new()),
+            kept: RefCell::default(),
             totals: Cell::default(),
         }
     }
@@ -159,12 +124,9 @@ impl Gateway {
             return;
         };
         let mut kept = self.kept.borrow_mut();
-        let parked = match kept.get_mut(slot.index()) {
-            Some(Kept::Parked(parked)) => parked,
-            _ => {
-                drop(kept);
-                return self.reset(slot, &client);
-            }
+        let Some(parked) = kept.parked(slot) else {
+            drop(kept);
+            return self.reset(slot, &client);
         };
         match std::mem::replace(&mut parked.tunnel, Tunnel::Failed) {
             Tunnel::Opened(opened) => {
@@ -206,11 +168,9 @@ impl Gateway {
 
     /// Ends all relays and dials; the clients are reset.
     pub fn abort_all(&self) {
-        for kept in self.kept.take() {
-            if let Kept::Relayed(task) = kept {
-                task.abort();
-            }
-        }
+        // Out of the borrow first: what is dropped may ask for it.
+        let kept = self.kept.take();
+        kept.abort();
     }
 
     fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
@@ -224,7 +184,7 @@ impl Gateway {
             let result = gateway.upstreams.open(target).await;
             gateway.handle_dialled(slot, result);
         });
-        if let Some(Kept::Parked(parked)) = self.kept.borrow_mut().get_mut(slot.index()) {
+        if let Some(parked) = self.kept.borrow_mut().parked(slot) {
             parked.tunnel = Tunnel::Dialled(Some(dial));
         }
         if self.mode == ConnectMode::Early {
@@ -234,7 +194,7 @@ impl Gateway {
 
     /// The client has begun anew from the same port; the proxy is being asked for the same already.
     fn hold_instead(&self, slot: Slot, frame: &[u8]) {
-        if let Some(Kept::Parked(parked)) = self.kept.borrow_mut().get_mut(slot.index()) {
+        if let Some(parked) = self.kept.borrow_mut().parked(slot) {
             parked.syn = Box::from(frame);
         }
     }
@@ -243,7 +203,7 @@ impl Gateway {
     fn handle_dialled(self: &Rc<Self>, slot: Slot, result: Result<Opened, Failure>) {
         let now = self.now();
         let mut kept = self.kept.borrow_mut();
-        let Some(Kept::Parked(parked)) = kept.get_mut(slot.index()) else {
+        let Some(parked) = kept.parked(slot) else {
             return;
         };
         parked.tunnel = Tunnel::Dialled(None); // has ended: nothing to abort
@@ -333,13 +293,8 @@ impl Gateway {
     }
 
     fn keep(&self, slot: Slot, new: Kept) {
-        let mut kept = self.kept.borrow_mut();
-        if kept.len() <= slot.index() {
-            kept.resize_with(slot.index() + 1, || Kept::Nothing);
-        }
-        let old = std::mem::replace(&mut kept[slot.index()], new);
-        // Outside of the borrow, should what is dropped ask for it.
-        drop(kept);
+        let old = self.kept.borrow_mut().replace(slot, new);
+        // Outside of the borrow: what is dropped may ask for it.
         drop(old);
     }
 

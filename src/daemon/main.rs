@@ -8,6 +8,7 @@ mod etc_files;
 mod event_loop;
 mod firewall;
 mod gateway;
+mod kept;
 mod limiter;
 mod listener;
 mod lookup;

@@ -1,0 +1,83 @@
+//! What the daemon keeps for each flow, from its SYN until its relay ends.
+
+use tcp_over_http::flow::Slot;
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+
+use crate::upstream::Opened;
+
+/// What is kept, by slot. Grows to the highest slot that was ever used.
+#[derive(Default)]
+pub struct KeptFlows {
+    slots: Vec<Kept>,
+}
+
+impl KeptFlows {
+    /// The flow, if it is parked.
+    pub fn parked(&mut self, slot: Slot) -> Option<&mut Parked> {
+        match self.slots.get_mut(slot.index()) {
+            Some(Kept::Parked(parked)) => Some(parked),
+            _ => None,
+        }
+    }
+
+    /// Keeps `new`; returns what was kept before.
+    pub fn replace(&mut self, slot: Slot, new: Kept) -> Kept {
+        if self.slots.len() <= slot.index() {
+            self.slots.resize_with(slot.index() + 1, Kept::default);
+        }
+        std::mem::replace(&mut self.slots[slot.index()], new)
+    }
+
+    /// Ends all dials and relays.
+    pub fn abort(self) {
+        for kept in self.slots {
+            if let Kept::Relayed(task) = kept {
+                task.abort();
+            }
+        }
+    }
+}
+
+/// What is kept for one flow.
+#[derive(Default)]
+pub enum Kept {
+    /// It has not come so far, or it is over.
+    #[default]
+    Nothing,
+    /// Until it is accepted.
+    Parked(Box<Parked>),
+    /// Until its relay ends.
+    Relayed(AbortHandle),
+}
+
+/// A flow that is being dialled, or waits to be accepted.
+pub struct Parked {
+    /// Virtio header and packet.
+    pub syn: Box<[u8]>,
+    /// What has become of the dial.
+    pub tunnel: Tunnel,
+    /// Accepted before the proxy has answered (`connect 'early'`).
+    pub client: Option<TcpStream>,
+}
+
+/// The way to the server.
+pub enum Tunnel {
+    /// Being dialled, by this task while there is one.
+    Dialled(Option<AbortHandle>),
+    /// There.
+    Opened(Opened),
+    /// It can't be had.
+    Failed,
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        match &self.tunnel {
+            Tunnel::Dialled(Some(dial)) => dial.abort(),
+            // The client has reset its side.
+            Tunnel::Opened(opened) => _ = opened.stream.set_zero_linger(),
+            _ => {}
+        }
+    }
+}
