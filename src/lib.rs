@@ -1,5 +1,38 @@
 //! The pure core of tcp-over-http: bytes and a time come in, verdicts go out. No clock, no sockets, no
-//! unsafe code, bounded memory.
+//! `unsafe`, bounded memory. Everything hard is here, where it can be tested on any machine; the daemon
+//! (`src/daemon/`) touches the world.
+//!
+//! # The life of a packet
+//!
+//! 1. A client's SYN to `server:443` is routed into the TUN and read as one frame: a virtio header
+//!    ([`vnet`]) and the packet. [`packet::Packet`] checks it once; after that no accessor can fail.
+//! 2. [`rewrite::Rewriter::handle`] finds no flow for it and opens one ([`flow`]): a slot, whose number
+//!    gives it a NAT source on the TUN's [`subnet`]. Verdict: hold. The daemon keeps the SYN and asks the
+//!    proxy ([`connect`]; the proxy's name is resolved with [`dns`]).
+//! 3. The proxy refuses: the daemon forgets the flow and answers what [`reject`] makes of the SYN. Or it
+//!    opens a tunnel: the daemon releases the flow and has the same SYN handled again.
+//! 4. Now the SYN is translated, `client:p > server:443` to `nat:n > own:listen`, by storing the new
+//!    addresses and adding a constant to its checksums ([`checksum`]), and written back to the TUN. The
+//!    kernel takes it for a connection to the daemon's listener and answers.
+//! 5. Its SYN-ACK, `own:listen > nat:n`, is routed into the TUN as well: `n` gives the slot, the packet
+//!    becomes `server:443 > client:p`, and the kernel forwards it to the client.
+//! 6. The connection is accepted; its peer, `nat:n`, tells the flow, and a relay joins it with the tunnel.
+//!    All further packets go as in 4 and 5, whole super-packets of up to 64 KiB among them.
+//! 7. When the relay has ended and both sides have said FIN, the slot waits for its next use.
+//!
+//! # Glossary
+//!
+//! - **flow**: a client's TCP connection, from its SYN until its last packet.
+//! - **slot**: a flow's place in the table, and its number.
+//! - **NAT source**: the address and port that the listener sees a flow come from.
+//! - **own address**: the TUN's, where the listener is.
+//! - **to hold, to release**: to keep a SYN from the kernel, to let it pass.
+//! - **dial**: to connect to a proxy and ask it for a tunnel.
+//! - **tunnel**: a connection to a proxy that has answered CONNECT with 2xx.
+//! - **super-packet**: several TCP segments in one packet, which the kernel cuts up when it must.
+//! - **partial checksum**: the sum of the pseudo-header alone; whoever sends the packet does the rest.
+//!
+//! Configuration files have the syntax that [`uci`] reads. [`time`] is passed in.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -11,11 +44,14 @@ pub mod checksum;
 pub mod connect;
 pub mod dns;
 pub mod flow;
+mod nat;
 pub mod packet;
 pub mod reject;
 pub mod rewrite;
 mod siphash;
 pub mod subnet;
 pub mod time;
+mod tuple;
 pub mod uci;
+mod verdict;
 pub mod vnet;

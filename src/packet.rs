@@ -22,6 +22,7 @@ use core::net::Ipv6Addr;
 use etherparse::{IpSlice, Ipv6ExtensionSlice, LaxIpSlice, TcpSlice, ip_number};
 
 use crate::checksum::{self, Delta};
+pub use crate::tuple::{Change, Tuple};
 
 /// Bytes of an IPv4 header without options.
 pub const IPV4_HEADER: usize = 20;
@@ -40,63 +41,6 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 /// TCP flag ACK.
 pub const ACK: u8 = 0x10;
-
-/// Source and destination of a TCP segment. IPv4 addresses are held mapped (`::ffff:a.b.c.d`, RFC 4291
-/// section 2.5.5.2), which never occur on the wire, so one type serves both families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tuple {
-    /// Source address.
-    pub source: Ipv6Addr,
-    /// Destination address.
-    pub destination: Ipv6Addr,
-    /// Source port.
-    pub source_port: u16,
-    /// Destination port.
-    pub destination_port: u16,
-}
-
-impl Tuple {
-    /// The same connection seen from the other end.
-    pub const fn reversed(&self) -> Self {
-        Self {
-            source: self.destination,
-            destination: self.source,
-            source_port: self.destination_port,
-            destination_port: self.source_port,
-        }
-    }
-
-    /// Whether both addresses are IPv4.
-    pub const fn is_ipv4(&self) -> bool {
-        self.source.to_ipv4_mapped().is_some() && self.destination.to_ipv4_mapped().is_some()
-    }
-}
-
-/// What a translation changes in a packet's checksums: the same for each packet of a flow's direction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Change {
-    addresses: Delta,
-    ports: Delta,
-}
-
-impl Change {
-    /// The change from `old` to `new`, which must be of one family.
-    pub fn between(old: &Tuple, new: &Tuple) -> Self {
-        Self {
-            addresses: Delta::default()
-                .replace(&old.source.octets(), &new.source.octets())
-                .replace(&old.destination.octets(), &new.destination.octets()),
-            ports: Delta::default()
-                .replace_word(old.source_port, new.source_port)
-                .replace_word(old.destination_port, new.destination_port),
-        }
-    }
-
-    /// The change in the other direction of the flow: sums do not care for the order of their words.
-    pub const fn reversed(self) -> Self {
-        Self { addresses: self.addresses.reversed(), ports: self.ports.reversed() }
-    }
-}
 
 /// Who fills in the TCP checksum of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,21 +128,10 @@ impl<'a> Packet<'a> {
         Ok(packet)
     }
 
-    /// The start of a packet as quoted in this ICMP error, from its IP header on, with at least the first
-    /// 8 bytes of TCP (RFC 792, RFC 4443 section 2.4). None if it quotes anything else.
-    pub fn quoted_tcp(&mut self) -> Option<Packet<'_>> {
-        let bytes = self.bytes.get_mut(self.transport_at + 8..)?;
-        let (ip, _) = LaxIpSlice::from_slice(bytes).ok()?;
-        let payload = ip.payload();
-        let ipv4 = matches!(ip, LaxIpSlice::Ipv4(_));
-        let (protocol, length) = (payload.ip_number.0, payload.payload.len());
-        let transport = transport(ipv4, protocol);
-        if payload.fragmented || ipv4 != self.ipv4 || transport != Transport::Tcp || length < 8 {
-            return None;
-        }
-        // From the front: the quote may be followed by extensions of the ICMP message (RFC 4884).
-        let transport_at = payload.payload.as_ptr() as usize - bytes.as_ptr() as usize;
-        Some(Packet { bytes, ipv4, transport_at, transport, protocol })
+    /// Source and destination of the TCP packet that this ICMP error quotes (RFC 792, RFC 4443 section 2.4),
+    /// which may be as short as the first 8 bytes of TCP. None if it quotes anything else.
+    pub fn quoted_tuple(&mut self) -> Option<Tuple> {
+        self.quote().map(|quote| quote.tuple())
     }
 
     /// Whether the packet is IPv4.
@@ -263,8 +196,7 @@ impl<'a> Packet<'a> {
 
     /// How much sequence space a TCP packet takes: payload bytes, SYN and FIN (RFC 9293 section 3.4).
     pub fn sequence_length(&self) -> u32 {
-        let header = (self.bytes[self.transport_at + 12] >> 4) as usize * 4;
-        let payload = self.bytes.len() - self.transport_at - header;
+        let payload = self.bytes.len() - self.transport_at - self.tcp_header();
         let flags = self.flags();
         payload as u32 + (flags & SYN != 0) as u32 + (flags & FIN != 0) as u32
     }
@@ -274,13 +206,19 @@ impl<'a> Packet<'a> {
         (self.bytes[self.transport_at], self.bytes[self.transport_at + 1])
     }
 
-    /// Whether this is an ICMP packet that reports an error (RFC 1122 section 3.2.2, RFC 4443 section 2.1).
+    /// Whether this is an ICMP packet that no ICMP error may answer: an error itself, or a redirect
+    /// (RFC 1122 section 3.2.2, RFC 4443 section 2.4 (e)).
     pub fn is_icmp_error(&self) -> bool {
         let (kind, _) = match self.transport {
             Transport::Icmp => self.icmp_type(),
             _ => return false,
         };
         if self.ipv4 { matches!(kind, 3 | 4 | 5 | 11 | 12) } else { kind < 128 || kind == 137 }
+    }
+
+    /// Whether this is an ICMP redirect (RFC 792, RFC 4861 section 4.5): about the link it came over.
+    pub fn is_redirect(&self) -> bool {
+        self.transport == Transport::Icmp && self.icmp_type().0 == if self.ipv4 { 5 } else { 137 }
     }
 
     /// Gives the TCP packet (or what an ICMP error quotes of one) the source and destination `new` of its
@@ -293,7 +231,8 @@ impl<'a> Packet<'a> {
         if self.ipv4 {
             self.update(10, |field| change.addresses.update(field));
         }
-        // A quote may end before the checksum.
+        // A quote may end before the checksum, or go on with padding (RFC 4884 section 5.1) that can't be
+        // told from it; nobody verifies it there.
         if self.bytes.len() >= at + TCP_CHECKSUM + 2 {
             self.update(at + TCP_CHECKSUM, |field| match state {
                 ChecksumState::Complete => (change.addresses + change.ports).update(field),
@@ -308,7 +247,7 @@ impl<'a> Packet<'a> {
     /// Does nothing if the packet quotes no TCP.
     pub fn translate_icmp_error(&mut self, quoted: &Tuple, source: Ipv6Addr, destination: Ipv6Addr) {
         let (ipv4, at) = (self.ipv4, self.transport_at);
-        let Some(mut quote) = self.quoted_tcp() else {
+        let Some(mut quote) = self.quote() else {
             return;
         };
         let change = Change::between(&quote.tuple(), quoted);
@@ -337,24 +276,53 @@ impl<'a> Packet<'a> {
 
     /// Lowers the MSS option of a SYN to `limit` bytes (RFC 9293 section 3.7.1), if it has one.
     pub fn clamp_mss(&mut self, limit: u16, state: ChecksumState) {
-        let header = (self.bytes[self.transport_at + 12] >> 4) as usize * 4;
-        let end = self.transport_at + header;
+        let end = self.transport_at + self.tcp_header();
         let mut at = self.transport_at + TCP_HEADER;
         // An option is its kind, its whole length, its value; kinds 0 (end) and 1 (padding) are alone.
         while at + 4 <= end {
-            match (self.bytes[at], self.bytes[at + 1]) {
-                (0, _) => return,
-                (1, _) => at += 1,
+            at += match (self.bytes[at], self.bytes[at + 1]) {
+                (1, _) => 1,
+                (0, _) | (_, 0 | 1) => return,
                 (2, 4) => {
                     let old = be16(self.bytes, at + 2);
                     if old > limit {
                         self.set_mss(at + 2, old, limit, state);
                     }
-                    return;
+                    4 // and on: of several, the last one counts for some
                 }
-                (_, length) => at += (length as usize).max(2),
+                (_, length) => length as usize,
             }
         }
+    }
+
+    /// The start of a packet that this ICMP error quotes, from its IP header on.
+    fn quote(&mut self) -> Option<Packet<'_>> {
+        if self.transport != Transport::Icmp {
+            return None;
+        }
+        let bytes = self.bytes.get_mut(self.transport_at + 8..)?;
+        let (ip, _) = LaxIpSlice::from_slice(bytes).ok()?;
+        let payload = ip.payload();
+        let ipv4 = matches!(ip, LaxIpSlice::Ipv4(_));
+        let (protocol, length) = (payload.ip_number.0, payload.payload.len());
+        let transport = transport(ipv4, protocol);
+        if payload.fragmented || ipv4 != self.ipv4 || transport != Transport::Tcp || length < 8 {
+            return None;
+        }
+        let transport_at = payload.payload.as_ptr() as usize - bytes.as_ptr() as usize;
+        Some(Packet {
+            // What follows is not of the quote, but an extension of the ICMP message (RFC 4884).
+            bytes: &mut bytes[..transport_at + length],
+            ipv4,
+            transport_at,
+            transport,
+            protocol,
+        })
+    }
+
+    /// Bytes of a TCP packet's header.
+    fn tcp_header(&self) -> usize {
+        (self.bytes[self.transport_at + 12] >> 4) as usize * 4
     }
 
     fn set_mss(&mut self, at: usize, old: u16, new: u16, state: ChecksumState) {
@@ -420,3 +388,6 @@ fn be16(bytes: &[u8], at: usize) -> u16 {
 fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use core::net::Ipv6Addr;
 
 use crate::checksum;
-use crate::packet::{ACK, IPV4_HEADER, IPV6_HEADER, Packet, RST, TCP_CHECKSUM, TCP_HEADER};
+use crate::packet::{ACK, IPV4_HEADER, IPV6_HEADER, Packet, RST, TCP_CHECKSUM, TCP_HEADER, Tuple};
 
 /// The longest packet that [`Reject::build`] makes: an ICMPv6 error with its quote (RFC 4443 section
 /// 2.4 (c): no longer than the minimum MTU).
@@ -47,7 +47,8 @@ impl Reject {
     }
 
     /// Writes the answer to `packet` into `out` and returns its length. ICMP errors come from
-    /// `error_source`; a [`Reject::Reset`] comes from the packet's destination, which must carry TCP.
+    /// `error_source`; a [`Reject::Reset`] comes from the destination of the packet, which must
+    /// be unicast and carry TCP.
     pub fn build(self, packet: &Packet, error_source: Ipv6Addr, out: &mut [u8; MAX_LEN]) -> usize {
         match (self, packet.is_ipv4()) {
             (Self::Reset, _) => reset(packet, out),
@@ -57,25 +58,39 @@ impl Reject {
     }
 }
 
+/// Writes a TCP segment without options or payload into `out` and returns the packet's length.
+pub fn segment(
+    tuple: &Tuple,
+    sequence: u32,
+    acknowledgement: u32,
+    flags: u8,
+    out: &mut [u8; MAX_LEN],
+) -> usize {
+    let ipv4 = tuple.is_ipv4();
+    let at = ip_header(ipv4, 6, tuple.source, tuple.destination, TCP_HEADER, out);
+    let tcp = &mut out[at..at + TCP_HEADER];
+    tcp.fill(0);
+    tcp[0..2].copy_from_slice(&tuple.source_port.to_be_bytes());
+    tcp[2..4].copy_from_slice(&tuple.destination_port.to_be_bytes());
+    tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
+    tcp[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
+    tcp[12] = (TCP_HEADER as u8 / 4) << 4;
+    tcp[13] = flags;
+    if flags & RST == 0 {
+        tcp[14] = u8::MAX; // window
+    }
+    let addresses = if ipv4 { 12..20 } else { 8..40 };
+    let pseudo = checksum::pseudo_header(&out[addresses], 6, TCP_HEADER);
+    set_checksum(out, at, TCP_CHECKSUM, at + TCP_HEADER, pseudo)
+}
+
 fn reset(packet: &Packet, out: &mut [u8; MAX_LEN]) -> usize {
-    let tuple = packet.tuple();
-    let at = ip_header(packet.is_ipv4(), 6, tuple.destination, tuple.source, TCP_HEADER, out);
     // RFC 9293 section 3.10.7.1: the acknowledged number if there is one, else acknowledge what came.
     let (sequence, acknowledgement, flags) = match packet.flags() & ACK {
         0 => (0, packet.sequence().wrapping_add(packet.sequence_length()), RST | ACK),
         _ => (packet.acknowledgement(), 0, RST),
     };
-    let tcp = &mut out[at..at + TCP_HEADER];
-    tcp.fill(0);
-    tcp[0..2].copy_from_slice(&tuple.destination_port.to_be_bytes());
-    tcp[2..4].copy_from_slice(&tuple.source_port.to_be_bytes());
-    tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
-    tcp[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
-    tcp[12] = (TCP_HEADER as u8 / 4) << 4;
-    tcp[13] = flags;
-    let addresses = if packet.is_ipv4() { 12..20 } else { 8..40 };
-    let pseudo = checksum::pseudo_header(&out[addresses], 6, TCP_HEADER);
-    set_checksum(out, at, TCP_CHECKSUM, at + TCP_HEADER, pseudo)
+    segment(&packet.tuple().reversed(), sequence, acknowledgement, flags, out)
 }
 
 fn icmpv4(code: u8, packet: &Packet, source: Ipv6Addr, out: &mut [u8; MAX_LEN]) -> usize {

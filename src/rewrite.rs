@@ -13,17 +13,31 @@
 
 use core::net::Ipv6Addr;
 
-use crate::flow::{FlowTable, Limits, NatSource, Refusal, Side, Slot, State};
-use crate::packet::{self, ACK, Change, ChecksumState, FIN, Malformed, Packet, RST, SYN, Transport, Tuple};
+use crate::flow::{Flow, FlowTable, Limits, NatSource, Side, Slot, State};
+use crate::packet::{self, ACK, Change, ChecksumState, FIN, Packet, RST, SYN, Transport, Tuple};
 use crate::reject::Reject;
 use crate::siphash::Key;
 use crate::subnet::Subnet;
 use crate::time::Instant;
+pub use crate::verdict::{Counters, Drop, Verdict};
 use crate::vnet;
+
+/// How a connection gets from the client to the listener once its SYN is released. This is all that tells
+/// the two paths apart here; everything before and after is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Through the TUN, translated, packet by packet: works on any kernel.
+    Rewrite,
+    /// The SYN alone goes back to the TUN, unchanged; a firewall rule gives it to a transparent listener,
+    /// and all further packets go to that connection's socket without coming here.
+    Express,
+}
 
 /// What the rewriter has to know.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
+    /// How connections get to the listener.
+    pub path: Path,
     /// The TUN's IPv4 subnet.
     pub ipv4: Subnet,
     /// The TUN's IPv6 subnet; without one, IPv6 is dropped.
@@ -32,124 +46,6 @@ pub struct Settings {
     pub listen_port: u16,
     /// The TUN's MTU in bytes.
     pub mtu: u16,
-}
-
-/// What to do with a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Write it back as it is now, behind the header it came with.
-    Forward,
-    /// Write it back, and let go of what was kept for the flow: the client has taken its connection back
-    /// before it was accepted.
-    ForwardAbandoned(Slot),
-    /// Keep it: it is the SYN of the held flow. `dial` if the proxy is to be asked, otherwise it only
-    /// takes the place of an earlier one.
-    Hold {
-        /// The flow.
-        slot: Slot,
-        /// Whether the flow is new.
-        dial: bool,
-    },
-    /// Drop it, and let go of what was kept for the held flow: the client has taken its SYN back.
-    Abandoned(Slot),
-    /// Drop it and write back the answer that [`Reject::build`] makes of it.
-    Reject(Reject),
-    /// Drop it.
-    Drop(Drop),
-}
-
-/// Why a packet was dropped. Each reason is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drop {
-    /// Cut off, or its headers contradict each other, or its virtio header contradicts it.
-    Malformed,
-    /// A fragment.
-    Fragment,
-    /// An extension header that can't be translated.
-    Extension,
-    /// A source or destination that no connection can have.
-    Address,
-    /// IPv6, which is off.
-    Ipv6Off,
-    /// A SYN that is held already.
-    Repeated,
-    /// A packet of a held flow that is no SYN.
-    Unexpected,
-    /// Of no flow.
-    Unknown,
-    /// Not TCP, and no error can be sent about it.
-    NotTcp,
-    /// More errors than may be sent.
-    RateLimited,
-    /// SYN: no slot is free.
-    TableFull,
-    /// SYN: too many are held.
-    TooManyDials,
-    /// SYN: too many of this client are held.
-    TooManyDialsOfClient,
-    /// SYN: the daemon is about to end.
-    Draining,
-}
-
-impl Drop {
-    /// How many reasons there are.
-    pub const COUNT: usize = 14;
-
-    /// Each reason's name, in the order of the counters.
-    pub const NAMES: [&str; Self::COUNT] = [
-        "malformed",
-        "fragment",
-        "extension",
-        "address",
-        "ipv6_off",
-        "repeated_syn",
-        "unexpected",
-        "unknown_flow",
-        "not_tcp",
-        "rate_limited",
-        "table_full",
-        "too_many_dials",
-        "too_many_dials_of_client",
-        "draining",
-    ];
-}
-
-impl From<Malformed> for Drop {
-    fn from(malformed: Malformed) -> Self {
-        match malformed {
-            Malformed::Header => Self::Malformed,
-            Malformed::Fragment => Self::Fragment,
-            Malformed::Extension => Self::Extension,
-            Malformed::Address => Self::Address,
-        }
-    }
-}
-
-impl From<Refusal> for Drop {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::TableFull => Self::TableFull,
-            Refusal::TooManyHeld => Self::TooManyDials,
-            Refusal::TooManyHeldByClient => Self::TooManyDialsOfClient,
-        }
-    }
-}
-
-/// What has happened so far.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counters {
-    /// Packets handled.
-    pub packets: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Packets forwarded.
-    pub forwarded: u64,
-    /// Flows opened.
-    pub flows: u64,
-    /// Packets rejected.
-    pub rejected: u64,
-    /// Packets dropped, by reason.
-    pub dropped: [u64; Drop::COUNT],
 }
 
 /// Handles packets; owns the flow table.
@@ -199,13 +95,41 @@ impl Rewriter {
         }
     }
 
-    /// The flow whose connection the listener sees come from `address` and `port`, if it waits to be
-    /// accepted; it is live then.
-    pub fn accept(&mut self, address: Ipv6Addr, port: u16, now: Instant) -> Option<Slot> {
-        let slot = self.flows.find_nat(port)?;
-        let flow = self.flows.get(slot);
-        let nat = self.translated(flow.nat, flow.tuple.is_ipv4())?.source;
-        (nat == address && self.flows.accept(slot, now)).then_some(slot)
+    /// The flow of a connection that the listener has accepted from `address` and `port`, if it waits for
+    /// that; it is live then. `local` tells the connection's own end, and is asked only if need be.
+    pub fn accept(
+        &mut self,
+        address: Ipv6Addr,
+        port: u16,
+        local: impl FnOnce() -> Option<(Ipv6Addr, u16)>,
+        now: Instant,
+    ) -> Option<Slot> {
+        let slot = match self.settings.path {
+            Path::Rewrite => {
+                let slot = self.flows.find_nat(port)?;
+                let nat = self.nat_source(self.flows.get(slot))?;
+                (nat == address).then_some(slot)?
+            }
+            Path::Express => {
+                let (destination, destination_port) = local()?;
+                self.flows.find(&Tuple {
+                    source: address,
+                    destination,
+                    source_port: port,
+                    destination_port,
+                })?
+            }
+        };
+        self.flows.accept(slot, now).then_some(slot)
+    }
+
+    /// The flow's relay has ended, or nobody will accept its connection any more.
+    pub fn close(&mut self, slot: Slot, now: Instant) {
+        match self.settings.path {
+            Path::Rewrite => self.flows.close(slot, now),
+            // Its packets do not come here, so there are none to wait for.
+            Path::Express => self.flows.end(slot, now),
+        }
     }
 
     /// Decides about the packet `bytes`, which came behind `header`, and changes it in place.
@@ -230,14 +154,17 @@ impl Rewriter {
             Transport::Tcp => {
                 let state = header.checksum_state(&packet).ok_or(Drop::Malformed)?;
                 let tuple = packet.tuple();
-                let from_own = tuple.source == subnet.own() && tuple.source_port == self.settings.listen_port;
-                match from_own && subnet.contains(tuple.destination) {
-                    true => self.listener_packet(packet, state, now),
-                    false => self.client_packet(packet, state, now),
+                let from_listener = tuple.source_port == self.settings.listen_port
+                    && tuple.source == subnet.own()
+                    && subnet.contains(tuple.destination);
+                match from_listener {
+                    true => self.listener_packet(packet, &tuple, state, now),
+                    false => self.client_packet(packet, &tuple, state, now),
                 }
             }
+            Transport::Icmp if packet.is_redirect() => Err(Drop::NotTcp),
             Transport::Icmp if packet.is_icmp_error() => match header.checksum_state(&packet) {
-                Some(ChecksumState::Complete) => self.icmp_error(packet, subnet, now),
+                Some(ChecksumState::Complete) => self.icmp_error(packet, subnet.own(), now),
                 _ => Err(Drop::Malformed),
             },
             _ if !packet::is_unicast(packet.destination()) => Err(Drop::NotTcp),
@@ -249,12 +176,13 @@ impl Rewriter {
     fn client_packet(
         &mut self,
         mut packet: Packet,
+        tuple: &Tuple,
         state: ChecksumState,
         now: Instant,
     ) -> Result<Verdict, Drop> {
-        let (tuple, flags, sequence) = (packet.tuple(), packet.flags(), packet.sequence());
+        let (flags, sequence) = (packet.flags(), packet.sequence());
         let is_syn = flags & (SYN | ACK | RST | FIN) == SYN;
-        if let Some(slot) = self.flows.find(&tuple) {
+        if let Some(slot) = self.flows.find(tuple) {
             let flow = self.flows.get(slot);
             let takes_back = flags & RST != 0 && sequence == flow.isn().wrapping_add(1);
             match flow.state() {
@@ -269,15 +197,20 @@ impl Rewriter {
                 State::Held => return Err(Drop::Unexpected),
                 // The client uses its port again: a new flow, with a NAT source of its own.
                 State::Closing | State::Closed if is_syn && sequence != flow.isn() => {}
-                was if flow.is_translated(now) => {
-                    let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;
-                    packet.translate(&new, flow.change, state);
+                // On the express path it comes here only if the kernel has no more than a TIME_WAIT for it:
+                // the relay is about to end, and the next connection must not be accepted in its name.
+                State::Live if is_syn && sequence != flow.isn() && self.settings.path == Path::Express => {}
+                was if self.passes(flow, now) => {
+                    if self.settings.path == Path::Rewrite {
+                        let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;
+                        packet.translate(&new, flow.change, state);
+                    }
                     if flags & SYN != 0 {
                         packet.clamp_mss(self.max_mss(packet.is_ipv4()), state);
                     }
                     self.flows.note(slot, Side::Client, flags, now);
                     if was == State::Opening && takes_back {
-                        self.flows.close(slot, now);
+                        self.close(slot, now);
                         return Ok(Verdict::ForwardAbandoned(slot));
                     }
                     return Ok(Verdict::Forward);
@@ -285,7 +218,7 @@ impl Rewriter {
                 _ => {}
             }
         }
-        if is_syn { self.open(tuple, sequence, now) } else { unknown(tuple.destination, flags) }
+        if is_syn { self.open(*tuple, sequence, now) } else { unknown(tuple.destination, flags) }
     }
 
     fn open(&mut self, tuple: Tuple, isn: u32, now: Instant) -> Result<Verdict, Drop> {
@@ -298,8 +231,8 @@ impl Rewriter {
         if self.draining {
             return Err(Drop::Draining);
         }
-        let settings = self.settings;
-        let change = |nat| match translated(&settings, nat, ipv4) {
+        let settings = &self.settings;
+        let change = |nat| match translated(settings, nat, ipv4) {
             Some(new) => Change::between(&tuple, &new),
             None => Change::default(),
         };
@@ -310,10 +243,11 @@ impl Rewriter {
     fn listener_packet(
         &mut self,
         mut packet: Packet,
+        tuple: &Tuple,
         state: ChecksumState,
         now: Instant,
     ) -> Result<Verdict, Drop> {
-        let (tuple, flags) = (packet.tuple(), packet.flags());
+        let flags = packet.flags();
         let Some(slot) = self.find_nat(tuple.destination, tuple.destination_port, now) else {
             return unknown(tuple.destination, flags);
         };
@@ -327,15 +261,14 @@ impl Rewriter {
     }
 
     /// Translates an ICMP error about a flow's packet, whichever side the packet came from.
-    fn icmp_error(&mut self, mut packet: Packet, subnet: Subnet, now: Instant) -> Result<Verdict, Drop> {
+    fn icmp_error(&mut self, mut packet: Packet, own: Ipv6Addr, now: Instant) -> Result<Verdict, Drop> {
         let destination = packet.destination();
-        let quoted = packet.quoted_tcp().ok_or(Drop::NotTcp)?.tuple();
+        let quoted = packet.quoted_tuple().ok_or(Drop::NotTcp)?;
         // An error goes to who sent the packet it is about.
         if quoted.source != destination {
             return Err(Drop::Unknown);
         }
-        let to_listener =
-            quoted.destination == subnet.own() && quoted.destination_port == self.settings.listen_port;
+        let to_listener = quoted.destination == own && quoted.destination_port == self.settings.listen_port;
         if to_listener && let Some(slot) = self.find_nat(quoted.source, quoted.source_port, now) {
             // From the listener's side, for the client. It comes from the server for all the client knows.
             let tuple = self.flows.get(slot).tuple;
@@ -353,20 +286,38 @@ impl Rewriter {
         Ok(Verdict::Forward)
     }
 
+    /// Whether a packet from the flow's client is given to the kernel. On the express path it comes here if
+    /// the kernel has no socket for it (yet): that is right for a SYN that is sent again, and for the
+    /// router's own connections, of which all packets are routed to the TUN; once the flow is over, only a
+    /// RST is left to say.
+    fn passes(&self, flow: &Flow, now: Instant) -> bool {
+        match self.settings.path {
+            Path::Rewrite => flow.is_translated(now),
+            Path::Express => matches!(flow.state(), State::Opening | State::Live),
+        }
+    }
+
     /// The flow with the NAT source `address` and `port`, if it is translated.
     fn find_nat(&self, address: Ipv6Addr, port: u16, now: Instant) -> Option<Slot> {
         let slot = self.flows.find_nat(port)?;
         let flow = self.flows.get(slot);
-        let nat = self.translated(flow.nat, flow.tuple.is_ipv4())?.source;
-        (nat == address && flow.is_translated(now)).then_some(slot)
+        (self.nat_source(flow)? == address && flow.is_translated(now)).then_some(slot)
+    }
+
+    fn nat_source(&self, flow: &Flow) -> Option<Ipv6Addr> {
+        let subnet = self.subnet(flow.tuple.is_ipv4())?;
+        Some(subnet.nat_source(flow.nat.host))
     }
 
     fn translated(&self, nat: NatSource, ipv4: bool) -> Option<Tuple> {
         translated(&self.settings, nat, ipv4)
     }
 
-    const fn subnet(&self, ipv4: bool) -> Option<Subnet> {
-        if ipv4 { Some(self.settings.ipv4) } else { self.settings.ipv6 }
+    const fn subnet(&self, ipv4: bool) -> Option<&Subnet> {
+        match ipv4 {
+            true => Some(&self.settings.ipv4),
+            false => self.settings.ipv6.as_ref(),
+        }
     }
 
     /// The largest segment that fits the MTU with headers without options (RFC 6691).
@@ -378,7 +329,10 @@ impl Rewriter {
 
 /// How the listener sees a flow with this NAT source.
 fn translated(settings: &Settings, nat: NatSource, ipv4: bool) -> Option<Tuple> {
-    let subnet = if ipv4 { settings.ipv4 } else { settings.ipv6? };
+    let subnet = match ipv4 {
+        true => &settings.ipv4,
+        false => settings.ipv6.as_ref()?,
+    };
     Some(Tuple {
         source: subnet.nat_source(nat.host),
         destination: subnet.own(),

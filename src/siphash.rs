@@ -32,3 +32,30 @@ fn round(v: &mut [u32; 4]) {
     v[1] = v[1].rotate_left(13) ^ v[2];
     v[2] = v[2].rotate_left(16);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Hashes of the bytes 0, 1, 2... under the key 0, 1, ... 7, by their number of words: the vectors of the
+    /// kernel's lib/tests/siphash_kunit.c for 32-bit machines, which are the reference code's.
+    #[test]
+    fn reference_vectors() {
+        let key = [0x0302_0100, 0x0706_0504];
+        let words: [u32; 9] = core::array::from_fn(|nth| key[0] + nth as u32 * 0x0404_0404);
+        for (length, expected) in [
+            (0, 0x5814_c896),
+            (1, 0x7e05_9ea6),
+            (2, 0x5779_99b1),
+            (3, 0x6b28_096c),
+            (4, 0x8b31_d501),
+            (5, 0x911b_b605),
+            (6, 0x5715_0ad7),
+            (7, 0x0a41_00d0),
+            (8, 0xbc6d_da8d),
+            (9, 0x7c46_fb7f),
+        ] {
+            assert_eq!(hash(key, &words[..length]), expected, "{length} words");
+        }
+    }
+}

@@ -14,8 +14,11 @@ const MAX_HOSTS: u32 = 253;
 #[derive(Clone, Copy, Debug)]
 pub struct Subnet {
     own: Ipv6Addr,
-    network: [u8; 16],
-    prefix: u8,
+    network: Ipv6Addr,
+    mask: Ipv6Addr,
+    hosts: u8,
+    /// The last byte of our own address, or its largest value if that lies beyond the addresses used.
+    skip: u8,
 }
 
 impl Subnet {
@@ -23,8 +26,18 @@ impl Subnet {
     /// for IPv6; others are brought into 64 to 125.
     pub fn new(own: Ipv6Addr, prefix: u8) -> Self {
         let prefix = prefix.clamp(64, 125);
-        let network = (own.to_bits() & !host_mask(prefix)).to_be_bytes();
-        Self { own, network, prefix }
+        let mask = Ipv6Addr::from_bits(!(u128::MAX >> prefix));
+        let network = own & mask;
+        // Without network, broadcast, own address and error source.
+        let hosts = (1_u32 << (128 - prefix as u32).min(16)) - 4;
+        let near = own.to_bits() - network.to_bits() <= 255;
+        Self {
+            own,
+            network,
+            mask,
+            hosts: hosts.min(MAX_HOSTS) as u8,
+            skip: if near { own.octets()[15] } else { u8::MAX },
+        }
     }
 
     /// The TUN's own address.
@@ -39,40 +52,27 @@ impl Subnet {
 
     /// The NAT source address of number `host`, below [`Subnet::hosts`].
     pub fn nat_source(&self, host: u8) -> Ipv6Addr {
-        self.nth(host as u32 + 1)
+        self.nth(host + 1)
     }
 
     /// How many NAT source addresses there are: at least 4.
-    pub fn hosts(&self) -> u8 {
-        // Without network, broadcast, own address and error source.
-        let all = 1_u32 << (128 - self.prefix as u32).min(16);
-        (all - 4).min(MAX_HOSTS) as u8
+    pub const fn hosts(&self) -> u8 {
+        self.hosts
     }
 
     /// Whether `address` is in the subnet.
     pub fn contains(&self, address: Ipv6Addr) -> bool {
-        (address.to_bits() & !host_mask(self.prefix)).to_be_bytes() == self.network
+        address & self.mask == self.network
     }
 
-    /// The n-th address that is neither the network's nor our own. Only the last byte counts up: at least
-    /// three of its bits are the host's, and there are fewer than 256 of them.
-    fn nth(&self, n: u32) -> Ipv6Addr {
-        let at = |number: u32| {
-            let mut octets = self.network;
-            octets[15] |= number as u8;
-            Ipv6Addr::from(octets)
-        };
-        let below_own = self.own > at(n + 1) || self.own.to_bits() - self.own_network_bits() > 255;
-        if below_own { at(n + 1) } else { at(n + 2) }
+    /// The n-th address that is neither the network's nor our own, for n up to 253. Only the last byte
+    /// counts up: at least three of its bits are the host's, and there are fewer than 256 of them.
+    fn nth(&self, n: u8) -> Ipv6Addr {
+        let mut octets = self.network.octets();
+        octets[15] += n + 1;
+        octets[15] += (octets[15] >= self.skip) as u8;
+        Ipv6Addr::from(octets)
     }
-
-    fn own_network_bits(&self) -> u128 {
-        u128::from_be_bytes(self.network)
-    }
-}
-
-const fn host_mask(prefix: u8) -> u128 {
-    u128::MAX >> prefix
 }
 
 #[cfg(test)]
@@ -99,8 +99,9 @@ mod tests {
         let far = Subnet::new("fd00::1:0:0:1".parse().unwrap(), 64);
         let mut subnets = std::vec![far, Subnet::new("fd45:39::80".parse().unwrap(), 120)];
         for prefix in 16..=29 {
-            for last in [1, 3, 6] {
+            for last in 0..8 {
                 subnets.push(v4([172, 16, 200, 248 + last], prefix));
+                subnets.push(v4([172, 16, 1, last], prefix));
             }
         }
         for subnet in subnets {
@@ -109,12 +110,13 @@ mod tests {
                 let address = subnet.nat_source(host);
                 assert!(seen.insert(address), "{subnet:?} {address}");
             }
+            assert!(seen.remove(&subnet.own()));
             for address in seen {
                 assert!(subnet.contains(address));
-                let host = address.to_bits() & host_mask(subnet.prefix);
+                let host = (address & !subnet.mask).to_bits();
                 assert_ne!(host, 0, "{subnet:?} {address}");
                 let is_v4 = address.to_ipv4_mapped().is_some();
-                assert!(!is_v4 || host != host_mask(subnet.prefix), "{subnet:?} {address}");
+                assert!(!is_v4 || host != (!subnet.mask).to_bits(), "{subnet:?} {address}");
             }
         }
     }

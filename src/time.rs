@@ -2,8 +2,8 @@
 
 /// A moment on the caller's monotonic clock, in milliseconds, modulo 2^32.
 ///
-/// Four bytes, because every slot of the flow table stores some. Differences are right up to 49 days,
-/// and nothing the library measures lasts longer than minutes.
+/// Four bytes, because every slot of the flow table stores some. Differences are right up to 24 days,
+/// and nothing that the library measures lasts longer: what has waited for minutes is done with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Instant(u32);
 

@@ -47,3 +47,49 @@ impl Header {
         fits.then_some(ChecksumState::Partial)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    /// A TCP packet of nothing but headers, from 192.0.2.1 to 192.0.2.2; with `protocol` 17, something else.
+    fn packet(protocol: u8) -> Vec<u8> {
+        let mut bytes = std::vec![0; 40];
+        (bytes[0], bytes[3], bytes[9], bytes[32]) = (0x45, 40, protocol, 0x50);
+        bytes[12..20].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
+        bytes
+    }
+
+    fn state(header: [u8; LEN], protocol: u8) -> Option<ChecksumState> {
+        let mut bytes = packet(protocol);
+        let packet = Packet::parse(&mut bytes).unwrap();
+        Header::parse(&header).checksum_state(&packet)
+    }
+
+    #[test]
+    fn nothing_left_to_the_device() {
+        let complete = Some(ChecksumState::Complete);
+        assert_eq!(state(Header::PLAIN, 6), complete);
+        assert_eq!(state(Header::PLAIN, 17), complete);
+        // VIRTIO_NET_HDR_F_DATA_VALID; what the offsets say does not matter then.
+        assert_eq!(state([2, 0, 0, 0, 0, 0, 9, 9, 9, 9], 6), complete);
+    }
+
+    #[test]
+    fn the_tcp_checksum_is_left_to_the_device() {
+        // A TSO super-packet, as the kernel writes it.
+        let header = [1, 1, 40, 0, 0xb4, 5, 20, 0, 16, 0];
+        assert_eq!(state(header, 6), Some(ChecksumState::Partial));
+    }
+
+    #[test]
+    fn anything_else_left_to_the_device_is_wrong() {
+        for (start, offset) in [(20, 6), (0, 16), (40, 16), (0, 36)] {
+            let header = [1, 0, 0, 0, 0, 0, start, 0, offset, 0];
+            assert_eq!(state(header, 6), None);
+        }
+        assert_eq!(state([1, 0, 0, 0, 0, 0, 0, 20, 0, 16], 6), None, "big-endian");
+        assert_eq!(state([1, 0, 0, 0, 0, 0, 20, 0, 16, 0], 17), None, "not TCP");
+    }
+}

@@ -40,7 +40,11 @@ pub fn parse(
     upstreams: Option<OsString>,
 ) -> Result<Command, UsageError> {
     let utf8 = |text: OsString| text.into_string().map_err(|_| UsageError::NotUtf8);
-    let mut args = args.map(utf8).collect::<Result<Vec<_>, _>>()?.into_iter().enumerate().peekable();
+    let mut texts = Vec::new();
+    for arg in args {
+        texts.push(utf8(arg)?);
+    }
+    let mut args = texts.into_iter().enumerate().peekable();
     let (_, command) = args.next().ok_or(UsageError::NoCommand)?;
     let command = match command.as_str() {
         "run" => Command::Run,

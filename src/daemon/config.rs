@@ -28,12 +28,16 @@ pub struct Config {
     pub tun: String,
     /// MTU of the TUN device in bytes, 1280..=65535.
     pub mtu: u16,
+    /// Ask the kernel for super-packets, and for packets whose checksum is left to the device.
+    pub offload: bool,
     /// Own IPv4 address; the rest of its network are NAT sources. Prefix 16..=29.
     pub address: Ipv4Net,
     /// The same for IPv6, prefix 64..=120; `None` = no IPv6 at all.
     pub address6: Option<Ipv6Net>,
     /// TCP port of the listener on `address` and `address6`.
     pub listen_port: u16,
+    /// How connections get from the client to the listener.
+    pub path: PathChoice,
     /// When a client's connection is accepted.
     pub connect: ConnectMode,
     /// Flows in all, 16..=65000.
@@ -81,6 +85,27 @@ impl Config {
     pub const fn captures(&self) -> bool {
         self.auto_route || !self.routes.is_empty()
     }
+
+    /// The mark of the express path: of packets that are delivered to an own socket, whatever their
+    /// destination, and of what that socket sends.
+    pub const fn deliver_mark(&self) -> u32 {
+        match self.mark ^ 0x0100_0000 {
+            // All that is unmarked would be delivered to us.
+            0 => 0x0200_0000,
+            mark => mark,
+        }
+    }
+}
+
+/// How connections get from the client to the listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathChoice {
+    /// By the express path if it works here, else by rewriting.
+    Auto,
+    /// By the express path.
+    Express,
+    /// By rewriting.
+    Rewrite,
 }
 
 /// When a client's connection is accepted.

@@ -13,17 +13,17 @@ const MAX_SERVERS: usize = 3;
 /// The addresses of a name in a file like `/etc/hosts`, IPv4 first.
 pub fn hosts(path: &Path, name: &str) -> Vec<IpAddr> {
     let name = name.strip_suffix('.').unwrap_or(name);
-    let mut addresses = Vec::new();
+    let mut addresses: Vec<IpAddr> = Vec::new();
     for_each_line(path, |line| {
         let mut words = line.split('#').next().unwrap_or_default().split_ascii_whitespace();
-        if let Some(Ok(address)) = words.next().map(str::parse)
+        if let Some(Ok(address)) = words.next().map(str::parse::<IpAddr>)
             && addresses.len() < MAX_ADDRESSES
             && words.any(|word| word.eq_ignore_ascii_case(name))
         {
-            addresses.push(address);
+            let ipv4 = addresses.iter().take_while(|other| other.is_ipv4()).count();
+            addresses.insert(if address.is_ipv4() { ipv4 } else { addresses.len() }, address);
         }
     });
-    addresses.sort_by_key(IpAddr::is_ipv6);
     addresses
 }
 

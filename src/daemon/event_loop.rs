@@ -6,12 +6,12 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tcp_over_http::rewrite::Path;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
+use crate::capture::Capture;
 use crate::gateway::Gateway;
-use crate::route::{Event, Routes};
 use crate::summary;
 use crate::tun::MAX_FRAME;
 
@@ -44,46 +44,56 @@ pub enum End {
 /// What the loop waits for.
 pub struct EventLoop {
     gateway: Rc<Gateway>,
-    listeners: Vec<TcpListener>,
+    capture: Capture,
     drain_timeout: Duration,
     buffer: Box<[u8]>,
     tick: Interval,
     /// Set once a signal has asked to end: when connections are cut off, then when the loop ends.
     deadlines: Option<(Instant, Instant)>,
-    terminate: Signal,
-    interrupt: Signal,
+    /// While draining: since when no connection has been left.
+    idle_since: Option<Instant>,
+    signals: Signals,
+}
+
+/// The signals that the daemon takes, from the moment this is made.
+pub struct Signals {
+    ends: [Signal; 3],
     user: Signal,
 }
 
-impl EventLoop {
+impl Signals {
     /// # Errors
     /// If signals can't be caught.
-    pub fn new(
-        gateway: Rc<Gateway>,
-        listeners: Vec<TcpListener>,
-        drain_timeout: Duration,
-    ) -> io::Result<Self> {
-        Ok(Self {
+    pub fn new() -> io::Result<Self> {
+        let ends = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        let [terminate, interrupt, hangup] = ends;
+        Ok(Self { ends: [terminate?, interrupt?, hangup?], user: signal(SignalKind::user_defined1())? })
+    }
+}
+
+impl EventLoop {
+    /// A loop that has yet to run.
+    pub fn new(gateway: Rc<Gateway>, capture: Capture, signals: Signals, drain_timeout: Duration) -> Self {
+        Self {
             gateway,
-            listeners,
+            capture,
             drain_timeout,
             buffer: vec![0; ALIGN + MAX_FRAME].into_boxed_slice(),
             tick: every(TICK),
             deadlines: None,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            user: signal(SignalKind::user_defined1())?,
-        })
+            idle_since: None,
+            signals,
+        }
     }
 
-    /// Runs until a signal ends it or the TUN is gone, and keeps `routes` in place meanwhile. Gives them
-    /// back: whether they go depends on the end.
-    pub async fn run(mut self, mut routes: Routes) -> (End, Routes) {
-        let end = poll_fn(|cx| self.poll(cx, &mut routes)).await;
-        (end, routes)
+    /// Runs until a signal ends it or the TUN is gone. Gives back what captures traffic: whether that goes
+    /// depends on the end.
+    pub async fn run(mut self) -> (End, Capture) {
+        let end = poll_fn(|cx| self.poll(cx)).await;
+        (end, self.capture)
     }
 
-    fn poll(&mut self, cx: &mut Context, routes: &mut Routes) -> Poll<End> {
+    fn poll(&mut self, cx: &mut Context) -> Poll<End> {
         if let Poll::Ready(end) = self.poll_tun(cx) {
             return Poll::Ready(end);
         }
@@ -92,15 +102,8 @@ impl EventLoop {
         while self.tick.poll_tick(cx).is_ready() {
             self.gateway.handle_tick(self.gateway.now());
         }
-        while let Poll::Ready(event) = routes.poll_event(cx) {
-            match event {
-                Event::Gone => return Poll::Ready(End::TunGone),
-                Event::Restore => match routes.restore() {
-                    Ok(()) => log::warn!("routes were changed from outside: restored"),
-                    // The device may be on its way out: that would be the next event.
-                    Err(error) => log::warn!("routes were changed from outside: {error}"),
-                },
-            }
+        if self.capture.poll_gone(cx).is_ready() {
+            return Poll::Ready(End::TunGone);
         }
         self.poll_drained()
     }
@@ -124,7 +127,7 @@ impl EventLoop {
     }
 
     fn poll_listeners(&self, cx: &mut Context) {
-        for listener in &self.listeners {
+        for listener in self.capture.listeners() {
             let mut turn = 0;
             while turn < ACCEPTS {
                 match listener.poll_accept(cx) {
@@ -145,7 +148,7 @@ impl EventLoop {
     }
 
     fn poll_signals(&mut self, cx: &mut Context) {
-        for signal in [&mut self.terminate, &mut self.interrupt] {
+        for signal in &mut self.signals.ends {
             while signal.poll_recv(cx).is_ready() {
                 let now = Instant::now();
                 // Asked twice: at once.
@@ -157,7 +160,7 @@ impl EventLoop {
                 cx.waker().wake_by_ref();
             }
         }
-        while self.user.poll_recv(cx).is_ready() {
+        while self.signals.user.poll_recv(cx).is_ready() {
             summary::log(&self.gateway);
         }
     }
@@ -167,7 +170,17 @@ impl EventLoop {
             return Poll::Pending;
         };
         let now = Instant::now();
-        if self.gateway.is_idle() || now >= *end {
+        if !self.gateway.is_idle() {
+            self.idle_since = None;
+        }
+        // On the express path the kernel may still deliver what relays that have ended gave it: that needs
+        // our rules, and does not show.
+        let settled = match self.capture.path() {
+            Path::Rewrite => Duration::ZERO,
+            Path::Express => FAREWELL,
+        };
+        let idle_since = *self.idle_since.get_or_insert(now);
+        if self.gateway.is_idle() && now >= idle_since + settled || now >= *end {
             return Poll::Ready(End::Asked);
         }
         if now >= *cut {

@@ -2,6 +2,7 @@
 //! relayed.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -16,11 +17,12 @@ use tcp_over_http::rewrite::{Rewriter, Verdict};
 use tcp_over_http::time::Instant;
 use tcp_over_http::vnet;
 use tokio::net::TcpStream;
-use tokio::task::{AbortHandle, spawn_local};
+use tokio::task::AbortHandle;
 
 use crate::config::ConnectMode;
 use crate::pipe::Pipes;
 use crate::relay::{Moved, Relay};
+use crate::task::spawn;
 use crate::tun::Tun;
 use crate::upstream::{Failure, Opened, Upstreams};
 
@@ -76,8 +78,11 @@ enum Tunnel {
 
 impl Drop for Parked {
     fn drop(&mut self) {
-        if let Tunnel::Dialled(Some(dial)) = &self.tunnel {
-            dial.abort();
+        match &self.tunnel {
+            Tunnel::Dialled(Some(dial)) => dial.abort(),
+            // The client has reset its side.
+            Tunnel::Opened(opened) => _ = opened.stream.set_zero_linger(),
+            _ => {}
         }
     }
 }
@@ -129,7 +134,7 @@ impl Gateway {
         };
         let header = vnet::Header::parse(header);
         let verdict = self.rewriter.borrow_mut().handle(header, packet, now);
-        log::trace!("{} bytes: {verdict:?}", packet.len());
+        log::trace!("{} bytes: {verdict}", packet.len());
         match verdict {
             Verdict::Forward => self.write(frame),
             Verdict::ForwardAbandoned(slot) => {
@@ -146,11 +151,8 @@ impl Gateway {
 
     /// A connection has come to the listener.
     pub fn handle_accepted(self: &Rc<Self>, client: TcpStream, peer: SocketAddr, now: Instant) {
-        let address = match peer.ip() {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-            IpAddr::V6(v6) => v6,
-        };
-        let accepted = self.rewriter.borrow_mut().accept(address, peer.port(), now);
+        let local = || client.local_addr().ok().map(|local| (mapped(local.ip()), local.port()));
+        let accepted = self.rewriter.borrow_mut().accept(mapped(peer.ip()), peer.port(), local, now);
         let Some(slot) = accepted else {
             log::debug!("accepted {peer}, which is no flow's; reset");
             _ = client.set_zero_linger();
@@ -213,17 +215,17 @@ impl Gateway {
 
     fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
         let tuple = self.rewriter.borrow().flows.get(slot).tuple;
-        log::debug!("{slot:?}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
+        log::debug!("{slot}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
         let parked = Parked { syn: Box::from(&*frame), tunnel: Tunnel::Dialled(None), client: None };
         self.keep(slot, Kept::Parked(Box::new(parked)));
         let gateway = Rc::clone(self);
         let target = server(&tuple);
-        let task = spawn_local(async move {
+        let dial = spawn(async move {
             let result = gateway.upstreams.open(target).await;
             gateway.handle_dialled(slot, result);
         });
         if let Some(Kept::Parked(parked)) = self.kept.borrow_mut().get_mut(slot.index()) {
-            parked.tunnel = Tunnel::Dialled(Some(task.abort_handle()));
+            parked.tunnel = Tunnel::Dialled(Some(dial));
         }
         if self.mode == ConnectMode::Early {
             self.release(slot, frame, now);
@@ -288,12 +290,12 @@ impl Gateway {
         let Opened { stream, leftover } = opened;
         match Relay::new(client, stream, &leftover, &self.pipes) {
             Ok(relay) => {
-                let task = spawn_local(RelayTask { relay, ended: false, slot, gateway: Rc::clone(self) });
-                self.keep(slot, Kept::Relayed(task.abort_handle()));
+                let task = spawn(RelayTask { relay, ended: false, slot, gateway: Rc::clone(self) });
+                self.keep(slot, Kept::Relayed(task));
             }
             Err(error) => {
                 log::warn!("no pipe for a relay: {error}");
-                self.rewriter.borrow_mut().flows.close(slot, self.now());
+                self.rewriter.borrow_mut().close(slot, self.now());
                 self.keep(slot, Kept::Nothing);
             }
         }
@@ -302,7 +304,7 @@ impl Gateway {
     /// Resets the client of an accepted flow.
     fn reset(&self, slot: Slot, client: &TcpStream) {
         _ = client.set_zero_linger();
-        self.rewriter.borrow_mut().flows.close(slot, self.now());
+        self.rewriter.borrow_mut().close(slot, self.now());
         self.keep(slot, Kept::Nothing);
     }
 
@@ -363,7 +365,12 @@ impl Future for RelayTask {
         let this = self.get_mut();
         let result: io::Result<()> = ready!(this.relay.poll(cx, &this.gateway.pipes));
         this.ended = result.is_ok();
-        log::debug!("{:?}: ended after {:?}: {result:?}", this.slot, this.relay.moved());
+        let (slot, Moved { up, down }) = (this.slot, this.relay.moved());
+        let end: &dyn fmt::Display = match &result {
+            Ok(()) => &"closed",
+            Err(error) => error,
+        };
+        log::debug!("{slot}: ended after {up} bytes up, {down} bytes down: {end}");
         this.gateway.keep(this.slot, Kept::Nothing);
         Poll::Ready(())
     }
@@ -372,12 +379,13 @@ impl Future for RelayTask {
 impl Drop for RelayTask {
     /// Also when it is aborted.
     fn drop(&mut self) {
-        if !self.ended {
-            self.relay.reset();
+        match self.ended {
+            true => self.relay.finish(),
+            false => self.relay.reset(),
         }
         let gateway = &self.gateway;
         self.relay.release(&gateway.pipes);
-        gateway.rewriter.borrow_mut().flows.close(self.slot, gateway.now());
+        gateway.rewriter.borrow_mut().close(self.slot, gateway.now());
         let moved = self.relay.moved();
         gateway.count(|totals| {
             totals.relayed += 1;
@@ -396,6 +404,13 @@ const fn answer(failure: &Failure) -> Option<Reject> {
         Failure::Unreachable | Failure::BadReply => Some(Reject::Network),
         Failure::BadTarget => Some(Reject::Prohibited),
         Failure::Exhausted => None,
+    }
+}
+
+const fn mapped(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
     }
 }
 

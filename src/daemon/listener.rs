@@ -1,8 +1,9 @@
 //! The listeners that the kernel accepts clients' connections on.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use tcp_over_http::rewrite::Path;
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::config::Config;
@@ -11,27 +12,40 @@ use crate::sys;
 /// Connections that may wait to be accepted; the kernel's `somaxconn` is a bound, too.
 const BACKLOG: u32 = 4096;
 
-/// Listens on the TUN's own addresses.
+/// Listens where the path brings connections: on the TUN's own addresses, or, transparently, on the
+/// loopback's, which nobody can reach from outside.
 ///
 /// # Errors
 /// The address, and what failed there.
-pub fn listen(config: &Config) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
-    let ipv6 = config.address6.map(|net| IpAddr::V6(net.addr));
-    let addresses = [Some(IpAddr::V4(config.address.addr)), ipv6];
-    let listen = |address| {
-        let address = SocketAddr::new(address, config.listen_port);
-        listen_on(address, config).map_err(|error| (address, error))
+pub fn listen(config: &Config, path: Path) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
+    let (ipv4, ipv6) = match path {
+        Path::Rewrite => (config.address.addr, config.address6.map(|net| net.addr)),
+        Path::Express => (Ipv4Addr::LOCALHOST, config.address6.map(|_| Ipv6Addr::LOCALHOST)),
     };
-    addresses.into_iter().flatten().map(listen).collect()
+    let mut listeners = Vec::with_capacity(2);
+    for address in [Some(IpAddr::V4(ipv4)), ipv6.map(IpAddr::V6)].into_iter().flatten() {
+        let address = SocketAddr::new(address, config.listen_port);
+        listeners.push(listen_on(address, config, path).map_err(|error| (address, error))?);
+    }
+    Ok(listeners)
 }
 
-fn listen_on(address: SocketAddr, config: &Config) -> io::Result<TcpListener> {
+fn listen_on(address: SocketAddr, config: &Config, path: Path) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
-    // Nobody on another interface gets here, whatever address they use.
-    socket.bind_device(Some(config.tun.as_bytes()))?;
-    // Accepted sockets inherit all of these. Without TCP_NODELAY a relay that splices would wait for
-    // acknowledgements with each small piece.
+    // Accepted sockets inherit all that follows.
+    match path {
+        // Nobody on another interface gets here, whatever address they use.
+        Path::Rewrite => socket.bind_device(Some(config.tun.as_bytes()))?,
+        Path::Express => {
+            sys::set_transparent(&socket, address.is_ipv4())?;
+            // What they send is not captured, and leaves only to clients (`policy.rs`).
+            sys::set_mark(&socket, config.deliver_mark())?;
+        }
+    }
+    // If the daemon dies, clients are reset: what was cut off must not look whole.
+    socket.set_zero_linger()?;
+    // Without TCP_NODELAY a relay that splices would wait for acknowledgements with each small piece.
     socket.set_nodelay(true)?;
     sys::set_keepalive(&socket, config.keepalive)?;
     socket.bind(address)?;

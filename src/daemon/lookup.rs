@@ -5,13 +5,14 @@
 
 use crate::limiter::Limiter;
 use crate::resolver::{ResolveError, Resolver};
+use crate::task::spawn;
 use log::{debug, warn};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tcp_over_http::dns::{BadName, Name};
-use tokio::sync::Mutex;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// Bounds of the time that addresses are used without asking again; failures are kept for the lower one.
@@ -24,9 +25,9 @@ pub struct Lookup {
     name: String,
     wire: Name,
     known: RefCell<Option<Known>>,
-    /// Held while the first addresses are asked for, so that all who need them wait for one answer.
-    first: Mutex<()>,
     is_refreshing: Cell<bool>,
+    /// Tells all who wait that a refresh has ended.
+    refreshed: Notify,
     limiter: Limiter,
 }
 
@@ -46,8 +47,8 @@ impl Lookup {
             name: name.to_owned(),
             wire: Name::new(name)?,
             known: RefCell::new(None),
-            first: Mutex::new(()),
             is_refreshing: Cell::new(false),
+            refreshed: Notify::new(),
             limiter: Limiter::default(),
         }))
     }
@@ -63,13 +64,7 @@ impl Lookup {
             if known.outcome.is_err() {
                 return None;
             }
-            if !self.is_refreshing.replace(true) {
-                let this = Rc::clone(self);
-                tokio::task::spawn_local(async move {
-                    this.refresh().await;
-                    this.is_refreshing.set(false);
-                });
-            }
+            self.begin_refresh();
         }
         Some(known.outcome.clone())
     }
@@ -79,14 +74,25 @@ impl Lookup {
     /// # Errors
     /// [`ResolveError`]; repeated without asking for 5 s.
     pub async fn addresses(self: &Rc<Self>) -> Result<Rc<[IpAddr]>, ResolveError> {
-        if let Some(known) = self.known() {
-            return known;
+        loop {
+            if let Some(known) = self.known() {
+                return known;
+            }
+            self.begin_refresh();
+            self.refreshed.notified().await;
         }
-        let _first = self.first.lock().await;
-        if self.known().is_none() {
-            self.refresh().await;
+    }
+
+    /// In a task of its own: nobody who gives up waiting takes the answer from the others.
+    fn begin_refresh(self: &Rc<Self>) {
+        if !self.is_refreshing.replace(true) {
+            let this = Rc::clone(self);
+            spawn(async move {
+                this.refresh().await;
+                this.is_refreshing.set(false);
+                this.refreshed.notify_waiters();
+            });
         }
-        self.known().unwrap_or(Err(ResolveError::Unanswered))
     }
 
     async fn refresh(&self) {

@@ -1,10 +1,12 @@
 //! The tcp-over-http daemon: sets up, runs the event loop, cleans up.
 
+mod capture;
 mod cli;
 mod config;
 mod dial;
 mod etc_files;
 mod event_loop;
+mod firewall;
 mod gateway;
 mod limiter;
 mod listener;
@@ -12,6 +14,7 @@ mod lookup;
 mod netlink;
 mod pipe;
 mod policy;
+mod probe;
 mod proxy;
 mod relay;
 mod resolver;
@@ -19,26 +22,25 @@ mod route;
 mod summary;
 mod sys;
 mod sysctl;
+mod task;
 mod tun;
 mod upstream;
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::{env, fmt, io};
 
 use tcp_over_http::flow::Limits;
-use tcp_over_http::rewrite::{Rewriter, Settings};
-use tcp_over_http::subnet::Subnet;
+use tcp_over_http::rewrite::{Path, Rewriter, Settings};
 use tokio::runtime::{Builder, LocalOptions};
 
+use crate::capture::{Capture, CaptureError, Subnets};
 use crate::cli::Command;
 use crate::config::{Config, OnFailure};
-use crate::event_loop::{End, EventLoop};
+use crate::event_loop::{End, EventLoop, Signals};
 use crate::gateway::Gateway;
 use crate::pipe::Pipes;
-use crate::route::{RouteError, Routes};
 use crate::tun::{Tun, TunError};
 use crate::upstream::Upstreams;
 
@@ -96,33 +98,24 @@ async fn serve(config: &Config) -> Result<End, StartError> {
     let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
     let upstreams = Upstreams::new(config).map_err(StartError::Upstreams)?;
 
-    let tun = Tun::open(&config.tun).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
-    let routes = Routes::install(config, &config.tun).map_err(StartError::Routes)?;
-    let rewriter = Rewriter::new(settings(config), limits(config), key);
+    // Before anything is set up that an early end would leave behind.
+    let signals = Signals::new().map_err(StartError::EventLoop)?;
+    let tun =
+        Tun::open(&config.tun, config.offload).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
+    let capture = Capture::set_up(config, &tun).await.map_err(StartError::Capture)?;
+    let path = capture.path();
+    let rewriter = Rewriter::new(settings(config, path), limits(config), key);
     let pipes = Pipes::new(pipes, config.pipe_size);
     let gateway = Rc::new(Gateway::new(tun, rewriter, upstreams, pipes, config.connect));
-
-    let event_loop = listener::listen(config)
-        .map_err(|(address, error)| StartError::Listen(address, error))
-        .and_then(|listeners| {
-            EventLoop::new(gateway, listeners, config.drain_timeout).map_err(StartError::EventLoop)
-        });
-    let (ended, routes) = match event_loop {
-        Ok(event_loop) => {
-            log::info!("{}: listening on port {}", config.tun, config.listen_port);
-            let (end, routes) = event_loop.run(routes).await;
-            (Ok(end), routes)
-        }
-        Err(error) => (Err(error), routes),
-    };
-    if matches!(ended, Ok(End::Asked)) || config.on_failure == OnFailure::Direct {
-        if let Err(error) = routes.remove() {
-            log::warn!("{error}");
-        }
+    let event_loop = EventLoop::new(gateway, capture, signals, config.drain_timeout);
+    log::info!("{}: listening on port {}, {path:?} path", config.tun, config.listen_port);
+    let (end, capture) = event_loop.run().await;
+    if matches!(end, End::Asked) || config.on_failure == OnFailure::Direct {
+        capture.remove();
     } else if config.captures() {
         log::warn!("captured traffic is blocked until the next start (on_failure 'block')");
     }
-    ended
+    Ok(end)
 }
 
 /// Sees to it that all flows can have their two sockets at a time. Returns how many pipes there can be
@@ -138,14 +131,9 @@ fn reserve_files(flows: usize) -> Result<usize, StartError> {
     Ok(pipes)
 }
 
-fn settings(config: &Config) -> Settings {
-    let ipv4 = config.address;
-    Settings {
-        ipv4: Subnet::new(ipv4.addr.to_ipv6_mapped(), 96 + ipv4.prefix),
-        ipv6: config.address6.map(|ipv6| Subnet::new(ipv6.addr, ipv6.prefix)),
-        listen_port: config.listen_port,
-        mtu: config.mtu,
-    }
+fn settings(config: &Config, path: Path) -> Settings {
+    let Subnets { ipv4, ipv6 } = Subnets::new(config);
+    Settings { path, ipv4, ipv6, listen_port: config.listen_port, mtu: config.mtu }
 }
 
 const fn limits(config: &Config) -> Limits {
@@ -166,8 +154,7 @@ enum StartError {
     Random(io::Error),
     Upstreams(io::Error),
     Tun(String, TunError),
-    Routes(RouteError),
-    Listen(SocketAddr, io::Error),
+    Capture(CaptureError),
 }
 
 impl fmt::Display for StartError {
@@ -184,8 +171,7 @@ impl fmt::Display for StartError {
             Self::Random(error) => write!(f, "random numbers: {error}"),
             Self::Upstreams(error) => write!(f, "{error}"),
             Self::Tun(name, error) => write!(f, "{name}: {error}"),
-            Self::Routes(error) => write!(f, "{error}"),
-            Self::Listen(address, error) => write!(f, "listen on {address}: {error}"),
+            Self::Capture(error) => write!(f, "{error}"),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::ffi::CStr;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use super::sys;
 
@@ -190,7 +191,7 @@ pub struct Socket {
 impl Socket {
     /// Opens one that belongs to no multicast group.
     pub fn open() -> io::Result<Self> {
-        let file = sys::netlink_route(0)?;
+        let file = sys::netlink(libc::NETLINK_ROUTE, 0)?;
         Ok(Socket { file, sequence: 0 })
     }
 
@@ -232,6 +233,12 @@ impl Socket {
                 }
             }
         }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

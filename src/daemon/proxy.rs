@@ -82,7 +82,7 @@ impl Proxy {
                 Host::Ip(ip) => Addresses::Fixed(Rc::new([*ip])),
                 Host::Name(name) => {
                     let lookup = Lookup::new(Rc::clone(resolver), name);
-                    Addresses::Named(lookup.map_err(|_| invalid(&format_args!("bad host name {name:?}")))?)
+                    Addresses::Named(lookup.map_err(|_| invalid(&format_args!("bad host name '{name}'")))?)
                 }
             },
             port: config.port,
@@ -102,8 +102,7 @@ impl Proxy {
             Addresses::Fixed(addresses) => Ok(Rc::clone(addresses)),
             Addresses::Named(lookup) => match lookup.known() {
                 Some(known) => known,
-                // Boxed: rare, and far larger than the rest of a dial.
-                None => Box::pin(lookup.addresses()).await,
+                None => lookup.addresses().await,
             },
         }
     }

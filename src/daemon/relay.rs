@@ -68,6 +68,11 @@ impl Relay {
         if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
+    /// Lets both connections end in order when they are dropped, now that both directions have ended.
+    pub fn finish(&self) {
+        _ = sys::set_lingering(&self.client);
+    }
+
     /// Resets both connections when they are dropped.
     pub fn reset(&self) {
         _ = self.client.set_zero_linger();
@@ -150,6 +155,11 @@ impl Direction {
             let result = from.try_io(Interest::READABLE, || sys::splice(from, &pipe.write, CHUNK));
             self.pipe = Some(pipe);
             match result {
+                Ok(0) if sys::at_urgent_mark(from)? => {
+                    if let Some(filled) = self.fill_past_urgent(from)? {
+                        return Poll::Ready(Ok(filled));
+                    }
+                }
                 Ok(0) => {
                     // A receiver that has reset meanwhile says so when it is read.
                     _ = sys::shutdown_write(to);
@@ -164,6 +174,21 @@ impl Direction {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
+        }
+    }
+
+    /// splice(2) stops for good before a byte that TCP calls urgent, as if the stream ended there. What is
+    /// urgent is a byte like any other to us (RFC 6093 section 3.4): this copies it and some more.
+    fn fill_past_urgent(&mut self, from: &TcpStream) -> io::Result<Option<usize>> {
+        let Some(pipe) = &self.pipe else { return Ok(None) };
+        let mut bytes = [0; 512];
+        match from.try_io(Interest::READABLE, || sys::receive_inline(from, &mut bytes)) {
+            Ok(received) => {
+                self.buffered = sys::write(&pipe.write, bytes.get(..received).unwrap_or_default())?;
+                Ok(Some(self.buffered))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

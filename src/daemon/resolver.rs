@@ -8,7 +8,7 @@ use crate::sys;
 use log::debug;
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{self, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 use tcp_over_http::dns::{Answer, Kind, Name, Query, ReplyError};
@@ -100,15 +100,11 @@ impl Resolver {
             Query { id: u16::from_ne_bytes([a, b]), name, kind: Kind::A },
             Query { id: u16::from_ne_bytes([c, d]), name, kind: Kind::AAAA },
         ];
-        // The kernel chooses a random port.
-        let socket = UdpSocket::bind((any_address(server), 0)).await?;
-        if self.mark != 0 {
-            sys::set_mark(&socket, self.mark)?;
-        }
-        socket.connect(server).await?;
+        let socket = self.udp_socket(server)?;
         for query in &queries {
-            socket.send(&query.encode()).await?;
+            socket.send(&query.encode())?; // a new socket's buffer takes it
         }
+        let socket = UdpSocket::from_std(socket)?;
         let mut replies = [None, None];
         let mut deadline = Instant::now() + patience;
         while replies.contains(&None) {
@@ -127,6 +123,17 @@ impl Resolver {
             }
         }
         Ok(combine(&replies))
+    }
+
+    /// Connected to `server` from a random port that the kernel chooses.
+    fn udp_socket(&self, server: SocketAddr) -> io::Result<net::UdpSocket> {
+        let socket = net::UdpSocket::bind(SocketAddr::new(any_address(server), 0))?;
+        socket.set_nonblocking(true)?;
+        if self.mark != 0 {
+            sys::set_mark(&socket, self.mark)?;
+        }
+        socket.connect(server)?;
+        Ok(socket)
     }
 
     /// RFC 1035 section 4.2.2: the length goes in front, both ways.

@@ -12,6 +12,7 @@ use std::io::{self, Read};
 use std::task::{Context, Poll};
 
 use log::warn;
+use tcp_over_http::rewrite::Path;
 use tokio::io::unix::AsyncFd;
 
 use super::config::{Config, Ipv4Net, Ipv6Net, OnFailure};
@@ -20,7 +21,7 @@ use super::policy::{self, OURS, Route, Rule};
 use super::{sys, sysctl};
 
 /// Packets that the kernel queues for us before it drops (the TUN driver's own default is 500).
-pub const TXQUEUELEN: u32 = 1000;
+pub const TXQUEUELEN: i32 = 1000;
 
 /// The multicast groups that tell of what we have set up (`<linux/rtnetlink.h>`; IPv6 rules have no `RTMGRP_*`).
 const WATCHED: u32 = (libc::RTMGRP_LINK
@@ -62,11 +63,12 @@ impl Routes {
     ///
     /// If it fails with `on_failure 'direct'`, nothing is left behind; with `'block'` everything stays,
     /// leftovers included: what was refused must not leak because the daemon can't start again.
-    pub fn install(config: &Config, tun: &str) -> Result<Self, RouteError> {
+    pub fn install(config: &Config, path: Path, tun: &str) -> Result<Self, RouteError> {
         let mut socket = Socket::open().map_err(RouteError::Open)?;
         let ifindex = find_device(&mut socket, tun)?;
-        let routes = policy::routes(config, ifindex);
-        let watch = sys::netlink_route(WATCHED).and_then(sys::watch).map_err(RouteError::Open)?;
+        let routes = policy::routes(config, path, ifindex);
+        let watch =
+            sys::netlink(libc::NETLINK_ROUTE, WATCHED).and_then(sys::watch).map_err(RouteError::Open)?;
         let installed = Routes {
             tun: tun.to_owned(),
             ifindex,
@@ -75,7 +77,7 @@ impl Routes {
             address6: config.address6,
             first_rule: config.rule_priority,
             table: config.table,
-            rules: policy::rules(config, tun, &routes),
+            rules: policy::rules(config, path, tun, &routes),
             routes,
             watch,
         };
@@ -187,6 +189,8 @@ impl Routes {
         let tun = &self.tun;
         // Replies bear the servers' addresses, which strict filtering would look for behind another device.
         sysctl::set(&format!("net/ipv4/conf/{tun}/rp_filter"), "2");
+        // The router's own connections come back to it with its own address.
+        sysctl::set(&format!("net/ipv4/conf/{tun}/accept_local"), "1");
         if self.address6.is_some() {
             sysctl::set(&format!("net/ipv6/conf/{tun}/disable_ipv6"), "0");
             sysctl::set(&format!("net/ipv6/conf/{tun}/accept_ra"), "0");
@@ -194,13 +198,14 @@ impl Routes {
         // Up first, alone: the watch would take news of another change in a device that is down for a loss.
         let up = libc::IFF_UP as u32;
         let set_up = Message::new(libc::RTM_NEWLINK, 0, &link_body(self.ifindex, up));
-        let set_sizes = Message::new(libc::RTM_NEWLINK, 0, &link_body(self.ifindex, 0))
-            .attr_u32(libc::IFLA_MTU, self.mtu.into())
-            .attr_u32(libc::IFLA_TXQLEN, TXQUEUELEN);
         socket
             .request(set_up)
-            .and_then(|()| socket.request(set_sizes))
+            // By ioctl: as attributes, qemu-user would take a big-endian machine's numbers for its own.
+            .and_then(|()| Ok(sys::set_device(&*socket, libc::SIOCSIFMTU, tun, self.mtu.into())?))
             .map_err(|cause| RouteError::SetLink(tun.clone(), cause))?;
+        if let Err(error) = sys::set_device(&*socket, libc::SIOCSIFTXQLEN, tun, TXQUEUELEN) {
+            warn!("{tun}: a queue of {TXQUEUELEN} packets: {error}");
+        }
         let Ipv4Net { addr, prefix } = self.address;
         self.set_address(socket, &addr.octets(), prefix)
             .map_err(|cause| RouteError::SetAddress(self.address.to_string(), tun.clone(), cause))?;
@@ -257,7 +262,11 @@ impl Routes {
             }
             _ => {}
         };
-        socket.dump(all, each).map_err(RouteError::List)?;
+        match socket.dump(all, each) {
+            // A kernel without policy rules has none of ours.
+            Err(cause) if !cause.is(libc::EOPNOTSUPP) => return Err(RouteError::List(cause)),
+            _ => {}
+        }
         for (body, priority) in stale {
             match socket.request(Message::new(libc::RTM_DELRULE, 0, &body)) {
                 Err(cause) if !cause.is(libc::ENOENT) => {
@@ -270,15 +279,19 @@ impl Routes {
     }
 
     fn owns_route(&self, route: &Route) -> bool {
-        route.protocol == OURS && route.table == self.table
+        route.protocol == OURS && self.owns_table(route.table)
     }
 
     /// Another run of ours beside this one has other priorities, another TUN and another table; an earlier
     /// one may have had other priorities.
     fn owns_rule(&self, rule: &Rule) -> bool {
-        let priorities = self.first_rule..=self.first_rule.saturating_add(4);
+        let priorities = self.first_rule..=self.first_rule.saturating_add(policy::LAST_RULE);
         rule.protocol == OURS
-            && (priorities.contains(&rule.priority) || rule.table == self.table || rule.iif == self.tun)
+            && (priorities.contains(&rule.priority) || self.owns_table(rule.table) || rule.iif == self.tun)
+    }
+
+    fn owns_table(&self, table: u32) -> bool {
+        (self.table..self.table.saturating_add(policy::TABLES)).contains(&table)
     }
 }
 

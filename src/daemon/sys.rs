@@ -40,6 +40,29 @@ pub fn write(pipe: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     if written < 0 { Err(io::Error::last_os_error()) } else { Ok(written as usize) }
 }
 
+/// <asm-generic/sockios.h>, and <asm/sockios.h> of MIPS: `_IOR('s', 7, int)`.
+#[cfg(not(any(target_arch = "mips", target_arch = "mips64")))]
+const SIOCATMARK: libc::Ioctl = 0x8905;
+#[cfg(any(target_arch = "mips", target_arch = "mips64"))]
+const SIOCATMARK: libc::Ioctl = 0x4004_7307;
+
+/// Whether the next byte to receive is one that TCP calls urgent: `SIOCATMARK` (tcp(7)).
+pub fn at_urgent_mark(socket: impl AsFd) -> io::Result<bool> {
+    let mut yes: c_int = 0;
+    // SAFETY: writes one int.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCATMARK, &mut yes) })?;
+    Ok(yes != 0)
+}
+
+/// Receives what is there, urgent bytes in their place among the others (`SO_OOBINLINE`), without blocking.
+pub fn receive_inline(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<usize> {
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1)?;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: writes no more than the slice's bytes.
+    let read = unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT) };
+    if read < 0 { Err(io::Error::last_os_error()) } else { Ok(read as usize) }
+}
+
 /// Throws up to `length` received bytes of a TCP socket away. 0 means the end of the stream.
 pub fn discard(socket: impl AsFd, length: usize) -> io::Result<usize> {
     let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
@@ -69,6 +92,29 @@ pub fn set_option(socket: impl AsFd, level: c_int, name: c_int, value: c_int) ->
     // SAFETY: points to one int and says so.
     check(unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) }).map(drop)
 }
+
+/// Has the kernel send what a closed socket still has to send: takes `set_zero_linger` back (socket(7)).
+pub fn set_lingering(socket: impl AsFd) -> io::Result<()> {
+    let off = libc::linger { l_onoff: 0, l_linger: 0 };
+    let fd = socket.as_fd().as_raw_fd();
+    let length = size_of_val(&off) as libc::socklen_t;
+    // SAFETY: points to one `linger` and says how long it is.
+    let result =
+        unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const off).cast(), length) };
+    check(result).map(drop)
+}
+
+/// Lets a socket have, and accept connections to, addresses that are not this machine's: `IP_TRANSPARENT`
+/// (ip(7)), `IPV6_TRANSPARENT`. Needs CAP_NET_ADMIN.
+pub fn set_transparent(socket: impl AsFd, ipv4: bool) -> io::Result<()> {
+    match ipv4 {
+        true => set_option(socket, libc::IPPROTO_IP, libc::IP_TRANSPARENT, 1),
+        false => set_option(socket, libc::IPPROTO_IPV6, IPV6_TRANSPARENT, 1),
+    }
+}
+
+/// <linux/in6.h>
+const IPV6_TRANSPARENT: c_int = 75;
 
 /// Marks what a socket sends, before it is connected: the route is chosen then. Needs CAP_NET_ADMIN.
 pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
@@ -123,13 +169,13 @@ pub fn set_offload(tun: &File, features: u32) -> io::Result<()> {
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, features as libc::c_ulong) }).map(drop)
 }
 
-/// Opens a NETLINK_ROUTE socket. With multicast groups (a mask of `RTMGRP_*`) it is one to wait on and
-/// doesn't block.
-pub fn netlink_route(groups: u32) -> io::Result<File> {
+/// Opens a netlink socket of `protocol` (`NETLINK_*`). With multicast groups (a mask) it is one to wait on
+/// and doesn't block.
+pub fn netlink(protocol: c_int, groups: u32) -> io::Result<File> {
     let nonblock = if groups != 0 { libc::SOCK_NONBLOCK } else { 0 };
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | nonblock;
     // SAFETY: takes no pointers.
-    let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) })?;
+    let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) })?;
     // SAFETY: the descriptor is new and nobody else's.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     // Without the errors' text (before Linux 4.12) their number will do.
@@ -142,6 +188,19 @@ pub fn netlink_route(groups: u32) -> io::Result<File> {
     // SAFETY: the pointer and the length are those of `address`.
     check(unsafe { libc::bind(fd, (&raw const address).cast(), length) })?;
     Ok(File::from(socket))
+}
+
+/// Sets a number of a network device by an ioctl (`SIOCSIF*`, netdevice(7)) of any socket.
+pub fn set_device(socket: impl AsFd, request: libc::c_ulong, name: &str, number: c_int) -> io::Result<()> {
+    let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_mtu: number };
+    let mut device = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru };
+    let room = device.ifr_name.len() - 1; // the name ends with a NUL
+    for (to, from) in device.ifr_name.iter_mut().take(room).zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: the request reads one struct.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), request as libc::Ioctl, &raw const device) })
+        .map(drop)
 }
 
 /// Reads an integer option of a socket.

@@ -44,12 +44,12 @@ impl std::fmt::Display for TunError {
 }
 
 impl Tun {
-    /// Creates the device `name`, with offloads where the kernel has them. It is down and without
+    /// Creates the device `name`, with offloads if asked for and where the kernel has them. It is down and without
     /// addresses.
     ///
     /// # Errors
     /// [`TunError`] names the step.
-    pub fn open(name: &str) -> Result<Self, TunError> {
+    pub fn open(name: &str, offload: bool) -> Result<Self, TunError> {
         let mut configuration = tun::Configuration::default();
         configuration.tun_name(name);
         configuration.platform_config(|platform| {
@@ -60,11 +60,8 @@ impl Tun {
         let file = sys::into_file(device);
         sys::set_vnet_header_size(&file, vnet::LEN as i32).map_err(TunError::Header)?;
         sys::set_vnet_little_endian(&file).map_err(TunError::Header)?;
-        match sys::set_offload(&file, OFFLOADS) {
-            Ok(()) => log::debug!("{name}: super-packets on"),
-            Err(error) => {
-                log::warn!("{name}: no super-packets, the kernel refuses offload: {error}")
-            }
+        if offload && let Err(error) = sys::set_offload(&file, OFFLOADS) {
+            log::warn!("{name}: no super-packets, the kernel refuses offload: {error}");
         }
         Ok(Self { file: sys::watch(file).map_err(TunError::Watch)? })
     }

@@ -76,9 +76,12 @@ impl Upstreams {
     pub fn new(config: &Config) -> io::Result<Self> {
         let mark = usable_mark(config)?;
         let resolver = Rc::new(Resolver::new(&config.resolvers, mark));
-        let proxies = config.upstreams.iter().map(|upstream| Proxy::new(upstream, &resolver));
+        let mut proxies = Vec::with_capacity(config.upstreams.len());
+        for upstream in &config.upstreams {
+            proxies.push(Proxy::new(upstream, &resolver)?);
+        }
         Ok(Self {
-            proxies: proxies.collect::<io::Result<_>>()?,
+            proxies,
             mark,
             keepalive: config.keepalive,
             connect_timeout: config.connect_timeout,

@@ -9,7 +9,7 @@ use super::options::Kind::{self, Bool, Choice, List, Number, Port, Secret, Secre
 use super::options::Spec;
 use super::proxy_url::{self, password, username};
 use super::values::{cidr, device, header, host, mark, own_ipv4, own_ipv6, resolver, table};
-use super::{Config, ConnectMode, Host, Ipv4Net, NonTcp, OnFailure};
+use super::{Config, ConnectMode, Host, Ipv4Net, NonTcp, OnFailure, PathChoice};
 
 /// The options of `config tcp-over-http 'main'`, each with a flag.
 #[rustfmt::skip] // one row an option
@@ -24,6 +24,8 @@ pub static MAIN: &[Spec] = &[
         Text(|d, v| device(v).map(|v| d.config.tun = v))),
     row("mtu", "1500", "its MTU in bytes",
         Number(1280, 65535, |d, v| d.config.mtu = v as u16)),
+    row("offload", "1", "0: no super-packets, should a kernel get them wrong",
+        Bool(|d, v| d.config.offload = v)),
     row("address", "10.45.39.1/24", "own address; the rest of its network are NAT sources",
         Text(|d, v| own_ipv4(v).map(|v| d.config.address = v))),
     row("address6", "fd45:39::1/64", "the same for IPv6",
@@ -32,6 +34,8 @@ pub static MAIN: &[Spec] = &[
         Bool(|d, v| d.ipv6 = v)),
     row("listen_port", "12345", "TCP port of the listener on these addresses",
         Port(|d, v| d.config.listen_port = v)),
+    row("path", "auto", "packets go through the TUN rewritten, or all but the first past it",
+        Choice(&["auto", "express", "rewrite"], |d, i| d.config.path = [PathChoice::Auto, PathChoice::Express][..].get(i).copied().unwrap_or(PathChoice::Rewrite))),
     row("connect", "honest", "accept clients when the proxy has connected, or at once",
         Choice(&["honest", "early"], |d, i| d.config.connect = pick(i, ConnectMode::Honest, ConnectMode::Early))),
     row("auto_route", "0", "capture what would go to a default route",
@@ -140,9 +144,11 @@ impl Default for Draft {
             config: Config {
                 tun: String::new(),
                 mtu: 0,
+                offload: true,
                 address: Ipv4Net { addr: Ipv4Addr::UNSPECIFIED, prefix: 0 },
                 address6: None,
                 listen_port: 0,
+                path: PathChoice::Auto,
                 connect: ConnectMode::Honest,
                 max_flows: 0,
                 max_dials: 0,

@@ -14,10 +14,11 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::config::{ConnectMode, IpNet, NonTcp};
+use crate::config::{IpNet, NonTcp};
 
 const TUN: &str = "toh0";
 const MARK: &str = "0x74000001";
+const DELIVER: &str = "0x75000001";
 
 #[test]
 fn install_and_remove_leave_nothing() {
@@ -37,11 +38,11 @@ fn install_and_remove_leave_nothing() {
         assert_eq!(
             ip("rule"),
             "0:\tfrom all lookup local\n\
-             900:\tfrom all iif toh0 goto 904 proto 116\n\
-             901:\tfrom all fwmark 0x74000000/0xff000000 goto 904 proto 116\n\
-             902:\tfrom all ipproto tcp lookup main suppress_prefixlength 0 proto 116\n\
-             903:\tfrom all ipproto tcp lookup 7480 proto 116\n\
-             904:\tfrom all nop proto 116\n\
+             906:\tfrom all iif toh0 goto 910 proto 116\n\
+             907:\tfrom all fwmark 0x74000000/0xff000000 goto 910 proto 116\n\
+             908:\tfrom all ipproto tcp lookup main suppress_prefixlength 0 proto 116\n\
+             909:\tfrom all ipproto tcp lookup 7480 proto 116\n\
+             910:\tfrom all nop proto 116\n\
              32766:\tfrom all lookup main\n\
              32767:\tfrom all lookup default\n"
         );
@@ -146,6 +147,92 @@ fn captures_listed_networks_only() {
 }
 
 #[test]
+fn express_rules() {
+    in_namespace(|world| {
+        let before = express_state();
+        let tun = open_tun();
+        let routes = world.try_install_for(Path::Express, &auto_route()).unwrap();
+        assert_eq!(
+            ip("rule"),
+            "0:\tfrom all lookup local\n\
+             900:\tfrom all fwmark 0x75000000/0xff000000 iif lo lookup main suppress_prefixlength 0 proto 116\n\
+             901:\tfrom all fwmark 0x75000000/0xff000000 iif lo lookup 7482 proto 116\n\
+             902:\tfrom all fwmark 0x75000000/0xff000000 iif lo goto 910 proto 116\n\
+             903:\tfrom all fwmark 0x75000000/0xff000000 lookup 7481 proto 116\n\
+             904:\tfrom all iif toh0 lookup main suppress_prefixlength 0 proto 116\n\
+             905:\tfrom all iif toh0 lookup 7482 proto 116\n\
+             906:\tfrom all iif toh0 goto 910 proto 116\n\
+             907:\tfrom all fwmark 0x74000000/0xff000000 goto 910 proto 116\n\
+             908:\tfrom all ipproto tcp lookup main suppress_prefixlength 0 proto 116\n\
+             909:\tfrom all ipproto tcp lookup 7480 proto 116\n\
+             910:\tfrom all nop proto 116\n\
+             32766:\tfrom all lookup main\n\
+             32767:\tfrom all lookup default\n"
+        );
+        assert_eq!(ip("route show table 7481"), "local default dev lo proto 116 scope host metric 1024 \n");
+        assert_eq!(
+            ip("route show table 7482"),
+            "unreachable default proto 116 metric 1024 \n\
+             throw 224.0.0.0/4 proto 116 metric 1024 \n"
+        );
+        routes.remove().unwrap();
+        close(tun);
+        assert_eq!(express_state(), before);
+    });
+}
+
+#[test]
+fn express_takes_what_is_marked_and_forwards_nothing() {
+    in_namespace(|world| {
+        let mut tun = Some(open_tun());
+        let mut config = auto_route();
+        config.bypass = nets(&["198.51.100.128/25", "2001:db8:b::/48"]);
+        let _routes = world.try_install_for(Path::Express, &config).unwrap();
+        // Also after a crash, when the TUN is gone; then without what came out of it.
+        for crashed in [false, true] {
+            for (server, bypassed, client) in [
+                ("198.51.100.1", "198.51.100.129", "192.168.7.9"),
+                ("2001:db8:a::1", "2001:db8:b::1", "fd00:7::9"),
+            ] {
+                let captured = if crashed { "" } else { TUN };
+                let from_lan = format!("from {client} iif lan0 ipproto tcp");
+                assert_eq!(device(server, &from_lan), captured);
+                assert_eq!(device(bypassed, &from_lan), "wan0");
+                // The firewall has found a socket: ours, whatever the destination.
+                assert_eq!(device(server, &format!("{from_lan} mark {DELIVER}")), "lo");
+                // What that socket sends goes to clients only.
+                let sent = format!("ipproto tcp mark {DELIVER}");
+                assert_eq!(device(client, &sent), "lan0");
+                assert_eq!(device(server, &sent), "");
+                assert_eq!(device(bypassed, &sent), "wan0", "bypass gives the way to others' rules");
+                assert_eq!(device(server, &format!("ipproto tcp mark {MARK}")), "wan0");
+                if !crashed {
+                    let out = format!("from {client} iif toh0 ipproto tcp");
+                    assert_eq!(device(server, &format!("{out} mark {DELIVER}")), "lo");
+                    assert_eq!(device(server, &out), "", "no firewall rule took it");
+                    assert_eq!(device(client, &format!("from {server} iif toh0 ipproto tcp")), "lan0");
+                }
+            }
+            if let Some(tun) = tun.take() {
+                close(tun);
+            }
+        }
+    });
+}
+
+#[test]
+fn express_without_routes_only_delivers() {
+    in_namespace(|world| {
+        let _tun = open_tun();
+        let _routes = world.try_install_for(Path::Express, &config()).unwrap();
+        assert_eq!(device("198.51.100.1", "ipproto tcp"), "wan0");
+        let from_lan = "from 192.168.7.9 iif lan0 ipproto tcp";
+        assert_eq!(device("198.51.100.1", &format!("{from_lan} mark {DELIVER}")), "lo");
+        assert_eq!(ip("route show table 7482"), "");
+    });
+}
+
+#[test]
 fn nothing_to_capture_means_no_rules() {
     in_namespace(|world| {
         let before = state();
@@ -230,8 +317,8 @@ fn a_crash_opens_if_asked_to() {
 fn leaves_others_alone() {
     in_namespace(|world| {
         ip("rule add pref 900 from 203.0.113.7 lookup main");
-        ip("rule add pref 903 fwmark 0x1 lookup 7480");
-        ip("-6 rule add pref 904 nop");
+        ip("rule add pref 909 fwmark 0x1 lookup 7480");
+        ip("-6 rule add pref 910 nop");
         ip("route add blackhole 203.0.113.0/28 table 7480");
         let before = state();
         let tun = open_tun();
@@ -256,9 +343,9 @@ fn restores_what_others_undo() {
         assert_eq!(world.event(&mut routes), None);
         for undo in [
             "link set toh0 down",
-            "rule del pref 903",
-            "rule del pref 904",
-            "-6 rule del pref 901",
+            "rule del pref 909",
+            "rule del pref 910",
+            "-6 rule del pref 907",
             "-4 addr flush dev toh0",
             "-6 addr flush dev toh0 scope global",
         ] {
@@ -271,8 +358,8 @@ fn restores_what_others_undo() {
             assert_eq!(world.event(&mut routes), None, "{undo}");
         }
         // Nor is what doesn't concern us.
-        ip("rule add pref 903 from 203.0.113.7 lookup main");
-        ip("rule del pref 903 from 203.0.113.7");
+        ip("rule add pref 909 from 203.0.113.7 lookup main");
+        ip("rule del pref 909 from 203.0.113.7");
         ip("link set lan0 down");
         assert_eq!(world.event(&mut routes), None);
     });
@@ -330,8 +417,12 @@ impl World {
     }
 
     fn try_install(&self, config: &Config) -> Result<Routes, RouteError> {
+        self.try_install_for(Path::Rewrite, config)
+    }
+
+    fn try_install_for(&self, path: Path, config: &Config) -> Result<Routes, RouteError> {
         let _runtime = self.0.enter();
-        Routes::install(config, TUN)
+        Routes::install(config, path, TUN)
     }
 
     /// The event that there is. The kernel queues events while it makes the change, so that the wait is
@@ -417,6 +508,13 @@ fn device(to: &str, properties: &str) -> String {
     }
 }
 
+/// The same with all tables of the express path.
+fn express_state() -> String {
+    let tables = [7481, 7482]
+        .map(|table| ip(&format!("route show table {table}")) + &ip(&format!("-6 route show table {table}")));
+    state() + &tables.concat()
+}
+
 /// All rules and the routes of our table.
 fn state() -> String {
     ["rule", "-6 rule", "route show table 7480", "-6 route show table 7480"].map(ip).concat()
@@ -441,31 +539,6 @@ fn auto_route() -> Config {
 }
 
 fn config() -> Config {
-    Config {
-        tun: TUN.to_owned(),
-        mtu: 1400,
-        address: Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: 24 },
-        address6: Some(Ipv6Net { addr: "fd45:39::1".parse().unwrap(), prefix: 64 }),
-        listen_port: 12345,
-        connect: ConnectMode::Honest,
-        max_flows: 4096,
-        max_dials: 512,
-        max_dials_per_client: 128,
-        connect_timeout: Duration::from_secs(5),
-        reply_timeout: Duration::from_secs(30),
-        keepalive: 60,
-        auto_route: false,
-        routes: Vec::new(),
-        bypass: Vec::new(),
-        non_tcp: NonTcp::Direct,
-        on_failure: OnFailure::Block,
-        table: 7480,
-        mark: 0x7400_0000,
-        rule_priority: 900,
-        drain_timeout: Duration::from_secs(3),
-        pipe_size: 256 * 1024,
-        log_level: log::LevelFilter::Info,
-        resolvers: Vec::new(),
-        upstreams: Vec::new(),
-    }
+    let file = "config tcp-over-http 'main'\n list upstream 'http://192.0.2.1'\n option mtu '1400'\n";
+    Config::from_uci(file).unwrap()
 }

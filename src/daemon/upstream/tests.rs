@@ -1,11 +1,11 @@
 //! Proxies that follow a script, on loopback.
 
 use super::*;
-use crate::config::{ConnectMode, Credentials, Host, Ipv4Net, NonTcp, OnFailure, UpstreamConfig};
+use crate::config::{Credentials, Host, UpstreamConfig};
 use crate::resolver::tests as dns;
 use crate::resolver::tests::run;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream as StdStream};
+use std::net::{Shutdown, TcpListener, TcpStream as StdStream};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -79,33 +79,9 @@ fn upstream(address: SocketAddr) -> UpstreamConfig {
 }
 
 fn config(addresses: &[SocketAddr]) -> Config {
-    Config {
-        tun: "toh0".to_owned(),
-        mtu: 1500,
-        address: Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: 24 },
-        address6: None,
-        listen_port: 12345,
-        connect: ConnectMode::Honest,
-        max_flows: 4096,
-        max_dials: 512,
-        max_dials_per_client: 128,
-        connect_timeout: Duration::from_secs(5),
-        reply_timeout: Duration::from_secs(30),
-        keepalive: 60,
-        auto_route: false,
-        routes: vec![],
-        bypass: vec![],
-        non_tcp: NonTcp::Direct,
-        on_failure: OnFailure::Block,
-        table: 7480,
-        mark: 0,
-        rule_priority: 900,
-        drain_timeout: Duration::from_secs(3),
-        pipe_size: 256 * 1024,
-        log_level: log::LevelFilter::Info,
-        resolvers: vec![],
-        upstreams: addresses.iter().map(|&address| upstream(address)).collect(),
-    }
+    let file = "config tcp-over-http 'main'\n list upstream 'http://192.0.2.1'\n option mark '0'\n";
+    let upstreams = addresses.iter().map(|&address| upstream(address)).collect();
+    Config { upstreams, ..Config::from_uci(file).unwrap() }
 }
 
 fn upstreams(addresses: &[SocketAddr]) -> Upstreams {

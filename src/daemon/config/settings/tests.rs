@@ -271,3 +271,29 @@ fn files_that_cannot_be_read() {
     assert!(text("/").starts_with("/: "));
     assert_eq!(text("/dev/zero"), "/dev/zero: longer than 1 MiB");
 }
+
+#[test]
+fn the_file_of_the_package_has_every_option_with_its_default() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openwrt/files/etc/config/tcp-over-http");
+    let shipped = std::fs::read_to_string(path).unwrap();
+    let error = Config::from_uci(&shipped).unwrap_err().to_string();
+    assert!(error.starts_with("no upstream"), "{error}");
+
+    let statement = |line: &&str| ["option ", "list ", "config "].iter().any(|word| line.starts_with(word));
+    let uncommented = |line| str::trim_start(line).strip_prefix('#').filter(statement).unwrap_or(line);
+    let whole = shipped.lines().map(uncommented).collect::<Vec<_>>().join("\n");
+    Config::from_uci(&whole).unwrap();
+    let (main, upstream) = whole.split_once("\nconfig upstream").unwrap();
+    for (specs, section) in [(table::MAIN, main), (table::UPSTREAM, upstream)] {
+        for spec in specs {
+            let keyword = if spec.is_list() { "list" } else { "option" };
+            let named = format!("{keyword} {} '", spec.name);
+            assert!(section.contains(&named), "{named}");
+            // What a package has to decide otherwise: it is off, and captures once it is on.
+            if !spec.default.is_empty() && !["enabled", "auto_route"].contains(&spec.name) {
+                let default = format!("{named}{}'", spec.default);
+                assert!(section.contains(&default), "{default}");
+            }
+        }
+    }
+}

@@ -1,0 +1,43 @@
+# shellcheck shell=sh
+# Sourced by ipk and apk: what a package holds, and what it says about itself. openwrt/Makefile is the source of
+# the latter, Cargo.toml of the version.
+
+PACKAGE=tcp-over-http
+
+# A variable of openwrt/Makefile.
+makefile() {
+    sed -n "s/^ *$1:=//p" openwrt/Makefile
+}
+
+# What a package needs, separated by spaces.
+depends() {
+    makefile DEPENDS | tr ' ' '\n' | sed -n 's/^+//p' | xargs
+}
+
+package_version() {
+    echo "$(version)-r$(makefile PKG_RELEASE)"
+}
+
+# The description, without its indentation.
+description() {
+    sed -n '/^define .*\/description$/,/^endef$/{/^define\|^endef/d;s/^ *//;p}' openwrt/Makefile
+}
+
+# The configuration files.
+conffiles() {
+    sed -n '/^define .*\/conffiles$/,/^endef$/{/^define\|^endef/d;p}' openwrt/Makefile
+}
+
+# Lays the files of target $name out in a folder as on the router, whatever umask and owner they had.
+stage() {
+    # shellcheck disable=SC2154 # of whoever called
+    [ -f "$DIST/$name/$PACKAGE" ] || die "$name is not built: scripts/build $name"
+    mkdir -p "$1/usr/bin"
+    cp -R openwrt/files/. "$1/"
+    cp "$DIST/$name/$PACKAGE" "$1/usr/bin/"
+    find "$1" -type d -exec chmod 0755 {} +
+    find "$1" -type f -perm -u+x -exec chmod 0755 {} +
+    find "$1" -type f ! -perm -u+x -exec chmod 0644 {} +
+    chmod 0755 "$1/usr/bin/$PACKAGE"
+    chmod 0600 "$1/etc/config/$PACKAGE" # passwords
+}

@@ -1,0 +1,188 @@
+//! What the kernel is told so that connections come to us: by one of the two paths.
+//!
+//! This, and `tcp_over_http::rewrite::Path`, is all there is to tell them apart.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::task::{Context, Poll};
+
+use tcp_over_http::rewrite::Path;
+use tcp_over_http::subnet::Subnet;
+use tokio::net::TcpListener;
+
+use crate::config::{Config, OnFailure, PathChoice};
+use crate::firewall::{self, Firewall, FirewallError};
+use crate::listener;
+use crate::probe::{ProbeError, probe};
+use crate::route::{Event, RouteError, Routes};
+use crate::tun::Tun;
+
+/// The routes, the listeners, and on the express path the firewall's table.
+pub struct Capture {
+    path: Path,
+    listeners: Vec<TcpListener>,
+    routes: Routes,
+    firewall: Option<Firewall>,
+}
+
+/// The TUN's subnets.
+#[derive(Clone, Copy)]
+pub struct Subnets {
+    /// IPv4.
+    pub ipv4: Subnet,
+    /// IPv6, unless it is off.
+    pub ipv6: Option<Subnet>,
+}
+
+impl Subnets {
+    /// Those of a configuration.
+    pub fn new(config: &Config) -> Self {
+        let ipv4 = config.address;
+        Self {
+            ipv4: Subnet::new(ipv4.addr.to_ipv6_mapped(), 96 + ipv4.prefix),
+            ipv6: config.address6.map(|ipv6| Subnet::new(ipv6.addr, ipv6.prefix)),
+        }
+    }
+}
+
+impl Capture {
+    /// Sets up the configured path; `auto` is the express path if a connection gets through, else rewriting.
+    ///
+    /// # Errors
+    /// [`CaptureError`]. What captures traffic stays in place if `on_failure` says so.
+    pub async fn set_up(config: &Config, tun: &Tun) -> Result<Self, CaptureError> {
+        match config.path {
+            PathChoice::Rewrite => Self::rewrite(config),
+            PathChoice::Express => Self::express(config, tun).await,
+            PathChoice::Auto => match Self::express(config, tun).await {
+                Ok(capture) => Ok(capture),
+                Err(CaptureError::Routes(error)) => Err(CaptureError::Routes(error)),
+                Err(error) => {
+                    log::info!("the express path does not work here: {error}");
+                    Self::rewrite(config)
+                }
+            },
+        }
+    }
+
+    /// The path.
+    pub const fn path(&self) -> Path {
+        self.path
+    }
+
+    /// Where connections are accepted.
+    pub fn listeners(&self) -> &[TcpListener] {
+        &self.listeners
+    }
+
+    /// Puts back what others take away. Ready when the TUN is gone.
+    pub fn poll_gone(&mut self, cx: &mut Context) -> Poll<()> {
+        while let Poll::Ready(event) = self.routes.poll_event(cx) {
+            match event {
+                Event::Gone => return Poll::Ready(()),
+                Event::Restore => match self.routes.restore() {
+                    Ok(()) => log::warn!("routes were changed from outside: restored"),
+                    // The device may be on its way out: that would be the next event.
+                    Err(error) => log::warn!("routes were changed from outside: {error}"),
+                },
+            }
+        }
+        if let Some(firewall) = &mut self.firewall {
+            while firewall.poll_deleted(cx).is_ready() {
+                match firewall.restore() {
+                    Ok(()) => log::warn!("the firewall's table was deleted from outside: restored"),
+                    Err(error) => log::error!("the firewall's table was deleted from outside: {error}"),
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Removes all of it.
+    pub fn remove(self) {
+        if let Err(error) = self.routes.remove() {
+            log::warn!("{error}");
+        }
+        if let Some(Err(error)) = self.firewall.map(Firewall::remove) {
+            log::warn!("{error}");
+        }
+    }
+
+    fn rewrite(config: &Config) -> Result<Self, CaptureError> {
+        let routes = Routes::install(config, Path::Rewrite, &config.tun).map_err(CaptureError::Routes)?;
+        firewall::sweep(config);
+        match listen(config, Path::Rewrite) {
+            Ok(listeners) => Ok(Self { path: Path::Rewrite, listeners, routes, firewall: None }),
+            Err(error) => {
+                give_up(config, routes);
+                Err(error)
+            }
+        }
+    }
+
+    async fn express(config: &Config, tun: &Tun) -> Result<Self, CaptureError> {
+        let firewall = Firewall::install(config).map_err(CaptureError::Firewall)?;
+        let routes = Routes::install(config, Path::Express, &config.tun).map_err(CaptureError::Routes)?;
+        let result = match listen(config, Path::Express) {
+            Ok(listeners) => {
+                let subnets = Subnets::new(config);
+                let sources =
+                    [Some(subnets.ipv4), subnets.ipv6].map(|subnet| subnet.map(|it| it.error_source()));
+                let mut result = Ok(());
+                for (listener, source) in listeners.iter().zip(sources.into_iter().flatten()) {
+                    result = result.and(probe(tun, listener, source).await.map_err(CaptureError::Probe));
+                }
+                result.map(|()| listeners)
+            }
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(listeners) => Ok(Self { path: Path::Express, listeners, routes, firewall: Some(firewall) }),
+            Err(error) => {
+                give_up(config, routes);
+                if let Err(error) = firewall.remove() {
+                    log::warn!("{error}");
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A start that fails leaves captured traffic refused, unless it may go directly.
+fn give_up(config: &Config, routes: Routes) {
+    if config.on_failure == OnFailure::Direct
+        && let Err(error) = routes.remove()
+    {
+        log::warn!("{error}");
+    }
+}
+
+fn listen(config: &Config, path: Path) -> Result<Vec<TcpListener>, CaptureError> {
+    listener::listen(config, path).map_err(|(address, error)| CaptureError::Listen(address, error))
+}
+
+/// What could not be set up.
+#[derive(Debug)]
+pub enum CaptureError {
+    /// Rules and routes.
+    Routes(RouteError),
+    /// The firewall's table.
+    Firewall(FirewallError),
+    /// The listener on this address.
+    Listen(SocketAddr, io::Error),
+    /// The self-test.
+    Probe(ProbeError),
+}
+
+impl fmt::Display for CaptureError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Routes(error) => write!(f, "{error}"),
+            Self::Firewall(error) => write!(f, "{error}"),
+            Self::Listen(address, error) => write!(f, "listen on {address}: {error}"),
+            Self::Probe(error) => write!(f, "{error}"),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The self-test of the express path: a real connection through the kernel.
+//!
+//! ```text
+//! we write to the TUN          the kernel
+//!   SYN  probe > target   -->  gives it to the listener (tproxy rule, policy rules, reverse path filter)
+//!                         <--  SYN-ACK  target > probe, routed to the TUN
+//!   ACK  probe > target   -->  gives it to the new socket (socket rule); the listener can accept
+//! ```
+//!
+//! The probe's address is one of the TUN's subnet, the target's one that nobody has.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use tcp_over_http::packet::{ACK, Packet, SYN, Transport, Tuple};
+use tcp_over_http::reject::{self, segment};
+use tcp_over_http::vnet;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+
+use crate::tun::{MAX_FRAME, Tun};
+
+/// How long the kernel may take.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// TEST-NET-2 (RFC 5737) and the documentation prefix (RFC 3849).
+const TARGET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
+const TARGET6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfffe);
+const PORT: u16 = 9; // discard
+const SEQUENCE: u32 = 1000;
+
+/// Where a connection did not get.
+#[derive(Debug)]
+pub enum ProbeError {
+    /// The TUN.
+    Tun(io::Error),
+    /// No SYN-ACK came.
+    NoAnswer,
+    /// It was not accepted.
+    NotAccepted,
+}
+
+impl fmt::Display for ProbeError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Tun(error) => write!(f, "{error}"),
+            Self::NoAnswer => {
+                f.write_str("a test connection got no answer: does the firewall's input reject it?")
+            }
+            Self::NotAccepted => {
+                f.write_str("a test connection was answered, but did not come to its socket")
+            }
+        }
+    }
+}
+
+/// Connects to `listener` by the express path, from `source`.
+///
+/// # Errors
+/// [`ProbeError`] says how far it got.
+pub async fn probe(tun: &Tun, listener: &TcpListener, source: Ipv6Addr) -> Result<(), ProbeError> {
+    let destination = if source.to_ipv4_mapped().is_some() { TARGET.to_ipv6_mapped() } else { TARGET6 };
+    let tuple = Tuple { source, destination, source_port: PORT, destination_port: PORT };
+    send(tun, &tuple, SEQUENCE, 0, SYN)?;
+    let answer = timeout(PATIENCE, answer(tun, &tuple)).await.map_err(|_| ProbeError::NoAnswer)??;
+    send(tun, &tuple, SEQUENCE + 1, answer.wrapping_add(1), ACK)?;
+    match timeout(PATIENCE, listener.accept()).await {
+        Ok(Ok((stream, _))) => {
+            _ = stream.set_zero_linger();
+            Ok(())
+        }
+        _ => Err(ProbeError::NotAccepted),
+    }
+}
+
+fn send(tun: &Tun, tuple: &Tuple, sequence: u32, acknowledgement: u32, flags: u8) -> Result<(), ProbeError> {
+    let mut packet = [0; reject::MAX_LEN];
+    let length = segment(tuple, sequence, acknowledgement, flags, &mut packet);
+    let frame = [&vnet::Header::PLAIN, &packet[..length]].concat();
+    tun.write(&frame).map_err(ProbeError::Tun)
+}
+
+/// Waits for the SYN-ACK; returns its sequence number. Whatever else comes is dropped: it will be sent again.
+async fn answer(tun: &Tun, tuple: &Tuple) -> Result<u32, ProbeError> {
+    let mut frame = vec![0; MAX_FRAME];
+    loop {
+        let length = poll_fn(|cx| tun.poll_read(cx, &mut frame)).await.map_err(ProbeError::Tun)?;
+        let Some(bytes) = frame.get_mut(vnet::LEN..length) else { continue };
+        match Packet::parse(bytes) {
+            Ok(packet) if packet.transport() == Transport::Tcp && packet.tuple() == tuple.reversed() => {
+                return match packet.flags() & (SYN | ACK) == SYN | ACK {
+                    true => Ok(packet.sequence()),
+                    false => Err(ProbeError::NoAnswer),
+                };
+            }
+            _ => {}
+        }
+    }
+}

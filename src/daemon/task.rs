@@ -1,0 +1,14 @@
+//! Tasks beside the event loop.
+
+use std::pin::Pin;
+
+use tokio::task::{AbortHandle, spawn_local};
+
+/// Starts a task. Must be called within the tokio runtime.
+///
+/// All tasks have one type: tokio's part of a task is compiled anew for each, which is more code than the
+/// extra allocation is work.
+pub fn spawn(future: impl Future<Output = ()> + 'static) -> AbortHandle {
+    let future: Pin<Box<dyn Future<Output = ()>>> = Box::pin(future);
+    spawn_local(future).abort_handle()
+}

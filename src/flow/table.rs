@@ -1,0 +1,401 @@
+//! The table of all flows: slots, the queue of each state, and the hash of tuples.
+
+use alloc::{vec, vec::Vec};
+use core::net::Ipv6Addr;
+
+use heapless::index_map::FnvIndexMap;
+
+use super::{
+    CLOSING_IDLE, FIN_BOTH, FIN_CLIENT, FIN_LISTENER, Flow, LINGER, NatSource, OPENING_IDLE, Side, Slot,
+    State,
+};
+use crate::nat::{NatSources, Turn};
+use crate::packet::{Change, FIN, RST, Tuple};
+use crate::siphash::{self, Key};
+use crate::time::Instant;
+
+/// The most slots a table can have.
+pub const MAX_FLOWS: u16 = 65_000;
+/// Most clients that can have held flows at a time.
+const MAX_HOLDERS: usize = 512;
+/// The end of a list.
+const NIL: u16 = u16::MAX;
+
+/// Why a new flow was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No slot is free.
+    TableFull,
+    /// Too many flows are held.
+    TooManyHeld,
+    /// Too many flows of this client are held.
+    TooManyHeldByClient,
+}
+
+/// How large a table is.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Slots, at most [`MAX_FLOWS`].
+    pub flows: u16,
+    /// Held flows in all.
+    pub held: u16,
+    /// Held flows of one client address.
+    pub held_per_client: u16,
+    /// Addresses that NAT sources are taken from, at least 1.
+    pub hosts: u8,
+}
+
+/// A doubly linked list through the slots.
+#[derive(Clone, Copy)]
+struct Queue {
+    head: u16,
+    tail: u16,
+}
+
+/// All flows. Memory is taken once, when the table is made; slots are touched when first used.
+pub struct FlowTable {
+    flows: Vec<Flow>,
+    limits: Limits,
+    /// Heads of the hash chains; the length is a power of two.
+    buckets: Vec<u16>,
+    key: Key,
+    nat: NatSources,
+    /// The flows of each state, those that entered it first at the head.
+    queues: [Queue; 6],
+    holders: FnvIndexMap<[u8; 16], u16, MAX_HOLDERS>,
+    held: u16,
+    live: u16,
+}
+
+impl FlowTable {
+    /// An empty table. `key` must be random: it keeps clients from choosing tuples that collide.
+    pub fn new(mut limits: Limits, key: Key) -> Self {
+        limits.flows = limits.flows.clamp(1, MAX_FLOWS);
+        limits.hosts = limits.hosts.max(1);
+        let first = siphash::hash(key, &[0]);
+        Self {
+            flows: Vec::with_capacity(limits.flows as usize),
+            buckets: vec![NIL; (limits.flows as usize).next_power_of_two()],
+            nat: NatSources::new(limits.flows, limits.hosts, first),
+            limits,
+            key,
+            queues: [Queue { head: NIL, tail: NIL }; 6],
+            holders: FnvIndexMap::new(),
+            held: 0,
+            live: 0,
+        }
+    }
+
+    /// The flow that a client's packet belongs to.
+    pub fn find(&self, tuple: &Tuple) -> Option<Slot> {
+        let mut at = self.buckets[self.bucket(tuple)];
+        while at != NIL {
+            let flow = &self.flows[at as usize];
+            if flow.tuple == *tuple {
+                return Some(Slot(at));
+            }
+            at = flow.chain;
+        }
+        None
+    }
+
+    /// The flow that a NAT source's port belongs to. The caller compares the address.
+    pub fn find_nat(&self, port: u16) -> Option<Slot> {
+        let slot = self.nat.slot(port)?;
+        let flow = self.flows.get(slot as usize)?;
+        (flow.nat.port == port).then_some(Slot(slot))
+    }
+
+    /// A flow. Slots come from this table only, so there is always one.
+    pub fn get(&self, slot: Slot) -> &Flow {
+        &self.flows[slot.index()]
+    }
+
+    /// How many flows are held, and how many are live.
+    pub const fn occupancy(&self) -> (u16, u16) {
+        (self.held, self.live)
+    }
+
+    /// Whether no flow is left that has anything to do.
+    pub fn is_idle(&self) -> bool {
+        let busy = [State::Held, State::Opening, State::Live, State::Closing];
+        busy.iter().all(|state| self.queues[*state as usize].head == NIL)
+    }
+
+    /// A new flow for the SYN of a client, held. A flow of the same tuple makes way: it lives on if it is
+    /// live, but no packet finds it any more.
+    ///
+    /// `change` works out what the translation to the NAT source will change in checksums.
+    ///
+    /// # Errors
+    /// [`Refusal`] if a bound is reached; nothing has changed then.
+    pub fn open(
+        &mut self,
+        tuple: Tuple,
+        isn: u32,
+        now: Instant,
+        change: impl FnOnce(NatSource) -> Change,
+    ) -> Result<Slot, Refusal> {
+        if self.held >= self.limits.held {
+            return Err(Refusal::TooManyHeld);
+        }
+        let holder = tuple.source.octets();
+        let count = self.holders.get(&holder).copied().unwrap_or(0);
+        if count >= self.limits.held_per_client {
+            return Err(Refusal::TooManyHeldByClient);
+        }
+        let (slot, turn) = self.vacant(now).ok_or(Refusal::TableFull)?;
+        self.holders.insert(holder, count + 1).map_err(|_| Refusal::TooManyHeld)?;
+        self.held += 1;
+
+        if slot.index() < self.flows.len() {
+            self.unlink(slot);
+            self.unhash(slot);
+        }
+        if let Some(old) = self.find(&tuple) {
+            self.unhash(old);
+            // No packet will find it any more, and so none can end it.
+            if self.get(old).state == State::Closing {
+                self.enter(old, State::Closed, now);
+            }
+        }
+        let nat = self.nat.source(slot.0, turn);
+        let flow = Flow {
+            tuple,
+            change: change(nat),
+            nat,
+            state: State::Held,
+            finished: 0,
+            isn,
+            since: now,
+            last_syn: now,
+            turn,
+            chain: NIL,
+            hashed: false,
+            previous: NIL,
+            next: NIL,
+        };
+        match self.flows.get_mut(slot.index()) {
+            Some(place) => *place = flow,
+            None => self.flows.push(flow),
+        }
+        self.hash(slot);
+        self.link(slot);
+        Ok(slot)
+    }
+
+    /// The client repeats the SYN of a held flow. True if it is a new attempt (another sequence number),
+    /// which takes the old one's place.
+    pub fn repeat(&mut self, slot: Slot, isn: u32, now: Instant) -> bool {
+        let flow = &mut self.flows[slot.index()];
+        flow.last_syn = now;
+        let new = flow.isn != isn;
+        if new {
+            flow.isn = isn;
+            flow.since = now;
+        }
+        new
+    }
+
+    /// Lets a held flow's SYN pass.
+    pub fn release(&mut self, slot: Slot, now: Instant) {
+        if self.get(slot).state == State::Held {
+            self.enter(slot, State::Opening, now);
+        }
+    }
+
+    /// The kernel has accepted the flow's connection. False if the flow does not wait for that.
+    pub fn accept(&mut self, slot: Slot, now: Instant) -> bool {
+        let opening = self.get(slot).state == State::Opening;
+        if opening {
+            self.enter(slot, State::Live, now);
+        }
+        opening
+    }
+
+    /// The flow's relay has ended, or nobody will accept it any more.
+    pub fn close(&mut self, slot: Slot, now: Instant) {
+        let flow = self.get(slot);
+        match (flow.state, flow.finished) {
+            (State::Opening | State::Live, FIN_BOTH) => self.enter(slot, State::Closed, now),
+            (State::Opening | State::Live, _) => self.enter(slot, State::Closing, now),
+            _ => {}
+        }
+    }
+
+    /// The flow's relay has ended, or nobody will accept it any more, and no packet of it is to be expected.
+    pub fn end(&mut self, slot: Slot, now: Instant) {
+        if matches!(self.get(slot).state, State::Opening | State::Live) {
+            self.enter(slot, State::Closed, now);
+        }
+    }
+
+    /// Forgets a held flow at once: its next SYN is a new flow.
+    pub fn remove(&mut self, slot: Slot, now: Instant) {
+        if self.get(slot).state == State::Held {
+            self.unhash(slot);
+            self.enter(slot, State::Closed, now);
+        }
+    }
+
+    /// Notes a translated packet of the flow with TCP `flags`.
+    pub fn note(&mut self, slot: Slot, side: Side, flags: u8, now: Instant) {
+        let flow = &mut self.flows[slot.index()];
+        if flags & RST != 0 {
+            flow.finished = FIN_BOTH;
+        } else if flags & FIN != 0 {
+            flow.finished |= if side == Side::Client { FIN_CLIENT } else { FIN_LISTENER };
+        }
+        if flow.state == State::Closing {
+            let next = if flow.finished == FIN_BOTH { State::Closed } else { State::Closing };
+            self.enter(slot, next, now);
+        }
+    }
+
+    /// Takes one flow that has waited too long out of its state: a held flow whose client has given up
+    /// is forgotten, an opening or closing one is closed. Returns what it was; call until None, every few
+    /// seconds at least.
+    pub fn expire(&mut self, now: Instant) -> Option<(Slot, State)> {
+        while let Some(slot) = self.head(State::Closed)
+            && now.since(self.get(slot).since) >= LINGER
+        {
+            self.unhash(slot);
+            self.enter(slot, State::Free, now);
+        }
+        for (state, idle) in [(State::Opening, OPENING_IDLE), (State::Closing, CLOSING_IDLE)] {
+            if let Some(slot) = self.head(state)
+                && now.since(self.get(slot).since) >= idle
+            {
+                self.enter(slot, State::Closed, now);
+                return Some((slot, state));
+            }
+        }
+        // Held flows are few, and their patience differs, so they are looked through.
+        let mut at = self.queues[State::Held as usize].head;
+        while at != NIL {
+            let flow = &self.flows[at as usize];
+            if flow.is_given_up(now) {
+                self.remove(Slot(at), now);
+                return Some((Slot(at), State::Held));
+            }
+            at = flow.next;
+        }
+        None
+    }
+
+    /// The slot to use next, and which of its NAT sources: the one that has been free the longest, else
+    /// one never used (memory is touched only when the rate of new flows asks for it), else the one that
+    /// has been closed the longest.
+    fn vacant(&self, now: Instant) -> Option<(Slot, Turn)> {
+        if let Some(slot) = self.head(State::Free) {
+            let turn = self.nat.next_rested(slot.0, self.get(slot).turn, now);
+            return Some((slot, turn));
+        }
+        let unused = self.flows.len() as u16;
+        if unused < self.limits.flows {
+            return Some((Slot(unused), self.nat.first(unused, now)));
+        }
+        let slot = self.head(State::Closed)?;
+        let turn = self.nat.next(slot.0, self.get(slot).turn, now)?;
+        Some((slot, turn))
+    }
+
+    /// The flow that has been in `state` for the longest time.
+    fn head(&self, state: State) -> Option<Slot> {
+        let head = self.queues[state as usize].head;
+        (head != NIL).then_some(Slot(head))
+    }
+
+    /// Moves a flow to the end of the queue of `state`.
+    fn enter(&mut self, slot: Slot, state: State, now: Instant) {
+        self.unlink(slot);
+        let flow = &mut self.flows[slot.index()];
+        let (was, holder) = (flow.state, flow.tuple.source.octets());
+        flow.state = state;
+        flow.since = now;
+        self.link(slot);
+        match was {
+            State::Held => {
+                self.held -= 1;
+                match self.holders.get_mut(&holder) {
+                    Some(count) if *count > 1 => *count -= 1,
+                    _ => _ = self.holders.swap_remove(&holder),
+                }
+            }
+            State::Live => self.live -= 1,
+            _ => {}
+        }
+        if state == State::Live {
+            self.live += 1;
+        }
+    }
+
+    fn link(&mut self, slot: Slot) {
+        let state = self.flows[slot.index()].state as usize;
+        let tail = self.queues[state].tail;
+        self.flows[slot.index()].previous = tail;
+        self.flows[slot.index()].next = NIL;
+        match tail {
+            NIL => self.queues[state].head = slot.0,
+            _ => self.flows[tail as usize].next = slot.0,
+        }
+        self.queues[state].tail = slot.0;
+    }
+
+    fn unlink(&mut self, slot: Slot) {
+        let Flow { state, previous, next, .. } = self.flows[slot.index()];
+        match previous {
+            NIL => self.queues[state as usize].head = next,
+            _ => self.flows[previous as usize].next = next,
+        }
+        match next {
+            NIL => self.queues[state as usize].tail = previous,
+            _ => self.flows[next as usize].previous = previous,
+        }
+    }
+
+    fn hash(&mut self, slot: Slot) {
+        let bucket = self.bucket(&self.flows[slot.index()].tuple);
+        let flow = &mut self.flows[slot.index()];
+        flow.chain = self.buckets[bucket];
+        flow.hashed = true;
+        self.buckets[bucket] = slot.0;
+    }
+
+    fn unhash(&mut self, slot: Slot) {
+        let flow = &mut self.flows[slot.index()];
+        if !flow.hashed {
+            return;
+        }
+        flow.hashed = false;
+        let (tuple, chain) = (flow.tuple, flow.chain);
+        let bucket = self.bucket(&tuple);
+        let mut at = self.buckets[bucket];
+        if at == slot.0 {
+            self.buckets[bucket] = chain;
+            return;
+        }
+        while at != NIL {
+            let next = self.flows[at as usize].chain;
+            if next == slot.0 {
+                self.flows[at as usize].chain = chain;
+                return;
+            }
+            at = next;
+        }
+    }
+
+    fn bucket(&self, tuple: &Tuple) -> usize {
+        let words = |address: Ipv6Addr| {
+            let o = address.octets();
+            [0, 4, 8, 12].map(|at| u32::from_ne_bytes([o[at], o[at + 1], o[at + 2], o[at + 3]]))
+        };
+        let ports = (tuple.source_port as u32) << 16 | tuple.destination_port as u32;
+        let ([a, b, c, d], [e, f, g, h]) = (words(tuple.source), words(tuple.destination));
+        let hash = match tuple.is_ipv4() {
+            true => siphash::hash(self.key, &[d, h, ports]),
+            false => siphash::hash(self.key, &[a, b, c, d, e, f, g, h, ports]),
+        };
+        hash as usize & (self.buckets.len() - 1)
+    }
+}

@@ -1,0 +1,157 @@
+"""Fixtures: every test gets its own network, and its gateways are ended and checked after it."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import tempfile
+
+import pytest
+
+import netns
+from capture import Capture, LeakCapture
+from faultproxy import FaultProxy
+from gateway import PATH, Gateway, upstream
+from netns import PROXY, PROXY6, SERVER, SERVER6
+
+
+def pytest_configure(config):
+    if os.geteuid() != 0:
+        raise pytest.UsageError("the end-to-end tests need root (network namespaces)")
+    # An ordinary kill lets fixtures clean up, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    netns.sweep()
+
+
+def pytest_unconfigure():
+    # An interrupt at a bad moment skips the fixtures' own end.
+    netns.sweep(own=True)
+
+
+def pytest_report_header():
+    return f"path: {PATH}"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("long") and os.environ.get("TOH_LONG") != "1":
+            item.add_marker(pytest.mark.skip(reason="minutes long: TOH_LONG=1"))
+        for mark in item.iter_markers("path"):
+            if PATH not in mark.args:
+                item.add_marker(pytest.mark.skip(reason=f"not for the {PATH} path: {mark.kwargs['why']}"))
+
+
+@pytest.fixture
+def directory():
+    """A temporary directory that also the accounts of the proxies can reach."""
+    with tempfile.TemporaryDirectory(prefix="toh-") as name:
+        os.chmod(name, 0o755)
+        yield pathlib.Path(name)
+
+
+@pytest.fixture
+def network():
+    network = netns.Network()
+    yield network
+    network.close()
+
+
+@pytest.fixture
+def client(network):
+    return network.client
+
+
+@pytest.fixture
+def router(network):
+    return network.router
+
+
+@pytest.fixture
+def internet(network):
+    return network.internet
+
+
+@pytest.fixture(params=[4, 6], ids=["v4", "v6"])
+def server(request):
+    """The address of a server, once of each family."""
+    return SERVER if request.param == 4 else SERVER6
+
+
+@pytest.fixture
+def gateway(network, directory):
+    """A function that starts a gateway: everything captured, the proxy on its usual address."""
+    started = []
+
+    def start(*options, upstreams=(upstream(),), routes=("--auto-route", "1"), log_level="debug", ready=True, **more):
+        options = ("--path", PATH, *routes, "--log-level", log_level, *options)
+        for url in upstreams:
+            options += ("--upstream", url)
+        gateway = Gateway(network.router, directory, options, **more)
+        started.append(gateway)
+        return gateway.start(ready)
+
+    yield start
+    with contextlib.ExitStack() as stack:
+        for gateway in started:
+            if gateway.running():
+                stack.callback(gateway.stop)
+            stack.callback(gateway.assert_sane_log)
+
+
+@pytest.fixture
+def fault_proxy(internet):
+    """A scripted proxy on the usual address, and a function to make more."""
+    made = []
+
+    def make(address=PROXY, port=3128, **options):
+        made.append(FaultProxy(internet, address, port, **options))
+        return made[-1]
+
+    yield make
+    for proxy in made:
+        proxy.close()
+
+
+@pytest.fixture
+def proxy(fault_proxy):
+    return fault_proxy()
+
+
+@pytest.fixture
+def tunnel(proxy, gateway, client, server):
+    """A function that opens a connection through the gateway: (the client's socket, the far end's)."""
+    gateway()
+    ends = []
+
+    def open_tunnel(port=4000):
+        near = client.begin_connect(server, port)
+        ends.append(near)
+        far = proxy.open().sock
+        assert netns.finish_connect(near) == 0
+        return near, far
+
+    yield open_tunnel
+    for end in ends:
+        end.close()
+
+
+@pytest.fixture
+def capture(network):
+    """A function that captures on an interface; see Capture."""
+    made = []
+
+    def start(space, interface, expression):
+        made.append(Capture(space, interface, expression))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def leaks(network):
+    """Captures what leaves the router around the proxy."""
+    capture = LeakCapture(network, [(PROXY, 3128), (PROXY6, 3128)])
+    yield capture
+    capture.close()

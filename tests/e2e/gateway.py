@@ -1,0 +1,143 @@
+"""The daemon under test: started in the router, watched, ended, and checked for what it left behind."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import time
+
+from netns import PROXY
+from wait import WAIT, until
+
+TUN = "toh0"
+TABLE = 7480
+PASSWORD = "hunter2-must-not-show"
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
+READY = "listening"
+# The path that the tests are run on.
+PATH = os.environ.get("TOH_PATH", "rewrite")
+# The table of the express path, and the routing tables from TABLE on.
+NFT_TABLE = f"tcp_over_http_{TUN}"
+TABLES = 3
+# The rules that every namespace has.
+DEFAULT_RULES = {0, 32766, 32767}
+# What a clean end may take: the drain time-out of the tests' gateways and some for the machine.
+STOP = 30
+
+
+def binary():
+    """TOH_BIN, or the newest build of the working tree."""
+    if "TOH_BIN" in os.environ:
+        return pathlib.Path(os.environ["TOH_BIN"]).resolve()
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target"))
+    built = [path for path in (target / kind / "tcp-over-http" for kind in ("release", "debug")) if path.exists()]
+    assert built, f"no tcp-over-http in {target}: run cargo build --release, or set TOH_BIN"
+    return max(built, key=lambda path: path.stat().st_mtime)
+
+
+class Gateway:
+    """One daemon in a router namespace; start() may be called again after stop() or kill()."""
+
+    def __init__(self, router, directory, options, env=None, prefix=()):
+        self.router = router
+        self.options = options
+        self.env = os.environ | {"RUST_BACKTRACE": "1"} | (env or {})
+        self.prefix = prefix
+        self.log_path = directory / f"gateway-{time.monotonic_ns()}.log"
+        self.process = None
+
+    def start(self, ready=True):
+        """Starts the daemon and waits until it serves (or, with ready=False, not even a moment)."""
+        offset = len(self.log())
+        with open(self.log_path, "ab") as log:
+            self.process = self.router.popen(
+                *self.prefix, binary(), "run", *self.options, env=self.env, stdout=log, stderr=log
+            )
+        if ready:
+            until(lambda: READY in self.log()[offset:] or self.process.poll() is not None, "the daemon listens")
+            assert self.process.poll() is None, f"the daemon ended with {self.process.poll()}:\n{self.log()}"
+        return self
+
+    def log(self):
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def wait_log(self, pattern, offset=0, timeout=WAIT):
+        """Waits for a match of pattern in the log behind offset."""
+        return until(lambda: re.search(pattern, self.log()[offset:]), f"{pattern!r} in the log", timeout)
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def wait(self, timeout=STOP):
+        """The exit code."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the daemon still runs after {timeout} s:\n{self.log()}") from None
+
+    def running(self):
+        return self.process is not None and self.process.poll() is None
+
+    def summary(self):
+        """The counters that SIGUSR1 writes to the log: {"flows opened": 1, "dropped malformed": 2, ...}."""
+        offset = len(self.log())
+        self.signal(signal.SIGUSR1)
+        until(lambda: "tun: " in self.log()[offset:], "a summary after SIGUSR1")
+        text = until(lambda: settled(lambda: self.log()[offset:]), "the summary's end")
+        counters = {}
+        for about, numbers in re.findall(r"\] (\w+): (\d.*)", text):
+            for number, name in re.findall(r"(\d+) ([a-z][a-z0-9 /'-]*)", numbers):
+                counters[f"{about} {name.strip()}"] = int(number)
+        return counters
+
+    def dropped(self):
+        """The number of packets dropped so far, for any reason."""
+        return sum(number for name, number in self.summary().items() if name.startswith("dropped "))
+
+    def stop(self):
+        """SIGTERM: the daemon must end with 0 and leave nothing behind."""
+        if self.running():
+            self.signal(signal.SIGTERM)
+        code = self.wait()
+        self.assert_sane_log()
+        assert code == 0, f"exit code {code}:\n{self.log()}"
+        self.assert_clean()
+
+    def kill(self):
+        """SIGKILL, as a crash."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def leftovers(self):
+        """Rules, routes, devices and firewall tables in the router that are not its own."""
+        left = []
+        for number in ("-4", "-6"):
+            left += [rule for rule in self.router.ip(number, "rule", "show") if rule["priority"] not in DEFAULT_RULES]
+            for table in range(TABLE, TABLE + TABLES):
+                left += self.router.ip(number, "route", "show", "table", table, check=False)
+        left += [link for link in self.router.ip("link", "show") if link["ifname"] not in ("lo", "lan", "wan")]
+        left += [line for line in self.router.run("nft", "list", "tables").stdout.splitlines() if NFT_TABLE in line]
+        return left
+
+    def assert_clean(self):
+        left = self.leftovers()
+        assert not left, f"left behind: {left}"
+
+    def assert_sane_log(self):
+        log = self.log()
+        assert "panicked" not in log, log
+        assert PASSWORD not in log, "the log shows the password"
+
+
+def settled(read):
+    """What read() gives, once it gives the same twice."""
+    first = read()
+    time.sleep(0.05)
+    return first if read() == first else None
+
+
+def upstream(host=PROXY, port=3128, user=None):
+    """The URL of an upstream."""
+    credentials = f"{user}:{PASSWORD}@" if user else ""
+    return f"http://{credentials}{'[' + host + ']' if ':' in host else host}:{port}"

@@ -1,0 +1,322 @@
+"""Odd packets: IP options, extension headers, fragments, and bytes that are no packets at all."""
+
+import random
+import signal
+import socket
+import struct
+
+import pytest
+
+pytest.importorskip("scapy")
+import logging  # noqa: E402
+
+logging.getLogger("scapy").setLevel(logging.ERROR)
+from scapy.layers.inet import ICMP, IP, TCP, IPOption_NOP, IPOption_RR, fragment  # noqa: E402
+from scapy.layers.inet6 import (  # noqa: E402
+    ICMPv6DestUnreach, ICMPv6PacketTooBig, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop, PadN, fragment6,
+)
+from scapy.packet import Raw  # noqa: E402
+
+from netns import CLIENT, CLIENT6, SERVER, SERVER6, connecting, finish_connect
+from wait import until
+
+PORT = 33333
+ETH_P_IP, ETH_P_IPV6 = 0x0800, 0x86DD
+
+
+class Wire:
+    """Sends and receives whole IP packets of one made-up connection on the client's link."""
+
+    def __init__(self, client, router, server):
+        self.server = server
+        self.source = CLIENT6 if ":" in server else CLIENT
+        self.kind = IPv6 if ":" in server else IP
+        with client.enter():
+            self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+        self.sock.bind(("lan", 3))
+        self.sock.setblocking(False)
+        hardware = router.ip("link", "show", "lan")[0]["address"]
+        self.router = bytes.fromhex(hardware.replace(":", ""))
+        # The client's kernel knows nothing of this connection and must not reset it.
+        client.nft(f"""
+table inet quiet {{
+    chain input {{
+        type filter hook input priority 0
+        tcp dport {PORT} drop
+    }}
+}}""")
+        # Neighbours are known beforehand: no resolution in between.
+        client.run("ping", "-c1", "-W5", "fd01::1" if ":" in server else "10.1.0.1")
+
+    def ip(self, **fields):
+        return self.kind(src=self.source, dst=self.server, **fields)
+
+    def send(self, packet):
+        data = packet if isinstance(packet, bytes) else bytes(packet)
+        protocol = ETH_P_IPV6 if data[0] >> 4 == 6 else ETH_P_IP
+        self.sock.sendto(data, ("lan", protocol, 0, 0, self.router))
+
+    def receive(self, wanted):
+        """The next packet to our port that wanted(tcp) likes."""
+
+        def look():
+            try:
+                data, (_, protocol, *_) = self.sock.recvfrom(65535)
+            except BlockingIOError:
+                return None
+            if protocol not in (ETH_P_IP, ETH_P_IPV6):
+                return None
+            packet = (IPv6 if protocol == ETH_P_IPV6 else IP)(data)
+            tcp = packet.getlayer(TCP)
+            if tcp is not None and packet.src == self.server and tcp.dport == PORT and wanted(tcp):
+                return tcp
+            return None
+
+        return until(look, "the packet", interval=0.001)
+
+
+@pytest.fixture
+def wire(client, router, server):
+    return Wire(client, router, server)
+
+
+def odd_headers(server):
+    """Headers that stand between the IP header and TCP, or within it, by name."""
+    if ":" in server:
+        return {
+            "destination options": lambda ip: ip / IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0" * 4)]),
+            # Linux takes no more than 7 bytes of padding for good.
+            "two of them": lambda ip: ip / IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0" * 4)]) / IPv6ExtHdrDestOpt(),
+            "hop-by-hop": lambda ip: ip / IPv6ExtHdrHopByHop(options=[PadN(optdata=b"\0" * 4)]),
+        }
+    return {
+        "nops": lambda ip: options(ip, [IPOption_NOP()] * 4),
+        "record route": lambda ip: options(ip, [IPOption_RR(length=11, pointer=4, routers=["0.0.0.0", "0.0.0.0"]), IPOption_NOP()]),
+    }
+
+
+def options(ip, wanted):
+    ip.options = wanted
+    return ip
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_connection_with_odd_headers(gateway, proxy, wire, server, number):
+    """A connection all of whose packets have IP options or extension headers works like any other, or is refused."""
+    cases = list(odd_headers(server).items())
+    if number >= len(cases):
+        pytest.skip("no more kinds in this family")
+    name, dress = cases[number]
+    daemon = gateway()
+    wire.send(dress(wire.ip()) / TCP(sport=PORT, dport=80, flags="S", seq=1000, options=[("MSS", 1400)]))
+    connection = proxy.open()
+    answer = wire.receive(lambda tcp: True)
+    assert answer.flags == "SA", f"{name}: {answer.flags}"
+    base = {"sport": PORT, "dport": 80}
+    wire.send(dress(wire.ip()) / TCP(**base, flags="A", seq=1001, ack=answer.seq + 1))
+    wire.send(dress(wire.ip()) / TCP(**base, flags="PA", seq=1001, ack=answer.seq + 1) / Raw(b"question"))
+    assert connection.sock.recv(100) == b"question"
+    connection.send(b"answer")
+    data = wire.receive(lambda tcp: bytes(tcp.payload).startswith(b"answer"))
+    assert data.ack == 1001 + 8
+    wire.send(dress(wire.ip()) / TCP(**base, flags="FA", seq=1009, ack=data.seq + 6))
+    assert connection.sock.recv(1) == b""
+    assert daemon.running()
+
+
+def test_wrong_checksum_is_no_data(gateway, proxy, wire, client, server):
+    """A damaged packet stays damaged: the rewriter must not repair its checksum."""
+    gateway()
+    base = {"sport": PORT, "dport": 80}
+    wire.send(wire.ip() / TCP(**base, flags="S", seq=1000))
+    connection = proxy.open()
+    answer = wire.receive(lambda tcp: tcp.flags == "SA")
+    wire.send(wire.ip() / TCP(**base, flags="A", seq=1001, ack=answer.seq + 1))
+    wire.send(wire.ip() / TCP(**base, flags="PA", seq=1001, ack=answer.seq + 1, chksum=0x1234) / Raw(b"damaged!"))
+    wire.send(wire.ip() / TCP(**base, flags="PA", seq=1001, ack=answer.seq + 1) / Raw(b"flawless"))
+    assert connection.sock.recv(100) == b"flawless"
+
+
+def test_reset_on_the_wire(gateway, proxy, wire, server):
+    """A client's RST, as packets tell it, reaches the proxy as a reset."""
+    gateway()
+    base = {"sport": PORT, "dport": 80}
+    wire.send(wire.ip() / TCP(**base, flags="S", seq=1000))
+    connection = proxy.open()
+    answer = wire.receive(lambda tcp: tcp.flags == "SA")
+    wire.send(wire.ip() / TCP(**base, flags="A", seq=1001, ack=answer.seq + 1))
+    wire.send(wire.ip() / TCP(**base, flags="R", seq=1001, ack=0))
+    with pytest.raises(ConnectionResetError):
+        connection.sock.recv(1)
+
+
+def test_data_of_nobody_is_reset(gateway, wire, server):
+    """A packet of a connection that was never opened gets a RST that its sender believes (RFC 9293 section 3.10.7.1)."""
+    gateway()
+    wire.send(wire.ip() / TCP(sport=PORT, dport=80, flags="PA", seq=5000, ack=7000) / Raw(b"hello?"))
+    answer = wire.receive(lambda tcp: "R" in str(tcp.flags))
+    assert answer.seq == 7000
+
+
+def test_reset_of_nobody_is_not_answered(gateway, wire, client, server, capture):
+    """No RST for a RST: two gateways would play ping-pong."""
+    answers = capture(client, "lan", f"src host {server} and tcp")
+    gateway()
+    wire.send(wire.ip() / TCP(sport=PORT, dport=80, flags="R", seq=5000))
+    wire.send(wire.ip() / TCP(sport=PORT, dport=81, flags="PA", seq=5000, ack=1) / Raw(b"x"))
+    wire.receive(lambda tcp: tcp.sport == 81)
+    assert len(answers.packets()) == 1
+
+
+@pytest.mark.parametrize("flags", ["", "F", "FPU", "SF", "SR", "SFRPAUEC", "A"])
+def test_odd_flags(gateway, proxy, wire, client, server, flags):
+    """What port scanners and the bored send opens nothing and harms nothing."""
+    daemon = gateway()
+    wire.send(wire.ip() / TCP(sport=PORT, dport=80, flags=flags, seq=1, ack=1))
+    assert_works(client, proxy, server)
+    assert not proxy.pending()
+    assert daemon.running()
+
+
+def test_fragments_are_dropped(gateway, proxy, wire, client, router, server):
+    """Fragments that come to the TUN move a counter; the router's own reassembly is none of our business."""
+    daemon = gateway()
+    before = daemon.dropped()
+    if ":" in server:
+        whole = wire.ip() / IPv6ExtHdrFragment(id=7) / TCP(sport=PORT, dport=80, flags="S") / Raw(b"x" * 2000)
+        pieces = fragment6(whole, 1280)
+    else:
+        pieces = fragment(wire.ip(id=7) / TCP(sport=PORT, dport=80, flags="S") / Raw(b"x" * 2000), 576)
+    # A first fragment has ports and is as good as its SYN; the later ones have none.
+    for piece in pieces[1:]:
+        wire.send(piece)
+    until(lambda: daemon.dropped() > before, "a drop counted")
+    assert not proxy.pending()
+    assert_works(client, proxy, server)
+
+
+def malformed(server, random):
+    """Bytes that begin like an IP packet of TCP to the server and go wrong later."""
+    kind = IPv6 if ":" in server else IP
+    good = bytes(kind(src=CLIENT6 if ":" in server else CLIENT, dst=server) / TCP(sport=PORT, dport=80, flags="S"))
+    head = 40 if ":" in server else 20
+    for cut in (head, head + 1, head + 4, head + 13, head + 19):
+        piece = bytearray(good[:cut])
+        if ":" in server:
+            piece[4:6] = (cut - 40).to_bytes(2)
+        else:
+            piece = bytearray(bytes(IP(bytes(piece))))
+            piece[2:4] = cut.to_bytes(2)
+            piece[10:12] = b"\0\0"
+            piece[10:12] = struct.pack("!H", checksum(piece[:20]))
+        yield bytes(piece)
+    for offset in (0, 1, 4, 15):  # TCP data offset: too small, beyond the end
+        piece = bytearray(good)
+        piece[head + 12] = offset << 4
+        yield bytes(piece)
+    for _ in range(300):
+        piece = bytearray(good + random.randbytes(random.randrange(40)))
+        for _ in range(random.randrange(1, 8)):
+            piece[random.randrange(head, len(piece))] = random.randrange(256)
+        if ":" in server:
+            piece[4:6] = (len(piece) - 40).to_bytes(2)
+            piece[6] = random.choice([0, 6, 6, 43, 44, 50, 51, 58, 59, 60, 135, 253])
+        else:
+            piece[2:4] = len(piece).to_bytes(2)
+            piece[9] = random.choice([1, 6, 6, 17, 255])
+            piece[10:12] = b"\0\0"
+            piece[10:12] = struct.pack("!H", checksum(piece[:20]))
+        yield bytes(piece)
+
+
+def checksum(header):
+    total = sum(struct.unpack(f"!{len(header) // 2}H", header))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+
+
+def test_malformed_packets(gateway, fault_proxy, wire, client, router, server):
+    """Damaged packets move counters and nothing else. They come through the router and straight into the TUN's route."""
+    proxy = fault_proxy()
+    daemon = gateway(log_level="info")
+    before = daemon.dropped()
+    for packet in malformed(server, random.Random(1)):
+        wire.send(packet)
+    until(lambda: daemon.dropped() > before, "drops counted")
+    # What was a SYN after all may have been dialled.
+    while proxy.pending():
+        pass
+    other = client.begin_connect(server, 4321)
+    until(lambda: opened(proxy, 4321), "a good connection after all that")
+    assert finish_connect(other) == 0
+    assert daemon.running()
+
+
+def opened(proxy, port):
+    """Accepts a connection; opens it and is true if it is the one to port, else closes it."""
+    connection = proxy.accept()
+    connection.read_request()
+    if connection.port != port:
+        connection.close()
+        return False
+    connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
+    return True
+
+
+def test_icmp_errors_of_nobody(gateway, proxy, wire, client, server):
+    """ICMP errors that quote nonsense, or flows that we don't have, are dropped."""
+    daemon = gateway("--non-tcp", "reject")
+    quoted = bytes(wire.kind(src=server, dst=wire.source) / TCP(sport=80, dport=1, flags="A"))
+    if ":" in server:
+        kinds = [ICMPv6DestUnreach(code=4), ICMPv6PacketTooBig(mtu=1)]
+    else:
+        kinds = [ICMP(type=3, code=3), ICMP(type=3, code=4, nexthopmtu=1), ICMP(type=11), ICMP(type=12)]
+    for kind in kinds:
+        for length in (0, 1, 20, 28, 40, len(quoted)):
+            wire.send(wire.ip() / kind / Raw(quoted[:length]))
+    assert_works(client, proxy, server)
+    assert daemon.running()
+
+
+def test_packets_to_the_gateways_own_subnet(gateway, proxy, client, router, server):
+    """The TUN's subnet is nobody's destination: what a client sends there is no way to the listener or to others' flows."""
+    daemon = gateway()
+    targets = ["fd45:39::1", "fd45:39::2", "fd45:39::5"] if ":" in server else ["10.45.39.1", "10.45.39.2", "10.45.39.3"]
+    for target in targets:
+        near = client.begin_connect(target, 12345)
+        until(lambda: not connecting(near), "an answer or an error") if target.endswith("1") else None
+        near.close()
+    assert_works(client, proxy, server)
+    assert daemon.running()
+
+
+def test_summary_on_request(gateway, proxy, client, server):
+    """SIGUSR1 as often as one likes; the counters count."""
+    daemon = gateway(log_level="info")
+    first = daemon.summary()
+    for _ in range(3):
+        assert_works(client, proxy, server)
+    second = daemon.summary()
+    assert second["flows opened"] == first["flows opened"] + 3
+    for _ in range(20):
+        daemon.signal(signal.SIGUSR1)
+    assert_works(client, proxy, server)
+
+
+def assert_works(client, proxy, server):
+    """An ordinary connection works."""
+    near = client.begin_connect(server, 4321)
+    connection = proxy.accept()
+    connection.read_request()
+    while connection.port != 4321:
+        connection.close()
+        connection = proxy.accept()
+        connection.read_request()
+    connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert finish_connect(near) == 0
+    near.sendall(b"question")
+    assert connection.sock.recv(100) == b"question"
+    connection.send(b"answer")
+    assert near.recv(100) == b"answer"
+    near.close()
+    connection.close()

@@ -1,0 +1,209 @@
+"""The packages that scripts/ipk and scripts/apk make, taken apart and compared file by file."""
+
+import gzip
+import hashlib
+import io
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tarfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FILES = ROOT / "openwrt/files"
+EPOCH = 1700000000
+BINARY = b"\x7fELF" + bytes(range(256)) * 64
+CONFIG = "etc/config/tcp-over-http"
+ARCHS = ["mips_24kc", "mips_4kec"]
+
+
+def pack(script, dist, project=ROOT, **environment):
+    """Packs a stand-in for the MIPS binary; gives what was printed."""
+    (dist / "mips").mkdir(parents=True, exist_ok=True)
+    (dist / "mips/tcp-over-http").write_bytes(BINARY)
+    env = os.environ | {"DIST": str(dist), "SOURCE_DATE_EPOCH": str(EPOCH)} | environment
+    command = [project / "scripts" / script, "mips"]
+    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def ipk(tmp_path_factory):
+    dist = tmp_path_factory.mktemp("dist")
+    pack("ipk", dist)
+    return dist / f"mips/tcp-over-http_{package_version()}_mips_24kc.ipk"
+
+
+def version():
+    return re.search(r'^version = "(.*)"$', (ROOT / "Cargo.toml").read_text(), re.M)[1]
+
+
+def package_version():
+    return version() + "-r1"
+
+
+def members(data):
+    """A gzipped tar: what is in it, in order, and the uncompressed bytes."""
+    plain = gzip.decompress(data)
+    archive = tarfile.open(fileobj=io.BytesIO(plain))
+    return {info.name: (info, info.isfile() and archive.extractfile(info).read()) for info in archive}, plain
+
+
+def parts(package):
+    outer, _ = members(package.read_bytes())
+    assert list(outer) == ["./debian-binary", "./data.tar.gz", "./control.tar.gz"]
+    assert outer["./debian-binary"][1] == b"2.0\n"
+    return outer["./data.tar.gz"][1], outer["./control.tar.gz"][1]
+
+
+def expected_files():
+    files = {path.relative_to(FILES).as_posix(): path for path in FILES.rglob("*") if path.is_file()}
+    contents = {name: (0o755 if os.access(path, os.X_OK) else 0o644, path.read_bytes()) for name, path in files.items()}
+    contents[CONFIG] = (0o600, files[CONFIG].read_bytes())
+    contents["usr/bin/tcp-over-http"] = (0o755, BINARY)
+    return contents
+
+
+def test_an_ipk_holds_these_files_and_no_others(ipk):
+    found, _ = members(parts(ipk)[0])
+    files = {name.removeprefix("./"): (info.mode, data) for name, (info, data) in found.items() if info.isfile()}
+    assert files == expected_files()
+    for name, (info, _) in found.items():
+        assert (info.uid, info.gid, info.mtime) == (0, 0, EPOCH), name
+        assert info.isfile() or (info.isdir() and info.mode == 0o755), name
+
+
+def test_an_ipk_says_what_it_is(ipk):
+    data, control = parts(ipk)
+    found, _ = members(control)
+    assert sorted(found) == [".", "./conffiles", "./control", "./postinst", "./prerm"]
+    for name, mode in {"conffiles": 0o644, "control": 0o644, "postinst": 0o755, "prerm": 0o755}.items():
+        info, _ = found["./" + name]
+        assert (info.mode, info.uid, info.gid, info.mtime) == (mode, 0, 0, EPOCH), name
+    assert found["./conffiles"][1] == f"/{CONFIG}\n".encode()
+    text = found["./control"][1].decode()
+    fields = dict(line.split(": ", 1) for line in text.splitlines() if not line.startswith(" "))
+    assert fields["Package"] == "tcp-over-http"
+    assert fields["Version"] == package_version()
+    assert fields["Architecture"] == "mips_24kc"
+    assert fields["Depends"] == "kmod-tun"
+    assert fields["License"] == "MIT"
+    assert int(fields["Installed-Size"]) == len(gzip.decompress(data))
+    assert list(fields)[-1] == "Description"
+    assert text.endswith("take as long as they really do.\n")
+
+
+def test_scripts_of_an_ipk_do_what_openwrt_does(ipk, tmp_path):
+    found, _ = members(parts(ipk)[1])
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/functions.sh").write_text(
+        'default_postinst() { echo "postinst $#"; }\ndefault_prerm() { echo "prerm $#"; }\n'
+    )
+    for script in ["postinst", "prerm"]:
+        path = tmp_path / script
+        path.write_bytes(found["./" + script][1])
+        run = lambda **env: subprocess.run(
+            ["sh", path, "configure"], env=os.environ | env, check=True, capture_output=True, text=True
+        ).stdout
+        assert run(IPKG_INSTROOT=str(tmp_path)) == f"{script} 2\n"
+        assert run(IPKG_INSTROOT="/nonexistent") == ""
+    assert subprocess.run(["sh", tmp_path / "postinst"], env=os.environ | {
+        "IPKG_INSTROOT": str(tmp_path), "IPKG_NO_SCRIPT": "1"}, check=True, capture_output=True).stdout == b""
+
+
+def test_all_architectures_of_a_target_get_the_same(ipk):
+    packages = sorted(path.name for path in ipk.parent.glob("*.ipk"))
+    assert packages == [f"tcp-over-http_{package_version()}_{arch}.ipk" for arch in ARCHS]
+    data = {parts(path)[0] for path in ipk.parent.glob("*.ipk")}
+    assert len(data) == 1
+
+
+def test_an_ipk_is_the_same_wherever_and_whenever_it_is_made(ipk, tmp_path):
+    # Another checkout, with another umask, other times, in another time zone and language.
+    project = tmp_path / "a checkout elsewhere"
+    project.mkdir()
+    for name in ["scripts", "openwrt"]:
+        shutil.copytree(ROOT / name, project / name, copy_function=shutil.copy)
+    shutil.copy(ROOT / "Cargo.toml", project)
+    for path in project.rglob("*"):
+        path.chmod(0o700 if path.is_dir() or os.access(path, os.X_OK) else 0o600)
+    old = os.umask(0o077)
+    try:
+        pack("ipk", tmp_path / "dist", project, TZ="Asia/Tokyo", LC_ALL="C")
+    finally:
+        os.umask(old)
+    for package in ipk.parent.glob("*.ipk"):
+        assert (tmp_path / "dist/mips" / package.name).read_bytes() == package.read_bytes()
+
+
+def test_what_is_not_built_is_not_packed(tmp_path):
+    for script, arguments, message in [
+        ("ipk", ["mips"], "mips is not built"),
+        ("ipk", [], "nothing is built"),
+        ("ipk", ["pdp11"], "no target 'pdp11'"),
+        ("build", ["pdp11"], "no target 'pdp11'"),
+    ]:
+        env = os.environ | {"DIST": str(tmp_path)}
+        result = subprocess.run([ROOT / "scripts" / script, *arguments], env=env, capture_output=True, text=True)
+        assert result.returncode != 0 and message in result.stderr, (script, arguments)
+    assert not list(tmp_path.rglob("*.ipk"))
+
+
+def test_without_an_apk_tool_none_is_made_and_it_says_so(tmp_path):
+    assert "skipped" in pack("apk", tmp_path, APK="/nonexistent/apk")
+    assert not list(tmp_path.rglob("*.apk"))
+
+
+def test_apk_mkpkg_is_given_the_same_files(tmp_path):
+    """With a stand-in that shows what the real one would have packed."""
+    if os.geteuid() != 0 and not shutil.which("fakeroot"):
+        pytest.skip("needs root or fakeroot")
+    apk = tmp_path / "apk"
+    apk.write_text("""#!/bin/sh
+[ "$2" != --help ] || exit 0
+while [ $# -gt 0 ]; do
+    case $1 in
+    --info) echo "info $2" ;;
+    --script) echo "script ${2%%:*}"; cat "${2#*:}" ;;
+    --files) files=$2; (cd "$2" && find . -type f -exec stat -c '%n %a %u %g %Y' {} + | sort) ;;
+    --output) output=$2 ;;
+    esac
+    shift
+done >"$0.args"
+tar -C "$files" -cf "$0.tar" .
+cp "$0.args" "$output"
+""")
+    apk.chmod(0o755)
+    pack("apk", tmp_path / "dist", APK=str(apk))
+    packages = sorted(path.name for path in (tmp_path / "dist/mips").glob("*.apk"))
+    assert packages == [f"tcp-over-http-{package_version()}_{arch}.apk" for arch in ARCHS]
+    arguments = (tmp_path / "apk.args").read_text()
+    for line in [f"info version:{package_version()}", "info depends:kmod-tun", "info arch:mips_4kec",
+                 "script post-install", "script post-upgrade", "script pre-deinstall", "default_postinst",
+                 f"./{CONFIG} 600 0 0 {EPOCH}", f"./usr/bin/tcp-over-http 755 0 0 {EPOCH}"]:
+        assert line in arguments.splitlines(), line
+    with tarfile.open(tmp_path / "apk.tar") as archive:
+        found = {i.name.removeprefix("./"): (i.mode, archive.extractfile(i).read()) for i in archive if i.isfile()}
+    info = "lib/apk/packages/tcp-over-http."
+    listing = found.pop(info + "list")[1].decode().split()
+    assert listing == sorted("/" + name for name in expected_files())
+    assert found.pop(info + "conffiles")[1] == f"/{CONFIG}\n".encode()
+    digest = hashlib.sha256((FILES / CONFIG).read_bytes()).hexdigest()
+    assert found.pop(info + "conffiles_static")[1] == f"/{CONFIG} {digest}\n".encode()
+    assert found == expected_files()
+
+
+def test_versions_agree():
+    makefile = (ROOT / "openwrt/Makefile").read_text()
+    assert f"\nPKG_VERSION:={version()}\n" in makefile
+    # As apk wants them: no v, and no dash but that of the release.
+    assert re.fullmatch(r"\d+\.\d+\.\d+(_(alpha|beta|rc)\d+)?-r\d+", package_version())
+
+
+def test_the_service_is_off_until_it_is_set_up():
+    config = (FILES / CONFIG).read_text()
+    assert "\n\toption enabled '0'\n" in config
+    # No password, no proxy: whoever enables it as it is gets an error and no surprise.
+    assert not re.search(r"^\s*(list upstream|config upstream)", config, re.M)
