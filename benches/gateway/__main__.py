@@ -5,8 +5,8 @@ runs, and measures every gateway in each round, in an order that turns. Installs
 packages with apt-get, tun2proxy with cargo, Go programs with `go install`, matplotlib with pip. Needs root.
 What a registry does not give is left out and named.
 
-Environment: TOH_BIN, the tcp-over-http to measure instead of one built from here; TOH_BENCH_CACHE, where
-what is built is kept (/var/cache/tcp-over-http-bench); CARGO_TARGET_DIR.
+Environment: TOH_BIN, the tcp-over-http to measure, as scripts/build x86_64 leaves it, instead of one made
+here; TOH_BENCH_CACHE, where what is built is kept (/var/cache/tcp-over-http-bench); CARGO_TARGET_DIR.
 """
 
 import argparse

@@ -67,11 +67,12 @@ def tools() -> Path:
 
 @functools.cache
 def daemon() -> Path:
-    """tcp-over-http: the binary of TOH_BIN, or built from here."""
+    """tcp-over-http: the binary of TOH_BIN, or built from here with the code of scripts/build."""
     if given := os.environ.get("TOH_BIN"):
         return Path(given).resolve()
     manifest = ROOT / "Cargo.toml"
-    _call(_as_user(["cargo", "build", "--release", "--locked", "--manifest-path", manifest]), _build_env())
+    env = {**_build_env(), "RUSTC_WORKSPACE_WRAPPER": str(ROOT / "scripts/rustc-router")}
+    _call(_as_user(["cargo", "build", "--release", "--locked", "--manifest-path", manifest]), env)
     return _target() / "release/tcp-over-http"
 
 
@@ -148,7 +149,7 @@ def _as_user(argv: list) -> list:
     """The command, run gently by whoever called sudo."""
     argv = ["nice", "-n", "19", *argv]
     if user := os.environ.get("SUDO_USER"):
-        keep = "CARGO_TARGET_DIR,GOBIN,CGO_ENABLED"
+        keep = "CARGO_TARGET_DIR,GOBIN,CGO_ENABLED,RUSTC_WORKSPACE_WRAPPER"
         return [
             "sudo",
             "-u",
