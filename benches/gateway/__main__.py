@@ -25,7 +25,7 @@ import gateways
 import install
 import measure
 import results
-from lab import CONGESTION, LabError, file_limit
+from lab import CONGESTION, LabError, file_limit, sweep
 
 RESULTS = install.ROOT / "benches/results"
 
@@ -94,6 +94,7 @@ def main() -> int:
 def run(chosen: list[gateways.Gateway], plan: measure.Plan) -> dict:
     """Installs, measures, and puts everything together."""
     install.prepare()
+    sweep()
     tools = install.tools()
     notes = _notes(plan)
     plan = replace(plan, idle=tuple(plan.idle_counts()))
@@ -152,7 +153,8 @@ def write(found: dict, output: Path):
     """The results as JSON and Markdown, and the charts."""
     output = output if output.parent != Path() else RESULTS / output
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    rounded = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.5g}"))
+    output.with_suffix(".json").write_text(json.dumps(rounded, indent=1) + "\n")
     output.with_suffix(".md").write_text(results.markdown(found))
     say(f"written: {output}.json, {output}.md")
     try:

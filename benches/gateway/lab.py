@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 
 CONGESTION = "reno"
+# Namespaces are PREFIX-PID-RANDOM-ROLE.
+PREFIX = "tohbench"
 PROXY = ("192.0.2.2", 3128)
 SERVER = ("203.0.113.1", 5201)
 SERVER_NET = "203.0.113.0/24"
@@ -85,7 +87,7 @@ class Lab:
         self.dir = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="toh-bench-")))
         run_id = f"{os.getpid()}-{secrets.token_hex(2)}"
         for role in ("client", "router", "internet"):
-            name = f"tohbench-{run_id}-{role}"
+            name = f"{PREFIX}-{run_id}-{role}"
             _run(["ip", "netns", "add", name])
             self._stack.callback(subprocess.run, ["ip", "netns", "del", name], check=False)
             self._names[role] = name
@@ -170,6 +172,20 @@ class Lab:
     def _end_processes(self):
         for process in reversed(self._processes[:]):
             self.stop(process)
+
+
+def sweep():
+    """Removes what runs that were killed have left behind: processes and namespaces."""
+    for line in _run(["ip", "netns", "list"]).splitlines():
+        name = line.split()[0] if line else ""
+        prefix, _, rest = name.partition("-")
+        owner = rest.split("-")[0]
+        if prefix != PREFIX or not owner.isdigit() or Path(f"/proc/{owner}").exists():
+            continue
+        for pid in _run(["ip", "netns", "pids", name]).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        subprocess.run(["ip", "netns", "del", name], check=False)
 
 
 def file_limit() -> int:
