@@ -1,0 +1,213 @@
+"""The measurements: what is done with one gateway in one lab."""
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateways import Gateway
+from lab import PROXY, SERVER, SPREAD, Lab, LabError, file_limit
+
+FIXED_RATE = 800_000_000  # bits per second
+STREAMS = {"up1": (1, False), "down1": (1, True), "up4": (4, False), "down4": (4, True)}
+RATES = {"up_fixed": False, "down_fixed": True}
+CONNECTS = {"connect1": 1, "connect8": 8}
+# Idle connections asked for; what the limit of open files leaves of them is what is tried.
+IDLE = (1_000, 10_000)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and what."""
+
+    stream_seconds: float
+    connect_seconds: float
+    rounds: int
+    fixed_rate: bool
+    idle: tuple[int, ...]
+    # Also before each stream, not counted.
+    warmup: float = 0.3
+
+    def idle_counts(self) -> list[int]:
+        """The idle connections there can be with two files each in one process."""
+        most = (file_limit() - 200) // 2 // 100 * 100
+        return sorted({min(count, most) for count in self.idle})
+
+
+QUICK = Plan(stream_seconds=1.0, connect_seconds=0.7, rounds=3, fixed_rate=False, idle=(1_000,))
+FULL = Plan(stream_seconds=2.0, connect_seconds=1.5, rounds=5, fixed_rate=True, idle=IDLE)
+
+
+@dataclass
+class Running:
+    """A gateway in a lab."""
+
+    lab: Lab
+    gateway: Gateway
+    process: subprocess.Popen | None
+    # Kept to the process ID: /proc/PID/stat counts in ticks of 10 ms, its CPU clock in nanoseconds.
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def client(self, *argv) -> list:
+        """The command of a client that goes through this gateway."""
+        via = ["--via", f"{PROXY[0]}:{PROXY[1]}"] if self.gateway.via_proxy else []
+        command, *rest = argv
+        return [self.lab.tools, command, "--to", f"{SERVER[0]}:{SERVER[1]}", *via, *rest]
+
+
+@contextlib.contextmanager
+def running(gateway: Gateway, tools: Path):
+    """A new lab with the gateway in it, ready for connections."""
+    with Lab(tools) as lab:
+        process = gateway.start(lab)
+        try:
+            lab.wait_until(lambda: _is_ready(lab, gateway, process), "a connection comes through")
+        except LabError as error:
+            said = lab.log(Path(gateway.binary).name) if gateway.binary else ""
+            raise LabError(f"{error}: {said}") from error
+        yield Running(lab, gateway, process)
+        if process:
+            lab.stop(process)
+
+
+def one_round(gateway: Gateway, tools: Path, plan: Plan) -> dict:
+    """All of a round's figures. What fails is missing in them, with the reason under `errors`."""
+    figures: dict = {"load_before": os.getloadavg()[0]}
+    with running(gateway, tools) as run:
+        figures["rss_idle"] = _rss(run.process)
+        peak = figures["rss_idle"]
+        for name, (streams, down) in STREAMS.items():
+            with _noted(run, name):
+                figures[name] = _stream(run, plan.stream_seconds, plan.warmup, streams, down)
+                peak = _most(peak, figures[name].pop("rss"))
+        figures["rss_load"] = peak
+        for name, down in RATES.items() if plan.fixed_rate else ():
+            with _noted(run, name):
+                figures[name] = _stream(run, plan.stream_seconds, plan.warmup, 1, down, FIXED_RATE)
+                figures[name].pop("rss")
+        for name, concurrency in CONNECTS.items():
+            with _noted(run, name):
+                argv = ["--spread", SPREAD, "--concurrency", concurrency, "--seconds", plan.connect_seconds]
+                before = _cpu(run.process)
+                figures[name] = json.loads(run.lab.run("client", run.client("connect", *argv)))
+                done = figures[name]["done"]
+                if run.process and done:
+                    figures[name]["gateway_us"] = (_cpu(run.process) - before) / done * 1e6
+        figures["errors"] = run.errors
+    return figures
+
+
+def idle(gateway: Gateway, tools: Path, count: int) -> dict:
+    """Memory with so many idle connections, and how many of them still work."""
+    with running(gateway, tools) as run:
+        figures = {"wanted": count, "rss_before": _rss(run.process)}
+        argv = run.client("idle", "--spread", SPREAD, "--connections", count)
+        client = run.lab.spawn(
+            "client",
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        figures |= json.loads(client.stdout.readline() or "{}")
+        figures["rss"] = _rss(run.process)
+        with contextlib.suppress(BrokenPipeError):
+            client.stdin.write("\n")
+            client.stdin.flush()
+        figures |= json.loads(client.stdout.readline() or "{}")
+        client.wait(30)
+        figures["gone"] = bool(run.process) and run.process.poll() is not None
+    return figures
+
+
+def _stream(run: Running, seconds, warmup, streams, down, rate=0) -> dict:
+    argv = [
+        "--streams",
+        streams,
+        "--seconds",
+        seconds + warmup,
+        "--warmup",
+        warmup,
+        *(["--down"] if down else []),
+    ]
+    argv += ["--rate", rate] if rate else []
+    lab = run.lab
+    gateway, proxy, system = _cpu(run.process), _cpu(lab.proxy), _system_cpu()
+    client = lab.spawn(
+        "client", run.client("stream", *argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    rss = None
+    while client.poll() is None:
+        rss = _most(rss, _rss(run.process))
+        time.sleep(0.05)
+    out, err = client.communicate()
+    if client.returncode != 0:
+        raise LabError(err.strip())
+    said = json.loads(out)
+    if said["bits_per_second"] == 0:
+        raise LabError("no byte has come through")
+    gb = said["bytes"] / 1e9
+    busy, softirq = (after - before for after, before in zip(_system_cpu(), system, strict=True))
+    figures = {
+        "gbps": said["bits_per_second"] / 1e9,
+        "proxy_s_per_gb": (_cpu(lab.proxy) - proxy) / gb,
+        "system_s_per_gb": busy / gb,
+        "softirq_s_per_gb": softirq / gb,
+        "rss": rss,
+    }
+    if run.process:
+        figures["gateway_s_per_gb"] = (_cpu(run.process) - gateway) / gb
+    return figures
+
+
+def _is_ready(lab: Lab, gateway: Gateway, process) -> bool:
+    if process and process.poll() is not None:
+        raise LabError(f"it ended with {process.returncode}")
+    return lab.reaches_server(gateway.via_proxy)
+
+
+@contextlib.contextmanager
+def _noted(run: Running, name: str):
+    """Notes a failure in it, unless there is no gateway left to go on with."""
+    try:
+        yield
+    except (LabError, ValueError) as error:
+        run.errors[name] = str(error)
+    if run.process and run.process.poll() is not None:
+        raise LabError(f"{name}: the gateway has ended: {run.lab.log(Path(run.gateway.binary).name)}")
+
+
+def _cpu(process) -> float:
+    """CPU seconds that a process has taken with all its threads, user and kernel."""
+    if process is None:
+        return 0.0
+    # The clock of another process: see CPUCLOCK_SCHED in <linux/posix-timers.h>.
+    return time.clock_gettime(~process.pid << 3 | 2)
+
+
+def _system_cpu() -> tuple[float, float]:
+    """CPU seconds of the whole machine, and how much of it was spent in interrupts."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = map(
+        int, Path("/proc/stat").read_text().split()[1:9]
+    )
+    return (user + nice + system + irq + softirq) / ticks, (irq + softirq) / ticks
+
+
+def _rss(process) -> int | None:
+    """Resident memory in bytes."""
+    if process is None:
+        return None
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _most(*values):
+    return max((value for value in values if value is not None), default=None)
