@@ -97,6 +97,11 @@ impl Rewriter {
         self.draining = true;
     }
 
+    /// Whether new flows are not taken any more.
+    pub const fn is_draining(&self) -> bool {
+        self.draining
+    }
+
     /// Where errors about a packet of the family come from.
     pub fn error_source(&self, ipv4: bool) -> Ipv6Addr {
         match self.settings.ipv6 {

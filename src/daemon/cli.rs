@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 
 use crate::config::{Kind, OPTIONS, Settings, Spec, VARIABLE};
+use crate::status::Form;
 
 /// What the user wants.
 pub enum Command {
@@ -11,6 +12,8 @@ pub enum Command {
     Run(Settings),
     /// Load the configuration and say what is wrong with it.
     Check(Settings),
+    /// Ask the running daemon how it is.
+    Status(Settings, Form),
     /// Print `Help`.
     Help,
     /// Print `Version`.
@@ -22,7 +25,7 @@ pub enum Command {
 pub enum UsageError {
     /// No command.
     NoCommand,
-    /// Neither `run` nor `check`.
+    /// There is no such command.
     Command,
     /// No flag begins with this name, which is cut where a value might begin.
     Flag(String),
@@ -45,10 +48,11 @@ pub fn parse(
         texts.push(utf8(arg)?);
     }
     let mut args = texts.into_iter().enumerate().peekable();
-    let (_, command) = args.next().ok_or(UsageError::NoCommand)?;
-    let command = match command.as_str() {
+    let (_, word) = args.next().ok_or(UsageError::NoCommand)?;
+    let mut command: fn(Settings) -> Command = match word.as_str() {
         "run" => Command::Run,
         "check" => Command::Check,
+        "status" => |settings| Command::Status(settings, Form::Text),
         "--help" | "-h" | "help" => return Ok(Command::Help),
         "--version" | "-V" => return Ok(Command::Version),
         _ => return Err(UsageError::Command),
@@ -67,6 +71,10 @@ pub fn parse(
         };
         if name == "help" {
             return Ok(Command::Help);
+        }
+        if name == "json" && word == "status" && value.is_none() {
+            command = |settings| Command::Status(settings, Form::Json);
+            continue;
         }
         let option = OPTIONS.iter().find(|spec| is_flag(spec, name));
         if option.is_none() && name != "config" {
@@ -116,6 +124,8 @@ impl fmt::Display for Help {
 
   tcp-over-http run [OPTION]...      run in the foreground; logs to stderr
   tcp-over-http check [OPTION]...    validate the configuration
+  tcp-over-http status [--json] [OPTION]...
+                                     how the running daemon is
   tcp-over-http --version | --help
 
 Options; each replaces what the file says:
@@ -158,8 +168,8 @@ the file, or in the variable {VARIABLE} (URLs separated by spaces).
 impl fmt::Display for UsageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            UsageError::NoCommand => f.write_str("no command (run or check)")?,
-            UsageError::Command => f.write_str("the first argument is no command (run or check)")?,
+            UsageError::NoCommand => f.write_str("no command")?,
+            UsageError::Command => f.write_str("the first argument is no command")?,
             UsageError::Flag(name) => write!(f, "unknown option --{name}")?,
             UsageError::NoValue(name) => write!(f, "--{name} needs a value")?,
             UsageError::Argument(number) => write!(f, "argument {number} is not an option")?,
@@ -193,6 +203,8 @@ mod tests {
     fn commands() {
         assert!(matches!(parsed(&["run"]), Ok(Command::Run(_))));
         assert!(matches!(parsed(&["check"]), Ok(Command::Check(_))));
+        assert!(matches!(parsed(&["status"]), Ok(Command::Status(_, Form::Text))));
+        assert!(matches!(parsed(&["status", "--json"]), Ok(Command::Status(_, Form::Json))));
         for help in [
             &["--help"][..],
             &["-h"],
@@ -246,6 +258,7 @@ mod tests {
             (&["start"], UsageError::Command),
             (&["--run"], UsageError::Command),
             (&["run", "--listen_port", "1"], UsageError::Flag("listen".to_owned())),
+            (&["run", "--json"], UsageError::Flag("json".to_owned())),
             (&["run", "--mut=1"], UsageError::Flag("mut".to_owned())),
             (&["run", "--upstreamhttp://u:hunter2@a"], UsageError::Flag("upstreamhttp".to_owned())),
             (&["run", "--"], UsageError::Flag(String::new())),

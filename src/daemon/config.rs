@@ -72,6 +72,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Bytes of a relay's pipe.
     pub pipe_size: u32,
+    /// Where the status is told: a path of 1..=107 bytes.
+    pub status_socket: String,
     /// What is logged, unless `RUST_LOG` says otherwise.
     pub log_level: log::LevelFilter,
     /// Who resolves the proxies' names.

@@ -11,8 +11,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use crate::capture::Capture;
+use crate::config::Config;
 use crate::gateway::Gateway;
-use crate::summary;
+use crate::status::{self, Form};
+use crate::status_socket::StatusSocket;
 use crate::tun::MAX_FRAME;
 
 /// How many frames are read before the relays have their turn: many enough to make a wake-up worth it,
@@ -20,6 +22,8 @@ use crate::tun::MAX_FRAME;
 const FRAMES: usize = 16;
 /// How many connections are accepted before others have their turn.
 const ACCEPTS: usize = 16;
+/// How many are told the status before others have their turn.
+const ANSWERS: usize = 4;
 /// The frame's offset in its buffer: puts the IP header at a multiple of 16 bytes.
 const ALIGN: usize = 6;
 /// What the packets of connections that are cut off at the end get to go out.
@@ -45,7 +49,8 @@ pub enum End {
 pub struct EventLoop {
     gateway: Rc<Gateway>,
     capture: Capture,
-    drain_timeout: Duration,
+    config: Config,
+    status: Option<StatusSocket>,
     buffer: Box<[u8]>,
     tick: Interval,
     /// Set once a signal has asked to end: when connections are cut off, then when the loop ends.
@@ -73,11 +78,12 @@ impl Signals {
 
 impl EventLoop {
     /// A loop that has yet to run.
-    pub fn new(gateway: Rc<Gateway>, capture: Capture, signals: Signals, drain_timeout: Duration) -> Self {
+    pub fn new(gateway: Rc<Gateway>, capture: Capture, signals: Signals, config: Config) -> Self {
         Self {
             gateway,
             capture,
-            drain_timeout,
+            status: status_socket(&config),
+            config,
             buffer: vec![0; ALIGN + MAX_FRAME].into_boxed_slice(),
             tick: every(TICK),
             deadlines: None,
@@ -99,6 +105,7 @@ impl EventLoop {
         }
         self.poll_listeners(cx);
         self.poll_signals(cx);
+        self.poll_status(cx);
         while self.tick.poll_tick(cx).is_ready() {
             self.gateway.handle_tick(self.gateway.now());
         }
@@ -152,7 +159,8 @@ impl EventLoop {
             while signal.poll_recv(cx).is_ready() {
                 let now = Instant::now();
                 // Asked twice: at once.
-                let patience = if self.deadlines.is_some() { Duration::ZERO } else { self.drain_timeout };
+                let patience =
+                    if self.deadlines.is_some() { Duration::ZERO } else { self.config.drain_timeout };
                 log::info!("ending; connections get {} s", patience.as_secs());
                 self.deadlines = Some((now + patience, now + patience + FAREWELL));
                 self.gateway.drain();
@@ -161,8 +169,24 @@ impl EventLoop {
             }
         }
         while self.signals.user.poll_recv(cx).is_ready() {
-            summary::log(&self.gateway);
+            for line in self.report(Form::Text).lines() {
+                log::info!("{line}");
+            }
         }
+    }
+
+    fn poll_status(&self, cx: &mut Context) {
+        let Some(status) = &self.status else { return };
+        for _ in 0..ANSWERS {
+            if status.poll_answer(cx, &|form| self.report(form)).is_pending() {
+                return;
+            }
+        }
+        cx.waker().wake_by_ref();
+    }
+
+    fn report(&self, form: Form) -> String {
+        status::report(&self.gateway, &self.config, form)
     }
 
     fn poll_drained(&mut self) -> Poll<End> {
@@ -189,6 +213,12 @@ impl EventLoop {
         }
         Poll::Pending
     }
+}
+
+/// The daemon does its work also if nobody can ask how it is.
+fn status_socket(config: &Config) -> Option<StatusSocket> {
+    let path = &config.status_socket;
+    StatusSocket::listen(path).inspect_err(|error| log::warn!("status_socket {path}: {error}")).ok()
 }
 
 fn every(period: Duration) -> Interval {

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::packet::{Packet, Tuple};
@@ -42,9 +43,7 @@ pub struct Gateway {
 /// What has happened so far, beside what the rewriter counts.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
-    /// Connections relayed.
-    pub relayed: u64,
-    /// Bytes moved by relays that have ended.
+    /// Bytes moved by relays.
     pub moved: Moved,
     /// Flows refused because of what the proxy said.
     pub refused: u64,
@@ -89,7 +88,12 @@ impl Gateway {
 
     /// The time, for the rewriter.
     pub fn now(&self) -> Instant {
-        Instant::from_millis(self.started.elapsed().as_millis() as u64)
+        Instant::from_millis(self.uptime().as_millis() as u64)
+    }
+
+    /// Since the start.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Handles one frame from the TUN.
@@ -318,7 +322,14 @@ impl Future for RelayTask {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context) -> Poll<()> {
         let this = self.get_mut();
-        let result: io::Result<()> = ready!(this.relay.poll(cx, &this.gateway.pipes));
+        let before = this.relay.moved();
+        let polled: Poll<io::Result<()>> = this.relay.poll(cx, &this.gateway.pipes);
+        let after = this.relay.moved();
+        this.gateway.count(|totals| {
+            totals.moved.up += after.up - before.up;
+            totals.moved.down += after.down - before.down;
+        });
+        let result = ready!(polled);
         this.ended = result.is_ok();
         let (slot, Moved { up, down }) = (this.slot, this.relay.moved());
         let end: &dyn fmt::Display = match &result {
@@ -341,12 +352,6 @@ impl Drop for RelayTask {
         let gateway = &self.gateway;
         self.relay.release(&gateway.pipes);
         gateway.rewriter.borrow_mut().close(self.slot, gateway.now());
-        let moved = self.relay.moved();
-        gateway.count(|totals| {
-            totals.relayed += 1;
-            totals.moved.up += moved.up;
-            totals.moved.down += moved.down;
-        });
     }
 }
 

@@ -20,7 +20,8 @@ mod proxy;
 mod relay;
 mod resolver;
 mod route;
-mod summary;
+mod status;
+mod status_socket;
 mod sys;
 mod sysctl;
 mod task;
@@ -63,6 +64,13 @@ fn main() -> ExitCode {
             Ok(config) => run(&config),
             Err(error) => fail(&error, error.exit_code()),
         },
+        Ok(Command::Status(settings, form)) => {
+            let path = settings.status_socket();
+            match status_socket::ask(&path, form) {
+                Ok(text) => print(text),
+                Err(error) => fail(&format_args!("no daemon answers at {path}: {error}"), 1),
+            }
+        }
         Err(error) => fail(&format_args!("tcp-over-http: {error}"), 2),
     }
 }
@@ -108,7 +116,7 @@ async fn serve(config: &Config) -> Result<End, StartError> {
     let rewriter = Rewriter::new(settings(config, path), limits(config), key);
     let pipes = Pipes::new(pipes, config.pipe_size);
     let gateway = Rc::new(Gateway::new(tun, rewriter, upstreams, pipes, config.connect));
-    let event_loop = EventLoop::new(gateway, capture, signals, config.drain_timeout);
+    let event_loop = EventLoop::new(gateway, capture, signals, config.clone());
     log::info!("{}: listening on port {}, {path} path", config.tun, config.listen_port);
     let (end, capture) = event_loop.run().await;
     if matches!(end, End::Asked) || config.on_failure == OnFailure::Direct {

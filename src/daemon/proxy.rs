@@ -16,17 +16,58 @@ use tcp_over_http::connect::Request;
 /// How long a proxy that failed comes last.
 const REST: Duration = Duration::from_secs(10);
 
-/// What became of the tunnels asked of one proxy since the start.
+/// What became of the tunnels asked of one proxy since the start. Counters wrap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
+    /// Asked for.
+    pub attempts: u32,
     /// Opened.
     pub opened: u32,
-    /// Answered with another status than 2xx.
-    pub refused: u32,
-    /// Not answered: unreachable, silent or garbage.
-    pub failed: u32,
-    /// From the connect to the last answer, in milliseconds.
-    pub latency: u32,
+    /// Answered with another status than 2xx, by class: [`Stats::REFUSED`].
+    pub refused: [u32; Self::REFUSED.len()],
+    /// It could not be connected.
+    pub unreachable: u32,
+    /// It did not answer in time.
+    pub timed_out: u32,
+    /// It closed, or sent garbage.
+    pub bad_reply: u32,
+    /// From the connect to the answer, in milliseconds: the shortest, the last, and the sum of all.
+    pub shortest: u32,
+    /// The last.
+    pub last: u32,
+    /// All together.
+    pub sum: u64,
+}
+
+impl Stats {
+    /// The classes of refusals.
+    pub const REFUSED: [&str; 5] =
+        ["refused_403", "refused_407", "refused_4xx", "refused_5xx", "refused_other"];
+
+    /// Counts an answer: its status, and how long it took in milliseconds.
+    pub fn answered(&mut self, status: u16, latency: u32) {
+        self.shortest = if self.answers() == 0 { latency } else { self.shortest.min(latency) };
+        self.last = latency;
+        self.sum = self.sum.wrapping_add(latency.into());
+        let count = match status {
+            200..=299 => &mut self.opened,
+            403 => &mut self.refused[0],
+            407 => &mut self.refused[1],
+            400..=499 => &mut self.refused[2],
+            500..=599 => &mut self.refused[3],
+            _ => &mut self.refused[4],
+        };
+        *count = count.wrapping_add(1);
+    }
+
+    /// The mean of what answers took, in milliseconds.
+    pub fn mean(&self) -> u64 {
+        self.sum / u64::from(self.answers().max(1))
+    }
+
+    fn answers(&self) -> u32 {
+        self.refused.iter().fold(self.opened, |sum, count| sum.wrapping_add(*count))
+    }
 }
 
 /// A kind of warning, limited by itself.
@@ -107,7 +148,12 @@ impl Proxy {
         }
     }
 
-    /// Whether the proxy comes last for now. The first to learn that its rest is over prolongs it for the others.
+    /// Whether the proxy comes last for now.
+    pub fn is_resting(&self) -> bool {
+        self.resting_until.get().is_some()
+    }
+
+    /// Whether to try the proxy last. The first to learn that its rest is over prolongs it for the others.
     pub fn rests(&self) -> bool {
         let Some(until) = self.resting_until.get() else {
             return false;
@@ -138,7 +184,14 @@ impl Proxy {
 
     /// Counts and logs a tunnel that got no answer.
     pub fn failed(&self, event: Event, what: fmt::Arguments<'_>) {
-        self.count(|stats| stats.failed = stats.failed.wrapping_add(1));
+        self.count(|stats| {
+            let count = match event {
+                Event::Unreachable => &mut stats.unreachable,
+                Event::TimedOut => &mut stats.timed_out,
+                _ => &mut stats.bad_reply,
+            };
+            *count = count.wrapping_add(1);
+        });
         self.warn(event, what);
     }
 
@@ -158,6 +211,18 @@ impl Proxy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn answers_are_counted_by_class() {
+        let mut stats = Stats::default();
+        for (status, latency) in [(200, 40), (403, 10), (407, 10), (400, 10), (502, 10), (302, 10), (999, 1)]
+        {
+            stats.answered(status, latency);
+        }
+        assert_eq!((stats.opened, stats.refused), (1, [1, 1, 1, 1, 2]));
+        assert_eq!((stats.shortest, stats.mean(), stats.last), (1, 13, 1));
+        assert_eq!(Stats::default().mean(), 0);
+    }
 
     #[test]
     fn one_dial_tries_a_rested_proxy_and_the_others_go_on_without_it() {

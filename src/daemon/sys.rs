@@ -221,6 +221,16 @@ pub fn unshare_network() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
 }
 
+/// Calls `make` while files get none of the permissions in `mask`.
+pub fn with_umask<T>(mask: u16, make: impl FnOnce() -> T) -> T {
+    // SAFETY: takes a plain number and can't fail.
+    let before = unsafe { libc::umask(mask.into()) };
+    let made = make();
+    // SAFETY: the same.
+    unsafe { libc::umask(before) };
+    made
+}
+
 /// Raises the limit of open files to `count`, the hard one too where that is allowed, or else as far as it
 /// goes. Returns the limit.
 pub fn raise_file_limit(count: usize) -> io::Result<usize> {

@@ -27,8 +27,6 @@ use std::time::{Duration, Instant};
 use tcp_over_http::connect::Target;
 use tokio::net::{TcpSocket, TcpStream};
 
-pub use crate::proxy::Stats;
-
 /// A tunnel that a proxy has opened.
 #[derive(Debug)]
 pub struct Opened {
@@ -115,9 +113,9 @@ impl Upstreams {
         Err(failure)
     }
 
-    /// Each proxy's name in the configuration and its counters.
-    pub fn stats(&self) -> impl Iterator<Item = (&str, Stats)> {
-        self.proxies.iter().map(|proxy| (proxy.name.as_str(), proxy.stats.get()))
+    /// The proxies, for what is known of them.
+    pub fn proxies(&self) -> &[Proxy] {
+        &self.proxies
     }
 
     /// Asks one proxy. Continues with the reason why the next one is worth a try.
@@ -125,6 +123,7 @@ impl Upstreams {
         let Ok(request) = proxy.request.bytes(Target::Ip(target)) else {
             return ControlFlow::Break(Err(Failure::BadTarget));
         };
+        proxy.count(|stats| stats.attempts = stats.attempts.wrapping_add(1));
         let begun = Instant::now();
         let stream = match self.connect(proxy).await {
             Ok(stream) => stream,
@@ -198,11 +197,10 @@ impl Upstreams {
         let latency = u32::try_from((now - begun).as_millis()).unwrap_or(u32::MAX);
         proxy.last_answer.set(Some(now));
         proxy.wake();
-        proxy.count(|stats| stats.latency = latency);
         let status = reply.status;
+        proxy.count(|stats| stats.answered(status, latency));
         debug!("upstream {}: {status} for {target} after {latency} ms", proxy.name);
         if !(200..300).contains(&status) {
-            proxy.count(|stats| stats.refused = stats.refused.wrapping_add(1));
             match (status, reply.offers_basic, proxy.has_credentials) {
                 (407, true, true) => proxy.warn(Event::Refused, format_args!("407: refuses the credentials")),
                 (407, true, false) => {
@@ -215,7 +213,6 @@ impl Upstreams {
             }
             return Err(Failure::Refused { status });
         }
-        proxy.count(|stats| stats.opened = stats.opened.wrapping_add(1));
         // Only now: refused connections, of which a port scan makes many, do without these calls.
         let _ = stream.set_nodelay(true);
         if self.keepalive != 0 {

@@ -116,6 +116,17 @@ impl FlowTable {
         (self.held, self.live)
     }
 
+    /// How many flows are in `state`. Looks at each of them.
+    pub fn count(&self, state: State) -> usize {
+        let mut at = self.queues[state as usize].head;
+        let mut count = 0;
+        while at != NIL {
+            at = self.flows[at as usize].next;
+            count += 1;
+        }
+        count
+    }
+
     /// Whether no flow is left that has anything to do.
     pub fn is_idle(&self) -> bool {
         let busy = [State::Held, State::Opening, State::Live, State::Closing];

@@ -1,5 +1,6 @@
 """The daemon under test: started in the router, watched, ended, and checked for what it left behind."""
 
+import json
 import os
 import pathlib
 import re
@@ -41,7 +42,8 @@ class Gateway:
 
     def __init__(self, router, directory, options, env=None, prefix=()):
         self.router = router
-        self.options = options
+        # One file system for all namespaces: the default socket would be everybody's.
+        self.options = ("--status-socket", directory / f"status-{time.monotonic_ns()}", *options)
         self.env = os.environ | {"RUST_BACKTRACE": "1"} | (env or {})
         self.prefix = prefix
         self.log_path = directory / f"gateway-{time.monotonic_ns()}.log"
@@ -79,17 +81,19 @@ class Gateway:
     def running(self):
         return self.process is not None and self.process.poll() is None
 
+    def command(self, *argv, check=True):
+        """Runs the program's command with the daemon's options; returns its CompletedProcess."""
+        return self.router.run(*self.prefix, binary(), *argv, *self.options, check=check, env=self.env)
+
+    def status(self):
+        """What `status --json` says."""
+        return json.loads(self.command("status", "--json").stdout)
+
     def summary(self):
-        """The counters that SIGUSR1 writes to the log: {"flows opened": 1, "dropped malformed": 2, ...}."""
-        offset = len(self.log())
-        self.signal(signal.SIGUSR1)
-        until(lambda: "tun: " in self.log()[offset:], "a summary after SIGUSR1")
-        text = until(lambda: settled(lambda: self.log()[offset:]), "the summary's end")
-        counters = {}
-        for about, numbers in re.findall(r"\] (\w+): (\d.*)", text):
-            for number, name in re.findall(r"(\d+) ([a-z][a-z0-9 /'-]*)", numbers):
-                counters[f"{about} {name.strip()}"] = int(number)
-        return counters
+        """The counters of the status: {"flows opened": 1, "dropped malformed": 2, ...}."""
+        status = self.status()
+        about = {key: value for key, value in status.items() if isinstance(value, dict)}
+        return {f"{key} {name}": number for key, value in about.items() for name, number in value.items()}
 
     def dropped(self):
         """The number of packets dropped so far, for any reason."""
@@ -128,13 +132,6 @@ class Gateway:
         log = self.log()
         assert "panicked" not in log, log
         assert PASSWORD not in log, "the log shows the password"
-
-
-def settled(read):
-    """What read() gives, once it gives the same twice."""
-    first = read()
-    time.sleep(0.05)
-    return first if read() == first else None
 
 
 def upstream(host=PROXY, port=3128, user=None):

@@ -158,6 +158,12 @@ impl Values {
         value.map_or(Origin::Default, |value| value.origin)
     }
 
+    /// The value of an option, unchecked; of a list the last.
+    pub fn text(&self, option: &str) -> Option<&str> {
+        let value = self.0.iter().rfind(|value| value.option == option)?;
+        Some(&value.text)
+    }
+
     /// Stores the defaults, then the values.
     pub fn store(&self, specs: &'static [Spec], draft: &mut Draft) -> Result<(), Fault> {
         let with_default = specs.iter().filter(|spec| !spec.default.is_empty());

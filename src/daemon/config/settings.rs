@@ -56,6 +56,16 @@ impl Settings {
         result.map_err(|fault| ConfigError::new(self.file_name(), fault))
     }
 
+    /// The option `status_socket`, whatever else is wrong: who asks the daemon need not have what it runs with.
+    pub fn status_socket(&self) -> String {
+        let mut sections = Sections::default();
+        if let Ok(Some(text)) = self.read() {
+            _ = sections.read(&text);
+        }
+        self.override_values(&mut sections.main);
+        sections.main.text("status_socket").unwrap_or(table::STATUS_SOCKET).to_owned()
+    }
+
     /// The file that `load` reads, or would if it existed.
     pub fn file_name(&self) -> &str {
         self.file.as_deref().unwrap_or(DEFAULT_FILE)

@@ -8,8 +8,11 @@ use log::LevelFilter;
 use super::options::Kind::{self, Bool, Choice, List, Number, Port, Secret, SecretList, Text};
 use super::options::Spec;
 use super::proxy_url::{self, password, username};
-use super::values::{cidr, device, header, host, mark, own_ipv4, own_ipv6, resolver, table};
+use super::values::{cidr, device, header, host, mark, own_ipv4, own_ipv6, resolver, socket, table};
 use super::{Config, ConnectMode, Host, Ipv4Net, NonTcp, OnFailure, PathChoice};
+
+/// The default of `status_socket`.
+pub const STATUS_SOCKET: &str = "/var/run/tcp-over-http.sock";
 
 /// The options of `config tcp-over-http 'main'`, each with a flag.
 #[rustfmt::skip] // one row an option
@@ -72,6 +75,8 @@ pub static MAIN: &[Spec] = &[
     // Before the main table's rule, 32766, with room for a few.
     row("rule_priority", "900", "priority of the first policy rule",
         Number(1, 32700, |d, v| d.config.rule_priority = v)),
+    row("status_socket", STATUS_SOCKET, "where the status is told",
+        Text(|d, v| socket(v).map(|v| d.config.status_socket = v))),
     row("log_level", "info", "how much is logged (RUST_LOG overrides it)",
         Choice(&["error", "warn", "info", "debug", "trace"], |d, i| d.config.log_level = level(i))),
 ];
@@ -166,6 +171,7 @@ impl Default for Draft {
                 rule_priority: 0,
                 drain_timeout: Duration::ZERO,
                 pipe_size: 0,
+                status_socket: String::new(),
                 log_level: LevelFilter::Info,
                 resolvers: Vec::new(),
                 upstreams: Vec::new(),

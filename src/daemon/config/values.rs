@@ -91,6 +91,12 @@ pub fn host(text: &str) -> Result<Host, &'static str> {
     Host::parse(text).ok_or("has no valid host (address or name)")
 }
 
+/// An absolute path that fits into `sockaddr_un` with its NUL (unix(7)).
+pub fn socket(path: &str) -> Result<String, &'static str> {
+    let valid = path.starts_with('/') && path.len() < 108 && !path.contains(char::is_control);
+    if valid { Ok(path.to_owned()) } else { Err("is not an absolute path of at most 107 bytes") }
+}
+
 /// Any but the kernel's own: 0 unspecified, 253 default, 254 main, 255 local (rtnetlink.h).
 pub fn table(text: &str) -> Result<u32, &'static str> {
     number(text)

@@ -110,7 +110,15 @@ async fn read_byte(stream: &TcpStream) -> u8 {
 }
 
 fn stats(upstreams: &Upstreams) -> Vec<(u32, u32, u32)> {
-    upstreams.stats().map(|(_, s)| (s.opened, s.refused, s.failed)).collect()
+    let stats = upstreams.proxies().iter().map(|proxy| proxy.stats.get());
+    stats
+        .map(|s| {
+            let refused = s.refused.iter().sum();
+            let failed = s.unreachable + s.timed_out + s.bad_reply;
+            assert_eq!(s.attempts, s.opened + refused + failed);
+            (s.opened, refused, failed)
+        })
+        .collect()
 }
 
 #[test]

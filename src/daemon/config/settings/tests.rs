@@ -264,6 +264,23 @@ fn headers_are_checked() {
 }
 
 #[test]
+fn the_status_socket_is_known_whatever_else_is_wrong() {
+    let path = std::env::temp_dir().join(format!("toh-settings-{}", std::process::id()));
+    let at = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let file = Some(path.to_str().unwrap().to_owned());
+        Settings { file, ..Settings::default() }
+    };
+    assert_eq!(at("").status_socket(), table::STATUS_SOCKET);
+    let broken = "config tcp-over-http main\noption status_socket /a\noption mtu x\nnonsense";
+    assert_eq!(at(broken).status_socket(), "/a");
+    let mut settings = at(broken);
+    settings.give(table::MAIN.iter().find(|spec| spec.name == "status_socket").unwrap(), "/b".to_owned());
+    assert_eq!(settings.status_socket(), "/b");
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
 fn files_that_cannot_be_read() {
     let load = |file: &str| Settings { file: Some(file.to_owned()), ..Settings::default() }.load();
     let text = |file| load(file).map(drop).unwrap_err().to_string();

@@ -1,0 +1,173 @@
+"""The status: what it tells, to whom, and that nobody who asks gets in the way."""
+
+import os
+import pathlib
+import signal
+import socket
+import stat
+
+import pytest
+
+from faultproxy import reply
+from gateway import PATH, TUN, upstream
+from netns import PROXY, PROXY_OTHER, SERVER, finish_connect
+from wait import until
+
+UPSTREAM = {
+    "name", "resting", "attempts", "opened", "refused_403", "refused_407", "refused_4xx", "refused_5xx", "refused_other",
+    "unreachable", "timed_out", "bad_reply", "ms_shortest", "ms_mean", "ms_last",
+}
+
+
+def socket_of(daemon):
+    return pathlib.Path(daemon.options[1])
+
+
+def refused(client, proxy, answer):
+    near = client.begin_connect(SERVER, 80)
+    proxy.open(answer)
+    assert finish_connect(near) != 0
+    near.close()
+
+
+def test_counts_what_happens(gateway, proxy, client):
+    """Flows, bytes of a relay that goes on, refusals by class, drops."""
+    daemon = gateway()
+    first = daemon.status()
+    assert first["version"] and first["path"] == PATH and first["tun"]["name"] == TUN and not first["draining"]
+    assert set(first["upstreams"][0]) == UPSTREAM
+    assert first["flows"] == {"max": 4096, "held": 0, "opening": 0, "live": 0, "closing": 0, "opened": 0, "refused": 0}
+
+    near = client.begin_connect(SERVER, 80)
+    connection = proxy.accept()
+    connection.read_request()
+    assert daemon.status()["flows"]["held"] == 1
+    connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert finish_connect(near) == 0
+    near.sendall(b"question")
+    assert connection.sock.recv(100) == b"question"
+    connection.send(b"the answer")
+    assert near.recv(100) == b"the answer"
+    until(lambda: daemon.status()["bytes"] == {"up": 8, "down": 10}, "the bytes of a live relay")
+
+    for status in (403, 404, 407, 502, 302):
+        refused(client, proxy, reply(status))
+    refused(client, proxy, b"SSH-2.0-OpenSSH\r\n")
+    told = daemon.status()
+    assert told["flows"]["live"] == 1 and told["flows"]["opened"] == 7 and told["flows"]["refused"] == 6
+    one = told["upstreams"][0]
+    assert one["name"] == f"{PROXY}:3128" and one["attempts"] == 7 and one["opened"] == 1 and one["bad_reply"] == 1
+    for kind in ("403", "407", "4xx", "5xx", "other"):
+        assert one[f"refused_{kind}"] == 1, kind
+    assert one["ms_shortest"] <= one["ms_mean"] and told["uptime"] >= first["uptime"]
+    assert set(told["dropped"]) >= {"malformed", "table_full", "unknown_flow"}
+
+    near.close()
+    connection.close()
+    until(lambda: not daemon.status()["flows"]["live"], "the relay's end")
+    assert daemon.status()["bytes"] == {"up": 8, "down": 10}
+
+
+def test_a_proxy_that_is_down(gateway, fault_proxy, client):
+    other = fault_proxy(PROXY_OTHER)
+    daemon = gateway(upstreams=(upstream(), upstream(PROXY_OTHER)))
+    near = client.begin_connect(SERVER, 80)
+    other.open()
+    assert finish_connect(near) == 0
+    down, up = daemon.status()["upstreams"]
+    assert down["unreachable"] == 1 and down["resting"] and not down["opened"]
+    assert up["opened"] == 1 and not up["resting"]
+
+
+def test_text_is_for_people_and_the_log(gateway, proxy, client):
+    daemon = gateway(log_level="info")
+    near = client.begin_connect(SERVER, 80)
+    proxy.open()
+    assert finish_connect(near) == 0
+    text = daemon.command("status").stdout
+    assert f"upstream: {PROXY}:3128, 1 attempts, 1 opened" in text and "flows:    4096 max, 1 live, 1 opened\n" in text
+    offset = len(daemon.log())
+    for _ in range(20):
+        daemon.signal(signal.SIGUSR1)
+    daemon.wait_log(r"INFO\b.*\] upstream: .* 1 opened", offset)
+    daemon.wait_log(r"INFO\b.*\] dropped: ", offset)
+
+
+def test_says_that_it_drains(gateway, proxy, client):
+    daemon = gateway("--drain-timeout", "300")
+    near = client.begin_connect(SERVER, 80)
+    proxy.open()
+    assert finish_connect(near) == 0
+    daemon.signal(signal.SIGTERM)
+    until(lambda: daemon.status()["draining"], "the daemon drains")
+    daemon.signal(signal.SIGTERM)
+
+
+def test_only_its_user_may_ask(gateway, proxy):
+    """From the beginning: no moment in which it is open to others (the umask does not matter either)."""
+    daemon = gateway()
+    mode = socket_of(daemon).stat().st_mode
+    assert stat.S_ISSOCK(mode) and stat.S_IMODE(mode) == 0o600
+
+
+def test_goes_with_the_daemon(gateway, proxy):
+    """A clean end removes the socket; a crash leaves it, and the next start takes its place."""
+    daemon = gateway()
+    daemon.kill()
+    assert socket_of(daemon).exists()
+    gone = daemon.command("status", check=False)
+    assert gone.returncode == 1 and "no daemon answers at" in gone.stderr and not gone.stdout
+    daemon.start()
+    assert daemon.status()["flows"]["opened"] == 0
+    daemon.stop()
+    assert not socket_of(daemon).exists()
+    gone = daemon.command("status", "--json", check=False)
+    assert gone.returncode == 1 and "no daemon answers at" in gone.stderr
+
+
+@pytest.mark.parametrize("kind", ["file", "another daemon's"])
+def test_takes_nobody_elses_place(gateway, proxy, directory, client, kind):
+    """The daemon goes on without, and removes nothing at its end."""
+    path = directory / "taken"
+    if kind == "file":
+        path.write_text("precious")
+    else:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen()
+    daemon = gateway("--status-socket", str(path))
+    daemon.wait_log(r"WARN.*status_socket .*taken: ")
+    near = client.begin_connect(SERVER, 80)
+    proxy.open()
+    assert finish_connect(near) == 0
+    daemon.stop()
+    assert path.exists()
+
+
+def test_removes_only_its_own(gateway, proxy):
+    daemon = gateway()
+    path = socket_of(daemon)
+    path.unlink()
+    path.write_text("precious")
+    daemon.stop()
+    assert path.read_text() == "precious"
+
+
+def test_silent_clients_hold_up_nobody(gateway, proxy, client):
+    """Clients that connect and neither read nor leave: no file, and no time, is kept for them."""
+    daemon = gateway()
+    path = socket_of(daemon)
+    files = lambda: len(os.listdir(f"/proc/{daemon.process.pid}/fd"))  # noqa: E731
+    before = files()
+    silent = []
+    for _ in range(200):
+        one = socket.socket(socket.AF_UNIX)
+        one.connect(str(path))
+        silent.append(one)
+    until(lambda: files() == before, "no file is kept")
+    assert daemon.status()["flows"]["opened"] == 0
+    near = client.begin_connect(SERVER, 80)
+    proxy.open()
+    assert finish_connect(near) == 0
+    # What they were told is there when they do read.
+    assert all(one.recv(1 << 20).count(b"\0") == 1 for one in silent)
