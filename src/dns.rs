@@ -1,12 +1,20 @@
-//! DNS messages (RFC 1035): what it takes to ask for the addresses of a name.
+//! DNS (RFC 1035), on both sides: asking for the addresses of a proxy, and answering the clients of the network.
 //!
-//! [`Query`] makes the question and reads the answer; [`Message`] and [`Name`] are the format underneath.
+//! To ask: [`Query`] makes the question and reads the answer. To answer: [`Request`] is a client's query, [`Reply`]
+//! what we say to it ourselves. Underneath is the format: [`Message`] and [`Name`].
 
 mod message;
 mod name;
+mod reply;
+mod request;
+mod reverse;
+mod special;
 
 pub use message::{Kind, Message, Question, Record, Records};
-pub use name::{BadName, Name, NameRef};
+pub use name::{BadName, HostName, Name, NameRef};
+pub use reply::{Rcode, Reply};
+pub use request::{BadRequest, Edns, Request};
+pub use special::local_reply;
 
 use core::net::IpAddr;
 
@@ -18,7 +26,6 @@ const MAX_ALIASES: usize = 8;
 const MAX_QUERY: usize = message::HEADER + name::MAX_NAME + 4;
 /// "Recursion desired" and nothing else.
 const QUERY_FLAGS: u16 = 0x0100;
-const NO_SUCH_NAME: u8 = 3;
 
 /// One question to a recursive resolver, class IN.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +100,7 @@ impl Query<'_> {
         }
         match message.rcode() {
             0 => self.addresses(&message).ok_or(ReplyError::Malformed),
-            NO_SUCH_NAME => Err(ReplyError::NoSuchName),
+            rcode if rcode == Rcode::NXDomain as u8 => Err(ReplyError::NoSuchName),
             rcode => Err(ReplyError::Failed { rcode }),
         }
     }

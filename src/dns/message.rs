@@ -16,8 +16,22 @@ impl Kind {
     pub const A: Self = Self(1);
     /// The name that this one is an alias of.
     pub const CNAME: Self = Self(5);
+    /// The start of a zone, whose last field says how long an absence may be believed (RFC 2308 section 4).
+    pub const SOA: Self = Self(6);
+    /// The name of an address.
+    pub const PTR: Self = Self(12);
+    /// What is left of an answer to [`Kind::ANY`] (RFC 8482 section 4.2).
+    pub const HINFO: Self = Self(13);
     /// An IPv6 address (RFC 3596).
     pub const AAAA: Self = Self(28);
+    /// No record of any name, but the extensions of the message (RFC 6891 section 6.1).
+    pub const OPT: Self = Self(41);
+    /// Where a service is, and with which protocols (RFC 9460).
+    pub const SVCB: Self = Self(64);
+    /// The same for HTTP (RFC 9460 section 9).
+    pub const HTTPS: Self = Self(65);
+    /// All that there is.
+    pub const ANY: Self = Self(255);
 }
 
 /// A message whose header and question are well-formed. Its records are checked on the way, since a truncated
@@ -59,24 +73,33 @@ impl<'a> Message<'a> {
         Some(message)
     }
 
+    /// The offset behind the question.
+    pub(super) const fn question_end(&self) -> usize {
+        self.records
+    }
+
     /// What ties a reply to its query.
     pub fn id(&self) -> u16 {
         self.field(0)
     }
 
+    pub(super) fn flags(&self) -> u16 {
+        self.field(2)
+    }
+
     /// Whether this is a reply to a standard query (QR and OPCODE).
     pub fn is_reply(&self) -> bool {
-        self.field(2) & 0xf800 == 0x8000
+        self.flags() & 0xf800 == 0x8000
     }
 
     /// Whether the rest did not fit (TC).
     pub fn is_truncated(&self) -> bool {
-        self.field(2) & 0x0200 != 0
+        self.flags() & 0x0200 != 0
     }
 
     /// The server's verdict; 0 is success.
     pub fn rcode(&self) -> u8 {
-        (self.field(2) & 0x000f) as u8
+        (self.flags() & 0x000f) as u8
     }
 
     /// The question, if there is one.
@@ -86,11 +109,17 @@ impl<'a> Message<'a> {
 
     /// The answer section, each record `None` from where the message is malformed.
     pub fn answers(&self) -> Records<'a> {
-        Records { bytes: self.bytes, at: self.records, left: self.field(6) }
+        Records { bytes: self.bytes, at: self.records, left: self.field(6).into() }
+    }
+
+    /// The records of all sections, each `None` from where the message is malformed.
+    pub(super) fn records(&self) -> Records<'a> {
+        let left = [6, 8, 10].iter().map(|&at| u32::from(self.field(at))).sum();
+        Records { bytes: self.bytes, at: self.records, left }
     }
 
     /// A field of the header, whose presence `parse` has checked.
-    fn field(&self, at: usize) -> u16 {
+    pub(super) fn field(&self, at: usize) -> u16 {
         u16_at(self.bytes, at).unwrap_or_default()
     }
 }
@@ -100,7 +129,7 @@ impl<'a> Message<'a> {
 pub struct Records<'a> {
     bytes: &'a [u8],
     at: usize,
-    left: u16,
+    left: u32,
 }
 
 impl<'a> Iterator for Records<'a> {
@@ -132,7 +161,8 @@ pub struct Record<'a> {
     /// The data as they came.
     pub data: &'a [u8],
     bytes: &'a [u8],
-    data_at: usize,
+    /// Offset of the data in the message.
+    pub(super) data_at: usize,
 }
 
 impl<'a> Record<'a> {
@@ -170,6 +200,6 @@ impl<'a> Record<'a> {
     }
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..)?.first_chunk().map(|&pair| u16::from_be_bytes(pair))
 }

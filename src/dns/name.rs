@@ -12,6 +12,9 @@ const MAX_POINTERS: u8 = 127;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name(heapless::Vec<u8, MAX_NAME>);
 
+/// A host name in text, without a dot at its end (RFC 1035 section 2.3.4: two bytes less than on the wire).
+pub type HostName = heapless::String<{ MAX_NAME - 2 }>;
+
 /// A text is no domain name: empty, a label of 0 or over 63 bytes, over 255 bytes in all, or not printable ASCII.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadName;
@@ -61,6 +64,25 @@ impl<'a> NameRef<'a> {
         let mut labels = name.labels();
         labels.by_ref().for_each(drop);
         labels.is_complete.then_some((name, labels.end))
+    }
+
+    /// The name in text and lowercase, if it may be one of a host on the Internet: letters, digits, hyphens and
+    /// underscores in two labels or more, the last of which begins with a letter, so that no address can be
+    /// mistaken for a name (RFC 1123 section 2.1; names without a dot mean nothing outside, RFC 7085 section 4).
+    pub fn host(&self) -> Option<HostName> {
+        let mut host = HostName::new();
+        let mut last = &[][..];
+        for label in self.labels() {
+            if !host.is_empty() {
+                host.push('.').ok()?;
+            }
+            for &byte in label {
+                let allowed = byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+                host.push(allowed.then_some(byte.to_ascii_lowercase())?.into()).ok()?;
+            }
+            last = label;
+        }
+        (last.len() < host.len() && last.first()?.is_ascii_alphabetic()).then_some(host)
     }
 
     /// The labels from left to right, without the root.
@@ -187,6 +209,21 @@ mod tests {
         {
             assert_eq!(Name::new(bad), Err(BadName), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn hosts_are_names_that_cannot_be_anything_else() {
+        let host = |text: &str| Name::new(text).unwrap().as_ref().host().map(|host| host.to_string());
+        let longest = [&*"x".repeat(63), &"x".repeat(63), &"x".repeat(63), &"x".repeat(61)].join(".");
+        for good in ["www.example.com", "_x.a-1.xn--p1ai", "1.2.3.a4", &longest] {
+            assert_eq!(host(good).as_deref(), Some(good));
+        }
+        assert_eq!(host("WWW.Example.COM.").as_deref(), Some("www.example.com"));
+        for bad in ["com", "192.0.2.1", "a.0x7f", "a.-b", "a b.c", "a/b.c", "a:1.c", "a\\.b"] {
+            assert_eq!(Name::new(bad).ok().and_then(|name| name.as_ref().host()), None, "{bad}");
+        }
+        assert_eq!(NameRef::parse(b"\0", 0).unwrap().0.host(), None);
+        assert_eq!(NameRef::parse(b"\x03a.b\x01c\0", 0).unwrap().0.host(), None);
     }
 
     fn parse(message: &[u8], at: usize) -> Option<(String, usize)> {

@@ -1,0 +1,196 @@
+use super::*;
+use crate::dns::{Name, Reply};
+use proptest::prelude::*;
+use std::vec;
+
+/// A query as clients send it; `edns` is the size, the version and DO.
+pub fn query(id: u16, flags: u16, name: &str, kind: Kind, edns: Option<(u16, u8, bool)>) -> Vec<u8> {
+    let mut out = vec![];
+    for field in [id, flags, 1, 0, 0, u16::from(edns.is_some())] {
+        out.extend_from_slice(&field.to_be_bytes());
+    }
+    out.extend_from_slice(Name::new(name).unwrap().wire());
+    out.extend_from_slice(&kind.0.to_be_bytes());
+    out.extend_from_slice(&CLASS_IN.to_be_bytes());
+    if let Some((size, version, dnssec_ok)) = edns {
+        out.extend_from_slice(b"\0\0\x29");
+        out.extend_from_slice(&size.to_be_bytes());
+        out.extend_from_slice(&[0, version, u8::from(dnssec_ok) << 7, 0, 0, 5, 0, 8, 0, 1, 9]);
+    }
+    out
+}
+
+/// Owner, type, TTL and data.
+pub type Fields<'a> = (&'a [u8], Kind, u32, &'a [u8]);
+
+/// The reply to a message that starts with a question.
+pub fn reply(query: &[u8], flags: u16, sections: [&[Fields<'_>]; 3]) -> Vec<u8> {
+    let end = Message::parse(query).unwrap().question_end();
+    let mut out = query[..end].to_vec();
+    out[2..4].copy_from_slice(&flags.to_be_bytes());
+    for (nth, section) in sections.iter().enumerate() {
+        out[6 + 2 * nth..][..2].copy_from_slice(&(section.len() as u16).to_be_bytes());
+        for (owner, kind, ttl, data) in *section {
+            out.extend_from_slice(owner);
+            for field in [kind.0, 1, (ttl >> 16) as u16, *ttl as u16, data.len() as u16] {
+                out.extend_from_slice(&field.to_be_bytes());
+            }
+            out.extend_from_slice(data);
+        }
+    }
+    out
+}
+
+/// Points to the question's name.
+pub const SELF: &[u8] = b"\xc0\x0c";
+const OK: u16 = QR | RA;
+
+#[test]
+fn queries_are_read() {
+    let bytes = query(7, RD, "Www.example", Kind::AAAA, Some((4096, 0, true)));
+    let request = Request::parse(&bytes).ok().unwrap();
+    assert!(request.name() == Name::new("www.EXAMPLE").unwrap().as_ref());
+    assert_eq!((request.kind(), request.class()), (Kind::AAAA, 1));
+    assert_eq!(request.edns(), Some(Edns { size: 4096, version: 0, dnssec_ok: true }));
+    for (size, limit) in [(0, 512), (600, 600), (4096, 1232)] {
+        let bytes = query(7, RD, "x", Kind::A, Some((size, 0, true)));
+        assert_eq!(Request::parse(&bytes).ok().unwrap().udp_limit(), limit);
+    }
+    let bytes = query(7, RD, "x", Kind::A, None);
+    let request = Request::parse(&bytes).ok().unwrap();
+    assert_eq!((request.udp_limit(), request.edns()), (512, None));
+}
+
+#[test]
+fn what_is_no_query_is_refused_or_ignored() {
+    let outcome = |bytes: &[u8]| Request::parse(bytes).err();
+    let answer = |high, low| Some(BadRequest::Answer([0, 7, high, low, 0, 0, 0, 0, 0, 0, 0, 0]));
+    let good = query(7, RD, "www.example", Kind::A, Some((512, 0, false)));
+    assert_eq!(outcome(&good), None);
+    assert_eq!(outcome(&good[..11]), Some(BadRequest::Ignore));
+    assert_eq!(outcome(&query(7, QR, "x", Kind::A, None)), Some(BadRequest::Ignore));
+    assert_eq!(outcome(&query(7, 5 << 11 | RD, "x", Kind::A, None)), answer(0xa9, 0x84), "update");
+    for end in 12..good.len() {
+        assert_eq!(outcome(&good[..end]), answer(0x81, 0x81), "cut at {end}");
+    }
+    let mut twice = query(7, RD, "www.example", Kind::A, Some((512, 0, false)));
+    twice[11] = 2;
+    twice.extend_from_slice(b"\0\0\x29\x10\0\0\0\0\0\0\0");
+    assert_eq!(outcome(&twice), answer(0x81, 0x81));
+    let mut none = good.clone();
+    (none[5], none[11]) = (0, 0);
+    assert_eq!(outcome(&none[..12]), answer(0x81, 0x81));
+    let compressed = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\xc0\x04\0\x01\0\x01";
+    assert_eq!(outcome(compressed), answer(0x81, 0x81));
+}
+
+#[test]
+fn queries_for_upstreams_name_no_client() {
+    let encoded = |bytes: &[u8]| {
+        let mut out = vec![];
+        Request::parse(bytes).ok().unwrap().encode(0x4242, &mut out);
+        out
+    };
+    let bytes = query(7, 0, "WwW.example", Kind::A, Some((512, 0, false)));
+    assert_eq!(encoded(&bytes), query(0x4242, RD, "www.example", Kind::A, None));
+    let bytes = query(7, RD | CD | AD | 0x0400, "A.example", Kind(0x4142), Some((512, 0, true)));
+    let mut expected = query(0x4242, RD | CD | AD, "a.example", Kind(0x4142), None);
+    expected[11] = 1;
+    expected.extend_from_slice(b"\0\0\x29\x04\xd0\0\0\x80\0\0\0");
+    assert_eq!(encoded(&expected), expected);
+    assert_eq!(encoded(&bytes), expected);
+}
+
+#[test]
+fn equal_questions_share_a_reply() {
+    let original = query(7, RD, "www.example", Kind::A, Some((512, 0, false)));
+    let same = |bytes: &[u8]| {
+        let request = Request::parse(bytes).ok().unwrap();
+        request.is_same(&Request::parse(&original).ok().unwrap())
+    };
+    assert!(same(&query(8, 0, "WWW.example", Kind::A, None)));
+    for other in [
+        query(7, RD, "www.example.", Kind::AAAA, None),
+        query(7, RD, "www.example.net", Kind::A, None),
+        query(7, RD | CD, "www.example", Kind::A, None),
+        query(7, RD, "www.example", Kind::A, Some((512, 0, true))),
+    ] {
+        assert!(!same(&other));
+    }
+}
+
+#[test]
+fn replies_become_the_clients() {
+    let bytes = query(7, RD, "WWW.Example", Kind::A, Some((600, 0, false)));
+    let request = Request::parse(&bytes).ok().unwrap();
+    let record: Fields<'_> = (SELF, Kind::A, 9, &[192, 0, 2, 1]);
+    let upstream = query(99, RD, "www.example", Kind::A, None);
+    let mut theirs = reply(&upstream, OK | 0x0400 | AD | 0x0040, [&[record], &[], &[]]);
+    assert!(request.is_answered_by(&theirs, 99) && !request.is_answered_by(&theirs, 98));
+    let mut expected = reply(&bytes, OK | RD | 0x0400, [&[record], &[], &[(b"\0", Kind::OPT, 0, b"")]]);
+    let length = expected.len();
+    expected[length - 8..length - 6].copy_from_slice(&1232u16.to_be_bytes());
+    let relayed = |theirs: &[u8], limit| {
+        let mut out = b"..".to_vec();
+        request.relay(theirs, limit, &mut out).then(|| out.split_off(2))
+    };
+    assert_eq!(relayed(&theirs, length), Some(expected.clone()));
+    theirs.extend_from_slice(b"garbage");
+    assert_eq!(relayed(&theirs, length), Some(expected));
+
+    let mut truncated = reply(&bytes, OK | RD | TC | 0x0400, [&[], &[], &[(b"\0", Kind::OPT, 0, b"")]]);
+    let end = truncated.len();
+    truncated[end - 8..end - 6].copy_from_slice(&1232u16.to_be_bytes());
+    assert_eq!(relayed(&theirs, length - 1), Some(truncated.clone()));
+    theirs[2] |= 0x02;
+    assert_eq!(relayed(&theirs[..theirs.len() - 10], 600), Some(truncated));
+    theirs[2] &= !0x02;
+    assert_eq!(relayed(&theirs[..theirs.len() - 10], 600), None, "malformed");
+    assert_eq!(relayed(&upstream, 600), None, "no reply");
+    let other = reply(&query(99, RD, "xxx.example", Kind::A, None), OK, [&[], &[], &[]]);
+    assert!(relayed(&other, 600).is_none() && !request.is_answered_by(&other, 99));
+    let bare = b"\0\x63\x80\x01\0\0\0\0\0\0\0\0";
+    assert!(request.is_answered_by(bare, 99) && relayed(bare, 600).is_none());
+}
+
+#[test]
+fn security_is_for_those_who_ask() {
+    let record: Fields<'_> = (SELF, Kind::A, 9, &[192, 0, 2, 1]);
+    let opt: Fields<'_> = (b"\0", Kind::OPT, DO, b"");
+    for (flags, dnssec_ok, expected) in
+        [(RD, false, RD), (RD | AD, false, RD | AD), (RD | CD, true, RD | CD | AD)]
+    {
+        let bytes = query(7, flags, "www.example", Kind::A, Some((600, 0, dnssec_ok)));
+        let request = Request::parse(&bytes).ok().unwrap();
+        let mut out = vec![];
+        let theirs = reply(&bytes, OK | AD, [&[record], &[], &[opt]]);
+        assert!(request.relay(&theirs, 600, &mut out));
+        let relayed = Message::parse(&out).unwrap();
+        assert_eq!(relayed.flags(), OK | expected);
+        assert_eq!((relayed.field(10), out.len()), (1, theirs.len()), "one OPT is enough");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_survived(mut bytes in proptest::collection::vec(any::<u8>(), 0..300), keep in 0usize..60) {
+        let start = query(7, RD, "www.example", Kind::A, Some((512, 0, true)));
+        let keep = keep.min(bytes.len()).min(start.len());
+        bytes[..keep].copy_from_slice(&start[..keep]);
+        if let Ok(request) = Request::parse(&bytes) {
+            let mut out = vec![];
+            request.reply(&Reply::NoSuchName(1), &mut out);
+            prop_assert!(out.len() <= MIN_DATAGRAM && request.is_answered_by(&out, request.message.id()));
+            prop_assert!(extent(&Message::parse(&out).unwrap()).is_some());
+        }
+        let request = Request::parse(&start).ok().unwrap();
+        bytes.iter_mut().skip(2).take(1).for_each(|flags| *flags |= 0x80);
+        let mut out = vec![];
+        if request.relay(&bytes, MIN_DATAGRAM, &mut out) {
+            prop_assert!(out.len() <= MIN_DATAGRAM);
+            prop_assert!(extent(&Message::parse(&out).unwrap()).is_some());
+        } else {
+            prop_assert!(out.is_empty());
+        }
+    }
+}

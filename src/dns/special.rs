@@ -1,0 +1,152 @@
+//! Questions that are answered here, whoever answers the others.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::message::Kind;
+use super::name::NameRef;
+use super::reply::{Rcode, Reply};
+use super::request::Request;
+use super::reverse::Reverse;
+
+/// Seconds that a special name is so: it does not change, but a rule of ours might.
+const TTL: u32 = 600;
+
+/// What a special name is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Special {
+    /// There is no such name.
+    Nonexistent,
+    /// The name is there, but has no records.
+    Empty,
+    /// The machine that asks (RFC 6761 section 6.3).
+    Localhost,
+    /// Exists for its lack of an IPv6 address, by which clients learn of NAT64 (RFC 7050): there is none here.
+    Ipv4Only,
+}
+
+/// Names that no server on the Internet may be asked for, with all below them.
+const SPECIAL: [(&[&[u8]], Special); 9] = [
+    (&[b"localhost"], Special::Localhost),
+    // RFC 6761 section 6.4.
+    (&[b"invalid"], Special::Nonexistent),
+    // RFC 6762 section 22.1: multicast DNS.
+    (&[b"local"], Special::Nonexistent),
+    // RFC 7686 section 2: Tor.
+    (&[b"onion"], Special::Nonexistent),
+    // RFC 9476 section 2.
+    (&[b"alt"], Special::Nonexistent),
+    // RFC 8375 section 4: names of this home.
+    (&[b"home", b"arpa"], Special::Nonexistent),
+    // RFC 9462 section 6.4: we have no encrypted service, and that of an upstream is not ours to tell.
+    (&[b"resolver", b"arpa"], Special::Empty),
+    (&[b"ipv4only", b"arpa"], Special::Ipv4Only),
+    // Asks browsers to leave names to the network's resolver, which chooses the ways that connections take.
+    (&[b"use-application-dns", b"net"], Special::Nonexistent),
+];
+
+/// The reply to what needs nobody else: special names, and questions that have no answer.
+pub fn local_reply(request: &Request<'_>) -> Option<Reply<'static>> {
+    if let Some(rcode) = refusal(request) {
+        return Some(Reply::Failed(rcode));
+    }
+    let name = request.name();
+    if let Some((_, special)) = SPECIAL.iter().find(|(zone, _)| lies_in(name, zone)) {
+        return Some(special_reply(*special, request.kind()));
+    }
+    Reverse::parse(name).is_some_and(|reverse| reverse.is_private()).then_some(Reply::NoSuchName(TTL))
+}
+
+/// Why a question has no answer, whatever its name.
+fn refusal(request: &Request<'_>) -> Option<Rcode> {
+    let is_new = request.edns().is_some_and(|edns| edns.version > 0);
+    match request.kind() {
+        _ if is_new => Some(Rcode::BadVers),
+        _ if !request.is_internet() => Some(Rcode::Refused),
+        // RFC 6895 section 3.1: types that are no data. Transfers are not for clients, the others mean nothing here.
+        Kind::OPT => Some(Rcode::FormErr),
+        Kind::ANY => None,
+        Kind(128..=254) => Some(Rcode::Refused),
+        _ => None,
+    }
+}
+
+fn special_reply(special: Special, kind: Kind) -> Reply<'static> {
+    match (special, kind) {
+        (Special::Nonexistent, _) => Reply::NoSuchName(TTL),
+        (Special::Localhost, Kind::A) => Reply::Address(IpAddr::V4(Ipv4Addr::LOCALHOST), TTL),
+        (Special::Localhost, Kind::AAAA) => Reply::Address(IpAddr::V6(Ipv6Addr::LOCALHOST), TTL),
+        (Special::Ipv4Only, Kind::A) => Reply::Address(IpAddr::V4(Ipv4Addr::new(192, 0, 0, 170)), TTL),
+        (_, Kind::ANY) => Reply::Any,
+        _ => Reply::NoData(TTL),
+    }
+}
+
+fn lies_in(name: NameRef<'_>, zone: &[&[u8]]) -> bool {
+    let Some(below) = name.labels().count().checked_sub(zone.len()) else {
+        return false;
+    };
+    name.labels().skip(below).zip(zone).all(|(label, wanted)| label.eq_ignore_ascii_case(wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::request::tests::query;
+    use super::*;
+
+    fn local(name: &str, kind: Kind) -> Option<Reply<'static>> {
+        let bytes = query(7, 0x0100, name, kind, None);
+        local_reply(&Request::parse(&bytes).ok().unwrap())
+    }
+
+    #[test]
+    fn special_names_go_nowhere() {
+        let address = |text: &str| Some(Reply::Address(text.parse().unwrap(), TTL));
+        assert_eq!(local("localhost", Kind::A), address("127.0.0.1"));
+        assert_eq!(local("a.LocalHost", Kind::AAAA), address("::1"));
+        assert_eq!(local("localhost", Kind(16)), Some(Reply::NoData(TTL)));
+        assert_eq!(local("localhost", Kind::ANY), Some(Reply::Any));
+        assert_eq!(local("ipv4only.arpa", Kind::A), address("192.0.0.170"));
+        assert_eq!(local("ipv4only.arpa", Kind::AAAA), Some(Reply::NoData(TTL)));
+        assert_eq!(local("_dns.resolver.arpa", Kind::SVCB), Some(Reply::NoData(TTL)));
+        for name in [
+            "x.invalid",
+            "printer.local",
+            "abc.onion",
+            "x.alt",
+            "tv.home.arpa",
+            "use-application-dns.net",
+            "1.1.168.192.in-addr.arpa",
+            "lb._dns-sd._udp.0.0.10.in-addr.arpa",
+            "d.f.ip6.arpa",
+        ] {
+            assert_eq!(local(name, Kind::PTR), Some(Reply::NoSuchName(TTL)), "{name}");
+        }
+        for name in [
+            "www.example",
+            "localhost.example",
+            "notlocal",
+            "arpa",
+            "home",
+            "dns.net",
+            "8.8.8.8.in-addr.arpa",
+            "2.ip6.arpa",
+        ] {
+            assert_eq!(local(name, Kind::A), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn questions_without_an_answer_are_refused() {
+        assert_eq!(local("www.example", Kind(252)), Some(Reply::Failed(Rcode::Refused)), "AXFR");
+        assert_eq!(local("www.example", Kind::OPT), Some(Reply::Failed(Rcode::FormErr)));
+        assert_eq!(local("www.example", Kind::ANY), None);
+        let mut bytes = query(7, 0x0100, "version.bind", Kind(16), None);
+        let last = bytes.len() - 1;
+        bytes[last] = 3;
+        let chaos = local_reply(&Request::parse(&bytes).ok().unwrap());
+        assert_eq!(chaos, Some(Reply::Failed(Rcode::Refused)));
+        let bytes = query(7, 0x0100, "localhost", Kind::A, Some((512, 1, false)));
+        let newer = local_reply(&Request::parse(&bytes).ok().unwrap());
+        assert_eq!(newer, Some(Reply::Failed(Rcode::BadVers)));
+    }
+}
