@@ -147,7 +147,10 @@ pub fn rules(config: &Config, path: Path, tun: &str, routes: &[Route]) -> Vec<Ru
             iif: String::new(),
             mark: 0,
             mask: 0,
+            src: None,
+            dst: None,
             ip_proto: 0,
+            dport: None,
             action,
             table: 0,
             suppress: u32::MAX,
@@ -215,6 +218,14 @@ fn family_of(net: &IpNet) -> u8 {
     match net {
         IpNet::V4(_) => V4,
         IpNet::V6(_) => V6,
+    }
+}
+
+/// The address as the kernel has it, 4 or 16 bytes.
+fn octets(net: &IpNet) -> Vec<u8> {
+    match net {
+        IpNet::V4(net) => net.addr.octets().to_vec(),
+        IpNet::V6(net) => net.addr.octets().to_vec(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{V4, V6, family_of, net, prefix_of};
+use super::{V4, V6, family_of, net, octets, prefix_of};
 use crate::config::IpNet;
 use crate::netlink::{self, Message, NLM_F_CREATE, NLM_F_REPLACE};
 
@@ -38,11 +38,10 @@ impl Route {
         let (protocol, kind) = (self.protocol, self.kind);
         let body = [family, prefix, 0, 0, 0, protocol, scope, kind, 0, 0, 0, 0];
         let mut message = Message::new(libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &body);
-        message = match self.net {
-            IpNet::V4(net) => message.attr(libc::RTA_DST, &net.addr.octets()),
-            IpNet::V6(net) => message.attr(libc::RTA_DST, &net.addr.octets()),
-        };
-        message = message.attr_u32(libc::RTA_TABLE, self.table).attr_u32(libc::RTA_PRIORITY, self.metric);
+        message = message
+            .attr(libc::RTA_DST, &octets(&self.net))
+            .attr_u32(libc::RTA_TABLE, self.table)
+            .attr_u32(libc::RTA_PRIORITY, self.metric);
         match self.oif {
             0 => message,
             oif => message.attr_u32(libc::RTA_OIF, oif),

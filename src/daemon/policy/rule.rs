@@ -1,5 +1,9 @@
 //! A policy rule, and its netlink messages.
 
+use std::net::IpAddr;
+
+use super::{V4, net, octets, prefix_of};
+use crate::config::IpNet;
 use crate::netlink::{self, Message, NLM_F_CREATE, NLM_F_EXCL};
 
 // <linux/fib_rules.h>
@@ -11,6 +15,8 @@ pub const FR_ACT_GOTO: u8 = 2;
 /// Nothing: something to go on at.
 pub const FR_ACT_NOP: u8 = 3;
 
+const FRA_DST: u16 = 1;
+const FRA_SRC: u16 = 2;
 const FRA_IIFNAME: u16 = 3;
 const FRA_GOTO: u16 = 4;
 const FRA_PRIORITY: u16 = 6;
@@ -20,6 +26,7 @@ const FRA_TABLE: u16 = 15;
 const FRA_FWMASK: u16 = 16;
 const FRA_PROTOCOL: u16 = 21;
 const FRA_IP_PROTO: u16 = 22;
+const FRA_DPORT_RANGE: u16 = 24;
 
 /// Length of `struct fib_rule_hdr`.
 const BODY: usize = 12;
@@ -37,8 +44,14 @@ pub struct Rule {
     pub mark: u32,
     /// 0 = any mark.
     pub mask: u32,
+    /// Network that the packet comes from; never one of all addresses.
+    pub src: Option<IpNet>,
+    /// Network that it goes to, likewise.
+    pub dst: Option<IpNet>,
     /// IP protocol; 0 = any.
     pub ip_proto: u8,
+    /// First and last destination port (`struct fib_rule_port_range`).
+    pub dport: Option<(u16, u16)>,
     /// `FR_ACT_*`
     pub action: u8,
     /// Table to look in; 0 = none.
@@ -54,7 +67,8 @@ pub struct Rule {
 impl Rule {
     /// The request that adds it; fails with EEXIST if it is there.
     pub fn add(&self) -> Message {
-        let body = [self.family, 0, 0, 0, 0, 0, 0, self.action, 0, 0, 0, 0];
+        let (dst, src) = (self.dst.as_ref().map_or(0, prefix_of), self.src.as_ref().map_or(0, prefix_of));
+        let body = [self.family, dst, src, 0, 0, 0, 0, self.action, 0, 0, 0, 0];
         let mut message = Message::new(libc::RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, &body)
             .attr_u32(FRA_PRIORITY, self.priority)
             .attr(FRA_PROTOCOL, &[self.protocol]);
@@ -64,8 +78,16 @@ impl Rule {
         if self.mask != 0 {
             message = message.attr_u32(FRA_FWMARK, self.mark).attr_u32(FRA_FWMASK, self.mask);
         }
+        for (kind, net) in [(FRA_DST, self.dst), (FRA_SRC, self.src)] {
+            if let Some(net) = net {
+                message = message.attr(kind, &octets(&net));
+            }
+        }
         if self.ip_proto != 0 {
             message = message.attr(FRA_IP_PROTO, &[self.ip_proto]);
+        }
+        if let Some((first, last)) = self.dport {
+            message = message.attr(FRA_DPORT_RANGE, &[first.to_ne_bytes(), last.to_ne_bytes()].concat());
         }
         match self.action {
             FR_ACT_GOTO => message.attr_u32(FRA_GOTO, self.target),
@@ -85,7 +107,10 @@ impl Rule {
             iif: String::new(),
             mark: 0,
             mask: 0,
+            src: None,
+            dst: None,
             ip_proto: 0,
+            dport: None,
             action: header[7],
             table: header[4].into(),
             suppress: u32::MAX,
@@ -107,12 +132,27 @@ impl Rule {
                 FRA_SUPPRESS_PREFIXLEN => rule.suppress = number,
                 FRA_TABLE => rule.table = number,
                 FRA_PROTOCOL => rule.protocol = byte,
+                FRA_DST => rule.dst = network(header[0], value, header[1]),
+                FRA_SRC => rule.src = network(header[0], value, header[2]),
                 FRA_IP_PROTO => rule.ip_proto = byte,
+                FRA_DPORT_RANGE => {
+                    let port = |at| netlink::array_at(value, at).map(u16::from_ne_bytes);
+                    rule.dport = port(0).zip(port(2));
+                }
                 _ => {}
             }
         }
         Some(rule)
     }
+}
+
+/// A network of a rule's family.
+fn network(family: u8, address: &[u8], prefix: u8) -> Option<IpNet> {
+    let address = match family {
+        V4 => IpAddr::from(netlink::array_at::<4>(address, 0)?),
+        _ => IpAddr::from(netlink::array_at::<16>(address, 0)?),
+    };
+    Some(net(address, prefix))
 }
 
 #[cfg(test)]
@@ -130,7 +170,10 @@ mod tests {
         iif: String::new(),
         mark: 0,
         mask: 0,
+        src: None,
+        dst: None,
         ip_proto: 0,
+        dport: None,
         action: FR_ACT_NOP,
         table: 0,
         suppress: u32::MAX,
@@ -138,7 +181,7 @@ mod tests {
         protocol: OURS,
     };
 
-    fn some_rules() -> [Rule; 3] {
+    fn some_rules() -> [Rule; 4] {
         let mark = Rule {
             iif: "toh0".to_owned(),
             mark: 0x7400_0000,
@@ -149,7 +192,15 @@ mod tests {
         };
         let lookup =
             Rule { family: V6, ip_proto: 6, suppress: 0, table: 7480, action: FR_ACT_TO_TBL, ..RULE };
-        [RULE, mark, lookup]
+        let port = Rule {
+            family: V6,
+            src: IpNet::parse("2001:db8::/32"),
+            dst: IpNet::parse("2001:db8:1::/48"),
+            ip_proto: 17,
+            dport: Some((443, 8443)),
+            ..RULE
+        };
+        [RULE, mark, lookup, port]
     }
 
     #[test]
