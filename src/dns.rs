@@ -1,8 +1,9 @@
 //! DNS (RFC 1035), on both sides: asking for the addresses of a proxy, and answering the clients of the network.
 //!
 //! To ask: [`Query`] makes the question and reads the answer. To answer: [`Request`] is a client's query, [`Reply`]
-//! what we say to it ourselves. Underneath is the format: [`Message`] and [`Name`].
+//! what we say to it ourselves, and [`FakeIp`] the table of addresses that stand for names. Underneath is the format: [`Message`] and [`Name`].
 
+mod fakeip;
 mod message;
 mod name;
 mod reply;
@@ -10,6 +11,7 @@ mod request;
 mod reverse;
 mod special;
 
+pub use fakeip::{Entry, FAKE_TTL, FakeIp, Ranges};
 pub use message::{Kind, Message, Question, Record, Records};
 pub use name::{BadName, HostName, Name, NameRef};
 pub use reply::{Rcode, Reply};

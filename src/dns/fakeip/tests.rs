@@ -1,0 +1,396 @@
+use super::*;
+use crate::dns::request::tests::query;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::format;
+use std::string::{String, ToString};
+
+const KEY: Key = [1, 2];
+const WIDE: Ranges = Ranges {
+    v4: (Ipv4Addr::new(198, 18, 0, 0), 15),
+    v6: Some((Ipv6Addr::new(0xfd45, 0x3a, 0, 0, 0, 0, 0, 0), 64)),
+};
+const SECOND: u32 = 1000;
+
+fn at(ms: u64) -> Instant {
+    Instant::from_millis(ms)
+}
+
+/// A table of which every slot has `turns` addresses.
+fn table(names: u16, turns: u32) -> FakeIp {
+    let prefix = 32 - (u32::from(names) * turns + 2).next_power_of_two().ilog2() as u8;
+    FakeIp::new(Ranges { v4: (Ipv4Addr::new(198, 18, 0, 0), prefix), v6: None }, names, KEY)
+}
+
+fn assign(table: &mut FakeIp, name: &str, now: Instant) -> Option<Ipv4Addr> {
+    table.assign(name, FAKE_TTL, now).map(|entry| table.v4(entry))
+}
+
+fn find(table: &FakeIp, address: Ipv4Addr) -> Option<&str> {
+    table.find(address.into()).map(|entry| table.name(entry))
+}
+
+fn saved(table: &FakeIp, now: Instant) -> String {
+    let mut out = vec![];
+    table.save(now, &mut out);
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn one_entry_has_both_addresses() {
+    let mut table = FakeIp::new(WIDE, 2048, KEY);
+    let first = table.assign("www.example.com", FAKE_TTL, at(0)).unwrap();
+    let second = table.assign("www.example.net", FAKE_TTL, at(0)).unwrap();
+    assert_ne!(first, second);
+    assert_eq!(table.assign("www.example.com", FAKE_TTL, at(9)), Some(first));
+    for (entry, name) in [(first, "www.example.com"), (second, "www.example.net")] {
+        let (v4, v6) = (table.v4(entry), table.v6(entry).unwrap());
+        for address in [v4.into(), v6.into(), v4.to_ipv6_mapped().into()] {
+            assert!(table.contains(address));
+            assert_eq!(table.find(address), Some(entry));
+        }
+        assert_eq!(table.name(entry), name);
+        let far = v6.to_bits() - 0xfd45_003a_u128.rotate_right(32);
+        assert_eq!(far, u128::from(v4.to_bits() - 0xc612_0000));
+    }
+    for address in ["198.18.0.0", "198.19.255.255", "fd45:3a::", "fd45:3a::ffff:ffff:ffff:ffff"] {
+        let address = address.parse().unwrap();
+        assert!(table.contains(address) && table.find(address).is_none(), "{address}");
+    }
+    for address in ["198.17.255.255", "198.20.0.0", "fd45:3a:0:1::", "fd45:39:ffff::1", "::1"] {
+        let address = address.parse().unwrap();
+        assert!(!table.contains(address) && table.find(address).is_none(), "{address}");
+    }
+    assert_eq!((table.len(), table.changes(), table.refused()), (2, 2, 0));
+}
+
+#[test]
+fn a_range_of_any_size_will_do() {
+    for (v4, v6, names, expected) in [
+        (15, Some(64), 2048, 2048),
+        (24, None, 2048, 254),
+        (30, None, 9, 2),
+        (32, None, 9, 2),
+        (16, Some(125), 2048, 7),
+        (0, Some(0), 0, 1),
+        (0, Some(128), u16::MAX, 3),
+    ] {
+        let v6 = v6.map(|prefix| (Ipv6Addr::from_bits(u128::MAX), prefix));
+        let ranges = Ranges { v4: (Ipv4Addr::new(198, 19, 255, 255), v4), v6 };
+        let mut table = FakeIp::new(ranges, names, KEY);
+        for nth in 0..expected {
+            let entry = table.assign(&format!("{nth}.example"), 1, at(0)).unwrap();
+            for address in
+                [Some(table.v4(entry).into()), table.v6(entry).map(IpAddr::V6)].into_iter().flatten()
+            {
+                assert!(table.contains(address) && table.find(address) == Some(entry), "/{v4}: {address}");
+            }
+            assert!(v4 == 0 || !matches!(table.v4(entry).octets(), [.., 0 | 255] if v4 >= 24));
+        }
+        assert_eq!(table.assign("one.more", 1, at(0)), None);
+        assert!(table.assign("one.more", 1, at(1000)).is_some());
+    }
+}
+
+#[test]
+fn names_in_use_stay() {
+    let mut table = table(3, 10);
+    let [a, b, c] =
+        ["a.example", "b.example", "c.example"].map(|name| assign(&mut table, name, at(0)).unwrap());
+    let late = at(u64::from(FAKE_TTL * SECOND));
+    assert_eq!(assign(&mut table, "d.example", late.plus(u32::MAX)), None, "1 ms before the TTL is over");
+    let entry = table.find(a.into()).unwrap();
+    table.hold(entry);
+    table.hold(entry);
+    assert_eq!(assign(&mut table, "b.example", late), Some(b), "b has just been told again");
+    let d = assign(&mut table, "d.example", late).unwrap();
+    assert_eq!(find(&table, c), None, "c has made way");
+    assert_eq!(assign(&mut table, "e.example", late), None);
+    let later = late.plus(FAKE_TTL * SECOND);
+    table.release(entry);
+    assert!(
+        assign(&mut table, "f.example", later).is_some() && assign(&mut table, "g.example", later).is_some()
+    );
+    assert_eq!((find(&table, a), find(&table, b), find(&table, d)), (Some("a.example"), None, None));
+    table.release(entry);
+    assert!(assign(&mut table, "h.example", later).is_some());
+    assert_eq!((find(&table, a), table.refused()), (None, 2));
+    table.release(entry);
+    table.hold(Entry(77));
+    table.release(Entry(77));
+    assert_eq!((table.name(Entry(77)), table.len()), ("", 3));
+}
+
+#[test]
+fn addresses_rest_as_long_as_the_range_allows() {
+    let mut table = table(4, 30);
+    let limit = u32::from(table.turns) * 4;
+    let mut last = BTreeMap::new();
+    for nth in 0..4 * limit {
+        let now = at(u64::from(nth * FAKE_TTL * SECOND));
+        let address = assign(&mut table, &format!("{nth}.example"), now).unwrap();
+        if let Some(before) = last.insert(address, nth) {
+            assert_eq!(nth - before, limit);
+        }
+    }
+    assert_eq!(last.len(), limit as usize);
+}
+
+#[test]
+fn an_entry_of_weeks_ago_is_not_fresh_for_weeks() {
+    let mut table = table(1, 10);
+    for days in [20, 25, 30, 40] {
+        let now = at(days * 86_400_000);
+        assert!(assign(&mut table, &format!("{days}.example"), at(0)).is_some());
+        assert!(assign(&mut table, &format!("x{days}.example"), now).is_some(), "{days} days");
+        table = self::table(1, 10);
+    }
+}
+
+#[test]
+fn long_names_share_the_memory() {
+    let mut table = table(100, 100);
+    let label = "x".repeat(60);
+    let mut held = 0;
+    for nth in 0..1000u64 {
+        let name = format!("{nth}.{label}.{label}.{label}.example");
+        match table.assign(&name, 1, at(nth)) {
+            Some(entry) => {
+                assert_eq!(table.name(entry), name);
+                held += 1;
+            }
+            None => break,
+        }
+    }
+    assert!((10..20).contains(&held), "{held}");
+    assert!(table.assign("short.example", 1, at(1000)).is_some());
+    for nth in 0..1000u64 {
+        let name = format!("{nth}.{}.example", &label[..nth as usize % 60 + 1]);
+        let entry = table.assign(&name, 1, at(10_000 + nth * 1000)).unwrap();
+        assert_eq!(table.name(entry), name);
+    }
+}
+
+fn answer(table: &mut FakeIp, name: &str, kind: Kind, now: Instant) -> Option<String> {
+    let bytes = query(7, 0x0100, name, kind, None);
+    let request = Request::parse(&bytes).ok().unwrap();
+    let reply = table.answer(&request, now)?;
+    Some(match reply {
+        Reply::Address(address, ttl) => format!("{address} {ttl}"),
+        Reply::Pointer(host, _) => host.to_string(),
+        other => format!("{other:?}"),
+    })
+}
+
+#[test]
+fn requests_are_answered() {
+    let mut table = FakeIp::new(WIDE, 8, KEY);
+    let text = |text: &str| Some(text.to_string());
+    let v4 = answer(&mut table, "WWW.Example.com", Kind::A, at(0)).unwrap();
+    let v6 = answer(&mut table, "www.example.COM", Kind::AAAA, at(0)).unwrap();
+    let address: Ipv4Addr = v4.strip_suffix(" 60").unwrap().parse().unwrap();
+    let address6: Ipv6Addr = v6.strip_suffix(" 60").unwrap().parse().unwrap();
+    assert_eq!(table.find(address.into()), table.find(address6.into()));
+    assert_eq!((find(&table, address), table.len()), (Some("www.example.com"), 1));
+
+    let [a, b, c, d] = address.octets();
+    let reverse = |d: u8| format!("{d}.{c}.{b}.{a}.in-addr.arpa");
+    assert_eq!(answer(&mut table, &reverse(d), Kind::PTR, at(0)), text("www.example.com"));
+    assert_eq!(answer(&mut table, &reverse(d ^ 1), Kind::PTR, at(0)), text("NoSuchName(1)"));
+    let nibbles: String =
+        address6.octets().iter().rev().map(|o| format!("{:x}.{:x}.", o & 15, o >> 4)).collect();
+    assert_eq!(answer(&mut table, &(nibbles + "ip6.arpa"), Kind::PTR, at(0)), text("www.example.com"));
+
+    for kind in [Kind::HTTPS, Kind::SVCB] {
+        assert_eq!(answer(&mut table, "_8443._https.example.com", kind, at(0)), text("NoData(60)"));
+    }
+    assert_eq!(answer(&mut table, "example.com", Kind::ANY, at(0)), text("Any"));
+    for name in ["router", "192.0.2.1", "x.0x7f", "x.local"] {
+        let reply = answer(&mut table, name, Kind::A, at(0)).unwrap();
+        assert!(reply.starts_with("NoSuchName"), "{name}: {reply}");
+    }
+    assert_eq!(answer(&mut table, "localhost", Kind::A, at(0)), text("127.0.0.1 600"));
+    for other in [Kind(15), Kind(16), Kind(33)] {
+        assert_eq!(answer(&mut table, "example.com", other, at(0)), None);
+    }
+    assert_eq!(answer(&mut table, "8.8.8.8.in-addr.arpa", Kind::PTR, at(0)), None);
+    assert_eq!(table.len(), 1);
+
+    let mut single = FakeIp::new(Ranges { v6: None, ..WIDE }, 8, KEY);
+    assert_eq!(answer(&mut single, "www.example.com", Kind::AAAA, at(0)), text("NoData(60)"));
+}
+
+#[test]
+fn ttls_get_short_when_names_come_fast() {
+    let mut table = table(8, 10);
+    let ttl = |table: &mut FakeIp, nth: u32, now| {
+        let reply = answer(table, &format!("{nth}.example"), Kind::A, now).unwrap();
+        reply.split_once(' ').unwrap().1.to_string()
+    };
+    for nth in 0..4 {
+        assert_eq!(ttl(&mut table, nth, at(0)), "60");
+    }
+    for nth in 4..8 {
+        assert_eq!(ttl(&mut table, nth, at(0)), "1");
+    }
+    let bytes = query(7, 0x0100, "8.example", Kind::A, None);
+    let request = Request::parse(&bytes).ok().unwrap();
+    assert_eq!(table.answer(&request, at(0)), Some(Reply::Failed(Rcode::ServFail)));
+    for nth in 8..50 {
+        assert_eq!(ttl(&mut table, nth, at(u64::from(nth) * 1000)), "1");
+    }
+    assert_eq!(ttl(&mut table, 0, at(60_000 + 40_000)), "10");
+    assert_eq!(ttl(&mut table, 0, at(1_000_000)), "60");
+}
+
+#[test]
+fn tables_survive_a_restart() {
+    let mut old = table(4, 10);
+    let [a, b, c] =
+        ["a.example", "b.example", "c.example"].map(|name| assign(&mut old, name, at(0)).unwrap());
+    old.hold(old.find(a.into()).unwrap());
+    let later = at(u64::from(FAKE_TTL * SECOND));
+    assign(&mut old, "b.example", later);
+    let text = saved(&old, later);
+    assert_eq!(text, format!("{c} c.example #idle\n{b} b.example\n{a} a.example\n"));
+
+    let mut new = table(4, 10);
+    assert_eq!(new.load(text.as_bytes(), at(0)), 3);
+    assert_eq!(saved(&new, at(0)), text);
+    assert_eq!(find(&new, a), Some("a.example"));
+    assert!(assign(&mut new, "d.example", at(0)).is_some());
+    assert!(assign(&mut new, "e.example", at(0)).is_some());
+    assert_eq!([a, b, c].map(|address| find(&new, address).is_some()), [true, true, false]);
+    assert_eq!(assign(&mut new, "f.example", at(0)), None);
+    assert_eq!(new.load(text.as_bytes(), at(0)), 0, "what is there stays");
+}
+
+#[test]
+fn bad_lines_are_skipped() {
+    let text = b"198.18.0.1 a.example\n\xff\xff\n198.18.0.2\n198.18.0.3 nodot\n192.0.2.1 b.example\n\
+        198.18.0.0 c.example\n198.18.0.300 d.example\n\n 198.18.0.4\te.EXAMPLE  #idle \n198.18.0.5 e.example\r\n\
+        198.18.0.1 f.example\n198.18.0.6 a b\n198.18.0.7 x..y\nfd45:3a::9 g.example\n198.18.0.1";
+    let mut table = table(16, 1);
+    assert_eq!(table.load(text, at(0)), 2);
+    assert_eq!(saved(&table, at(0)), "198.18.0.5 e.example\n198.18.0.1 f.example\n");
+    for nth in 0..table.limit - 2 {
+        assert!(assign(&mut table, &format!("{nth}.example"), at(0)).is_some());
+    }
+    assert_eq!(assign(&mut table, "x.example", at(0)), None);
+
+    let mut small = self::table(2, 1);
+    assert_eq!(small.load(b"198.18.0.1 a.example\n198.18.0.3 c.example\n198.18.0.2 b.example", at(0)), 2);
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Assign(u8, u8),
+    Hold(u8),
+    Release(u8),
+    Wait(u16),
+    Restart,
+}
+
+fn ops() -> impl Strategy<Value = std::vec::Vec<Op>> {
+    let op = prop_oneof![
+        8 => (0u8..20, 0u8..61).prop_map(|(name, ttl)| Op::Assign(name, ttl)),
+        3 => any::<u8>().prop_map(Op::Hold),
+        3 => any::<u8>().prop_map(Op::Release),
+        4 => any::<u16>().prop_map(Op::Wait),
+        1 => Just(Op::Restart),
+    ];
+    proptest::collection::vec(op, 0..200)
+}
+
+/// What a client knows: the name's address, and until when.
+struct Told {
+    name: String,
+    address: Ipv4Addr,
+    until: u64,
+    holds: usize,
+}
+
+proptest! {
+    /// A naive list of promises beside the table: no address that a flow or a cache uses ever means another name.
+    #[test]
+    fn promises_are_kept(ops in ops(), names in 1u16..9, turns in 1u32..4) {
+        let mut table = table(names, turns);
+        let mut now = 0u64;
+        let mut told: std::vec::Vec<Told> = vec![];
+        for op in ops {
+            match op {
+                Op::Assign(nth, ttl) => {
+                    let name = format!("{nth}.{}example", "x.".repeat(usize::from(nth % 8) * 15));
+                    let bound = told.iter().filter(|t| t.until > now || t.holds > 0).count();
+                    let entry = table.assign(&name, ttl.into(), at(now));
+                    if let Some(entry) = entry {
+                        let address = table.v4(entry);
+                        let until = now + u64::from(ttl) * 1000;
+                        match told.iter_mut().find(|t| t.name == name && (t.until > now || t.holds > 0)) {
+                            Some(known) => {
+                                prop_assert_eq!(known.address, address);
+                                known.until = known.until.max(until);
+                            }
+                            None => {
+                                told.retain(|t| t.name != name);
+                                told.push(Told { name, address, until, holds: 0 });
+                            }
+                        }
+                    } else {
+                        let room = told.iter().filter(|t| t.until > now || t.holds > 0)
+                            .map(|t| t.name.len() + 3).sum::<usize>() + name.len() + 3;
+                        prop_assert!(bound >= usize::from(table.limit) || room > 960, "{bound} names in use");
+                    }
+                }
+                Op::Hold(nth) => if let Some(t) = told.get_mut(usize::from(nth) % names as usize) {
+                    if let Some(entry) = table.find(t.address.into()) && table.name(entry) == t.name {
+                        table.hold(entry);
+                        t.holds += 1;
+                    }
+                },
+                Op::Release(nth) => if let Some(t) = told.get_mut(usize::from(nth) % names as usize) && t.holds > 0 {
+                    table.release(table.find(t.address.into()).unwrap());
+                    t.holds -= 1;
+                },
+                Op::Wait(ms) => now += u64::from(ms),
+                Op::Restart => {
+                    let text = saved(&table, at(now));
+                    let mut new = self::table(names, turns);
+                    prop_assert_eq!(new.load(text.as_bytes(), at(now)), usize::from(table.len()));
+                    prop_assert_eq!(new.len(), table.len());
+                    table = new;
+                    // Flows end with the old run; their clients may keep the address a little.
+                    for t in &mut told {
+                        if t.until > now || t.holds > 0 {
+                            t.until = now + u64::from(FAKE_TTL * SECOND);
+                        }
+                        t.holds = 0;
+                    }
+                }
+            }
+            for t in told.iter().filter(|t| t.until > now || t.holds > 0) {
+                prop_assert_eq!(find(&table, t.address), Some(t.name.as_str()));
+            }
+            let lines = saved(&table, at(now));
+            prop_assert_eq!(lines.lines().count(), usize::from(table.len()));
+            let mut names: std::vec::Vec<_> = lines.lines().map(|l| l.split(' ').nth(1).unwrap()).collect();
+            names.sort();
+            names.dedup();
+            prop_assert_eq!(names.len(), usize::from(table.len()), "one address for each name");
+        }
+    }
+
+    #[test]
+    fn any_file_is_survived(text in "(198\\.18\\.0\\.[0-9]{1,3} [a-c]\\.[a-z]( #idle)?\n|\\PC{0,9}\n?){0,20}") {
+        let mut table = table(9, 2);
+        let count = table.load(text.as_bytes(), at(0));
+        prop_assert_eq!(count, usize::from(table.len()));
+        prop_assert_eq!(saved(&table, at(0)).lines().count(), count);
+        for nth in 0..20 {
+            let name = format!("{nth}.example");
+            if let Some(address) = assign(&mut table, &name, at(1)) {
+                prop_assert_eq!(find(&table, address), Some(name.as_str()));
+            }
+        }
+    }
+}
