@@ -16,42 +16,26 @@
 //! still have in its cache, for the TTL of an answer. If there is no other, there is no address. TTLs get short
 //! when names come faster than the table is large, so that this ends soon.
 
+mod answer;
 mod file;
 mod names;
+mod ranges;
 
 use alloc::{vec, vec::Vec};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::message::Kind;
-use super::reply::{Rcode, Reply};
-use super::request::Request;
-use super::special::local_reply;
 use crate::siphash::{self, Key};
 use crate::time::Instant;
+pub use answer::FAKE_TTL;
 use names::Names;
+pub use ranges::Ranges;
 
-/// Seconds that an address is good for.
-pub const FAKE_TTL: u32 = 60;
-/// The same when new names are many.
-const SHORT_TTL: u32 = 1;
-/// How much longer than its TTL a name must live at the present pace.
-const RESERVE: u32 = 4;
 /// The most names a table can have.
 const MAX_NAMES: u16 = 65_000;
 /// The end of a list.
 const NIL: u16 = u16::MAX;
 /// Words of the longest name.
 const MAX_WORDS: usize = 64;
-
-/// Where addresses are taken from: network and prefix length. The first address of a range is never handed out,
-/// and neither is the last one of IPv4.
-#[derive(Clone, Copy, Debug)]
-pub struct Ranges {
-    /// At most 30 bits.
-    pub v4: (Ipv4Addr, u8),
-    /// At most 126 bits; none: names have no IPv6 address.
-    pub v6: Option<(Ipv6Addr, u8)>,
-}
 
 /// A name's place in the table. Good as long as a flow [holds](FakeIp::hold) it, else until the next name comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,18 +86,11 @@ impl FakeIp {
     /// An empty table for `names` names, or as many as there are addresses. `key` must be random: it keeps clients
     /// from choosing names that collide.
     pub fn new(ranges: Ranges, names: u16, key: Key) -> Self {
-        let prefix = ranges.v4.1.min(30);
-        let v4 = (Ipv4Addr::from_bits(ranges.v4.0.to_bits() & high_bits(prefix, 32) as u32), prefix);
-        let v6 = ranges.v6.map(|(network, prefix)| {
-            let prefix = prefix.min(126);
-            (Ipv6Addr::from_bits(network.to_bits() & high_bits(prefix, 128)), prefix)
-        });
-        let addresses = v6.map_or(u128::MAX, |(_, prefix)| !high_bits(prefix, 128));
-        let addresses = addresses.min((1 << (32 - prefix)) - 2) as u32;
+        let (ranges, addresses) = ranges.checked();
         let limit = u32::from(names.clamp(1, MAX_NAMES)).min(addresses) as u16;
         let turns = (addresses / u32::from(limit)).min(u16::MAX.into()) as u16;
         Self {
-            ranges: Ranges { v4, v6 },
+            ranges,
             limit,
             turns,
             first_turn: (siphash::hash(key, &[]) % u32::from(turns)) as u16,
@@ -127,51 +104,6 @@ impl FakeIp {
             live: 0,
             changes: 0,
             refused: 0,
-        }
-    }
-
-    /// The reply to a request, with an address if it asks for one. HTTPS and SVCB records do not exist here: they
-    /// may hold addresses, and keys for a server (ECH) that would hide names from the proxy; without them clients
-    /// do as they always did (RFC 9460 section 3). Special names are left to [`local_reply`].
-    ///
-    /// None for types that say nothing of addresses: somebody else may know.
-    pub fn answer(&mut self, request: &Request<'_>, now: Instant) -> Option<Reply<'_>> {
-        if request.is_internet()
-            && request.kind() == Kind::PTR
-            && let Some(address) = request.address()
-            && self.contains(address)
-        {
-            return Some(match self.find(address) {
-                Some(entry) => Reply::Pointer(self.name(entry), SHORT_TTL),
-                None => Reply::NoSuchName(SHORT_TTL),
-            });
-        }
-        if let Some(reply) = local_reply(request) {
-            return Some(reply);
-        }
-        match request.kind() {
-            Kind::A | Kind::AAAA => Some(self.address_reply(request, now)),
-            Kind::HTTPS | Kind::SVCB => Some(Reply::NoData(FAKE_TTL)),
-            Kind::ANY => Some(Reply::Any),
-            _ => None,
-        }
-    }
-
-    fn address_reply(&mut self, request: &Request<'_>, now: Instant) -> Reply<'static> {
-        let Some(host) = request.name().host() else {
-            return Reply::NoSuchName(FAKE_TTL);
-        };
-        if request.kind() == Kind::AAAA && self.ranges.v6.is_none() {
-            return Reply::NoData(FAKE_TTL);
-        }
-        let ttl = self.ttl(now);
-        let Some(entry) = self.assign(&host, ttl, now) else {
-            return Reply::Failed(Rcode::ServFail);
-        };
-        let ipv4 = IpAddr::V4(self.v4(entry));
-        match self.v6(entry) {
-            Some(ipv6) if request.kind() == Kind::AAAA => Reply::Address(ipv6.into(), ttl),
-            _ => Reply::Address(ipv4, ttl),
         }
     }
 
@@ -206,7 +138,7 @@ impl FakeIp {
 
     /// The name that an address stands for, IPv4 perhaps mapped. None: it stands for none, or not any more.
     pub fn find(&self, address: IpAddr) -> Option<Entry> {
-        let number = self.number(address)?;
+        let number = self.ranges.number(address)?;
         let (turn, slot) = (number / u32::from(self.limit), number % u32::from(self.limit));
         let found = self.slots.get(slot as usize)?;
         (found.has_name && u32::from(found.turn) == turn).then_some(Entry(slot as u16))
@@ -214,16 +146,7 @@ impl FakeIp {
 
     /// Whether an address, IPv4 perhaps mapped, lies in our ranges.
     pub fn contains(&self, address: IpAddr) -> bool {
-        match (address.to_canonical(), self.ranges.v6) {
-            (IpAddr::V4(ip), _) => {
-                let (network, prefix) = self.ranges.v4;
-                (ip.to_bits() ^ network.to_bits()) & high_bits(prefix, 32) as u32 == 0
-            }
-            (IpAddr::V6(ip), Some((network, prefix))) => {
-                (ip.to_bits() ^ network.to_bits()) & high_bits(prefix, 128) == 0
-            }
-            (IpAddr::V6(_), None) => false,
-        }
+        self.ranges.contain(address)
     }
 
     /// The name of an entry.
@@ -236,14 +159,12 @@ impl FakeIp {
 
     /// The IPv4 address of an entry.
     pub fn v4(&self, entry: Entry) -> Ipv4Addr {
-        let (network, _) = self.ranges.v4;
-        Ipv4Addr::from_bits(network.to_bits() + 1 + self.number_of(entry))
+        self.ranges.nth_v4(self.number_of(entry))
     }
 
     /// The IPv6 address of an entry, if there is a range for it.
     pub fn v6(&self, entry: Entry) -> Option<Ipv6Addr> {
-        let (network, _) = self.ranges.v6?;
-        Some(Ipv6Addr::from_bits(network.to_bits() + 1 + u128::from(self.number_of(entry))))
+        self.ranges.nth_v6(self.number_of(entry))
     }
 
     /// A flow uses the name: it keeps its address until as many flows have [released](Self::release) it.
@@ -288,15 +209,6 @@ impl FakeIp {
     /// Counts the names that got no address.
     pub const fn refused(&self) -> u32 {
         self.refused
-    }
-
-    /// Seconds that a client may keep an address: less than a name lives at the pace at which new ones come.
-    fn ttl(&self, now: Instant) -> u32 {
-        if self.live < self.limit / 2 {
-            return FAKE_TTL;
-        }
-        let age = self.slots.get(usize::from(self.oldest)).map_or(0, |slot| now.since(slot.expires));
-        (age / 1000 / RESERVE).clamp(SHORT_TTL, FAKE_TTL)
     }
 
     /// A slot without a name, and room for a name of `length` bytes.
@@ -435,28 +347,12 @@ impl FakeIp {
         let turn = self.slots.get(usize::from(entry.0)).map_or(0, |slot| slot.turn);
         u32::from(turn) * u32::from(self.limit) + u32::from(entry.0)
     }
-
-    /// How far into its range an address is, if we hand it out at all.
-    fn number(&self, address: IpAddr) -> Option<u32> {
-        let far = match address.to_canonical() {
-            IpAddr::V4(ip) => ip.to_bits().checked_sub(self.ranges.v4.0.to_bits())?.into(),
-            IpAddr::V6(ip) => ip.to_bits().checked_sub(self.ranges.v6?.0.to_bits())?,
-        };
-        let number = u32::try_from(far).ok()?.checked_sub(1)?;
-        (number < u32::from(self.turns) * u32::from(self.limit)).then_some(number)
-    }
 }
 
 /// Whether a client may still have the address in its cache. Moments that are weeks apart look alike, so what
 /// lies further ahead than a TTL is long gone.
 fn is_fresh(slot: &Slot, now: Instant) -> bool {
     (1..=1000 * FAKE_TTL).contains(&slot.expires.since(now))
-}
-
-/// The first `prefix` of `width` bits.
-fn high_bits(prefix: u8, width: u8) -> u128 {
-    let all = u128::MAX >> (128 - width);
-    all & !(all >> prefix)
 }
 
 #[cfg(test)]

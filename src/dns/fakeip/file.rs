@@ -56,8 +56,11 @@ impl FakeIp {
 
     fn load_name(&mut self, address: Ipv4Addr, name: &str, is_idle: bool, now: Instant) -> Option<()> {
         let host = Name::new(name).ok()?.as_ref().host()?;
-        let number = self.number(IpAddr::V4(address))?;
+        let number = self.ranges.number(IpAddr::V4(address))?;
         let (turn, at) = (number / u32::from(self.limit), (number % u32::from(self.limit)) as u16);
+        if turn >= u32::from(self.turns) {
+            return None;
+        }
         let is_taken = self.slots.get(usize::from(at)).is_some_and(|slot| slot.has_name);
         if is_taken || self.find_name(&host).is_some() || !self.names.has_room(host.len()) {
             return None;

@@ -1,5 +1,6 @@
 use super::*;
 use crate::dns::request::tests::query;
+use crate::dns::{Kind, Rcode, Reply, Request};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::format;
@@ -342,11 +343,12 @@ proptest! {
                         prop_assert!(bound >= usize::from(table.limit) || room > 960, "{bound} names in use");
                     }
                 }
-                Op::Hold(nth) => if let Some(t) = told.get_mut(usize::from(nth) % names as usize) {
-                    if let Some(entry) = table.find(t.address.into()) && table.name(entry) == t.name {
-                        table.hold(entry);
-                        t.holds += 1;
-                    }
+                Op::Hold(nth) => if let Some(t) = told.get_mut(usize::from(nth) % names as usize)
+                    && let Some(entry) = table.find(t.address.into())
+                    && table.name(entry) == t.name
+                {
+                    table.hold(entry);
+                    t.holds += 1;
                 },
                 Op::Release(nth) => if let Some(t) = told.get_mut(usize::from(nth) % names as usize) && t.holds > 0 {
                     table.release(table.find(t.address.into()).unwrap());
