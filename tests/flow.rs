@@ -5,7 +5,9 @@ mod common;
 use arbitrary::{Arbitrary, Unstructured};
 use common::flow_script::{Model, Script, many_tuples};
 use proptest::prelude::*;
-use tcp_over_http::flow::{CLOSING_IDLE, FlowTable, LINGER, Limits, MAX_FLOWS, OPENING_IDLE, Slot, State};
+use tcp_over_http::flow::{
+    CLOSING_IDLE, FlowTable, LINGER, Limits, MAX_FLOWS, OPENING_IDLE, Refusal, Slot, State,
+};
 use tcp_over_http::packet::Change;
 use tcp_over_http::time::Instant;
 
@@ -44,6 +46,24 @@ fn nobody_waits_for_ever() {
     assert_eq!(table.expire(late.plus(1_000_000_000)), None);
     assert_eq!(table.get(live).state(), State::Live);
     assert_eq!(table.occupancy(), (0, 1));
+}
+
+#[test]
+fn limits_of_held_flows_can_change() {
+    let mut table = FlowTable::new(LIMITS, [1, 2]);
+    let now = Instant::default();
+    let begin = |table: &mut FlowTable, port| table.open(many_tuples(0, port), 1, now, |_| Change::default());
+    table.limit_held(2, 1);
+    let first = begin(&mut table, 0).unwrap();
+    assert_eq!(begin(&mut table, 1), Err(Refusal::TooManyHeldByClient));
+    table.limit_held(2, 2);
+    assert!(begin(&mut table, 1).is_ok());
+    // Fewer than there are: those stay.
+    table.limit_held(1, 1);
+    assert_eq!(begin(&mut table, 2), Err(Refusal::TooManyHeld));
+    assert_eq!(table.count(State::Held), 2);
+    table.release(first, now);
+    assert_eq!((table.count(State::Held), table.count(State::Opening), table.count(State::Free)), (1, 1, 0));
 }
 
 /// A client that repeats its SYN is waited for twice as long as it has tried, and longer.

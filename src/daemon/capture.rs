@@ -16,6 +16,7 @@ use crate::firewall::{self, Firewall, FirewallError};
 use crate::listener;
 use crate::probe::{ProbeError, probe};
 use crate::route::{Event, RouteError, Routes};
+use crate::sys;
 use crate::tun::Tun;
 
 /// The routes, the listeners, and on the express path the firewall's table.
@@ -97,6 +98,31 @@ impl Capture {
             }
         }
         Poll::Pending
+    }
+
+    /// Takes over what is captured from now on; what goes through the listeners goes on.
+    ///
+    /// # Errors
+    /// [`CaptureError`]; all is as it was then, as far as the kernel lets it.
+    pub fn reconfigure(&mut self, config: &Config) -> Result<(), CaptureError> {
+        for listener in &self.listeners {
+            _ = sys::set_keepalive(listener, config.keepalive); // accepted sockets inherit it
+        }
+        self.routes.reconfigure(config, self.path).map_err(CaptureError::Routes)
+    }
+
+    /// Leaves what refuses the traffic that the next run of the daemon will capture, and nothing else.
+    pub fn hand_over(self, next: &Config) {
+        if let Err(error) = self.routes.hand_over(next, self.path) {
+            log::warn!("{error}");
+        }
+        // Others' tables would never be found again; of the same name, the next run replaces it.
+        if let Some(firewall) = self.firewall
+            && !firewall.belongs_to(next)
+            && let Err(error) = firewall.remove()
+        {
+            log::warn!("{error}");
+        }
     }
 
     /// Removes all of it.

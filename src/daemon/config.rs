@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+mod changes;
 mod error;
 mod net;
 mod options;
@@ -13,6 +14,7 @@ mod settings;
 mod table;
 mod values;
 
+pub use changes::Changes;
 pub use net::{IpNet, Ipv4Net, Ipv6Net};
 pub use options::{Kind, Spec};
 pub use settings::{Settings, VARIABLE};
@@ -86,6 +88,12 @@ impl Config {
     /// Whether any traffic is captured by our own rules.
     pub const fn captures(&self) -> bool {
         self.auto_route || !self.routes.is_empty()
+    }
+
+    /// Whether tunnels are asked for as with `other`.
+    pub fn dials_like(&self, other: &Self) -> bool {
+        let how = |it: &Self| (it.connect_timeout, it.reply_timeout, it.keepalive);
+        (&self.upstreams, &self.resolvers, how(self)) == (&other.upstreams, &other.resolvers, how(other))
     }
 
     /// The mark of the express path: of packets that are delivered to an own socket, whatever their

@@ -1,5 +1,6 @@
 //! The one loop of the daemon. What isn't here runs in a task per dial and per relay.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
@@ -10,12 +11,14 @@ use tcp_over_http::rewrite::Path;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use crate::capture::Capture;
-use crate::config::Config;
+use crate::capture::{Capture, CaptureError};
+use crate::config::{Changes, Config, Settings};
 use crate::gateway::Gateway;
+use crate::log_level;
 use crate::status::{self, Form};
 use crate::status_socket::StatusSocket;
 use crate::tun::MAX_FRAME;
+use crate::upstream::Upstreams;
 
 /// How many frames are read before the relays have their turn: many enough to make a wake-up worth it,
 /// few enough not to let the sockets' buffers fill up meanwhile.
@@ -39,6 +42,8 @@ const DRAIN_TICK: Duration = Duration::from_millis(20);
 pub enum End {
     /// A signal asked for it, and all connections have ended or have been cut off.
     Asked,
+    /// The same, since a changed configuration needs another run.
+    Restart,
     /// The TUN is gone.
     TunGone,
     /// Reading the TUN failed.
@@ -49,7 +54,10 @@ pub enum End {
 pub struct EventLoop {
     gateway: Rc<Gateway>,
     capture: Capture,
+    settings: Settings,
     config: Config,
+    /// What the next run is to have, once connections have ended for it.
+    next: Option<Config>,
     status: Option<StatusSocket>,
     buffer: Box<[u8]>,
     tick: Interval,
@@ -62,7 +70,8 @@ pub struct EventLoop {
 
 /// The signals that the daemon takes, from the moment this is made.
 pub struct Signals {
-    ends: [Signal; 3],
+    ends: [Signal; 2],
+    hangup: Signal,
     user: Signal,
 }
 
@@ -70,20 +79,33 @@ impl Signals {
     /// # Errors
     /// If signals can't be caught.
     pub fn new() -> io::Result<Self> {
-        let ends = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-        let [terminate, interrupt, hangup] = ends;
-        Ok(Self { ends: [terminate?, interrupt?, hangup?], user: signal(SignalKind::user_defined1())? })
+        let kinds = [
+            SignalKind::terminate(),
+            SignalKind::interrupt(),
+            SignalKind::hangup(),
+            SignalKind::user_defined1(),
+        ];
+        let [terminate, interrupt, hangup, user] = kinds.map(signal);
+        Ok(Self { ends: [terminate?, interrupt?], hangup: hangup?, user: user? })
     }
 }
 
 impl EventLoop {
     /// A loop that has yet to run.
-    pub fn new(gateway: Rc<Gateway>, capture: Capture, signals: Signals, config: Config) -> Self {
+    pub fn new(
+        gateway: Rc<Gateway>,
+        capture: Capture,
+        signals: Signals,
+        settings: Settings,
+        config: Config,
+    ) -> Self {
         Self {
             gateway,
             capture,
             status: status_socket(&config),
+            settings,
             config,
+            next: None,
             buffer: vec![0; ALIGN + MAX_FRAME].into_boxed_slice(),
             tick: every(TICK),
             deadlines: None,
@@ -92,11 +114,11 @@ impl EventLoop {
         }
     }
 
-    /// Runs until a signal ends it or the TUN is gone. Gives back what captures traffic: whether that goes
-    /// depends on the end.
-    pub async fn run(mut self) -> (End, Capture) {
+    /// Runs until a signal ends it or the TUN is gone. Gives back what captures traffic, since what becomes of
+    /// that depends on the end, and the configuration by now, which is the next run's if there is to be one.
+    pub async fn run(mut self) -> (End, Capture, Config) {
         let end = poll_fn(|cx| self.poll(cx)).await;
-        (end, self.capture)
+        (end, self.capture, self.next.unwrap_or(self.config))
     }
 
     fn poll(&mut self, cx: &mut Context) -> Poll<End> {
@@ -155,24 +177,77 @@ impl EventLoop {
     }
 
     fn poll_signals(&mut self, cx: &mut Context) {
+        while self.signals.hangup.poll_recv(cx).is_ready() {
+            self.reload();
+            cx.waker().wake_by_ref();
+        }
+        let mut asked = 0;
         for signal in &mut self.signals.ends {
             while signal.poll_recv(cx).is_ready() {
-                let now = Instant::now();
-                // Asked twice: at once.
-                let patience =
-                    if self.deadlines.is_some() { Duration::ZERO } else { self.config.drain_timeout };
-                log::info!("ending; connections get {} s", patience.as_secs());
-                self.deadlines = Some((now + patience, now + patience + FAREWELL));
-                self.gateway.drain();
-                self.tick = every(DRAIN_TICK);
-                cx.waker().wake_by_ref();
+                asked += 1;
             }
+        }
+        for _ in 0..asked {
+            // Asked twice: at once.
+            let again = self.deadlines.is_some() && self.next.take().is_none();
+            self.drain(if again { Duration::ZERO } else { self.config.drain_timeout });
+            cx.waker().wake_by_ref();
         }
         while self.signals.user.poll_recv(cx).is_ready() {
             for line in self.report(Form::Text).lines() {
                 log::info!("{line}");
             }
         }
+    }
+
+    fn drain(&mut self, patience: Duration) {
+        log::info!("ending; connections get {} s", patience.as_secs());
+        let now = Instant::now();
+        self.deadlines = Some((now + patience, now + patience + FAREWELL));
+        self.gateway.drain();
+        self.tick = every(DRAIN_TICK);
+    }
+
+    /// Reads the configuration again and takes over what has changed: at once, or by another run.
+    fn reload(&mut self) {
+        if self.deadlines.is_some() {
+            return; // another run, if there is to be one, reads it anyway
+        }
+        let new = match self.settings.load() {
+            Ok(new) => new,
+            Err(error) => return log::error!("reload: {error}; nothing is changed"),
+        };
+        let changes = Changes::new(&self.config, &new);
+        if changes.is_empty() {
+            log::info!("reload: nothing has changed");
+        } else if changes.need_restart() {
+            log::info!("reload: changed {changes}; starting anew");
+            self.next = Some(new);
+            self.drain(self.config.drain_timeout);
+        } else if let Err(error) = self.configure(new) {
+            log::error!("reload: {error}; not changed: {changes}");
+        } else {
+            log::info!("reload: changed {changes}; connections go on");
+        }
+    }
+
+    /// Takes over a configuration that needs no other run. What may fail comes first.
+    fn configure(&mut self, new: Config) -> Result<(), ReloadError> {
+        let upstreams = match new.dials_like(&self.config) {
+            true => None,
+            false => Some(Upstreams::new(&new).map_err(ReloadError::Upstreams)?),
+        };
+        self.capture.reconfigure(&new).map_err(ReloadError::Capture)?;
+        if let Some(upstreams) = upstreams {
+            self.gateway.set_upstreams(upstreams);
+        }
+        self.gateway.configure(&new);
+        log_level::set(new.log_level);
+        if new.status_socket != self.config.status_socket {
+            self.status = status_socket(&new);
+        }
+        self.config = new;
+        Ok(())
     }
 
     fn poll_status(&self, cx: &mut Context) {
@@ -205,13 +280,28 @@ impl EventLoop {
         };
         let idle_since = *self.idle_since.get_or_insert(now);
         if self.gateway.is_idle() && now >= idle_since + settled || now >= *end {
-            return Poll::Ready(End::Asked);
+            return Poll::Ready(if self.next.is_some() { End::Restart } else { End::Asked });
         }
         if now >= *cut {
             self.gateway.abort_all();
             *cut = *end; // once
         }
         Poll::Pending
+    }
+}
+
+/// What could not be taken over.
+enum ReloadError {
+    Upstreams(io::Error),
+    Capture(CaptureError),
+}
+
+impl fmt::Display for ReloadError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Upstreams(error) => write!(f, "{error}"),
+            Self::Capture(error) => write!(f, "{error}"),
+        }
     }
 }
 

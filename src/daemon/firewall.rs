@@ -83,6 +83,11 @@ impl Firewall {
         nft(&self.rules)
     }
 
+    /// Whether a run with `config` has a table of this name.
+    pub fn belongs_to(&self, config: &Config) -> bool {
+        self.name == name(config)
+    }
+
     /// Deletes the table.
     pub fn remove(self) -> Result<(), FirewallError> {
         nft(&delete(&self.name))

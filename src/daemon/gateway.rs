@@ -19,7 +19,7 @@ use tcp_over_http::time::Instant;
 use tcp_over_http::vnet;
 use tokio::net::TcpStream;
 
-use crate::config::ConnectMode;
+use crate::config::{Config, ConnectMode};
 use crate::kept::{Kept, KeptFlows, Parked, Tunnel};
 use crate::pipe::Pipes;
 use crate::relay::{Moved, Relay};
@@ -31,9 +31,9 @@ use crate::upstream::{Failure, Opened, Upstreams};
 pub struct Gateway {
     tun: Tun,
     rewriter: RefCell<Rewriter>,
-    upstreams: Upstreams,
+    upstreams: RefCell<Rc<Upstreams>>,
     pipes: Pipes,
-    mode: ConnectMode,
+    mode: Cell<ConnectMode>,
     started: std::time::Instant,
     /// What is kept for a flow, by slot.
     kept: RefCell<KeptFlows>,
@@ -57,9 +57,9 @@ impl Gateway {
         Self {
             tun,
             rewriter: RefCell::new(rewriter),
-            upstreams,
+            upstreams: RefCell::new(Rc::new(upstreams)),
             pipes,
-            mode,
+            mode: Cell::new(mode),
             started: std::time::Instant::now(),
             kept: RefCell::default(),
             totals: Cell::default(),
@@ -77,8 +77,20 @@ impl Gateway {
     }
 
     /// The proxies, for what they have counted.
-    pub const fn upstreams(&self) -> &Upstreams {
-        &self.upstreams
+    pub fn upstreams(&self) -> Rc<Upstreams> {
+        Rc::clone(&self.upstreams.borrow())
+    }
+
+    /// From now on other proxies are asked. Dials that are under way go on.
+    pub fn set_upstreams(&self, upstreams: Upstreams) {
+        upstreams.inherit(&self.upstreams());
+        self.upstreams.replace(Rc::new(upstreams));
+    }
+
+    /// Takes over how connections are opened from now on.
+    pub fn configure(&self, config: &Config) {
+        self.mode.set(config.connect);
+        self.rewriter.borrow_mut().flows.limit_held(config.max_dials, config.max_dials_per_client);
     }
 
     /// What has happened so far.
@@ -185,13 +197,14 @@ impl Gateway {
         let gateway = Rc::clone(self);
         let target = server(&tuple);
         let dial = spawn(async move {
-            let result = gateway.upstreams.open(target).await;
+            let upstreams = gateway.upstreams();
+            let result = upstreams.open(target).await;
             gateway.handle_dialled(slot, result);
         });
         if let Some(parked) = self.kept.borrow_mut().parked(slot) {
             parked.tunnel = Tunnel::Dialled(Some(dial));
         }
-        if self.mode == ConnectMode::Early {
+        if self.mode.get() == ConnectMode::Early {
             self.release(slot, frame, now);
         }
     }
@@ -211,6 +224,7 @@ impl Gateway {
             return;
         };
         parked.tunnel = Tunnel::Dialled(None); // has ended: nothing to abort
+        let held = self.rewriter.borrow().flows.get(slot).state() == State::Held;
         match (result, parked.client.take()) {
             (Ok(opened), Some(client)) => {
                 drop(kept);
@@ -220,7 +234,7 @@ impl Gateway {
                 parked.tunnel = Tunnel::Opened(opened);
                 let mut syn = std::mem::take(&mut parked.syn);
                 drop(kept);
-                if self.mode == ConnectMode::Honest {
+                if held {
                     self.release(slot, &mut syn, now);
                 }
             }
@@ -229,7 +243,7 @@ impl Gateway {
                 self.count(|totals| totals.refused += 1);
                 self.reset(slot, &client);
             }
-            (Err(_), None) if self.mode == ConnectMode::Early => parked.tunnel = Tunnel::Failed,
+            (Err(_), None) if !held => parked.tunnel = Tunnel::Failed,
             (Err(failure), None) => {
                 let mut syn = std::mem::take(&mut parked.syn);
                 drop(kept);

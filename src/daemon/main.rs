@@ -11,6 +11,7 @@ mod gateway;
 mod kept;
 mod limiter;
 mod listener;
+mod log_level;
 mod lookup;
 mod netlink;
 mod pipe;
@@ -29,17 +30,18 @@ mod tun;
 mod upstream;
 
 use std::io::Write;
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::process::{self, ExitCode};
 use std::rc::Rc;
 use std::{env, fmt, io};
 
 use tcp_over_http::flow::Limits;
-use tcp_over_http::rewrite::{Path, Rewriter, Settings};
+use tcp_over_http::rewrite::{self, Path, Rewriter};
 use tokio::runtime::{Builder, LocalOptions};
 
 use crate::capture::{Capture, CaptureError, Subnets};
 use crate::cli::Command;
-use crate::config::{Config, OnFailure};
+use crate::config::{Config, OnFailure, Settings};
 use crate::event_loop::{End, EventLoop, Signals};
 use crate::gateway::Gateway;
 use crate::pipe::Pipes;
@@ -48,6 +50,8 @@ use crate::upstream::Upstreams;
 
 /// Files beyond those of flows and pipes: resolvers, the TUN, netlink, logs, dials that are just ending.
 const OTHER_FILES: usize = 64;
+/// The variable that tells a run that another has become it.
+const RESTARTED: &str = "TCP_OVER_HTTP_RESTARTED";
 /// The fewest pipes to start with: only connections with bytes under way have one.
 const MIN_PIPES: usize = 64;
 
@@ -60,10 +64,7 @@ fn main() -> ExitCode {
             Ok(_) => print("ok\n"),
             Err(error) => fail(&error, error.exit_code()),
         },
-        Ok(Command::Run(settings)) => match settings.load() {
-            Ok(config) => run(&config),
-            Err(error) => fail(&error, error.exit_code()),
-        },
+        Ok(Command::Run(settings)) => run(settings),
         Ok(Command::Status(settings, form)) => {
             let path = settings.status_socket();
             match status_socket::ask(&path, form) {
@@ -75,51 +76,84 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: &Config) -> ExitCode {
-    env_logger::Builder::new().filter_level(config.log_level).parse_default_env().init();
-    let ended = Builder::new_current_thread()
-        .enable_all()
-        .build_local(LocalOptions::default())
-        .map_err(StartError::EventLoop)
-        .and_then(|runtime| runtime.block_on(serve(config)));
+fn run(settings: Settings) -> ExitCode {
+    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&StartError::EventLoop(error), 1),
+    };
+    // Before anything is set up that an early end would leave behind, and before the configuration is read,
+    // so that no change of it is missed.
+    let within = runtime.enter();
+    let signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => return fail(&StartError::EventLoop(error), 1),
+    };
+    drop(within);
+    let config = match settings.load() {
+        Ok(config) => config,
+        Err(error) => return fail(&error, error.exit_code()),
+    };
+    log_level::init(config.log_level);
+    let ended = runtime.block_on(serve(settings, config.clone(), signals));
+    drop(runtime); // and with it all that is still open
     match ended {
-        Ok(End::Asked) => ExitCode::SUCCESS,
-        Ok(End::TunGone) => {
-            log::error!("{}: the device is gone", config.tun);
-            ExitCode::FAILURE
+        Ok(End::Asked) => return ExitCode::SUCCESS,
+        Ok(End::Restart) => {
+            let error = restart();
+            log::error!("start anew: {error}");
         }
-        Ok(End::Tun(error)) => {
-            log::error!("{}: read: {error}", config.tun);
-            ExitCode::FAILURE
-        }
+        Ok(End::TunGone) => log::error!("{}: the device is gone", config.tun),
+        Ok(End::Tun(error)) => log::error!("{}: read: {error}", config.tun),
         Err(error) => {
             log::error!("{error}");
-            ExitCode::FAILURE
+            // Refused since the run before has left it so.
+            if env::var_os(RESTARTED).is_some()
+                && config.on_failure == OnFailure::Direct
+                && let Err(error) = route::clear(&config)
+            {
+                log::warn!("{error}");
+            }
         }
     }
+    ExitCode::FAILURE
+}
+
+/// Becomes another run with the same arguments. Returns only if that fails.
+fn restart() -> io::Error {
+    // Until that run takes it.
+    sys::ignore_hangup();
+    // Under its own name, unless the file has been replaced.
+    let program = env::current_exe().ok().filter(|path| path.exists());
+    let mut args = env::args_os();
+    process::Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()))
+        .arg0(args.next().unwrap_or_default())
+        .args(args)
+        .env(RESTARTED, "1")
+        .exec()
 }
 
 /// Sets up and runs until the end. What captures traffic is removed if the end was asked for, or if
-/// traffic may then go directly.
-async fn serve(config: &Config) -> Result<End, StartError> {
+/// traffic may then go directly; if another run follows it is refused until then.
+async fn serve(settings: Settings, config: Config, signals: Signals) -> Result<End, StartError> {
     let pipes = reserve_files(config.max_flows as usize)?;
     let [a, b, c, d, e, f, g, h] = sys::random().map_err(StartError::Random)?;
     let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
-    let upstreams = Upstreams::new(config).map_err(StartError::Upstreams)?;
+    let upstreams = Upstreams::new(&config).map_err(StartError::Upstreams)?;
 
-    // Before anything is set up that an early end would leave behind.
-    let signals = Signals::new().map_err(StartError::EventLoop)?;
     let tun =
         Tun::open(&config.tun, config.offload).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
-    let capture = Capture::set_up(config, &tun).await.map_err(StartError::Capture)?;
+    let capture = Capture::set_up(&config, &tun).await.map_err(StartError::Capture)?;
     let path = capture.path();
-    let rewriter = Rewriter::new(settings(config, path), limits(config), key);
+    let rewriter = Rewriter::new(rewriter_settings(&config, path), limits(&config), key);
     let pipes = Pipes::new(pipes, config.pipe_size);
     let gateway = Rc::new(Gateway::new(tun, rewriter, upstreams, pipes, config.connect));
-    let event_loop = EventLoop::new(gateway, capture, signals, config.clone());
     log::info!("{}: listening on port {}, {path} path", config.tun, config.listen_port);
-    let (end, capture) = event_loop.run().await;
-    if matches!(end, End::Asked) || config.on_failure == OnFailure::Direct {
+    let event_loop = EventLoop::new(Rc::clone(&gateway), capture, signals, settings, config);
+    let (end, capture, config) = event_loop.run().await;
+    if matches!(end, End::Restart) {
+        capture.hand_over(&config);
+        drop(gateway); // only now the device: its routes would go with it
+    } else if matches!(end, End::Asked) || config.on_failure == OnFailure::Direct {
         capture.remove();
     } else if config.captures() {
         log::warn!("captured traffic is blocked until the next start (on_failure 'block')");
@@ -140,9 +174,9 @@ fn reserve_files(flows: usize) -> Result<usize, StartError> {
     Ok(pipes)
 }
 
-fn settings(config: &Config, path: Path) -> Settings {
+fn rewriter_settings(config: &Config, path: Path) -> rewrite::Settings {
     let Subnets { ipv4, ipv6 } = Subnets::new(config);
-    Settings { path, ipv4, ipv6, listen_port: config.listen_port, mtu: config.mtu }
+    rewrite::Settings { path, ipv4, ipv6, listen_port: config.listen_port, mtu: config.mtu }
 }
 
 const fn limits(config: &Config) -> Limits {

@@ -9,6 +9,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::mem;
 use std::task::{Context, Poll};
 
 use log::warn;
@@ -17,8 +18,12 @@ use tokio::io::unix::AsyncFd;
 
 use super::config::{Config, Ipv4Net, Ipv6Net, OnFailure};
 use super::netlink::{self, Message, NLM_F_CREATE, NLM_F_REPLACE, Socket};
-use super::policy::{self, OURS, Route, Rule};
+use super::policy::{self, Route, Rule};
 use super::{sys, sysctl};
+
+mod owner;
+
+use owner::Owner;
 
 /// Packets that the kernel queues for us before it drops (the TUN driver's own default is 500).
 pub const TXQUEUELEN: i32 = 1000;
@@ -40,8 +45,7 @@ pub struct Routes {
     mtu: u16,
     address: Ipv4Net,
     address6: Option<Ipv6Net>,
-    first_rule: u32,
-    table: u32,
+    owner: Owner,
     rules: Vec<Rule>,
     routes: Vec<Route>,
     watch: AsyncFd<File>,
@@ -75,8 +79,7 @@ impl Routes {
             mtu: config.mtu,
             address: config.address,
             address6: config.address6,
-            first_rule: config.rule_priority,
-            table: config.table,
+            owner: Owner::new(config),
             rules: policy::rules(config, path, tun, &routes),
             routes,
             watch,
@@ -101,24 +104,40 @@ impl Routes {
     pub fn restore(&self) -> Result<(), RouteError> {
         let mut socket = Socket::open().map_err(RouteError::Open)?;
         self.set_up_device(&mut socket)?;
-        for route in &self.routes {
-            socket.request(route.add()).map_err(|cause| RouteError::AddRoute(route.clone(), cause))?;
+        add(&mut socket, &self.rules, &self.routes)?;
+        self.owner.sweep(&mut socket, &self.rules, &self.routes)
+    }
+
+    /// Takes over what is captured; the TUN and its addresses stay. If it fails, all is as it was, as far as
+    /// the kernel lets it.
+    pub fn reconfigure(&mut self, config: &Config, path: Path) -> Result<(), RouteError> {
+        let routes = policy::routes(config, path, self.ifindex);
+        let rules = policy::rules(config, path, &self.tun, &routes);
+        let old = (mem::replace(&mut self.rules, rules), mem::replace(&mut self.routes, routes));
+        let result = self.restore();
+        if result.is_err() {
+            (self.rules, self.routes) = old;
+            _ = self.restore();
         }
-        for rule in &self.rules {
-            match socket.request(rule.add()) {
-                Err(cause) if !cause.is(libc::EEXIST) => {
-                    return Err(RouteError::AddRule(rule.priority, cause));
-                }
-                _ => {}
-            }
-        }
-        self.sweep(&mut socket, &self.rules, &self.routes)
+        result
+    }
+
+    /// Before another run takes the place of this one: leaves what refuses the traffic that `next` captures,
+    /// whatever its `on_failure`, until that run is there. Deletes everything else.
+    pub fn hand_over(self, next: &Config, path: Path) -> Result<(), RouteError> {
+        let mut socket = Socket::open().map_err(RouteError::Open)?;
+        let blocked = Config { on_failure: OnFailure::Block, ..next.clone() };
+        let mut routes = policy::routes(&blocked, path, self.ifindex);
+        let rules = policy::rules(&blocked, path, &next.tun, &routes);
+        routes.retain(|route| route.kind != libc::RTN_UNICAST);
+        add(&mut socket, &rules, &routes)?;
+        self.owner.sweep(&mut socket, &rules, &routes)
     }
 
     /// Deletes the rules and routes. The addresses go with the TUN.
     pub fn remove(self) -> Result<(), RouteError> {
         let mut socket = Socket::open().map_err(RouteError::Open)?;
-        self.sweep(&mut socket, &[], &[])
+        self.owner.sweep(&mut socket, &[], &[])
     }
 
     /// The next thing that somebody else did to our configuration. What we do ourselves is no event:
@@ -229,70 +248,26 @@ impl Routes {
         let message = Message::new(libc::RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &body);
         socket.request(message.attr(libc::IFA_LOCAL, address).attr(libc::IFA_ADDRESS, address))
     }
+}
 
-    /// Deletes what is ours except for what is wanted, in either family, also one that is now off. Goes on
-    /// after a failure and tells of the last.
-    fn sweep(&self, socket: &mut Socket, rules: &[Rule], routes: &[Route]) -> Result<(), RouteError> {
-        // What is found is sent back to be deleted, as `ip rule flush` does: nothing in it can be missed.
-        // Routes first: a rule that leads to none captures nothing.
-        let mut stale = Vec::new();
-        let all = Message::new(libc::RTM_GETROUTE, 0, &[0; 12]);
-        let each = &mut |received: &netlink::Received| match Route::parse(received.body) {
-            Some(route) if self.owns_route(&route) && !routes.contains(&route) => {
-                stale.push((received.body.to_vec(), route));
-            }
-            _ => {}
-        };
-        socket.dump(all, each).map_err(RouteError::List)?;
-        let mut result = Ok(());
-        for (body, route) in stale {
-            match socket.request(Message::new(libc::RTM_DELROUTE, 0, &body)) {
-                Err(cause) if !cause.is(libc::ESRCH) => {
-                    result = Err(RouteError::DeleteRoute(route, cause));
-                }
-                _ => {}
-            }
-        }
-
-        let mut stale = Vec::new();
-        let all = Message::new(libc::RTM_GETRULE, 0, &[0; 12]);
-        let each = &mut |received: &netlink::Received| match Rule::parse(received.body) {
-            Some(rule) if self.owns_rule(&rule) && !rules.contains(&rule) => {
-                stale.push((received.body.to_vec(), rule.priority));
-            }
-            _ => {}
-        };
-        match socket.dump(all, each) {
-            // A kernel without policy rules has none of ours.
-            Err(cause) if !cause.is(libc::EOPNOTSUPP) => return Err(RouteError::List(cause)),
+/// Adds what isn't there yet: the routes first, since a rule without them captures nothing.
+fn add(socket: &mut Socket, rules: &[Rule], routes: &[Route]) -> Result<(), RouteError> {
+    for route in routes {
+        socket.request(route.add()).map_err(|cause| RouteError::AddRoute(route.clone(), cause))?;
+    }
+    for rule in rules {
+        match socket.request(rule.add()) {
+            Err(cause) if !cause.is(libc::EEXIST) => return Err(RouteError::AddRule(rule.priority, cause)),
             _ => {}
         }
-        for (body, priority) in stale {
-            match socket.request(Message::new(libc::RTM_DELRULE, 0, &body)) {
-                Err(cause) if !cause.is(libc::ENOENT) => {
-                    result = Err(RouteError::DeleteRule(priority, cause));
-                }
-                _ => {}
-            }
-        }
-        result
     }
+    Ok(())
+}
 
-    fn owns_route(&self, route: &Route) -> bool {
-        route.protocol == OURS && self.owns_table(route.table)
-    }
-
-    /// Another run of ours beside this one has other priorities, another TUN and another table; an earlier
-    /// one may have had other priorities.
-    fn owns_rule(&self, rule: &Rule) -> bool {
-        let priorities = self.first_rule..=self.first_rule.saturating_add(policy::LAST_RULE);
-        rule.protocol == OURS
-            && (priorities.contains(&rule.priority) || self.owns_table(rule.table) || rule.iif == self.tun)
-    }
-
-    fn owns_table(&self, table: u32) -> bool {
-        (self.table..self.table.saturating_add(policy::TABLES)).contains(&table)
-    }
+/// Deletes what a start with `config` would, and what it would install.
+pub fn clear(config: &Config) -> Result<(), RouteError> {
+    let mut socket = Socket::open().map_err(RouteError::Open)?;
+    Owner::new(config).sweep(&mut socket, &[], &[])
 }
 
 fn find_device(socket: &mut Socket, name: &str) -> Result<u32, RouteError> {

@@ -125,11 +125,11 @@ pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
 /// of that. How many probes may stay unanswered is left to the kernel (`tcp_keepalive_probes`, 9): with
 /// 60 s, a dead peer is found after 150 s.
 pub fn set_keepalive(socket: impl AsFd, idle: u32) -> io::Result<()> {
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, (idle != 0).into())?;
     if idle == 0 {
         return Ok(());
     }
     let idle = idle.min(MAX_KEEPIDLE) as c_int;
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
     set_option(&socket, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, idle)?;
     set_option(&socket, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, (idle / 6).max(1))
 }
@@ -219,6 +219,12 @@ pub fn option(socket: impl AsFd, level: c_int, name: c_int) -> io::Result<c_int>
 pub fn unshare_network() -> io::Result<()> {
     // SAFETY: takes no pointers.
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Has SIGHUP change nothing, also for the program that this process becomes (signal(7)).
+pub fn ignore_hangup() {
+    // SAFETY: no function of ours is given; ignoring can't fail.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
 }
 
 /// Calls `make` while files get none of the permissions in `mask`.

@@ -87,6 +87,15 @@ impl Upstreams {
         })
     }
 
+    /// Goes on with what `old` has counted for proxies of the same names.
+    pub fn inherit(&self, old: &Self) {
+        for proxy in &self.proxies {
+            if let Some(old) = old.proxies.iter().find(|old| old.name == proxy.name) {
+                proxy.stats.set(old.stats.get());
+            }
+        }
+    }
+
     /// Has a proxy open a tunnel to `target`. Must run within a tokio `LocalRuntime` or `LocalSet`.
     ///
     /// # Errors

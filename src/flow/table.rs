@@ -116,6 +116,12 @@ impl FlowTable {
         (self.held, self.live)
     }
 
+    /// From now on that many flows may be held, in all and of one client.
+    pub const fn limit_held(&mut self, held: u16, held_per_client: u16) {
+        self.limits.held = held;
+        self.limits.held_per_client = held_per_client;
+    }
+
     /// How many flows are in `state`. Looks at each of them.
     pub fn count(&self, state: State) -> usize {
         let mut at = self.queues[state as usize].head;

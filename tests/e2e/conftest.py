@@ -83,7 +83,8 @@ def gateway(network, directory):
     started = []
 
     def start(*options, upstreams=(upstream(),), routes=("--auto-route", "1"), log_level="debug", ready=True, **more):
-        options = ("--path", PATH, *routes, "--log-level", log_level, *options)
+        level = ("--log-level", log_level) if log_level else ()
+        options = ("--path", PATH, *routes, *level, *options)
         for url in upstreams:
             options += ("--upstream", url)
         gateway = Gateway(network.router, directory, options, **more)

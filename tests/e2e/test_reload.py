@@ -1,0 +1,331 @@
+"""SIGHUP: what can be is taken over without touching a connection, the rest by another run in the same process."""
+
+import contextlib
+import os
+import signal
+import threading
+
+import pytest
+
+from faultproxy import OK
+from gateway import PASSWORD, TABLE, TABLES, TUN, upstream
+from netns import PROXY, PROXY_OTHER, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
+from test_routes import assert_direct, assert_proxied
+from wait import until
+
+RESTARTED = r"changed .*starting anew"
+LISTENING = "listening on port"
+
+
+class Configured:
+    """A gateway with a file, to be changed."""
+
+    def __init__(self, gateway, directory):
+        self.path = directory / "config"
+        self.make = lambda **more: gateway("--config", str(self.path), upstreams=(), routes=(), log_level=None, **more)
+
+    def write(self, main="", upstreams=(upstream(),)):
+        main = main if "log_level" in main else f"{main}\noption log_level debug"
+        urls = "\n".join(f"list upstream {url}" for url in upstreams)
+        # In one piece, as uci does it: the daemon may read at any moment.
+        new = self.path.with_suffix(".new")
+        new.write_text(f"config tcp-over-http main\noption auto_route 1\n{urls}\n{main}\n")
+        new.rename(self.path)
+        return self
+
+    def start(self, **more):
+        self.daemon = self.make(**more)
+        return self.daemon
+
+    def reload(self, pattern, **more):
+        """Writes, signals, and waits for a line behind the signal; returns the offset in the log."""
+        if more:
+            self.write(**more)
+        offset = len(self.daemon.log())
+        self.daemon.signal(signal.SIGHUP)
+        self.daemon.wait_log(pattern, offset)
+        return offset
+
+    def restart(self, **more):
+        """A reload that another run answers."""
+        offset = self.reload(RESTARTED, **more)
+        self.daemon.wait_log(LISTENING, offset)
+
+
+@pytest.fixture
+def configured(gateway, directory):
+    return Configured(gateway, directory)
+
+
+def test_live(configured, proxy, fault_proxy, client, internet, leaks):
+    """A transfer goes on while the proxies, the networks and the log level change; what comes then has the new ones."""
+    daemon = configured.write().start()
+    assert_proxied(client, proxy, SERVER)
+    near = client.begin_connect(SERVER, 4000)
+    far = proxy.open()
+    assert finish_connect(near) == 0
+    sent, stop = [0], threading.Event()
+
+    def transfer():
+        while not stop.is_set():
+            near.sendall(b"x" * 10_000)
+            sent[0] += 10_000
+            got = 0
+            while got < 10_000:
+                got += len(far.sock.recv(10_000 - got))
+
+    thread = threading.Thread(target=transfer)
+    thread.start()
+    other = fault_proxy(PROXY_OTHER)
+    before = daemon.status()["upstreams"][0]
+    configured.reload("INFO.*reload: changed bypass, log_level, upstreams; connections go on",
+                      main="option log_level info\nlist bypass 198.51.100.0/24", upstreams=(upstream(PROXY_OTHER), upstream()))
+    assert_proxied(client, other, SERVER)
+    assert_direct(client, internet.listen(SERVER_OTHER), other)
+    first, second = daemon.status()["upstreams"]
+    assert first["name"].startswith(PROXY_OTHER) and first["opened"] == 1
+    assert second == before, "what is known of a proxy that stays"
+    offset = len(daemon.log())
+    assert_proxied(client, other, SERVER6)
+    assert "DEBUG" not in daemon.log()[offset:]
+    configured.reload("INFO.*reload: changed bypass, log_level, upstreams; connections go on", main="", upstreams=(upstream(),))
+    assert_proxied(client, proxy, SERVER_OTHER)
+    assert "DEBUG" in daemon.log()[offset:]
+    progress = sent[0]
+    until(lambda: sent[0] > progress, "the transfer goes on")
+    stop.set()
+    thread.join()
+    near.sendall(b"the end")
+    assert far.sock.recv(100) == b"the end"
+    near.close()
+    far.close()
+
+
+def test_nothing_changed(configured, proxy, client):
+    daemon = configured.write().start()
+    pid = daemon.status()
+    configured.reload("INFO.*reload: nothing has changed")
+    assert_proxied(client, proxy, SERVER)
+    assert daemon.status()["uptime"] >= pid["uptime"]
+
+
+@pytest.mark.parametrize("text, error", [
+    ("config tcp-over-http main\n\toption mtu '12'\n", r"config:2:13: mtu: '12'"),
+    ("config tcp-over-http main\n\toption auto_rout '1'\n", r"config:2:9: unknown option"),
+    ("config tcp-over-http main\n", "no upstream"),
+    ("nonsense", r"config:1:1: "),
+    (None, "config: No such file"),
+], ids=["value", "option", "no upstream", "syntax", "no file"])
+def test_bad_file(configured, proxy, client, text, error):
+    """The error says where; nothing changes; a good file heals it."""
+    daemon = configured.write().start()
+    configured.path.unlink()
+    if text is not None:
+        configured.path.write_text(text)
+    configured.reload(rf"ERROR.*reload: .*{error}.*nothing is changed")
+    assert_proxied(client, proxy, SERVER)
+    configured.reload("reload: changed connect;", main="option connect early")
+    assert daemon.running()
+
+
+def test_secrets_are_not_shown(configured, proxy, client):
+    """A changed password is a changed upstream; the log is looked through at the end of every test."""
+    configured.write().start()
+    configured.reload("reload: changed upstreams; connections go on", upstreams=(upstream(user="me"),))
+    near = client.begin_connect(SERVER, 80)
+    connection = proxy.accept()
+    connection.read_request()
+    assert connection.header("proxy-authorization") and PASSWORD not in configured.daemon.log()
+    near.close()
+
+
+def test_connect_mode(configured, proxy, client):
+    """A SYN that is held when the mode changes is released all the same; then connections are accepted at once, and back."""
+    configured.write().start()
+    held = client.begin_connect(SERVER, 80)
+    first = proxy.accept()
+    first.read_request()
+    configured.reload("changed connect;", main="option connect early")
+    assert connecting(held)
+    early = client.connect(SERVER, 80)
+    second = proxy.accept()
+    second.read_request()
+    configured.reload("changed connect;", main="")
+    for connection, near in ((first, held), (second, early)):
+        connection.send(OK)
+        assert finish_connect(near) == 0
+        near.sendall(b"question")
+        assert connection.sock.recv(100) == b"question"
+    late = client.begin_connect(SERVER, 80)
+    proxy.accept().read_request()
+    assert connecting(late)
+
+
+def test_dial_limits(configured, proxy, client):
+    daemon = configured.write("option max_dials 1").start()
+    first = client.begin_connect(SERVER, 80)
+    one = proxy.accept()
+    one.read_request()
+    second = client.begin_connect(SERVER, 81)
+    until(lambda: daemon.status()["dropped"]["too_many_dials"], "the second is dropped")
+    configured.reload("changed max_dials, max_dials_per_client;", main="option max_dials 2")
+    two = proxy.accept()  # when the client tries again
+    two.read_request()
+    for connection, near in ((one, first), (two, second)):
+        connection.send(OK)
+        assert finish_connect(near) == 0
+
+
+def test_capture_changes(configured, proxy, client, internet):
+    """From a few networks to all, and to none."""
+    configured.write("option auto_route 0\nlist route 203.0.113.0/24").start()
+    assert_proxied(client, proxy, SERVER)
+    assert_direct(client, internet.listen(SERVER_OTHER), proxy)
+    configured.reload("changed auto_route, routes;", main="")
+    assert_proxied(client, proxy, SERVER_OTHER)
+    configured.reload("changed auto_route;", main="option auto_route 0")
+    assert_direct(client, internet.listen(SERVER), proxy)
+
+
+def assert_same_process(daemon, mtu):
+    """The process goes on under its name, and nothing open has come along."""
+    pid = daemon.process.pid
+    assert daemon.running()
+    with open(f"/proc/{pid}/comm") as comm:
+        assert comm.read().strip() == "tcp-over-http"
+    files = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    assert files.count("/dev/net/tun") == 1
+    with open(f"/proc/{pid}/status") as status:
+        masks = {line.split(":")[0]: int(line.split()[1], 16) for line in status if line.startswith("Sig") and "/" not in line}
+    assert masks["SigBlk"] == 0
+    assert not masks["SigIgn"] & (1 << (signal.SIGHUP - 1)) and masks["SigCgt"] & (1 << (signal.SIGHUP - 1))
+    assert daemon.router.ip("link", "show", TUN)[0]["mtu"] == mtu
+    return len(files)
+
+
+@pytest.mark.parametrize("on_failure", ["block", "direct"])
+def test_another_run(configured, proxy, client, server, leaks, on_failure):
+    """A changed MTU: connections get drain_timeout, then another run serves; nothing leaks meanwhile, either way."""
+    lines = f"option on_failure {on_failure}\noption drain_timeout 1"
+    daemon = configured.write(lines).start()
+    fresh = assert_same_process(daemon, 1500)
+    assert_proxied(client, proxy, server)
+    near = client.begin_connect(server, 80)
+    far = proxy.open()
+    assert finish_connect(near) == 0
+    stop = threading.Event()
+    threads = [threading.Thread(target=knock, args=(space, stop, server)) for space in (client, daemon.router)]
+    for thread in threads:
+        thread.start()
+    try:
+        for mtu in (1400, 1450):
+            configured.restart(main=f"{lines}\noption mtu {mtu}")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert assert_same_process(daemon, 1450) <= fresh + 4  # who knocks has sockets
+    with pytest.raises(ConnectionResetError):
+        near.recv(100)
+    far.close()
+    assert_proxied_behind_knocks(client, proxy, server)
+    leaks.assert_none()
+    daemon.stop()
+
+
+def assert_proxied_behind_knocks(space, proxy, server):
+    """A connection works, once the proxy has got rid of those that knocked."""
+    near = space.begin_connect(server, 80)
+    while True:
+        connection = proxy.accept()
+        with contextlib.suppress(OSError, AssertionError):
+            connection.read_request()
+            if connection.port == 80:
+                break
+        connection.close()
+    connection.send(OK)
+    assert finish_connect(near) == 0
+
+
+def knock(space, stop, server):
+    """Connects again and again, as clients do that get no answer."""
+    while not stop.is_set():
+        sock = space.socket(server)
+        sock.settimeout(0.02)
+        try:
+            sock.connect((server, 8080))
+        except OSError:
+            pass
+        sock.close()
+
+
+def test_another_run_has_other_numbers(configured, proxy, client, leaks):
+    """Device, table, priority and mark change: nothing of the old ones is left, and nothing leaks on the way."""
+    daemon = configured.write("option drain_timeout 0").start()
+    stop = threading.Event()
+    thread = threading.Thread(target=knock, args=(client, stop, SERVER))
+    thread.start()
+    other = "option drain_timeout 0\noption tun toh7\noption table 9000\noption rule_priority 1200\noption mark 0x51000000"
+    configured.restart(main=other)
+    stop.set()
+    thread.join()
+    assert_proxied_behind_knocks(client, proxy, SERVER)
+    router = daemon.router
+    for family in ("-4", "-6"):
+        rules = router.ip(family, "rule", "show")
+        assert not [rule for rule in rules if 900 <= rule["priority"] < 1000]
+        for table in range(TABLE, TABLE + TABLES):
+            assert not router.ip(family, "route", "show", "table", table, check=False)
+    assert "tcp_over_http_toh0" not in router.run("nft", "list", "tables").stdout
+    leaks.assert_none()
+    configured.restart(main="option drain_timeout 0")  # what the fixture looks for at the end
+    daemon.stop()
+
+
+@pytest.mark.parametrize("on_failure, leaves", [("block", True), ("direct", False)])
+def test_another_run_that_cannot_start(configured, proxy, client, internet, on_failure, leaves):
+    """The device is somebody else's: the process ends, and what is captured is refused, or isn't captured any more."""
+    lines = f"option on_failure {on_failure}\noption drain_timeout 0"
+    daemon = configured.write(lines).start()
+    configured.reload(RESTARTED, main=f"{lines}\noption tun wan")
+    assert daemon.wait() == 1
+    server = internet.listen(SERVER)
+    if leaves:
+        assert client.connect_errno(*server.getsockname()) != 0
+    else:
+        assert_direct(client, server, proxy)
+        daemon.assert_clean()
+    daemon.command("check")
+
+
+def test_terminated_while_it_drains(configured, proxy, client):
+    """Who asks for the end gets it, not another run."""
+    daemon = configured.write("option drain_timeout 300").start()
+    near = client.begin_connect(SERVER, 80)
+    proxy.open()
+    assert finish_connect(near) == 0
+    configured.reload(RESTARTED, main="option drain_timeout 300\noption mtu 1400")
+    daemon.signal(signal.SIGHUP)  # changes nothing now
+    daemon.signal(signal.SIGTERM)
+    daemon.wait_log("ending; connections get 300 s.*ending; connections get 300 s".replace(".*", r"[\s\S]*"))
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    daemon.assert_clean()
+
+
+def test_many_hangups(configured, proxy, client):
+    """However often, also while another run starts: the last file counts."""
+    daemon = configured.write("option drain_timeout 0").start()
+    for number in range(30):
+        configured.write(f"option drain_timeout 0\noption mtu {1400 + number % 3}")
+        daemon.signal(signal.SIGHUP)
+    configured.write("option drain_timeout 0\noption mtu 1499")
+    daemon.signal(signal.SIGHUP)
+    until(lambda: mtu(daemon) == 1499, "the last file counts")
+    until(lambda: LISTENING in daemon.log().rpartition("starting anew")[2], "the last run listens")
+    assert_proxied(client, proxy, SERVER)
+
+
+def mtu(daemon):
+    links = daemon.router.ip("link", "show", TUN, check=False)
+    return links and links[0]["mtu"]
