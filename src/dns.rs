@@ -1,19 +1,30 @@
 //! DNS (RFC 1035), on both sides: asking for the addresses of a proxy, and answering the clients of the network.
 //!
-//! To ask: [`Query`] makes the question and reads the answer. To answer: [`Request`] is a client's query, [`Reply`]
-//! what we say to it ourselves, and [`FakeIp`] the table of addresses that stand for names. Underneath is the format: [`Message`] and [`Name`].
+//! To ask: [`Query`] makes the question and reads the answer.
+//!
+//! To answer: [`Request`] is a client's query. Either we have the [`Reply`], perhaps from [`FakeIp`], the table of
+//! addresses that stand for names; or an upstream has it, chosen by [`Domains`], whose replies are awaited in
+//! [`Pending`], kept in [`Cache`] and [relayed](Request::relay).
+//!
+//! Underneath is the format: [`Message`] and [`Name`].
 
+mod cache;
+mod domains;
 mod fakeip;
 mod message;
 mod name;
+mod pending;
 mod reply;
 mod request;
 mod reverse;
 mod special;
 
+pub use cache::Cache;
+pub use domains::Domains;
 pub use fakeip::{Entry, FAKE_TTL, FakeIp, Ranges};
 pub use message::{Kind, Message, Question, Record, Records};
 pub use name::{BadName, HostName, Name, NameRef};
+pub use pending::{Ask, Pending};
 pub use reply::{Rcode, Reply};
 pub use request::{BadRequest, Edns, Request};
 pub use special::local_reply;

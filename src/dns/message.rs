@@ -166,7 +166,7 @@ pub struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    fn parse(bytes: &'a [u8], at: usize) -> Option<Self> {
+    pub(super) fn parse(bytes: &'a [u8], at: usize) -> Option<Self> {
         let (name, at) = NameRef::parse(bytes, at)?;
         let fixed: &[u8; 10] = bytes.get(at..)?.first_chunk()?;
         let &[k0, k1, c0, c1, t0, t1, t2, t3, l0, l1] = fixed;

@@ -102,6 +102,11 @@ impl<'a> Request<'a> {
         Some(Self { head, message, question, edns })
     }
 
+    #[cfg(test)]
+    pub(super) fn message_id(&self) -> u16 {
+        self.message.id()
+    }
+
     /// Whose records are asked for.
     pub const fn name(&self) -> NameRef<'a> {
         self.question.name
@@ -158,7 +163,7 @@ impl<'a> Request<'a> {
             out.extend_from_slice(&field.to_be_bytes());
         }
         let question = out.len();
-        out.extend_from_slice(self.head_question());
+        out.extend_from_slice(self.question_bytes());
         // Lengths of labels are below the letters; type and class are left alone.
         if let Some((name, _)) = out.get_mut(question..).and_then(|bytes| bytes.split_last_chunk_mut::<4>()) {
             name.make_ascii_lowercase();
@@ -178,7 +183,7 @@ impl<'a> Request<'a> {
     }
 
     /// Whether the message is a reply to this question, and repeats it in the same number of bytes.
-    fn is_question_of(&self, reply: &Message<'_>) -> bool {
+    pub(super) fn is_question_of(&self, reply: &Message<'_>) -> bool {
         reply.is_reply()
             && reply.question_end() == self.head.len()
             && reply.question().is_some_and(|question| self.is_for(&question))
@@ -234,10 +239,11 @@ impl<'a> Request<'a> {
         for field in [self.message.id(), flags, 1, answers, authorities, extras] {
             out.extend_from_slice(&field.to_be_bytes());
         }
-        out.extend_from_slice(self.head_question());
+        out.extend_from_slice(self.question_bytes());
     }
 
-    fn head_question(&self) -> &'a [u8] {
+    /// Name, type and class as the client wrote them.
+    pub(super) fn question_bytes(&self) -> &'a [u8] {
         self.head.get(HEADER..).unwrap_or_default()
     }
 

@@ -1,0 +1,366 @@
+//! Replies of upstreams, kept for as long as they say.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use super::message::{Kind, Message, Record};
+use super::reply::Rcode;
+use super::request::Request;
+use crate::time::Instant;
+
+/// Seconds that anything is kept at the most.
+const MAX_TTL: u32 = 86_400;
+/// The same for what there is not (RFC 2308 section 5).
+const MAX_NEGATIVE_TTL: u32 = 10_800;
+/// Seconds that a server's failure is kept, so that it is not asked in vain all the time (RFC 9520 section 3.2).
+const FAILURE_TTL: u32 = 5;
+/// The largest part of the memory that one reply may take.
+const MAX_SHARE: usize = 8;
+
+/// The cache. Replies differ by question and by what clients want of DNSSEC, and the oldest make way for new ones.
+pub struct Cache {
+    /// In the order in which they came.
+    replies: Vec<Kept>,
+    bytes: usize,
+    limit: usize,
+}
+
+struct Kept {
+    /// Of the question.
+    hash: u32,
+    expires: Instant,
+    /// Milliseconds from when the TTLs of the reply were right until it expires.
+    lifetime: u32,
+    variant: u8,
+    reply: Box<[u8]>,
+}
+
+impl Cache {
+    /// An empty cache for `limit` bytes, all told.
+    pub const fn new(limit: usize) -> Self {
+        Self { replies: Vec::new(), bytes: 0, limit }
+    }
+
+    /// Keeps an upstream's reply to the request, whatever its id, unless it has to be asked for again each time:
+    /// one that is truncated, that says so by its TTL, or that denies something without saying for how long.
+    pub fn put(&mut self, request: &Request<'_>, reply: &[u8], now: Instant) {
+        let Some(message) = Message::parse(reply).filter(|message| request.is_question_of(message)) else {
+            return;
+        };
+        let Some(ttl) = lifetime(&message).filter(|&ttl| ttl > 0) else {
+            return;
+        };
+        let size = size_of::<Kept>() + reply.len();
+        if size > self.limit / MAX_SHARE {
+            return;
+        }
+        if let Some(old) = self.find(request) {
+            self.remove(old);
+        }
+        self.expire(now);
+        while self.bytes + size > self.limit {
+            self.remove(0);
+        }
+        let (hash, variant) = (hash(request), request.variant());
+        let mut reply: Box<[u8]> = reply.into();
+        change_ttls(&mut reply, |ttl| ttl.min(MAX_TTL));
+        self.bytes += size;
+        let lifetime = 1000 * ttl;
+        self.replies.push(Kept { hash, expires: now.plus(lifetime), lifetime, variant, reply });
+    }
+
+    /// Appends the reply for a client, if there is one, with what is left of its TTLs; [`Request::relay`] tells what
+    /// `limit` does.
+    pub fn get(&mut self, request: &Request<'_>, limit: usize, now: Instant, out: &mut Vec<u8>) -> bool {
+        let Some(found) = self.find(request).and_then(|found| self.replies.get_mut(found)) else {
+            return false;
+        };
+        if !found.is_fresh(now) {
+            return false;
+        }
+        // Whole seconds, rounded up, so that no client keeps a record for longer than it may.
+        let age = found.lifetime.saturating_sub(found.expires.since(now)).div_ceil(1000);
+        if age > 0 {
+            change_ttls(&mut found.reply, |ttl| ttl.saturating_sub(age));
+            found.lifetime = found.lifetime.saturating_sub(1000 * age);
+        }
+        request.relay(&found.reply, limit, out)
+    }
+
+    /// Forgets what has expired. Call it now and then: what is left alone for weeks looks new again.
+    pub fn expire(&mut self, now: Instant) {
+        self.replies.retain(|kept| kept.is_fresh(now));
+        self.bytes = self.replies.iter().map(Kept::size).sum();
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.replies.clear();
+        self.bytes = 0;
+    }
+
+    /// How many replies there are.
+    pub const fn len(&self) -> usize {
+        self.replies.len()
+    }
+
+    /// Whether there is no reply.
+    pub const fn is_empty(&self) -> bool {
+        self.replies.is_empty()
+    }
+
+    fn find(&self, request: &Request<'_>) -> Option<usize> {
+        let (hash, variant) = (hash(request), request.variant());
+        self.replies.iter().position(|kept| {
+            kept.hash == hash
+                && kept.variant == variant
+                && Message::parse(&kept.reply).is_some_and(|message| request.is_question_of(&message))
+        })
+    }
+
+    fn remove(&mut self, at: usize) {
+        self.bytes -= self.replies.remove(at).size();
+    }
+}
+
+impl Kept {
+    fn is_fresh(&self, now: Instant) -> bool {
+        (1..=1000 * MAX_TTL).contains(&self.expires.since(now))
+    }
+
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.reply.len()
+    }
+}
+
+/// FNV-1a of name, type and class. It only saves comparisons: all replies are looked through anyway.
+fn hash(request: &Request<'_>) -> u32 {
+    request.question_bytes().iter().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte.to_ascii_lowercase())).wrapping_mul(0x0100_0193)
+    })
+}
+
+/// Seconds that a reply may be kept; none if it says nothing of that, or is not to be believed.
+fn lifetime(message: &Message<'_>) -> Option<u32> {
+    if message.is_truncated() {
+        return None;
+    }
+    let (mut ttl, mut tells_absence) = (MAX_TTL, false);
+    for record in message.records() {
+        let record = record?;
+        if record.kind != Kind::OPT {
+            ttl = ttl.min(ttl_of(&record));
+            tells_absence |= record.kind == Kind::SOA;
+        }
+    }
+    let denies = message.rcode() == Rcode::NXDomain as u8 || message.field(6) == 0;
+    match message.rcode() {
+        0 | 3 if denies => tells_absence.then_some(ttl.min(MAX_NEGATIVE_TTL)),
+        0 => Some(ttl),
+        2 => Some(FAILURE_TTL),
+        _ => None,
+    }
+}
+
+/// The TTL of a record. That of a zone's start is for the absence of others, and its last field counts, too
+/// (RFC 2308 section 5).
+fn ttl_of(record: &Record<'_>) -> u32 {
+    match record.data.last_chunk() {
+        Some(&minimum) if record.kind == Kind::SOA => record.ttl.min(u32::from_be_bytes(minimum)),
+        _ => record.ttl,
+    }
+}
+
+/// Sets the TTL of each record to what `change` makes of it.
+fn change_ttls(reply: &mut [u8], change: impl Fn(u32) -> u32) {
+    let Some(message) = Message::parse(reply) else {
+        return;
+    };
+    let mut at = message.question_end();
+    let count: u32 = [6, 8, 10].iter().map(|&at| u32::from(message.field(at))).sum();
+    for _ in 0..count {
+        let Some(record) = Record::parse(reply, at) else {
+            return;
+        };
+        let (kind, data_at, ttl) = (record.kind, record.data_at, change(ttl_of(&record)));
+        at = data_at + record.data.len();
+        // The TTL comes before the length of the data. That of OPT is something else.
+        if let Some(field) = reply.get_mut(data_at - 6..data_at - 2)
+            && kind != Kind::OPT
+        {
+            field.copy_from_slice(&ttl.to_be_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::request::tests::{Fields, SELF, query, reply};
+    use super::*;
+    use proptest::prelude::*;
+    use std::format;
+    use std::vec;
+
+    const OK: u16 = 0x8180;
+    const A: &[u8] = &[192, 0, 2, 1];
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_millis(ms)
+    }
+
+    fn request(bytes: &[u8]) -> Request<'_> {
+        Request::parse(bytes).ok().unwrap()
+    }
+
+    fn ask(name: &str) -> Vec<u8> {
+        query(7, 0x0100, name, Kind::A, None)
+    }
+
+    /// The TTLs of the cached reply.
+    fn get(cache: &mut Cache, bytes: &[u8], now: Instant) -> Option<Vec<u32>> {
+        let mut out = b"..".to_vec();
+        if !cache.get(&request(bytes), 65_535, now, &mut out) {
+            assert_eq!(out, b"..");
+            return None;
+        }
+        let message = Message::parse(&out[2..]).unwrap();
+        assert!(request(bytes).is_answered_by(&out[2..], request(bytes).message_id()));
+        Some(message.records().map(|record| record.unwrap().ttl).collect())
+    }
+
+    fn soa(minimum: u32) -> Vec<u8> {
+        [&[0; 18][..], &minimum.to_be_bytes()].concat()
+    }
+
+    #[test]
+    fn ttls_are_counted_down_until_the_least_is_over() {
+        let mut cache = Cache::new(65_536);
+        let bytes = ask("www.example");
+        let opt: Fields<'_> = (b"\0", Kind::OPT, 77, b"");
+        let theirs = reply(
+            &bytes,
+            OK,
+            [&[(SELF, Kind::A, 10, A), (SELF, Kind::A, 4, A)], &[], &[(SELF, Kind::A, 99, A), opt]],
+        );
+        cache.put(&request(&bytes), &theirs, at(500));
+        for (now, expected) in [
+            (500, Some(vec![10, 4, 99, 77])),
+            (501, Some(vec![9, 3, 98, 77])),
+            (1500, Some(vec![9, 3, 98, 77])),
+            (3600, Some(vec![6, 0, 95, 77])),
+            (4499, Some(vec![6, 0, 95, 77])),
+            (4500, None),
+        ] {
+            assert_eq!(get(&mut cache, &ask("WWW.example"), at(now)), expected, "{now} ms");
+        }
+        assert_eq!(get(&mut cache, &ask("www.example"), at(1 << 31)), None);
+        cache.expire(at(4500));
+        assert_eq!((cache.len(), cache.bytes), (0, 0));
+    }
+
+    #[test]
+    fn questions_are_told_apart() {
+        let mut cache = Cache::new(65_536);
+        let bytes = ask("www.example");
+        cache.put(&request(&bytes), &reply(&bytes, OK, [&[(SELF, Kind::A, 9, A)], &[], &[]]), at(0));
+        for other in [
+            query(7, 0x0100, "www.example", Kind::AAAA, None),
+            query(7, 0x0110, "www.example", Kind::A, None),
+            query(7, 0x0100, "www.example", Kind::A, Some((512, 0, true))),
+            ask("ww.example"),
+        ] {
+            assert_eq!(get(&mut cache, &other, at(0)), None);
+        }
+        let plain = query(9, 0, "Www.Example", Kind::A, Some((512, 0, false)));
+        assert_eq!(get(&mut cache, &plain, at(0)), Some(vec![9, 0]), "with an OPT of ours");
+        let https = query(7, 0x0100, "www.example", Kind(0x41), None);
+        cache.put(&request(&https), &reply(&https, OK, [&[(SELF, Kind(0x41), 9, b"x")], &[], &[]]), at(0));
+        assert_eq!(get(&mut cache, &query(7, 0x0100, "www.example", Kind(0x61), None), at(0)), None);
+        cache.put(&request(&bytes), &reply(&https, OK, [&[], &[], &[]]), at(0));
+        assert_eq!(cache.len(), 2);
+        cache.clear();
+        assert!(cache.is_empty());
+    }
+
+    #[test]
+    fn absences_are_kept_as_long_as_the_zone_says() {
+        let bytes = ask("www.example");
+        let kept = |flags: u16, sections: [&[Fields<'_>]; 3]| {
+            let mut cache = Cache::new(65_536);
+            cache.put(&request(&bytes), &reply(&bytes, flags, sections), at(0));
+            let ttls = get(&mut cache, &bytes, at(0));
+            let last = (0..20_000).take_while(|s| get(&mut cache, &bytes, at(1000 * s)).is_some()).count();
+            ttls.map(|ttls| (ttls, last))
+        };
+        let zone = soa(30);
+        for flags in [OK, OK | 3] {
+            assert_eq!(kept(flags, [&[], &[(b"\0", Kind::SOA, 50, &zone)], &[]]), Some((vec![30], 30)));
+            assert_eq!(kept(flags, [&[], &[(b"\0", Kind::SOA, 20, &zone)], &[]]), Some((vec![20], 20)));
+            assert_eq!(kept(flags, [&[], &[], &[]]), None);
+            let alias: Fields<'_> = (SELF, Kind::CNAME, 9, b"\x01x\0");
+            assert_eq!(
+                kept(flags, [&[alias], &[(b"\0", Kind::SOA, 50, &zone)], &[]]),
+                Some((vec![9, 30], 9))
+            );
+        }
+        assert_eq!(kept(OK | 3, [&[(SELF, Kind::CNAME, 9, b"\x01x\0")], &[], &[]]), None);
+        assert_eq!(kept(OK, [&[], &[(b"\0", Kind::SOA, 99_999, &soa(99_999))], &[]]).unwrap().1, 10_800);
+        assert_eq!(kept(OK | 2, [&[], &[], &[]]), Some((vec![], 5)));
+        assert_eq!(kept(OK | 5, [&[(SELF, Kind::A, 9, A)], &[], &[]]), None, "refused");
+        assert_eq!(kept(OK | 0x0200, [&[(SELF, Kind::A, 9, A)], &[], &[]]), None, "truncated");
+        assert_eq!(kept(OK, [&[(SELF, Kind::A, 0, A)], &[], &[]]), None);
+        assert_eq!(kept(OK, [&[(SELF, Kind::A, 1 << 30, A)], &[], &[]]).unwrap().0, [86_400]);
+    }
+
+    #[test]
+    fn the_oldest_make_way() {
+        let mut cache = Cache::new(4096);
+        let put = |cache: &mut Cache, nth: u64, ttl: u32| {
+            let bytes = ask(&format!("{nth}.example"));
+            cache.put(&request(&bytes), &reply(&bytes, OK, [&[(SELF, Kind::A, ttl, A)], &[], &[]]), at(nth));
+        };
+        for nth in 100..999 {
+            put(&mut cache, nth, 9);
+            assert!(cache.bytes <= 4096);
+        }
+        let count = cache.len() as u64;
+        assert!(count > 40, "{count}");
+        assert!(get(&mut cache, &ask(&format!("{}.example", 999 - count)), at(999)).is_some());
+        assert!(get(&mut cache, &ask(&format!("{}.example", 998 - count)), at(999)).is_none());
+        put(&mut cache, 998, 5);
+        assert_eq!((cache.len() as u64, cache.bytes), (count, cache.replies.iter().map(Kept::size).sum()));
+        let large = [0; 600];
+        let bytes = ask("large.example");
+        cache.put(&request(&bytes), &reply(&bytes, OK, [&[(SELF, Kind::A, 9, &large)], &[], &[]]), at(0));
+        assert!(get(&mut cache, &bytes, at(0)).is_none());
+        put(&mut cache, 99_000, 9);
+        assert_eq!(cache.len(), 1, "what has expired goes first");
+    }
+
+    proptest! {
+        /// No client is told to keep a record beyond the moment until which the upstream let us.
+        #[test]
+        fn nothing_is_served_for_too_long(
+            steps in proptest::collection::vec((0u8..5, 0u32..20, 0u32..20, 0u64..5000), 0..60),
+        ) {
+            let mut cache = Cache::new(1024);
+            let mut now = 0;
+            let mut until = [[0; 2]; 5];
+            for (nth, first, second, wait) in steps {
+                now += wait;
+                let bytes = ask(&format!("{nth}.example"));
+                let untils = &mut until[usize::from(nth)];
+                match get(&mut cache, &bytes, at(now)) {
+                    Some(ttls) => for (ttl, until) in ttls.iter().zip(untils) {
+                        prop_assert!(now < *until && now + 1000 * u64::from(*ttl) <= *until);
+                    },
+                    None => {
+                        let records = [(SELF, Kind::A, first, A), (SELF, Kind::A, second, A)];
+                        cache.put(&request(&bytes), &reply(&bytes, OK, [&records, &[], &[]]), at(now));
+                        *untils = [first, second].map(|ttl| now + 1000 * u64::from(ttl));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Queries that an upstream has not answered yet, and who waits for them.
+
+use alloc::{vec, vec::Vec};
+
+use super::request::Request;
+use crate::time::Instant;
+
+/// Clients that may wait for the same answer.
+const MAX_WAITERS: usize = 64;
+
+/// The queries on their way. Replies may come in any order (RFC 7766 section 7), and equal questions wait for the
+/// same one.
+pub struct Pending {
+    queries: Vec<Query>,
+    limit: usize,
+}
+
+struct Query {
+    /// As it was sent; the id is the query's own.
+    message: Vec<u8>,
+    id: u16,
+    since: Instant,
+    waiters: Vec<u32>,
+}
+
+/// What becomes of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Send [`Request::encode`] with this id.
+    Send(u16),
+    /// The same question is on its way.
+    Joined,
+    /// Too many questions are on their way, or too many clients wait for this one.
+    Full,
+}
+
+impl Pending {
+    /// Nothing is on its way, and never more than `limit` queries.
+    pub const fn new(limit: usize) -> Self {
+        Self { queries: Vec::new(), limit }
+    }
+
+    /// A question is to be asked for `waiter`, whatever that number means to the caller. `id` is random; the next
+    /// one that is free is taken.
+    pub fn ask(&mut self, request: &Request<'_>, waiter: u32, mut id: u16, now: Instant) -> Ask {
+        while self.queries.iter().any(|query| query.id == id) {
+            id = id.wrapping_add(1);
+        }
+        let mut message = Vec::new();
+        request.encode(id, &mut message);
+        // But for the id in front, equal questions are equal bytes.
+        let is_full = self.queries.len() >= self.limit.min(u16::MAX.into());
+        match self.queries.iter_mut().find(|query| query.message.get(2..) == message.get(2..)) {
+            Some(query) if query.waiters.len() < MAX_WAITERS => {
+                query.waiters.push(waiter);
+                Ask::Joined
+            }
+            None if !is_full => {
+                self.queries.push(Query { message, id, since: now, waiters: vec![waiter] });
+                Ask::Send(id)
+            }
+            _ => Ask::Full,
+        }
+    }
+
+    /// Who waits for a reply. None if nobody does: it comes too late, or answers something else than was asked.
+    pub fn answer(&mut self, reply: &[u8]) -> Option<Vec<u32>> {
+        let at = self.queries.iter().position(|query| {
+            Request::parse(&query.message).is_ok_and(|request| request.is_answered_by(reply, query.id))
+        })?;
+        Some(self.queries.swap_remove(at).waiters)
+    }
+
+    /// Who has waited in vain for `patience` milliseconds; call until None.
+    pub fn expire(&mut self, now: Instant, patience: u32) -> Option<Vec<u32>> {
+        let at = self.queries.iter().position(|query| now.since(query.since) >= patience)?;
+        Some(self.queries.swap_remove(at).waiters)
+    }
+
+    /// Appends all queries, each behind its length, for a fresh connection (RFC 7766 section 6.2.4: what a connection
+    /// that breaks leaves unanswered is asked again).
+    pub fn encode_all(&self, out: &mut Vec<u8>) {
+        for query in &self.queries {
+            out.extend_from_slice(&(query.message.len() as u16).to_be_bytes());
+            out.extend_from_slice(&query.message);
+        }
+    }
+
+    /// How many queries are on their way.
+    pub const fn len(&self) -> usize {
+        self.queries.len()
+    }
+
+    /// Whether no query is on its way.
+    pub const fn is_empty(&self) -> bool {
+        self.queries.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::message::Kind;
+    use super::super::request::tests::{query, reply};
+    use super::*;
+
+    const OK: u16 = 0x8180;
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_millis(ms)
+    }
+
+    fn ask(pending: &mut Pending, bytes: &[u8], waiter: u32, id: u16) -> Ask {
+        pending.ask(&Request::parse(bytes).ok().unwrap(), waiter, id, at(u64::from(waiter)))
+    }
+
+    fn answer(id: u16, name: &str) -> Vec<u8> {
+        reply(&query(id, 0, name, Kind::A, None), OK, [&[], &[], &[]])
+    }
+
+    #[test]
+    fn equal_questions_wait_for_one_answer() {
+        let mut pending = Pending::new(9);
+        let [a, same, b] =
+            ["a.example", "A.Example", "b.example"].map(|name| query(7, 0, name, Kind::A, None));
+        assert_eq!(ask(&mut pending, &a, 1, 5), Ask::Send(5));
+        assert_eq!(ask(&mut pending, &b, 2, 5), Ask::Send(6));
+        assert_eq!(ask(&mut pending, &same, 3, 9), Ask::Joined);
+        let secure = query(7, 0, "a.example", Kind::A, Some((512, 0, true)));
+        assert_eq!(ask(&mut pending, &secure, 4, u16::MAX), Ask::Send(u16::MAX));
+        let aaaa = query(7, 0, "a.example", Kind::AAAA, None);
+        assert_eq!(ask(&mut pending, &aaaa, 5, u16::MAX), Ask::Send(0));
+
+        assert_eq!(pending.answer(&answer(6, "a.example")), None, "an id of another question");
+        assert_eq!(pending.answer(&answer(7, "a.example")), None);
+        assert_eq!(pending.answer(&a), None, "no reply");
+        assert_eq!(pending.answer(&answer(6, "b.EXAMPLE")), Some(vec![2]));
+        assert_eq!(pending.answer(&answer(6, "b.example")), None, "twice");
+        assert_eq!(pending.answer(&answer(5, "a.example")), Some(vec![1, 3]));
+        assert_eq!(pending.answer(b"\xff\xff\x80\x01\0\0\0\0\0\0\0\0"), Some(vec![4]));
+        assert_eq!((pending.len(), pending.is_empty()), (1, false));
+    }
+
+    #[test]
+    fn queries_and_waiters_are_bounded() {
+        let mut pending = Pending::new(2);
+        let [a, b, c] = ["a", "b", "c"].map(|name| query(7, 0, name, Kind::A, None));
+        for waiter in 0..64 {
+            assert_ne!(ask(&mut pending, &a, waiter, 1), Ask::Full);
+        }
+        assert_eq!(ask(&mut pending, &a, 64, 1), Ask::Full);
+        assert_eq!(ask(&mut pending, &b, 65, 1), Ask::Send(2));
+        assert_eq!(ask(&mut pending, &c, 66, 1), Ask::Full);
+        assert_eq!(ask(&mut pending, &b, 67, 1), Ask::Joined);
+    }
+
+    #[test]
+    fn patience_ends_from_the_first_who_waits() {
+        let mut pending = Pending::new(2);
+        let [a, b] = ["a", "b"].map(|name| query(7, 0, name, Kind::A, None));
+        ask(&mut pending, &a, 100, 1);
+        ask(&mut pending, &b, 200, 1);
+        ask(&mut pending, &a, 300, 1);
+        assert_eq!(pending.expire(at(1099), 1000), None);
+        assert_eq!(pending.expire(at(1200), 1000), Some(vec![100, 300]));
+        assert_eq!(pending.expire(at(1200), 1000), Some(vec![200]));
+        assert_eq!(pending.expire(at(1200), 1000), None);
+    }
+
+    #[test]
+    fn a_fresh_connection_takes_all_up_again() {
+        let mut pending = Pending::new(2);
+        let (a, b) = (query(7, 0x0100, "a", Kind::A, None), query(8, 0x0100, "b", Kind::A, None));
+        ask(&mut pending, &a, 1, 7);
+        ask(&mut pending, &b, 2, 8);
+        let mut out = vec![];
+        pending.encode_all(&mut out);
+        assert_eq!(out, [&[0, a.len() as u8][..], &a, &[0, b.len() as u8], &b].concat());
+    }
+}
