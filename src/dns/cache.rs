@@ -71,7 +71,7 @@ impl Cache {
 
     /// Appends the reply for a client, if there is one, with what is left of its TTLs; [`Request::relay`] tells what
     /// `limit` does.
-    pub fn get(&mut self, request: &Request<'_>, limit: usize, now: Instant, out: &mut Vec<u8>) -> bool {
+    pub fn get(&mut self, request: &Request<'_>, limit: usize, out: &mut Vec<u8>, now: Instant) -> bool {
         let Some(found) = self.find(request).and_then(|found| self.replies.get_mut(found)) else {
             return false;
         };
@@ -219,7 +219,7 @@ mod tests {
     /// The TTLs of the cached reply.
     fn get(cache: &mut Cache, bytes: &[u8], now: Instant) -> Option<Vec<u32>> {
         let mut out = b"..".to_vec();
-        if !cache.get(&request(bytes), 65_535, now, &mut out) {
+        if !cache.get(&request(bytes), 65_535, &mut out, now) {
             assert_eq!(out, b"..");
             return None;
         }

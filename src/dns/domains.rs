@@ -1,5 +1,6 @@
 //! A set of domains: each stands for itself and all below it.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::name::{BadName, MAX_NAME, Name, NameRef};
@@ -15,6 +16,18 @@ pub struct Domains {
 }
 
 impl Domains {
+    /// A set of these domains.
+    ///
+    /// # Errors
+    /// The index of one that is no domain name.
+    pub fn new(domains: &[String]) -> Result<Self, usize> {
+        let mut set = Self::default();
+        for (index, domain) in domains.iter().enumerate() {
+            set.insert(domain).map_err(|BadName| index)?;
+        }
+        Ok(set)
+    }
+
     /// Adds a domain: `example.com`, with or without a dot at the end.
     ///
     /// # Errors
@@ -87,14 +100,9 @@ fn reverse<'a>(name: NameRef<'_>, buffer: &'a mut [u8; MAX_NAME]) -> &'a [u8] {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::string::String;
 
     fn set(domains: &[&str]) -> Domains {
-        let mut set = Domains::default();
-        for domain in domains {
-            set.insert(domain).unwrap();
-        }
-        set
+        Domains::new(&domains.iter().map(|&domain| domain.into()).collect::<Vec<_>>()).unwrap()
     }
 
     fn contains(set: &Domains, name: &str) -> bool {
@@ -126,6 +134,7 @@ mod tests {
         assert!(contains(&set, "q.example"));
         assert_eq!(set.insert("a..b"), Err(BadName));
         assert_eq!(set.insert(""), Err(BadName));
+        assert_eq!(Domains::new(&["a".into(), "b".into(), "c d".into()]).err(), Some(2));
     }
 
     #[test]

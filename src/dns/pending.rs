@@ -5,14 +5,12 @@ use alloc::{vec, vec::Vec};
 use super::request::Request;
 use crate::time::Instant;
 
-/// Clients that may wait for the same answer.
-const MAX_WAITERS: usize = 64;
-
 /// The queries on their way. Replies may come in any order (RFC 7766 section 7), and equal questions wait for the
 /// same one.
 pub struct Pending {
     queries: Vec<Query>,
-    limit: usize,
+    limit: u16,
+    waiters: u16,
 }
 
 struct Query {
@@ -27,17 +25,17 @@ struct Query {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Send [`Request::encode`] with this id.
-    Send(u16),
+    New(u16),
     /// The same question is on its way.
     Joined,
-    /// Too many questions are on their way, or too many clients wait for this one.
+    /// Too many questions are on their way, or too many wait for them.
     Full,
 }
 
 impl Pending {
-    /// Nothing is on its way, and never more than `limit` queries.
-    pub const fn new(limit: usize) -> Self {
-        Self { queries: Vec::new(), limit }
+    /// Nothing is on its way, and never more than `limit` queries for `waiters` in all.
+    pub const fn new(limit: u16, waiters: u16) -> Self {
+        Self { queries: Vec::new(), limit, waiters }
     }
 
     /// A question is to be asked for `waiter`, whatever that number means to the caller. `id` is random; the next
@@ -46,20 +44,23 @@ impl Pending {
         while self.queries.iter().any(|query| query.id == id) {
             id = id.wrapping_add(1);
         }
+        if self.queries.iter().map(|query| query.waiters.len()).sum::<usize>() >= self.waiters.into() {
+            return Ask::Full;
+        }
         let mut message = Vec::new();
         request.encode(id, &mut message);
+        let is_full = self.queries.len() >= self.limit.into();
         // But for the id in front, equal questions are equal bytes.
-        let is_full = self.queries.len() >= self.limit.min(u16::MAX.into());
         match self.queries.iter_mut().find(|query| query.message.get(2..) == message.get(2..)) {
-            Some(query) if query.waiters.len() < MAX_WAITERS => {
+            Some(query) => {
                 query.waiters.push(waiter);
                 Ask::Joined
             }
-            None if !is_full => {
+            None if is_full => Ask::Full,
+            None => {
                 self.queries.push(Query { message, id, since: now, waiters: vec![waiter] });
-                Ask::Send(id)
+                Ask::New(id)
             }
-            _ => Ask::Full,
         }
     }
 
@@ -119,16 +120,16 @@ mod tests {
 
     #[test]
     fn equal_questions_wait_for_one_answer() {
-        let mut pending = Pending::new(9);
+        let mut pending = Pending::new(9, 9);
         let [a, same, b] =
             ["a.example", "A.Example", "b.example"].map(|name| query(7, 0, name, Kind::A, None));
-        assert_eq!(ask(&mut pending, &a, 1, 5), Ask::Send(5));
-        assert_eq!(ask(&mut pending, &b, 2, 5), Ask::Send(6));
+        assert_eq!(ask(&mut pending, &a, 1, 5), Ask::New(5));
+        assert_eq!(ask(&mut pending, &b, 2, 5), Ask::New(6));
         assert_eq!(ask(&mut pending, &same, 3, 9), Ask::Joined);
         let secure = query(7, 0, "a.example", Kind::A, Some((512, 0, true)));
-        assert_eq!(ask(&mut pending, &secure, 4, u16::MAX), Ask::Send(u16::MAX));
+        assert_eq!(ask(&mut pending, &secure, 4, u16::MAX), Ask::New(u16::MAX));
         let aaaa = query(7, 0, "a.example", Kind::AAAA, None);
-        assert_eq!(ask(&mut pending, &aaaa, 5, u16::MAX), Ask::Send(0));
+        assert_eq!(ask(&mut pending, &aaaa, 5, u16::MAX), Ask::New(0));
 
         assert_eq!(pending.answer(&answer(6, "a.example")), None, "an id of another question");
         assert_eq!(pending.answer(&answer(7, "a.example")), None);
@@ -142,20 +143,26 @@ mod tests {
 
     #[test]
     fn queries_and_waiters_are_bounded() {
-        let mut pending = Pending::new(2);
+        let mut pending = Pending::new(2, 5);
         let [a, b, c] = ["a", "b", "c"].map(|name| query(7, 0, name, Kind::A, None));
-        for waiter in 0..64 {
-            assert_ne!(ask(&mut pending, &a, waiter, 1), Ask::Full);
+        for (bytes, expected) in [
+            (&a, Ask::New(1)),
+            (&a, Ask::Joined),
+            (&b, Ask::New(2)),
+            (&c, Ask::Full),
+            (&b, Ask::Joined),
+            (&a, Ask::Joined),
+            (&a, Ask::Full),
+        ] {
+            assert_eq!(ask(&mut pending, bytes, 0, 1), expected);
         }
-        assert_eq!(ask(&mut pending, &a, 64, 1), Ask::Full);
-        assert_eq!(ask(&mut pending, &b, 65, 1), Ask::Send(2));
-        assert_eq!(ask(&mut pending, &c, 66, 1), Ask::Full);
-        assert_eq!(ask(&mut pending, &b, 67, 1), Ask::Joined);
+        assert_eq!(pending.answer(&answer(2, "b")).map(|waiters| waiters.len()), Some(2));
+        assert_eq!(ask(&mut pending, &c, 0, 1), Ask::New(2));
     }
 
     #[test]
     fn patience_ends_from_the_first_who_waits() {
-        let mut pending = Pending::new(2);
+        let mut pending = Pending::new(2, 9);
         let [a, b] = ["a", "b"].map(|name| query(7, 0, name, Kind::A, None));
         ask(&mut pending, &a, 100, 1);
         ask(&mut pending, &b, 200, 1);
@@ -168,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_fresh_connection_takes_all_up_again() {
-        let mut pending = Pending::new(2);
+        let mut pending = Pending::new(2, 9);
         let (a, b) = (query(7, 0x0100, "a", Kind::A, None), query(8, 0x0100, "b", Kind::A, None));
         ask(&mut pending, &a, 1, 7);
         ask(&mut pending, &b, 2, 8);
