@@ -151,6 +151,8 @@ fn live(ipv6: bool) -> (Rewriter, Tuple, Tuple) {
         ipv6: Some(Subnet::new(own6, 64)),
         listen_port: LISTEN_PORT,
         mtu: 1500,
+        dns: false,
+        ping: false,
     };
     let mut rewriter = Rewriter::new(settings, limits(), KEY);
     let now = Instant::default();

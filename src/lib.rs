@@ -25,12 +25,15 @@
 //! - **flow**: a client's TCP connection, from its SYN until its last packet.
 //! - **slot**: a flow's place in the table, and its number.
 //! - **NAT source**: the address and port that the listener sees a flow come from.
+//! - **fake address**: one that stands for a name, which goes to the proxy in its place.
 //! - **own address**: the TUN's, where the listener is.
 //! - **to hold, to release**: to keep a SYN from the kernel, to let it pass.
 //! - **dial**: to connect to a proxy and ask it for a tunnel.
 //! - **tunnel**: a connection to a proxy that has answered CONNECT with 2xx.
 //! - **super-packet**: several TCP segments in one packet, which the kernel cuts up when it must.
 //! - **partial checksum**: the sum of the pseudo-header alone; whoever sends the packet does the rest.
+//!
+//! What isn't TCP is refused, but for queries to resolvers, which the daemon answers ([`datagram`], [`dns`]), and pings.
 //!
 //! Configuration files have the syntax that [`uci`] reads. [`time`] is passed in.
 #![no_std]
@@ -42,6 +45,7 @@ extern crate std;
 
 pub mod checksum;
 pub mod connect;
+pub mod datagram;
 pub mod dns;
 pub mod flow;
 mod nat;

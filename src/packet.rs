@@ -24,6 +24,8 @@ use etherparse::{IpSlice, Ipv6ExtensionSlice, LaxIpSlice, TcpSlice, ip_number};
 use crate::checksum::{self, Delta};
 pub use crate::tuple::{Change, Tuple};
 
+mod echo;
+
 /// Bytes of an IPv4 header without options.
 pub const IPV4_HEADER: usize = 20;
 /// Bytes of an IPv6 header without extensions.
@@ -57,6 +59,8 @@ pub enum ChecksumState {
 pub enum Transport {
     /// TCP, header and options checked.
     Tcp,
+    /// UDP whose length fits.
+    Udp,
     /// ICMP of the packet's own family, at least 8 bytes.
     Icmp,
     /// Anything else.
@@ -110,6 +114,12 @@ impl<'a> Packet<'a> {
         let transport = transport(ipv4, payload.ip_number.0);
         let fits = match transport {
             Transport::Tcp => TcpSlice::from_slice(payload.payload).is_ok(),
+            Transport::Udp => match payload.payload {
+                [_, _, _, _, high, low, _, _, ..] => {
+                    (8..=payload.payload.len()).contains(&u16::from_be_bytes([*high, *low]).into())
+                }
+                _ => false,
+            },
             Transport::Icmp => payload.payload.len() >= 8,
             Transport::Other => true,
         };
@@ -169,7 +179,7 @@ impl<'a> Packet<'a> {
         if self.ipv4 { self.ipv4_address(16) } else { self.ipv6_address(24) }
     }
 
-    /// Source and destination of a TCP packet.
+    /// Source and destination of a TCP or UDP packet.
     pub fn tuple(&self) -> Tuple {
         Tuple {
             source: self.source(),
@@ -376,6 +386,7 @@ pub const fn is_unicast(address: Ipv6Addr) -> bool {
 const fn transport(ipv4: bool, protocol: u8) -> Transport {
     match (ipv4, protocol) {
         (_, 6) => Transport::Tcp,
+        (_, 17) => Transport::Udp,
         (true, 1) | (false, 58) => Transport::Icmp,
         _ => Transport::Other,
     }

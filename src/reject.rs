@@ -3,16 +3,20 @@
 use core::net::Ipv6Addr;
 
 use crate::checksum;
+use crate::datagram::{UDP_CHECKSUM, UDP_HEADER};
 use crate::packet::{ACK, IPV4_HEADER, IPV6_HEADER, Packet, RST, TCP_CHECKSUM, TCP_HEADER, Tuple};
 
 /// The longest packet that [`Reject::build`] makes: an ICMPv6 error with its quote (RFC 4443 section
 /// 2.4 (c): no longer than the minimum MTU).
 pub const MAX_LEN: usize = 1280;
 
+/// The longest payload of a UDP datagram that fits [`MAX_LEN`].
+pub const MAX_DATAGRAM: usize = MAX_LEN - IPV6_HEADER - UDP_HEADER;
+
 /// The longest ICMPv4 error (RFC 1812 section 4.3.2.3).
 const MAX_ICMPV4: usize = 576;
 /// TTL or hop limit of all we make. It must be real: these packets are forwarded.
-const HOP_LIMIT: u8 = 64;
+pub(crate) const HOP_LIMIT: u8 = 64;
 
 /// How a packet is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +112,30 @@ fn icmpv6(code: u8, packet: &Packet, source: Ipv6Addr, out: &mut [u8; MAX_LEN]) 
     out[at + 8..at + 8 + quote].copy_from_slice(&packet.bytes()[..quote]);
     let pseudo = checksum::pseudo_header(&out[8..40], 58, 8 + quote);
     set_checksum(out, at, 2, at + 8 + quote, pseudo)
+}
+
+/// Writes a UDP datagram (RFC 768) into `out` and returns the packet's length; 0 if `payload` is longer than
+/// [`MAX_DATAGRAM`].
+pub fn datagram(tuple: &Tuple, payload: &[u8], out: &mut [u8; MAX_LEN]) -> usize {
+    if payload.len() > MAX_DATAGRAM {
+        return 0;
+    }
+    let ipv4 = tuple.is_ipv4();
+    let length = UDP_HEADER + payload.len();
+    let at = ip_header(ipv4, 17, tuple.source, tuple.destination, length, out);
+    out[at..at + 2].copy_from_slice(&tuple.source_port.to_be_bytes());
+    out[at + 2..at + 4].copy_from_slice(&tuple.destination_port.to_be_bytes());
+    out[at + 4..at + 6].copy_from_slice(&(length as u16).to_be_bytes());
+    out[at + 6..at + 8].fill(0);
+    out[at + UDP_HEADER..at + length].copy_from_slice(payload);
+    let addresses = if ipv4 { 12..20 } else { 8..40 };
+    let pseudo = checksum::pseudo_header(&out[addresses], 17, length);
+    let end = set_checksum(out, at, UDP_CHECKSUM, at + length, pseudo);
+    // Zero would say that there is none; the sum is the same.
+    if out[at + 6..at + 8] == [0, 0] {
+        out[at + 6..at + 8].fill(0xff);
+    }
+    end
 }
 
 /// Writes an IP header for `length` bytes of `protocol`; returns where those begin.

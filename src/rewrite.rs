@@ -14,6 +14,7 @@
 use core::fmt;
 use core::net::Ipv6Addr;
 
+use crate::datagram;
 use crate::flow::{Flow, FlowTable, Limits, NatSource, Side, Slot, State};
 use crate::packet::{self, ACK, Change, ChecksumState, FIN, Packet, RST, SYN, Transport, Tuple};
 use crate::reject::Reject;
@@ -56,6 +57,10 @@ pub struct Settings {
     pub listen_port: u16,
     /// The TUN's MTU in bytes.
     pub mtu: u16,
+    /// Answer what clients ask resolvers over UDP.
+    pub dns: bool,
+    /// Answer pings, rather than reject them.
+    pub ping: bool,
 }
 
 /// Handles packets; owns the flow table.
@@ -155,6 +160,7 @@ impl Rewriter {
         match verdict {
             Verdict::Forward | Verdict::ForwardAbandoned(_) => self.counters.forwarded += 1,
             Verdict::Hold { dial, .. } => self.counters.flows += dial as u64,
+            Verdict::Dns => self.counters.queries += 1,
             Verdict::Reject(_) => self.counters.rejected += 1,
             Verdict::Drop(reason) => self.counters.dropped[reason as usize] += 1,
             Verdict::Abandoned(_) => {}
@@ -163,7 +169,7 @@ impl Rewriter {
     }
 
     fn judge(&mut self, header: vnet::Header, bytes: &mut [u8], now: Instant) -> Result<Verdict, Drop> {
-        let packet = Packet::parse(bytes)?;
+        let mut packet = Packet::parse(bytes)?;
         let subnet = self.subnet(packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;
         match packet.transport() {
             Transport::Tcp => {
@@ -183,6 +189,14 @@ impl Rewriter {
                 _ => Err(Drop::Malformed),
             },
             _ if !packet::is_unicast(packet.destination()) => Err(Drop::NotTcp),
+            Transport::Udp if self.settings.dns && datagram::is_query(&packet) => {
+                let state = header.checksum_state(&packet).ok_or(Drop::Malformed)?;
+                if datagram::is_intact(&packet, state) { Ok(Verdict::Dns) } else { Err(Drop::Malformed) }
+            }
+            Transport::Icmp if self.settings.ping && packet.is_echo_request() => {
+                packet.answer_echo();
+                Ok(Verdict::Forward)
+            }
             _ if !self.errors.take(now) => Err(Drop::RateLimited),
             _ => Ok(Verdict::Reject(Reject::Prohibited)),
         }

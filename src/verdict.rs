@@ -24,6 +24,8 @@ pub enum Verdict {
     },
     /// Drop it, and let go of what was kept for the held flow: the client has taken its SYN back.
     Abandoned(Slot),
+    /// It is a UDP datagram to a resolver: answer what it asks in that one's place.
+    Dns,
     /// Drop it and write back the answer that [`Reject::build`] makes of it.
     Reject(Reject),
     /// Drop it.
@@ -36,6 +38,7 @@ impl fmt::Display for Verdict {
             Self::Forward => f.write_str("forwarded"),
             Self::Hold { slot, .. } => write!(f, "held, {slot}"),
             Self::ForwardAbandoned(slot) | Self::Abandoned(slot) => write!(f, "abandons {slot}"),
+            Self::Dns => f.write_str("a query"),
             Self::Reject(_) => f.write_str("rejected"),
             Self::Drop(reason) => write!(f, "dropped, {}", Drop::NAMES[*reason as usize]),
         }
@@ -130,6 +133,8 @@ pub struct Counters {
     pub forwarded: u64,
     /// Flows opened.
     pub flows: u64,
+    /// Queries to resolvers that were answered in their place.
+    pub queries: u64,
     /// Packets rejected.
     pub rejected: u64,
     /// Packets dropped, by reason.

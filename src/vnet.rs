@@ -1,5 +1,6 @@
 //! The header that stands before each packet on a TUN with `IFF_VNET_HDR`.
 
+use crate::datagram::UDP_CHECKSUM;
 use crate::packet::{ChecksumState, Packet, TCP_CHECKSUM, Transport};
 
 /// Bytes of the header.
@@ -35,15 +36,18 @@ impl Header {
         }
     }
 
-    /// Who fills in the packet's checksum. None if the header points at something that is not the TCP
+    /// Who fills in the packet's checksum. None if the header points at something that is not the TCP or UDP
     /// checksum of `packet`.
     pub fn checksum_state(&self, packet: &Packet) -> Option<ChecksumState> {
         if self.flags & NEEDS_CSUM == 0 {
             return Some(ChecksumState::Complete);
         }
-        let fits = packet.transport() == Transport::Tcp
-            && self.csum_start as usize == packet.transport_at()
-            && self.csum_offset as usize == TCP_CHECKSUM;
+        let offset = match packet.transport() {
+            Transport::Tcp => TCP_CHECKSUM,
+            Transport::Udp => UDP_CHECKSUM,
+            _ => return None,
+        };
+        let fits = self.csum_start as usize == packet.transport_at() && self.csum_offset as usize == offset;
         fits.then_some(ChecksumState::Partial)
     }
 }
@@ -53,10 +57,12 @@ mod tests {
     use super::*;
     use std::vec::Vec;
 
-    /// A TCP packet of nothing but headers, from 192.0.2.1 to 192.0.2.2; with `protocol` 17, something else.
+    /// A TCP packet of nothing but headers, from 192.0.2.1 to 192.0.2.2; with `protocol` 17, UDP, and with others
+    /// something else.
     fn packet(protocol: u8) -> Vec<u8> {
         let mut bytes = std::vec![0; 40];
         (bytes[0], bytes[3], bytes[9], bytes[32]) = (0x45, 40, protocol, 0x50);
+        bytes[25] = 20; // the length, if it is UDP
         bytes[12..20].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
         bytes
     }
@@ -84,12 +90,18 @@ mod tests {
     }
 
     #[test]
+    fn the_udp_checksum_is_left_to_the_device() {
+        assert_eq!(state([1, 0, 0, 0, 0, 0, 20, 0, 6, 0], 17), Some(ChecksumState::Partial));
+    }
+
+    #[test]
     fn anything_else_left_to_the_device_is_wrong() {
         for (start, offset) in [(20, 6), (0, 16), (40, 16), (0, 36)] {
             let header = [1, 0, 0, 0, 0, 0, start, 0, offset, 0];
             assert_eq!(state(header, 6), None);
         }
         assert_eq!(state([1, 0, 0, 0, 0, 0, 0, 20, 0, 16], 6), None, "big-endian");
-        assert_eq!(state([1, 0, 0, 0, 0, 0, 20, 0, 16, 0], 17), None, "not TCP");
+        assert_eq!(state([1, 0, 0, 0, 0, 0, 20, 0, 16, 0], 17), None, "where TCP has it");
+        assert_eq!(state([1, 0, 0, 0, 0, 0, 20, 0, 6, 0], 132), None, "not TCP, not UDP");
     }
 }

@@ -288,7 +288,7 @@ fn what_is_not_tcp_is_answered_at_a_bounded_rate() {
     let tuple = connection(2);
     let handle = |gateway: &mut Gateway, destination| {
         let shape = Shape::default();
-        let mut packet = packets::ip(tuple.source, destination, 17, &shape, &[0; 20]);
+        let mut packet = packets::ip(tuple.source, destination, 132, &shape, &[0; 20]);
         let header = vnet::Header::default();
         gateway.rewriter.handle(header, &mut packet, gateway.now)
     };

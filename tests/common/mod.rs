@@ -5,8 +5,9 @@
 use std::net::Ipv4Addr;
 
 use arbitrary::{Arbitrary, Unstructured};
+use tcp_over_http::datagram::{Datagram, is_intact};
 use tcp_over_http::packet::{Change, ChecksumState, Packet, Transport, is_unicast};
-use tcp_over_http::reject::Reject;
+use tcp_over_http::reject::{self, MAX_DATAGRAM, MAX_LEN, Reject};
 
 pub mod flow_script;
 pub mod packets;
@@ -70,10 +71,26 @@ pub fn any_packet(bytes: &[u8]) {
                 );
             }
         }
+        Transport::Icmp if packet.is_echo_request() => {
+            packet.answer_echo();
+            packet.answer_echo();
+            assert!(!packet.is_echo_request());
+        }
         Transport::Icmp => {
             let destination = packet.destination();
             if let Some(quoted) = packet.quoted_tuple() {
                 packet.translate_icmp_error(&quoted.reversed(), source, destination);
+            }
+        }
+        Transport::Udp => {
+            _ = is_intact(&packet, ChecksumState::Complete);
+            let Datagram { tuple, payload } = Datagram::of(&packet).unwrap();
+            let mut out = [0; MAX_LEN];
+            let length = reject::datagram(&tuple, payload, &mut out);
+            assert_eq!(length == 0, payload.len() > MAX_DATAGRAM);
+            if let Ok(made) = Packet::parse(&mut out[..length]) {
+                assert!(is_intact(&made, ChecksumState::Complete));
+                assert_eq!(Datagram::of(&made).unwrap().payload, payload);
             }
         }
         Transport::Other => {}

@@ -246,7 +246,7 @@ pub fn assert_checksums(packet: &[u8], partial: bool) {
             assert_eq!(sum(&[&pseudo]), field, "partial TCP");
         }
         (1, _) => assert_eq!(sum(&[&packet[at..]]), 0xffff, "ICMPv4"),
-        (6 | 58, _) => assert_eq!(sum(&[&pseudo, &packet[at..]]), 0xffff, "TCP or ICMPv6"),
+        (6 | 17 | 58, _) => assert_eq!(sum(&[&pseudo, &packet[at..]]), 0xffff, "TCP, UDP or ICMPv6"),
         _ => panic!("protocol {protocol}"),
     }
 }

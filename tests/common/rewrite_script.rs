@@ -104,6 +104,8 @@ pub fn settings(ipv6: bool, small: bool) -> Settings {
         ipv6: ipv6.then(|| Subnet::new(own6, prefix6)),
         listen_port: LISTEN_PORT,
         mtu: MTU,
+        dns: ipv6,
+        ping: small,
     }
 }
 
@@ -270,7 +272,7 @@ impl Gateway {
                 assert!(packet == before);
                 self.check_reject(reject, &mut packet);
             }
-            Verdict::Abandoned(_) | Verdict::Drop(_) => assert!(packet == before),
+            Verdict::Abandoned(_) | Verdict::Drop(_) | Verdict::Dns => assert!(packet == before),
         }
         verdict
     }
@@ -364,7 +366,7 @@ impl Gateway {
                 assert!(packet == bytes);
                 self.check_reject(reject, &mut packet);
             }
-            Verdict::Drop(_) | Verdict::Hold { .. } | Verdict::Abandoned(_) => {
+            Verdict::Drop(_) | Verdict::Hold { .. } | Verdict::Abandoned(_) | Verdict::Dns => {
                 assert!(packet == bytes);
             }
             Verdict::Forward | Verdict::ForwardAbandoned(_) => assert!(packet.len() == bytes.len()),
