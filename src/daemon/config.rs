@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 mod changes;
+mod dns;
 mod error;
 mod net;
 mod options;
@@ -15,6 +16,7 @@ mod table;
 mod values;
 
 pub use changes::Changes;
+pub use dns::{DnsConfig, DnsMode};
 pub use net::{IpNet, Ipv4Net, Ipv6Net};
 pub use options::{Kind, Spec};
 pub use settings::{Settings, VARIABLE};
@@ -62,6 +64,8 @@ pub struct Config {
     pub bypass: Vec<IpNet>,
     /// What happens to captured packets that aren't TCP.
     pub non_tcp: NonTcp,
+    /// What pings of captured addresses get.
+    pub ping: Ping,
     /// What happens to captured traffic while the daemon is gone after a crash.
     pub on_failure: OnFailure,
     /// Routing table number.
@@ -80,6 +84,8 @@ pub struct Config {
     pub log_level: log::LevelFilter,
     /// Who resolves the proxies' names.
     pub resolvers: Vec<SocketAddr>,
+    /// How clients get names resolved.
+    pub dns: DnsConfig,
     /// The proxies, in the order to try them; never empty.
     pub upstreams: Vec<UpstreamConfig>,
 }
@@ -87,7 +93,7 @@ pub struct Config {
 impl Config {
     /// Whether any traffic is captured by our own rules.
     pub const fn captures(&self) -> bool {
-        self.auto_route || !self.routes.is_empty()
+        self.auto_route || !self.routes.is_empty() || matches!(self.dns.mode, DnsMode::FakeIp)
     }
 
     /// Whether tunnels are asked for as with `other`.
@@ -134,6 +140,15 @@ pub enum NonTcp {
     Direct,
     /// They are, and get an ICMP error.
     Reject,
+}
+
+/// What pings of captured addresses get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ping {
+    /// An ICMP error, as all that isn't TCP.
+    Reject,
+    /// An answer, from us.
+    Answer,
 }
 
 /// What happens to captured traffic while the daemon is gone after a crash.

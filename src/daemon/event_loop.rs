@@ -126,6 +126,9 @@ impl EventLoop {
             return Poll::Ready(end);
         }
         self.poll_listeners(cx);
+        if let Some(dns) = self.gateway.dns() {
+            dns.poll(cx, &self.gateway);
+        }
         self.poll_signals(cx);
         self.poll_status(cx);
         while self.tick.poll_tick(cx).is_ready() {

@@ -11,6 +11,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use tcp_over_http::connect::Target;
+use tcp_over_http::datagram::Datagram;
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::packet::{Packet, Tuple};
 use tcp_over_http::reject::{self, Reject};
@@ -20,18 +22,24 @@ use tcp_over_http::vnet;
 use tokio::net::TcpStream;
 
 use crate::config::{Config, ConnectMode};
+use crate::dns::{self, Dns, Held, Meaning};
 use crate::kept::{Kept, KeptFlows, Parked, Tunnel};
 use crate::pipe::Pipes;
 use crate::relay::{Moved, Relay};
+use crate::sys;
 use crate::task::spawn;
 use crate::tun::Tun;
 use crate::upstream::{Failure, Opened, Upstreams};
+
+/// The port that resolvers are asked on.
+const DNS: u16 = 53;
 
 /// All that one packet or connection may need. The event loop, the dials and the relays share it.
 pub struct Gateway {
     tun: Tun,
     rewriter: RefCell<Rewriter>,
     upstreams: RefCell<Rc<Upstreams>>,
+    dns: Option<Rc<Dns>>,
     pipes: Pipes,
     mode: Cell<ConnectMode>,
     started: std::time::Instant,
@@ -53,11 +61,19 @@ pub struct Totals {
 
 impl Gateway {
     /// A gateway without flows.
-    pub fn new(tun: Tun, rewriter: Rewriter, upstreams: Upstreams, pipes: Pipes, mode: ConnectMode) -> Self {
+    pub fn new(
+        tun: Tun,
+        rewriter: Rewriter,
+        upstreams: Upstreams,
+        dns: Option<Rc<Dns>>,
+        pipes: Pipes,
+        mode: ConnectMode,
+    ) -> Self {
         Self {
             tun,
             rewriter: RefCell::new(rewriter),
             upstreams: RefCell::new(Rc::new(upstreams)),
+            dns,
             pipes,
             mode: Cell::new(mode),
             started: std::time::Instant::now(),
@@ -90,7 +106,15 @@ impl Gateway {
     /// Takes over how connections are opened from now on.
     pub fn configure(&self, config: &Config) {
         self.mode.set(config.connect);
+        if let Some(dns) = &self.dns {
+            dns.configure(config);
+        }
         self.rewriter.borrow_mut().flows.limit_held(config.max_dials, config.max_dials_per_client);
+    }
+
+    /// The resolver, unless names are none of our business.
+    pub const fn dns(&self) -> Option<&Rc<Dns>> {
+        self.dns.as_ref()
     }
 
     /// What has happened so far.
@@ -125,6 +149,7 @@ impl Gateway {
             Verdict::Hold { slot, dial: true } => self.hold(slot, frame, now),
             Verdict::Hold { slot, dial: false } => self.hold_instead(slot, frame),
             Verdict::Abandoned(slot) => self.keep(slot, Kept::Nothing),
+            Verdict::Dns => self.answer_query(packet),
             Verdict::Reject(reject) => self.reject(reject, packet),
             Verdict::Drop(_) => {}
         }
@@ -153,6 +178,10 @@ impl Gateway {
                 parked.tunnel = Tunnel::Dialled(dial);
                 parked.client = Some(client);
             }
+            Tunnel::Dns => {
+                drop(kept);
+                self.serve_dns(slot, client);
+            }
             Tunnel::Failed => {
                 drop(kept);
                 self.reset(slot, &client);
@@ -161,7 +190,10 @@ impl Gateway {
     }
 
     /// Lets go of flows that have waited too long.
-    pub fn handle_tick(&self, now: Instant) {
+    pub fn handle_tick(self: &Rc<Self>, now: Instant) {
+        if let Some(dns) = &self.dns {
+            dns.tick(self, now);
+        }
         loop {
             let expired = self.rewriter.borrow_mut().flows.expire(now);
             match expired {
@@ -192,11 +224,37 @@ impl Gateway {
     fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
         let tuple = self.rewriter.borrow().flows.get(slot).tuple;
         log::debug!("{slot}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
-        let parked = Parked { syn: Box::from(&*frame), tunnel: Tunnel::Dialled(None), client: None };
+        let target = server(&tuple);
+        let mut parked =
+            Parked { syn: Box::from(&*frame), tunnel: Tunnel::Dialled(None), client: None, held: None };
+        if self.rewriter.borrow().settings().dns && target.port() == DNS {
+            parked.tunnel = Tunnel::Dns;
+            self.keep(slot, Kept::Parked(Box::new(parked)));
+            return self.release(slot, frame, now);
+        }
+        let name = match self.dns.as_ref().map(|dns| dns.meaning(target.ip())) {
+            Some(Meaning::Name(name, held)) => {
+                log::debug!("{slot}: {} is {name}", target.ip());
+                parked.held = Some(held);
+                Some(name)
+            }
+            Some(Meaning::Nothing) => {
+                self.rewriter.borrow_mut().flows.remove(slot, now);
+                self.count(|totals| totals.refused += 1);
+                if let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() {
+                    self.reject(Reject::Reset, packet);
+                }
+                return;
+            }
+            Some(Meaning::Address) | None => None,
+        };
         self.keep(slot, Kept::Parked(Box::new(parked)));
         let gateway = Rc::clone(self);
-        let target = server(&tuple);
         let dial = spawn(async move {
+            let target = match &name {
+                Some(name) => Target::Name(name, target.port()),
+                None => Target::Ip(target),
+            };
             let upstreams = gateway.upstreams();
             let result = upstreams.open(target).await;
             gateway.handle_dialled(slot, result);
@@ -264,11 +322,46 @@ impl Gateway {
         self.handle_frame(syn, now);
     }
 
+    /// Answers what a captured datagram asks a resolver.
+    fn answer_query(self: &Rc<Self>, packet: &mut [u8]) {
+        if let (Some(dns), Ok(packet)) = (&self.dns, Packet::parse(packet))
+            && let Some(Datagram { tuple, payload }) = Datagram::of(&packet)
+        {
+            dns.ask_captured(self, payload, tuple);
+        }
+    }
+
+    /// Sends a client a datagram; one that is too long to be made is not.
+    pub fn write_datagram(&self, tuple: &Tuple, payload: &[u8]) {
+        let mut frame = [0; vnet::LEN + reject::MAX_LEN];
+        if let Some((_, out)) = frame.split_first_chunk_mut::<{ vnet::LEN }>()
+            && let Some((out, _)) = out.split_first_chunk_mut::<{ reject::MAX_LEN }>()
+        {
+            let length = reject::datagram(tuple, payload, out);
+            if length > 0 {
+                self.write(&frame[..vnet::LEN + length]);
+            }
+        }
+    }
+
+    /// Answers what a client asks that wanted another resolver.
+    fn serve_dns(self: &Rc<Self>, slot: Slot, client: TcpStream) {
+        _ = sys::set_lingering(&client);
+        let task = DnsTask { slot, gateway: Rc::clone(self) };
+        let task = spawn(async move {
+            dns::serve(&task.gateway, client).await;
+            task.gateway.keep(task.slot, Kept::Nothing);
+        });
+        self.keep(slot, Kept::Relayed(task));
+    }
+
     fn relay(self: &Rc<Self>, slot: Slot, client: TcpStream, opened: Opened) {
+        let held = self.kept.borrow_mut().parked(slot).and_then(|parked| parked.held.take());
         let Opened { stream, leftover } = opened;
         match Relay::new(client, stream, &leftover, &self.pipes) {
             Ok(relay) => {
-                let task = spawn(RelayTask { relay, ended: false, slot, gateway: Rc::clone(self) });
+                let task =
+                    spawn(RelayTask { relay, ended: false, slot, gateway: Rc::clone(self), _held: held });
                 self.keep(slot, Kept::Relayed(task));
             }
             Err(error) => {
@@ -329,6 +422,8 @@ struct RelayTask {
     ended: bool,
     slot: Slot,
     gateway: Rc<Gateway>,
+    /// The fake address that the client has connected to.
+    _held: Option<Held>,
 }
 
 impl Future for RelayTask {
@@ -366,6 +461,19 @@ impl Drop for RelayTask {
         let gateway = &self.gateway;
         self.relay.release(&gateway.pipes);
         gateway.rewriter.borrow_mut().close(self.slot, gateway.now());
+    }
+}
+
+/// A client's connection to our resolver, until its end.
+struct DnsTask {
+    slot: Slot,
+    gateway: Rc<Gateway>,
+}
+
+impl Drop for DnsTask {
+    /// Also when it is aborted.
+    fn drop(&mut self) {
+        self.gateway.rewriter.borrow_mut().close(self.slot, self.gateway.now());
     }
 }
 

@@ -4,6 +4,7 @@ use tcp_over_http::flow::Slot;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
+use crate::dns::Held;
 use crate::upstream::Opened;
 
 /// What is kept, by slot. Grows to the highest slot that was ever used.
@@ -59,6 +60,8 @@ pub struct Parked {
     pub tunnel: Tunnel,
     /// Accepted before the proxy has answered (`connect 'early'`).
     pub client: Option<TcpStream>,
+    /// The fake address that the client connects to.
+    pub held: Option<Held>,
 }
 
 /// The way to the server.
@@ -67,6 +70,8 @@ pub enum Tunnel {
     Dialled(Option<AbortHandle>),
     /// There.
     Opened(Opened),
+    /// None is needed: the client wants a resolver, and gets ours.
+    Dns,
     /// It can't be had.
     Failed,
 }

@@ -4,6 +4,7 @@ mod capture;
 mod cli;
 mod config;
 mod dial;
+mod dns;
 mod etc_files;
 mod event_loop;
 mod firewall;
@@ -41,7 +42,8 @@ use tokio::runtime::{Builder, LocalOptions};
 
 use crate::capture::{Capture, CaptureError, Subnets};
 use crate::cli::Command;
-use crate::config::{Config, OnFailure, Settings};
+use crate::config::{Config, DnsMode, OnFailure, Ping, Settings};
+use crate::dns::{Dns, DnsError};
 use crate::event_loop::{End, EventLoop, Signals};
 use crate::gateway::Gateway;
 use crate::pipe::Pipes;
@@ -135,7 +137,8 @@ fn restart() -> io::Error {
 /// Sets up and runs until the end. What captures traffic is removed if the end was asked for, or if
 /// traffic may then go directly; if another run follows it is refused until then.
 async fn serve(settings: Settings, config: Config, signals: Signals) -> Result<End, StartError> {
-    let pipes = reserve_files(config.max_flows as usize)?;
+    let others = if config.dns.mode == DnsMode::Off { OTHER_FILES } else { OTHER_FILES + dns::FILES };
+    let pipes = reserve_files(config.max_flows as usize, others)?;
     let [a, b, c, d, e, f, g, h] = sys::random().map_err(StartError::Random)?;
     let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
     let upstreams = Upstreams::new(&config).map_err(StartError::Upstreams)?;
@@ -144,12 +147,16 @@ async fn serve(settings: Settings, config: Config, signals: Signals) -> Result<E
         Tun::open(&config.tun, config.offload).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
     let capture = Capture::set_up(&config, &tun).await.map_err(StartError::Capture)?;
     let path = capture.path();
+    let dns = Dns::new(&config, Default::default()).map_err(StartError::Dns)?;
     let rewriter = Rewriter::new(rewriter_settings(&config, path), limits(&config), key);
     let pipes = Pipes::new(pipes, config.pipe_size);
-    let gateway = Rc::new(Gateway::new(tun, rewriter, upstreams, pipes, config.connect));
+    let gateway = Rc::new(Gateway::new(tun, rewriter, upstreams, dns, pipes, config.connect));
     log::info!("{}: listening on port {}, {path} path", config.tun, config.listen_port);
     let event_loop = EventLoop::new(Rc::clone(&gateway), capture, signals, settings, config);
     let (end, capture, config) = event_loop.run().await;
+    if let Some(dns) = gateway.dns() {
+        dns.save(gateway.now());
+    }
     if matches!(end, End::Restart) {
         capture.hand_over(&config);
         drop(gateway); // only now the device: its routes would go with it
@@ -163,8 +170,8 @@ async fn serve(settings: Settings, config: Config, signals: Signals) -> Result<E
 
 /// Sees to it that all flows can have their two sockets at a time. Returns how many pipes there can be
 /// beside them: one a flow, or what the limit of open files leaves.
-fn reserve_files(flows: usize) -> Result<usize, StartError> {
-    let sockets = 2 * flows + OTHER_FILES;
+fn reserve_files(flows: usize, others: usize) -> Result<usize, StartError> {
+    let sockets = 2 * flows + others;
     let wanted = sockets + 2 * flows.max(MIN_PIPES);
     let limit = sys::raise_file_limit(wanted).map_err(StartError::FileLimit)?;
     let pipes = limit.min(wanted).saturating_sub(sockets) / 2;
@@ -176,7 +183,15 @@ fn reserve_files(flows: usize) -> Result<usize, StartError> {
 
 fn rewriter_settings(config: &Config, path: Path) -> rewrite::Settings {
     let Subnets { ipv4, ipv6 } = Subnets::new(config);
-    rewrite::Settings { path, ipv4, ipv6, listen_port: config.listen_port, mtu: config.mtu }
+    rewrite::Settings {
+        path,
+        ipv4,
+        ipv6,
+        listen_port: config.listen_port,
+        mtu: config.mtu,
+        dns: config.dns.hijacks(),
+        ping: config.ping == Ping::Answer,
+    }
 }
 
 const fn limits(config: &Config) -> Limits {
@@ -198,6 +213,7 @@ enum StartError {
     Upstreams(io::Error),
     Tun(String, TunError),
     Capture(CaptureError),
+    Dns(DnsError),
 }
 
 impl fmt::Display for StartError {
@@ -215,6 +231,7 @@ impl fmt::Display for StartError {
             Self::Upstreams(error) => write!(f, "{error}"),
             Self::Tun(name, error) => write!(f, "{name}: {error}"),
             Self::Capture(error) => write!(f, "{error}"),
+            Self::Dns(error) => write!(f, "{error}"),
         }
     }
 }

@@ -12,6 +12,7 @@
 //! | P+5 | `iif TUN lookup TABLE+2` | ... and a released SYN that no firewall rule takes is refused, not forwarded |
 //! | P+6 | `iif TUN goto P+10` | what leaves the TUN can't enter it again: no loops |
 //! | P+7 | `fwmark MARK/MASK goto P+10` | nor can our connections to the proxies |
+//! | P+8 | `to FAKE lookup TABLE` | `dns 'fakeip'` only: addresses that only we know |
 //! | P+8 | `[ipproto tcp] lookup main suppress_prefixlength 0` | `auto_route` only: any route but a default one comes before us |
 //! | P+9 | `[ipproto tcp] lookup TABLE` | the capture |
 //! | P+10 | `nop` | the way on to everybody else's rules |
@@ -21,7 +22,7 @@
 //!
 //! Rules can't say "TCP without the mark": `not` negates the whole selector, so that
 //! `not fwmark M ipproto tcp` takes UDP too. Hence the jumps. `ipproto tcp` is missing with
-//! `non_tcp 'reject'`.
+//! `non_tcp 'reject'`. If queries to resolvers are answered, both rules are there once more for `ipproto udp dport 53`.
 //!
 //! The table has each captured prefix twice: through the TUN, and with `on_failure 'block'` as `unreachable`
 //! with a worse metric, which needs no device and so refuses the traffic when the TUN died with the daemon.
@@ -85,12 +86,18 @@ pub fn routes(config: &Config, path: Path, tun: u32) -> Vec<Route> {
             warn!("route {net} is not captured: IPv6 is off");
             return false;
         }
-        let bypassed = bypass.iter().any(|bypass| contains(bypass, net));
+        let bypassed = bypass.iter().any(|bypass| bypass.contains(*net));
         if bypassed {
             warn!("route {net} is not captured: it is bypassed");
         }
         !bypassed
     });
+    // Fake addresses lead nowhere else, whatever is bypassed.
+    for range in config.dns.fake_ranges() {
+        bypass.retain(|net| !range.contains(*net));
+        wanted.retain(|net| !range.contains(*net));
+        wanted.push(range);
+    }
 
     let route =
         |net, kind, metric, oif| Route { net, kind, metric, table: config.table, oif, protocol: OURS };
@@ -129,10 +136,6 @@ pub fn routes(config: &Config, path: Path, tun: u32) -> Vec<Route> {
 pub fn rules(config: &Config, path: Path, tun: &str, routes: &[Route]) -> Vec<Rule> {
     let first = config.rule_priority;
     let end = first.saturating_add(LAST_RULE);
-    let ip_proto = match config.non_tcp {
-        NonTcp::Direct => libc::IPPROTO_TCP as u8,
-        NonTcp::Reject => 0,
-    };
     let mut rules = Vec::new();
     for family in [V4, V6] {
         let has = |table: u32| routes.iter().any(|it| family_of(&it.net) == family && it.table == table);
@@ -181,17 +184,29 @@ pub fn rules(config: &Config, path: Path, tun: &str, routes: &[Route]) -> Vec<Ru
         if !captures {
             continue;
         }
-        if config.auto_route {
-            rules.push(Rule {
-                ip_proto,
-                table: libc::RT_TABLE_MAIN.into(),
-                suppress: 0,
-                ..rule(8, FR_ACT_TO_TBL)
-            });
+        for range in config.dns.fake_ranges().filter(|range| family_of(range) == family) {
+            rules.push(Rule { dst: Some(range), table: config.table, ..rule(8, FR_ACT_TO_TBL) });
         }
-        rules.push(Rule { ip_proto, table: config.table, ..rule(9, FR_ACT_TO_TBL) });
+        for &(ip_proto, dport) in captured(config) {
+            let captured = |offset| Rule { ip_proto, dport, ..rule(offset, FR_ACT_TO_TBL) };
+            if config.auto_route {
+                rules.push(Rule { table: libc::RT_TABLE_MAIN.into(), suppress: 0, ..captured(8) });
+            }
+            rules.push(Rule { table: config.table, ..captured(9) });
+        }
     }
     rules
+}
+
+/// The protocols and destination ports that are captured: queries to resolvers, too, if they are answered.
+fn captured(config: &Config) -> &'static [(u8, Option<(u16, u16)>)] {
+    const TCP: (u8, Option<(u16, u16)>) = (libc::IPPROTO_TCP as u8, None);
+    const QUERIES: (u8, Option<(u16, u16)>) = (libc::IPPROTO_UDP as u8, Some((53, 53)));
+    match (config.non_tcp, config.dns.hijacks()) {
+        (NonTcp::Reject, _) => &[(0, None)],
+        (NonTcp::Direct, true) => &[TCP, QUERIES],
+        (NonTcp::Direct, false) => &[TCP],
+    }
 }
 
 fn net(addr: IpAddr, prefix: u8) -> IpNet {
@@ -233,40 +248,5 @@ fn prefix_of(net: &IpNet) -> u8 {
     match net {
         IpNet::V4(net) => net.prefix,
         IpNet::V6(net) => net.prefix,
-    }
-}
-
-fn contains(outer: &IpNet, inner: &IpNet) -> bool {
-    if prefix_of(outer) > prefix_of(inner) {
-        return false;
-    }
-    match (*outer, *inner) {
-        (IpNet::V4(outer), IpNet::V4(inner)) => {
-            let prefix = outer.prefix;
-            outer.network() == Ipv4Net { prefix, ..inner }.network()
-        }
-        (IpNet::V6(outer), IpNet::V6(inner)) => {
-            let prefix = outer.prefix;
-            outer.network() == Ipv6Net { prefix, ..inner }.network()
-        }
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn containment() {
-        let contains = |outer, inner| contains(&IpNet::parse(outer).unwrap(), &IpNet::parse(inner).unwrap());
-        assert!(contains("10.0.0.0/8", "10.1.0.0/16"));
-        assert!(contains("10.0.0.0/8", "10.0.0.0/8"));
-        assert!(contains("0.0.0.0/0", "192.0.2.1/32"));
-        assert!(!contains("10.1.0.0/16", "10.0.0.0/8"));
-        assert!(!contains("10.0.0.0/8", "11.0.0.0/16"));
-        assert!(!contains("0.0.0.0/0", "::/0"));
-        assert!(contains("2001:db8::/32", "2001:db8:1::/48"));
-        assert!(!contains("2001:db8::/32", "2001:db9::/48"));
     }
 }

@@ -100,7 +100,7 @@ impl Resolver {
             Query { id: u16::from_ne_bytes([a, b]), name, kind: Kind::A },
             Query { id: u16::from_ne_bytes([c, d]), name, kind: Kind::AAAA },
         ];
-        let socket = self.udp_socket(server)?;
+        let socket = udp_socket(server, self.mark)?;
         for query in &queries {
             socket.send(&query.encode())?; // a new socket's buffer takes it
         }
@@ -125,43 +125,47 @@ impl Resolver {
         Ok(combine(&replies))
     }
 
-    /// Connected to `server` from a random port that the kernel chooses.
-    fn udp_socket(&self, server: SocketAddr) -> io::Result<net::UdpSocket> {
-        let socket = net::UdpSocket::bind(SocketAddr::new(any_address(server), 0))?;
-        socket.set_nonblocking(true)?;
-        if self.mark != 0 {
-            sys::set_mark(&socket, self.mark)?;
-        }
-        socket.connect(server)?;
-        Ok(socket)
-    }
-
-    /// RFC 1035 section 4.2.2: the length goes in front, both ways.
     async fn ask_tcp(&self, server: SocketAddr, query: &Query<'_>) -> io::Result<Result<Answer, ReplyError>> {
-        let socket = match server {
-            SocketAddr::V4(_) => TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => TcpSocket::new_v6()?,
-        };
-        if self.mark != 0 {
-            sys::set_mark(&socket, self.mark)?;
+        let reply = exchange_tcp(server, self.mark, &query.encode()).await?;
+        Ok(query.answer(&reply))
+    }
+}
+
+/// A socket with `mark` (0: none), connected to `server` from a random port that the kernel chooses.
+pub fn udp_socket(server: SocketAddr, mark: u32) -> io::Result<net::UdpSocket> {
+    let socket = net::UdpSocket::bind(SocketAddr::new(any_address(server), 0))?;
+    socket.set_nonblocking(true)?;
+    if mark != 0 {
+        sys::set_mark(&socket, mark)?;
+    }
+    socket.connect(server)?;
+    Ok(socket)
+}
+
+/// Sends a query over TCP, and reads the reply. RFC 1035 section 4.2.2: the length goes in front, both ways.
+pub async fn exchange_tcp(server: SocketAddr, mark: u32, query: &[u8]) -> io::Result<Vec<u8>> {
+    let socket = match server {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if mark != 0 {
+        sys::set_mark(&socket, mark)?;
+    }
+    let stream = socket.connect(server).await?;
+    let length = (query.len() as u16).to_be_bytes();
+    // A new socket's buffer takes these few bytes whole.
+    if stream.try_write(&[&length, query].concat())? != length.len() + query.len() {
+        return Err(ErrorKind::WriteZero.into());
+    }
+    let mut reply = Vec::new();
+    loop {
+        if let Some((length, rest)) = reply.split_first_chunk()
+            && let Some(message) = rest.get(..usize::from(u16::from_be_bytes(*length)))
+        {
+            return Ok(message.to_vec());
         }
-        let stream = socket.connect(server).await?;
-        let message = query.encode();
-        let length = (message.len() as u16).to_be_bytes();
-        // A new socket's buffer takes these few bytes whole.
-        if stream.try_write(&[&length, &message[..]].concat())? != length.len() + message.len() {
-            return Err(ErrorKind::WriteZero.into());
-        }
-        let mut reply = Vec::new();
-        loop {
-            if let Some((length, rest)) = reply.split_first_chunk()
-                && let Some(message) = rest.get(..usize::from(u16::from_be_bytes(*length)))
-            {
-                return Ok(query.answer(message));
-            }
-            stream.readable().await?;
-            read_more(&stream, &mut reply)?;
-        }
+        stream.readable().await?;
+        read_more(&stream, &mut reply)?;
     }
 }
 

@@ -79,6 +79,18 @@ pub fn report(gateway: &Gateway, config: &Config, form: Form) -> String {
     }
     report.end_list();
 
+    if let Some(dns) = gateway.dns() {
+        let counters = dns.counters();
+        report.begin("dns");
+        report.number("queries", counters.queries.into());
+        report.number("local", counters.local.into());
+        report.number("cached", counters.cached.into());
+        report.number("forwarded", counters.forwarded.into());
+        report.number("failed", counters.failed.into());
+        report.number("names", dns.names().into());
+        report.end();
+    }
+
     report.begin("dropped");
     for (name, count) in rewrite::Drop::NAMES.iter().zip(counters.dropped) {
         report.number(name, count);

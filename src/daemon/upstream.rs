@@ -100,7 +100,7 @@ impl Upstreams {
     ///
     /// # Errors
     /// [`Failure`]: the refusal of the one that answered, or the most telling failure of all of them.
-    pub async fn open(&self, target: SocketAddr) -> Result<Opened, Failure> {
+    pub async fn open(&self, target: Target<'_>) -> Result<Opened, Failure> {
         let mut failure = Failure::Unreachable;
         let mut resting = Vec::new();
         for proxy in &self.proxies {
@@ -128,8 +128,8 @@ impl Upstreams {
     }
 
     /// Asks one proxy. Continues with the reason why the next one is worth a try.
-    async fn ask(&self, proxy: &Proxy, target: SocketAddr) -> ControlFlow<Result<Opened, Failure>, Failure> {
-        let Ok(request) = proxy.request.bytes(Target::Ip(target)) else {
+    async fn ask(&self, proxy: &Proxy, target: Target<'_>) -> ControlFlow<Result<Opened, Failure>, Failure> {
+        let Ok(request) = proxy.request.bytes(target) else {
             return ControlFlow::Break(Err(Failure::BadTarget));
         };
         proxy.count(|stats| stats.attempts = stats.attempts.wrapping_add(1));
@@ -197,7 +197,7 @@ impl Upstreams {
     fn answered(
         &self,
         proxy: &Proxy,
-        target: SocketAddr,
+        target: Target<'_>,
         begun: Instant,
         stream: TcpStream,
         reply: Reply,

@@ -30,7 +30,7 @@ impl Changes {
             // What the TUN, its queue of packets, the listeners and live connections are made with.
             restart:
                 tun mtu offload address address6 listen_port path max_flows pipe_size
-                table mark rule_priority
+                table mark rule_priority dns ping
         }
         changes
     }
@@ -80,7 +80,7 @@ mod tests {
         assert_eq!(changes("option connect early"), ("connect".to_owned(), false));
         assert_eq!(changes("option mtu 1400"), ("mtu".to_owned(), true));
         assert_eq!(changes("option mtu 1400\noption connect early"), ("connect, mtu".to_owned(), true));
-        assert_eq!(changes("option ipv6 0"), ("address6".to_owned(), true));
+        assert_eq!(changes("option ipv6 0"), ("address6, dns".to_owned(), true));
         assert_eq!(changes("list upstream http://u:swordfish@a:1"), ("upstreams".to_owned(), false));
         let password = "config upstream a\noption host a\noption username u\noption password ";
         let [old, new] = ["1", "2"].map(|it| config(&format!("{password}{it}")));

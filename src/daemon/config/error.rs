@@ -71,6 +71,15 @@ pub enum Problem {
     NoUpstream,
     /// Upstream connections would be captured.
     Loop,
+    /// Domains to resolve directly, and nobody to ask.
+    NoDirectServer,
+    /// A network has addresses of another one.
+    Overlap {
+        /// The option that has to give way.
+        option: &'static str,
+        /// The option that is as it is.
+        other: &'static str,
+    },
     /// An option is more than another, its limit.
     AboveLimit {
         /// The option that is too much.
@@ -132,9 +141,9 @@ impl fmt::Display for ConfigError {
             Problem::NoUpstream => {
                 write!(f, "no upstream: {} names none, nor do --upstream and {VARIABLE}", self.file)
             }
-            Problem::Loop => {
-                f.write_str("mark: auto_route and route would capture upstream connections without one")
-            }
+            Problem::Loop => f.write_str("mark: upstream connections would be captured without one"),
+            Problem::NoDirectServer => f.write_str("direct_domain: needs a direct_server"),
+            Problem::Overlap { option, other } => write!(f, "{option}: overlaps {other}"),
             Problem::AboveLimit { option, limit } => write!(f, "{option}: more than {limit}"),
         }
     }

@@ -77,6 +77,26 @@ impl IpNet {
         })
     }
 
+    /// Whether every address of `other` is one of this network too.
+    pub fn contains(self, other: Self) -> bool {
+        match (self, other) {
+            (IpNet::V4(outer), IpNet::V4(inner)) => {
+                outer.prefix <= inner.prefix
+                    && Ipv4Net { addr: inner.addr, ..outer }.network() == outer.network()
+            }
+            (IpNet::V6(outer), IpNet::V6(inner)) => {
+                outer.prefix <= inner.prefix
+                    && Ipv6Net { addr: inner.addr, ..outer }.network() == outer.network()
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the two have an address in common.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.contains(other) || other.contains(self)
+    }
+
     /// Whether the address is the network's first one, as in a CIDR: no bit is set behind the prefix.
     pub fn is_network(self) -> bool {
         match self {
@@ -141,6 +161,21 @@ mod tests {
         ] {
             assert_eq!(IpNet::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn containment() {
+        let contains = |outer, inner| IpNet::parse(outer).unwrap().contains(IpNet::parse(inner).unwrap());
+        assert!(contains("10.0.0.0/8", "10.1.0.0/16"));
+        assert!(contains("10.0.0.0/8", "10.0.0.0/8"));
+        assert!(contains("0.0.0.0/0", "192.0.2.1/32"));
+        assert!(!contains("10.1.0.0/16", "10.0.0.0/8"));
+        assert!(!contains("10.0.0.0/8", "11.0.0.0/16"));
+        assert!(!contains("0.0.0.0/0", "::/0"));
+        assert!(contains("2001:db8::/32", "2001:db8:1::/48"));
+        assert!(!contains("2001:db8::/32", "2001:db9::/48"));
+        let [wide, narrow] = ["10.0.0.0/8", "10.1.0.0/16"].map(|net| IpNet::parse(net).unwrap());
+        assert!(wide.overlaps(narrow) && narrow.overlaps(wide));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::path::Path;
 
 use super::error::{ConfigError, Fault, Origin, Problem};
@@ -21,6 +22,9 @@ pub const VARIABLE: &str = "TCP_OVER_HTTP_UPSTREAM";
 
 /// No sensible file is longer; a device file would never end.
 const MAX_FILE: u64 = 1 << 20;
+
+/// Who is asked through the proxy if nobody else is named.
+const DNS_SERVERS: [[u8; 4]; 2] = [[1, 1, 1, 1], [9, 9, 9, 9]];
 
 /// Where to look for a configuration: the command line, as far as it concerns that.
 #[derive(Default)]
@@ -109,6 +113,7 @@ impl Settings {
         }
         if !draft.ipv6 {
             draft.config.address6 = None;
+            draft.config.dns.fakeip_range6 = None;
             draft.config.routes.retain(|net| matches!(net, IpNet::V4(_)));
             draft.config.bypass.retain(|net| matches!(net, IpNet::V4(_)));
         }
@@ -138,13 +143,36 @@ fn check(main: &Values, config: &mut Config) -> Result<(), Fault> {
     if config.upstreams.is_empty() {
         return Err((Origin::Everywhere, Problem::NoUpstream));
     }
-    if config.mark == 0 && (config.auto_route || !config.routes.is_empty()) {
+    if config.mark == 0 && config.captures() {
         return Err((main.origin("mark"), Problem::Loop));
     }
     let (flows, dials) = (config.max_flows, config.max_dials);
     config.max_dials = at_most(main, "max_dials", dials, "max_flows", flows)?;
     let (dials, client) = (config.max_dials, config.max_dials_per_client);
     config.max_dials_per_client = at_most(main, "max_dials_per_client", client, "max_dials", dials)?;
+    check_dns(main, config)
+}
+
+fn check_dns(main: &Values, config: &mut Config) -> Result<(), Fault> {
+    let dns = &mut config.dns;
+    if dns.servers.is_empty() {
+        dns.servers = DNS_SERVERS.map(|ip| SocketAddr::from((ip, 53))).to_vec();
+    }
+    if !dns.direct_domains.is_empty() && dns.direct_servers.is_empty() {
+        return Err((main.origin("direct_domain"), Problem::NoDirectServer));
+    }
+    let own = [Some(IpNet::V4(config.address)), config.address6.map(IpNet::V6)];
+    for range in dns.fake_ranges() {
+        let (option, other) = match range {
+            IpNet::V4(_) => ("fakeip_range", "address"),
+            IpNet::V6(_) => ("fakeip_range6", "address6"),
+        };
+        if own.iter().flatten().any(|own| own.overlaps(range)) {
+            return Err((main.origin(option), Problem::Overlap { option, other }));
+        }
+    }
+    let most = u16::try_from((1u32 << (32 - dns.fakeip_range.prefix)) - 2).unwrap_or(u16::MAX);
+    dns.fakeip_names = at_most(main, "fakeip_names", dns.fakeip_names, "fakeip_range", most)?;
     Ok(())
 }
 

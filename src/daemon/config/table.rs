@@ -8,8 +8,11 @@ use log::LevelFilter;
 use super::options::Kind::{self, Bool, Choice, List, Number, Port, Secret, SecretList, Text};
 use super::options::Spec;
 use super::proxy_url::{self, password, username};
-use super::values::{cidr, device, header, host, mark, own_ipv4, own_ipv6, resolver, socket, table};
-use super::{Config, ConnectMode, Host, Ipv4Net, NonTcp, OnFailure, PathChoice};
+use super::values::{
+    cidr, device, domain, fake_ipv4, fake_ipv6, header, host, mark, own_ipv4, own_ipv6, path, resolver,
+    socket, table,
+};
+use super::{Config, ConnectMode, DnsConfig, DnsMode, Host, Ipv4Net, NonTcp, OnFailure, PathChoice, Ping};
 
 /// The default of `status_socket`.
 pub const STATUS_SOCKET: &str = "/var/run/tcp-over-http.sock";
@@ -49,8 +52,30 @@ pub static MAIN: &[Spec] = &[
         List(|d, v| cidr(v).map(|v| d.config.bypass.push(v)))),
     row("non_tcp", "direct", "what isn't TCP is left alone, or gets an ICMP error",
         Choice(&["direct", "reject"], |d, i| d.config.non_tcp = pick(i, NonTcp::Direct, NonTcp::Reject))),
+    row("ping", "reject", "pings of captured addresses get an ICMP error, or an answer",
+        Choice(&["reject", "answer"], |d, i| d.config.ping = pick(i, Ping::Reject, Ping::Answer))),
     row("on_failure", "block", "captured traffic after a crash is refused, or goes out",
         Choice(&["block", "direct"], |d, i| d.config.on_failure = pick(i, OnFailure::Block, OnFailure::Direct))),
+    row("dns", "off", "answer names with fake addresses, or ask through the proxy",
+        Choice(&["off", "fakeip", "proxy"], |d, i| d.config.dns.mode = [DnsMode::Off, DnsMode::FakeIp][..].get(i).copied().unwrap_or(DnsMode::Proxy))),
+    row("dns_port", "5453", "UDP and TCP port of the resolver on 127.0.0.1 and ::1",
+        Port(|d, v| d.config.dns.port = v)),
+    row("dns_hijack", "1", "answer what captured clients ask any resolver on port 53",
+        Bool(|d, v| d.config.dns.hijack = v)),
+    row("dns_server", "", "a resolver to ask through the proxy: IP[:PORT] (1.1.1.1, 9.9.9.9)",
+        List(|d, v| resolver(v).map(|v| d.config.dns.servers.push(v)))),
+    row("direct_domain", "", "resolve this domain, and all below it, directly",
+        List(|d, v| domain(v).map(|v| d.config.dns.direct_domains.push(v)))),
+    row("direct_server", "", "a resolver to ask directly for those: IP[:PORT]",
+        List(|d, v| resolver(v).map(|v| d.config.dns.direct_servers.push(v)))),
+    row("fakeip_range", "198.18.0.0/15", "the fake addresses",
+        Text(|d, v| fake_ipv4(v).map(|v| d.config.dns.fakeip_range = v))),
+    row("fakeip_range6", "fd45:3a::/64", "the same for IPv6",
+        Text(|d, v| fake_ipv6(v).map(|v| d.config.dns.fakeip_range6 = Some(v)))),
+    row("fakeip_names", "2048", "names that have one at a time",
+        Number(16, 32768, |d, v| d.config.dns.fakeip_names = v as u16)),
+    row("fakeip_file", "/var/run/tcp-over-http.names", "where they are kept over a restart",
+        Text(|d, v| path(v).map(|v| d.config.dns.fakeip_file = v))),
     row("max_flows", "4096", "connections in all",
         Number(16, 65000, |d, v| d.config.max_flows = v as u16)),
     row("max_dials", "512", "connections being opened in all",
@@ -165,6 +190,7 @@ impl Default for Draft {
                 routes: Vec::new(),
                 bypass: Vec::new(),
                 non_tcp: NonTcp::Direct,
+                ping: Ping::Reject,
                 on_failure: OnFailure::Block,
                 table: 0,
                 mark: 0,
@@ -174,6 +200,18 @@ impl Default for Draft {
                 status_socket: String::new(),
                 log_level: LevelFilter::Info,
                 resolvers: Vec::new(),
+                dns: DnsConfig {
+                    mode: DnsMode::Off,
+                    port: 0,
+                    hijack: true,
+                    servers: Vec::new(),
+                    direct_domains: Vec::new(),
+                    direct_servers: Vec::new(),
+                    fakeip_range: Ipv4Net { addr: Ipv4Addr::UNSPECIFIED, prefix: 0 },
+                    fakeip_range6: None,
+                    fakeip_names: 0,
+                    fakeip_file: String::new(),
+                },
                 upstreams: Vec::new(),
             },
             ipv6: false,

@@ -73,6 +73,47 @@ pub fn own_ipv6(text: &str) -> Result<Ipv6Net, &'static str> {
     Ok(net)
 }
 
+/// A network to take addresses from that stand for names.
+pub fn fake_ipv4(text: &str) -> Result<Ipv4Net, &'static str> {
+    match cidr(text)? {
+        IpNet::V4(net) if !(8..=27).contains(&net.prefix) => Err("has a prefix length out of 8-27"),
+        IpNet::V4(net)
+            if !net.addr.is_multicast() && !net.addr.is_loopback() && net.addr.octets()[0] != 0 =>
+        {
+            Ok(net)
+        }
+        _ => Err("is not an IPv4 network that hosts can have"),
+    }
+}
+
+pub fn fake_ipv6(text: &str) -> Result<Ipv6Net, &'static str> {
+    match cidr(text)? {
+        IpNet::V6(net) if !(16..=112).contains(&net.prefix) => Err("has a prefix length out of 16-112"),
+        IpNet::V6(net)
+            if !net.addr.is_multicast()
+                && !net.addr.is_unicast_link_local()
+                && net.addr.segments()[0] != 0 =>
+        {
+            Ok(net)
+        }
+        _ => Err("is not an IPv6 network that hosts can have"),
+    }
+}
+
+/// A domain name, with or without a dot in front or behind; without either it is kept.
+pub fn domain(text: &str) -> Result<String, &'static str> {
+    match Host::parse(text.strip_prefix('.').unwrap_or(text)) {
+        Some(Host::Name(name)) => Ok(name.strip_suffix('.').unwrap_or(&name).to_owned()),
+        _ => Err("is not a domain name"),
+    }
+}
+
+/// An absolute path of a file.
+pub fn path(text: &str) -> Result<String, &'static str> {
+    let valid = text.starts_with('/') && !text.ends_with('/') && !text.bytes().any(|c| c.is_ascii_control());
+    if valid { Ok(text.to_owned()) } else { Err("is not a file's absolute path") }
+}
+
 pub fn cidr(text: &str) -> Result<IpNet, &'static str> {
     let net = IpNet::parse(text).ok_or("is not a network (ADDRESS/PREFIX)")?;
     if net.is_network() { Ok(net) } else { Err("has bits set behind its prefix") }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::config::{IpNet, NonTcp};
+use crate::config::{DnsMode, IpNet, NonTcp};
 
 const TUN: &str = "toh0";
 const MARK: &str = "0x74000001";
@@ -125,6 +125,49 @@ fn rejecting_captures_all_protocols() {
             assert_eq!(device(local, "ipproto udp"), "lan0");
         }
         assert_eq!(device("239.1.1.1", "ipproto udp"), "wan0");
+    });
+}
+
+#[test]
+fn captures_queries_to_resolvers_if_they_are_answered() {
+    in_namespace(|world| {
+        let _tun = open_tun();
+        let mut config = auto_route();
+        config.dns.mode = DnsMode::Proxy;
+        let _routes = world.install(&config);
+        for (to, local) in [("198.51.100.1", "192.168.7.9"), ("2001:db8:a::1", "fd00:7::9")] {
+            assert_eq!(device(to, "ipproto udp dport 53"), TUN);
+            assert_eq!(device(to, "ipproto tcp dport 53"), TUN);
+            assert_eq!(device(to, "ipproto udp dport 54"), "wan0");
+            assert_eq!(device(to, &format!("ipproto udp dport 53 mark {MARK}")), "wan0");
+            assert_eq!(device(local, "ipproto udp dport 53"), "lan0");
+        }
+    });
+}
+
+/// Whatever other routes and bypasses say; and once the daemon is gone they lead nowhere.
+#[test]
+fn captures_fake_addresses() {
+    in_namespace(|world| {
+        let tun = open_tun();
+        let mut config = config();
+        config.dns.mode = DnsMode::FakeIp;
+        config.bypass =
+            nets(&["198.0.0.0/8", "198.18.0.0/15", "198.18.7.0/24", "fd00::/8", "198.51.100.0/24"]);
+        config.routes = nets(&["198.18.7.0/24"]);
+        ip("route add 198.18.0.0/15 via 192.0.2.1");
+        let routes = world.install(&config);
+        for to in ["198.18.0.1", "198.18.7.1", "198.19.255.254", "fd45:3a::1"] {
+            for what in ["ipproto tcp", "ipproto udp", "ipproto icmp"] {
+                assert_eq!(device(to, what), TUN, "{to} {what}");
+            }
+        }
+        assert_eq!(device("198.51.100.1", "ipproto tcp"), "wan0");
+        assert_eq!(device("fd45:3b::1", "ipproto tcp"), "wan0");
+        assert_eq!(device("198.51.100.1", "ipproto udp dport 53"), "wan0", "captured as TCP is");
+        drop(routes);
+        close(tun);
+        assert_eq!(device("198.18.0.1", "ipproto tcp"), "");
     });
 }
 

@@ -21,6 +21,10 @@ struct Fake {
 }
 
 /// A proxy that reads a request and hands it to its script with the connection.
+fn target() -> Target<'static> {
+    Target::Ip(TARGET.parse().unwrap())
+}
+
 fn proxy(script: impl Fn(&mut StdStream, &str) + Send + 'static) -> Fake {
     proxy_at("127.0.0.1:0", script)
 }
@@ -94,7 +98,7 @@ fn impatient(addresses: &[SocketAddr]) -> Upstreams {
 }
 
 fn open(upstreams: &Upstreams) -> Result<Opened, Failure> {
-    run(upstreams.open(TARGET.parse().unwrap()))
+    run(upstreams.open(target()))
 }
 
 async fn read_byte(stream: &TcpStream) -> u8 {
@@ -132,7 +136,7 @@ fn a_tunnel_carries_bytes_both_ways() {
     });
     let upstreams = upstreams(&[fake.address]);
     run(async {
-        let Opened { stream, leftover } = upstreams.open(TARGET.parse().unwrap()).await.unwrap();
+        let Opened { stream, leftover } = upstreams.open(target()).await.unwrap();
         assert_eq!(leftover, b"early");
         assert!(stream.nodelay().unwrap());
         assert_eq!(sys::option(&stream, libc::SOL_SOCKET, libc::SO_KEEPALIVE).unwrap(), 1);
@@ -186,8 +190,7 @@ fn a_reply_may_come_byte_by_byte_and_over_ipv6() {
         stream.shutdown(Shutdown::Write).unwrap();
     });
     run(async {
-        let Opened { stream, leftover: mut got } =
-            upstreams(&[fake.address]).open(TARGET.parse().unwrap()).await.unwrap();
+        let Opened { stream, leftover: mut got } = upstreams(&[fake.address]).open(target()).await.unwrap();
         while got.len() < 5 {
             got.push(read_byte(&stream).await);
         }
@@ -203,7 +206,7 @@ fn long_replies_are_read_to_their_end() {
         let _ = stream.read(&mut [0]);
     });
     run(async {
-        let opened = upstreams(&[fake.address]).open(TARGET.parse().unwrap()).await.unwrap();
+        let opened = upstreams(&[fake.address]).open(target()).await.unwrap();
         assert!(b"early".starts_with(&opened.leftover));
     });
 }
@@ -324,7 +327,7 @@ fn sockets_are_marked_or_routes_refused() {
     let expected = if is_allowed { config.mark as i32 } else { 0 };
     let upstreams = Upstreams::new(&config).unwrap();
     run(async {
-        let opened = upstreams.open(TARGET.parse().unwrap()).await.unwrap();
+        let opened = upstreams.open(target()).await.unwrap();
         assert_eq!(sys::option(&opened.stream, libc::SOL_SOCKET, libc::SO_MARK).unwrap(), expected);
     });
     config.auto_route = true;
@@ -340,7 +343,7 @@ fn a_lack_of_descriptors_is_no_proxys_fault() {
 #[test]
 fn a_dial_in_flight_is_small() {
     let upstreams = upstreams(&["127.0.0.1:1".parse().unwrap()]);
-    let size = size_of_val(&upstreams.open(TARGET.parse().unwrap()));
+    let size = size_of_val(&upstreams.open(target()));
     println!("{size} bytes");
     assert!(size <= 1024, "{size} bytes");
 }

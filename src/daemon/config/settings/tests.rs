@@ -2,7 +2,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::*;
-use crate::config::{ConnectMode, Credentials, Host, NonTcp, OnFailure};
+use crate::config::{ConnectMode, Credentials, DnsMode, Host, NonTcp, OnFailure, Ping};
 
 const UPSTREAM: &str = "config tcp-over-http 'main'\n\tlist upstream 'http://192.0.2.1:3128'\n";
 
@@ -35,6 +35,15 @@ fn an_upstream_is_enough() {
     assert_eq!(config.pipe_size, 262_144);
     assert_eq!(config.log_level, log::LevelFilter::Info);
     assert!(config.resolvers.is_empty());
+    assert_eq!(config.ping, Ping::Reject);
+    let dns = &config.dns;
+    assert_eq!((dns.mode, dns.port, dns.hijack), (DnsMode::Off, 5453, true));
+    assert_eq!(texts(&dns.servers), ["1.1.1.1:53", "9.9.9.9:53"]);
+    assert!(dns.direct_domains.is_empty() && dns.direct_servers.is_empty());
+    assert_eq!(dns.fakeip_range.to_string(), "198.18.0.0/15");
+    assert_eq!(dns.fakeip_range6.unwrap().to_string(), "fd45:3a::/64");
+    assert_eq!((dns.fakeip_names, dns.fakeip_file.as_str()), (2048, "/var/run/tcp-over-http.names"));
+    assert!(dns.fake_ranges().next().is_none(), "off");
     assert_eq!(config.upstreams.len(), 1);
 }
 
@@ -60,6 +69,14 @@ fn a_file_says_everything() {
     assert_eq!(config.pipe_size, 4096);
     assert_eq!(config.log_level, log::LevelFilter::Trace);
     assert_eq!(texts(&config.resolvers), ["192.0.2.53:53", "192.0.2.54:5353", "[2001:db8::53]:5353"]);
+    assert_eq!(config.ping, Ping::Answer);
+    let dns = &config.dns;
+    assert_eq!((dns.mode, dns.port, dns.hijack), (DnsMode::FakeIp, 5300, false));
+    assert_eq!(texts(&dns.servers), ["192.0.2.53:53", "[2001:db8::53]:5353"]);
+    assert_eq!(dns.direct_domains, ["lan", "corp.example"]);
+    assert_eq!(texts(&dns.direct_servers), ["10.0.0.53:53"]);
+    assert_eq!(texts(&dns.fake_ranges().collect::<Vec<_>>()), ["10.64.0.0/12"], "ipv6 '0'");
+    assert_eq!((dns.fakeip_names, dns.fakeip_file.as_str()), (32768, "/etc/names"));
     let names: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     assert_eq!(names, ["192.0.2.1:3128", "corp", "[2001:db8::1]:80"]);
     let corp = &config.upstreams[1];
@@ -84,6 +101,22 @@ fn errors_say_what_and_where() {
         ("option mark 0x74000001", "FILE:3:14: mark: '0x74000001' is not a mark within 0xff000000"),
         ("option mut 1500", "FILE:3:9: unknown option 'mut'"),
         ("list mtu 1500", "FILE:3:7: mtu: an option, not a list"),
+        ("option dns on", "FILE:3:13: dns: 'on' is none of off fakeip proxy"),
+        (
+            "option fakeip_range 198.18.0.0/28",
+            "FILE:3:22: fakeip_range: '198.18.0.0/28' has a prefix length out of 8-27",
+        ),
+        (
+            "option fakeip_range fd00::/64",
+            "FILE:3:22: fakeip_range: 'fd00::/64' is not an IPv4 network that hosts can have",
+        ),
+        (
+            "option fakeip_range6 fe80::/64",
+            "FILE:3:23: fakeip_range6: 'fe80::/64' is not an IPv6 network that hosts can have",
+        ),
+        ("option fakeip_file names", "FILE:3:21: fakeip_file: 'names' is not a file's absolute path"),
+        ("list direct_domain 192.0.2.1", "FILE:3:21: direct_domain: '192.0.2.1' is not a domain name"),
+        ("list direct_domain lan", "FILE:3:21: direct_domain: needs a direct_server"),
         ("list route 10.1.0.0/8", "FILE:3:13: route: '10.1.0.0/8' has bits set behind its prefix"),
         ("option tun toh\u{1b}", "FILE:3:13: tun: 'toh?' is not a device name (1-15 characters)"),
         ("option tun 'a", "FILE:3:13: this quote is never closed"),
@@ -108,11 +141,26 @@ fn errors_say_what_and_where() {
 fn values_are_checked_together() {
     assert_eq!(
         error("option mark 0\noption auto_route 1"),
-        "FILE:3:14: mark: auto_route and route would capture upstream connections without one"
+        "FILE:3:14: mark: upstream connections would be captured without one"
     );
     assert!(error("option mark 0\nlist route 192.0.2.0/24").contains("FILE:3:14: mark:"));
     assert_eq!(with("option mark 0").unwrap().mark, 0);
     assert_eq!(error("option max_dials 4097"), "FILE:3:19: max_dials: more than max_flows");
+    assert!(error("option mark 0\noption dns fakeip").contains("FILE:3:14: mark:"));
+    assert_eq!(
+        error("option dns fakeip\noption fakeip_range 10.0.0.0/8"),
+        "FILE:4:21: fakeip_range: overlaps address"
+    );
+    assert_eq!(
+        error("option dns fakeip\noption fakeip_range6 fd45::/16"),
+        "FILE:4:22: fakeip_range6: overlaps address6"
+    );
+    assert!(with("option fakeip_range 10.0.0.0/8").is_ok(), "unused");
+    assert_eq!(
+        error("option fakeip_range 198.18.0.0/24\noption fakeip_names 255"),
+        "FILE:4:21: fakeip_names: more than fakeip_range"
+    );
+    assert_eq!(with("option fakeip_range 198.18.0.0/24").unwrap().dns.fakeip_names, 254);
     let line = "option max_dials 100\noption max_dials_per_client 101";
     assert_eq!(error(line), "FILE:4:29: max_dials_per_client: more than max_dials");
     // Defaults follow.

@@ -1,0 +1,146 @@
+//! Where our resolver is asked: UDP and TCP on the loopback addresses (RFC 7766 section 5: both).
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll};
+
+use tcp_over_http::time::Instant;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+
+use super::client::Client;
+use super::stream::Stream;
+use crate::gateway::Gateway;
+use crate::task::spawn;
+
+/// The longest query that is read.
+pub const MAX_QUERY: usize = 4096;
+/// How many queries, and connections, are taken before others have their turn.
+const TURN: usize = 32;
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 64;
+/// Connections at a time. One more ends the one that has been idle for the longest time.
+pub const MAX_STREAMS: usize = 64;
+/// A connection that has been idle for so long, in ms, is closed (RFC 7766 section 6.2.3: seconds).
+const IDLE: u32 = 15_000;
+
+/// The sockets, and the connections that they and others have brought.
+pub struct Server {
+    datagrams: Vec<UdpSocket>,
+    listeners: Vec<TcpListener>,
+    streams: RefCell<Vec<Weak<Stream>>>,
+}
+
+impl Server {
+    /// Listens on 127.0.0.1, and with `ipv6` on ::1. Must run within tokio's runtime.
+    ///
+    /// # Errors
+    /// The address, and what failed there.
+    pub fn new(port: u16, ipv6: bool) -> Result<Self, (SocketAddr, io::Error)> {
+        let (mut datagrams, mut listeners) = (Vec::new(), Vec::new());
+        let addresses =
+            [Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), ipv6.then_some(IpAddr::V6(Ipv6Addr::LOCALHOST))];
+        for ip in addresses.into_iter().flatten() {
+            let address = SocketAddr::new(ip, port);
+            datagrams.push(bind(address).map_err(|error| (address, error))?);
+            listeners.push(listen(address).map_err(|error| (address, error))?);
+        }
+        Ok(Self { datagrams, listeners, streams: RefCell::default() })
+    }
+
+    /// Takes the queries and connections that have come.
+    pub fn poll(&self, cx: &mut Context, gateway: &Rc<Gateway>) {
+        let mut query = [0; MAX_QUERY];
+        for (number, socket) in self.datagrams.iter().enumerate() {
+            let mut turn = 0;
+            while turn < TURN && socket.poll_recv_ready(cx).is_ready() {
+                // An error is one that an earlier answer has met.
+                if let (Ok((length, client)), Some(dns)) = (socket.try_recv_from(&mut query), gateway.dns()) {
+                    let query = query.get(..length).unwrap_or_default();
+                    dns.ask(gateway, query, Client::Udp(number, client));
+                    turn += 1;
+                }
+            }
+            if turn == TURN {
+                cx.waker().wake_by_ref();
+            }
+        }
+        for listener in &self.listeners {
+            // Each of them has a task at once, so that a flood of them is not worth a turn.
+            while let Poll::Ready(Ok((socket, _))) = listener.poll_accept(cx) {
+                let gateway = Rc::clone(gateway);
+                spawn(async move { serve(&gateway, socket).await });
+            }
+        }
+    }
+
+    /// Answers a query that came to the socket of this number.
+    pub fn send(&self, socket: usize, client: SocketAddr, reply: &[u8]) {
+        if let Some(socket) = self.datagrams.get(socket) {
+            // What the socket does not take is lost, as datagrams are: the client asks again.
+            _ = socket.try_send_to(reply, client);
+        }
+    }
+
+    /// Closes connections that are idle.
+    pub fn tick(&self, now: Instant) {
+        self.streams.borrow_mut().retain(|stream| match stream.upgrade() {
+            Some(stream) => {
+                if now.since(stream.last_used()) >= IDLE {
+                    stream.close();
+                }
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Makes room for one more connection.
+    fn add(&self, stream: &Rc<Stream>, now: Instant) {
+        let mut streams = self.streams.borrow_mut();
+        streams.retain(|stream| stream.strong_count() > 0);
+        if streams.len() >= MAX_STREAMS {
+            let idle = |stream: &Weak<Stream>| stream.upgrade().map_or(0, |it| now.since(it.last_used()));
+            if let Some(oldest) = streams.iter().max_by_key(|stream| idle(stream)).and_then(Weak::upgrade) {
+                oldest.close();
+            }
+        }
+        streams.push(Rc::downgrade(stream));
+    }
+}
+
+/// Answers all queries of a connection until the client ends it.
+pub async fn serve(gateway: &Rc<Gateway>, socket: TcpStream) {
+    let Some(dns) = gateway.dns() else { return };
+    let stream = Rc::new(Stream::new(socket, Vec::new(), MAX_QUERY, gateway.now()));
+    dns.server.add(&stream, gateway.now());
+    let mut handle = |query: &[u8]| {
+        stream.touch(gateway.now());
+        dns.ask(gateway, query, Client::Tcp(Rc::clone(&stream)));
+    };
+    if poll_fn(|cx| stream.poll(cx, &mut handle)).await.is_err() {
+        return;
+    }
+    // The client asks no more: it gets the answers that are still to come.
+    _ = poll_fn(|cx| match stream.poll_flush(cx) {
+        Poll::Ready(Ok(())) if Rc::strong_count(&stream) > 1 => Poll::Pending,
+        poll => poll,
+    })
+    .await;
+}
+
+fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = std::net::UdpSocket::bind(address)?;
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.set_nodelay(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
