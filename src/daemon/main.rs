@@ -57,6 +57,10 @@ const RESTARTED: &str = "TCP_OVER_HTTP_RESTARTED";
 /// The fewest pipes to start with: only connections with bytes under way have one.
 const MIN_PIPES: usize = 64;
 
+/// What is needed once all is set up (<linux/capability.h>): `CAP_NET_ADMIN` for rules, routes, marks and nft,
+/// `CAP_NET_BIND_SERVICE` for low ports and `CAP_SYS_RESOURCE` for pipes of their full size, also after a reload.
+const CAPABILITIES: u64 = 1 << 12 | 1 << 10 | 1 << 24;
+
 fn main() -> ExitCode {
     match cli::parse(env::args_os().skip(1), env::var_os(config::VARIABLE)) {
         Ok(Command::Help) => print(cli::Help),
@@ -152,6 +156,9 @@ async fn serve(settings: Settings, config: Config, signals: Signals) -> Result<E
     let pipes = Pipes::new(pipes, config.pipe_size);
     let gateway = Rc::new(Gateway::new(tun, rewriter, upstreams, dns, pipes, config.connect));
     log::info!("{}: listening on port {}, {path} path", config.tun, config.listen_port);
+    if let Err(error) = sys::keep_capabilities(CAPABILITIES) {
+        log::warn!("give up privileges: {error}");
+    }
     let event_loop = EventLoop::new(Rc::clone(&gateway), capture, signals, settings, config);
     let (end, capture, config) = event_loop.run().await;
     if let Some(dns) = gateway.dns() {

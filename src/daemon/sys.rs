@@ -257,6 +257,25 @@ pub fn raise_file_limit(count: usize) -> io::Result<usize> {
     Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
 }
 
+/// Gives up all capabilities but these, a bit each (capabilities(7)), for good and for what is run from now on.
+/// Those that the process has not are not missed.
+pub fn keep_capabilities(keep: u64) -> io::Result<()> {
+    /// `_LINUX_CAPABILITY_VERSION_3` (<linux/capability.h>), and this process.
+    const HEADER: [u32; 2] = [0x2008_0522, 0];
+    // Twice, for the lower and the upper 32: effective, permitted, inheritable.
+    let mut sets = [[0_u32; 3]; 2];
+    // SAFETY: reads the header, which names the version with two triples, and writes these.
+    check(unsafe { libc::syscall(libc::SYS_capget, HEADER.as_ptr(), sets.as_mut_ptr()) } as c_int)?;
+    for (set, keep) in sets.iter_mut().zip([keep as u32, (keep >> 32) as u32]) {
+        *set = set.map(|has| has & keep);
+    }
+    // SAFETY: takes plain numbers. Without it, root would get all back with the next program.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    // SAFETY: reads the header and the triples.
+    check(unsafe { libc::syscall(libc::SYS_capset, HEADER.as_ptr(), sets.as_ptr()) } as c_int)?;
+    Ok(())
+}
+
 /// Random bytes fit for secrets.
 pub fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
