@@ -20,12 +20,22 @@ package_version() {
 
 # The description, without its indentation.
 description() {
-    sed -n '/^define .*\/description$/,/^endef$/{/^define\|^endef/d;s/^ *//;p}' openwrt/Makefile
+    definition description | sed 's/^ *//'
 }
 
 # The configuration files.
 conffiles() {
-    sed -n '/^define .*\/conffiles$/,/^endef$/{/^define\|^endef/d;p}' openwrt/Makefile
+    definition conffiles
+}
+
+# A script that goes with what OpenWrt's own do, if there is one: postinst, postrm.
+own_script() {
+    definition "$1"
+}
+
+# What openwrt/Makefile defines for the package under a name.
+definition() {
+    sed -n "/^define .*\/$1\$/,/^endef\$/{/^define\|^endef/d;s/\\$\\$/\$/g;p}" openwrt/Makefile
 }
 
 # Lays the files of target $name out in a folder as on the router, whatever umask and owner they had.

@@ -17,6 +17,7 @@ FILES = ROOT / "openwrt/files"
 EPOCH = 1700000000
 BINARY = b"\x7fELF" + bytes(range(256)) * 64
 CONFIG = "etc/config/tcp-over-http"
+OWN_SCRIPT = '[ -n "${IPKG_INSTROOT}" ] || [ ! -x /etc/init.d/rpcd ] || /etc/init.d/rpcd reload'
 ARCHS = ["mips_24kc", "mips_4kec"]
 
 
@@ -78,8 +79,9 @@ def test_an_ipk_holds_these_files_and_no_others(ipk):
 def test_an_ipk_says_what_it_is(ipk):
     data, control = parts(ipk)
     found, _ = members(control)
-    assert sorted(found) == [".", "./conffiles", "./control", "./postinst", "./prerm"]
-    for name, mode in {"conffiles": 0o644, "control": 0o644, "postinst": 0o755, "prerm": 0o755}.items():
+    modes = {"conffiles": 0o644, "control": 0o644} | dict.fromkeys(["postinst", "postinst-pkg", "postrm", "prerm"], 0o755)
+    assert sorted(found) == [".", *(f"./{name}" for name in sorted(modes))]
+    for name, mode in modes.items():
         info, _ = found["./" + name]
         assert (info.mode, info.uid, info.gid, info.mtime) == (mode, 0, 0, EPOCH), name
     assert found["./conffiles"][1] == f"/{CONFIG}\n".encode()
@@ -88,7 +90,7 @@ def test_an_ipk_says_what_it_is(ipk):
     assert fields["Package"] == "tcp-over-http"
     assert fields["Version"] == package_version()
     assert fields["Architecture"] == "mips_24kc"
-    assert fields["Depends"] == "kmod-tun"
+    assert fields["Depends"] == "kmod-tun, kmod-nft-tproxy, kmod-nft-socket, kmod-nft-dup-inet"
     assert fields["License"] == "MIT"
     assert int(fields["Installed-Size"]) == len(gzip.decompress(data))
     assert list(fields)[-1] == "Description"
@@ -109,6 +111,8 @@ def test_scripts_of_an_ipk_do_what_openwrt_does(ipk, tmp_path):
         ).stdout
         assert run(IPKG_INSTROOT=str(tmp_path)) == f"{script} 2\n"
         assert run(IPKG_INSTROOT="/nonexistent") == ""
+    for script in ["postinst-pkg", "postrm"]:
+        assert found["./" + script][1].decode() == f"#!/bin/sh\n{OWN_SCRIPT}\nexit 0\n"
     assert subprocess.run(["sh", tmp_path / "postinst"], env=os.environ | {
         "IPKG_INSTROOT": str(tmp_path), "IPKG_NO_SCRIPT": "1"}, check=True, capture_output=True).stdout == b""
 
@@ -180,8 +184,9 @@ cp "$0.args" "$output"
     packages = sorted(path.name for path in (tmp_path / "dist/mips").glob("*.apk"))
     assert packages == [f"tcp-over-http-{package_version()}_{arch}.apk" for arch in ARCHS]
     arguments = (tmp_path / "apk.args").read_text()
-    for line in [f"info version:{package_version()}", "info depends:kmod-tun", "info arch:mips_4kec",
-                 "script post-install", "script post-upgrade", "script pre-deinstall", "default_postinst",
+    for line in [f"info version:{package_version()}", "info depends:kmod-tun kmod-nft-tproxy kmod-nft-socket kmod-nft-dup-inet", "info arch:mips_4kec",
+                 "script post-install", "script post-upgrade", "script pre-deinstall", "script post-deinstall",
+                 "default_postinst", OWN_SCRIPT,
                  f"./{CONFIG} 600 0 0 {EPOCH}", f"./usr/bin/tcp-over-http 755 0 0 {EPOCH}"]:
         assert line in arguments.splitlines(), line
     with tarfile.open(tmp_path / "apk.tar") as archive:

@@ -26,6 +26,8 @@ pub static MAIN: &[Spec] = &[
         List(|d, v| resolver(v).map(|v| d.config.resolvers.push(v)))),
     row("enabled", "", "for the init script; ignored here",
         Bool(|_, _| ())),
+    row("zone", "wan", "firewall zone of what goes to the TUN; ignored here",
+        Text(|_, _| Ok(()))),
     row("tun", "toh0", "name of the TUN device",
         Text(|d, v| device(v).map(|v| d.config.tun = v))),
     row("mtu", "1500", "its MTU in bytes",

@@ -1,0 +1,101 @@
+# shellcheck shell=dash
+# Sourced by the init script: what fw4 includes (from the files of ours in /usr/share/nftables.d) is made, and gone
+# when the service is. Nothing of it is on flash, and without it the includes match nothing.
+#
+# Not as procd's service data, which fw4 would read by itself: such rules come behind its limit for SYNs (25 a second
+# to the router itself, which for it all proxied connections are), and can't say what zone the device is in.
+
+FIREWALL=/var/run/tcp-over-http
+
+# Of the configuration that is loaded.
+firewall_open() {
+	command -v fw4 >/dev/null || return 0
+	mkdir -p "$FIREWALL"
+	firewall_input >"$FIREWALL/input.new"
+	firewall_zone >"$FIREWALL/zone.new"
+	if cmp -s "$FIREWALL/input.new" "$FIREWALL/input.nft" && cmp -s "$FIREWALL/zone.new" "$FIREWALL/zone.nft"; then
+		rm "$FIREWALL/input.new" "$FIREWALL/zone.new"
+		return 0
+	fi
+	# A bad include would leave the router without a firewall.
+	if ! firewall_frame | nft -c -f -; then
+		logger -t "$NAME" -p daemon.err "the firewall does not take the rules for the device"
+		rm "$FIREWALL/input.new" "$FIREWALL/zone.new"
+		return 1
+	fi
+	mv "$FIREWALL/input.new" "$FIREWALL/input.nft"
+	mv "$FIREWALL/zone.new" "$FIREWALL/zone.nft"
+	firewall_reload && return
+	logger -t "$NAME" -p daemon.err "the firewall fails its check: it stays as it was"
+	firewall_close
+	return 1
+}
+
+firewall_close() {
+	[ -e "$FIREWALL/input.nft" ] || return 0
+	rm "$FIREWALL/input.nft" "$FIREWALL/zone.nft"
+	rmdir "$FIREWALL" 2>/dev/null
+	firewall_reload
+}
+
+# At boot fw4 has yet to start, and where it is stopped it stays so.
+firewall_reload() {
+	[ -e /var/run/fw4.state ] || return 0
+	fw4 -q check && fw4 -q reload
+}
+
+# What comes from the device, for the listener: on its own address, or what our mark says it is for. In front of all
+# else in fw4's chain.
+firewall_input() {
+	local tun address address6 ipv6 port mark
+	config_get tun main tun toh0
+	config_get address main address 10.45.39.1/24
+	config_get address6 main address6 fd45:39::1/64
+	config_get_bool ipv6 main ipv6 1
+	config_get port main listen_port 12345
+	config_get mark main mark 0x74000000
+	echo "iifname \"$tun\" ip daddr ${address%/*} tcp dport $port accept"
+	[ "$ipv6" -eq 0 ] || echo "iifname \"$tun\" ip6 daddr ${address6%/*} tcp dport $port accept"
+	[ $((mark)) -eq 0 ] || echo "iifname \"$tun\" meta mark & 0xff000000 == $(delivery) meta l4proto tcp accept"
+}
+
+# The mark of what the daemon's own tables deliver on the express path.
+delivery() {
+	local delivery=$((mark ^ 0x01000000))
+	[ "$delivery" -ne 0 ] || delivery=$((0x02000000))
+	printf '0x%08x' "$delivery"
+}
+
+# What goes to the device goes out: whoever may use the zone `wan` may be proxied, and whoever a rule keeps from it
+# may not. Only these three chains say what the zone's devices are; its masquerading stays its own.
+firewall_zone() {
+	local tun zone
+	config_get tun main tun toh0
+	config_get zone main zone wan
+	cat <<EOF
+chain accept_to_$zone {
+	oifname "$tun" accept
+}
+chain reject_to_$zone {
+	oifname "$tun" jump handle_reject
+}
+chain drop_to_$zone {
+	oifname "$tun" drop
+}
+EOF
+}
+
+# As much of fw4's ruleset as it takes to check ours.
+firewall_frame() {
+	cat <<EOF
+table inet tcp_over_http_check {
+	chain handle_reject {
+		reject
+	}
+	chain input {
+		include "$FIREWALL/input.new"
+	}
+	include "$FIREWALL/zone.new"
+}
+EOF
+}

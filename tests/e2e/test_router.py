@@ -1,0 +1,259 @@
+"""The package on a router with OpenWrt's default firewall: from installation and boot to removal."""
+
+import json
+import os
+import re
+import signal
+
+import pytest
+
+from gateway import PATH, TUN
+from netns import CLIENT_OTHER, SERVER, SERVER6, finish_connect, literal, retransmits
+from proxies import HonestProxy
+from router import CONFIG, RUN, Router, pack
+from servers import WebServer
+from wait import until
+
+REFUSED = "curl: (7)"
+# fw4 lets 25 SYNs a second through, after the first 50.
+AT_ONCE = 150
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory):
+    return pack(tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture
+def box(network, directory, package):
+    """A running router with the package installed; what is configured and booted then is up to the test."""
+    router = Router(network, directory)
+    try:
+        router.install(package)
+        yield router
+    finally:
+        router.close()
+
+
+@pytest.fixture
+def honest(internet, directory):
+    return HonestProxy(internet, directory)
+
+
+@pytest.fixture
+def web(internet, directory):
+    """Servers of both families."""
+    root = directory / "www"
+    root.mkdir()
+    (root / "page").write_text("the page\n")
+    servers = {address: WebServer(internet, address, root) for address in (SERVER, SERVER6)}
+    yield servers
+    for server in servers.values():
+        server.close()
+
+
+@pytest.fixture
+def fetch(web):
+    """A function that gets a page from a server: whether it did; and what curl says if not."""
+
+    def get(space, address, *options):
+        url = f"http://{literal(address)}:{web[address].port}/page"
+        result = space.run("curl", "-sS", "-m", "10", "--noproxy", "*", *options, url, check=False, env={"PATH": os.environ["PATH"]})
+        return result.stdout == "the page\n", result.stderr
+
+    return get
+
+
+def assert_proxied(fetch, space):
+    for address in (SERVER, SERVER6):
+        assert fetch(space, address) == (True, ""), address
+
+
+def assert_refused(fetch, space, leaks):
+    for address in (SERVER, SERVER6):
+        got, error = fetch(space, address)
+        assert not got and REFUSED in error, (address, error)
+    leaks.assert_none()
+
+
+def test_installed_it_does_nothing(box, client, fetch):
+    box.boot()
+    assert box.pid() == 0
+    assert_proxied(fetch, client)  # by nobody
+    assert TUN not in box.nft()
+
+
+def test_everybody_who_may_use_wan_is_proxied(box, honest, client, leaks, fetch):
+    box.configure()
+    box.boot()
+    box.wait_ready()
+    assert_proxied(fetch, client)
+    assert_proxied(fetch, box.guest)
+    leaks.assert_none()
+    # NET_BIND_SERVICE, NET_ADMIN and SYS_RESOURCE, nothing else that root may.
+    status = (box.root / f"proc/{box.pid()}/status").read_text()
+    assert int(re.search(r"CapEff:\s*(\w+)", status)[1], 16) & ~(1 << 10 | 1 << 12 | 1 << 24) == 0
+    # Whom a rule keeps from wan it keeps from the proxy, too.
+    assert fetch(client, SERVER, "--interface", CLIENT_OTHER)[0] is False
+    # The firewall still protects the router itself.
+    assert box.guest.connect_errno("10.2.0.1", 22) != 0
+
+
+def test_many_at_once_are_no_flood(box, honest, client, web, leaks):
+    """fw4 takes 25 SYNs a second for the router itself; proxied connections are none of these."""
+    box.configure("option max_dials_per_client '512'")
+    box.boot()
+    box.wait_ready()
+    sockets = [client.begin_connect(SERVER, web[SERVER].port) for _ in range(AT_ONCE)]
+    for sock in sockets:
+        assert finish_connect(sock) == 0
+        # Dropped SYNs would have been repeated.
+        assert retransmits(sock) == 0
+        sock.close()
+    leaks.assert_none()
+
+
+@pytest.mark.parametrize("action", ["reload", "restart", "stop and start"])
+def test_the_firewall_comes_and_goes(box, honest, client, leaks, fetch, action):
+    box.configure()
+    box.boot()
+    box.wait_ready()
+    assert_proxied(fetch, client)
+    for step in action.split(" and "):
+        box.run("/etc/init.d/firewall", step)
+        if step == "stop":
+            # Nothing protects anything now; but nothing leaks either.
+            until(lambda: fetch(client, SERVER)[0], "it works without a firewall")
+            leaks.assert_none()
+    assert_proxied(fetch, client)
+    assert_proxied(fetch, box.guest)
+    leaks.assert_none()
+    assert box.nft().count(f'iifname "{TUN}" ip daddr 10.45.39.1') == 1
+
+
+def test_a_broken_firewall_is_left_alone(box, honest, client, fetch):
+    """Another package's bad include: it must not be us who make fw4 fail on it."""
+    box.boot()
+    # On the express path a daemon that no connection reaches would not start.
+    bad = box.root / "usr/share/nftables.d/table-post/bad.nft"
+    bad.write_text("chain nonsense { what }\n")
+    before = box.nft()
+    box.configure("option path 'auto'")
+    box.service("start")
+    box.wait_ready()
+    assert before.startswith("table inet fw4 {") and before in box.nft()
+    assert "check" in box.syslog()
+    assert not (box.root / RUN / "input.nft").exists()
+
+
+def test_a_killed_daemon_comes_back(box, honest, client, leaks, fetch):
+    box.configure()
+    box.boot()
+    box.wait_ready()
+    assert_proxied(fetch, client)
+    old = box.pid()
+    os.kill(old, signal.SIGKILL)
+    until(lambda: box.pid() != old, "it is gone")
+    assert_refused(fetch, client, leaks)
+    assert_refused(fetch, box.guest, leaks)
+    until(lambda: box.pid() not in (0, old), "procd starts it again")
+    until(lambda: fetch(client, SERVER)[0], "it works again")
+    assert_proxied(fetch, client)
+    leaks.assert_none()
+
+
+def test_a_reload_drops_no_connection(box, fault_proxy, client, leaks):
+    proxy = fault_proxy()
+    box.configure()
+    box.boot()
+    box.wait_ready()
+    near = client.begin_connect(SERVER, 4000)
+    far = proxy.open().sock
+    assert finish_connect(near) == 0
+    old = box.pid()
+    box.configure("list bypass '198.51.100.0/24'")
+    box.run("/usr/libexec/procd-call", "config", "tcp-over-http")
+    until(lambda: "198.51.100.0/24" in str(box.space.ip("route", "show", "table", "7480")), "the route is bypassed")
+    near.sendall(b"still")
+    assert far.recv(5) == b"still"
+    assert box.pid() == old
+    leaks.assert_none()
+
+
+def test_a_bad_configuration_does_not_end_what_runs(box, honest, client, leaks, fetch):
+    box.configure()
+    box.boot()
+    box.wait_ready()
+    old = box.pid()
+    box.configure("option nonsense '1'")
+    for action in ("reload", "start"):
+        result = box.service(action, check=False)
+        assert result.returncode != 0 and "nonsense" in result.stderr, action
+    assert "nonsense" in box.syslog()
+    assert box.pid() == old
+    assert_proxied(fetch, client)
+    leaks.assert_none()
+
+
+def test_direct_lets_out_what_no_daemon_takes(box, honest, client, fetch):
+    box.configure("option on_failure 'direct'")
+    box.boot()
+    box.wait_ready()
+    assert_proxied(fetch, client)
+    old = box.pid()
+    os.kill(old, signal.SIGKILL)
+    until(lambda: box.pid() != old, "it is gone")
+    assert_proxied(fetch, client)  # by nobody
+
+
+def test_an_upgrade_runs_the_new_program(box, honest, client, leaks, fetch):
+    """apk puts the files in their place and says `start`; opkg stops the old one first."""
+    box.configure()
+    box.boot()
+    box.wait_ready()
+    old = box.pid()
+    box.service("start")
+    assert box.pid() == old, "nothing has changed"
+    program = box.root / "usr/bin/tcp-over-http"
+    new = program.with_suffix(".new")
+    new.write_bytes(program.read_bytes() + b"\0")
+    new.chmod(0o755)
+    new.rename(program)
+    box.service("start")
+    until(lambda: box.pid() not in (0, old), "procd starts the new one")
+    until(lambda: fetch(client, SERVER)[0], "it works again")
+    leaks.assert_none()
+
+
+@pytest.mark.parametrize("how", ["stop", "disable in the configuration", "remove"])
+def test_nothing_is_left_behind(box, honest, client, fetch, how):
+    box.configure()
+    box.boot()
+    box.wait_ready()
+    assert_proxied(fetch, client)
+    match how:
+        case "stop":
+            box.service("stop")
+        case "remove":
+            box.remove()
+        case _:
+            box.configure(enabled=0)
+            box.service("reload")
+    assert box.pid() == 0
+    assert box.traces() == []
+    assert_proxied(fetch, client)  # by nobody
+    if how == "remove":
+        left = [path for path in box.files if (box.root / path.lstrip("/")).exists()]
+        assert left == [f"/{CONFIG}"]
+
+
+def test_status_for_rpcd(box, honest, client, fetch):
+    plugin = "/usr/libexec/rpcd/tcp-over-http"
+    assert json.loads(box.run(plugin, "list").stdout) == {"status": {}}
+    assert json.loads(box.run(plugin, "call", "status", input="{}").stdout) == {"running": False}
+    box.configure()
+    box.boot()
+    box.wait_ready()
+    assert_proxied(fetch, client)
+    said = json.loads(box.run(plugin, "call", "status", input="{}").stdout)
+    assert said["running"] is True and said["path"] == PATH
