@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
 use std::time::{Duration, Instant as Clock};
 
+use tcp_over_http::dns::{Cache, FakeIp, Kind, Name, Query, Ranges, Reply, Request};
 use tcp_over_http::flow::{FlowTable, Limits, Side, Slot};
 use tcp_over_http::packet::{ACK, Change, FIN, SYN, Tuple};
 use tcp_over_http::rewrite::{Path, Rewriter, Settings, Verdict};
@@ -20,7 +21,7 @@ use tcp_over_http::vnet;
 /// Does its work so many times; returns how long that took, without what comes before.
 type Run = fn(u64) -> Duration;
 
-const CASES: [(&str, &str, Run); 9] = [
+const CASES: [(&str, &str, Run); 13] = [
     ("client-v4", "a client's packet of 1500 bytes, IPv4", |n| from_client(n, false, 1500)),
     ("client-v6", "the same, IPv6", |n| from_client(n, true, 1500)),
     ("client-super", "a client's super-packet of 64 KiB, IPv4", |n| from_client(n, false, 65_535)),
@@ -30,6 +31,10 @@ const CASES: [(&str, &str, Run); 9] = [
     ("find", "a flow found among 4,096 by its tuple", find),
     ("find-nat", "a flow found among 4,096 by its NAT source", find_nat),
     ("life", "a flow opened, released, accepted, closed and expired", life),
+    ("fake-find", "the name of one of 2,048 fake addresses", fake_find),
+    ("fake-known", "a query answered with a fake address that the name has", |n| fake_query(n, 1)),
+    ("fake-new", "a query answered with a fake address that another name had", |n| fake_query(n, 4)),
+    ("dns-cached", "a query answered from a full cache of 64 KiB", dns_cached),
 ];
 
 /// How long one run of a case lasts, and how many there are.
@@ -139,6 +144,68 @@ fn life(iterations: u64) -> Duration {
         table.close(slot, now);
         while table.expire(now).is_some() {}
     })
+}
+
+fn fake_find(iterations: u64) -> Duration {
+    let table = full_fake_table();
+    timed(iterations, |nth| {
+        let address = Ipv4Addr::from_bits(FAKE_NETWORK.to_bits() + nth as u32 % (31 * u32::from(NAMES)));
+        black_box(black_box(&table).find(address.into()).map(|entry| table.name(entry)));
+    })
+}
+
+/// Queries for `times` as many names as the table has room for.
+fn fake_query(iterations: u64, times: u16) -> Duration {
+    let mut table = full_fake_table();
+    let queries: Vec<Vec<u8>> = (0..NAMES * times).map(query).collect();
+    let mut out = Vec::new();
+    timed(iterations, |nth| {
+        // A second for each name, so that the one that makes way is always the oldest.
+        let now = Instant::from_millis((1 << 20) + nth * 1000);
+        let request = Request::parse(&queries[nth as usize % queries.len()]).expect("a query");
+        let reply = table.answer(&request, now).expect("an address");
+        assert!(matches!(reply, Reply::Address(..)));
+        out.clear();
+        request.reply(&reply, &mut out);
+    })
+}
+
+fn dns_cached(iterations: u64) -> Duration {
+    let mut cache = Cache::new(65_536);
+    let mut count = 0;
+    while cache.len() == usize::from(count) {
+        let bytes = query(count);
+        let request = Request::parse(&bytes).expect("a query");
+        let mut reply = Vec::new();
+        request.reply(&Reply::Address(FAKE_NETWORK.into(), 3600), &mut reply);
+        cache.put(&request, &reply, Instant::default());
+        count += 1;
+    }
+    let queries: Vec<Vec<u8>> = (1..count).map(query).collect();
+    let mut out = Vec::new();
+    timed(iterations, |nth| {
+        let request = Request::parse(&queries[nth as usize % queries.len()]).expect("a query");
+        out.clear();
+        assert!(cache.get(&request, 512, &mut out, Instant::default()));
+    })
+}
+
+const FAKE_NETWORK: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
+const NAMES: u16 = 2048;
+
+/// A table whose every name is taken, but not used any more.
+fn full_fake_table() -> FakeIp {
+    let mut table = FakeIp::new(Ranges { v4: (FAKE_NETWORK, 15), v6: None }, NAMES, KEY);
+    for nth in 0..NAMES {
+        let name = format!("host-{nth}.cdn.example.com");
+        assert!(table.assign(&name, 1, Instant::default()).is_some());
+    }
+    table
+}
+
+fn query(nth: u16) -> Vec<u8> {
+    let name = Name::new(&format!("host-{nth}.cdn.example.com")).expect("a name");
+    Query { id: nth, name: &name, kind: Kind::A }.encode().to_vec()
 }
 
 /// A rewriter with one live flow, and the tuples of the flow's packets as they come from both sides.

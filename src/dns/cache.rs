@@ -209,7 +209,7 @@ mod tests {
     }
 
     fn request(bytes: &[u8]) -> Request<'_> {
-        Request::parse(bytes).ok().unwrap()
+        Request::parse(bytes).unwrap()
     }
 
     fn ask(name: &str) -> Vec<u8> {

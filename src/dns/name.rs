@@ -2,6 +2,8 @@
 
 use core::fmt::{self, Write};
 
+use super::message::HEADER;
+
 /// Bytes of the longest name on the wire (RFC 1035 section 2.3.4).
 pub(super) const MAX_NAME: usize = 255;
 const MAX_LABEL: usize = 63;
@@ -58,7 +60,7 @@ pub struct NameRef<'a> {
 
 impl<'a> NameRef<'a> {
     /// Reads the name at the offset `at`, and tells the offset behind it. `None` if it is malformed: it runs out of
-    /// the message, is too long, or a pointer in it does not point backwards.
+    /// the message, is too long, or a pointer in it does not point backwards, or into the header.
     pub(super) fn parse(message: &'a [u8], at: usize) -> Option<(Self, usize)> {
         let name = Self { message, at };
         let mut labels = name.labels();
@@ -165,7 +167,8 @@ impl<'a> Iterator for Labels<'a> {
                 0b11 => {
                     let low = *self.message.get(self.at + 1)?;
                     let target = usize::from(u16::from_be_bytes([length & 0x3f, low]));
-                    if target >= self.start || self.pointers == MAX_POINTERS {
+                    // The header is no name, and changes when a message is passed on.
+                    if target >= self.start || target < HEADER || self.pointers == MAX_POINTERS {
                         return None;
                     }
                     self.leave(2);
@@ -232,13 +235,15 @@ mod tests {
 
     #[test]
     fn pointers_are_followed_backwards_only() {
-        let message = b"\x01b\x00\x01a\xc0\x00\xc0\x03\xc0\x07";
-        assert_eq!(parse(message, 0), Some(("b".into(), 3)));
-        assert_eq!(parse(message, 3), Some(("a.b".into(), 7)));
-        assert_eq!(parse(message, 7), Some(("a.b".into(), 9)));
-        assert_eq!(parse(message, 9), Some(("a.b".into(), 11)));
+        let header = [1, b'h', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let parse = |message: &[u8], at| parse(&[&header, message].concat(), HEADER + at);
+        let message = b"\x01b\x00\x01a\xc0\x0c\xc0\x0f\xc0\x13";
+        assert_eq!(parse(message, 0), Some(("b".into(), 15)));
+        assert_eq!(parse(message, 3), Some(("a.b".into(), 19)));
+        assert_eq!(parse(message, 7), Some(("a.b".into(), 21)));
+        assert_eq!(parse(message, 9), Some(("a.b".into(), 23)));
         for loops in
-            [&b"\xc0\x00"[..], b"\xc0\x02\xc0\x00", b"\x01a\xc0\x00", b"\xc0\x01\x00", b"\x01a\xc0\x02"]
+            [&b"\xc0\x0c"[..], b"\xc0\x0e\xc0\x0c", b"\x01a\xc0\x0c", b"\xc0\x0d\x00", b"\x01a\xc0\x0e"]
         {
             assert_eq!(parse(loops, 0), None, "{loops:?}");
         }
@@ -246,6 +251,7 @@ mod tests {
             assert_eq!(parse(cut, 0), None, "{cut:?}");
         }
         assert_eq!(parse(b"\0", 2), None);
+        assert_eq!(parse(b"\xc0\x00", 0), None, "into the header");
     }
 
     #[test]
@@ -253,11 +259,11 @@ mod tests {
         let labels = |count: usize| [b"\x01a".repeat(count), b"\0".to_vec()].concat();
         assert!(parse(&labels(127), 0).is_some());
         assert!(parse(&labels(128), 0).is_none());
-        let mut chain = b"\0\0".to_vec();
-        for at in 0..200u8 {
-            chain.extend_from_slice(&[0xc0 | at >> 7, at << 1]);
+        let mut chain = [0; HEADER + 2].to_vec();
+        for nth in 6..206u16 {
+            chain.extend_from_slice(&(0xc000 + 2 * nth).to_be_bytes());
         }
-        assert!(parse(&chain, 2 * 127).is_some());
-        assert!(parse(&chain, 2 * 128).is_none());
+        assert!(parse(&chain, HEADER + 2 * 127).is_some());
+        assert!(parse(&chain, HEADER + 2 * 128).is_none());
     }
 }

@@ -111,7 +111,7 @@ mod tests {
     }
 
     fn ask(pending: &mut Pending, bytes: &[u8], waiter: u32, id: u16) -> Ask {
-        pending.ask(&Request::parse(bytes).ok().unwrap(), waiter, id, at(u64::from(waiter)))
+        pending.ask(&Request::parse(bytes).unwrap(), waiter, id, at(u64::from(waiter)))
     }
 
     fn answer(id: u16, name: &str) -> Vec<u8> {

@@ -141,7 +141,7 @@ mod tests {
 
     fn replied(bytes: &[u8], reply: Reply<'_>) -> Vec<u8> {
         let mut out = vec![];
-        Request::parse(bytes).ok().unwrap().reply(&reply, &mut out);
+        Request::parse(bytes).unwrap().reply(&reply, &mut out);
         out
     }
 

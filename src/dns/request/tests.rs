@@ -48,16 +48,16 @@ const OK: u16 = QR | RA;
 #[test]
 fn queries_are_read() {
     let bytes = query(7, RD, "Www.example", Kind::AAAA, Some((4096, 0, true)));
-    let request = Request::parse(&bytes).ok().unwrap();
+    let request = Request::parse(&bytes).unwrap();
     assert!(request.name() == Name::new("www.EXAMPLE").unwrap().as_ref());
     assert_eq!((request.kind(), request.class()), (Kind::AAAA, 1));
     assert_eq!(request.edns(), Some(Edns { size: 4096, version: 0, dnssec_ok: true }));
     for (size, limit) in [(0, 512), (600, 600), (4096, 1232)] {
         let bytes = query(7, RD, "x", Kind::A, Some((size, 0, true)));
-        assert_eq!(Request::parse(&bytes).ok().unwrap().udp_limit(), limit);
+        assert_eq!(Request::parse(&bytes).unwrap().udp_limit(), limit);
     }
     let bytes = query(7, RD, "x", Kind::A, None);
-    let request = Request::parse(&bytes).ok().unwrap();
+    let request = Request::parse(&bytes).unwrap();
     assert_eq!((request.udp_limit(), request.edns()), (512, None));
 }
 
@@ -88,7 +88,7 @@ fn what_is_no_query_is_refused_or_ignored() {
 fn queries_for_upstreams_name_no_client() {
     let encoded = |bytes: &[u8]| {
         let mut out = vec![];
-        Request::parse(bytes).ok().unwrap().encode(0x4242, &mut out);
+        Request::parse(bytes).unwrap().encode(0x4242, &mut out);
         out
     };
     let bytes = query(7, 0, "WwW.example", Kind::A, Some((512, 0, false)));
@@ -105,8 +105,8 @@ fn queries_for_upstreams_name_no_client() {
 fn equal_questions_share_a_reply() {
     let original = query(7, RD, "www.example", Kind::A, Some((512, 0, false)));
     let same = |bytes: &[u8]| {
-        let request = Request::parse(bytes).ok().unwrap();
-        request.is_same(&Request::parse(&original).ok().unwrap())
+        let request = Request::parse(bytes).unwrap();
+        request.is_same(&Request::parse(&original).unwrap())
     };
     assert!(same(&query(8, 0, "WWW.example", Kind::A, None)));
     for other in [
@@ -122,7 +122,7 @@ fn equal_questions_share_a_reply() {
 #[test]
 fn replies_become_the_clients() {
     let bytes = query(7, RD, "WWW.Example", Kind::A, Some((600, 0, false)));
-    let request = Request::parse(&bytes).ok().unwrap();
+    let request = Request::parse(&bytes).unwrap();
     let record: Fields<'_> = (SELF, Kind::A, 9, &[192, 0, 2, 1]);
     let upstream = query(99, RD, "www.example", Kind::A, None);
     let mut theirs = reply(&upstream, OK | 0x0400 | AD | 0x0040, [&[record], &[], &[]]);
@@ -161,7 +161,7 @@ fn security_is_for_those_who_ask() {
         [(RD, false, RD), (RD | AD, false, RD | AD), (RD | CD, true, RD | CD | AD)]
     {
         let bytes = query(7, flags, "www.example", Kind::A, Some((600, 0, dnssec_ok)));
-        let request = Request::parse(&bytes).ok().unwrap();
+        let request = Request::parse(&bytes).unwrap();
         let mut out = vec![];
         let theirs = reply(&bytes, OK | AD, [&[record], &[], &[opt]]);
         assert!(request.relay(&theirs, 600, &mut out));
@@ -183,7 +183,7 @@ proptest! {
             prop_assert!(out.len() <= MIN_DATAGRAM && request.is_answered_by(&out, request.message.id()));
             prop_assert!(extent(&Message::parse(&out).unwrap()).is_some());
         }
-        let request = Request::parse(&start).ok().unwrap();
+        let request = Request::parse(&start).unwrap();
         bytes.iter_mut().skip(2).take(1).for_each(|flags| *flags |= 0x80);
         let mut out = vec![];
         if request.relay(&bytes, MIN_DATAGRAM, &mut out) {
