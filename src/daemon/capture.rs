@@ -19,7 +19,7 @@ use crate::route::{Event, RouteError, Routes};
 use crate::sys;
 use crate::tun::Tun;
 
-/// The routes, the listeners, and on the express path the firewall's table.
+/// The routes, the listeners, and the firewall's tables.
 pub struct Capture {
     path: Path,
     listeners: Vec<TcpListener>,
@@ -108,6 +108,13 @@ impl Capture {
         for listener in &self.listeners {
             _ = sys::set_keepalive(listener, config.keepalive); // accepted sockets inherit it
         }
+        match self.path {
+            Path::Rewrite => self.firewall = exemptions(config),
+            Path::Express => {
+                self.firewall =
+                    Some(Firewall::install(config, Path::Express).map_err(CaptureError::Firewall)?);
+            }
+        }
         self.routes.reconfigure(config, self.path).map_err(CaptureError::Routes)
     }
 
@@ -137,9 +144,9 @@ impl Capture {
 
     fn rewrite(config: &Config) -> Result<Self, CaptureError> {
         let routes = Routes::install(config, Path::Rewrite, &config.tun).map_err(CaptureError::Routes)?;
-        firewall::sweep(config);
+        let firewall = exemptions(config);
         match listen(config, Path::Rewrite) {
-            Ok(listeners) => Ok(Self { path: Path::Rewrite, listeners, routes, firewall: None }),
+            Ok(listeners) => Ok(Self { path: Path::Rewrite, listeners, routes, firewall }),
             Err(error) => {
                 give_up(config, routes);
                 Err(error)
@@ -148,7 +155,7 @@ impl Capture {
     }
 
     async fn express(config: &Config, tun: &Tun) -> Result<Self, CaptureError> {
-        let firewall = Firewall::install(config).map_err(CaptureError::Firewall)?;
+        let firewall = Firewall::install(config, Path::Express).map_err(CaptureError::Firewall)?;
         let routes = Routes::install(config, Path::Express, &config.tun).map_err(CaptureError::Routes)?;
         let result = match listen(config, Path::Express) {
             Ok(listeners) => {
@@ -174,6 +181,18 @@ impl Capture {
             }
         }
     }
+}
+
+/// The firewall's tables of the rewrite path, which also works without.
+fn exemptions(config: &Config) -> Option<Firewall> {
+    if !config.captures() {
+        firewall::sweep(config);
+        return None;
+    }
+    let installed = Firewall::install(config, Path::Rewrite);
+    installed
+        .inspect_err(|error| log::warn!("answers to connections from outside are captured, too: {error}"))
+        .ok()
 }
 
 /// A start that fails leaves captured traffic refused, unless it may go directly.

@@ -12,6 +12,10 @@ pub enum Command {
     Run(Settings),
     /// Load the configuration and say what is wrong with it.
     Check(Settings),
+    /// Refuse what the daemon would capture, until it runs.
+    Block(Settings),
+    /// Remove what refuses and what captures.
+    Unblock(Settings),
     /// Ask the running daemon how it is.
     Status(Settings, Form),
     /// Print `Help`.
@@ -52,6 +56,8 @@ pub fn parse(
     let mut command: fn(Settings) -> Command = match word.as_str() {
         "run" => Command::Run,
         "check" => Command::Check,
+        "block" => Command::Block,
+        "unblock" => Command::Unblock,
         "status" => |settings| Command::Status(settings, Form::Text),
         "--help" | "-h" | "help" => return Ok(Command::Help),
         "--version" | "-V" => return Ok(Command::Version),
@@ -71,6 +77,10 @@ pub fn parse(
         };
         if name == "help" {
             return Ok(Command::Help);
+        }
+        if name == "leave-blocked" && word == "run" && value.is_none() {
+            settings.leave_blocked = true;
+            continue;
         }
         if name == "json" && word == "status" && value.is_none() {
             command = |settings| Command::Status(settings, Form::Json);
@@ -122,8 +132,12 @@ impl fmt::Display for Help {
         f.write_str(
             "Carries a network's TCP through an upstream HTTP proxy.
 
-  tcp-over-http run [OPTION]...      run in the foreground; logs to stderr
+  tcp-over-http run [--leave-blocked] [OPTION]...
+                                     run in the foreground; logs to stderr; at the end leave
+                                     captured traffic refused
   tcp-over-http check [OPTION]...    validate the configuration
+  tcp-over-http block [OPTION]...    refuse what is to be captured, until the daemon runs
+  tcp-over-http unblock [OPTION]...  remove what the daemon or `block` has left
   tcp-over-http status [--json] [OPTION]...
                                      how the running daemon is
   tcp-over-http --version | --help
@@ -203,6 +217,9 @@ mod tests {
     fn commands() {
         assert!(matches!(parsed(&["run"]), Ok(Command::Run(_))));
         assert!(matches!(parsed(&["check"]), Ok(Command::Check(_))));
+        assert!(matches!(parsed(&["block"]), Ok(Command::Block(_))));
+        assert!(matches!(parsed(&["unblock"]), Ok(Command::Unblock(_))));
+        assert!(matches!(parsed(&["run", "--leave-blocked"]), Ok(Command::Run(it)) if it.leave_blocked));
         assert!(matches!(parsed(&["status"]), Ok(Command::Status(_, Form::Text))));
         assert!(matches!(parsed(&["status", "--json"]), Ok(Command::Status(_, Form::Json))));
         for help in [
@@ -259,6 +276,7 @@ mod tests {
             (&["--run"], UsageError::Command),
             (&["run", "--listen_port", "1"], UsageError::Flag("listen".to_owned())),
             (&["run", "--json"], UsageError::Flag("json".to_owned())),
+            (&["block", "--leave-blocked"], UsageError::Flag("leave-blocked".to_owned())),
             (&["run", "--mut=1"], UsageError::Flag("mut".to_owned())),
             (&["run", "--upstreamhttp://u:hunter2@a"], UsageError::Flag("upstreamhttp".to_owned())),
             (&["run", "--"], UsageError::Flag(String::new())),

@@ -8,6 +8,7 @@ mod changes;
 mod dns;
 mod error;
 mod net;
+mod net_file;
 mod options;
 mod proxy_url;
 mod sections;
@@ -62,6 +63,18 @@ pub struct Config {
     pub routes: Vec<IpNet>,
     /// Never capture these networks.
     pub bypass: Vec<IpNet>,
+    /// Capture what comes from these devices only; empty = from any.
+    pub interfaces: Vec<String>,
+    /// Capture the machine's own connections, too.
+    pub local: bool,
+    /// Capture what these clients send only; empty = all.
+    pub clients: Vec<IpNet>,
+    /// Never capture what these clients send.
+    pub client_bypass: Vec<IpNet>,
+    /// Capture TCP to these ports only, first and last of each range; empty = all.
+    pub ports: Vec<(u16, u16)>,
+    /// What happens to UDP to port 443.
+    pub quic: Quic,
     /// What happens to captured packets that aren't TCP.
     pub non_tcp: NonTcp,
     /// What pings of captured addresses get.
@@ -111,6 +124,14 @@ impl Config {
             mark => mark,
         }
     }
+
+    /// The mark of packets that the firewall exempts from being captured.
+    pub const fn exempt_mark(&self) -> u32 {
+        match self.mark ^ 0x0200_0000 {
+            0 => 0x0400_0000,
+            mark => mark,
+        }
+    }
 }
 
 /// How connections get from the client to the listener.
@@ -149,6 +170,15 @@ pub enum Ping {
     Reject,
     /// An answer, from us.
     Answer,
+}
+
+/// What happens to UDP to port 443 that is on its way to captured networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quic {
+    /// It gets an ICMP error, so that browsers take TCP at once.
+    Reject,
+    /// It isn't captured.
+    Direct,
 }
 
 /// What happens to captured traffic while the daemon is gone after a crash.

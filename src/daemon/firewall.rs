@@ -1,9 +1,13 @@
-//! The firewall tables of the express path: they give a released SYN to the transparent listener, and what
-//! belongs to a connection of ours to that connection's socket.
+//! The firewall's tables of our own, one a family (`dup` is not to be had in `inet`).
 //!
-//! Tables of our own, one a family (`dup` is not to be had in `inet`), replaced as a whole by `nft -f`, so
-//! that there is never half of them. Firewalls that are restarted may delete them; a watch tells. Until they
-//! are back, released SYNs are refused by the routing rules (`policy.rs`), not forwarded.
+//! - **exempt**, on both paths: what answers a connection from outside (a port forward, a service of this machine)
+//!   is marked, and so not captured (`policy.rs`). Connection tracking knows the direction.
+//! - **deliver**, on the express path: a released SYN is given to the transparent listener, and what belongs to a
+//!   connection of ours to that connection's socket.
+//!
+//! Replaced as a whole by `nft -f`, so that there is never half of them. Firewalls that are restarted may delete
+//! them; a watch tells. Until they are back, more is captured than should be, and released SYNs are refused by the
+//! routing rules, not forwarded.
 
 use std::fmt::{self, Write as _};
 use std::fs::File;
@@ -12,6 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::task::{Context, Poll};
 
+use tcp_over_http::rewrite::Path;
 use tokio::io::unix::AsyncFd;
 
 use crate::capture::Subnets;
@@ -65,13 +70,13 @@ impl Firewall {
     /// Installs the table. Must be called within the tokio runtime.
     ///
     /// # Errors
-    /// `nft` is not there, or the kernel lacks the tproxy or the socket match.
-    pub fn install(config: &Config) -> Result<Self, FirewallError> {
+    /// `nft` is not there, or the kernel lacks what the path needs: tproxy, socket and dup, or connection tracking.
+    pub fn install(config: &Config, path: Path) -> Result<Self, FirewallError> {
         if config.mark == 0 {
             return Err(FirewallError::NoMark);
         }
         let name = name(config);
-        let rules = rules(&name, config);
+        let rules = rules(&name, config, path);
         let watch = sys::netlink(libc::NETLINK_NETFILTER, WATCHED).and_then(sys::watch);
         let firewall = Self { name, rules, watch: watch.map_err(FirewallError::Watch)? };
         firewall.restore()?;
@@ -137,26 +142,50 @@ fn name(config: &Config) -> String {
 }
 
 /// The commands that replace the tables.
-fn rules(name: &str, config: &Config) -> String {
+fn rules(name: &str, config: &Config, path: Path) -> String {
     let mut rules = delete(name);
     let subnets = Subnets::new(config);
-    let dup = subnets.ipv4.error_source().to_canonical();
-    family(&mut rules, name, config, ("ip", Ipv4Addr::LOCALHOST.into(), dup));
-    if let Some(ipv6) = subnets.ipv6 {
-        family(&mut rules, name, config, ("ip6", Ipv6Addr::LOCALHOST.into(), ipv6.error_source().into()));
+    let mut family = |family, own: IpAddr, listener: IpAddr, behind: IpAddr| {
+        _ = writeln!(rules, "table {family} {name} {{");
+        if config.captures() {
+            exempt(&mut rules, config, family, own);
+        }
+        if path == Path::Express {
+            deliver(&mut rules, config, SocketAddr::new(listener, config.listen_port), behind);
+        }
+        rules.push_str("}\n");
+    };
+    let behind = subnets.ipv4.error_source().to_canonical();
+    family("ip", config.address.addr.into(), Ipv4Addr::LOCALHOST.into(), behind);
+    if let (Some(net), Some(subnet)) = (config.address6, subnets.ipv6) {
+        family("ip6", net.addr.into(), Ipv6Addr::LOCALHOST.into(), subnet.error_source().into());
     }
     rules
 }
 
-/// The table of one family: its name, where the listener is, and any address behind the TUN.
-fn family(
-    rules: &mut String,
-    name: &str,
-    config: &Config,
-    (family, listener, behind): (&str, IpAddr, IpAddr),
-) {
+/// Marks the answers to connections from outside, unless they bear a mark of ours. The listener's packets, from the
+/// TUN's own address, go where they should by themselves.
+fn exempt(rules: &mut String, config: &Config, family: &str, own: IpAddr) {
+    let (keep, exempt) = (!MARK_MASK, config.exempt_mark());
+    let set = format!(
+        "ct direction reply meta mark & {MARK_MASK:#010x} == 0 meta mark set meta mark & {keep:#010x} | {exempt:#010x}"
+    );
+    _ = write!(
+        rules,
+        "chain exempt_forwarded {{\n\
+         type filter hook prerouting priority mangle + 11; policy accept;\n\
+         {set}\n\
+         }}\n\
+         chain exempt_local {{\n\
+         type route hook output priority mangle + 11; policy accept;\n\
+         {family} saddr != {own} {set}\n\
+         }}\n"
+    );
+}
+
+/// Delivers to `listener`; `behind` is any address behind the TUN.
+fn deliver(rules: &mut String, config: &Config, listener: SocketAddr, behind: IpAddr) {
     let tun = &config.tun;
-    let listener = SocketAddr::new(listener, config.listen_port);
     let (keep, deliver) = (!MARK_MASK, config.deliver_mark());
     let syn = "tcp flags & (fin | syn | rst | ack) == syn";
     let set = format!("meta mark set meta mark & {keep:#010x} | {deliver:#010x} accept");
@@ -170,8 +199,7 @@ fn family(
     // sockets match as well, and are local as well.
     _ = write!(
         rules,
-        "table {family} {name} {{\n\
-         chain prerouting {{\n\
+        "chain deliver {{\n\
          type filter hook prerouting priority mangle + 10; policy accept;\n\
          meta l4proto != tcp accept\n\
          iifname \"{tun}\" {syn} tproxy to {listener} {set}\n\
@@ -180,7 +208,7 @@ fn family(
          {syn} socket transparent 1 dup to {behind} device \"{tun}\" drop\n\
          {syn} accept\n\
          socket transparent 1 {set}\n\
-         }}\n}}\n"
+         }}\n"
     );
 }
 
@@ -222,7 +250,7 @@ mod tests {
     /// The whole text, that a change of it is seen.
     #[test]
     fn the_rules() {
-        let text = rules(NAME, &config("0"));
+        let text = rules(NAME, &config("0"), Path::Express);
         assert_eq!(
             text,
             "add table ip tcp_over_http_toh0\n\
@@ -230,7 +258,7 @@ mod tests {
              add table ip6 tcp_over_http_toh0\n\
              delete table ip6 tcp_over_http_toh0\n\
              table ip tcp_over_http_toh0 {\n\
-             chain prerouting {\n\
+             chain deliver {\n\
              type filter hook prerouting priority mangle + 10; policy accept;\n\
              meta l4proto != tcp accept\n\
              iifname \"toh0\" tcp flags & (fin | syn | rst | ack) == syn tproxy to 127.0.0.1:12345 \
@@ -247,10 +275,31 @@ mod tests {
 
     #[test]
     fn ipv6_has_a_table_of_its_own() {
-        let text = rules(NAME, &config("1"));
+        let text = rules(NAME, &config("1"), Path::Express);
         assert!(text.contains("table ip6 tcp_over_http_toh0 {\n"));
         assert!(text.contains("tproxy to [::1]:12345 "));
-        assert!(text.starts_with(rules(NAME, &config("0")).as_str()));
+        assert!(text.starts_with(rules(NAME, &config("0"), Path::Express).as_str()));
+    }
+
+    #[test]
+    fn answers_to_connections_from_outside_are_exempt() {
+        let mut config = config("0");
+        config.auto_route = true;
+        let text = rules(NAME, &config, Path::Rewrite);
+        let set = "ct direction reply meta mark & 0xff000000 == 0 \
+                   meta mark set meta mark & 0x00ffffff | 0x76000000\n";
+        assert!(text.ends_with(&format!(
+            "table ip tcp_over_http_toh0 {{\n\
+             chain exempt_forwarded {{\n\
+             type filter hook prerouting priority mangle + 11; policy accept;\n\
+             {set}\
+             }}\n\
+             chain exempt_local {{\n\
+             type route hook output priority mangle + 11; policy accept;\n\
+             ip saddr != 10.45.39.1 {set}\
+             }}\n}}\n"
+        )));
+        assert!(rules(NAME, &config, Path::Express).contains(set));
     }
 
     #[test]
@@ -261,13 +310,17 @@ mod tests {
     }
 
     #[test]
-    fn the_delivery_mark_is_never_that_of_all_or_of_the_proxies() {
+    fn marks_are_told_apart() {
         let mut config = config("0");
         for byte in 1..=0xff_u32 {
             config.mark = byte << 24;
             assert_ne!(config.deliver_mark(), 0);
             assert_ne!(config.deliver_mark(), config.mark);
             assert_eq!(config.deliver_mark() & !MARK_MASK, 0);
+            assert_ne!(config.exempt_mark(), 0);
+            assert_ne!(config.exempt_mark(), config.mark);
+            assert_ne!(config.exempt_mark(), config.deliver_mark());
+            assert_eq!(config.exempt_mark() & !MARK_MASK, 0);
         }
     }
 

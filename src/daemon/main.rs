@@ -47,6 +47,7 @@ use crate::dns::{Dns, DnsError};
 use crate::event_loop::{End, EventLoop, Signals};
 use crate::gateway::Gateway;
 use crate::pipe::Pipes;
+use crate::route::RouteError;
 use crate::tun::{Tun, TunError};
 use crate::upstream::Upstreams;
 
@@ -71,8 +72,14 @@ fn main() -> ExitCode {
             Err(error) => fail(&error, error.exit_code()),
         },
         Ok(Command::Run(settings)) => run(settings),
+        Ok(Command::Block(settings)) => result(route::block(&settings.load_readable())),
+        Ok(Command::Unblock(settings)) => {
+            let config = settings.load_readable();
+            firewall::sweep(&config);
+            result(route::clear(&config))
+        }
         Ok(Command::Status(settings, form)) => {
-            let path = settings.status_socket();
+            let path = settings.load_readable().status_socket;
             match status_socket::ask(&path, form) {
                 Ok(text) => print(text),
                 Err(error) => fail(&format_args!("no daemon answers at {path}: {error}"), 1),
@@ -159,12 +166,14 @@ async fn serve(settings: Settings, config: Config, signals: Signals) -> Result<E
     if let Err(error) = sys::keep_capabilities(CAPABILITIES) {
         log::warn!("give up privileges: {error}");
     }
+    let leave_blocked = settings.leave_blocked;
     let event_loop = EventLoop::new(Rc::clone(&gateway), capture, signals, settings, config);
     let (end, capture, config) = event_loop.run().await;
     if let Some(dns) = gateway.dns() {
         dns.save(gateway.now());
     }
-    if matches!(end, End::Restart) {
+    let blocks = leave_blocked && config.on_failure == OnFailure::Block;
+    if matches!(end, End::Restart) || matches!(end, End::Asked) && blocks {
         capture.hand_over(&config);
         drop(gateway); // only now the device: its routes would go with it
     } else if matches!(end, End::Asked) || config.on_failure == OnFailure::Direct {
@@ -248,6 +257,13 @@ fn print(text: impl fmt::Display) -> ExitCode {
     match write!(io::stdout(), "{text}") {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn result(result: Result<(), RouteError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, 1),
     }
 }
 

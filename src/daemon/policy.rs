@@ -1,4 +1,6 @@
-//! What sends traffic into the TUN: policy rules and a routing table of our own, as values.
+//! What sends traffic into the TUN: policy rules and routing tables of our own, as values.
+//!
+//! **Rules capture; the firewall only exempts.** Where its tables are gone, more is captured, never less.
 //!
 //! With P = `rule_priority`, for each family that has anything to capture:
 //!
@@ -6,23 +8,34 @@
 //! |---|---|---|
 //! | P | `fwmark DELIVER/MASK iif lo lookup main suppress_prefixlength 0` | express path: what our sockets send to clients goes its way, ... |
 //! | P+1 | `fwmark DELIVER/MASK iif lo lookup TABLE+2` | ... but where the client's network is gone, not to the outside |
-//! | P+2 | `fwmark DELIVER/MASK iif lo goto P+10` | |
+//! | P+2 | `fwmark DELIVER/MASK iif lo goto END` | |
 //! | P+3 | `fwmark DELIVER/MASK lookup TABLE+1` | express path: what an own socket takes is local, whatever its destination |
 //! | P+4 | `iif TUN lookup main suppress_prefixlength 0` | express path: our RSTs and ICMP errors go to clients, ... |
 //! | P+5 | `iif TUN lookup TABLE+2` | ... and a released SYN that no firewall rule takes is refused, not forwarded |
-//! | P+6 | `iif TUN goto P+10` | what leaves the TUN can't enter it again: no loops |
-//! | P+7 | `fwmark MARK/MASK goto P+10` | nor can our connections to the proxies |
-//! | P+8 | `to FAKE lookup TABLE` | `dns 'fakeip'` only: addresses that only we know |
-//! | P+8 | `[ipproto tcp] lookup main suppress_prefixlength 0` | `auto_route` only: any route but a default one comes before us |
-//! | P+9 | `[ipproto tcp] lookup TABLE` | the capture |
-//! | P+10 | `nop` | the way on to everybody else's rules |
+//! | P+6 | `iif TUN goto END` | what leaves the TUN can't enter it again: no loops |
+//! | P+7 | `fwmark MARK/MASK goto END`, `fwmark EXEMPT/MASK goto END` | nor can our connections to the proxies; what `firewall.rs` exempts |
+//! | P+8 | `to FAKE lookup TABLE` | `dns 'fakeip'`: addresses that only we know |
+//! | P+9 | `iif lo goto CAPTURE` or `goto END` | `local`: our own connections |
+//! | P+10 | `iif DEVICE goto P+12` each | `interface`: these devices, ... |
+//! | P+11 | `goto END` | ... and no others |
+//! | P+12 | `nop`, `from NET goto END` each | `client_bypass` |
+//! | P+13 | `from NET goto CAPTURE` each | `client`: these clients, ... |
+//! | P+14 | `goto END` | ... and no others |
+//! | P+15 = CAPTURE | `nop` | |
+//! | P+16 | `[ipproto ...] lookup main suppress_prefixlength 0` each | `auto_route` only: any route but a default one comes before us |
+//! | P+17 | `ipproto tcp [dport PORTS] lookup TABLE` each, `ipproto udp dport PORT lookup TABLE` each | the capture: TCP, and of UDP what is refused (`quic`) or answered (`dns_hijack`) |
+//! | P+18 | `ipproto tcp goto END` | `non_tcp 'reject'`: not TCP to other ports, ... |
+//! | P+19 | `lookup TABLE` | ... but all else |
+//! | P+20 = END | `nop` | the way on to everybody else's rules |
+//!
+//! Stages that select nothing are left out. Rules of one priority can be in any order: one that somebody deleted
+//! and we put back is the last of them.
 //!
 //! `iif lo` is what we send ourselves, and also what a look-up of a packet's way back looks like
 //! (`src_valid_mark`): both want the way to a client.
 //!
 //! Rules can't say "TCP without the mark": `not` negates the whole selector, so that
-//! `not fwmark M ipproto tcp` takes UDP too. Hence the jumps. `ipproto tcp` is missing with
-//! `non_tcp 'reject'`. If queries to resolvers are answered, both rules are there once more for `ipproto udp dport 53`.
+//! `not fwmark M ipproto tcp` takes UDP too. Hence the jumps.
 //!
 //! The table has each captured prefix twice: through the TUN, and with `on_failure 'block'` as `unreachable`
 //! with a worse metric, which needs no device and so refuses the traffic when the TUN died with the daemon.
@@ -34,6 +47,7 @@
 
 mod route;
 mod rule;
+mod rules;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -42,10 +56,9 @@ use tcp_over_http::rewrite::Path;
 
 pub use route::Route;
 pub use rule::Rule;
+pub use rules::{LAST_RULE, rules};
 
-use rule::{FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL};
-
-use crate::config::{Config, IpNet, Ipv4Net, Ipv6Net, MARK_MASK, NonTcp, OnFailure};
+use crate::config::{Config, IpNet, Ipv4Net, Ipv6Net, OnFailure};
 
 /// Who made a rule or a route (`rtm_protocol`, `FRA_PROTOCOL`); not in iproute2's `rt_protos`.
 pub const OURS: u8 = 0x74;
@@ -56,9 +69,6 @@ const METRIC_BLOCK: u32 = 4096;
 
 /// Multicast can't be TCP; without its own route it would follow the default one into the TUN.
 const MULTICAST: IpNet = IpNet::V4(Ipv4Net { addr: Ipv4Addr::new(224, 0, 0, 0), prefix: 4 });
-
-/// The rule behind all others, P + this.
-pub const LAST_RULE: u32 = 10;
 
 /// How many tables there are, from `table` on.
 pub const TABLES: u32 = 3;
@@ -129,84 +139,6 @@ pub fn routes(config: &Config, path: Path, tun: u32) -> Vec<Route> {
         routes.push(route(net, libc::RTN_UNICAST, METRIC_TUN, tun));
     }
     routes
-}
-
-/// The rules that lead to these routes, in the order to add them: the capture last, so that neither our
-/// own connections nor local networks are captured meanwhile.
-pub fn rules(config: &Config, path: Path, tun: &str, routes: &[Route]) -> Vec<Rule> {
-    let first = config.rule_priority;
-    let end = first.saturating_add(LAST_RULE);
-    let mut rules = Vec::new();
-    for family in [V4, V6] {
-        let has = |table: u32| routes.iter().any(|it| family_of(&it.net) == family && it.table == table);
-        let captures =
-            routes.iter().any(|it| family_of(&it.net) == family && it.table == config.table && it.oif != 0);
-        if !captures && !has(config.table.saturating_add(1)) {
-            continue;
-        }
-        let rule = |offset: u32, action| Rule {
-            family,
-            priority: first.saturating_add(offset),
-            iif: String::new(),
-            mark: 0,
-            mask: 0,
-            src: None,
-            dst: None,
-            ip_proto: 0,
-            dport: None,
-            action,
-            table: 0,
-            suppress: u32::MAX,
-            target: 0,
-            protocol: OURS,
-        };
-        rules.push(rule(LAST_RULE, FR_ACT_NOP)); // a jump needs its target
-        if path == Path::Express {
-            let (main, guard) = (libc::RT_TABLE_MAIN.into(), config.table.saturating_add(2));
-            let delivered = |offset, action| Rule {
-                mark: config.deliver_mark(),
-                mask: MARK_MASK,
-                ..rule(offset, action)
-            };
-            let sent = |offset, action| Rule { iif: "lo".to_owned(), ..delivered(offset, action) };
-            let written = |offset, action| Rule { iif: tun.to_owned(), ..rule(offset, action) };
-            rules.push(Rule { table: main, suppress: 0, ..sent(0, FR_ACT_TO_TBL) });
-            rules.push(Rule { table: guard, ..sent(1, FR_ACT_TO_TBL) });
-            rules.push(Rule { target: end, ..sent(2, FR_ACT_GOTO) });
-            rules.push(Rule { table: config.table.saturating_add(1), ..delivered(3, FR_ACT_TO_TBL) });
-            rules.push(Rule { table: main, suppress: 0, ..written(4, FR_ACT_TO_TBL) });
-            rules.push(Rule { table: guard, ..written(5, FR_ACT_TO_TBL) });
-        }
-        rules.push(Rule { iif: tun.to_owned(), target: end, ..rule(6, FR_ACT_GOTO) });
-        if config.mark != 0 {
-            rules.push(Rule { mark: config.mark, mask: MARK_MASK, target: end, ..rule(7, FR_ACT_GOTO) });
-        }
-        if !captures {
-            continue;
-        }
-        for range in config.dns.fake_ranges().filter(|range| family_of(range) == family) {
-            rules.push(Rule { dst: Some(range), table: config.table, ..rule(8, FR_ACT_TO_TBL) });
-        }
-        for &(ip_proto, dport) in captured(config) {
-            let captured = |offset| Rule { ip_proto, dport, ..rule(offset, FR_ACT_TO_TBL) };
-            if config.auto_route {
-                rules.push(Rule { table: libc::RT_TABLE_MAIN.into(), suppress: 0, ..captured(8) });
-            }
-            rules.push(Rule { table: config.table, ..captured(9) });
-        }
-    }
-    rules
-}
-
-/// The protocols and destination ports that are captured: queries to resolvers, too, if they are answered.
-fn captured(config: &Config) -> &'static [(u8, Option<(u16, u16)>)] {
-    const TCP: (u8, Option<(u16, u16)>) = (libc::IPPROTO_TCP as u8, None);
-    const QUERIES: (u8, Option<(u16, u16)>) = (libc::IPPROTO_UDP as u8, Some((53, 53)));
-    match (config.non_tcp, config.dns.hijacks()) {
-        (NonTcp::Reject, _) => &[(0, None)],
-        (NonTcp::Direct, true) => &[TCP, QUERIES],
-        (NonTcp::Direct, false) => &[TCP],
-    }
 }
 
 fn net(addr: IpAddr, prefix: u8) -> IpNet {

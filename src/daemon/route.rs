@@ -35,6 +35,9 @@ const WATCHED: u32 = (libc::RTMGRP_LINK
     | libc::RTMGRP_IPV4_RULE
     | 1 << (libc::RTNLGRP_IPV6_RULE - 1)) as u32;
 
+/// Stands for a TUN that there need not be.
+const ANY_DEVICE: u32 = u32::MAX;
+
 /// Length of `struct ifinfomsg`.
 const LINK_BODY: usize = 16;
 
@@ -126,10 +129,7 @@ impl Routes {
     /// whatever its `on_failure`, until that run is there. Deletes everything else.
     pub fn hand_over(self, next: &Config, path: Path) -> Result<(), RouteError> {
         let mut socket = Socket::open().map_err(RouteError::Open)?;
-        let blocked = Config { on_failure: OnFailure::Block, ..next.clone() };
-        let mut routes = policy::routes(&blocked, path, self.ifindex);
-        let rules = policy::rules(&blocked, path, &next.tun, &routes);
-        routes.retain(|route| route.kind != libc::RTN_UNICAST);
+        let (rules, routes) = refusing(next, path);
         add(&mut socket, &rules, &routes)?;
         self.owner.sweep(&mut socket, &rules, &routes)
     }
@@ -262,6 +262,25 @@ fn add(socket: &mut Socket, rules: &[Rule], routes: &[Route]) -> Result<(), Rout
         }
     }
     Ok(())
+}
+
+/// Refuses what `config` captures until a daemon runs; where one does, nothing changes. Nothing if traffic may go
+/// directly then.
+pub fn block(config: &Config) -> Result<(), RouteError> {
+    if config.on_failure == OnFailure::Direct {
+        return Ok(());
+    }
+    let (rules, routes) = refusing(config, Path::Rewrite);
+    add(&mut Socket::open().map_err(RouteError::Open)?, &rules, &routes)
+}
+
+/// What captures, less what leads to the TUN.
+fn refusing(config: &Config, path: Path) -> (Vec<Rule>, Vec<Route>) {
+    let blocked = Config { on_failure: OnFailure::Block, ..config.clone() };
+    let mut routes = policy::routes(&blocked, path, ANY_DEVICE);
+    let rules = policy::rules(&blocked, path, &config.tun, &routes);
+    routes.retain(|route| route.kind != libc::RTN_UNICAST);
+    (rules, routes)
 }
 
 /// Deletes what a start with `config` would, and what it would install.

@@ -25,8 +25,8 @@ impl Changes {
         compare! {
             live:
                 connect max_dials max_dials_per_client connect_timeout reply_timeout keepalive
-                auto_route routes bypass non_tcp on_failure drain_timeout status_socket log_level
-                resolvers upstreams;
+                auto_route routes bypass interfaces local clients client_bypass ports quic non_tcp on_failure
+                drain_timeout status_socket log_level resolvers upstreams;
             // What the TUN, its queue of packets, the listeners and live connections are made with.
             restart:
                 tun mtu offload address address6 listen_port path max_flows pipe_size

@@ -5,6 +5,7 @@ use std::io;
 
 use tcp_over_http::uci::{self, Position};
 
+use super::net_file::NetFileError;
 use super::options::Reason;
 use super::settings::VARIABLE;
 
@@ -35,9 +36,9 @@ pub enum Origin {
 #[derive(Debug)]
 pub enum Problem {
     /// The file can't be read.
-    Read(io::Error),
-    /// The file is too long to be one.
-    TooLong,
+    Read(ReadError),
+    /// A file of networks isn't one.
+    NetFile(NetFileError),
     /// It has no UCI syntax.
     Syntax(uci::ErrorKind),
     /// It says that it is another package's.
@@ -89,6 +90,30 @@ pub enum Problem {
     },
 }
 
+/// Why a file can't be read.
+#[derive(Debug)]
+pub enum ReadError {
+    /// The system says so.
+    Io(io::Error),
+    /// It is too long to be one.
+    TooLong,
+}
+
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) => error.fmt(f),
+            Self::TooLong => f.write_str("longer than 1 MiB"),
+        }
+    }
+}
+
 /// A problem and the place to blame, before the file's name is known.
 pub type Fault = (Origin, Problem);
 
@@ -108,7 +133,7 @@ impl ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.origin, &self.problem) {
-            (Origin::Everywhere, Problem::Read(_) | Problem::TooLong) => write!(f, "{}: ", self.file)?,
+            (Origin::Everywhere, Problem::Read(_)) => write!(f, "{}: ", self.file)?,
             (Origin::File(at), _) => write!(f, "{}:{at}: ", self.file)?,
             (Origin::Variable, _) => write!(f, "{VARIABLE}: ")?,
             (Origin::Flag, _) => f.write_str("command line: ")?,
@@ -116,7 +141,7 @@ impl fmt::Display for ConfigError {
         }
         match &self.problem {
             Problem::Read(error) => error.fmt(f),
-            Problem::TooLong => f.write_str("longer than 1 MiB"),
+            Problem::NetFile(error) => write!(f, "bypass_file: {error}"),
             Problem::Syntax(kind) => kind.fmt(f),
             Problem::Package => f.write_str("another package's file"),
             Problem::SectionType(kind) => {

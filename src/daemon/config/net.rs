@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An IPv4 address and the length of its network's prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ipv4Net {
     /// The address; in a CIDR the network's first one.
     pub addr: Ipv4Addr,
@@ -13,7 +13,7 @@ pub struct Ipv4Net {
 }
 
 /// An IPv6 address and the length of its network's prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ipv6Net {
     /// The address; in a CIDR the network's first one.
     pub addr: Ipv6Addr,
@@ -22,7 +22,7 @@ pub struct Ipv6Net {
 }
 
 /// A network of either family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum IpNet {
     /// An IPv4 network.
     V4(Ipv4Net),

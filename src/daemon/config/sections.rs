@@ -158,14 +158,22 @@ impl Values {
         value.map_or(Origin::Default, |value| value.origin)
     }
 
-    /// The value of an option, unchecked; of a list the last.
-    pub fn text(&self, option: &str) -> Option<&str> {
-        let value = self.0.iter().rfind(|value| value.option == option)?;
-        Some(&value.text)
-    }
-
     /// Stores the defaults, then the values.
     pub fn store(&self, specs: &'static [Spec], draft: &mut Draft) -> Result<(), Fault> {
+        self.store_but(specs, draft, Err)
+    }
+
+    /// Stores the defaults, then the values that are right.
+    pub fn store_valid(&self, specs: &'static [Spec], draft: &mut Draft) {
+        _ = self.store_but(specs, draft, |_| Ok(()));
+    }
+
+    fn store_but(
+        &self,
+        specs: &'static [Spec],
+        draft: &mut Draft,
+        wrong: fn(Fault) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
         let with_default = specs.iter().filter(|spec| !spec.default.is_empty());
         let defaults = with_default.map(|spec| (spec.name, spec.default, Origin::Default));
         let values = self.0.iter();
@@ -177,7 +185,7 @@ impl Values {
             if let Err(reason) = spec.store(draft, text) {
                 let value = (!spec.is_secret()).then(|| text.to_owned());
                 let problem = Problem::Value { option, value, reason };
-                return Err((origin, problem));
+                wrong((origin, problem))?;
             }
         }
         Ok(())

@@ -8,7 +8,8 @@ use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::Path;
 
-use super::error::{ConfigError, Fault, Origin, Problem};
+use super::error::{ConfigError, Fault, Origin, Problem, ReadError};
+use super::net_file;
 use super::options::Spec;
 use super::sections::{Sections, Values};
 use super::table::{self, Draft};
@@ -31,6 +32,8 @@ const DNS_SERVERS: [[u8; 4]; 2] = [[1, 1, 1, 1], [9, 9, 9, 9]];
 pub struct Settings {
     /// `--config`.
     pub file: Option<String>,
+    /// `--leave-blocked`.
+    pub leave_blocked: bool,
     /// The other flags: names of options with their values.
     flags: Vec<(&'static str, String)>,
     /// The variable.
@@ -60,14 +63,22 @@ impl Settings {
         result.map_err(|fault| ConfigError::new(self.file_name(), fault))
     }
 
-    /// The option `status_socket`, whatever else is wrong: who asks the daemon need not have what it runs with.
-    pub fn status_socket(&self) -> String {
+    /// What can be read of it, whatever is wrong with the rest, and without the upstreams: for those who don't
+    /// run the daemon but have to know its device, its rules and its socket.
+    pub fn load_readable(&self) -> Config {
         let mut sections = Sections::default();
         if let Ok(Some(text)) = self.read() {
             _ = sections.read(&text);
         }
-        self.override_values(&mut sections.main);
-        sections.main.text("status_socket").unwrap_or(table::STATUS_SOCKET).to_owned()
+        let main = &mut sections.main;
+        self.override_values(main);
+        let mut draft = Draft::default();
+        main.store_valid(table::MAIN, &mut draft);
+        for path in std::mem::take(&mut draft.bypass_files) {
+            _ = net_file::read(&path, &mut draft.config.bypass);
+        }
+        finish(&mut draft);
+        draft.config
     }
 
     /// The file that `load` reads, or would if it existed.
@@ -82,18 +93,12 @@ impl Settings {
 
     /// `None` if there is no file and none was named.
     fn read(&self) -> Result<Option<Vec<u8>>, Problem> {
-        let file = match File::open(self.file_name()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.file.is_none() => {
-                return Ok(None);
+        match read_file(self.file_name()) {
+            Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound && self.file.is_none() => {
+                Ok(None)
             }
-            file => file.map_err(Problem::Read)?,
-        };
-        let mut text = Vec::new();
-        file.take(MAX_FILE + 1).read_to_end(&mut text).map_err(Problem::Read)?;
-        if text.len() as u64 > MAX_FILE {
-            return Err(Problem::TooLong);
+            text => text.map(Some).map_err(Problem::Read),
         }
-        Ok(Some(text))
     }
 
     fn resolve(&self, file: Option<&[u8]>) -> Result<Config, Fault> {
@@ -111,12 +116,12 @@ impl Settings {
             let upstream = section.resolve(&mut draft)?;
             draft.config.upstreams.extend(upstream.filter(|_| in_file));
         }
-        if !draft.ipv6 {
-            draft.config.address6 = None;
-            draft.config.dns.fakeip_range6 = None;
-            draft.config.routes.retain(|net| matches!(net, IpNet::V4(_)));
-            draft.config.bypass.retain(|net| matches!(net, IpNet::V4(_)));
+        let files = std::mem::take(&mut draft.bypass_files);
+        for path in &files {
+            let read = net_file::read(path, &mut draft.config.bypass);
+            read.map_err(|error| (main.origin("bypass_file"), Problem::NetFile(error)))?;
         }
+        finish(&mut draft);
         check(main, &mut draft.config)?;
         Ok(draft.config)
     }
@@ -135,6 +140,26 @@ impl Settings {
         for (option, text) in &self.flags {
             main.add(option, text.clone(), Origin::Flag);
         }
+    }
+}
+
+/// Reads a whole file.
+pub fn read_file(path: &str) -> Result<Vec<u8>, ReadError> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(ReadError::TooLong);
+    }
+    Ok(text)
+}
+
+/// What one option says of others.
+fn finish(draft: &mut Draft) {
+    if !draft.ipv6 {
+        draft.config.address6 = None;
+        draft.config.dns.fakeip_range6 = None;
+        draft.config.routes.retain(|net| matches!(net, IpNet::V4(_)));
+        draft.config.bypass.retain(|net| matches!(net, IpNet::V4(_)));
     }
 }
 

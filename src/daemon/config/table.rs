@@ -9,10 +9,12 @@ use super::options::Kind::{self, Bool, Choice, List, Number, Port, Secret, Secre
 use super::options::Spec;
 use super::proxy_url::{self, password, username};
 use super::values::{
-    cidr, device, domain, fake_ipv4, fake_ipv6, header, host, mark, own_ipv4, own_ipv6, path, resolver,
-    socket, table,
+    cidr, clients, device, domain, fake_ipv4, fake_ipv6, header, host, mark, own_ipv4, own_ipv6, path, ports,
+    resolver, socket, table,
 };
-use super::{Config, ConnectMode, DnsConfig, DnsMode, Host, Ipv4Net, NonTcp, OnFailure, PathChoice, Ping};
+use super::{
+    Config, ConnectMode, DnsConfig, DnsMode, Host, Ipv4Net, NonTcp, OnFailure, PathChoice, Ping, Quic,
+};
 
 /// The default of `status_socket`.
 pub const STATUS_SOCKET: &str = "/var/run/tcp-over-http.sock";
@@ -52,6 +54,20 @@ pub static MAIN: &[Spec] = &[
         List(|d, v| cidr(v).map(|v| d.config.routes.push(v)))),
     row("bypass", "", "never capture this network",
         List(|d, v| cidr(v).map(|v| d.config.bypass.push(v)))),
+    row("bypass_file", "", "never capture the networks in this file, one a line",
+        List(|d, v| { d.bypass_files.push(v.to_owned()); Ok(()) })),
+    row("interface", "", "capture what comes from this device only",
+        List(|d, v| device(v).map(|v| d.config.interfaces.push(v)))),
+    row("local", "1", "capture this machine's own connections, too",
+        Bool(|d, v| d.config.local = v)),
+    row("client", "", "capture only what comes from this network",
+        List(|d, v| clients(v).map(|v| d.config.clients.push(v)))),
+    row("client_bypass", "", "never capture what comes from this network",
+        List(|d, v| clients(v).map(|v| d.config.client_bypass.push(v)))),
+    row("port", "", "capture only TCP to this port: PORT or FIRST-LAST",
+        List(|d, v| ports(v).map(|v| d.config.ports.push(v)))),
+    row("quic", "reject", "UDP to port 443 gets an ICMP error, or is left alone",
+        Choice(&["reject", "direct"], |d, i| d.config.quic = pick(i, Quic::Reject, Quic::Direct))),
     row("non_tcp", "direct", "what isn't TCP is left alone, or gets an ICMP error",
         Choice(&["direct", "reject"], |d, i| d.config.non_tcp = pick(i, NonTcp::Direct, NonTcp::Reject))),
     row("ping", "reject", "pings of captured addresses get an ICMP error, or an answer",
@@ -148,6 +164,8 @@ pub struct Draft {
     pub config: Config,
     /// `option ipv6`.
     pub ipv6: bool,
+    /// `list bypass_file`.
+    pub bypass_files: Vec<String>,
     /// The section `config upstream` being read.
     pub upstream: UpstreamDraft,
 }
@@ -191,6 +209,12 @@ impl Default for Draft {
                 auto_route: false,
                 routes: Vec::new(),
                 bypass: Vec::new(),
+                interfaces: Vec::new(),
+                local: true,
+                clients: Vec::new(),
+                client_bypass: Vec::new(),
+                ports: Vec::new(),
+                quic: Quic::Reject,
                 non_tcp: NonTcp::Direct,
                 ping: Ping::Reject,
                 on_failure: OnFailure::Block,
@@ -217,6 +241,7 @@ impl Default for Draft {
                 upstreams: Vec::new(),
             },
             ipv6: false,
+            bypass_files: Vec::new(),
             upstream: UpstreamDraft::default(),
         }
     }

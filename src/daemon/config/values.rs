@@ -119,6 +119,20 @@ pub fn cidr(text: &str) -> Result<IpNet, &'static str> {
     if net.is_network() { Ok(net) } else { Err("has bits set behind its prefix") }
 }
 
+/// A network that isn't everybody's: a rule would say nothing with one.
+pub fn clients(text: &str) -> Result<IpNet, &'static str> {
+    let net = cidr(text)?;
+    let all = matches!(net, IpNet::V4(Ipv4Net { prefix: 0, .. }) | IpNet::V6(Ipv6Net { prefix: 0, .. }));
+    if all { Err("is everybody") } else { Ok(net) }
+}
+
+/// `PORT` or `FIRST-LAST`.
+pub fn ports(text: &str) -> Result<(u16, u16), &'static str> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let ports = port(first).zip(port(last)).filter(|(first, last)| first <= last);
+    ports.ok_or("is not PORT or FIRST-LAST (1-65535)")
+}
+
 pub fn resolver(text: &str) -> Result<SocketAddr, &'static str> {
     let addr = match text.parse() {
         Ok(ip) => Some(SocketAddr::new(ip, 53)),

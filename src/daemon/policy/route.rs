@@ -10,7 +10,7 @@ use crate::netlink::{self, Message, NLM_F_CREATE, NLM_F_REPLACE};
 const BODY: usize = 12;
 
 /// A route in our table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
     /// What it leads to.
     pub net: IpNet,

@@ -21,12 +21,15 @@ impl Owner {
     /// Deletes what is ours except for what is wanted, in either family, also one that is now off. Goes on
     /// after a failure and tells of the last.
     pub fn sweep(&self, socket: &mut Socket, rules: &[Rule], routes: &[Route]) -> Result<(), RouteError> {
+        // There may be thousands.
+        let mut wanted: Vec<&Route> = routes.iter().collect();
+        wanted.sort_unstable();
         // What is found is sent back to be deleted, as `ip rule flush` does: nothing in it can be missed.
         // Routes first: a rule that leads to none captures nothing.
         let mut stale = Vec::new();
         let all = Message::new(libc::RTM_GETROUTE, 0, &[0; 12]);
         let each = &mut |received: &netlink::Received| match Route::parse(received.body) {
-            Some(route) if self.owns_route(&route) && !routes.contains(&route) => {
+            Some(route) if self.owns_route(&route) && wanted.binary_search(&&route).is_err() => {
                 stale.push((received.body.to_vec(), route));
             }
             _ => {}

@@ -16,6 +16,8 @@ use tokio::runtime::Runtime;
 use super::*;
 use crate::config::{DnsMode, IpNet, NonTcp};
 
+mod selection;
+
 const TUN: &str = "toh0";
 const MARK: &str = "0x74000001";
 const DELIVER: &str = "0x75000001";
@@ -38,11 +40,14 @@ fn install_and_remove_leave_nothing() {
         assert_eq!(
             ip("rule"),
             "0:\tfrom all lookup local\n\
-             906:\tfrom all iif toh0 goto 910 proto 116\n\
-             907:\tfrom all fwmark 0x74000000/0xff000000 goto 910 proto 116\n\
-             908:\tfrom all ipproto tcp lookup main suppress_prefixlength 0 proto 116\n\
-             909:\tfrom all ipproto tcp lookup 7480 proto 116\n\
-             910:\tfrom all nop proto 116\n\
+             906:\tfrom all iif toh0 goto 920 proto 116\n\
+             907:\tfrom all fwmark 0x74000000/0xff000000 goto 920 proto 116\n\
+             907:\tfrom all fwmark 0x76000000/0xff000000 goto 920 proto 116\n\
+             916:\tfrom all ipproto tcp lookup main suppress_prefixlength 0 proto 116\n\
+             916:\tfrom all ipproto udp dport 443 lookup main suppress_prefixlength 0 proto 116\n\
+             917:\tfrom all ipproto tcp lookup 7480 proto 116\n\
+             917:\tfrom all ipproto udp dport 443 lookup 7480 proto 116\n\
+             920:\tfrom all nop proto 116\n\
              32766:\tfrom all lookup main\n\
              32767:\tfrom all lookup default\n"
         );
@@ -200,15 +205,18 @@ fn express_rules() {
             "0:\tfrom all lookup local\n\
              900:\tfrom all fwmark 0x75000000/0xff000000 iif lo lookup main suppress_prefixlength 0 proto 116\n\
              901:\tfrom all fwmark 0x75000000/0xff000000 iif lo lookup 7482 proto 116\n\
-             902:\tfrom all fwmark 0x75000000/0xff000000 iif lo goto 910 proto 116\n\
+             902:\tfrom all fwmark 0x75000000/0xff000000 iif lo goto 920 proto 116\n\
              903:\tfrom all fwmark 0x75000000/0xff000000 lookup 7481 proto 116\n\
              904:\tfrom all iif toh0 lookup main suppress_prefixlength 0 proto 116\n\
              905:\tfrom all iif toh0 lookup 7482 proto 116\n\
-             906:\tfrom all iif toh0 goto 910 proto 116\n\
-             907:\tfrom all fwmark 0x74000000/0xff000000 goto 910 proto 116\n\
-             908:\tfrom all ipproto tcp lookup main suppress_prefixlength 0 proto 116\n\
-             909:\tfrom all ipproto tcp lookup 7480 proto 116\n\
-             910:\tfrom all nop proto 116\n\
+             906:\tfrom all iif toh0 goto 920 proto 116\n\
+             907:\tfrom all fwmark 0x74000000/0xff000000 goto 920 proto 116\n\
+             907:\tfrom all fwmark 0x76000000/0xff000000 goto 920 proto 116\n\
+             916:\tfrom all ipproto tcp lookup main suppress_prefixlength 0 proto 116\n\
+             916:\tfrom all ipproto udp dport 443 lookup main suppress_prefixlength 0 proto 116\n\
+             917:\tfrom all ipproto tcp lookup 7480 proto 116\n\
+             917:\tfrom all ipproto udp dport 443 lookup 7480 proto 116\n\
+             920:\tfrom all nop proto 116\n\
              32766:\tfrom all lookup main\n\
              32767:\tfrom all lookup default\n"
         );
@@ -360,8 +368,8 @@ fn a_crash_opens_if_asked_to() {
 fn leaves_others_alone() {
     in_namespace(|world| {
         ip("rule add pref 900 from 203.0.113.7 lookup main");
-        ip("rule add pref 909 fwmark 0x1 lookup 7480");
-        ip("-6 rule add pref 910 nop");
+        ip("rule add pref 917 fwmark 0x1 lookup 7480");
+        ip("-6 rule add pref 920 nop");
         ip("route add blackhole 203.0.113.0/28 table 7480");
         let before = state();
         let tun = open_tun();
@@ -386,8 +394,8 @@ fn restores_what_others_undo() {
         assert_eq!(world.event(&mut routes), None);
         for undo in [
             "link set toh0 down",
-            "rule del pref 909",
-            "rule del pref 910",
+            "rule del pref 917 ipproto tcp",
+            "rule del pref 920",
             "-6 rule del pref 907",
             "-4 addr flush dev toh0",
             "-6 addr flush dev toh0 scope global",
@@ -401,8 +409,8 @@ fn restores_what_others_undo() {
             assert_eq!(world.event(&mut routes), None, "{undo}");
         }
         // Nor is what doesn't concern us.
-        ip("rule add pref 909 from 203.0.113.7 lookup main");
-        ip("rule del pref 909 from 203.0.113.7");
+        ip("rule add pref 917 from 203.0.113.7 lookup main");
+        ip("rule del pref 917 from 203.0.113.7");
         ip("link set lan0 down");
         assert_eq!(world.event(&mut routes), None);
     });
@@ -558,9 +566,15 @@ fn express_state() -> String {
     state() + &tables.concat()
 }
 
-/// All rules and the routes of our table.
+/// All rules and the routes of our table. Rules of one priority have no order that would matter.
 fn state() -> String {
-    ["rule", "-6 rule", "route show table 7480", "-6 route show table 7480"].map(ip).concat()
+    let [mut rules, mut rules6] = ["rule", "-6 rule"].map(ip);
+    for rules in [&mut rules, &mut rules6] {
+        let mut lines: Vec<&str> = rules.lines().collect();
+        lines.sort_unstable();
+        *rules = lines.join("\n") + "\n";
+    }
+    [rules, rules6, ip("route show table 7480"), ip("-6 route show table 7480")].concat()
 }
 
 /// And what the TUN has.

@@ -312,19 +312,24 @@ fn headers_are_checked() {
 }
 
 #[test]
-fn the_status_socket_is_known_whatever_else_is_wrong() {
+fn what_is_right_is_known_whatever_else_is_wrong() {
     let path = std::env::temp_dir().join(format!("toh-settings-{}", std::process::id()));
     let at = |text: &str| {
         std::fs::write(&path, text).unwrap();
         let file = Some(path.to_str().unwrap().to_owned());
         Settings { file, ..Settings::default() }
     };
-    assert_eq!(at("").status_socket(), table::STATUS_SOCKET);
+    assert_eq!(at("").load_readable().status_socket, table::STATUS_SOCKET);
     let broken = "config tcp-over-http main\noption status_socket /a\noption mtu x\nnonsense";
-    assert_eq!(at(broken).status_socket(), "/a");
+    assert_eq!(at(broken).load_readable().status_socket, "/a");
+    assert_eq!(at(broken).load_readable().mtu, 1500);
+    let broken =
+        "config tcp-over-http main\noption table 5\nlist route bad\nlist route 10.0.0.0/8\noption mtu";
+    let config = at(broken).load_readable();
+    assert_eq!((config.table, config.routes.len(), config.tun.as_str()), (5, 1, "toh0"));
     let mut settings = at(broken);
     settings.give(table::MAIN.iter().find(|spec| spec.name == "status_socket").unwrap(), "/b".to_owned());
-    assert_eq!(settings.status_socket(), "/b");
+    assert_eq!(settings.load_readable().status_socket, "/b");
     std::fs::remove_file(&path).unwrap();
 }
 
@@ -347,7 +352,7 @@ fn the_file_of_the_package_has_every_option_with_its_default() {
     let statement = |line: &&str| ["option ", "list ", "config "].iter().any(|word| line.starts_with(word));
     let uncommented = |line| str::trim_start(line).strip_prefix('#').filter(statement).unwrap_or(line);
     let whole = shipped.lines().map(uncommented).collect::<Vec<_>>().join("\n");
-    Config::from_uci(&whole).unwrap();
+    Config::from_uci(&whole.replace("/etc/tcp-over-http.bypass", "/dev/null")).unwrap();
     let (main, upstream) = whole.split_once("\nconfig upstream").unwrap();
     for (specs, section) in [(table::MAIN, main), (table::UPSTREAM, upstream)] {
         for spec in specs {
@@ -361,4 +366,32 @@ fn the_file_of_the_package_has_every_option_with_its_default() {
             }
         }
     }
+}
+
+#[test]
+fn files_of_networks() {
+    let path = std::env::temp_dir().join(format!("toh-networks-{}", std::process::id()));
+    let of = |text: &[u8]| {
+        std::fs::write(&path, text).unwrap();
+        let file = format!(
+            "config tcp-over-http main\nlist upstream http://a\nlist bypass 10.0.0.0/8\n\
+             list bypass_file {}\noption ipv6 0",
+            path.display()
+        );
+        Config::from_uci(&file)
+            .map(|config| config.bypass.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let text = b"# a list\n192.0.2.0/24 # one\r\n\n  198.51.100.7\n2001:db8::/32\n203.0.113.0/24";
+    assert_eq!(of(text).unwrap(), ["10.0.0.0/8", "192.0.2.0/24", "198.51.100.7/32", "203.0.113.0/24"]);
+    let path = path.display();
+    for (text, error) in [
+        (&b"192.0.2.0/24\n192.0.2.1/24\n"[..], "2: the line has bits set behind its prefix"),
+        (b"\n\nexample.com", "3: the line is not a network (ADDRESS/PREFIX)"),
+        (b"\xff", "1: the line is not UTF-8"),
+    ] {
+        assert_eq!(of(text).unwrap_err().to_string(), format!("FILE:4:18: bypass_file: {path}:{error}"));
+    }
+    std::fs::remove_file(path.to_string()).unwrap();
+    let error = Config::from_uci("config tcp-over-http main\nlist bypass_file /nonexistent").unwrap_err();
+    assert!(error.to_string().starts_with("FILE:2:18: bypass_file: /nonexistent: "), "{error}");
 }

@@ -1,0 +1,193 @@
+"""What is captured and what is exempt: selection, answers to connections from outside, and what is refused while
+no daemon runs."""
+
+import errno
+import signal
+import socket
+
+import pytest
+
+from gateway import NFT_TABLE, PATH
+from netns import (
+    CLIENT, CLIENT6, ROUTER_WAN, ROUTER_WAN6, SERVER, SERVER6, SERVER_OTHER, retransmits,
+)
+from test_routes import assert_direct, assert_proxied
+from wait import WAIT, until
+
+# Another client of the same network.
+NEIGHBOUR, NEIGHBOUR6 = "10.1.0.3", "fd01::3"
+
+
+def test_only_these_clients(gateway, proxy, client, internet):
+    gateway("--client", f"{CLIENT}/32", "--client", f"{CLIENT6}/128")
+    for server, other in ((SERVER, NEIGHBOUR), (SERVER6, NEIGHBOUR6)):
+        assert_proxied(client, proxy, server)
+        listener = internet.listen(server)
+        near = client.connect(*listener.getsockname()[:2], source=other)
+        listener.accept()[0].close()
+        near.close()
+        assert not proxy.pending()
+
+
+def test_only_this_device(gateway, proxy, client, router, internet):
+    gateway("--interface", "lan", "--local", "0")
+    for server in (SERVER, SERVER6):
+        assert_proxied(client, proxy, server)
+        assert_direct(router, internet.listen(server), proxy)
+
+
+def test_only_these_ports(gateway, proxy, client, internet):
+    gateway("--port", "80", "--port", "7000-7999")
+    assert_proxied(client, proxy, SERVER, 7500)
+    assert_direct(client, internet.listen(SERVER, 6999), proxy)
+
+
+def test_bypass_file(gateway, proxy, client, internet, directory):
+    path = directory / "bypass"
+    path.write_text(f"# those\n{SERVER_OTHER}\n{SERVER6}/128\n" + "".join(f"11.{n // 250}.{n % 250}.0/24\n" for n in range(5000)))
+    gateway("--bypass-file", path)
+    assert_proxied(client, proxy, SERVER)
+    for address in (SERVER_OTHER, SERVER6):
+        assert_direct(client, internet.listen(address), proxy)
+
+
+@pytest.mark.parametrize("size", [100, 1200, 1400])
+def test_quic_is_refused_at_once(gateway, proxy, client, internet, server, size):
+    """A browser's connected socket learns of it by its first packet, and takes TCP."""
+    gateway()
+    sock = client.socket(server, socket.SOCK_DGRAM)
+    sock.settimeout(WAIT)
+    sock.connect((server, 443))
+    sock.send(b"q" * size)
+    with pytest.raises(OSError) as error:
+        sock.recv(100)
+    assert error.value.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EACCES)
+    # Other UDP goes on.
+    far = internet.socket(server, socket.SOCK_DGRAM)
+    far.bind((server, 4443))
+    far.settimeout(WAIT)
+    sock = client.socket(server, socket.SOCK_DGRAM)
+    sock.sendto(b"hello", (server, 4443))
+    assert far.recv(100) == b"hello"
+
+
+def test_quic_may_go(gateway, proxy, client, internet, server):
+    gateway("--quic", "direct")
+    far = internet.socket(server, socket.SOCK_DGRAM)
+    far.bind((server, 443))
+    far.settimeout(WAIT)
+    client.socket(server, socket.SOCK_DGRAM).sendto(b"hello", (server, 443))
+    assert far.recv(100) == b"hello"
+
+
+@pytest.fixture(params=["ipv4", "ipv6"])
+def inbound(request, network):
+    """Ways in from the internet: a port of the router's that is forwarded to the client, and one of its own."""
+    four = request.param == "ipv4"
+    source, router, client = (SERVER_OTHER, ROUTER_WAN, CLIENT) if four else (SERVER6, ROUTER_WAN6, CLIENT6)
+    ip, to = ("ip", client) if four else ("ip6", f"[{client}]")
+    network.router.nft(
+        f"table {ip} forward {{ chain in {{ type nat hook prerouting priority dstnat;"
+        f" iifname wan tcp dport 8080 dnat to {to}:80; }}; }}"
+    )
+    return source, router, network.client.listen(client, 80), network.router.listen(router, 22)
+
+
+def exchange(internet, source, address, port, listener):
+    """A connection from outside works both ways."""
+    near = internet.connect(address, port, source=source)
+    far, _ = listener.accept()
+    far.sendall(b"welcome")
+    assert near.recv(100) == b"welcome"
+    near.sendall(b"thanks")
+    assert far.recv(100) == b"thanks"
+    near.close()
+    far.close()
+
+
+def test_connections_from_outside(gateway, proxy, network, inbound, server):
+    """Port forwards and services of the router work on, and all else is captured as ever."""
+    source, router, forwarded, service = inbound
+    daemon = gateway()
+    exchange(network.internet, source, router, 8080, forwarded)
+    exchange(network.internet, source, router, 22, service)
+    assert not proxy.pending()
+    assert_proxied(network.client, proxy, server)
+    assert_proxied(network.router, proxy, server)
+    # Who takes the tables away gets them back.
+    for family in ("ip", "ip6"):
+        network.router.run("nft", "delete", "table", family, NFT_TABLE)
+    daemon.wait_log("table was deleted from outside: restored")
+    exchange(network.internet, source, router, 8080, forwarded)
+    exchange(network.internet, source, router, 22, service)
+    assert_proxied(network.client, proxy, server)
+
+
+def test_without_nft_more_is_captured(gateway, proxy, network, inbound, server, directory):
+    """The answers are refused then, and the daemon says so; nothing else changes."""
+    if PATH == "express":
+        pytest.skip("the express path needs nft")
+    source, router, forwarded, service = inbound
+    daemon = gateway(env={"PATH": str(directory)})
+    assert "answers to connections from outside are captured" in daemon.log()
+    near = network.internet.begin_connect(router, 22, source)
+    until(lambda: retransmits(near), "no answer comes")
+    near.close()
+    assert_proxied(network.client, proxy, server)
+
+
+def refused(space, server):
+    error = space.connect_errno(server, 80)
+    return error not in (0, errno.ETIMEDOUT)
+
+
+def test_blocked_until_it_runs(gateway, proxy, network, client, internet, server, leaks):
+    """From boot on: before the daemon runs, while it starts again, after it was told to end, until `unblock`."""
+    listener = internet.listen(server, 80)
+    daemon = gateway(ready=False, prefix=("true",))
+    daemon.wait()
+    daemon.prefix = ()
+    daemon.command("block")
+    for space in (client, network.router):
+        assert refused(space, server)
+    leaks.assert_none()
+    daemon.options = ("--leave-blocked", *daemon.options)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        daemon.start()
+        daemon.options = daemon.options[1:]
+        daemon.command("block")
+        daemon.options = ("--leave-blocked", *daemon.options)
+        assert_proxied(client, proxy, server)
+        daemon.signal(number)
+        daemon.wait()
+        assert refused(client, server)
+        leaks.assert_none()
+    daemon.options = daemon.options[1:]
+    daemon.command("unblock")
+    daemon.assert_clean()
+    assert_direct(client, listener, proxy)
+
+
+def test_nothing_is_blocked_if_traffic_may_go(gateway, proxy, client, internet, server):
+    daemon = gateway("--on-failure", "direct", ready=False, prefix=("true",))
+    daemon.wait()
+    daemon.prefix = ()
+    daemon.command("block")
+    daemon.assert_clean()
+    assert_direct(client, internet.listen(server), proxy)
+
+
+def test_unblock_reads_what_it_can(gateway, proxy, directory, network):
+    """A configuration that has become wrong does not keep anybody blocked."""
+    path = directory / "config"
+    path.write_text("config tcp-over-http main\noption auto_route 1\noption table 7480\nlist upstream http://a\n")
+    daemon = gateway("--config", path, ready=False, prefix=("true",))
+    daemon.wait()
+    daemon.prefix = ()
+    daemon.options = ("--config", path)
+    daemon.command("block")
+    assert daemon.leftovers()
+    path.write_text("config tcp-over-http main\noption auto_route 1\noption mtu nonsense\n")
+    assert daemon.command("check", check=False).returncode == 1
+    daemon.command("unblock")
+    daemon.assert_clean()
