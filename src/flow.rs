@@ -53,6 +53,16 @@ impl Slot {
     pub const fn index(self) -> usize {
         self.0 as usize
     }
+
+    /// The number, to find the flow by later.
+    pub const fn number(self) -> u16 {
+        self.0
+    }
+
+    /// The flow of a number that [`Slot::number`] gave.
+    pub const fn from_number(number: u16) -> Self {
+        Self(number)
+    }
 }
 
 impl fmt::Display for Slot {

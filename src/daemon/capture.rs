@@ -9,11 +9,10 @@ use std::task::{Context, Poll};
 
 use tcp_over_http::rewrite::Path;
 use tcp_over_http::subnet::Subnet;
-use tokio::net::TcpListener;
 
 use crate::config::{Config, OnFailure, PathChoice};
 use crate::firewall::{self, Firewall, FirewallError};
-use crate::listener;
+use crate::listener::{self, Listener};
 use crate::probe::{ProbeError, probe};
 use crate::route::{Event, RouteError, Routes};
 use crate::sys;
@@ -22,7 +21,7 @@ use crate::tun::Tun;
 /// The routes, the listeners, and the firewall's tables.
 pub struct Capture {
     path: Path,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
     routes: Routes,
     firewall: Option<Firewall>,
 }
@@ -73,7 +72,7 @@ impl Capture {
     }
 
     /// Where connections are accepted.
-    pub fn listeners(&self) -> &[TcpListener] {
+    pub fn listeners(&self) -> &[Listener] {
         &self.listeners
     }
 
@@ -204,7 +203,7 @@ fn give_up(config: &Config, routes: Routes) {
     }
 }
 
-fn listen(config: &Config, path: Path) -> Result<Vec<TcpListener>, CaptureError> {
+fn listen(config: &Config, path: Path) -> Result<Vec<Listener>, CaptureError> {
     listener::listen(config, path).map_err(|(address, error)| CaptureError::Listen(address, error))
 }
 

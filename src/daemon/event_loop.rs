@@ -1,4 +1,4 @@
-//! The one loop of the daemon. What isn't here runs in a task per dial and per relay.
+//! The one loop of the daemon. What isn't here runs in a task per dial.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -126,6 +126,7 @@ impl EventLoop {
             return Poll::Ready(end);
         }
         self.poll_listeners(cx);
+        self.gateway.poll_relays(cx);
         if let Some(dns) = self.gateway.dns() {
             dns.poll(cx, &self.gateway);
         }

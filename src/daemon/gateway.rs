@@ -1,14 +1,12 @@
 //! What happens to a connection from its SYN to its end: held, dialled, released or refused, accepted,
 //! relayed.
 
+mod relays;
+
 use std::cell::{Cell, RefCell};
-use std::fmt;
-use std::future::Future;
-use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::pin::Pin;
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tcp_over_http::connect::Target;
@@ -19,13 +17,11 @@ use tcp_over_http::reject::{self, Reject};
 use tcp_over_http::rewrite::{Rewriter, Verdict};
 use tcp_over_http::time::Instant;
 use tcp_over_http::vnet;
-use tokio::net::TcpStream;
 
 use crate::config::{Config, ConnectMode};
-use crate::dns::{self, Dns, Held, Meaning};
+use crate::dns::{self, Dns, Meaning};
 use crate::kept::{Kept, KeptFlows, Parked, Tunnel};
-use crate::pipe::Pipes;
-use crate::relay::{Moved, Relay};
+use crate::relay::{Moved, Supplies};
 use crate::sys;
 use crate::task::spawn;
 use crate::tun::Tun;
@@ -34,17 +30,21 @@ use crate::upstream::{Failure, Opened, Upstreams};
 /// The port that resolvers are asked on.
 const DNS: u16 = 53;
 
-/// All that one packet or connection may need. The event loop, the dials and the relays share it.
+/// All that one packet or connection may need. The event loop and the dials share it.
 pub struct Gateway {
     tun: Tun,
     rewriter: RefCell<Rewriter>,
     upstreams: RefCell<Rc<Upstreams>>,
     dns: Option<Rc<Dns>>,
-    pipes: Pipes,
+    supplies: Supplies,
     mode: Cell<ConnectMode>,
     started: std::time::Instant,
     /// What is kept for a flow, by slot.
     kept: RefCell<KeptFlows>,
+    /// Whose relays have a turn without an event...
+    queue: RefCell<VecDeque<Slot>>,
+    /// ...and whether one of them can make use of it at once.
+    again: Cell<bool>,
     totals: Cell<Totals>,
 }
 
@@ -66,7 +66,7 @@ impl Gateway {
         rewriter: Rewriter,
         upstreams: Upstreams,
         dns: Option<Rc<Dns>>,
-        pipes: Pipes,
+        supplies: Supplies,
         mode: ConnectMode,
     ) -> Self {
         Self {
@@ -74,10 +74,12 @@ impl Gateway {
             rewriter: RefCell::new(rewriter),
             upstreams: RefCell::new(Rc::new(upstreams)),
             dns,
-            pipes,
+            supplies,
             mode: Cell::new(mode),
             started: std::time::Instant::now(),
             kept: RefCell::default(),
+            queue: RefCell::default(),
+            again: Cell::default(),
             totals: Cell::default(),
         }
     }
@@ -161,7 +163,7 @@ impl Gateway {
         let accepted = self.rewriter.borrow_mut().accept(mapped(peer.ip()), peer.port(), local, now);
         let Some(slot) = accepted else {
             log::debug!("accepted {peer}, which is no flow's; reset");
-            _ = client.set_zero_linger();
+            _ = sys::set_resetting(&client);
             return;
         };
         let mut kept = self.kept.borrow_mut();
@@ -212,13 +214,6 @@ impl Gateway {
     /// Whether no flow has anything left to do.
     pub fn is_idle(&self) -> bool {
         self.rewriter.borrow().flows.is_idle()
-    }
-
-    /// Ends all relays and dials; the clients are reset.
-    pub fn abort_all(&self) {
-        // Out of the borrow first: what is dropped may ask for it.
-        let kept = self.kept.take();
-        kept.abort();
     }
 
     fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
@@ -349,32 +344,17 @@ impl Gateway {
         _ = sys::set_lingering(&client);
         let task = DnsTask { slot, gateway: Rc::clone(self) };
         let task = spawn(async move {
-            dns::serve(&task.gateway, client).await;
+            if let Ok(client) = tokio::net::TcpStream::from_std(client) {
+                dns::serve(&task.gateway, client).await;
+            }
             task.gateway.keep(task.slot, Kept::Nothing);
         });
-        self.keep(slot, Kept::Relayed(task));
-    }
-
-    fn relay(self: &Rc<Self>, slot: Slot, client: TcpStream, opened: Opened) {
-        let held = self.kept.borrow_mut().parked(slot).and_then(|parked| parked.held.take());
-        let Opened { stream, leftover } = opened;
-        match Relay::new(client, stream, &leftover, &self.pipes) {
-            Ok(relay) => {
-                let task =
-                    spawn(RelayTask { relay, ended: false, slot, gateway: Rc::clone(self), _held: held });
-                self.keep(slot, Kept::Relayed(task));
-            }
-            Err(error) => {
-                log::warn!("no pipe for a relay: {error}");
-                self.rewriter.borrow_mut().close(slot, self.now());
-                self.keep(slot, Kept::Nothing);
-            }
-        }
+        self.keep(slot, Kept::Served(task));
     }
 
     /// Resets the client of an accepted flow.
     fn reset(&self, slot: Slot, client: &TcpStream) {
-        _ = client.set_zero_linger();
+        _ = sys::set_resetting(client);
         self.rewriter.borrow_mut().close(slot, self.now());
         self.keep(slot, Kept::Nothing);
     }
@@ -413,54 +393,6 @@ impl Gateway {
         let mut totals = self.totals.get();
         change(&mut totals);
         self.totals.set(totals);
-    }
-}
-
-/// A relay, run until its end.
-struct RelayTask {
-    relay: Relay,
-    ended: bool,
-    slot: Slot,
-    gateway: Rc<Gateway>,
-    /// The fake address that the client has connected to.
-    _held: Option<Held>,
-}
-
-impl Future for RelayTask {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context) -> Poll<()> {
-        let this = self.get_mut();
-        let before = this.relay.moved();
-        let polled: Poll<io::Result<()>> = this.relay.poll(cx, &this.gateway.pipes);
-        let after = this.relay.moved();
-        this.gateway.count(|totals| {
-            totals.moved.up += after.up - before.up;
-            totals.moved.down += after.down - before.down;
-        });
-        let result = ready!(polled);
-        this.ended = result.is_ok();
-        let (slot, Moved { up, down }) = (this.slot, this.relay.moved());
-        let end: &dyn fmt::Display = match &result {
-            Ok(()) => &"closed",
-            Err(error) => error,
-        };
-        log::debug!("{slot}: ended after {up} bytes up, {down} bytes down: {end}");
-        this.gateway.keep(this.slot, Kept::Nothing);
-        Poll::Ready(())
-    }
-}
-
-impl Drop for RelayTask {
-    /// Also when it is aborted.
-    fn drop(&mut self) {
-        match self.ended {
-            true => self.relay.finish(),
-            false => self.relay.reset(),
-        }
-        let gateway = &self.gateway;
-        self.relay.release(&gateway.pipes);
-        gateway.rewriter.borrow_mut().close(self.slot, gateway.now());
     }
 }
 

@@ -1,10 +1,13 @@
 //! What the daemon keeps for each flow, from its SYN until its relay ends.
 
+use std::net::TcpStream;
+
 use tcp_over_http::flow::Slot;
-use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
 use crate::dns::Held;
+use crate::relay::Relay;
+use crate::sys;
 use crate::upstream::Opened;
 
 /// What is kept, by slot. Grows to the highest slot that was ever used.
@@ -22,6 +25,14 @@ impl KeptFlows {
         }
     }
 
+    /// The flow's relay, if it has one.
+    pub fn relay(&mut self, slot: Slot) -> Option<&mut Relay> {
+        match self.slots.get_mut(slot.index()) {
+            Some(Kept::Relayed(relay)) => Some(relay),
+            _ => None,
+        }
+    }
+
     /// Keeps `new`; returns what was kept before.
     pub fn replace(&mut self, slot: Slot, new: Kept) -> Kept {
         if self.slots.len() <= slot.index() {
@@ -30,13 +41,16 @@ impl KeptFlows {
         std::mem::replace(&mut self.slots[slot.index()], new)
     }
 
-    /// Ends all dials and relays.
-    pub fn abort(self) {
-        for kept in self.slots {
-            if let Kept::Relayed(task) = kept {
+    /// All relays. Ends all else.
+    pub fn into_relays(self) -> impl Iterator<Item = (Slot, Box<Relay>)> {
+        (0..).zip(self.slots).filter_map(|(number, kept)| match kept {
+            Kept::Relayed(relay) => Some((Slot::from_number(number), relay)),
+            Kept::Served(task) => {
                 task.abort();
+                None
             }
-        }
+            _ => None,
+        })
     }
 }
 
@@ -49,7 +63,9 @@ pub enum Kept {
     /// Until it is accepted.
     Parked(Box<Parked>),
     /// Until its relay ends.
-    Relayed(AbortHandle),
+    Relayed(Box<Relay>),
+    /// Until this task, which answers the client itself, ends.
+    Served(AbortHandle),
 }
 
 /// A flow that is being dialled, or waits to be accepted.
@@ -81,7 +97,7 @@ impl Drop for Parked {
         match &self.tunnel {
             Tunnel::Dialled(Some(dial)) => dial.abort(),
             // The client has reset its side.
-            Tunnel::Opened(opened) => _ = opened.stream.set_zero_linger(),
+            Tunnel::Opened(opened) => _ = sys::set_resetting(&opened.stream),
             _ => {}
         }
     }

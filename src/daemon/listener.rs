@@ -1,10 +1,14 @@
 //! The listeners that the kernel accepts clients' connections on.
 
+use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::task::{Context, Poll, ready};
 
 use tcp_over_http::rewrite::Path;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpSocket;
 
 use crate::config::Config;
 use crate::sys;
@@ -12,12 +16,35 @@ use crate::sys;
 /// Connections that may wait to be accepted; the kernel's `somaxconn` is a bound, too.
 const BACKLOG: u32 = 4096;
 
+/// A listener. What it accepts is watched by nobody yet.
+pub struct Listener {
+    file: AsyncFd<File>,
+}
+
+impl Listener {
+    /// Accepts a connection: its socket, which doesn't block, and the client's address.
+    pub fn poll_accept(&self, cx: &mut Context) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+        loop {
+            let mut ready = ready!(self.file.poll_read_ready(cx))?;
+            if let Ok(result) = ready.try_io(|file| sys::accept(file.get_ref())) {
+                return Poll::Ready(result);
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.get_ref().as_fd()
+    }
+}
+
 /// Listens where the path brings connections: on the TUN's own addresses, or, transparently, on the
 /// loopback's, which nobody can reach from outside.
 ///
 /// # Errors
 /// The address, and what failed there.
-pub fn listen(config: &Config, path: Path) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
+pub fn listen(config: &Config, path: Path) -> Result<Vec<Listener>, (SocketAddr, io::Error)> {
     let (ipv4, ipv6) = match path {
         Path::Rewrite => (config.address.addr, config.address6.map(|net| net.addr)),
         Path::Express => (Ipv4Addr::LOCALHOST, config.address6.map(|_| Ipv6Addr::LOCALHOST)),
@@ -30,7 +57,7 @@ pub fn listen(config: &Config, path: Path) -> Result<Vec<TcpListener>, (SocketAd
     Ok(listeners)
 }
 
-fn listen_on(address: SocketAddr, config: &Config, path: Path) -> io::Result<TcpListener> {
+fn listen_on(address: SocketAddr, config: &Config, path: Path) -> io::Result<Listener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     // Accepted sockets inherit all that follows.
@@ -49,5 +76,6 @@ fn listen_on(address: SocketAddr, config: &Config, path: Path) -> io::Result<Tcp
     socket.set_nodelay(true)?;
     sys::set_keepalive(&socket, config.keepalive)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    let listener = socket.listen(BACKLOG)?.into_std()?;
+    Ok(Listener { file: sys::watch(sys::into_file(listener))? })
 }

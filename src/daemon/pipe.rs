@@ -3,7 +3,6 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::task::Waker;
 
 use crate::sys;
 
@@ -21,9 +20,9 @@ pub struct Pipe {
 /// Lends pipes to relays for as long as they have bytes under way.
 pub struct Pipes {
     idle: RefCell<heapless::Vec<Pipe, KEEP>>,
-    /// Who waits for a pipe.
-    waiting: RefCell<Vec<Waker>>,
     open: Cell<usize>,
+    /// Whether there has been one more to take since this was asked.
+    freed: Cell<bool>,
     limit: usize,
     size: u32,
 }
@@ -33,37 +32,28 @@ impl Pipes {
     pub const fn new(limit: usize, size: u32) -> Self {
         Self {
             idle: RefCell::new(heapless::Vec::new()),
-            waiting: RefCell::new(Vec::new()),
             open: Cell::new(0),
+            freed: Cell::new(false),
             limit,
             size,
         }
     }
 
-    /// An empty pipe. None if all are in use; `waker` is woken when one is free.
+    /// An empty pipe. None if all are in use.
     ///
     /// # Errors
     /// What pipe(2) says, when no relay could ever give one back.
-    pub fn take(&self, waker: &Waker) -> io::Result<Option<Pipe>> {
+    pub fn take(&self) -> io::Result<Option<Pipe>> {
         if let Some(pipe) = self.idle.borrow_mut().pop() {
             return Ok(Some(pipe));
         }
-        let error = match self.open.get() < self.limit {
-            true => match self.open() {
-                Ok(pipe) => return Ok(Some(pipe)),
-                Err(error) => Some(error),
-            },
-            false => None,
-        };
-        match error {
-            Some(error) if self.open.get() == 0 => Err(error),
-            _ => {
-                let mut waiting = self.waiting.borrow_mut();
-                if !waiting.iter().any(|other| other.will_wake(waker)) {
-                    waiting.push(waker.clone());
-                }
-                Ok(None)
-            }
+        if self.open.get() >= self.limit {
+            return Ok(None);
+        }
+        match self.open() {
+            Ok(pipe) => Ok(Some(pipe)),
+            Err(error) if self.open.get() == 0 => Err(error),
+            Err(_) => Ok(None),
         }
     }
 
@@ -82,14 +72,19 @@ impl Pipes {
             drop(pipe);
             self.open.set(self.open.get() - 1);
         }
-        self.wake();
+        self.freed.set(true);
     }
 
     /// Closes a pipe that still has bytes in it.
     pub fn discard(&self, pipe: Pipe) {
         drop(pipe);
         self.open.set(self.open.get() - 1);
-        self.wake();
+        self.freed.set(true);
+    }
+
+    /// Whether it is worth it for those who got none to try again.
+    pub fn have_been_freed(&self) -> bool {
+        self.freed.replace(false)
     }
 
     fn open(&self) -> io::Result<Pipe> {
@@ -98,10 +93,5 @@ impl Pipes {
         _ = sys::set_pipe_size(&write, self.size);
         self.open.set(self.open.get() + 1);
         Ok(Pipe { read, write })
-    }
-
-    /// Wakes all who wait, not one: the one might be gone.
-    fn wake(&self) {
-        self.waiting.take().into_iter().for_each(Waker::wake);
     }
 }

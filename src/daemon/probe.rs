@@ -18,9 +18,10 @@ use std::time::Duration;
 use tcp_over_http::packet::{ACK, Packet, SYN, Transport, Tuple};
 use tcp_over_http::reject::{self, segment};
 use tcp_over_http::vnet;
-use tokio::net::TcpListener;
 use tokio::time::timeout;
 
+use crate::listener::Listener;
+use crate::sys;
 use crate::tun::{MAX_FRAME, Tun};
 
 /// How long the kernel may take.
@@ -60,15 +61,15 @@ impl fmt::Display for ProbeError {
 ///
 /// # Errors
 /// [`ProbeError`] says how far it got.
-pub async fn probe(tun: &Tun, listener: &TcpListener, source: Ipv6Addr) -> Result<(), ProbeError> {
+pub async fn probe(tun: &Tun, listener: &Listener, source: Ipv6Addr) -> Result<(), ProbeError> {
     let destination = if source.to_ipv4_mapped().is_some() { TARGET.to_ipv6_mapped() } else { TARGET6 };
     let tuple = Tuple { source, destination, source_port: PORT, destination_port: PORT };
     send(tun, &tuple, SEQUENCE, 0, SYN)?;
     let answer = timeout(PATIENCE, answer(tun, &tuple)).await.map_err(|_| ProbeError::NoAnswer)??;
     send(tun, &tuple, SEQUENCE + 1, answer.wrapping_add(1), ACK)?;
-    match timeout(PATIENCE, listener.accept()).await {
+    match timeout(PATIENCE, poll_fn(|cx| listener.poll_accept(cx))).await {
         Ok(Ok((stream, _))) => {
-            _ = stream.set_zero_linger();
+            _ = sys::set_resetting(&stream);
             Ok(())
         }
         _ => Err(ProbeError::NotAccepted),

@@ -2,8 +2,7 @@
 //!
 //! # Theory of operation
 //!
-//! Each direction is a state machine of its own (one task polls both): it waits for bytes, takes a pipe from
-//! the pool, splices them into the pipe and out of it, and gives the pipe back once it is empty and there is
+//! Each direction is a state machine of its own: it waits for bytes, takes a pipe from the pool, splices them into the pipe and out of it, and gives the pipe back once it is empty and there is
 //! nothing more to read. So an idle connection has two sockets and no pipe, and bytes never pass through
 //! user space.
 //!
@@ -16,25 +15,37 @@
 //!   The kernel tells the two apart: a reset behind a FIN is EPIPE, any other ECONNRESET (`tcp_reset()`).
 
 use std::io;
-use std::task::{Context, Poll, ready};
+use std::net::TcpStream;
 
-use tokio::io::Interest;
-use tokio::net::TcpStream;
+use tcp_over_http::flow::Slot;
 
+use crate::dns::Held;
 use crate::pipe::{Pipe, Pipes};
+use crate::poller::{Event, Key, Peer, Poller};
+use crate::socket::Socket;
 use crate::sys;
 
 /// How many bytes one direction may move before the others have their turn.
 const TURN: usize = 4 << 20;
-/// How much is asked of one splice; the pipe is the real bound.
-const CHUNK: usize = 1 << 20;
 
 /// Two sockets and what is under way between them.
 pub struct Relay {
-    client: TcpStream,
-    upstream: TcpStream,
+    client: Socket,
+    upstream: Socket,
     up: Direction,
     down: Direction,
+    /// Whether it is in a queue of those that have their turn without an event.
+    pub queued: bool,
+    /// The fake address that the client has connected to.
+    pub held: Option<Held>,
+}
+
+/// What all relays share.
+pub struct Supplies {
+    /// Pipes for those that have bytes under way.
+    pub pipes: Pipes,
+    /// Watches their sockets.
+    pub poller: Poller,
 }
 
 /// How many bytes a relay has moved.
@@ -46,37 +57,69 @@ pub struct Moved {
     pub down: u64,
 }
 
+/// What a relay, or one direction of it, goes on with. The later variants matter more when the two differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Next {
+    /// Nothing: it has come to its end.
+    End,
+    /// An event of its sockets.
+    Event,
+    /// A pipe, once there is one.
+    Pipe,
+    /// Its next turn.
+    Turn,
+}
+
 impl Relay {
     /// Relays between `client` and `upstream`. `leftover` is what the proxy's reply had behind it: the
     /// first bytes for the client.
     ///
     /// # Errors
-    /// What the pipe says that is to hold the leftover.
-    pub fn new(client: TcpStream, upstream: TcpStream, leftover: &[u8], pipes: &Pipes) -> io::Result<Self> {
+    /// If a socket can't be watched, or what the pipe says that is to hold the leftover.
+    pub fn new(
+        slot: Slot,
+        client: TcpStream,
+        upstream: TcpStream,
+        leftover: &[u8],
+        supplies: &Supplies,
+    ) -> io::Result<Self> {
         let mut down = Direction::default();
         if !leftover.is_empty() {
-            down.preload(leftover, pipes)?;
+            down.preload(leftover, &supplies.pipes)?;
         }
-        Ok(Self { client, upstream, up: Direction::default(), down })
+        let socket = |stream, peer| Socket::new(stream, Key { slot, peer }, &supplies.poller);
+        let client = socket(client, Peer::Client)?;
+        let upstream = socket(upstream, Peer::Upstream)?;
+        Ok(Self { client, upstream, up: Direction::default(), down, queued: false, held: None })
     }
 
-    /// Moves bytes until there are none to move. Ready when both directions have ended, or with what went
-    /// wrong with either socket.
-    pub fn poll(&mut self, cx: &mut Context, pipes: &Pipes) -> Poll<io::Result<()>> {
-        let up = self.up.poll(cx, &self.client, &self.upstream, self.down.ended, pipes)?;
-        let down = self.down.poll(cx, &self.upstream, &self.client, self.up.ended, pipes)?;
-        if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    /// Notes what has happened to one of its sockets.
+    pub const fn note(&mut self, event: Event) {
+        match event.key.peer {
+            Peer::Client => self.client.note(event),
+            Peer::Upstream => self.upstream.note(event),
+        }
     }
 
-    /// Lets both connections end in order when they are dropped, now that both directions have ended.
+    /// Moves bytes until there are none to move or its turn is over.
+    ///
+    /// # Errors
+    /// What went wrong with either socket.
+    pub fn run(&mut self, supplies: &Supplies) -> io::Result<Next> {
+        let up = self.up.run(&mut self.client, &mut self.upstream, self.down.ended, supplies)?;
+        let down = self.down.run(&mut self.upstream, &mut self.client, self.up.ended, supplies)?;
+        Ok(up.max(down))
+    }
+
+    /// Lets both connections end in order when it is dropped, now that both directions have ended.
     pub fn finish(&self) {
-        _ = sys::set_lingering(&self.client);
+        self.client.set_lingering();
     }
 
-    /// Resets both connections when they are dropped.
+    /// Resets both connections when it is dropped.
     pub fn reset(&self) {
-        _ = self.client.set_zero_linger();
-        _ = self.upstream.set_zero_linger();
+        self.client.set_resetting();
+        self.upstream.set_resetting();
     }
 
     /// Gives what it has of the pool back.
@@ -96,141 +139,102 @@ impl Relay {
 struct Direction {
     pipe: Option<Pipe>,
     /// Bytes in the pipe.
-    buffered: usize,
+    buffered: u32,
     moved: u64,
-    /// The stream has ended, and the receiver has been told.
+    /// The stream has ended, and the receiver has been told, or is about to be closed.
     ended: bool,
     /// The receiver takes no more.
     discarding: bool,
 }
 
 impl Direction {
-    fn poll(
+    fn run(
         &mut self,
-        cx: &mut Context,
-        from: &TcpStream,
-        to: &TcpStream,
+        from: &mut Socket,
+        to: &mut Socket,
         other_ended: bool,
-        pipes: &Pipes,
-    ) -> Poll<io::Result<()>> {
+        supplies: &Supplies,
+    ) -> io::Result<Next> {
         let mut turn = 0;
         while !self.ended {
-            if self.discarding {
-                ready!(self.poll_discard(cx, from, other_ended))?;
+            let next = if self.discarding {
+                self.discard(from, other_ended)?
             } else if self.buffered > 0 {
-                match ready!(self.poll_drain(cx, to)) {
-                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.start_discarding(pipes),
+                match self.drain(to, &supplies.poller) {
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                        self.start_discarding(&supplies.pipes);
+                        None
+                    }
                     result => result?,
                 }
             } else if turn < TURN {
-                turn += ready!(self.poll_fill(cx, from, to, pipes))?;
+                let next = self.fill(from, (!other_ended).then_some(&*to), &supplies.pipes)?;
+                turn += self.buffered as usize;
+                next
             } else {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Splices from the socket into an empty pipe; returns how much. Ends the direction at the stream's end.
-    fn poll_fill(
-        &mut self,
-        cx: &mut Context,
-        from: &TcpStream,
-        to: &TcpStream,
-        pipes: &Pipes,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            if from.poll_read_ready(cx)?.is_pending() {
-                self.release(pipes);
-                return Poll::Pending;
-            }
-            let pipe = match self.pipe.take() {
-                Some(pipe) => pipe,
-                None => match pipes.take(cx.waker())? {
-                    Some(pipe) => pipe,
-                    None => return Poll::Pending,
-                },
+                Some(Next::Turn)
             };
-            let result = from.try_io(Interest::READABLE, || sys::splice(from, &pipe.write, CHUNK));
-            self.pipe = Some(pipe);
-            match result {
-                Ok(0) if sys::at_urgent_mark(from)? => {
-                    if let Some(filled) = self.fill_past_urgent(from)? {
-                        return Poll::Ready(Ok(filled));
-                    }
-                }
-                Ok(0) => {
-                    // A receiver that has reset meanwhile says so when it is read.
-                    _ = sys::shutdown_write(to);
-                    self.ended = true;
-                    self.release(pipes);
-                    return Poll::Ready(Ok(0));
-                }
-                Ok(filled) => {
-                    self.buffered = filled;
-                    return Poll::Ready(Ok(filled));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+            if let Some(next) = next {
+                return Ok(next);
             }
         }
+        Ok(Next::End)
     }
 
-    /// splice(2) stops for good before a byte that TCP calls urgent, as if the stream ended there. What is
-    /// urgent is a byte like any other to us (RFC 6093 section 3.4): this copies it and some more.
-    fn fill_past_urgent(&mut self, from: &TcpStream) -> io::Result<Option<usize>> {
-        let Some(pipe) = &self.pipe else { return Ok(None) };
-        let mut bytes = [0; 512];
-        match from.try_io(Interest::READABLE, || sys::receive_inline(from, &mut bytes)) {
-            Ok(received) => {
-                self.buffered = sys::write(&pipe.write, bytes.get(..received).unwrap_or_default())?;
-                Ok(Some(self.buffered))
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
+    /// Splices from the socket into an empty pipe. Ends the direction at the stream's end, and tells that to `to`;
+    /// None if it will be closed anyway.
+    fn fill(&mut self, from: &mut Socket, to: Option<&Socket>, pipes: &Pipes) -> io::Result<Option<Next>> {
+        if !from.is_readable() {
+            self.release(pipes);
+            return Ok(Some(Next::Event));
         }
+        let pipe = match self.pipe.take() {
+            Some(pipe) => pipe,
+            None => match pipes.take()? {
+                Some(pipe) => pipe,
+                None => return Ok(Some(Next::Pipe)),
+            },
+        };
+        let filled = from.splice_to(&pipe);
+        let pipe = self.pipe.insert(pipe);
+        match filled? {
+            // The next call will see that there is nothing to read.
+            None => {}
+            Some(0) if from.at_urgent_mark()? => self.buffered = fill_past_urgent(from, pipe)?,
+            Some(0) => {
+                to.into_iter().for_each(Socket::end);
+                self.ended = true;
+                self.release(pipes);
+            }
+            Some(filled) => self.buffered = filled as u32,
+        }
+        Ok(None)
     }
 
     /// Splices from the pipe into the socket until the pipe is empty.
-    fn poll_drain(&mut self, cx: &mut Context, to: &TcpStream) -> Poll<io::Result<()>> {
+    fn drain(&mut self, to: &mut Socket, poller: &Poller) -> io::Result<Option<Next>> {
         while self.buffered > 0 {
             let Some(pipe) = &self.pipe else { break };
-            ready!(to.poll_write_ready(cx))?;
-            match to.try_io(Interest::WRITABLE, || sys::splice(&pipe.read, to, self.buffered)) {
-                Ok(drained) => {
-                    self.buffered -= drained.min(self.buffered);
-                    self.moved += drained as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
+            let Some(drained) = to.splice_from(pipe, self.buffered as usize, poller)? else {
+                return Ok(Some(Next::Event));
+            };
+            self.buffered -= self.buffered.min(drained as u32);
+            self.moved += drained as u64;
         }
-        Poll::Ready(Ok(()))
+        Ok(None)
     }
 
     /// Throws away what `from` sends until it has received all that it was sent.
-    fn poll_discard(
-        &mut self,
-        cx: &mut Context,
-        from: &TcpStream,
-        other_ended: bool,
-    ) -> Poll<io::Result<()>> {
-        loop {
-            if other_ended && sys::unacknowledged(from)? == 0 {
-                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-            }
-            ready!(from.poll_read_ready(cx))?;
-            match from.try_io(Interest::READABLE, || sys::discard(from, CHUNK)) {
-                Ok(0) => {
-                    self.ended = true;
-                    return Poll::Ready(Ok(()));
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
+    fn discard(&mut self, from: &mut Socket, other_ended: bool) -> io::Result<Option<Next>> {
+        if other_ended && from.is_acknowledged()? {
+            return Err(io::ErrorKind::BrokenPipe.into());
         }
+        match from.discard()? {
+            None => return Ok(Some(Next::Event)),
+            Some(0) => self.ended = true,
+            Some(_) => {}
+        }
+        Ok(None)
     }
 
     fn start_discarding(&mut self, pipes: &Pipes) {
@@ -241,9 +245,10 @@ impl Direction {
     fn preload(&mut self, bytes: &[u8], pipes: &Pipes) -> io::Result<()> {
         let pipe = pipes.take_now()?;
         // An empty pipe takes all of a proxy's reply in one piece.
-        self.buffered = sys::write(&pipe.write, bytes)?;
+        let written = sys::write(&pipe.write, bytes)?;
+        self.buffered = written as u32;
         self.pipe = Some(pipe);
-        if self.buffered == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        if written == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
     fn release(&mut self, pipes: &Pipes) {
@@ -253,5 +258,122 @@ impl Direction {
                 _ => pipes.discard(pipe),
             }
         }
+    }
+}
+
+/// splice(2) stops for good before a byte that TCP calls urgent, as if the stream ended there. What is
+/// urgent is a byte like any other to us (RFC 6093 section 3.4): this copies it and some more. Returns how
+/// many bytes the pipe has then.
+fn fill_past_urgent(from: &mut Socket, pipe: &Pipe) -> io::Result<u32> {
+    let mut bytes = [0; 512];
+    let received = from.receive_inline(&mut bytes)?.unwrap_or_default();
+    Ok(sys::write(&pipe.write, bytes.get(..received).unwrap_or_default())? as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener};
+
+    use super::*;
+
+    const SLOT: Slot = Slot::from_number(7);
+
+    /// A relay, and what its client and its proxy have at the other end.
+    struct Rig {
+        supplies: Supplies,
+        relay: Relay,
+        client: TcpStream,
+        upstream: TcpStream,
+    }
+
+    impl Rig {
+        fn new(leftover: &[u8], pipes: usize) -> Self {
+            let supplies = Supplies { pipes: Pipes::new(pipes, 1 << 16), poller: Poller::new().unwrap() };
+            let ((client, near), (upstream, far)) = (pair(), pair());
+            let relay = Relay::new(SLOT, near, far, leftover, &supplies).unwrap();
+            Self { supplies, relay, client, upstream }
+        }
+
+        /// Runs the relay at each event until it goes on with something else than events or with `reached`.
+        async fn run_until(&mut self, reached: impl Fn(&Relay) -> bool) -> Next {
+            loop {
+                let next = self.relay.run(&self.supplies).unwrap();
+                if next != Next::Event || reached(&self.relay) {
+                    return next;
+                }
+                for event in poll_fn(|cx| self.supplies.poller.poll(cx)).await {
+                    assert_eq!(event.key.slot, SLOT);
+                    self.relay.note(event);
+                }
+            }
+        }
+    }
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (near, _) = listener.accept().unwrap();
+        near.set_nonblocking(true).unwrap();
+        (far, near)
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+    }
+
+    #[test]
+    fn bytes_and_ends_are_passed_on() {
+        run(async {
+            let mut rig = Rig::new(b"early", 2);
+            rig.client.write_all(b"question").unwrap();
+            rig.client.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(rig.run_until(|relay| relay.up.ended).await, Next::Event);
+            let mut got = Vec::new();
+            rig.upstream.read_to_end(&mut got).unwrap();
+            assert_eq!(got, b"question");
+
+            rig.upstream.write_all(b"answer").unwrap();
+            rig.upstream.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(rig.run_until(|_| false).await, Next::End);
+            assert_eq!(rig.relay.moved(), Moved { up: 8, down: 11 });
+            drop(rig.relay);
+            got.clear();
+            rig.client.read_to_end(&mut got).unwrap();
+            assert_eq!(got, b"earlyanswer");
+        });
+    }
+
+    #[test]
+    fn a_receiver_that_is_slow_is_waited_for() {
+        run(async {
+            let mut rig = Rig::new(b"", 2);
+            let sent = 16 << 20;
+            let mut client = rig.client.try_clone().unwrap();
+            let writer = std::thread::spawn(move || client.write_all(&vec![1; sent]));
+            rig.run_until(|relay| relay.up.buffered > 0).await;
+            let mut upstream = rig.upstream.try_clone().unwrap();
+            let reader = std::thread::spawn(move || upstream.read_exact(&mut vec![0; sent]));
+            while rig.relay.moved().up < sent as u64 {
+                rig.run_until(|relay| relay.up.moved == sent as u64).await;
+            }
+            writer.join().unwrap().unwrap();
+            reader.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn pipes_are_waited_for() {
+        run(async {
+            let mut rig = Rig::new(b"", 1);
+            let taken = rig.supplies.pipes.take().unwrap().unwrap();
+            rig.client.write_all(b"?").unwrap();
+            assert_eq!(rig.run_until(|_| false).await, Next::Pipe);
+            assert!(!rig.supplies.pipes.have_been_freed());
+            rig.supplies.pipes.give_back(taken);
+            assert!(rig.supplies.pipes.have_been_freed());
+            assert_eq!(rig.run_until(|relay| relay.up.moved == 1).await, Next::Event);
+        });
     }
 }

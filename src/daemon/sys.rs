@@ -3,6 +3,7 @@
 use std::ffi::c_int;
 use std::fs::File;
 use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -93,15 +94,22 @@ pub fn set_option(socket: impl AsFd, level: c_int, name: c_int, value: c_int) ->
     check(unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) }).map(drop)
 }
 
-/// Has the kernel send what a closed socket still has to send: takes `set_zero_linger` back (socket(7)).
+/// Has the kernel send what a closed socket still has to send: takes [`set_resetting`] back (socket(7)).
 pub fn set_lingering(socket: impl AsFd) -> io::Result<()> {
-    let off = libc::linger { l_onoff: 0, l_linger: 0 };
+    set_linger(socket, libc::linger { l_onoff: 0, l_linger: 0 })
+}
+
+/// Has closing a socket reset its connection (socket(7), `SO_LINGER`).
+pub fn set_resetting(socket: impl AsFd) -> io::Result<()> {
+    set_linger(socket, libc::linger { l_onoff: 1, l_linger: 0 })
+}
+
+fn set_linger(socket: impl AsFd, linger: libc::linger) -> io::Result<()> {
     let fd = socket.as_fd().as_raw_fd();
-    let length = size_of_val(&off) as libc::socklen_t;
+    let length = size_of_val(&linger) as libc::socklen_t;
+    let place = (&raw const linger).cast();
     // SAFETY: points to one `linger` and says how long it is.
-    let result =
-        unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const off).cast(), length) };
-    check(result).map(drop)
+    check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, place, length) }).map(drop)
 }
 
 /// Lets a socket have, and accept connections to, addresses that are not this machine's: `IP_TRANSPARENT`
@@ -137,14 +145,65 @@ pub fn set_keepalive(socket: impl AsFd, idle: u32) -> io::Result<()> {
 /// The longest that TCP_KEEPIDLE takes, in seconds (`MAX_TCP_KEEPIDLE` in the kernel's `net/tcp.h`).
 const MAX_KEEPIDLE: u32 = 32_767;
 
-/// Takes over the descriptor of a TUN as a file.
+/// Makes an epoll instance.
+pub fn epoll() -> io::Result<File> {
+    // SAFETY: takes a plain number.
+    let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Has an epoll instance watch `socket` for `events` (`EPOLL*`), which it will tell with `data`. `operation`
+/// is one of `EPOLL_CTL_*`.
+pub fn epoll_control(
+    epoll: &File,
+    operation: c_int,
+    socket: impl AsFd,
+    events: c_int,
+    data: u32,
+) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: events as u32, u64: data.into() };
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: reads one struct.
+    check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, fd, &raw mut event) }).map(drop)
+}
+
+/// Takes the events of an epoll instance that there are now; returns how many.
+pub fn epoll_take(epoll: &File, events: &mut [libc::epoll_event]) -> io::Result<usize> {
+    let room = c_int::try_from(events.len()).unwrap_or(c_int::MAX);
+    // SAFETY: writes no more structs than the slice has.
+    let count = check(unsafe { libc::epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), room, 0) })?;
+    Ok(count as usize)
+}
+
+/// Accepts a connection without blocking: its socket, which does not block either, and the client's address.
+pub fn accept(listener: &File) -> io::Result<(TcpStream, SocketAddr)> {
+    // SAFETY: plain numbers, for which all bits 0 is a value.
+    let mut address: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
+    let mut length = size_of_val(&address) as libc::socklen_t;
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let place = (&raw mut address).cast::<libc::sockaddr>();
+    // SAFETY: writes no more than `length` bytes of one struct.
+    let fd = check(unsafe { libc::accept4(listener.as_raw_fd(), place, &raw mut length, flags) })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    let stream = unsafe { TcpStream::from_raw_fd(fd) };
+    let port = u16::from_be(address.sin6_port);
+    let ip = match c_int::from(address.sin6_family) {
+        libc::AF_INET6 => IpAddr::from(address.sin6_addr.s6_addr),
+        // `sin_port` is where `sin6_port` is, and `sin_addr` where `sin6_flowinfo` is.
+        _ => IpAddr::from(address.sin6_flowinfo.to_ne_bytes()),
+    };
+    Ok((stream, SocketAddr::new(ip, port)))
+}
+
+/// Takes over a descriptor, of a TUN or a listener, as a file.
 pub fn into_file(device: impl IntoRawFd) -> File {
     // SAFETY: the device gives up its descriptor, which is open.
     unsafe { File::from_raw_fd(device.into_raw_fd()) }
 }
 
-/// Has the event loop tell when `file` is readable. Only readable: a TUN is always writable, and each of
-/// its packets would wake the loop to say so.
+/// Has tokio tell when `file` is readable. Only readable: a TUN is always writable, and each of its packets
+/// would wake the loop to say so.
 pub fn watch(file: File) -> io::Result<AsyncFd<File>> {
     // SAFETY: a File's descriptor stays the same, and open, as long as the File is there.
     Ok(unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) }?)
