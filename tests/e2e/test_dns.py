@@ -545,3 +545,134 @@ def finish_connect_or_held(sock):
     except AssertionError:
         return False
     return True
+
+
+# --- what isn't TCP ---
+
+
+@pytest.mark.parametrize("kind", ["A", "AAAA"])
+def test_pings_of_fake_addresses(fakeip, client, router, kind, leaks):
+    """Refused, with an error from us; or answered."""
+    daemon = fakeip()
+    address, = resolve(router, NAME, kind)
+    for space in (client, router):
+        result = space.run("ping", "-c1", "-W5", address, check=False, env=PLAIN)
+        assert result.returncode == 1 and ("filtered" in result.stdout or "prohibited" in result.stdout), result.stdout
+    daemon.stop()
+    daemon.options += ("--ping", "answer")
+    daemon.start()
+    for space in (client, router):
+        for size in (0, 56, 1400):
+            result = space.run("ping", "-c2", "-i0.2", "-W5", "-s", size, address, env=PLAIN)
+            assert "2 received" in result.stdout and (size < 16 or "ttl=6" in result.stdout)
+    leaks.assert_none()
+
+
+def test_pings_of_captured_addresses(gateway, client, leaks):
+    gateway("--non-tcp", "reject", "--ping", "answer")
+    for address in ("203.0.113.99", SERVER6):
+        assert client.run("ping", "-c1", "-W5", address).returncode == 0
+    leaks.assert_none()
+
+
+@pytest.mark.parametrize("kind", ["A", "AAAA"])
+def test_quic_to_fake_addresses_is_refused_at_once(fakeip, client, router, kind, capture, leaks):
+    """1,200 bytes of a first QUIC packet: the sender's socket says so, and the error is as large as it may be."""
+    lan = capture(client, "lan", "icmp[icmptype] = icmp-unreach or (icmp6 and ip6[40] = 1)")
+    fakeip()
+    address, = resolve(router, NAME, kind)
+    for space in (client, router):
+        sock = space.socket(address, socket.SOCK_DGRAM)
+        sock.settimeout(WAIT)
+        sock.connect((address, 443))
+        sock.send(b"\xc0" + bytes(1199))
+        with pytest.raises(OSError) as error:
+            sock.recv(100)
+        assert error.value.errno in (errno.EHOSTUNREACH, errno.EACCES)
+    packet, = lan.packets()
+    assert len(packet) == (576 if kind == "A" else 1280)
+    leaks.assert_none()
+
+
+# --- bounds ---
+
+
+def test_garbage_does_no_harm(fakeip, client, router):
+    """Queries cut off, changed, repeated; connections that say nothing, too much, or break off."""
+    daemon = fakeip()
+    whole = query(NAME, edns=(1232, True))
+    for server, port, space in (("127.0.0.1", PORT, router), (ELSEWHERE, 53, client)):
+        sock = space.socket(server, socket.SOCK_DGRAM)
+        for length in range(len(whole)):
+            sock.sendto(whole[:length], (server, port))
+            sock.sendto(whole[:length] + b"\xff" + whole[length + 1:], (server, port))
+        sock.sendto(bytes(5000) if port == PORT else bytes(1400), (server, port))
+        for sent in (b"\0", b"\xff\xff" + bytes(100), b"\0\0\0\0", framed(whole)[:-1], framed(b"x" * 5000), framed(whole) * 3):
+            stream = space.connect(server, port)
+            stream.sendall(sent)
+            stream.close()
+    assert is_fake(resolve(router, NAME)[0])
+    assert daemon.running()
+
+
+def test_more_connections_than_are_kept(fakeip, client, router):
+    """One more ends one that is idle; all who ask get answers."""
+    fakeip()
+    streams = []
+    for number in range(100):
+        stream = router.connect("127.0.0.1", PORT)
+        stream.sendall(framed(query(NAME, number=number)))
+        assert read_framed(stream)[:2] == struct.pack("!H", number)
+        streams.append(stream)
+    ended = until(lambda: sum(has_ended(stream) for stream in streams) >= 36, "connections beyond 64 are ended")
+    assert ended and not has_ended(streams[-1])
+
+
+def has_ended(stream):
+    stream.settimeout(0)
+    try:
+        return stream.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def test_a_client_that_takes_no_answers(forwarding, proxy, far, client, router, internet):
+    """It is not read from any more, and others are served."""
+    proxy.serve(bridge(internet))
+    forwarding()
+    greedy = router.socket("127.0.0.1")
+    greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    greedy.connect(("127.0.0.1", PORT))
+    greedy.settimeout(0)
+    asked = framed(query("big.corp.example", 16))
+
+    sent = 0
+
+    def is_stuck():
+        nonlocal sent
+        before = sent
+        try:
+            while True:
+                sent += greedy.send(asked * 10)
+        except BlockingIOError:
+            return sent == before
+
+    until(is_stuck, "no more is read", interval=0.2)
+    assert dig(client, ELSEWHERE, NAME) == [SERVER]
+
+
+# --- a running daemon ---
+
+
+def test_reload_keeps_names(fakeip, proxy, client, router):
+    """A change that needs a restart keeps the process, and who has an address keeps it."""
+    daemon = fakeip()
+    address, = resolve(router, NAME)
+    before = daemon.process.pid
+    daemon.signal(1)
+    near = client.begin_connect(address, 443)
+    assert proxy.open().target == f"{NAME}:443"
+    assert finish_connect(near) == 0
+    assert daemon.process.pid == before and resolve(router, NAME) == [address]

@@ -11,6 +11,9 @@ use super::stream::Stream;
 /// Clients that wait for resolvers at a time.
 pub const MAX_WAITERS: u16 = 1024;
 
+/// The same of one network client, or of one connection: the others shall have their share.
+pub const MAX_WAITERS_OF_ONE: usize = 64;
+
 /// Where an answer goes.
 pub enum Client {
     /// To a socket of ours, by its number, and who asked there.
@@ -49,6 +52,13 @@ pub struct Waiters {
 impl Waiters {
     /// Adds one, or gives it back if there are too many.
     pub fn add(&mut self, waiter: Waiter) -> Result<u32, Waiter> {
+        if let Client::Packet(tuple) = &waiter.client {
+            let is_same =
+                |other: &&Waiter| matches!(&other.client, Client::Packet(it) if it.source == tuple.source);
+            if self.places.iter().flatten().filter(is_same).count() >= MAX_WAITERS_OF_ONE {
+                return Err(waiter);
+            }
+        }
         let number = match self.free.pop() {
             Some(number) => number,
             None if self.places.len() < MAX_WAITERS.into() => {

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use tcp_over_http::time::Instant;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
-use super::client::Client;
+use super::client::{Client, MAX_WAITERS_OF_ONE};
 use super::stream::Stream;
 use crate::gateway::Gateway;
 use crate::task::spawn;
@@ -52,16 +52,11 @@ impl Server {
 
     /// Takes the queries and connections that have come.
     pub fn poll(&self, cx: &mut Context, gateway: &Rc<Gateway>) {
-        let mut query = [0; MAX_QUERY];
         for (number, socket) in self.datagrams.iter().enumerate() {
             let mut turn = 0;
             while turn < TURN && socket.poll_recv_ready(cx).is_ready() {
-                // An error is one that an earlier answer has met.
-                if let (Ok((length, client)), Some(dns)) = (socket.try_recv_from(&mut query), gateway.dns()) {
-                    let query = query.get(..length).unwrap_or_default();
-                    dns.ask(gateway, query, Client::Udp(number, client));
-                    turn += 1;
-                }
+                turn += 1;
+                take(number, socket, gateway);
             }
             if turn == TURN {
                 cx.waker().wake_by_ref();
@@ -111,6 +106,14 @@ impl Server {
     }
 }
 
+/// Takes a datagram, if there is one. An error is one that an earlier answer has met.
+fn take(number: usize, socket: &UdpSocket, gateway: &Rc<Gateway>) {
+    let mut query = [0; MAX_QUERY];
+    if let (Ok((length, client)), Some(dns)) = (socket.try_recv_from(&mut query), gateway.dns()) {
+        dns.ask(gateway, query.get(..length).unwrap_or_default(), Client::Udp(number, client));
+    }
+}
+
 /// Answers all queries of a connection until the client ends it.
 pub async fn serve(gateway: &Rc<Gateway>, socket: TcpStream) {
     let Some(dns) = gateway.dns() else { return };
@@ -120,7 +123,16 @@ pub async fn serve(gateway: &Rc<Gateway>, socket: TcpStream) {
         stream.touch(gateway.now());
         dns.ask(gateway, query, Client::Tcp(Rc::clone(&stream)));
     };
-    if poll_fn(|cx| stream.poll(cx, &mut handle)).await.is_err() {
+    let asks = poll_fn(|cx| {
+        // Who waits for an answer has the stream, too.
+        if Rc::strong_count(&stream) <= MAX_WAITERS_OF_ONE {
+            return stream.poll(cx, &mut handle);
+        }
+        // No more is read; an answer will wake us.
+        _ = stream.poll_flush(cx)?;
+        Poll::Pending
+    });
+    if asks.await.is_err() {
         return;
     }
     // The client asks no more: it gets the answers that are still to come.

@@ -14,8 +14,6 @@ const LENGTH: usize = 2;
 const CHUNK: usize = 4096;
 /// No more is read while this much waits to be sent: whoever asks has to take the answers, too.
 const MAX_OUTGOING: usize = 64 << 10;
-/// How many chunks are read before others have their turn.
-const TURN: usize = 16;
 
 /// The connection, shared by the task that polls it and all that send on it.
 pub struct Stream {
@@ -76,32 +74,26 @@ impl Stream {
         self.last_used.set(now);
     }
 
-    /// Sends what there is to send, and hands each message that comes to `handle`. Ready when the other side has
+    /// Hands each message that comes to `handle`, and sends what there is to send. Ready when the other side has
     /// ended its stream, with an error when it broke off, broke the format or the stream was closed.
     pub fn poll(&self, cx: &mut Context, handle: &mut dyn FnMut(&[u8])) -> Poll<io::Result<()>> {
-        self.waker.set(Some(cx.waker().clone()));
         self.deliver(handle)?;
-        for _ in 0..TURN {
-            if self.is_closed.get() {
-                return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
-            }
-            if self.poll_flush(cx)?.is_pending() && self.outgoing.borrow().len() > MAX_OUTGOING {
-                return Poll::Pending;
-            }
-            ready!(self.socket.poll_read_ready(cx))?;
+        let mut end = Poll::Pending;
+        if self.outgoing.borrow().len() <= MAX_OUTGOING && self.socket.poll_read_ready(cx)?.is_ready() {
             let mut chunk = [0; CHUNK];
             match self.socket.try_read(&mut chunk) {
-                Ok(0) => return Poll::Ready(Ok(())),
+                Ok(0) => end = Poll::Ready(Ok(())),
                 Ok(length) => {
                     self.incoming.borrow_mut().extend_from_slice(chunk.get(..length).unwrap_or_default());
                     self.deliver(handle)?;
+                    cx.waker().wake_by_ref(); // there may be more, but others have their turn
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => cx.waker().wake_by_ref(),
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        _ = self.poll_flush(cx)?;
+        end
     }
 
     /// Sends what there is to send. Ready when that is all.

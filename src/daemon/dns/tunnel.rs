@@ -171,7 +171,8 @@ impl Tunnel {
         let now = gateway.now();
         let mut round = self.round.get();
         round.open = round.open.saturating_sub(1);
-        if let Err(Failure::Refused { status: status @ 400..=499 }) = result {
+        // 407 says nothing of ports.
+        if let Err(Failure::Refused { status: status @ (400..=406 | 408..=499) }) = result {
             round.status = Some(status);
         }
         self.round.set(round);
@@ -191,15 +192,16 @@ impl Tunnel {
     /// Nobody could be connected.
     fn fail(&self, gateway: &Rc<Gateway>, status: Option<u16>, now: Instant) {
         let is_forbidden = status.is_some();
-        let (pause, advice) = match (is_forbidden, self.mode) {
-            (false, _) => (PAUSE, ""),
-            (true, DnsMode::FakeIp) => (PAUSE_NEEDLESS, ""),
-            (true, _) => (PAUSE_FORBIDDEN, "; use dns 'fakeip', or allow it"),
+        let (pause, level, advice) = match (is_forbidden, self.mode) {
+            (false, _) => (PAUSE, log::Level::Warn, ""),
+            (true, DnsMode::FakeIp) => (PAUSE_NEEDLESS, log::Level::Info, ": fake addresses only"),
+            (true, _) => (PAUSE_FORBIDDEN, log::Level::Warn, ": use dns 'fakeip', or allow it"),
         };
         self.useless.set(0);
         self.paused.set(Some((now.plus(pause), is_forbidden)));
         if let (Some(status), Some(_)) = (status, self.limiter.pass(std::time::Instant::now())) {
-            log::warn!(
+            log::log!(
+                level,
                 "dns: the proxy forbids CONNECT to port 53 with status {status} (squid: SSL_ports){advice}"
             );
         }
