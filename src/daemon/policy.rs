@@ -74,7 +74,7 @@ const MULTICAST: IpNet = IpNet::V4(Ipv4Net { addr: Ipv4Addr::new(224, 0, 0, 0), 
 pub const TABLES: u32 = 3;
 
 /// The index of `lo`: the kernel's LOOPBACK_IFINDEX.
-const LOOPBACK: u32 = 1;
+pub const LOOPBACK: u32 = 1;
 
 const V4: u8 = libc::AF_INET as u8;
 const V6: u8 = libc::AF_INET6 as u8;

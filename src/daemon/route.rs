@@ -28,10 +28,13 @@ use owner::Owner;
 /// Packets that the kernel queues for us before it drops (the TUN driver's own default is 500).
 pub const TXQUEUELEN: i32 = 1000;
 
-/// The multicast groups that tell of what we have set up (`<linux/rtnetlink.h>`; IPv6 rules have no `RTMGRP_*`).
+/// The multicast groups that tell of what we have set up (`<linux/rtnetlink.h>`; IPv6 rules have no `RTMGRP_*`). Routes
+/// of IPv4 go only with the TUN; those of IPv6 that need no device are the loopback's for the kernel, which deletes
+/// them when it goes down. OpenWrt's netifd takes it down when it starts, and its routes with it.
 const WATCHED: u32 = (libc::RTMGRP_LINK
     | libc::RTMGRP_IPV4_IFADDR
     | libc::RTMGRP_IPV6_IFADDR
+    | libc::RTMGRP_IPV6_ROUTE
     | libc::RTMGRP_IPV4_RULE
     | 1 << (libc::RTNLGRP_IPV6_RULE - 1)) as u32;
 
@@ -194,6 +197,7 @@ impl Routes {
                 }
                 libc::RTM_NEWLINK => about_tun && netlink::u32_at(body, 8) & libc::IFF_UP as u32 == 0,
                 libc::RTM_DELADDR => about_tun,
+                libc::RTM_DELROUTE => Route::parse(body).is_some_and(|route| self.routes.contains(&route)),
                 libc::RTM_DELRULE => Rule::parse(body).is_some_and(|rule| self.rules.contains(&rule)),
                 _ => false,
             };
@@ -225,6 +229,9 @@ impl Routes {
         if let Err(error) = sys::set_device(&*socket, libc::SIOCSIFTXQLEN, tun, TXQUEUELEN) {
             warn!("{tun}: a queue of {TXQUEUELEN} packets: {error}");
         }
+        // Some of our routes are its; at boot it may be down.
+        let loopback = Message::new(libc::RTM_NEWLINK, 0, &link_body(policy::LOOPBACK, up));
+        socket.request(loopback).map_err(|cause| RouteError::SetLink("lo".to_owned(), cause))?;
         let Ipv4Net { addr, prefix } = self.address;
         self.set_address(socket, &addr.octets(), prefix)
             .map_err(|cause| RouteError::SetAddress(self.address.to_string(), tun.clone(), cause))?;
