@@ -175,7 +175,8 @@ class Router:
         until((self.run_dir / "procd.sock").exists, "procd listens")
 
     def boot(self, network=True):
-        """What rc.d says, in its order, then the network (S20)."""
+        """What rc.d says, in its order, then the network (S20), before which there is not even a loopback."""
+        self.space.run("ip", "link", "set", "lo", "down")
         scripts = {path.name: path for path in (self.root / "etc/rc.d").iterdir()}
         scripts["S19firewall"] = None
         for name in sorted(scripts):
@@ -184,7 +185,13 @@ class Router:
             self.start_network()
 
     def start_network(self):
-        """netifd's part: addresses and links, and the firewall once more for each zone."""
+        """netifd's part: the loopback's routes go before it comes up; addresses, links, hotplug, and the firewall anew."""
+        self.space.run("ip", "link", "set", "lo", "down")
+        for family in ("-4", "-6"):
+            self.space.run("ip", family, "route", "flush", "table", "all", "dev", "lo", check=False)
+        self.space.run("ip", "link", "set", "lo", "up")
+        for script in sorted((self.root / "etc/hotplug.d/iface").glob("*")):
+            self.run("sh", f"/etc/hotplug.d/iface/{script.name}", env={"ACTION": "ifup", "INTERFACE": "loopback"})
         batch(
             self.space,
             f"addr add {ROUTER_LAN}/24 dev br-lan",

@@ -195,6 +195,28 @@ def test_a_bad_configuration_does_not_end_what_runs(box, honest, client, leaks, 
     leaks.assert_none()
 
 
+def test_a_bad_configuration_at_boot_refuses_all(box, client, leaks, fetch):
+    box.configure("option nonsense '1'")
+    box.boot()
+    assert "nonsense" in box.syslog()
+    assert_refused(fetch, client, leaks)
+    # Once it is mended, the change is enough.
+    box.configure(upstreams=())
+    box.service("stop")
+
+
+def test_refused_from_the_first_moment(box, honest, client, leaks, fetch):
+    """No daemon: a program that can't be started is what boot looks like for as long as it takes to start one."""
+    box.configure()
+    program = box.root / "usr/bin/tcp-over-http"
+    program.rename(program.with_suffix(".real"))
+    program.write_text('#!/bin/sh\n[ "$1" != run ] || exec sleep 1000\nexec /usr/bin/tcp-over-http.real "$@"\n')
+    program.chmod(0o755)
+    box.boot()
+    assert_refused(fetch, client, leaks)
+    assert_refused(fetch, box.guest, leaks)
+
+
 def test_direct_lets_out_what_no_daemon_takes(box, honest, client, fetch):
     box.configure("option on_failure 'direct'")
     box.boot()
@@ -204,6 +226,27 @@ def test_direct_lets_out_what_no_daemon_takes(box, honest, client, fetch):
     os.kill(old, signal.SIGKILL)
     until(lambda: box.pid() != old, "it is gone")
     assert_proxied(fetch, client)  # by nobody
+
+
+def test_restart_refuses_meanwhile(box, honest, client, leaks, fetch):
+    box.configure()
+    box.boot()
+    box.wait_ready()
+    old = box.pid()
+    box.service("restart")
+    until(lambda: fetch(client, SERVER)[0], "it works again")
+    assert box.pid() != old
+    assert_proxied(fetch, client)
+    leaks.assert_none()
+
+
+def test_shutdown_refuses(box, honest, client, leaks, fetch):
+    box.configure()
+    box.boot()
+    box.wait_ready()
+    box.service("shutdown")
+    until(lambda: box.pid() == 0, "it ends")
+    assert_refused(fetch, client, leaks)
 
 
 def test_an_upgrade_runs_the_new_program(box, honest, client, leaks, fetch):
@@ -221,6 +264,13 @@ def test_an_upgrade_runs_the_new_program(box, honest, client, leaks, fetch):
     new.rename(program)
     box.service("start")
     until(lambda: box.pid() not in (0, old), "procd starts the new one")
+    until(lambda: fetch(client, SERVER)[0], "it works again")
+    leaks.assert_none()
+
+    box.script("prerm", PKG_UPGRADE="1")
+    until(lambda: box.pid() == 0, "it ends")
+    assert_refused(fetch, client, leaks)
+    box.script("postinst", PKG_UPGRADE="1")
     until(lambda: fetch(client, SERVER)[0], "it works again")
     leaks.assert_none()
 
