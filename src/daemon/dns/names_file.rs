@@ -1,8 +1,9 @@
 //! The file that keeps names and their addresses over a restart. Written rarely, since it may lie on flash.
 
 use std::cell::Cell;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use tcp_over_http::dns::FakeIp;
@@ -25,7 +26,10 @@ impl NamesFile {
     /// Reads the file into a new table. One that is missing or damaged costs what it held.
     pub fn load(path: &str, fake: &mut FakeIp, now: Instant) -> Self {
         match read(path) {
-            Ok(text) => log::info!("{path}: {} names", fake.load(&text, now)),
+            Ok(text) => {
+                let names = fake.load(&text, now); // whether or not that is logged
+                log::info!("{path}: {names} names");
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => log::warn!("{path}: {error}"),
         }
@@ -35,18 +39,16 @@ impl NamesFile {
 
     /// Writes the file if the table has changed and it is time.
     pub fn save_at_times(&self, fake: &FakeIp, now: Instant) {
-        if now.since(self.written_at.get()) >= PAUSE {
-            self.written_at.set(now);
+        if fake.changes() != self.written.get() && now.since(self.written_at.get()) >= PAUSE {
             self.save(fake, now);
         }
     }
 
-    /// Writes the file if the table has changed: to another one that takes its place.
+    /// Writes the file: to another one that takes its place. At the end it has to be, for even where no name is new it
+    /// says which ones are in use.
     pub fn save(&self, fake: &FakeIp, now: Instant) {
-        if fake.changes() == self.written.get() {
-            return;
-        }
         self.written.set(fake.changes());
+        self.written_at.set(now);
         let mut text = Vec::new();
         fake.save(now, &mut text);
         let new = [&self.path, ".new"].concat();
@@ -62,8 +64,54 @@ fn read(path: &str) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
+/// What clients have looked at is nobody's business.
 fn write(path: &str, text: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(text)?;
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use tcp_over_http::dns::Ranges;
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_millis(ms)
+    }
+
+    fn table() -> FakeIp {
+        FakeIp::new(Ranges { v4: ([198, 18, 0, 0].into(), 30), v6: None }, 9, [1, 2])
+    }
+
+    #[test]
+    fn the_file_is_written_rarely_but_always_at_the_end() {
+        let directory = std::env::temp_dir().join(format!("toh-names-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let path = directory.join("names");
+        let read = || fs::read_to_string(&path).unwrap_or_default();
+        let mut fake = table();
+        let file = NamesFile::load(path.to_str().unwrap(), &mut fake, at(0));
+
+        fake.assign("a.example", 1, at(0)).unwrap();
+        file.save_at_times(&fake, at(u64::from(PAUSE) - 1));
+        assert_eq!(read(), "");
+        file.save_at_times(&fake, at(u64::from(PAUSE)));
+        assert_eq!(read(), "198.18.0.1 a.example #idle\n");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+
+        fs::remove_file(&path).unwrap();
+        let late = u64::from(PAUSE) * 9;
+        file.save_at_times(&fake, at(late));
+        assert_eq!(read(), "", "nothing is new");
+        fake.assign("a.example", 60, at(late)).unwrap();
+        file.save(&fake, at(late));
+        assert_eq!(read(), "198.18.0.1 a.example\n", "in use again");
+
+        let mut next = table();
+        NamesFile::load(path.to_str().unwrap(), &mut next, at(0));
+        assert!(next.find([198, 18, 0, 1].into()).is_some());
+        fs::remove_dir_all(&directory).unwrap();
+    }
 }
