@@ -11,9 +11,8 @@
 
 use std::fmt::{self, Write as _};
 use std::fs::File;
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read, Seek, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::process::{Command, Stdio};
 use std::task::{Context, Poll};
 
 use tcp_over_http::rewrite::Path;
@@ -22,7 +21,7 @@ use tokio::io::unix::AsyncFd;
 use crate::capture::Subnets;
 use crate::config::{Config, MARK_MASK};
 use crate::netlink;
-use crate::sys;
+use crate::sys::{self, process};
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE` (<linux/netfilter/nfnetlink.h>, nf_tables.h).
 const NEW_TABLE: u16 = 10 << 8;
@@ -217,20 +216,25 @@ fn delete(name: &str) -> String {
     ["ip", "ip6"].map(|family| format!("add table {family} {name}\ndelete table {family} {name}\n")).concat()
 }
 
+/// Has `nft` do it. What it says goes to a file: an error is a line and some context.
 fn nft(commands: &str) -> Result<(), FirewallError> {
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(FirewallError::Run)?;
-    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(commands.as_bytes()));
-    let output = child.wait_with_output().map_err(FirewallError::Run)?;
-    match (output.status.success(), written) {
-        (true, Ok(())) => Ok(()),
-        (true, Err(error)) => Err(FirewallError::Run(error)),
-        (false, _) => Err(FirewallError::Refused(String::from_utf8_lossy(&output.stderr).into_owned())),
+    let run = || {
+        let mut input = process::memory_file()?;
+        input.write_all(commands.as_bytes())?;
+        input.rewind()?;
+        let mut output = process::memory_file()?;
+        let done = process::run(&[c"nft", c"-f", c"-"], &input, &output)?;
+        let mut said = Vec::new();
+        if !done {
+            output.rewind()?;
+            output.read_to_end(&mut said)?;
+        }
+        Ok((done, said))
+    };
+    match run() {
+        Ok((true, _)) => Ok(()),
+        Ok((false, said)) => Err(FirewallError::Refused(String::from_utf8_lossy(&said).into_owned())),
+        Err(error) => Err(FirewallError::Run(error)),
     }
 }
 

@@ -33,8 +33,8 @@ mod tun;
 mod upstream;
 
 use std::io::Write;
-use std::os::unix::process::CommandExt;
-use std::process::{self, ExitCode};
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::rc::Rc;
 use std::{env, fmt, io};
 
@@ -141,12 +141,8 @@ fn restart() -> io::Error {
     sys::ignore_hangup();
     // Under its own name, unless the file has been replaced.
     let program = env::current_exe().ok().filter(|path| path.exists());
-    let mut args = env::args_os();
-    process::Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()))
-        .arg0(args.next().unwrap_or_default())
-        .args(args)
-        .env(RESTARTED, "1")
-        .exec()
+    let program = program.map_or_else(|| "/proc/self/exe".into(), PathBuf::into_os_string);
+    sys::process::become_program(program, env::args_os(), RESTARTED)
 }
 
 /// Sets up and runs until the end. What captures traffic is removed if the end was asked for, or if

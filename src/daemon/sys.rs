@@ -1,5 +1,7 @@
 //! Every unsafe call of the daemon, each behind a safe function.
 
+pub mod process;
+
 use std::ffi::c_int;
 use std::fs::File;
 use std::io;

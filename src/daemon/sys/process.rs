@@ -1,0 +1,146 @@
+//! Other programs. What std has for it (`Command`, with an environment and pipes for every need) is 20 KB in the
+//! binary; here they get our environment and plain files.
+
+use std::ffi::{CStr, CString, OsString, c_char, c_int};
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::{env, io, ptr};
+
+use super::check;
+
+unsafe extern "C" {
+    /// <unistd.h>
+    static environ: *const *mut c_char;
+}
+
+/// Runs a program of PATH to its end, and blocks until then. It reads `input`, and what it says to stdout
+/// and stderr goes to `output`: files, which can't fill up as a pipe that nobody reads. Returns whether it
+/// exited with 0.
+pub fn run(argv: &[&CStr], input: &File, output: &File) -> io::Result<bool> {
+    let pointers = null_terminated(argv);
+    let Some(name) = argv.first() else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let mut actions = MaybeUninit::uninit();
+    // SAFETY: initializes the struct.
+    check_error(unsafe { libc::posix_spawn_file_actions_init(actions.as_mut_ptr()) })?;
+    // SAFETY: it has been.
+    let mut actions = unsafe { actions.assume_init() };
+    let mut id = 0;
+    let mut spawned = Ok(());
+    for (from, to) in
+        [(input, libc::STDIN_FILENO), (output, libc::STDOUT_FILENO), (output, libc::STDERR_FILENO)]
+    {
+        // SAFETY: the actions are initialized; the rest are plain numbers.
+        let added = unsafe { libc::posix_spawn_file_actions_adddup2(&mut actions, from.as_raw_fd(), to) };
+        spawned = spawned.and_then(|()| check_error(added));
+    }
+    spawned = spawned.and_then(|()| {
+        // SAFETY: strings, and lists of them that a null ends, which the call only reads (its types say
+        // otherwise, posix_spawn(3)); the only thread reads the environment.
+        let error = unsafe {
+            libc::posix_spawnp(
+                &mut id,
+                name.as_ptr(),
+                &actions,
+                ptr::null(),
+                pointers.as_ptr().cast(),
+                environ.cast(),
+            )
+        };
+        check_error(error)
+    });
+    // SAFETY: initialized, and not used from here on.
+    unsafe { libc::posix_spawn_file_actions_destroy(&mut actions) };
+    spawned.and_then(|()| wait(id))
+}
+
+/// Whether a child of ours has exited with 0, once it has.
+fn wait(id: libc::pid_t) -> io::Result<bool> {
+    loop {
+        let mut status: c_int = 0;
+        // SAFETY: writes one int.
+        match check(unsafe { libc::waitpid(id, &mut status, 0) }) {
+            Ok(_) => return Ok(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Becomes another program, with one more variable in its environment; the first of `argv` is the name that it
+/// sees. Returns only if that fails.
+pub fn become_program(path: OsString, argv: impl Iterator<Item = OsString>, variable: &str) -> io::Error {
+    // SAFETY: there is only one thread.
+    unsafe { env::set_var(variable, "1") };
+    // None of these has a NUL inside: the system gave them to us as C strings.
+    let c_string = |text: OsString| CString::new(text.into_vec()).unwrap_or_default();
+    let argv: Vec<CString> = argv.map(c_string).collect();
+    let argv: Vec<&CStr> = argv.iter().map(CString::as_c_str).collect();
+    let path = c_string(path);
+    // SAFETY: a string, and a list of strings that a null ends.
+    unsafe { libc::execv(path.as_ptr(), null_terminated(&argv).as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// An empty file that is only in memory: memfd_create(2).
+pub fn memory_file() -> io::Result<File> {
+    // SAFETY: reads a string.
+    let fd = check(unsafe { libc::memfd_create(c"".as_ptr(), libc::MFD_CLOEXEC) })?;
+    // SAFETY: it is new and nobody else's.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+fn null_terminated(argv: &[&CStr]) -> Vec<*const c_char> {
+    argv.iter().map(|arg| arg.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// For calls that return their error.
+fn check_error(error: c_int) -> io::Result<()> {
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek, Write};
+
+    use super::*;
+
+    fn shell(script: &CStr, input: &str) -> (io::Result<bool>, String) {
+        let (mut stdin, mut output) = (memory_file().unwrap(), memory_file().unwrap());
+        stdin.write_all(input.as_bytes()).unwrap();
+        stdin.rewind().unwrap();
+        let ended = run(&[c"sh", c"-c", script], &stdin, &output);
+        let mut said = String::new();
+        output.rewind().unwrap();
+        output.read_to_string(&mut said).unwrap();
+        (ended, said)
+    }
+
+    #[test]
+    fn reads_its_input_and_keeps_what_is_said() {
+        let long = "0123456789".repeat(100_000); // more than a pipe holds
+        let (ended, said) = shell(c"cat; echo end >&2", &long);
+        assert!(ended.unwrap());
+        assert_eq!(said, long + "end\n");
+    }
+
+    #[test]
+    fn tells_how_it_ends() {
+        assert!(!shell(c"exit 3", "").0.unwrap());
+        assert!(!shell(c"kill -KILL $$", "").0.unwrap());
+        let file = memory_file().unwrap();
+        let error = run(&[c"/nonexistent"], &file, &file).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(run(&[], &file, &file).is_err());
+    }
+
+    #[test]
+    fn gives_its_environment() {
+        let (ended, said) = shell(c"echo $PATH", "");
+        assert!(ended.unwrap());
+        assert_eq!(said.trim_end(), env::var("PATH").unwrap());
+    }
+}
