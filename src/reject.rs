@@ -27,6 +27,8 @@ pub enum Reject {
     Network,
     /// ICMP: host unreachable.
     Host,
+    /// ICMP: port unreachable.
+    Port,
     /// ICMP: communication administratively prohibited.
     Prohibited,
 }
@@ -37,6 +39,7 @@ impl Reject {
         match self {
             Self::Network => 0,
             Self::Host | Self::Reset => 1,
+            Self::Port => 3,
             Self::Prohibited => 13,
         }
     }
@@ -46,6 +49,7 @@ impl Reject {
         match self {
             Self::Network => 0,
             Self::Host | Self::Reset => 3,
+            Self::Port => 4,
             Self::Prohibited => 1,
         }
     }

@@ -198,6 +198,9 @@ impl Rewriter {
                 Ok(Verdict::Forward)
             }
             _ if !self.errors.take(now) => Err(Drop::RateLimited),
+            // The one error that each system tells a socket that has sent a datagram, and so a browser its QUIC's
+            // end: Linux would tell of any, Windows of none but this.
+            Transport::Udp => Ok(Verdict::Reject(Reject::Port)),
             _ => Ok(Verdict::Reject(Reject::Prohibited)),
         }
     }

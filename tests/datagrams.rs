@@ -40,17 +40,15 @@ fn handle(rewriter: &mut Rewriter, header: [u8; vnet::LEN], packet: &mut [u8]) -
 }
 
 const PROHIBITED: Verdict = Verdict::Reject(Reject::Prohibited);
+const REFUSED: Verdict = Verdict::Reject(Reject::Port);
 const PLAIN: [u8; vnet::LEN] = vnet::Header::PLAIN;
 
 #[test]
 fn queries_to_resolvers_are_told_from_the_rest() {
     for ipv4 in [true, false] {
-        for (dns, port, expected) in [
-            (true, 53, Verdict::Dns),
-            (true, 5353, PROHIBITED),
-            (true, 443, PROHIBITED),
-            (false, 53, PROHIBITED),
-        ] {
+        for (dns, port, expected) in
+            [(true, 53, Verdict::Dns), (true, 5353, REFUSED), (true, 443, REFUSED), (false, 53, REFUSED)]
+        {
             let mut rewriter = rewriter(dns, false);
             let before = datagram(&tuple(ipv4, port), b"query");
             let mut packet = before.clone();
@@ -119,26 +117,26 @@ fn pings_are_answered_or_refused() {
 fn quic_is_refused_byte_for_byte() {
     let payload: Vec<u8> = (0..1200).map(|at| at as u8).collect();
     let mut packet = datagram(&tuple(true, 443), &payload);
-    assert_eq!(handle(&mut rewriter(true, true), PLAIN, &mut packet), PROHIBITED);
+    assert_eq!(handle(&mut rewriter(true, true), PLAIN, &mut packet), REFUSED);
     let source = rewriter(true, true).error_source(true);
-    let answer = check_reject(Reject::Prohibited, &Packet::parse(&mut packet).unwrap(), source);
+    let answer = check_reject(Reject::Port, &Packet::parse(&mut packet).unwrap(), source);
     let expected = [
         &[0x45, 0, 2, 0x40, 0, 0, 0x40, 0, 64, 1, 0x46, 0x4e, 10, 45, 39, 2, 192, 168, 1, 7][..],
-        &[3, 13, 0, 0, 0, 0, 0, 0],
+        &[3, 3, 0, 0, 0, 0, 0, 0],
         &packet[..548],
     ];
     assert_eq!(without_checksums(&answer, 20), without_checksums(&expected.concat(), 20));
     assert_eq!(answer.len(), 576);
 
     let mut packet = datagram(&tuple(false, 443), &payload);
-    assert_eq!(handle(&mut rewriter(true, true), PLAIN, &mut packet), PROHIBITED);
+    assert_eq!(handle(&mut rewriter(true, true), PLAIN, &mut packet), REFUSED);
     let source = rewriter(true, true).error_source(false);
-    let answer = check_reject(Reject::Prohibited, &Packet::parse(&mut packet).unwrap(), source);
+    let answer = check_reject(Reject::Port, &Packet::parse(&mut packet).unwrap(), source);
     let expected = [
         &[0x60, 0, 0, 0, 4, 0xd8, 58, 64][..],
         &source.octets(),
         &tuple(false, 443).source.octets(),
-        &[1, 1, 0, 0, 0, 0, 0, 0],
+        &[1, 4, 0, 0, 0, 0, 0, 0],
         &packet[..1232],
     ];
     assert_eq!(without_checksums(&answer, 40), without_checksums(&expected.concat(), 40));
@@ -159,7 +157,7 @@ fn without_checksums(packet: &[u8], transport: usize) -> Vec<u8> {
 fn errors_are_bounded_in_number() {
     let mut rewriter = rewriter(true, true);
     let mut packet = datagram(&tuple(true, 443), &Shape::default().payload.to_be_bytes());
-    let refused = (0..1000).filter(|_| handle(&mut rewriter, PLAIN, &mut packet) == PROHIBITED).count();
+    let refused = (0..1000).filter(|_| handle(&mut rewriter, PLAIN, &mut packet) == REFUSED).count();
     assert_eq!(refused, 100);
     // What is answered has no part in that.
     let mut query = datagram(&tuple(true, 53), b"query");

@@ -100,7 +100,8 @@ fn icmp_errors_quote_what_they_are_about() {
 
 #[test]
 fn icmp_errors_say_why() {
-    for (reject, code4, code6) in [(Reject::Network, 0, 0), (Reject::Host, 1, 3), (Reject::Prohibited, 13, 1)]
+    for (reject, code4, code6) in
+        [(Reject::Network, 0, 0), (Reject::Host, 1, 3), (Reject::Port, 3, 4), (Reject::Prohibited, 13, 1)]
     {
         let answer4 = answer(reject, V4, &Shape::default());
         let ip = IpSlice::from_slice(&answer4).unwrap();

@@ -108,7 +108,10 @@ impl Capture {
             _ = sys::set_keepalive(listener, config.keepalive); // accepted sockets inherit it
         }
         match self.path {
-            Path::Rewrite => self.firewall = exemptions(config),
+            // What was there stays where it can't be replaced.
+            Path::Rewrite => {
+                self.firewall = exemptions(config).or(self.firewall.take().filter(|_| config.captures()))
+            }
             Path::Express => {
                 self.firewall =
                     Some(Firewall::install(config, Path::Express).map_err(CaptureError::Firewall)?);
@@ -142,15 +145,24 @@ impl Capture {
     }
 
     fn rewrite(config: &Config) -> Result<Self, CaptureError> {
-        let routes = Routes::install(config, Path::Rewrite, &config.tun).map_err(CaptureError::Routes)?;
+        // Before anything is captured: an answer that came to us would get a RST.
         let firewall = exemptions(config);
-        match listen(config, Path::Rewrite) {
-            Ok(listeners) => Ok(Self { path: Path::Rewrite, listeners, routes, firewall }),
-            Err(error) => {
-                give_up(config, routes);
-                Err(error)
-            }
+        let result = match Routes::install(config, Path::Rewrite, &config.tun) {
+            Ok(routes) => match listen(config, Path::Rewrite) {
+                Ok(listeners) => return Ok(Self { path: Path::Rewrite, listeners, routes, firewall }),
+                Err(error) => {
+                    give_up(config, routes);
+                    Err(error)
+                }
+            },
+            Err(error) => Err(CaptureError::Routes(error)),
+        };
+        if config.on_failure == OnFailure::Direct
+            && let Some(Err(error)) = firewall.map(Firewall::remove)
+        {
+            log::warn!("{error}");
         }
+        result
     }
 
     async fn express(config: &Config, tun: &Tun) -> Result<Self, CaptureError> {

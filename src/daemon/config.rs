@@ -132,6 +132,15 @@ impl Config {
             mark => mark,
         }
     }
+
+    /// The mark of connections, not packets, that seem to begin with what we send to clients. No packet has it,
+    /// unless somebody copies the one mark to the other.
+    pub const fn begun_mark(&self) -> u32 {
+        match self.mark ^ 0x0800_0000 {
+            0 => 0x1000_0000,
+            mark => mark,
+        }
+    }
 }
 
 /// How connections get from the client to the listener.

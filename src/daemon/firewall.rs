@@ -1,7 +1,9 @@
 //! The firewall's tables of our own, one a family (`dup` is not to be had in `inet`).
 //!
 //! - **exempt**, on both paths: what answers a connection from outside (a port forward, a service of this machine)
-//!   is marked, and so not captured (`policy.rs`). Connection tracking knows the direction.
+//!   is marked, and so not captured (`policy.rs`). Connection tracking knows who began, unless it was told to
+//!   forget or did so after hours of silence: then whoever speaks first seems to. Hence a mark on connections that
+//!   seem to begin with us.
 //! - **deliver**, on the express path: a released SYN is given to the transparent listener, and what belongs to a
 //!   connection of ours to that connection's socket.
 //!
@@ -144,10 +146,10 @@ fn name(config: &Config) -> String {
 fn rules(name: &str, config: &Config, path: Path) -> String {
     let mut rules = delete(name);
     let subnets = Subnets::new(config);
-    let mut family = |family, own: IpAddr, listener: IpAddr, behind: IpAddr| {
+    let mut family = |family, listener: IpAddr, behind: IpAddr| {
         _ = writeln!(rules, "table {family} {name} {{");
         if config.captures() {
-            exempt(&mut rules, config, family, own);
+            exempt(&mut rules, config, path);
         }
         if path == Path::Express {
             deliver(&mut rules, config, SocketAddr::new(listener, config.listen_port), behind);
@@ -155,29 +157,39 @@ fn rules(name: &str, config: &Config, path: Path) -> String {
         rules.push_str("}\n");
     };
     let behind = subnets.ipv4.error_source().to_canonical();
-    family("ip", config.address.addr.into(), Ipv4Addr::LOCALHOST.into(), behind);
-    if let (Some(net), Some(subnet)) = (config.address6, subnets.ipv6) {
-        family("ip6", net.addr.into(), Ipv6Addr::LOCALHOST.into(), subnet.error_source().into());
+    family("ip", Ipv4Addr::LOCALHOST.into(), behind);
+    if let Some(subnet) = subnets.ipv6 {
+        family("ip6", Ipv6Addr::LOCALHOST.into(), subnet.error_source().into());
     }
     rules
 }
 
-/// Marks the answers to connections from outside, unless they bear a mark of ours. The listener's packets, from the
-/// TUN's own address, go where they should by themselves.
-fn exempt(rules: &mut String, config: &Config, family: &str, own: IpAddr) {
-    let (keep, exempt) = (!MARK_MASK, config.exempt_mark());
-    let set = format!(
-        "ct direction reply meta mark & {MARK_MASK:#010x} == 0 meta mark set meta mark & {keep:#010x} | {exempt:#010x}"
+/// Marks the answers to connections from outside, unless they bear a mark of ours.
+fn exempt(rules: &mut String, config: &Config, path: Path) {
+    let (tun, keep) = (&config.tun, !MARK_MASK);
+    let (begun, exempt) = (config.begun_mark(), config.exempt_mark());
+    let begins = format!("ct direction original ct mark set ct mark & {keep:#010x} | {begun:#010x}\n");
+    let answers = format!(
+        "ct direction reply ct mark & {MARK_MASK:#010x} != {begun:#010x} meta mark & {MARK_MASK:#010x} == 0 \
+         meta mark set meta mark & {keep:#010x} | {exempt:#010x}\n"
     );
+    let delivered = match path {
+        Path::Express => {
+            format!("meta mark & {MARK_MASK:#010x} == {:#010x} {begins}", config.deliver_mark())
+        }
+        Path::Rewrite => String::new(),
+    };
     _ = write!(
         rules,
         "chain exempt_forwarded {{\n\
          type filter hook prerouting priority mangle + 11; policy accept;\n\
-         {set}\n\
+         iifname \"{tun}\" {begins}\
+         {answers}\
          }}\n\
          chain exempt_local {{\n\
          type route hook output priority mangle + 11; policy accept;\n\
-         {family} saddr != {own} {set}\n\
+         {delivered}\
+         {answers}\
          }}\n"
     );
 }
@@ -290,20 +302,23 @@ mod tests {
         let mut config = config("0");
         config.auto_route = true;
         let text = rules(NAME, &config, Path::Rewrite);
-        let set = "ct direction reply meta mark & 0xff000000 == 0 \
-                   meta mark set meta mark & 0x00ffffff | 0x76000000\n";
+        let begins = "ct direction original ct mark set ct mark & 0x00ffffff | 0x7c000000\n";
+        let answers = "ct direction reply ct mark & 0xff000000 != 0x7c000000 meta mark & 0xff000000 == 0 \
+                       meta mark set meta mark & 0x00ffffff | 0x76000000\n";
         assert!(text.ends_with(&format!(
             "table ip tcp_over_http_toh0 {{\n\
              chain exempt_forwarded {{\n\
              type filter hook prerouting priority mangle + 11; policy accept;\n\
-             {set}\
+             iifname \"toh0\" {begins}\
+             {answers}\
              }}\n\
              chain exempt_local {{\n\
              type route hook output priority mangle + 11; policy accept;\n\
-             ip saddr != 10.45.39.1 {set}\
+             {answers}\
              }}\n}}\n"
         )));
-        assert!(rules(NAME, &config, Path::Express).contains(set));
+        let text = rules(NAME, &config, Path::Express);
+        assert!(text.contains(&format!("meta mark & 0xff000000 == 0x75000000 {begins}{answers}")));
     }
 
     #[test]
@@ -318,13 +333,11 @@ mod tests {
         let mut config = config("0");
         for byte in 1..=0xff_u32 {
             config.mark = byte << 24;
-            assert_ne!(config.deliver_mark(), 0);
-            assert_ne!(config.deliver_mark(), config.mark);
-            assert_eq!(config.deliver_mark() & !MARK_MASK, 0);
-            assert_ne!(config.exempt_mark(), 0);
-            assert_ne!(config.exempt_mark(), config.mark);
-            assert_ne!(config.exempt_mark(), config.deliver_mark());
-            assert_eq!(config.exempt_mark() & !MARK_MASK, 0);
+            let mut marks =
+                [0, config.mark, config.deliver_mark(), config.exempt_mark(), config.begun_mark()];
+            assert!(marks.iter().all(|mark| mark & !MARK_MASK == 0));
+            marks.sort_unstable();
+            assert!(marks.is_sorted_by(|a, b| a < b));
         }
     }
 

@@ -24,7 +24,7 @@
 //! | P+15 = CAPTURE | `nop` | |
 //! | P+16 | `[ipproto ...] lookup main suppress_prefixlength 0` each | `auto_route` only: any route but a default one comes before us |
 //! | P+17 | `ipproto tcp [dport PORTS] lookup TABLE` each, `ipproto udp dport PORT lookup TABLE` each | the capture: TCP, and of UDP what is refused (`quic`) or answered (`dns_hijack`) |
-//! | P+18 | `ipproto tcp goto END` | `non_tcp 'reject'`: not TCP to other ports, ... |
+//! | P+18 | `ipproto tcp goto END`, `ipproto udp dport 443 goto END` | `non_tcp 'reject'`: not TCP to other ports, not what `quic` lets go, ... |
 //! | P+19 | `lookup TABLE` | ... but all else |
 //! | P+20 = END | `nop` | the way on to everybody else's rules |
 //!

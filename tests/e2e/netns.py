@@ -23,6 +23,7 @@ import re
 import select
 import signal
 import socket
+import struct
 import subprocess
 import time
 
@@ -43,6 +44,9 @@ NOBODY = "203.0.113.99"
 CLONE_NEWNET = 0x40000000
 # <net/tcp_states.h>
 SYN_SENT, CLOSE = 2, 7
+# <linux/netlink.h>, <linux/netfilter/nfnetlink_conntrack.h>
+NETLINK_NETFILTER, NLM_F_REQUEST, NLM_F_ACK = 12, 1, 4
+CONNTRACK_DELETE = 1 << 8 | 2
 NAME = re.compile(r"toh-(\d+)-\d+-\w+")
 libc = ctypes.CDLL(None, use_errno=True)
 numbers = itertools.count()
@@ -92,6 +96,15 @@ class Namespace:
     def nft(self, rules):
         """Loads nftables rules from text."""
         self.run("nft", "-f", "-", input=rules)
+
+    def forget_connections(self):
+        """Empties the table of connection tracking, as `conntrack -F` does."""
+        with self.enter(), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
+            sock.settimeout(WAIT)
+            sock.send(struct.pack("=LHHLL4x", 20, CONNTRACK_DELETE, NLM_F_REQUEST | NLM_F_ACK, 0, 0))
+            error = -struct.unpack_from("=i", sock.recv(100), 16)[0]
+        if error:
+            raise OSError(error, os.strerror(error))
 
     def socket(self, address, kind=socket.SOCK_STREAM):
         """An unbound socket of the family of address."""

@@ -1,6 +1,7 @@
 """What is captured and what is exempt: selection, answers to connections from outside, and what is refused while
 no daemon runs."""
 
+import contextlib
 import errno
 import signal
 import socket
@@ -9,7 +10,7 @@ import pytest
 
 from gateway import NFT_TABLE, PATH
 from netns import (
-    CLIENT, CLIENT6, ROUTER_WAN, ROUTER_WAN6, SERVER, SERVER6, SERVER_OTHER, retransmits,
+    CLIENT, CLIENT6, ROUTER_WAN, ROUTER_WAN6, SERVER, SERVER6, SERVER_OTHER, finish_connect, retransmits,
 )
 from test_routes import assert_direct, assert_proxied
 from wait import WAIT, until
@@ -52,16 +53,17 @@ def test_bypass_file(gateway, proxy, client, internet, directory):
 
 
 @pytest.mark.parametrize("size", [100, 1200, 1400])
-def test_quic_is_refused_at_once(gateway, proxy, client, internet, server, size):
+@pytest.mark.parametrize("options", [(), ("--port", "80")], ids=["all", "port"])
+def test_quic_is_refused_at_once(gateway, proxy, client, internet, server, size, options):
     """A browser's connected socket learns of it by its first packet, and takes TCP."""
-    gateway()
+    gateway(*options)
     sock = client.socket(server, socket.SOCK_DGRAM)
     sock.settimeout(WAIT)
     sock.connect((server, 443))
     sock.send(b"q" * size)
     with pytest.raises(OSError) as error:
         sock.recv(100)
-    assert error.value.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EACCES)
+    assert error.value.errno == errno.ECONNREFUSED
     # Other UDP goes on.
     far = internet.socket(server, socket.SOCK_DGRAM)
     far.bind((server, 4443))
@@ -71,8 +73,9 @@ def test_quic_is_refused_at_once(gateway, proxy, client, internet, server, size)
     assert far.recv(100) == b"hello"
 
 
-def test_quic_may_go(gateway, proxy, client, internet, server):
-    gateway("--quic", "direct")
+@pytest.mark.parametrize("non_tcp", ["direct", "reject"])
+def test_quic_may_go(gateway, proxy, client, internet, server, non_tcp):
+    gateway("--quic", "direct", "--non-tcp", non_tcp)
     far = internet.socket(server, socket.SOCK_DGRAM)
     far.bind((server, 443))
     far.settimeout(WAIT)
@@ -121,6 +124,28 @@ def test_connections_from_outside(gateway, proxy, network, inbound, server):
     exchange(network.internet, source, router, 8080, forwarded)
     exchange(network.internet, source, router, 22, service)
     assert_proxied(network.client, proxy, server)
+
+
+@pytest.mark.parametrize("space", ["client", "router"])
+def test_the_firewall_forgets_who_began(gateway, proxy, network, server, leaks, space):
+    """What answers a client after that looks like the beginning of a connection from outside, and isn't."""
+    daemon, space = gateway(), getattr(network, space)
+    near = space.begin_connect(server, 80)
+    connection = proxy.open()
+    assert finish_connect(near) == 0
+    for _ in range(2):
+        network.router.forget_connections()
+        connection.send(b"answer")
+        assert near.recv(100) == b"answer"
+        near.sendall(b"question")
+        assert connection.sock.recv(100) == b"question"
+    daemon.kill()
+    with contextlib.suppress(OSError):
+        near.sendall(b"to whom?")
+    assert refused(space, server)
+    leaks.assert_none()
+    near.close()
+    connection.close()
 
 
 def test_without_nft_more_is_captured(gateway, proxy, network, inbound, server, directory):

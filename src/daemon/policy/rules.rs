@@ -20,7 +20,7 @@ const NO_CLIENT: u32 = 14;
 const CAPTURE: u32 = 15;
 const MAIN_FIRST: u32 = 16;
 const CAPTURED: u32 = 17;
-const NO_PORT: u32 = 18;
+const LEFT_ALONE: u32 = 18;
 const REJECTED: u32 = 19;
 const END: u32 = 20;
 
@@ -155,7 +155,10 @@ impl Rules<'_> {
             self.add(udp(captured.clone(), port));
         }
         if rejects_all {
-            self.add(tcp(self.goto(NO_PORT, END)));
+            self.add(tcp(self.goto(LEFT_ALONE, END)));
+            if config.quic == Quic::Direct {
+                self.add(udp(self.goto(LEFT_ALONE, END), HTTPS));
+            }
             self.add(self.lookup(REJECTED, config.table));
         }
     }

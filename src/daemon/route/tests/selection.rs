@@ -154,6 +154,14 @@ fn quic() {
             assert_eq!(device("192.168.7.9", "ipproto udp dport 443"), "lan0");
             assert_eq!(device("203.0.113.9", "ipproto udp dport 443"), "wan0");
         }
+        // Of all that isn't TCP, it alone may go.
+        config.non_tcp = NonTcp::Reject;
+        let _routes = world.install(&config);
+        for server in [SERVER, SERVER6] {
+            assert_eq!(device(server, "ipproto udp dport 443"), "wan0");
+            assert_eq!(device(server, "ipproto udp dport 444"), TUN);
+            assert_eq!(device(server, "ipproto tcp dport 443"), TUN);
+        }
     });
 }
 
