@@ -42,6 +42,8 @@ pub async fn connect(address: SocketAddr, mark: u32, patience: Duration) -> io::
     if mark != 0 {
         sys::set_mark(&socket, mark)?;
     }
+    // It has no answer to send yet, and the request that follows at once takes the acknowledgement along.
+    _ = sys::delay_acknowledgement(&socket);
     timeout(patience, socket.connect(address)).await?
 }
 

@@ -131,6 +131,12 @@ pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, mark as c_int)
 }
 
+/// Has the last packet of a connection's handshake wait for the first bytes to send, for 200 ms at most: `TCP_QUICKACK`
+/// (tcp(7); `tcp_rcv_synsent_state_process()` in the kernel). Before connecting.
+pub fn delay_acknowledgement(socket: impl AsFd) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0)
+}
+
 /// Has the kernel probe a TCP connection that has been idle for `idle` seconds (0 = never), then every sixth
 /// of that. How many probes may stay unanswered is left to the kernel (`tcp_keepalive_probes`, 9): with
 /// 60 s, a dead peer is found after 150 s.
