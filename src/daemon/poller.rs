@@ -48,6 +48,8 @@ pub struct Event {
     pub readable: bool,
     /// There is room to write, or an error to be told.
     pub writable: bool,
+    /// The stream's end has been received, and no byte that TCP calls urgent is left before it.
+    pub ended: bool,
 }
 
 impl Poller {
@@ -90,7 +92,7 @@ impl Poller {
 }
 
 /// Edge-triggered: an event tells a change.
-const READS: i32 = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
+const READS: i32 = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLPRI | libc::EPOLLET;
 const ENDS: i32 = libc::EPOLLHUP | libc::EPOLLERR;
 const UPSTREAM: u32 = 1 << 16;
 
@@ -116,6 +118,7 @@ impl From<&libc::epoll_event> for Event {
             key: Key::from_bits(event.u64 as u32),
             readable: happened & (READS | ENDS) != 0,
             writable: happened & (libc::EPOLLOUT | ENDS) != 0,
+            ended: happened & (libc::EPOLLRDHUP | libc::EPOLLPRI) == libc::EPOLLRDHUP,
         }
     }
 }

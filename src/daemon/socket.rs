@@ -18,6 +18,8 @@ pub struct Socket {
     readable: bool,
     writable: bool,
     writes_watched: bool,
+    /// See [`Event::ended`].
+    ended: bool,
 }
 
 impl Socket {
@@ -27,13 +29,14 @@ impl Socket {
     /// If it can't be watched.
     pub fn new(stream: TcpStream, key: Key, poller: &Poller) -> io::Result<Self> {
         poller.watch_reads(&stream, key)?;
-        Ok(Self { stream, key, readable: false, writable: true, writes_watched: false })
+        Ok(Self { stream, key, readable: false, writable: true, writes_watched: false, ended: false })
     }
 
     /// Notes what has happened.
     pub const fn note(&mut self, event: Event) {
         self.readable |= event.readable;
         self.writable |= event.writable;
+        self.ended |= event.ended;
     }
 
     /// Whether there may be something to read.
@@ -75,7 +78,7 @@ impl Socket {
 
     /// Whether the next byte to receive is one that TCP calls urgent.
     pub fn at_urgent_mark(&self) -> io::Result<bool> {
-        sys::at_urgent_mark(&self.stream)
+        if self.ended { Ok(false) } else { sys::at_urgent_mark(&self.stream) }
     }
 
     /// Whether all that was sent has been received.
