@@ -70,14 +70,14 @@ remote-control:
 class Dnsmasq:
     """dnsmasq as a router has it: in front of us, on its LAN addresses."""
 
-    def __init__(self, space, directory, addresses, servers, extra=()):
+    def __init__(self, space, directory, addresses, servers, extra=("--log-queries",)):
         self.space = space
         log_path = directory / "dnsmasq.log"
         options = [f"--listen-address={address}" for address in addresses] + [f"--server={server}" for server in servers]
         with open(log_path, "ab") as log:
             self.process = space.popen(
                 "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces",
-                "--except-interface=lo", "--user=root", "--pid-file", "--log-facility=-", "--log-queries", *options, *extra,
+                "--except-interface=lo", "--user=root", "--pid-file", "--log-facility=-", *options, *extra,
                 env=PLAIN, stdout=log, stderr=log,
             )
         self.log_path = log_path

@@ -7,6 +7,7 @@ mod connect;
 mod dialogue;
 mod idle;
 mod proxy;
+mod query;
 mod relay;
 mod server;
 mod stats;
@@ -24,6 +25,7 @@ bench-tools server  --listen ADDR:PORT           what the clients talk to
 bench-tools stream  --to ADDR:PORT [--via PROXY] [--streams N] [--down] [--seconds S] [--warmup S] [--rate BITS/S]
 bench-tools connect --to ADDR:PORT [--spread N] [--via PROXY] [--concurrency N] [--seconds S] [--max N]
 bench-tools idle    --to ADDR:PORT [--spread N] [--via PROXY] [--connections N]
+bench-tools query   --to ADDR:PORT [--names N] [--concurrency N] [--seconds S]   DNS over UDP
 
 The clients print one line of JSON. --via: ask this proxy with CONNECT instead of connecting to ADDR
 directly. --spread: connect to N addresses from ADDR on, in turn. idle holds its connections until its
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
             Some("stream") => stream::run(&args),
             Some("connect") => connect::run(&args),
             Some("idle") => idle::run(&args),
+            Some("query") => query::run(&args),
             _ => {
                 print!("{HELP}");
                 Err(io::Error::other("no command"))
