@@ -154,11 +154,12 @@ async fn serve(settings: Settings, config: Config, signals: Signals) -> Result<E
     let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
     let upstreams = Upstreams::new(&config).map_err(StartError::Upstreams)?;
 
+    let dns = Dns::new(&config, Default::default()).map_err(StartError::Dns)?;
+
     let tun =
         Tun::open(&config.tun, config.offload).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
     let capture = Capture::set_up(&config, &tun).await.map_err(StartError::Capture)?;
     let path = capture.path();
-    let dns = Dns::new(&config, Default::default()).map_err(StartError::Dns)?;
     let rewriter = Rewriter::new(rewriter_settings(&config, path), limits(&config), key);
     let pipes = Pipes::new(pipes, config.pipe_size);
     let supplies = Supplies { pipes, poller: Poller::new().map_err(StartError::EventLoop)? };

@@ -14,6 +14,7 @@ from gateway import PATH
 from netns import PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6, finish_connect
 from proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
 from servers import WebServer
+from test_reload import Configured
 from wait import WAIT, until
 
 PORT = 5453
@@ -666,13 +667,54 @@ def test_a_client_that_takes_no_answers(forwarding, proxy, far, client, router, 
 # --- a running daemon ---
 
 
-def test_reload_keeps_names(fakeip, proxy, client, router):
-    """A change that needs a restart keeps the process, and who has an address keeps it."""
-    daemon = fakeip()
+@pytest.fixture
+def configured(gateway, directory):
+    return Configured(gateway, directory)
+
+
+def test_reload_keeps_names(configured, proxy, client, router, directory, leaks):
+    """A change that needs another run keeps the process, and who has an address gets to the same name."""
+    fakeip = f"option dns fakeip\noption fakeip_file {directory}/names"
+    daemon = configured.write(fakeip).start()
     address, = resolve(router, NAME)
     before = daemon.process.pid
-    daemon.signal(1)
+    configured.restart(main=f"{fakeip}\noption ping answer")
     near = client.begin_connect(address, 443)
     assert proxy.open().target == f"{NAME}:443"
     assert finish_connect(near) == 0
     assert daemon.process.pid == before and resolve(router, NAME) == [address]
+    assert client.run("ping", "-c1", "-W5", address).returncode == 0
+    configured.restart(main="option dns off")
+    assert not [line for line in router.run("ss", "-Hlnu").stdout.splitlines() if f":{PORT}" in line]
+    leaks.assert_none()
+
+
+def test_reload_of_proxies(configured, fault_proxy, client, internet, directory):
+    """Other proxies, live: their names are resolved directly from then on."""
+    Unbound(internet, directory, [RESOLVER], [f"proxy.corp.example. 300 IN A {PROXY}"])
+    proxy = fault_proxy()
+    main = f"option dns fakeip\noption fakeip_file {directory}/names\nlist resolver {RESOLVER}"
+    configured.write(main).start()
+    assert is_fake(dig(client, ELSEWHERE, "proxy.corp.example")[0])
+    configured.reload("changed", main=main, upstreams=("http://proxy.corp.example:3128",))
+    until(lambda: dig(client, ELSEWHERE, "proxy.corp.example") == [PROXY], "the proxy's name is resolved")
+    near = client.begin_connect(dig(client, ELSEWHERE, NAME)[0], 443)
+    assert proxy.open().target == f"{NAME}:443"
+    assert finish_connect(near) == 0
+
+
+def test_the_proxys_own_name_with_nobody_to_resolve_it(gateway, client, directory):
+    """The machine's resolver is ours: that is said, and not asked around in a circle."""
+    daemon = gateway("--dns", "fakeip", "--fakeip-file", directory / "names", upstreams=["http://proxy.corp.example:3128"])
+    assert "status: SERVFAIL" in dig_full(client, ELSEWHERE, "proxy.corp.example")
+    daemon.wait_log("list resolver")
+
+
+def test_a_port_that_is_taken(gateway, router, directory):
+    """The start fails with a word about it, and nothing is captured or left."""
+    taken = router.listen("127.0.0.1", PORT)
+    daemon = gateway("--dns", "proxy", ready=False)
+    assert daemon.wait() == 1
+    assert f"127.0.0.1:{PORT}" in daemon.log()
+    daemon.assert_clean()
+    taken.close()
