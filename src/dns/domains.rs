@@ -8,8 +8,7 @@ use super::name::{BadName, MAX_NAME, Name, NameRef};
 /// The set. A domain takes as many bytes as on the wire, and 4 more.
 #[derive(Default)]
 pub struct Domains {
-    /// Domains in lowercase as on the wire, but with the labels in reverse: the length of `com`, `com`, the length of
-    /// `example`, `example`, 0. So what a domain starts with are those above it.
+    /// Domains [in reverse](NameRef::reversed), each with a 0 behind.
     bytes: Vec<u8>,
     /// Where the domains begin, in their order. None of them starts with another.
     order: Vec<u32>,
@@ -35,14 +34,16 @@ impl Domains {
     pub fn insert(&mut self, domain: &str) -> Result<(), BadName> {
         let name = Name::new(domain)?;
         let mut buffer = [0; MAX_NAME];
-        let key = reverse(name.as_ref(), &mut buffer);
+        let key = name.as_ref().reversed(&mut buffer);
         if self.covers(key) {
             return Ok(());
         }
         let at = self.order.partition_point(|&other| self.get(other) < key);
         // Those below it are right behind it in the order, and not needed any more.
-        let below = self.order.iter().skip(at).take_while(|&&other| self.get(other).starts_with(key)).count();
-        self.order.splice(at..at + below, [self.bytes.len() as u32]);
+        while self.order.get(at).is_some_and(|&other| self.get(other).starts_with(key)) {
+            self.order.remove(at);
+        }
+        self.order.insert(at, self.bytes.len() as u32);
         self.bytes.extend_from_slice(key);
         self.bytes.push(0);
         Ok(())
@@ -51,7 +52,7 @@ impl Domains {
     /// Whether a name is one of the domains, or below one.
     pub fn contains(&self, name: NameRef<'_>) -> bool {
         let mut buffer = [0; MAX_NAME];
-        self.covers(reverse(name, &mut buffer))
+        self.covers(name.reversed(&mut buffer))
     }
 
     /// Whether there is no domain.
@@ -77,23 +78,6 @@ impl Domains {
         }
         domain.get(..end).unwrap_or_default()
     }
-}
-
-/// The labels of a name in reverse and in lowercase, each behind its length.
-fn reverse<'a>(name: NameRef<'_>, buffer: &'a mut [u8; MAX_NAME]) -> &'a [u8] {
-    let mut start = buffer.len();
-    for label in name.labels() {
-        let end = start;
-        start = end.saturating_sub(1 + label.len());
-        if let Some((length, bytes)) = buffer.get_mut(start..end).and_then(<[u8]>::split_first_mut)
-            && bytes.len() == label.len()
-        {
-            *length = label.len() as u8;
-            bytes.copy_from_slice(label);
-            bytes.make_ascii_lowercase();
-        }
-    }
-    buffer.get(start..).unwrap_or_default()
 }
 
 #[cfg(test)]

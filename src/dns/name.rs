@@ -87,6 +87,24 @@ impl<'a> NameRef<'a> {
         (last.len() < host.len() && last.first()?.is_ascii_alphabetic()).then_some(host)
     }
 
+    /// The labels from right to left in lowercase, each behind its length: the length of `com`, `com`, the length of
+    /// `example`, `example`. What such a name starts with are the names above it.
+    pub(super) fn reversed<'b>(&self, buffer: &'b mut [u8; MAX_NAME]) -> &'b [u8] {
+        let mut start = buffer.len();
+        for label in self.labels() {
+            let end = start;
+            start = end.saturating_sub(1 + label.len());
+            if let Some((length, bytes)) = buffer.get_mut(start..end).and_then(<[u8]>::split_first_mut)
+                && bytes.len() == label.len()
+            {
+                *length = label.len() as u8;
+                bytes.copy_from_slice(label);
+                bytes.make_ascii_lowercase();
+            }
+        }
+        buffer.get(start..).unwrap_or_default()
+    }
+
     /// The labels from left to right, without the root.
     pub fn labels(&self) -> Labels<'a> {
         Labels {

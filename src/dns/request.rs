@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::net::IpAddr;
 
 use super::message::{CLASS_IN, HEADER, Kind, Message, Question};
-use super::name::NameRef;
+use super::name::{MAX_NAME, NameRef};
 use super::reply::{self, Rcode};
 use super::reverse::Reverse;
 
@@ -114,7 +114,7 @@ impl<'a> Request<'a> {
 
     /// The address that the name stands for, if it is one of the reverse zones.
     pub fn address(&self) -> Option<IpAddr> {
-        Reverse::parse(self.question.name)?.address()
+        Reverse::parse(self.question.name.reversed(&mut [0; MAX_NAME]))?.address()
     }
 
     /// The type asked for.

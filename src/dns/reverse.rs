@@ -3,8 +3,6 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::name::NameRef;
-
 /// What a reverse name tells of an address: all of it, or its first bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reverse {
@@ -37,34 +35,28 @@ const GLOBAL: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 const DOCUMENTATION: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32);
 
 impl Reverse {
-    /// What `name` tells, unless it lies outside the reverse zones.
-    pub(super) fn parse(name: NameRef<'_>) -> Option<Self> {
-        let numbers = name.labels().count().checked_sub(2)?;
-        let mut zone = name.labels().skip(numbers);
-        let family = zone.next()?;
-        let is_ipv4 = family.eq_ignore_ascii_case(b"in-addr");
-        if !is_ipv4 && !family.eq_ignore_ascii_case(b"ip6") || !zone.next()?.eq_ignore_ascii_case(b"arpa") {
-            return None;
-        }
-        let (step, width) = if is_ipv4 { (8, 32) } else { (4, 128) };
-        // The last number has the highest bits, and pushes down what came before it: out of the address, if there
-        // is too much. What is no number has nothing but zones behind it.
-        let (mut address, mut bits, mut is_whole) = (0u128, 0, true);
-        for label in name.labels().take(numbers) {
-            match number(label, is_ipv4) {
-                Some(number) => {
-                    address = address >> step | u128::from(number) << (128 - step);
-                    is_whole &= bits < width;
-                    bits = width.min(bits + step);
-                }
-                None => (address, bits, is_whole) = (0, 0, false),
-            }
-        }
-        let address = match is_ipv4 {
-            true => Ipv4Addr::from_bits((address >> 96) as u32).into(),
-            false => Ipv6Addr::from_bits(address).into(),
+    /// What a name, itself [in reverse](super::name::NameRef::reversed), tells, unless it lies outside the zones.
+    pub(super) fn parse(name: &[u8]) -> Option<Self> {
+        let ipv4 = name.strip_prefix(b"\x04arpa\x07in-addr");
+        let (mut rest, step, width) = match ipv4 {
+            Some(rest) => (rest, 8, 32),
+            None => (name.strip_prefix(b"\x04arpa\x03ip6")?, 4, 128),
         };
-        Some(Self { address, bits, is_whole: is_whole && bits == width })
+        let (mut address, mut bits) = (0u128, 0);
+        while let Some((&length, labels)) = rest.split_first()
+            && let Some((label, below)) = labels.split_at_checked(length.into())
+            && let Some(number) = number(label, step == 8)
+            && bits < width
+        {
+            bits += step;
+            address |= u128::from(number) << (128 - bits);
+            rest = below;
+        }
+        let address = match ipv4 {
+            Some(_) => Ipv4Addr::from_bits((address >> 96) as u32).into(),
+            None => Ipv6Addr::from_bits(address).into(),
+        };
+        Some(Self { address, bits, is_whole: bits == width && rest.is_empty() })
     }
 
     /// The address, if the name is that of one.
@@ -104,7 +96,7 @@ fn digit(byte: u8, radix: u32) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::name::Name;
+    use super::super::name::{MAX_NAME, Name};
     use super::*;
     use proptest::prelude::*;
     use std::format;
@@ -112,7 +104,7 @@ mod tests {
     use std::vec::Vec;
 
     fn parse(text: &str) -> Option<Reverse> {
-        Reverse::parse(Name::new(text).unwrap().as_ref())
+        Reverse::parse(Name::new(text).unwrap().as_ref().reversed(&mut [0; MAX_NAME]))
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::message::Kind;
-use super::name::NameRef;
+use super::name::MAX_NAME;
 use super::reply::{Rcode, Reply};
 use super::request::Request;
 use super::reverse::Reverse;
@@ -24,24 +24,24 @@ enum Special {
     Ipv4Only,
 }
 
-/// Names that no server on the Internet may be asked for, with all below them.
-const SPECIAL: [(&[&[u8]], Special); 9] = [
-    (&[b"localhost"], Special::Localhost),
+/// Names that no server on the Internet may be asked for, with all below them, [in reverse](super::name::NameRef::reversed).
+const SPECIAL: [(&[u8], Special); 9] = [
+    (b"\x09localhost", Special::Localhost),
     // RFC 6761 section 6.4.
-    (&[b"invalid"], Special::Nonexistent),
+    (b"\x07invalid", Special::Nonexistent),
     // RFC 6762 section 22.1: multicast DNS.
-    (&[b"local"], Special::Nonexistent),
+    (b"\x05local", Special::Nonexistent),
     // RFC 7686 section 2: Tor.
-    (&[b"onion"], Special::Nonexistent),
+    (b"\x05onion", Special::Nonexistent),
     // RFC 9476 section 2.
-    (&[b"alt"], Special::Nonexistent),
+    (b"\x03alt", Special::Nonexistent),
     // RFC 8375 section 4: names of this home.
-    (&[b"home", b"arpa"], Special::Nonexistent),
+    (b"\x04arpa\x04home", Special::Nonexistent),
     // RFC 9462 section 6.4: we have no encrypted service, and that of an upstream is not ours to tell.
-    (&[b"resolver", b"arpa"], Special::Empty),
-    (&[b"ipv4only", b"arpa"], Special::Ipv4Only),
+    (b"\x04arpa\x08resolver", Special::Empty),
+    (b"\x04arpa\x08ipv4only", Special::Ipv4Only),
     // Asks browsers to leave names to the network's resolver, which chooses the ways that connections take.
-    (&[b"use-application-dns", b"net"], Special::Nonexistent),
+    (b"\x03net\x13use-application-dns", Special::Nonexistent),
 ];
 
 /// The reply to what needs nobody else: special names, and questions that have no answer.
@@ -49,9 +49,12 @@ pub fn local_reply(request: &Request<'_>) -> Option<Reply<'static>> {
     if let Some(rcode) = refusal(request) {
         return Some(Reply::Failed(rcode));
     }
-    let name = request.name();
-    if let Some((_, special)) = SPECIAL.iter().find(|(zone, _)| lies_in(name, zone)) {
-        return Some(special_reply(*special, request.kind()));
+    let mut buffer = [0; MAX_NAME];
+    let name = request.name().reversed(&mut buffer);
+    for (zone, special) in SPECIAL {
+        if name.starts_with(zone) {
+            return Some(special_reply(special, request.kind()));
+        }
     }
     Reverse::parse(name).is_some_and(|reverse| reverse.is_private()).then_some(Reply::NoSuchName(TTL))
 }
@@ -79,13 +82,6 @@ fn special_reply(special: Special, kind: Kind) -> Reply<'static> {
         (_, Kind::ANY) => Reply::Any,
         _ => Reply::NoData(TTL),
     }
-}
-
-fn lies_in(name: NameRef<'_>, zone: &[&[u8]]) -> bool {
-    let Some(below) = name.labels().count().checked_sub(zone.len()) else {
-        return false;
-    };
-    name.labels().skip(below).zip(zone).all(|(label, wanted)| label.eq_ignore_ascii_case(wanted))
 }
 
 #[cfg(test)]
