@@ -43,6 +43,22 @@ def test_only_these_ports(gateway, proxy, client, internet):
     assert_direct(client, internet.listen(SERVER, 6999), proxy)
 
 
+@pytest.mark.parametrize("options", [("--client", "10.1.0.2", "--client", "fd01::2"), ("--port", "80")], ids=["client", "port"])
+def test_refused_is_what_was_selected(gateway, proxy, client, internet, server, options):
+    """When the daemon is gone: that, and nothing else."""
+    other = NEIGHBOUR6 if ":" in server else NEIGHBOUR
+    daemon = gateway(*options)
+    assert_proxied(client, proxy, server)
+    daemon.kill()
+    assert refused(client, server)
+    if options[0] == "--client":
+        listener = internet.listen(server, 80)
+        client.connect(server, 80, source=other).close()
+        listener.accept()[0].close()
+    else:
+        assert_direct(client, internet.listen(server, 6999), proxy)
+
+
 def test_bypass_file(gateway, proxy, client, internet, directory):
     path = directory / "bypass"
     path.write_text(f"# those\n{SERVER_OTHER}\n{SERVER6}/128\n" + "".join(f"11.{n // 250}.{n % 250}.0/24\n" for n in range(5000)))
@@ -146,6 +162,21 @@ def test_the_firewall_forgets_who_began(gateway, proxy, network, server, leaks, 
     leaks.assert_none()
     near.close()
     connection.close()
+
+
+def test_connections_from_outside_while_it_is_gone(gateway, proxy, network, inbound, server, leaks):
+    """Port forwards work on. Services of the router don't: the kernel finds no way back before it asks the firewall."""
+    source, router, forwarded, service = inbound
+    daemon = gateway()
+    daemon.kill()
+    assert refused(network.client, server)
+    leaks.assert_none()
+    exchange(network.internet, source, router, 8080, forwarded)
+    near = network.internet.begin_connect(router, 22, source)
+    until(lambda: retransmits(near), "no answer comes")
+    near.close()
+    daemon.start()
+    exchange(network.internet, source, router, 22, service)
 
 
 def test_without_nft_more_is_captured(gateway, proxy, network, inbound, server, directory):
