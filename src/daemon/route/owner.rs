@@ -49,7 +49,7 @@ impl Owner {
         let all = Message::new(libc::RTM_GETRULE, 0, &[0; 12]);
         let each = &mut |received: &netlink::Received| match Rule::parse(received.body) {
             Some(rule) if self.owns_rule(&rule) && !rules.contains(&rule) => {
-                stale.push((received.body.to_vec(), rule.priority));
+                stale.push((received.body.to_vec(), rule));
             }
             _ => {}
         };
@@ -58,7 +58,10 @@ impl Owner {
             Err(cause) if !cause.is(libc::EOPNOTSUPP) => return Err(RouteError::List(cause)),
             _ => {}
         }
-        for (body, priority) in stale {
+        // The jumps past the capture first: nobody must fall from a rule that selects to the jump behind it.
+        let end = self.first_rule.saturating_add(policy::LAST_RULE);
+        stale.sort_by_key(|(_, rule)| rule.target != end);
+        for (body, Rule { priority, .. }) in stale {
             match socket.request(Message::new(libc::RTM_DELRULE, 0, &body)) {
                 Err(cause) if !cause.is(libc::ENOENT) => {
                     result = Err(RouteError::DeleteRule(priority, cause));

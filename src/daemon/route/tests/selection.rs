@@ -117,6 +117,30 @@ fn devices_and_clients() {
     });
 }
 
+/// Who was selected is captured all the while that the selection ends.
+#[test]
+fn jumps_past_the_capture_go_first() {
+    in_namespace(|world| {
+        let _tun = open_tun();
+        let mut config = auto_route();
+        config.interfaces = vec!["lan0".to_owned()];
+        config.clients = nets(&["192.168.7.0/24"]);
+        let mut routes = world.install(&config);
+        let mut watch = sys::netlink(libc::NETLINK_ROUTE, libc::RTMGRP_IPV4_RULE as u32).unwrap();
+        routes.reconfigure(&auto_route(), Path::Rewrite).unwrap();
+        assert_eq!(from("192.168.7.9", "lan0"), TUN);
+        let mut targets = Vec::new();
+        let mut buffer = vec![0; netlink::READ_SIZE];
+        while let Ok(length) = watch.read(&mut buffer) {
+            let deleted = netlink::messages(&buffer[..length]).filter(|it| it.kind == libc::RTM_DELRULE);
+            targets.extend(deleted.filter_map(|it| Rule::parse(it.body)).map(|rule| rule.target));
+        }
+        // Neither device nor client; the device, the client, what is our own, and what jumps are to.
+        assert_eq!(targets[..2], [920; 2]);
+        assert!(targets.len() > 4 && !targets[2..].contains(&920), "{targets:?}");
+    });
+}
+
 #[test]
 fn ports() {
     in_namespace(|world| {
