@@ -55,7 +55,7 @@ pub struct EventLoop {
     gateway: Rc<Gateway>,
     capture: Capture,
     settings: Settings,
-    config: Config,
+    config: Rc<Config>,
     /// What the next run is to have, once connections have ended for it.
     next: Option<Config>,
     status: Option<StatusSocket>,
@@ -97,7 +97,7 @@ impl EventLoop {
         capture: Capture,
         signals: Signals,
         settings: Settings,
-        config: Config,
+        config: Rc<Config>,
     ) -> Self {
         Self {
             gateway,
@@ -116,9 +116,9 @@ impl EventLoop {
 
     /// Runs until a signal ends it or the TUN is gone. Gives back what captures traffic, since what becomes of
     /// that depends on the end, and the configuration by now, which is the next run's if there is to be one.
-    pub async fn run(mut self) -> (End, Capture, Config) {
+    pub async fn run(mut self) -> (End, Capture, Rc<Config>) {
         let end = poll_fn(|cx| self.poll(cx)).await;
-        (end, self.capture, self.next.unwrap_or(self.config))
+        (end, self.capture, self.next.map_or(self.config, Rc::new))
     }
 
     fn poll(&mut self, cx: &mut Context) -> Poll<End> {
@@ -250,7 +250,7 @@ impl EventLoop {
         if new.status_socket != self.config.status_socket {
             self.status = status_socket(&new);
         }
-        self.config = new;
+        self.config = Rc::new(new);
         Ok(())
     }
 

@@ -107,11 +107,11 @@ fn run(settings: Settings) -> ExitCode {
     };
     drop(within);
     let config = match settings.load() {
-        Ok(config) => config,
+        Ok(config) => Rc::new(config),
         Err(error) => return fail(&error, error.exit_code()),
     };
     log_level::init(config.log_level);
-    let ended = runtime.block_on(serve(settings, config.clone(), signals));
+    let ended = runtime.block_on(serve(settings, Rc::clone(&config), signals));
     drop(runtime); // and with it all that is still open
     match ended {
         Ok(End::Asked) => return ExitCode::SUCCESS,
@@ -147,7 +147,7 @@ fn restart() -> io::Error {
 
 /// Sets up and runs until the end. What captures traffic is removed if the end was asked for, or if
 /// traffic may then go directly; if another run follows it is refused until then.
-async fn serve(settings: Settings, config: Config, signals: Signals) -> Result<End, StartError> {
+async fn serve(settings: Settings, config: Rc<Config>, signals: Signals) -> Result<End, StartError> {
     let others = if config.dns.mode == DnsMode::Off { OTHER_FILES } else { OTHER_FILES + dns::FILES };
     let pipes = reserve_files(config.max_flows as usize, others)?;
     let [a, b, c, d, e, f, g, h] = sys::random().map_err(StartError::Random)?;

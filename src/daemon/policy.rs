@@ -79,8 +79,9 @@ pub const LOOPBACK: u32 = 1;
 const V4: u8 = libc::AF_INET as u8;
 const V6: u8 = libc::AF_INET6 as u8;
 
-/// The routes that a configuration asks for. Prefixes that can't be captured are left out with a warning.
-pub fn routes(config: &Config, path: Path, tun: u32) -> Vec<Route> {
+/// The routes that a configuration asks for; without a TUN those that refuse what is captured, whatever
+/// `on_failure` says. Prefixes that can't be captured are left out with a warning.
+pub fn routes(config: &Config, path: Path, tun: Option<u32>) -> Vec<Route> {
     let usable = |net: &IpNet| config.address6.is_some() || matches!(net, IpNet::V4(_));
     let mut bypass: Vec<IpNet> = config.bypass.iter().filter(|net| usable(net)).copied().collect();
     let mut wanted = config.routes.clone();
@@ -133,10 +134,10 @@ pub fn routes(config: &Config, path: Path, tun: u32) -> Vec<Route> {
         routes.push(route(net, libc::RTN_THROW, METRIC_TUN, 0));
     }
     for net in wanted {
-        if config.on_failure == OnFailure::Block {
+        if tun.is_none() || config.on_failure == OnFailure::Block {
             routes.push(route(net, libc::RTN_UNREACHABLE, METRIC_BLOCK, 0));
         }
-        routes.push(route(net, libc::RTN_UNICAST, METRIC_TUN, tun));
+        routes.extend(tun.map(|tun| route(net, libc::RTN_UNICAST, METRIC_TUN, tun)));
     }
     routes
 }

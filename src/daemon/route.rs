@@ -38,9 +38,6 @@ const WATCHED: u32 = (libc::RTMGRP_LINK
     | libc::RTMGRP_IPV4_RULE
     | 1 << (libc::RTNLGRP_IPV6_RULE - 1)) as u32;
 
-/// Stands for a TUN that there need not be.
-const ANY_DEVICE: u32 = u32::MAX;
-
 /// Length of `struct ifinfomsg`.
 const LINK_BODY: usize = 16;
 
@@ -76,7 +73,7 @@ impl Routes {
     pub fn install(config: &Config, path: Path, tun: &str) -> Result<Self, RouteError> {
         let mut socket = Socket::open().map_err(RouteError::Open)?;
         let ifindex = find_device(&mut socket, tun)?;
-        let routes = policy::routes(config, path, ifindex);
+        let routes = policy::routes(config, path, Some(ifindex));
         let watch =
             sys::netlink(libc::NETLINK_ROUTE, WATCHED).and_then(sys::watch).map_err(RouteError::Open)?;
         let installed = Routes {
@@ -117,7 +114,7 @@ impl Routes {
     /// Takes over what is captured; the TUN and its addresses stay. If it fails, all is as it was, as far as
     /// the kernel lets it.
     pub fn reconfigure(&mut self, config: &Config, path: Path) -> Result<(), RouteError> {
-        let routes = policy::routes(config, path, self.ifindex);
+        let routes = policy::routes(config, path, Some(self.ifindex));
         let rules = policy::rules(config, path, &self.tun, &routes);
         let old = (mem::replace(&mut self.rules, rules), mem::replace(&mut self.routes, routes));
         let result = self.restore();
@@ -283,10 +280,8 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
 
 /// What captures, less what leads to the TUN.
 fn refusing(config: &Config, path: Path) -> (Vec<Rule>, Vec<Route>) {
-    let blocked = Config { on_failure: OnFailure::Block, ..config.clone() };
-    let mut routes = policy::routes(&blocked, path, ANY_DEVICE);
-    let rules = policy::rules(&blocked, path, &config.tun, &routes);
-    routes.retain(|route| route.kind != libc::RTN_UNICAST);
+    let routes = policy::routes(config, path, None);
+    let rules = policy::rules(config, path, &config.tun, &routes);
     (rules, routes)
 }
 

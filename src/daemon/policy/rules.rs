@@ -28,6 +28,8 @@ const END: u32 = 20;
 pub const LAST_RULE: u32 = END;
 
 const MAIN: u32 = libc::RT_TABLE_MAIN as u32;
+/// What stands for the machine itself as the device that packets come from.
+const SELF: &str = "lo";
 const TCP: u8 = libc::IPPROTO_TCP as u8;
 const UDP: u8 = libc::IPPROTO_UDP as u8;
 /// QUIC's port (RFC 9114 section 3.1).
@@ -41,25 +43,25 @@ pub fn rules(config: &Config, path: Path, tun: &str, routes: &[Route]) -> Vec<Ru
     let mut all = Vec::new();
     for family in [V4, V6] {
         let has = |table: u32| routes.iter().any(|it| family_of(&it.net) == family && it.table == table);
-        let captures =
-            routes.iter().any(|it| family_of(&it.net) == family && it.table == config.table && it.oif != 0);
+        let captures = routes
+            .iter()
+            .any(|it| family_of(&it.net) == family && it.table == config.table && it.kind != libc::RTN_THROW);
         if !captures && !has(config.table.saturating_add(1)) {
             continue;
         }
         let mut rules = Rules { config, family, all: &mut all };
-        rules.add(rules.rule(END, FR_ACT_NOP)); // a jump needs its target
+        rules.add(END, FR_ACT_NOP); // a jump needs its target
         if path == Path::Express {
             rules.deliver(tun);
         }
-        rules.add(Rule { iif: tun.to_owned(), ..rules.goto(LEAVES_TUN, END) });
+        rules.goto(LEAVES_TUN, END).device(tun);
         if config.mark != 0 {
-            for mark in [config.mark, config.exempt_mark()] {
-                rules.add(Rule { mark, mask: MARK_MASK, ..rules.goto(MARKED, END) });
-            }
+            rules.goto(MARKED, END).marked(config.mark);
+            rules.goto(MARKED, END).marked(config.exempt_mark());
         }
         if captures {
             for range in config.dns.fake_ranges().filter(|range| family_of(range) == family) {
-                rules.add(Rule { dst: Some(range), ..rules.lookup(FAKE, config.table) });
+                rules.lookup(FAKE, config.table).dst = Some(range);
             }
             rules.select();
             rules.capture();
@@ -79,105 +81,100 @@ impl Rules<'_> {
     /// Express path: the ways to and from our sockets.
     fn deliver(&mut self, tun: &str) {
         let (deliver, guard) = (self.config.table.saturating_add(1), self.config.table.saturating_add(2));
-        let delivered = |rule| Rule { mark: self.config.deliver_mark(), mask: MARK_MASK, ..rule };
-        let sent = |rule| Rule { iif: "lo".to_owned(), ..delivered(rule) };
-        let written = |rule| Rule { iif: tun.to_owned(), ..rule };
-        let rules = [
-            sent(Rule { suppress: 0, ..self.lookup(0, MAIN) }),
-            sent(self.lookup(1, guard)),
-            sent(self.goto(2, END)),
-            delivered(self.lookup(3, deliver)),
-            written(Rule { suppress: 0, ..self.lookup(4, MAIN) }),
-            written(self.lookup(5, guard)),
-        ];
-        self.all.extend(rules);
+        let mark = self.config.deliver_mark();
+        self.lookup(0, MAIN).but_default().marked(mark).device(SELF);
+        self.lookup(1, guard).marked(mark).device(SELF);
+        self.goto(2, END).marked(mark).device(SELF);
+        self.lookup(3, deliver).marked(mark);
+        self.lookup(4, MAIN).but_default().device(tun);
+        self.lookup(5, guard).device(tun);
     }
 
     /// Whose traffic it is.
     fn select(&mut self) {
         let Config { interfaces, clients, client_bypass, local, .. } = self.config;
         let selective = !(interfaces.is_empty() && clients.is_empty() && client_bypass.is_empty());
-        let (own, family) = (|rule| Rule { iif: "lo".to_owned(), ..rule }, self.family);
-        match (local, selective) {
-            (true, false) => return,
-            (false, false) => return self.add(own(self.goto(LOCAL, END))),
-            (true, true) => self.add(own(self.goto(LOCAL, CAPTURE))),
-            (false, true) => self.add(own(self.goto(LOCAL, END))),
+        if !local {
+            self.goto(LOCAL, END).device(SELF);
+        } else if selective {
+            self.goto(LOCAL, CAPTURE).device(SELF);
         }
-        self.add(self.rule(CAPTURE, FR_ACT_NOP));
-        self.add(self.rule(NOT_CLIENTS, FR_ACT_NOP));
+        if !selective {
+            return;
+        }
+        self.add(CAPTURE, FR_ACT_NOP);
+        self.add(NOT_CLIENTS, FR_ACT_NOP);
         for device in interfaces {
-            self.add(Rule { iif: device.clone(), ..self.goto(DEVICES, NOT_CLIENTS) });
+            self.goto(DEVICES, NOT_CLIENTS).device(device);
         }
         if !interfaces.is_empty() {
-            self.add(self.goto(NO_DEVICE, END));
+            self.goto(NO_DEVICE, END);
         }
         for (nets, offset, target) in [(client_bypass, NOT_CLIENTS, END), (clients, CLIENTS, CAPTURE)] {
-            for net in nets.iter().filter(|net| family_of(net) == family) {
-                self.add(Rule { src: Some(*net), ..self.goto(offset, target) });
+            for net in nets {
+                if family_of(net) == self.family {
+                    self.goto(offset, target).src = Some(*net);
+                }
             }
         }
         // Clients of the other family only: none of this one.
         if !clients.is_empty() {
-            self.add(self.goto(NO_CLIENT, END));
+            self.goto(NO_CLIENT, END);
         }
     }
 
     /// What of it.
     fn capture(&mut self) {
-        let config = self.config;
-        let rejects_all = config.non_tcp == NonTcp::Reject;
-        let udp_ports =
-            [(config.quic == Quic::Reject).then_some(HTTPS), config.dns.hijacks().then_some(DOMAIN)];
-        let udp_ports = udp_ports.into_iter().flatten().filter(|_| !rejects_all);
-        let tcp = |rule| Rule { ip_proto: TCP, ..rule };
-        let udp = |rule, port| Rule { ip_proto: UDP, dport: Some((port, port)), ..rule };
-        if config.auto_route {
-            let main = Rule { suppress: 0, ..self.lookup(MAIN_FIRST, MAIN) };
-            match rejects_all {
-                true => self.add(main.clone()),
-                false => self.add(tcp(main.clone())),
+        let Config { ports, table, auto_route, .. } = self.config;
+        let (table, rejects_all) = (*table, self.config.non_tcp == NonTcp::Reject);
+        let rejects_quic = self.config.quic == Quic::Reject;
+        let hijacks = self.config.dns.hijacks();
+        let udp = [(rejects_quic, HTTPS), (hijacks, DOMAIN)].map(|(is, port)| (is && !rejects_all, port));
+        if *auto_route {
+            self.lookup(MAIN_FIRST, MAIN).but_default().ip_proto = if rejects_all { 0 } else { TCP };
+        }
+        if ports.is_empty() {
+            self.lookup(CAPTURED, table).of(TCP, None);
+        } else if hijacks {
+            self.lookup(CAPTURED, table).of(TCP, Some((DOMAIN, DOMAIN)));
+        }
+        for &ports in ports {
+            self.lookup(CAPTURED, table).of(TCP, Some(ports));
+        }
+        for (is, port) in udp {
+            if is && *auto_route {
+                self.lookup(MAIN_FIRST, MAIN).but_default().of(UDP, Some((port, port)));
             }
-            for port in udp_ports.clone() {
-                self.add(udp(main.clone(), port));
+            if is {
+                self.lookup(CAPTURED, table).of(UDP, Some((port, port)));
             }
-        }
-        let captured = self.lookup(CAPTURED, config.table);
-        if config.ports.is_empty() {
-            self.add(tcp(captured.clone()));
-        } else if config.dns.hijacks() {
-            self.add(tcp(Rule { dport: Some((DOMAIN, DOMAIN)), ..captured.clone() }));
-        }
-        for &ports in &config.ports {
-            self.add(tcp(Rule { dport: Some(ports), ..captured.clone() }));
-        }
-        for port in udp_ports {
-            self.add(udp(captured.clone(), port));
         }
         if rejects_all {
-            self.add(tcp(self.goto(LEFT_ALONE, END)));
-            if config.quic == Quic::Direct {
-                self.add(udp(self.goto(LEFT_ALONE, END), HTTPS));
+            self.goto(LEFT_ALONE, END).of(TCP, None);
+            if !rejects_quic {
+                self.goto(LEFT_ALONE, END).of(UDP, Some((HTTPS, HTTPS)));
             }
-            self.add(self.lookup(REJECTED, config.table));
+            self.lookup(REJECTED, table);
         }
     }
 
-    fn add(&mut self, rule: Rule) {
-        self.all.push(rule);
+    fn lookup(&mut self, offset: u32, table: u32) -> &mut Rule {
+        let rule = self.add(offset, FR_ACT_TO_TBL);
+        rule.table = table;
+        rule
     }
 
-    fn lookup(&self, offset: u32, table: u32) -> Rule {
-        Rule { table, ..self.rule(offset, FR_ACT_TO_TBL) }
-    }
-
-    fn goto(&self, offset: u32, target: u32) -> Rule {
+    fn goto(&mut self, offset: u32, target: u32) -> &mut Rule {
         let target = self.config.rule_priority.saturating_add(target);
-        Rule { target, ..self.rule(offset, FR_ACT_GOTO) }
+        let rule = self.add(offset, FR_ACT_GOTO);
+        rule.target = target;
+        rule
     }
 
-    fn rule(&self, offset: u32, action: u8) -> Rule {
-        Rule {
+    /// A rule for all packets, to be narrowed.
+    fn add(&mut self, offset: u32, action: u8) -> &mut Rule {
+        let at = self.all.len();
+        self.all.push(Rule {
             family: self.family,
             priority: self.config.rule_priority.saturating_add(offset),
             iif: String::new(),
@@ -192,6 +189,29 @@ impl Rules<'_> {
             suppress: u32::MAX,
             target: 0,
             protocol: OURS,
-        }
+        });
+        &mut self.all[at]
+    }
+}
+
+impl Rule {
+    fn device(&mut self, device: &str) -> &mut Self {
+        self.iif = device.to_owned();
+        self
+    }
+
+    fn marked(&mut self, mark: u32) -> &mut Self {
+        (self.mark, self.mask) = (mark, MARK_MASK);
+        self
+    }
+
+    fn but_default(&mut self) -> &mut Self {
+        self.suppress = 0;
+        self
+    }
+
+    fn of(&mut self, protocol: u8, ports: Option<(u16, u16)>) -> &mut Self {
+        (self.ip_proto, self.dport) = (protocol, ports);
+        self
     }
 }
