@@ -179,13 +179,60 @@ class Tun2socks(Gateway):
     note = "tun2socks (Go, gVisor)"
 
     def install(self):
-        self.binary = install.go("tun2socks", "github.com/xjasonlyu/tun2socks/v2")
-        return install.go_version(self.binary)
+        release = "v2.6.0"
+        self.binary = install.go_module("tun2socks", "github.com/xjasonlyu/tun2socks/v2", release)
+        return f"tun2socks {release}"
 
     def start(self, lab):
         argv = [self.binary, "-device", "tun://tun0", "-proxy", PROXY_URL, "-loglevel", "error"]
         process = lab.spawn("router", [*argv, "-tcp-auto-tuning"])
         _route(lab, "tun0")
+        return process
+
+
+class Mihomo(Gateway):
+    """mihomo (Clash Meta) with one kind of inbound: a stack of its TUN, or tproxy."""
+
+    def __init__(self, inbound: str):
+        self.inbound = inbound
+        self.kind = "kernel" if inbound == "tproxy" else "tun"
+        self.name = f"mihomo-{inbound}"
+        self.note = f"mihomo, {inbound}" if self.kind == "kernel" else f"mihomo, tun, {inbound} stack"
+
+    def install(self):
+        release = "v1.19.13"
+        module = "github.com/metacubex/mihomo"
+        self.binary = install.go_module("mihomo", module, release, "with_gvisor")
+        return f"mihomo {release}"
+
+    def start(self, lab):
+        host, port = PROXY
+        config = {
+            "log-level": "error",
+            "mode": "rule",
+            "ipv6": False,
+            "find-process-mode": "off",
+            "dns": {"enable": False},
+            "proxies": [{"name": "proxy", "type": "http", "server": host, "port": port}],
+            "rules": ["MATCH,proxy"],
+        }
+        if self.kind == "kernel":
+            config |= {"tproxy-port": REDIRECT_PORT, "allow-lan": True, "bind-address": "*"}
+            _tproxy(lab)
+        else:
+            config["tun"] = {
+                "enable": True,
+                "stack": self.inbound,
+                "device": "tun0",
+                "auto-route": False,
+                "auto-detect-interface": False,
+                "mtu": 65_535,
+            }
+        # JSON is YAML.
+        (lab.dir / "mihomo.yaml").write_text(json.dumps(config))
+        process = lab.spawn("router", [self.binary, "-d", lab.dir, "-f", "mihomo.yaml"])
+        if self.kind == "tun":
+            _route(lab, "tun0")
         return process
 
 
@@ -203,6 +250,9 @@ def every() -> list[Gateway]:
         SingBox("system"),
         SingBox("gvisor"),
         SingBox("mixed"),
+        Mihomo("tproxy"),
+        Mihomo("system"),
+        Mihomo("gvisor"),
         Tun2socks(),
         Tun2proxy(),
     ]

@@ -5,6 +5,7 @@ comparison with the reason.
 """
 
 import functools
+import json
 import os
 import pwd
 import shutil
@@ -97,6 +98,19 @@ def go(program: str, package: str, tags: str = "") -> Path:
 
 
 @functools.cache
+def go_module(program: str, module: str, version: str, tags: str = "") -> Path:
+    """A program that is the root of a Go module, in one version: to install it, go would ask for the list of
+    all versions, which not every proxy has."""
+    path = CACHE / "bin" / program
+    if not path.exists():
+        env = {**_build_env(), "CGO_ENABLED": "0"}
+        said = _call(_as_user(["go", "mod", "download", "-json", f"{module}@{version}"]), env)
+        argv = ["go", "-C", json.loads(said)["Dir"], "build", "-mod=mod", "-trimpath", "-ldflags=-s -w"]
+        _call(_as_user([*argv, f"-tags={tags}", "-o", path, "."]), env)
+    return path
+
+
+@functools.cache
 def python_with(package: str) -> Path:
     """A Python that has a package of PyPI, in an environment of its own."""
     venv = CACHE / "venv"
@@ -163,7 +177,7 @@ def _as_user(argv: list) -> list:
     return argv
 
 
-def _call(argv: list, env: dict):
+def _call(argv: list, env: dict) -> str:
     program = next((str(arg) for arg in argv if str(arg) in ("cargo", "go", "apt-get")), str(argv[0]))
     if not shutil.which(program, path=env["PATH"]):
         raise Missing(f"{program} is not installed")
@@ -171,6 +185,7 @@ def _call(argv: list, env: dict):
     if done.returncode != 0:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         raise Missing(f"{program}: {lines[-1].strip() if lines else done.returncode}")
+    return done.stdout
 
 
 def _find(program: str) -> Path | None:
