@@ -7,20 +7,25 @@ use crate::etc_files::{hosts, nameservers};
 use crate::sys;
 use log::debug;
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
 use std::net::{self, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
-use tcp_over_http::dns::{Answer, Kind, Name, Query, ReplyError};
+use tcp_over_http::dns::{Answer, Kind, Name, Query, ReplyError, Request};
+use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 const HOSTS_TTL: Duration = Duration::from_secs(60);
 /// Every server gets the first time to answer, then every server the second.
 const ROUNDS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 /// How long the other family's answer may take once one has brought addresses.
 const GRACE: Duration = Duration::from_millis(300);
-/// Without EDNS no UDP answer is longer than 512 bytes; a server that exceeds it a little is still understood.
+/// No UDP answer is longer than 512 bytes without EDNS, nor than what we ask for with it; a server that exceeds that a
+/// little is still understood.
 const MAX_DATAGRAM: usize = 1500;
 
 /// Why a name has no addresses.
@@ -100,39 +105,85 @@ impl Resolver {
             Query { id: u16::from_ne_bytes([a, b]), name, kind: Kind::A },
             Query { id: u16::from_ne_bytes([c, d]), name, kind: Kind::AAAA },
         ];
-        let socket = udp_socket(server, self.mark)?;
-        for query in &queries {
-            socket.send(&query.encode())?; // a new socket's buffer takes it
-        }
-        let socket = UdpSocket::from_std(socket)?;
+        let mut exchanges =
+            [&queries[0], &queries[1]].map(|query| exchange(server, self.mark, &query.encode()));
         let mut replies = [None, None];
         let mut deadline = Instant::now() + patience;
         while replies.contains(&None) {
-            match timeout_at(deadline, socket.readable()).await {
-                Ok(ready) => ready?,
+            let next = poll_fn(|cx| {
+                for (index, exchange) in exchanges.iter_mut().enumerate() {
+                    if replies.get(index) == Some(&None)
+                        && let Poll::Ready(reply) = exchange.as_mut().poll(cx)
+                    {
+                        return Poll::Ready((index, reply));
+                    }
+                }
+                Poll::Pending
+            });
+            let Ok((index, reply)) = timeout_at(deadline, next).await else { break };
+            let reply = match reply {
+                Ok(reply) => reply,
+                Err(error) if replies == [None, None] => return Err(error),
                 Err(_) => break,
-            }
-            if receive(&socket, &queries, &mut replies)? {
-                deadline = deadline.min(Instant::now() + GRACE);
-            }
-        }
-        for (query, reply) in queries.iter().zip(&mut replies) {
-            if *reply == Some(Err(ReplyError::Truncated)) {
-                let answer = timeout(patience, self.ask_tcp(server, query)).await;
-                *reply = Some(answer.unwrap_or_else(|late| Err(late.into()))?);
+            };
+            if let (Some(query), Some(place)) = (queries.get(index), replies.get_mut(index)) {
+                let answer = query.answer(&reply);
+                if answer.as_ref().is_ok_and(|answer| !answer.addresses.is_empty()) {
+                    deadline = deadline.min(Instant::now() + GRACE);
+                }
+                *place = Some(answer);
             }
         }
         Ok(combine(&replies))
     }
+}
 
-    async fn ask_tcp(&self, server: SocketAddr, query: &Query<'_>) -> io::Result<Result<Answer, ReplyError>> {
-        let reply = exchange_tcp(server, self.mark, &query.encode()).await?;
-        Ok(query.answer(&reply))
+/// A reply that is on its way, of a type that all who ask share.
+pub type Exchange = Pin<Box<dyn Future<Output = io::Result<Vec<u8>>>>>;
+
+/// Sends a query to `server` in a datagram, from a socket with `mark` (0: none) and a random port that the kernel
+/// chooses, and again over TCP if the reply does not fit one. What does not answer it is passed over.
+pub fn exchange(server: SocketAddr, mark: u32, query: &[u8]) -> Exchange {
+    let query = query.to_vec();
+    Box::pin(async move {
+        let socket = udp_socket(server, mark)?;
+        socket.send(&query)?; // a new socket's buffer takes it
+        let socket = UdpSocket::from_std(socket)?;
+        loop {
+            // A port where nobody listens shows as an error alone.
+            if socket.ready(Interest::READABLE | Interest::ERROR).await?.is_error() {
+                return Err(socket.take_error()?.unwrap_or(ErrorKind::ConnectionRefused.into()));
+            }
+            let Some(reply) = receive(&socket, &query)? else { continue };
+            return match is_truncated(&reply) {
+                true => exchange_tcp(server, mark, &query).await,
+                false => Ok(reply),
+            };
+        }
+    })
+}
+
+/// Takes a datagram that answers the query, if there is one.
+fn receive(socket: &UdpSocket, query: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let mut buffer = [0; MAX_DATAGRAM];
+    match socket.try_recv(&mut buffer) {
+        Ok(length) => {
+            let id = query.first_chunk().map_or(0, |&id| u16::from_be_bytes(id));
+            let reply = buffer.get(..length).unwrap_or_default();
+            let is_answer = Request::parse(query).is_ok_and(|request| request.is_answered_by(reply, id));
+            Ok(is_answer.then(|| reply.to_vec()))
+        }
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
-/// A socket with `mark` (0: none), connected to `server` from a random port that the kernel chooses.
-pub fn udp_socket(server: SocketAddr, mark: u32) -> io::Result<net::UdpSocket> {
+/// The TC bit (RFC 1035 section 4.1.1).
+fn is_truncated(reply: &[u8]) -> bool {
+    reply.get(2).is_some_and(|flags| flags & 2 != 0)
+}
+
+fn udp_socket(server: SocketAddr, mark: u32) -> io::Result<net::UdpSocket> {
     let socket = net::UdpSocket::bind(SocketAddr::new(any_address(server), 0))?;
     socket.set_nonblocking(true)?;
     if mark != 0 {
@@ -143,7 +194,7 @@ pub fn udp_socket(server: SocketAddr, mark: u32) -> io::Result<net::UdpSocket> {
 }
 
 /// Sends a query over TCP, and reads the reply. RFC 1035 section 4.2.2: the length goes in front, both ways.
-pub async fn exchange_tcp(server: SocketAddr, mark: u32, query: &[u8]) -> io::Result<Vec<u8>> {
+async fn exchange_tcp(server: SocketAddr, mark: u32, query: &[u8]) -> io::Result<Vec<u8>> {
     let socket = match server {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -166,33 +217,6 @@ pub async fn exchange_tcp(server: SocketAddr, mark: u32, query: &[u8]) -> io::Re
         }
         stream.readable().await?;
         read_more(&stream, &mut reply)?;
-    }
-}
-
-/// Takes the datagrams that are there; tells whether one of them brought addresses.
-fn receive(
-    socket: &UdpSocket,
-    queries: &[Query<'_>; 2],
-    replies: &mut [Option<Result<Answer, ReplyError>>; 2],
-) -> io::Result<bool> {
-    let mut buffer = [0; MAX_DATAGRAM];
-    let mut found = false;
-    loop {
-        let length = match socket.try_recv(&mut buffer) {
-            Ok(length) => length,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(found),
-            Err(error) => return Err(error),
-        };
-        let datagram = buffer.get(..length).unwrap_or_default();
-        for (query, reply) in queries.iter().zip(replies.iter_mut()) {
-            match query.answer(datagram) {
-                Err(ReplyError::Stray) => {}
-                outcome => {
-                    found |= outcome.as_ref().is_ok_and(|answer| !answer.addresses.is_empty());
-                    *reply = Some(outcome);
-                }
-            }
-        }
     }
 }
 

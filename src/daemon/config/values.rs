@@ -133,12 +133,14 @@ pub fn ports(text: &str) -> Result<(u16, u16), &'static str> {
     ports.ok_or("is not PORT or FIRST-LAST (1-65535)")
 }
 
-pub fn resolver(text: &str) -> Result<SocketAddr, &'static str> {
+/// Of a DNS server, which is added to those in `list`.
+pub fn resolver(text: &str, list: &mut Vec<SocketAddr>) -> Result<(), &'static str> {
     let addr = match text.parse() {
         Ok(ip) => Some(SocketAddr::new(ip, 53)),
         Err(_) => text.parse().ok().filter(|addr: &SocketAddr| addr.port() != 0),
     };
-    addr.ok_or("is not IP, IP:PORT or [IP]:PORT")
+    list.push(addr.ok_or("is not IP, IP:PORT or [IP]:PORT")?);
+    Ok(())
 }
 
 /// A proxy's host.

@@ -2,19 +2,17 @@
 //! not fit one.
 
 use std::cell::RefCell;
-use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tcp_over_http::dns::{Ask, Pending, Request};
 use tcp_over_http::time::Instant;
-use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
 use super::client::MAX_WAITERS;
 use crate::gateway::Gateway;
-use crate::resolver;
+use crate::resolver::exchange;
 use crate::task::spawn;
 
 /// Every server gets the first time to answer, then every server the second.
@@ -23,8 +21,6 @@ const ROUNDS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 const PATIENCE: u32 = 10_000;
 /// Queries under way, each with a socket.
 pub const MAX_PENDING: u16 = 64;
-/// The longest answer that is understood in a datagram; we ask for less.
-const MAX_DATAGRAM: usize = 1500;
 
 /// The resolvers, and all who wait for their answers.
 pub struct Direct {
@@ -79,47 +75,12 @@ impl Direct {
     async fn resolve(&self, query: &[u8]) -> Option<Vec<u8>> {
         for patience in ROUNDS {
             for &server in &*self.servers {
-                match timeout(patience, self.exchange(server, query)).await {
+                match timeout(patience, exchange(server, self.mark, query)).await {
                     Ok(Ok(reply)) => return Some(reply),
-                    Ok(Err(error)) => log::debug!("resolver {server}: {error}"),
-                    Err(_) => log::debug!("resolver {server}: no answer"),
+                    _ => log::debug!("resolver {server}: no answer"),
                 }
             }
         }
         None
     }
-
-    async fn exchange(&self, server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
-        let socket = resolver::udp_socket(server, self.mark)?;
-        socket.send(query)?; // a new socket's buffer takes it
-        let socket = UdpSocket::from_std(socket)?;
-        loop {
-            socket.readable().await?;
-            let Some(reply) = receive(&socket, query)? else { continue };
-            return match is_truncated(&reply) {
-                true => resolver::exchange_tcp(server, self.mark, query).await,
-                false => Ok(reply),
-            };
-        }
-    }
-}
-
-/// Takes a datagram that answers the query, if there is one.
-fn receive(socket: &UdpSocket, query: &[u8]) -> io::Result<Option<Vec<u8>>> {
-    let mut buffer = [0; MAX_DATAGRAM];
-    match socket.try_recv(&mut buffer) {
-        Ok(length) => {
-            let id = query.first_chunk().map_or(0, |&id| u16::from_be_bytes(id));
-            let reply = buffer.get(..length).unwrap_or_default();
-            let is_answer = Request::parse(query).is_ok_and(|request| request.is_answered_by(reply, id));
-            Ok(is_answer.then(|| reply.to_vec()))
-        }
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// The TC bit (RFC 1035 section 4.1.1).
-fn is_truncated(reply: &[u8]) -> bool {
-    reply.get(2).is_some_and(|flags| flags & 2 != 0)
 }
