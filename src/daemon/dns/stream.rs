@@ -74,26 +74,28 @@ impl Stream {
         self.last_used.set(now);
     }
 
-    /// Hands each message that comes to `handle`, and sends what there is to send. Ready when the other side has
+    /// Sends what there is to send, and hands each message that comes to `handle`. Ready when the other side has
     /// ended its stream, with an error when it broke off, broke the format or the stream was closed.
     pub fn poll(&self, cx: &mut Context, handle: &mut dyn FnMut(&[u8])) -> Poll<io::Result<()>> {
         self.deliver(handle)?;
-        let mut end = Poll::Pending;
-        if self.outgoing.borrow().len() <= MAX_OUTGOING && self.socket.poll_read_ready(cx)?.is_ready() {
-            let mut chunk = [0; CHUNK];
-            match self.socket.try_read(&mut chunk) {
-                Ok(0) => end = Poll::Ready(Ok(())),
-                Ok(length) => {
-                    self.incoming.borrow_mut().extend_from_slice(chunk.get(..length).unwrap_or_default());
-                    self.deliver(handle)?;
-                    cx.waker().wake_by_ref(); // there may be more, but others have their turn
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => cx.waker().wake_by_ref(),
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        // Before it is read: what is left then has this called again when it can be sent.
         _ = self.poll_flush(cx)?;
-        end
+        if self.outgoing.borrow().len() > MAX_OUTGOING {
+            return Poll::Pending;
+        }
+        ready!(self.socket.poll_read_ready(cx))?;
+        let mut chunk = [0; CHUNK];
+        match self.socket.try_read(&mut chunk) {
+            Ok(0) => return Poll::Ready(Ok(())),
+            Ok(length) => {
+                self.incoming.borrow_mut().extend_from_slice(chunk.get(..length).unwrap_or_default());
+                self.deliver(handle)?;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+        cx.waker().wake_by_ref(); // to send, and there may be more, but others have their turn
+        Poll::Pending
     }
 
     /// Sends what there is to send. Ready when that is all.
@@ -139,5 +141,104 @@ impl Stream {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resolver::tests::run;
+    use std::future::poll_fn;
+    use std::io::{Read, Write};
+    use std::net;
+    use std::thread;
+    use std::time::Duration;
+
+    /// A stream, and the other side of its connection.
+    fn connected(leftover: &[u8], max_message: usize) -> (Stream, net::TcpStream) {
+        let listener = net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let socket = TcpStream::from_std(socket).unwrap();
+        (Stream::new(socket, leftover.to_vec(), max_message, Instant::default()), client)
+    }
+
+    fn framed(messages: &[Vec<u8>]) -> Vec<u8> {
+        messages.iter().flat_map(|m| [&(m.len() as u16).to_be_bytes()[..], m].concat()).collect()
+    }
+
+    async fn received(stream: &Stream) -> io::Result<Vec<Vec<u8>>> {
+        let mut messages = vec![];
+        let mut handle = |message: &[u8]| messages.push(message.to_vec());
+        poll_fn(|cx| stream.poll(cx, &mut handle)).await?;
+        Ok(messages)
+    }
+
+    #[test]
+    fn messages_come_whole_however_they_are_cut() {
+        let messages: Vec<Vec<u8>> = [0, 1, 12, 300, 4094, 4095, 4096, 9000]
+            .iter()
+            .map(|&length| vec![length as u8; length])
+            .collect();
+        let bytes = framed(&messages);
+        for (cut, piece) in [(0, 1), (1, 3), (20, 4097), (bytes.len(), 1)] {
+            run(async {
+                let (stream, mut client) = connected(&bytes[..cut], 9000);
+                let rest = bytes[cut..].to_vec();
+                let sender = thread::spawn(move || {
+                    rest.chunks(piece).for_each(|piece| client.write_all(piece).unwrap());
+                });
+                assert_eq!(received(&stream).await.unwrap(), messages);
+                sender.join().unwrap();
+            });
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_ends_it() {
+        run(async {
+            let (stream, mut client) = connected(&[], 511);
+            client.write_all(&[2, 0]).unwrap();
+            assert_eq!(received(&stream).await.unwrap_err().kind(), ErrorKind::InvalidData);
+        });
+    }
+
+    #[test]
+    fn a_closed_one_ends_for_whoever_polls_it() {
+        run(async {
+            let (stream, _client) = connected(&[], 511);
+            let stream = std::rc::Rc::new(stream);
+            let closer = std::rc::Rc::clone(&stream);
+            tokio::task::spawn_local(async move { closer.close() });
+            assert_eq!(received(&stream).await.unwrap_err().kind(), ErrorKind::ConnectionAborted);
+        });
+    }
+
+    /// Far more answers than buffers hold, to a client that asks everything before it reads anything.
+    #[test]
+    fn a_client_that_reads_late_gets_all_answers() {
+        const QUERIES: usize = 300;
+        const ANSWER: usize = 60_000;
+        run(async {
+            let (stream, mut client) = connected(&[], 511);
+            client.write_all(&framed(&vec![vec![1; 100]; QUERIES])).unwrap();
+            let reader = thread::spawn(move || {
+                let mut answers = vec![0; QUERIES * (LENGTH + ANSWER)];
+                let read = client.read_exact(&mut answers);
+                client.shutdown(net::Shutdown::Write).unwrap();
+                read.unwrap();
+            });
+            let mut count = 0;
+            let mut handle = |_: &[u8]| {
+                count += 1;
+                stream.send(&[2; ANSWER]);
+            };
+            let end = poll_fn(|cx| stream.poll(cx, &mut handle));
+            let end = tokio::time::timeout(Duration::from_secs(60), end).await.unwrap();
+            assert_eq!((count, end.is_ok()), (QUERIES, true));
+            reader.join().unwrap();
+        });
     }
 }
