@@ -122,14 +122,12 @@ impl Capture {
 
     /// Leaves what refuses the traffic that the next run of the daemon will capture, and nothing else.
     pub fn hand_over(self, next: &Config) {
+        // A table of another name would never be found again; one of the same the next run replaces.
+        let stale = self.firewall.filter(|firewall| !firewall.belongs_to(next));
         if let Err(error) = self.routes.hand_over(next, self.path) {
             log::warn!("{error}");
         }
-        // Others' tables would never be found again; of the same name, the next run replaces it.
-        if let Some(firewall) = self.firewall
-            && !firewall.belongs_to(next)
-            && let Err(error) = firewall.remove()
-        {
+        if let Some(Err(error)) = stale.map(Firewall::remove) {
             log::warn!("{error}");
         }
     }

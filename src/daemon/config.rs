@@ -16,8 +16,9 @@ mod settings;
 mod table;
 mod values;
 
-pub use changes::Changes;
+pub use changes::{Changes, Given};
 pub use dns::{DnsConfig, DnsMode};
+pub use error::ConfigError;
 pub use net::{IpNet, Ipv4Net, Ipv6Net};
 pub use options::{Kind, Spec};
 pub use settings::{Settings, VARIABLE};
@@ -101,18 +102,14 @@ pub struct Config {
     pub dns: DnsConfig,
     /// The proxies, in the order to try them; never empty.
     pub upstreams: Vec<UpstreamConfig>,
+    /// What the main section's options were given as.
+    pub given: Given,
 }
 
 impl Config {
     /// Whether any traffic is captured by our own rules.
     pub const fn captures(&self) -> bool {
         self.auto_route || !self.routes.is_empty() || matches!(self.dns.mode, DnsMode::FakeIp)
-    }
-
-    /// Whether tunnels are asked for as with `other`.
-    pub fn dials_like(&self, other: &Self) -> bool {
-        let how = |it: &Self| (it.connect_timeout, it.reply_timeout, it.keepalive);
-        (&self.upstreams, &self.resolvers, how(self)) == (&other.upstreams, &other.resolvers, how(other))
     }
 
     /// The mark of the express path: of packets that are delivered to an own socket, whatever their

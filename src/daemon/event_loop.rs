@@ -1,6 +1,5 @@
 //! The one loop of the daemon. What isn't here runs in a task per dial.
 
-use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
@@ -8,13 +7,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tcp_over_http::rewrite::Path;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use crate::capture::{Capture, CaptureError};
+use crate::StartError;
+use crate::capture::Capture;
 use crate::config::{Changes, Config, Settings};
 use crate::gateway::Gateway;
-use crate::log_level;
+use crate::logger;
+use crate::signals::{self, Signals};
 use crate::status::{self, Form};
 use crate::status_socket::StatusSocket;
 use crate::tun::MAX_FRAME;
@@ -55,9 +55,9 @@ pub struct EventLoop {
     gateway: Rc<Gateway>,
     capture: Capture,
     settings: Settings,
-    config: Rc<Config>,
+    config: Box<Config>,
     /// What the next run is to have, once connections have ended for it.
-    next: Option<Config>,
+    next: Option<Box<Config>>,
     status: Option<StatusSocket>,
     buffer: Box<[u8]>,
     tick: Interval,
@@ -68,28 +68,6 @@ pub struct EventLoop {
     signals: Signals,
 }
 
-/// The signals that the daemon takes, from the moment this is made.
-pub struct Signals {
-    ends: [Signal; 2],
-    hangup: Signal,
-    user: Signal,
-}
-
-impl Signals {
-    /// # Errors
-    /// If signals can't be caught.
-    pub fn new() -> io::Result<Self> {
-        let kinds = [
-            SignalKind::terminate(),
-            SignalKind::interrupt(),
-            SignalKind::hangup(),
-            SignalKind::user_defined1(),
-        ];
-        let [terminate, interrupt, hangup, user] = kinds.map(signal);
-        Ok(Self { ends: [terminate?, interrupt?], hangup: hangup?, user: user? })
-    }
-}
-
 impl EventLoop {
     /// A loop that has yet to run.
     pub fn new(
@@ -97,7 +75,7 @@ impl EventLoop {
         capture: Capture,
         signals: Signals,
         settings: Settings,
-        config: Rc<Config>,
+        config: Box<Config>,
     ) -> Self {
         Self {
             gateway,
@@ -116,9 +94,9 @@ impl EventLoop {
 
     /// Runs until a signal ends it or the TUN is gone. Gives back what captures traffic, since what becomes of
     /// that depends on the end, and the configuration by now, which is the next run's if there is to be one.
-    pub async fn run(mut self) -> (End, Capture, Rc<Config>) {
+    pub async fn run(mut self) -> (End, Capture, Box<Config>) {
         let end = poll_fn(|cx| self.poll(cx)).await;
-        (end, self.capture, self.next.map_or(self.config, Rc::new))
+        (end, self.capture, self.next.unwrap_or(self.config))
     }
 
     fn poll(&mut self, cx: &mut Context) -> Poll<End> {
@@ -181,26 +159,21 @@ impl EventLoop {
     }
 
     fn poll_signals(&mut self, cx: &mut Context) {
-        while self.signals.hangup.poll_recv(cx).is_ready() {
-            self.reload();
-            cx.waker().wake_by_ref();
-        }
-        let mut asked = 0;
-        for signal in &mut self.signals.ends {
-            while signal.poll_recv(cx).is_ready() {
-                asked += 1;
+        while let Poll::Ready(number) = self.signals.poll_next(cx) {
+            match number {
+                signals::RELOAD => self.reload(),
+                signals::REPORT => {
+                    for line in self.report(Form::Text).lines() {
+                        log::info!("{line}");
+                    }
+                }
+                _ => {
+                    // Asked twice: at once.
+                    let again = self.deadlines.is_some() && self.next.take().is_none();
+                    self.drain(if again { Duration::ZERO } else { self.config.drain_timeout });
+                }
             }
-        }
-        for _ in 0..asked {
-            // Asked twice: at once.
-            let again = self.deadlines.is_some() && self.next.take().is_none();
-            self.drain(if again { Duration::ZERO } else { self.config.drain_timeout });
             cx.waker().wake_by_ref();
-        }
-        while self.signals.user.poll_recv(cx).is_ready() {
-            for line in self.report(Form::Text).lines() {
-                log::info!("{line}");
-            }
         }
     }
 
@@ -218,39 +191,31 @@ impl EventLoop {
             return; // another run, if there is to be one, reads it anyway
         }
         let new = match self.settings.load() {
-            Ok(new) => new,
+            Ok(new) => Box::new(new),
             Err(error) => return log::error!("reload: {error}; nothing is changed"),
         };
         let changes = Changes::new(&self.config, &new);
-        if changes.is_empty() {
-            log::info!("reload: nothing has changed");
-        } else if changes.need_restart() {
-            log::info!("reload: changed {changes}; starting anew");
+        if changes.need_restart() {
             self.next = Some(new);
-            self.drain(self.config.drain_timeout);
         } else if let Err(error) = self.configure(new) {
-            log::error!("reload: {error}; not changed: {changes}");
-        } else {
-            log::info!("reload: changed {changes}; connections go on");
+            return log::error!("reload: {error}");
+        }
+        log::info!("reload: {changes}");
+        if self.next.is_some() {
+            self.drain(self.config.drain_timeout);
         }
     }
 
     /// Takes over a configuration that needs no other run. What may fail comes first.
-    fn configure(&mut self, new: Config) -> Result<(), ReloadError> {
-        let upstreams = match new.dials_like(&self.config) {
-            true => None,
-            false => Some(Upstreams::new(&new).map_err(ReloadError::Upstreams)?),
-        };
-        self.capture.reconfigure(&new).map_err(ReloadError::Capture)?;
-        if let Some(upstreams) = upstreams {
-            self.gateway.set_upstreams(upstreams);
-        }
-        self.gateway.configure(&new);
-        log_level::set(new.log_level);
+    fn configure(&mut self, new: Box<Config>) -> Result<(), StartError> {
+        let upstreams = Upstreams::new(&new).map_err(StartError::Upstreams)?;
+        self.capture.reconfigure(&new).map_err(StartError::Capture)?;
+        self.gateway.configure(&new, upstreams);
+        logger::set_level(new.log_level);
         if new.status_socket != self.config.status_socket {
             self.status = status_socket(&new);
         }
-        self.config = Rc::new(new);
+        self.config = new;
         Ok(())
     }
 
@@ -291,21 +256,6 @@ impl EventLoop {
             *cut = *end; // once
         }
         Poll::Pending
-    }
-}
-
-/// What could not be taken over.
-enum ReloadError {
-    Upstreams(io::Error),
-    Capture(CaptureError),
-}
-
-impl fmt::Display for ReloadError {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Upstreams(error) => write!(f, "{error}"),
-            Self::Capture(error) => write!(f, "{error}"),
-        }
     }
 }
 

@@ -99,14 +99,10 @@ impl Gateway {
         Rc::clone(&self.upstreams.borrow())
     }
 
-    /// From now on other proxies are asked. Dials that are under way go on.
-    pub fn set_upstreams(&self, upstreams: Upstreams) {
+    /// Takes over how connections are opened from now on, and by whom. Dials that are under way go on.
+    pub fn configure(&self, config: &Config, upstreams: Upstreams) {
         upstreams.inherit(&self.upstreams());
         self.upstreams.replace(Rc::new(upstreams));
-    }
-
-    /// Takes over how connections are opened from now on.
-    pub fn configure(&self, config: &Config) {
         self.mode.set(config.connect);
         if let Some(dns) = &self.dns {
             dns.configure(config);

@@ -12,7 +12,7 @@ mod gateway;
 mod kept;
 mod limiter;
 mod listener;
-mod log_level;
+mod logger;
 mod lookup;
 mod netlink;
 mod pipe;
@@ -23,6 +23,7 @@ mod proxy;
 mod relay;
 mod resolver;
 mod route;
+mod signals;
 mod socket;
 mod status;
 mod status_socket;
@@ -33,7 +34,6 @@ mod tun;
 mod upstream;
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::{env, fmt, io};
@@ -44,21 +44,20 @@ use tokio::runtime::{Builder, LocalOptions};
 
 use crate::capture::{Capture, CaptureError, Subnets};
 use crate::cli::Command;
-use crate::config::{Config, DnsMode, OnFailure, Ping, Settings};
+use crate::config::{Config, ConfigError, DnsMode, OnFailure, Ping, Settings};
 use crate::dns::{Dns, DnsError};
-use crate::event_loop::{End, EventLoop, Signals};
+use crate::event_loop::{End, EventLoop};
 use crate::gateway::Gateway;
 use crate::pipe::Pipes;
 use crate::poller::Poller;
 use crate::relay::Supplies;
 use crate::route::RouteError;
+use crate::signals::Signals;
 use crate::tun::{Tun, TunError};
 use crate::upstream::Upstreams;
 
 /// Files beyond those of flows and pipes: resolvers, the TUN, netlink, logs, dials that are just ending.
 const OTHER_FILES: usize = 64;
-/// The variable that tells a run that another has become it.
-const RESTARTED: &str = "TCP_OVER_HTTP_RESTARTED";
 /// The fewest pipes to start with: only connections with bytes under way have one.
 const MIN_PIPES: usize = 64;
 
@@ -94,83 +93,55 @@ fn main() -> ExitCode {
 }
 
 fn run(settings: Settings) -> ExitCode {
-    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&StartError::EventLoop(error), 1),
-    };
-    // Before anything is set up that an early end would leave behind, and before the configuration is read,
-    // so that no change of it is missed.
-    let within = runtime.enter();
-    let signals = match Signals::new() {
-        Ok(signals) => signals,
-        Err(error) => return fail(&StartError::EventLoop(error), 1),
-    };
-    drop(within);
-    let config = match settings.load() {
-        Ok(config) => Rc::new(config),
-        Err(error) => return fail(&error, error.exit_code()),
-    };
-    log_level::init(config.log_level);
-    let ended = runtime.block_on(serve(settings, Rc::clone(&config), signals));
-    drop(runtime); // and with it all that is still open
+    // With the runtime all ends that is still open.
+    let ended = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+        .map_err(StartError::EventLoop)
+        .and_then(|runtime| runtime.block_on(serve(settings)));
     match ended {
         Ok(End::Asked) => return ExitCode::SUCCESS,
-        Ok(End::Restart) => {
-            let error = restart();
-            log::error!("start anew: {error}");
-        }
-        Ok(End::TunGone) => log::error!("{}: the device is gone", config.tun),
-        Ok(End::Tun(error)) => log::error!("{}: read: {error}", config.tun),
-        Err(error) => {
-            log::error!("{error}");
-            // Refused since the run before has left it so.
-            if env::var_os(RESTARTED).is_some()
-                && config.on_failure == OnFailure::Direct
-                && let Err(error) = route::clear(&config)
-            {
-                log::warn!("{error}");
-            }
-        }
+        Ok(End::Restart) => log::error!("start anew: {}", sys::process::execute_again()),
+        Ok(End::TunGone | End::Tun(_)) => {}
+        Err(StartError::Config(error)) => return fail(&error, error.exit_code()),
+        Err(error) => log::error!("{error}"),
     }
     ExitCode::FAILURE
 }
 
-/// Becomes another run with the same arguments. Returns only if that fails.
-fn restart() -> io::Error {
-    // Until that run takes it.
-    sys::ignore_hangup();
-    // Under its own name, unless the file has been replaced.
-    let program = env::current_exe().ok().filter(|path| path.exists());
-    let program = program.map_or_else(|| "/proc/self/exe".into(), PathBuf::into_os_string);
-    sys::process::become_program(program, env::args_os(), RESTARTED)
-}
-
 /// Sets up and runs until the end. What captures traffic is removed if the end was asked for, or if
-/// traffic may then go directly; if another run follows it is refused until then.
-async fn serve(settings: Settings, config: Rc<Config>, signals: Signals) -> Result<End, StartError> {
-    let others = if config.dns.mode == DnsMode::Off { OTHER_FILES } else { OTHER_FILES + dns::FILES };
-    let pipes = reserve_files(config.max_flows as usize, others)?;
-    let [a, b, c, d, e, f, g, h] = sys::random().map_err(StartError::Random)?;
-    let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
-    let upstreams = Upstreams::new(&config).map_err(StartError::Upstreams)?;
-
-    let dns = Dns::new(&config, Default::default()).map_err(StartError::Dns)?;
-
-    let tun =
-        Tun::open(&config.tun, config.offload).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
-    let capture = Capture::set_up(&config, &tun).await.map_err(StartError::Capture)?;
-    let path = capture.path();
-    let rewriter = Rewriter::new(rewriter_settings(&config, path), limits(&config), key);
-    let pipes = Pipes::new(pipes, config.pipe_size);
-    let supplies = Supplies { pipes, poller: Poller::new().map_err(StartError::EventLoop)? };
-    let gateway = Rc::new(Gateway::new(tun, rewriter, upstreams, dns, supplies, config.connect));
-    log::info!("{}: listening on port {}, {path} path", config.tun, config.listen_port);
+/// traffic may then go directly; if another run is to follow, it is refused until then.
+async fn serve(settings: Settings) -> Result<End, StartError> {
+    // Before anything is set up that an early end would leave behind, and before the configuration is read,
+    // so that no change of it is missed.
+    let (signals, restarted) = Signals::new().map_err(StartError::EventLoop)?;
+    if restarted {
+        sys::set_process_name();
+    }
+    let config = Box::new(settings.load().map_err(StartError::Config)?);
+    logger::init(config.log_level);
+    let (gateway, capture) = match set_up(&config).await {
+        Ok(done) => done,
+        Err(error) => {
+            // Refused, since the run before has left it so.
+            if restarted && config.on_failure == OnFailure::Direct {
+                _ = route::clear(&config);
+            }
+            return Err(error);
+        }
+    };
+    log::info!("{}: listening on port {}, {} path", config.tun, config.listen_port, capture.path());
     if let Err(error) = sys::keep_capabilities(CAPABILITIES) {
         log::warn!("give up privileges: {error}");
     }
     let leave_blocked = settings.leave_blocked;
     let event_loop = EventLoop::new(Rc::clone(&gateway), capture, signals, settings, config);
     let (end, capture, config) = event_loop.run().await;
+    match &end {
+        End::TunGone => log::error!("{}: the device is gone", config.tun),
+        End::Tun(error) => log::error!("{}: read: {error}", config.tun),
+        End::Asked | End::Restart => {}
+    }
     if let Some(dns) = gateway.dns() {
         dns.save(gateway.now());
     }
@@ -184,6 +155,23 @@ async fn serve(settings: Settings, config: Rc<Config>, signals: Signals) -> Resu
         log::warn!("captured traffic is blocked until the next start (on_failure 'block')");
     }
     Ok(end)
+}
+
+async fn set_up(config: &Config) -> Result<(Rc<Gateway>, Capture), StartError> {
+    let others = if config.dns.mode == DnsMode::Off { OTHER_FILES } else { OTHER_FILES + dns::FILES };
+    let pipes = reserve_files(config.max_flows as usize, others)?;
+    let [a, b, c, d, e, f, g, h] = sys::random().map_err(StartError::Random)?;
+    let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
+    let upstreams = Upstreams::new(config).map_err(StartError::Upstreams)?;
+    let dns = Dns::new(config, Default::default()).map_err(StartError::Dns)?;
+    let tun =
+        Tun::open(&config.tun, config.offload).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
+    let capture = Capture::set_up(config, &tun).await.map_err(StartError::Capture)?;
+    let rewriter = Rewriter::new(rewriter_settings(config, capture.path()), limits(config), key);
+    let pipes = Pipes::new(pipes, config.pipe_size);
+    let supplies = Supplies { pipes, poller: Poller::new().map_err(StartError::EventLoop)? };
+    let gateway = Rc::new(Gateway::new(tun, rewriter, upstreams, dns, supplies, config.connect));
+    Ok((gateway, capture))
 }
 
 /// Sees to it that all flows can have their two sockets at a time. Returns how many pipes there can be
@@ -225,6 +213,7 @@ const fn limits(config: &Config) -> Limits {
 #[derive(Debug)]
 enum StartError {
     EventLoop(io::Error),
+    Config(ConfigError),
     FileLimit(io::Error),
     Files { needed: usize, limit: usize },
     Random(io::Error),
@@ -238,6 +227,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::EventLoop(error) => write!(f, "event loop: {error}"),
+            Self::Config(error) => write!(f, "{error}"),
             Self::FileLimit(error) => write!(f, "limit of open files: {error}"),
             Self::Files { needed, limit } => {
                 write!(

@@ -9,7 +9,6 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::mem;
 use std::task::{Context, Poll};
 
 use log::warn;
@@ -111,18 +110,15 @@ impl Routes {
         self.owner.sweep(&mut socket, &self.rules, &self.routes)
     }
 
-    /// Takes over what is captured; the TUN and its addresses stay. If it fails, all is as it was, as far as
-    /// the kernel lets it.
+    /// Takes over what is captured; the TUN and its addresses stay. If that fails, more may be captured than
+    /// before, until [`Routes::restore`], and not less.
     pub fn reconfigure(&mut self, config: &Config, path: Path) -> Result<(), RouteError> {
+        let mut socket = Socket::open().map_err(RouteError::Open)?;
         let routes = policy::routes(config, path, Some(self.ifindex));
         let rules = policy::rules(config, path, &self.tun, &routes);
-        let old = (mem::replace(&mut self.rules, rules), mem::replace(&mut self.routes, routes));
-        let result = self.restore();
-        if result.is_err() {
-            (self.rules, self.routes) = old;
-            _ = self.restore();
-        }
-        result
+        add(&mut socket, &rules, &routes)?;
+        (self.rules, self.routes) = (rules, routes);
+        self.owner.sweep(&mut socket, &self.rules, &self.routes)
     }
 
     /// Before another run takes the place of this one: leaves what refuses the traffic that `next` captures,

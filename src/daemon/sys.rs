@@ -288,10 +288,28 @@ pub fn unshare_network() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
 }
 
-/// Has SIGHUP change nothing, also for the program that this process becomes (signal(7)).
-pub fn ignore_hangup() {
-    // SAFETY: no function of ours is given; ignoring can't fail.
-    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+/// Has signals wait in a file (signalfd(2)), and nothing else happen when they come. True if they waited before:
+/// that is kept by a process when it becomes another program.
+pub fn signals(numbers: &[c_int]) -> io::Result<(File, bool)> {
+    // SAFETY: plain numbers, for which all bits 0 is a value; the functions that follow make sets of it.
+    let (mut set, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointers are to sets, and the descriptor is new and nobody else's.
+    unsafe {
+        libc::sigemptyset(&mut set);
+        for &number in numbers {
+            libc::sigaddset(&mut set, number);
+        }
+        check(libc::sigprocmask(libc::SIG_BLOCK, &set, &mut before))?;
+        let fd = check(libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC))?;
+        let waited = numbers.iter().all(|&number| libc::sigismember(&before, number) == 1);
+        Ok((File::from_raw_fd(fd), waited))
+    }
+}
+
+/// Gives the process its name (prctl(2)), which it loses when it executes /proc/self/exe.
+pub fn set_process_name() {
+    // SAFETY: reads a string that ends with NUL.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"tcp-over-http".as_ptr()) };
 }
 
 /// Calls `make` while files get none of the permissions in `mask`.

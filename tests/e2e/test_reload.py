@@ -13,7 +13,7 @@ from netns import PROXY, PROXY_OTHER, SERVER, SERVER6, SERVER_OTHER, connecting,
 from test_routes import assert_direct, assert_proxied
 from wait import until
 
-RESTARTED = r"changed .*starting anew"
+RESTARTED = r"changed: starting anew"
 LISTENING = "listening on port"
 
 
@@ -78,7 +78,7 @@ def test_live(configured, proxy, fault_proxy, client, internet, leaks):
     thread.start()
     other = fault_proxy(PROXY_OTHER)
     before = daemon.status()["upstreams"][0]
-    configured.reload("INFO.*reload: changed bypass, log_level, upstreams; connections go on",
+    configured.reload("INFO.*reload: upstream, bypass, log_level, changed: connections go on",
                       main="option log_level info\nlist bypass 198.51.100.0/24", upstreams=(upstream(PROXY_OTHER), upstream()))
     assert_proxied(client, other, SERVER)
     assert_direct(client, internet.listen(SERVER_OTHER), other)
@@ -88,7 +88,7 @@ def test_live(configured, proxy, fault_proxy, client, internet, leaks):
     offset = len(daemon.log())
     assert_proxied(client, other, SERVER6)
     assert "DEBUG" not in daemon.log()[offset:]
-    configured.reload("INFO.*reload: changed bypass, log_level, upstreams; connections go on", main="", upstreams=(upstream(),))
+    configured.reload("INFO.*reload: upstream, bypass, log_level, changed: connections go on", main="", upstreams=(upstream(),))
     assert_proxied(client, proxy, SERVER_OTHER)
     assert "DEBUG" in daemon.log()[offset:]
     progress = sent[0]
@@ -124,14 +124,14 @@ def test_bad_file(configured, proxy, client, text, error):
         configured.path.write_text(text)
     configured.reload(rf"ERROR.*reload: .*{error}.*nothing is changed")
     assert_proxied(client, proxy, SERVER)
-    configured.reload("reload: changed connect;", main="option connect early")
+    configured.reload("reload: connect, changed: connections go on", main="option connect early")
     assert daemon.running()
 
 
 def test_secrets_are_not_shown(configured, proxy, client):
     """A changed password is a changed upstream; the log is looked through at the end of every test."""
     configured.write().start()
-    configured.reload("reload: changed upstreams; connections go on", upstreams=(upstream(user="me"),))
+    configured.reload("reload: upstream, changed: connections go on", upstreams=(upstream(user="me"),))
     near = client.begin_connect(SERVER, 80)
     connection = proxy.accept()
     connection.read_request()
@@ -145,12 +145,12 @@ def test_connect_mode(configured, proxy, client):
     held = client.begin_connect(SERVER, 80)
     first = proxy.accept()
     first.read_request()
-    configured.reload("changed connect;", main="option connect early")
+    configured.reload("connect, changed", main="option connect early")
     assert connecting(held)
     early = client.connect(SERVER, 80)
     second = proxy.accept()
     second.read_request()
-    configured.reload("changed connect;", main="")
+    configured.reload("connect, changed", main="")
     for connection, near in ((first, held), (second, early)):
         connection.send(OK)
         assert finish_connect(near) == 0
@@ -168,7 +168,7 @@ def test_dial_limits(configured, proxy, client):
     one.read_request()
     second = client.begin_connect(SERVER, 81)
     until(lambda: daemon.status()["dropped"]["too_many_dials"], "the second is dropped")
-    configured.reload("changed max_dials, max_dials_per_client;", main="option max_dials 2")
+    configured.reload("max_dials, changed", main="option max_dials 2")
     two = proxy.accept()  # when the client tries again
     two.read_request()
     for connection, near in ((one, first), (two, second)):
@@ -181,9 +181,9 @@ def test_capture_changes(configured, proxy, client, internet):
     configured.write("option auto_route 0\nlist route 203.0.113.0/24").start()
     assert_proxied(client, proxy, SERVER)
     assert_direct(client, internet.listen(SERVER_OTHER), proxy)
-    configured.reload("changed auto_route, routes;", main="")
+    configured.reload("auto_route, route, changed", main="")
     assert_proxied(client, proxy, SERVER_OTHER)
-    configured.reload("changed auto_route;", main="option auto_route 0")
+    configured.reload("auto_route, changed", main="option auto_route 0")
     assert_direct(client, internet.listen(SERVER), proxy)
 
 
@@ -197,8 +197,8 @@ def assert_same_process(daemon, mtu):
     assert files.count("/dev/net/tun") == 1
     with open(f"/proc/{pid}/status") as status:
         masks = {line.split(":")[0]: int(line.split()[1], 16) for line in status if line.startswith("Sig") and "/" not in line}
-    assert masks["SigBlk"] == 0
-    assert not masks["SigIgn"] & (1 << (signal.SIGHUP - 1)) and masks["SigCgt"] & (1 << (signal.SIGHUP - 1))
+    taken = signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM
+    assert masks["SigBlk"] == sum(1 << (number - 1) for number in taken)
     assert daemon.router.ip("link", "show", TUN)[0]["mtu"] == mtu
     return len(files)
 

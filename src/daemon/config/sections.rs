@@ -158,6 +158,11 @@ impl Values {
         value.map_or(Origin::Default, |value| value.origin)
     }
 
+    /// The options and their texts.
+    pub fn into_given(self) -> Vec<(&'static str, String)> {
+        self.0.into_iter().map(|value| (value.option, value.text)).collect()
+    }
+
     /// Stores the defaults, then the values.
     pub fn store(&self, specs: &'static [Spec], draft: &mut Draft) -> Result<(), Fault> {
         self.store_but(specs, draft, Err)

@@ -13,7 +13,7 @@ use super::net_file;
 use super::options::Spec;
 use super::sections::{Sections, Values};
 use super::table::{self, Draft};
-use super::{Config, IpNet};
+use super::{Config, Given, IpNet};
 
 /// The file that is read if it exists and no other is named.
 const DEFAULT_FILE: &str = "/etc/config/tcp-over-http";
@@ -123,6 +123,7 @@ impl Settings {
         }
         finish(&mut draft);
         check(main, &mut draft.config)?;
+        draft.config.given = Given(sections.main.into_given());
         Ok(draft.config)
     }
 

@@ -13,7 +13,7 @@ use super::values::{
     resolver, socket, table,
 };
 use super::{
-    Config, ConnectMode, DnsConfig, DnsMode, Host, Ipv4Net, NonTcp, OnFailure, PathChoice, Ping, Quic,
+    Config, ConnectMode, DnsConfig, DnsMode, Given, Host, Ipv4Net, NonTcp, OnFailure, PathChoice, Ping, Quic,
 };
 
 /// The default of `status_socket`.
@@ -239,6 +239,7 @@ impl Default for Draft {
                     fakeip_file: String::new(),
                 },
                 upstreams: Vec::new(),
+                given: Given::default(),
             },
             ipv6: false,
             bypass_files: Vec::new(),

@@ -1,12 +1,11 @@
 //! Other programs. What std has for it (`Command`, with an environment and pipes for every need) is 20 KB in the
 //! binary; here they get our environment and plain files.
 
-use std::ffi::{CStr, CString, OsString, c_char, c_int};
-use std::fs::File;
+use std::ffi::{CStr, c_char, c_int};
+use std::fs::{self, File};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::ffi::OsStringExt;
-use std::{env, io, ptr};
+use std::{io, ptr};
 
 use super::check;
 
@@ -70,18 +69,20 @@ fn wait(id: libc::pid_t) -> io::Result<bool> {
     }
 }
 
-/// Becomes another program, with one more variable in its environment; the first of `argv` is the name that it
-/// sees. Returns only if that fails.
-pub fn become_program(path: OsString, argv: impl Iterator<Item = OsString>, variable: &str) -> io::Error {
-    // SAFETY: there is only one thread.
-    unsafe { env::set_var(variable, "1") };
-    // None of these has a NUL inside: the system gave them to us as C strings.
-    let c_string = |text: OsString| CString::new(text.into_vec()).unwrap_or_default();
-    let argv: Vec<CString> = argv.map(c_string).collect();
-    let argv: Vec<&CStr> = argv.iter().map(CString::as_c_str).collect();
-    let path = c_string(path);
-    // SAFETY: a string, and a list of strings that a null ends.
-    unsafe { libc::execv(path.as_ptr(), null_terminated(&argv).as_ptr()) };
+/// Becomes a new run of this program with the same arguments, under the same name. Nothing stays open that is
+/// closed on exec. Returns only if it fails.
+pub fn execute_again() -> io::Error {
+    let mut line = match fs::read("/proc/self/cmdline") {
+        Ok(line) => line,
+        Err(error) => return error,
+    };
+    line.push(0);
+    let arguments = line.split_inclusive(|&byte| byte == 0);
+    let mut pointers: Vec<_> = arguments.map(|text| text.as_ptr().cast()).collect();
+    pointers.pop(); // the NUL that was pushed
+    pointers.push(ptr::null());
+    // SAFETY: each argument ends with NUL, and their list with null.
+    unsafe { libc::execv(c"/proc/self/exe".as_ptr(), pointers.as_ptr()) };
     io::Error::last_os_error()
 }
 
@@ -104,6 +105,7 @@ fn check_error(error: c_int) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::env;
     use std::io::{Read, Seek, Write};
 
     use super::*;
