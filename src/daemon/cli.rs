@@ -6,6 +6,9 @@ use std::fmt;
 use crate::config::{Kind, OPTIONS, Settings, Spec, VARIABLE};
 use crate::status::Form;
 
+/// What the doctor has the proxies connect to.
+const TARGET: &str = "example.com";
+
 /// What the user wants.
 pub enum Command {
     /// Run in the foreground.
@@ -18,6 +21,8 @@ pub enum Command {
     Unblock(Settings),
     /// Ask the running daemon how it is.
     Status(Settings, Form),
+    /// Look for what goes wrong, with CONNECT to this target.
+    Doctor(Settings, String),
     /// Print `Help`.
     Help,
     /// Print `Version`.
@@ -59,10 +64,12 @@ pub fn parse(
         "block" => Command::Block,
         "unblock" => Command::Unblock,
         "status" => |settings| Command::Status(settings, Form::Text),
+        "doctor" => |settings| Command::Doctor(settings, String::new()),
         "--help" | "-h" | "help" => return Ok(Command::Help),
         "--version" | "-V" => return Ok(Command::Version),
         _ => return Err(UsageError::Command),
     };
+    let mut target = TARGET.to_owned();
     let mut settings = Settings::new(upstreams.map(utf8).transpose()?);
     while let Some((index, arg)) = args.next() {
         let Some(flag) = arg.strip_prefix("--") else {
@@ -87,7 +94,8 @@ pub fn parse(
             continue;
         }
         let option = OPTIONS.iter().find(|spec| is_flag(spec, name));
-        if option.is_none() && name != "config" {
+        let is_target = name == "target" && word == "doctor";
+        if option.is_none() && name != "config" && !is_target {
             let shown = |c: &char| c.is_ascii_alphanumeric() || *c == '-';
             return Err(UsageError::Flag(name.chars().take_while(shown).collect()));
         }
@@ -97,12 +105,16 @@ pub fn parse(
         });
         match (option, value) {
             (Some(spec), Some(value)) => settings.give(spec, value),
+            (None, Some(value)) if is_target => target = value,
             (None, Some(value)) => settings.file = Some(value),
             (Some(spec), None) if is_bool(spec) => settings.give(spec, "1".to_owned()),
             (_, None) => return Err(UsageError::NoValue(name.to_owned())),
         }
     }
-    Ok(command(settings))
+    Ok(match command(settings) {
+        Command::Doctor(settings, _) => Command::Doctor(settings, target),
+        command => command,
+    })
 }
 
 /// Whether `name` is the option's, with `-` for `_`.
@@ -140,6 +152,8 @@ impl fmt::Display for Help {
   tcp-over-http unblock [OPTION]...  remove what the daemon or `block` has left
   tcp-over-http status [--json] [OPTION]...
                                      how the running daemon is
+  tcp-over-http doctor [--target HOST] [OPTION]...
+                                     what is wrong, and what to do
   tcp-over-http --version | --help
 
 Options; each replaces what the file says:
@@ -222,6 +236,10 @@ mod tests {
         assert!(matches!(parsed(&["run", "--leave-blocked"]), Ok(Command::Run(it)) if it.leave_blocked));
         assert!(matches!(parsed(&["status"]), Ok(Command::Status(_, Form::Text))));
         assert!(matches!(parsed(&["status", "--json"]), Ok(Command::Status(_, Form::Json))));
+        assert!(matches!(parsed(&["doctor"]), Ok(Command::Doctor(_, target)) if target == TARGET));
+        assert!(
+            matches!(parsed(&["doctor", "--target", "a"]), Ok(Command::Doctor(_, target)) if target == "a")
+        );
         for help in [
             &["--help"][..],
             &["-h"],
@@ -275,6 +293,8 @@ mod tests {
             (&["start"], UsageError::Command),
             (&["--run"], UsageError::Command),
             (&["run", "--listen_port", "1"], UsageError::Flag("listen".to_owned())),
+            (&["run", "--target", "a"], UsageError::Flag("target".to_owned())),
+            (&["doctor", "--target"], UsageError::NoValue("target".to_owned())),
             (&["run", "--json"], UsageError::Flag("json".to_owned())),
             (&["block", "--leave-blocked"], UsageError::Flag("leave-blocked".to_owned())),
             (&["run", "--mut=1"], UsageError::Flag("mut".to_owned())),

@@ -225,6 +225,8 @@ impl EventLoop {
             if status.poll_answer(cx, &|form| self.report(form)).is_pending() {
                 return;
             }
+            // For who asks again.
+            self.gateway.listener_test().begin(self.gateway.tun());
         }
         cx.waker().wake_by_ref();
     }

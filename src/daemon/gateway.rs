@@ -21,6 +21,7 @@ use tcp_over_http::vnet;
 use crate::config::{Config, ConnectMode};
 use crate::dns::{self, Dns, Meaning};
 use crate::kept::{Kept, KeptFlows, Parked, Tunnel};
+use crate::listener_test::ListenerTest;
 use crate::relay::{Moved, Supplies};
 use crate::sys;
 use crate::task::spawn;
@@ -33,6 +34,7 @@ const DNS: u16 = 53;
 /// All that one packet or connection may need. The event loop and the dials share it.
 pub struct Gateway {
     tun: Tun,
+    listener_test: ListenerTest,
     rewriter: RefCell<Rewriter>,
     upstreams: RefCell<Rc<Upstreams>>,
     dns: Option<Rc<Dns>>,
@@ -71,6 +73,7 @@ impl Gateway {
     ) -> Self {
         Self {
             tun,
+            listener_test: ListenerTest::new(rewriter.settings()),
             rewriter: RefCell::new(rewriter),
             upstreams: RefCell::new(Rc::new(upstreams)),
             dns,
@@ -87,6 +90,11 @@ impl Gateway {
     /// The TUN.
     pub const fn tun(&self) -> &Tun {
         &self.tun
+    }
+
+    /// Tries whether connections get to the listener, and tells what the last test has found.
+    pub const fn listener_test(&self) -> &ListenerTest {
+        &self.listener_test
     }
 
     /// The rewriter, for what it has counted.
@@ -135,6 +143,9 @@ impl Gateway {
         let Some((header, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() else {
             return;
         };
+        if self.listener_test.take(&self.tun, packet) {
+            return;
+        }
         let header = vnet::Header::parse(header);
         let verdict = self.rewriter.borrow_mut().handle(header, packet, now);
         log::trace!("{} bytes: {verdict}", packet.len());
@@ -189,6 +200,7 @@ impl Gateway {
 
     /// Lets go of flows that have waited too long.
     pub fn handle_tick(self: &Rc<Self>, now: Instant) {
+        self.listener_test.tick(&self.tun);
         if let Some(dns) = &self.dns {
             dns.tick(self, now);
         }

@@ -5,6 +5,7 @@ mod cli;
 mod config;
 mod dial;
 mod dns;
+mod doctor;
 mod etc_files;
 mod event_loop;
 mod firewall;
@@ -12,6 +13,7 @@ mod gateway;
 mod kept;
 mod limiter;
 mod listener;
+mod listener_test;
 mod logger;
 mod lookup;
 mod netlink;
@@ -34,6 +36,7 @@ mod tun;
 mod upstream;
 
 use std::io::Write;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::{env, fmt, io};
@@ -74,7 +77,7 @@ fn main() -> ExitCode {
             Ok(_) => print("ok\n"),
             Err(error) => fail(&error, error.exit_code()),
         },
-        Ok(Command::Run(settings)) => run(settings),
+        Ok(Command::Run(settings)) => block_on(run(settings)),
         Ok(Command::Block(settings)) => result(route::block(&settings.load_readable())),
         Ok(Command::Unblock(settings)) => {
             let config = settings.load_readable();
@@ -88,18 +91,27 @@ fn main() -> ExitCode {
                 Err(error) => fail(&format_args!("no daemon answers at {path}: {error}"), 1),
             }
         }
+        Ok(Command::Doctor(settings, target)) => block_on(async move {
+            match doctor::examine(&settings, &target).await {
+                true => ExitCode::SUCCESS,
+                false => ExitCode::FAILURE,
+            }
+        }),
         Err(error) => fail(&format_args!("tcp-over-http: {error}"), 2),
     }
 }
 
-fn run(settings: Settings) -> ExitCode {
-    // With the runtime all ends that is still open.
-    let ended = Builder::new_current_thread()
-        .enable_all()
-        .build_local(LocalOptions::default())
-        .map_err(StartError::EventLoop)
-        .and_then(|runtime| runtime.block_on(serve(settings)));
-    match ended {
+/// Runs within the runtime. One type of future: what is compiled for each is more code than the allocation is work.
+fn block_on(future: impl Future<Output = ExitCode> + 'static) -> ExitCode {
+    let future: Pin<Box<dyn Future<Output = ExitCode>>> = Box::pin(future);
+    match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+        Ok(runtime) => runtime.block_on(future),
+        Err(error) => fail(&StartError::EventLoop(error), 1),
+    }
+}
+
+async fn run(settings: Settings) -> ExitCode {
+    match serve(settings).await {
         Ok(End::Asked) => return ExitCode::SUCCESS,
         Ok(End::Restart) => log::error!("start anew: {}", sys::process::execute_again()),
         Ok(End::TunGone | End::Tun(_)) => {}

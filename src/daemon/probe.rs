@@ -26,11 +26,14 @@ use crate::tun::{MAX_FRAME, Tun};
 
 /// How long the kernel may take.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// TEST-NET-2 (RFC 5737) and the documentation prefix (RFC 3849).
-const TARGET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
-const TARGET6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfffe);
-const PORT: u16 = 9; // discard
-const SEQUENCE: u32 = 1000;
+/// An address of TEST-NET-2 (RFC 5737).
+pub const TARGET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
+/// An address of the documentation prefix (RFC 3849).
+pub const TARGET6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfffe);
+/// At either end: discard.
+pub const PORT: u16 = 9;
+/// Of the SYN.
+pub const SEQUENCE: u32 = 1000;
 
 /// Where a connection did not get.
 #[derive(Debug)]
@@ -76,7 +79,14 @@ pub async fn probe(tun: &Tun, listener: &Listener, source: Ipv6Addr) -> Result<(
     }
 }
 
-fn send(tun: &Tun, tuple: &Tuple, sequence: u32, acknowledgement: u32, flags: u8) -> Result<(), ProbeError> {
+/// Writes a segment without data to the TUN.
+pub fn send(
+    tun: &Tun,
+    tuple: &Tuple,
+    sequence: u32,
+    acknowledgement: u32,
+    flags: u8,
+) -> Result<(), ProbeError> {
     let mut packet = [0; reject::MAX_LEN];
     let length = segment(tuple, sequence, acknowledgement, flags, &mut packet);
     let frame = [&vnet::Header::PLAIN, &packet[..length]].concat();

@@ -1,6 +1,7 @@
 //! One upstream proxy and what is known of it.
 
 use crate::config::{Host, UpstreamConfig};
+use crate::dial::Reply;
 use crate::limiter::Limiter;
 use crate::lookup::Lookup;
 use crate::resolver::{ResolveError, Resolver};
@@ -164,6 +165,15 @@ impl Proxy {
         }
         self.resting_until.set(Some(now + REST));
         false
+    }
+
+    /// What a 407 means.
+    pub const fn refusal(&self, reply: &Reply) -> &'static str {
+        match (reply.offers_basic, self.has_credentials) {
+            (true, true) => "407: refuses the credentials",
+            (true, false) => "407: wants credentials, none configured",
+            (false, _) => "407: wants other credentials than Basic",
+        }
     }
 
     /// From now on the proxy comes last for a while.

@@ -281,6 +281,27 @@ fn refusing(config: &Config, path: Path) -> (Vec<Rule>, Vec<Route>) {
     (rules, routes)
 }
 
+/// How many of the rules and routes of a running daemon are not there.
+pub fn missing(config: &Config, path: Path) -> Result<usize, RouteError> {
+    let mut socket = Socket::open().map_err(RouteError::Open)?;
+    let ifindex = find_device(&mut socket, &config.tun)?;
+    let mut routes = policy::routes(config, path, Some(ifindex));
+    let mut rules = policy::rules(config, path, &config.tun, &routes);
+    let all = Message::new(libc::RTM_GETROUTE, 0, &[0; 12]);
+    let each = &mut |received: &netlink::Received| {
+        let found = Route::parse(received.body);
+        routes.retain(|route| Some(route) != found.as_ref());
+    };
+    socket.dump(all, each).map_err(RouteError::List)?;
+    let all = Message::new(libc::RTM_GETRULE, 0, &[0; 12]);
+    let each = &mut |received: &netlink::Received| {
+        let found = Rule::parse(received.body);
+        rules.retain(|rule| Some(rule) != found.as_ref());
+    };
+    socket.dump(all, each).map_err(RouteError::List)?;
+    Ok(rules.len() + routes.len())
+}
+
 /// Deletes what a start with `config` would, and what it would install.
 pub fn clear(config: &Config) -> Result<(), RouteError> {
     let mut socket = Socket::open().map_err(RouteError::Open)?;

@@ -58,6 +58,14 @@ pub fn report(gateway: &Gateway, config: &Config, form: Form) -> String {
     report.number("write_errors", totals.write_errors);
     report.end();
 
+    report.begin("listener");
+    let (families, tests) = gateway.listener_test().results();
+    for (family, reachable) in families {
+        report.flag(family, reachable);
+    }
+    report.number("tests", tests.into());
+    report.end();
+
     report.begin_list("upstreams");
     for proxy in gateway.upstreams().proxies() {
         let stats = proxy.stats.get();

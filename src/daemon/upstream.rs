@@ -168,7 +168,7 @@ impl Upstreams {
     }
 
     /// Connects to one of the proxy's addresses, the one that worked last first.
-    async fn connect(&self, proxy: &Proxy) -> io::Result<TcpStream> {
+    pub async fn connect(&self, proxy: &Proxy) -> io::Result<TcpStream> {
         let addresses = proxy.addresses().await.map_err(io::Error::other)?;
         let good = proxy.good_address.get();
         let first = addresses.iter().position(|&ip| Some(ip) == good).unwrap_or(0);
@@ -210,14 +210,8 @@ impl Upstreams {
         proxy.count(|stats| stats.answered(status, latency));
         debug!("upstream {}: {status} for {target} after {latency} ms", proxy.name);
         if !(200..300).contains(&status) {
-            match (status, reply.offers_basic, proxy.has_credentials) {
-                (407, true, true) => proxy.warn(Event::Refused, format_args!("407: refuses the credentials")),
-                (407, true, false) => {
-                    proxy.warn(Event::Refused, format_args!("407: wants credentials, none configured"))
-                }
-                (407, false, _) => {
-                    proxy.warn(Event::Refused, format_args!("407: wants other credentials than Basic"))
-                }
+            match status {
+                407 => proxy.warn(Event::Refused, format_args!("{}", proxy.refusal(&reply))),
                 _ => proxy.warn(Event::Refused, format_args!("refuses with status {status}")),
             }
             return Err(Failure::Refused { status });

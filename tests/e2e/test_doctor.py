@@ -1,0 +1,158 @@
+"""The doctor: a healthy set-up is all ok, and each fault is found and named."""
+
+import pytest
+
+from faultproxy import reply
+from gateway import TABLE, TUN, upstream
+from netns import PROXY, SERVER
+from proxies import StrictSquid
+BASIC = b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=x\r\nContent-Length: 0\r\n\r\n"
+
+
+def examine(daemon, target=SERVER):
+    """The exit code, and the lines by kind."""
+    done = daemon.command("doctor", "--target", target, check=False)
+    found = {"ok": [], "warn": [], "FAIL": []}
+    for line in done.stdout.splitlines():
+        kind, _, text = line.partition(" ")
+        found[kind].append(text.strip())
+    assert not done.stderr, done.stderr
+    assert done.returncode == (1 if found["FAIL"] else 0), done.stdout
+    return found
+
+
+def only(lines, *wanted):
+    """There is a line for each of the texts, and no other."""
+    assert len(lines) == len(wanted) and all(text in line for text, line in zip(wanted, lines)), lines
+
+
+@pytest.fixture
+def answering(proxy):
+    """A proxy that answers each port as told, and others with 200."""
+
+    def answer(**statuses):
+        def handler(connection):
+            status = statuses.get(f"port_{connection.port}", 200)
+            connection.send(status if isinstance(status, bytes) else reply(status))
+
+        return proxy.serve(handler)
+
+    return answer
+
+
+@pytest.mark.parametrize("target", [SERVER, "example.com"])
+def test_healthy(gateway, answering, target):
+    """All is well, whether ports are open at the target or not."""
+    proxy = answering(port_53=503, port_22=502)
+    daemon = gateway()
+    found = examine(daemon, target)
+    assert not found["FAIL"] and not found["warn"], found
+    only(found["ok"], "/dev/net/tun", "daemon answers", "has 10.45.39.1", "has fd45:39::1", "rules and routes",
+         "ipv4 gets from toh0", "ipv6 gets from toh0", "port 443", "port 80", "port 53", "port 22")
+    assert {connection.target for connection in proxy.connections} == {f"{target}:{port}" for port in (443, 80, 53, 22)}
+
+
+def test_no_daemon(gateway, answering):
+    answering()
+    daemon = gateway()
+    daemon.stop()
+    only(examine(daemon)["FAIL"], "the daemon answers: start it")
+
+
+@pytest.mark.parametrize("verdict", ["drop", "reject", "reject with tcp reset"])
+def test_input_rejects(gateway, answering, router, verdict):
+    """As the zones of a router do by default. The daemon says so by itself, too, and when it is over."""
+    answering()
+    daemon = gateway()
+    router.nft(f"table inet fw {{ chain input {{ type filter hook input priority 0; ct state established accept\niifname {TUN} meta l4proto tcp {verdict}\n}}\n}}\n")
+    only(examine(daemon)["FAIL"], "ipv4 gets from toh0 to the listener: the firewall's input", "ipv6 gets from toh0")
+    daemon.wait_log(r"WARN.*ipv4: connections do not get from the TUN to the listener")
+    assert daemon.status()["listener"]["ipv4"] is False
+    router.run("nft", "delete", "table", "inet", "fw")
+    assert not examine(daemon)["FAIL"]
+    daemon.wait_log(r"INFO.*ipv4: connections get to the listener again")
+
+
+def test_routes_are_gone(gateway, answering, router):
+    answering()
+    daemon = gateway()
+    router.run("ip", "route", "flush", "table", TABLE)
+    only(examine(daemon)["FAIL"], "rules and routes are there: somebody")
+
+
+def test_proxy_is_down(gateway):
+    daemon = gateway(upstreams=(upstream("192.0.2.10", 3129),))
+    only(examine(daemon)["FAIL"], "upstream 192.0.2.10:3129: Connection refused")
+
+
+def test_proxy_is_no_proxy(gateway, answering):
+    answering(port_443=b"SSH-2.0-OpenSSH_9.2\r\n")
+    only(examine(gateway())["FAIL"], "check the port")
+
+
+def test_unknown_name(gateway, router):
+    daemon = gateway("--resolver", "127.0.0.1:5", upstreams=("http://proxy.invalid:3128",))
+    only(examine(daemon)["FAIL"], "upstream proxy.invalid:3128: no resolver answers: list resolver")
+
+
+@pytest.mark.parametrize("user, text", [(None, "wants credentials, none configured"), ("me", "refuses the credentials")])
+def test_authentication(gateway, answering, user, text):
+    answering(port_443=BASIC)
+    only(examine(gateway(upstreams=(upstream(user=user),)))["FAIL"], f"407: {text}: check username and password")
+
+
+def test_ports_that_are_refused(gateway, answering):
+    answering(port_80=403, port_53=403, port_22=405)
+    found = examine(gateway())
+    assert not found["FAIL"]
+    only(found["warn"], "port 80: status 403: plain http", "port 53: status 403: DNS over TCP", "port 22: status 405: ssh")
+
+
+def test_https_is_refused(gateway, answering):
+    answering(port_443=403)
+    only(examine(gateway())["FAIL"], "port 443: status 403")
+
+
+def test_target_is_not_reached(gateway, answering):
+    answering(port_443=503)
+    only(examine(gateway())["FAIL"], "port 443: status 503: it does not reach the target")
+
+
+def test_real_squid(gateway, internet, directory):
+    """With the ports of its default configuration."""
+    StrictSquid(internet, directory)
+    server = internet.listen(SERVER, 443)
+    found = examine(gateway())
+    assert not found["FAIL"]
+    only(found["warn"], "port 80: status 403", "port 53: status 403", "port 22: status 403")
+    server.close()
+
+
+def test_ipv6_leaks(gateway, answering):
+    answering()
+    found = examine(gateway("--ipv6", "0"))
+    assert not found["FAIL"]
+    only(found["warn"], "there is a default route for IPv6")
+
+
+def test_strict_filter(gateway, answering, router):
+    answering()
+    daemon = gateway()
+    router.sysctl("net.ipv4.conf.wan.rp_filter", 1)
+    only(examine(daemon)["warn"], "rp_filter of wan is strict")
+
+
+def test_loop(gateway, answering, router):
+    """Routes by hand, and no mark."""
+    answering()
+    daemon = gateway("--mark", "0", "--path", "rewrite", routes=())
+    router.run("ip", "route", "add", PROXY, "dev", TUN)
+    found = examine(daemon)
+    assert any("connections enter toh0: they would be captured" in line for line in found["FAIL"]), found
+
+
+def test_configuration_is_wrong(gateway, answering, directory):
+    answering()
+    daemon = gateway()
+    daemon.options = (*daemon.options, "--mtu", "1")
+    assert any("configuration: command line: mtu" in line for line in examine(daemon)["FAIL"])
