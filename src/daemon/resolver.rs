@@ -54,16 +54,26 @@ impl std::error::Error for ResolveError {}
 /// At least one address, and how long they are good for.
 pub type Resolved = (Vec<IpAddr>, Duration);
 
+/// Who the uplink says to ask, where `/etc/resolv.conf` names the dnsmasq of the machine (OpenWrt).
+const UPLINK: &str = "/tmp/resolv.conf.d/resolv.conf.auto";
+
 /// Who is asked, and how.
 pub struct Resolver {
     servers: Vec<SocketAddr>,
     mark: u32,
+    past_dnsmasq: bool,
 }
 
 impl Resolver {
     /// Asks `servers` in turn, or those of `/etc/resolv.conf` if there are none, from sockets with `mark` (0: none).
     pub fn new(servers: &[SocketAddr], mark: u32) -> Self {
-        Self { servers: servers.to_vec(), mark }
+        Self { servers: servers.to_vec(), mark, past_dnsmasq: false }
+    }
+
+    /// In the place of `/etc/resolv.conf`, asks whom the uplink says to ask, where that is known: dnsmasq would ask
+    /// our own resolver, and that the proxy whose name it wants.
+    pub fn past_dnsmasq(self, yes: bool) -> Self {
+        Self { past_dnsmasq: yes, ..self }
     }
 
     /// The addresses of a name, given as text and for the wire, and how long they are good for.
@@ -76,6 +86,11 @@ impl Resolver {
             return Ok((addresses, HOSTS_TTL));
         }
         let servers = match self.servers.is_empty() {
+            true if self.past_dnsmasq && Path::new(UPLINK).exists() => {
+                let mut servers = nameservers(Path::new(UPLINK));
+                servers.retain(|server| !server.ip().is_loopback());
+                servers
+            }
             true => nameservers(Path::new("/etc/resolv.conf")),
             false => self.servers.clone(),
         };

@@ -73,6 +73,12 @@ impl Routes {
         let mut socket = Socket::open().map_err(RouteError::Open)?;
         let ifindex = find_device(&mut socket, tun)?;
         let routes = policy::routes(config, path, Some(ifindex));
+        // At boot it may be down, and some routes are its. Only then: whoever takes it down later, as netifd does when
+        // it starts, wants to be who brings it up.
+        let loopback = link_body(policy::LOOPBACK, libc::IFF_UP as u32);
+        socket
+            .request(Message::new(libc::RTM_NEWLINK, 0, &loopback))
+            .map_err(|cause| RouteError::SetLink("lo".to_owned(), cause))?;
         let watch =
             sys::netlink(libc::NETLINK_ROUTE, WATCHED).and_then(sys::watch).map_err(RouteError::Open)?;
         let installed = Routes {
@@ -182,13 +188,18 @@ impl Routes {
         for received in netlink::messages(notifications) {
             let body = received.body;
             // `struct ifinfomsg` and `struct ifaddrmsg` both have the index here.
-            let about_tun = netlink::u32_at(body, 4) == self.ifindex;
+            let index = netlink::u32_at(body, 4);
+            let about_tun = index == self.ifindex;
             let lost = match received.kind {
                 // A bridge that lets go of a port says so with its own family.
                 libc::RTM_DELLINK if about_tun && body.first() == Some(&0) => {
                     return Some(Event::Gone);
                 }
-                libc::RTM_NEWLINK => about_tun && netlink::u32_at(body, 8) & libc::IFF_UP as u32 == 0,
+                libc::RTM_NEWLINK => {
+                    let is_up = netlink::u32_at(body, 8) & libc::IFF_UP as u32 != 0;
+                    // What is the loopback's can't be put back before it is up.
+                    if is_up { index == policy::LOOPBACK } else { about_tun }
+                }
                 libc::RTM_DELADDR => about_tun,
                 libc::RTM_DELROUTE => Route::parse(body).is_some_and(|route| self.routes.contains(&route)),
                 libc::RTM_DELRULE => Rule::parse(body).is_some_and(|rule| self.rules.contains(&rule)),
@@ -222,9 +233,6 @@ impl Routes {
         if let Err(error) = sys::set_device(&*socket, libc::SIOCSIFTXQLEN, tun, TXQUEUELEN) {
             warn!("{tun}: a queue of {TXQUEUELEN} packets: {error}");
         }
-        // Some of our routes are its; at boot it may be down.
-        let loopback = Message::new(libc::RTM_NEWLINK, 0, &link_body(policy::LOOPBACK, up));
-        socket.request(loopback).map_err(|cause| RouteError::SetLink("lo".to_owned(), cause))?;
         let Ipv4Net { addr, prefix } = self.address;
         self.set_address(socket, &addr.octets(), prefix)
             .map_err(|cause| RouteError::SetAddress(self.address.to_string(), tun.clone(), cause))?;

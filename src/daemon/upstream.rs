@@ -13,7 +13,7 @@
 //! this attempt began, it is the target: the attempt times out, and the proxy is as good as before. If not, the proxy
 //! rests and the next one is asked. Were it otherwise, a port scan would send everybody to another proxy.
 
-use crate::config::Config;
+use crate::config::{Config, DnsMode};
 use crate::dial::{self, HandshakeError, Reply};
 use crate::proxy::{Event, Proxy};
 use crate::resolver::Resolver;
@@ -73,7 +73,8 @@ impl Upstreams {
     /// rely on the mark (without routes that is a warning).
     pub fn new(config: &Config) -> io::Result<Self> {
         let mark = usable_mark(config)?;
-        let resolver = Rc::new(Resolver::new(&config.resolvers, mark));
+        let resolver = Resolver::new(&config.resolvers, mark).past_dnsmasq(config.dns.mode != DnsMode::Off);
+        let resolver = Rc::new(resolver);
         let mut proxies = Vec::with_capacity(config.upstreams.len());
         for upstream in &config.upstreams {
             proxies.push(Proxy::new(upstream, &resolver)?);
