@@ -13,11 +13,12 @@ import shutil
 import signal
 import socket
 import tarfile
+import threading
 import time
 
 import netns
 from gateway import DEFAULT_RULES, PATH, PROJECT, TABLE, TABLES, TUN, binary, upstream
-from netns import ROUTER_LAN, ROUTER_LAN6, Namespace, batch, command
+from netns import RESOLVER, ROUTER_LAN, ROUTER_LAN6, Namespace, batch, command
 from wait import until
 
 DOUBLES = pathlib.Path(__file__).parent / "openwrt"
@@ -41,7 +42,13 @@ def pack(directory):
     (directory / "x86_64").mkdir(parents=True)
     program = directory / "x86_64/tcp-over-http"
     command("strip", "-o", program, binary())
-    command(PROJECT / "scripts/ipk", "x86_64", env=os.environ | {"DIST": str(directory)})
+    # How small it gets is not the question here, and zopfli takes a minute for a debug build.
+    quick = directory / "bin/zopfli"
+    quick.parent.mkdir()
+    quick.write_text('#!/bin/sh\n[ "$1" = --i1 ] && exec gzip -1nc "$3"\nexec gzip -1nk "$1"\n')
+    quick.chmod(0o755)
+    path = f"{quick.parent}:{os.environ['PATH']}"
+    command(PROJECT / "scripts/ipk", "x86_64", env=os.environ | {"DIST": str(directory), "PATH": path})
     return next(program.parent.glob("*.ipk"))
 
 
@@ -79,7 +86,9 @@ class Router:
             os.mknod(path, os.stat(f"/dev/{device}").st_mode, os.stat(f"/dev/{device}").st_rdev)
         self.log_socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.log_socket.bind(str(self.root / "dev/log"))
-        self.logged = ""
+        self.logged = []
+        # All the time: whoever writes to a full socket waits.
+        threading.Thread(target=self.collect, daemon=True).start()
         self.run_dir = self.root / "run"
         for folder in ("etc/config", "etc/rc.d", "usr/lib/opkg/info", "run/lock", "router/bin"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
@@ -89,6 +98,11 @@ class Router:
             (applets / name).symlink_to("/usr/bin/busybox")
         for name in ("nft", "fw4"):
             (applets / name).symlink_to(f"/usr/sbin/{name}")
+        (self.root / "etc/resolv.conf").unlink(missing_ok=True)
+        (self.root / "etc/resolv.conf").write_text("nameserver 127.0.0.1\n")
+        uplink = self.root / "tmp/resolv.conf.d/resolv.conf.auto"
+        uplink.parent.mkdir()
+        uplink.write_text(f"# Interface wan\nnameserver {RESOLVER}\n")
         shell = self.root / "usr/bin/sh"
         shell.unlink()
         shell.symlink_to("busybox")
@@ -178,7 +192,7 @@ class Router:
         """What rc.d says, in its order, then the network (S20), before which there is not even a loopback."""
         self.space.run("ip", "link", "set", "lo", "down")
         scripts = {path.name: path for path in (self.root / "etc/rc.d").iterdir()}
-        scripts["S19firewall"] = None
+        scripts |= {"S19dnsmasq": None, "S19firewall": None}
         for name in sorted(scripts):
             self.run(f"/etc/init.d/{name[3:]}", "boot", check=False)
         if network:
@@ -211,12 +225,14 @@ class Router:
     def log(self):
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
+    def collect(self):
+        with contextlib.suppress(OSError):
+            while message := self.log_socket.recv(65535):
+                self.logged.append(message.decode(errors="replace"))
+
     def syslog(self):
-        """What scripts have told syslog."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self.logged += self.log_socket.recv(65535, socket.MSG_DONTWAIT).decode() + "\n"
-        return self.logged
+        """What scripts have told syslog; a moment may pass until it is there."""
+        return "\n".join(self.logged)
 
     def pid(self):
         """The daemon's process, 0 without one."""
@@ -240,10 +256,13 @@ class Router:
             found += [route for family in ("-4", "-6") for route in self.space.ip(family, "route", "show", "table", table, check=False)]
         found += [link["ifname"] for link in self.space.ip("link") if link["ifname"] == TUN]
         found += [line for line in self.nft().splitlines() if TUN in line or "tcp_over_http" in line]
-        return found + sorted(path.name for path in self.run_dir.glob("tcp-over-http*"))
+        # The names' fake addresses are for the next run.
+        files = {path.name for path in self.run_dir.glob("tcp-over-http*")} - {"tcp-over-http.names"}
+        return found + sorted(files)
 
     def close(self):
-        self.log_socket.close()
+        # Wakes who receives.
+        self.log_socket.shutdown(socket.SHUT_RDWR)
         if self.procd and self.procd.poll() is None:
             self.space.stop(self.procd)
         for pid in map(int, command("ip", "netns", "pids", self.space.name).stdout.split()):

@@ -7,8 +7,9 @@ import signal
 
 import pytest
 
-from gateway import PATH, TUN
-from netns import CLIENT_OTHER, SERVER, SERVER6, finish_connect, literal, retransmits
+from dnsservers import Unbound, dig
+from gateway import PATH, TUN, upstream
+from netns import CLIENT_OTHER, PROXY, RESOLVER, ROUTER_LAN, ROUTER_WAN, SERVER, SERVER6, finish_connect, literal, retransmits
 from proxies import HonestProxy
 from router import CONFIG, RUN, Router, pack
 from servers import WebServer
@@ -142,7 +143,7 @@ def test_a_broken_firewall_is_left_alone(box, honest, client, fetch):
     box.service("start")
     box.wait_ready()
     assert before.startswith("table inet fw4 {") and before in box.nft()
-    assert "check" in box.syslog()
+    until(lambda: "check" in box.syslog(), "the log says why")
     assert not (box.root / RUN / "input.nft").exists()
 
 
@@ -189,7 +190,7 @@ def test_a_bad_configuration_does_not_end_what_runs(box, honest, client, leaks, 
     for action in ("reload", "start"):
         result = box.service(action, check=False)
         assert result.returncode != 0 and "nonsense" in result.stderr, action
-    assert "nonsense" in box.syslog()
+    until(lambda: "nonsense" in box.syslog(), "the log says what is wrong")
     assert box.pid() == old
     assert_proxied(fetch, client)
     leaks.assert_none()
@@ -198,7 +199,7 @@ def test_a_bad_configuration_does_not_end_what_runs(box, honest, client, leaks, 
 def test_a_bad_configuration_at_boot_refuses_all(box, client, leaks, fetch):
     box.configure("option nonsense '1'")
     box.boot()
-    assert "nonsense" in box.syslog()
+    until(lambda: "nonsense" in box.syslog(), "the log says what is wrong")
     assert_refused(fetch, client, leaks)
     # Once it is mended, the change is enough.
     box.configure(upstreams=())
@@ -295,6 +296,48 @@ def test_nothing_is_left_behind(box, honest, client, fetch, how):
     if how == "remove":
         left = [path for path in box.files if (box.root / path.lstrip("/")).exists()]
         assert left == [f"/{CONFIG}"]
+
+
+@pytest.mark.parametrize("dns", ["fakeip", "proxy"])
+def test_dnsmasq_asks_the_daemon(box, honest, client, internet, directory, fetch, dns):
+    """Each instance, for all names but those that it knows; until the service stops."""
+    # Not one that dnsmasq's rebind protection would not let pass.
+    name, real = "www.corp.example", "192.88.99.7"
+    unbound = Unbound(internet, directory, [RESOLVER], [f"{name}. 300 IN A {real}", f"proxy.corp.example. 300 IN A {PROXY}"])
+    asked = lambda: dig(client, ROUTER_LAN, name, check=False) + dig(client, ROUTER_LAN, name, port=5300, check=False)
+    box.configure(f"option dns '{dns}'", f"list dns_server '{RESOLVER}'", upstreams=[upstream("proxy.corp.example")])
+    box.boot()
+    box.wait_ready()
+    first = until(lambda: len(asked()) == 2 and asked(), "both answer")
+    if dns == "fakeip":
+        assert all(address.startswith("198.1") for address in first) and len(first) == 2
+        assert dig(client, ROUTER_LAN, name, "AAAA")[0].startswith("fd45:3a:")
+    else:
+        assert first == [real, real]
+    # Names of the LAN stay its own; that of the proxy is nobody's but the uplink's to say.
+    assert dig(client, ROUTER_LAN, "printer.lan") == ["10.1.0.9"]
+    near = client.begin_connect(first[0], 22)
+    target = f"{name if dns == 'fakeip' else real}:22"
+    until(lambda: f"CONNECT {target}" in honest.log(), "the proxy is asked for it")
+    near.close()
+    assert f"{ROUTER_WAN} {name}." not in unbound.log()
+    # Switched off and on at run time. The daemon starts anew; queries that it takes meanwhile are lost.
+    offset = len(box.log())
+    box.configure("option dns 'off'", upstreams=[upstream("proxy.corp.example")])
+    box.service("reload")
+    box.wait_ready(offset)
+    until(lambda: asked() == [real, real], "the uplink's resolver answers")
+    assert not list((box.root / "tmp").glob("**/tcp-over-http*"))
+    box.configure(f"option dns '{dns}'", f"list dns_server '{RESOLVER}'", upstreams=[upstream("proxy.corp.example")])
+    offset = len(box.log())
+    box.service("reload")
+    box.wait_ready(offset)
+    until(lambda: first == asked(), "the daemon answers")
+    box.service("stop")
+    until(lambda: asked() == [real, real], "the uplink's resolver answers")
+    assert box.traces() == []
+    state = box.root / "var/state/dhcp"
+    assert not state.exists() or "rebind_protection" not in state.read_text()
 
 
 def test_status_for_rpcd(box, honest, client, fetch):

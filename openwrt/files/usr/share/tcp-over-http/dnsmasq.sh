@@ -58,6 +58,6 @@ dnsmasq_instance() {
 
 # At boot it has yet to start.
 dnsmasq_restart() {
-	pidof dnsmasq >/dev/null || return 0
+	procd_running dnsmasq || return 0
 	/etc/init.d/dnsmasq restart
 }
