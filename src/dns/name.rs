@@ -60,7 +60,7 @@ pub struct NameRef<'a> {
 
 impl<'a> NameRef<'a> {
     /// Reads the name at the offset `at`, and tells the offset behind it. `None` if it is malformed: it runs out of
-    /// the message, is too long, or a pointer in it does not point backwards, or into the header.
+    /// the message, is too long, or a pointer in it leads to the header or to what has not ended before it.
     pub(super) fn parse(message: &'a [u8], at: usize) -> Option<(Self, usize)> {
         let name = Self { message, at };
         let mut labels = name.labels();
@@ -153,9 +153,11 @@ impl fmt::Debug for NameRef<'_> {
 /// A walk along the labels of a name; ends early where the name is malformed.
 #[derive(Clone)]
 pub struct Labels<'a> {
+    /// As much of the message as the present run of labels may lie in.
     message: &'a [u8],
     at: usize,
-    /// Where the present run of labels began: pointers must lead to before it, so every walk ends.
+    /// Where the present run of labels began. What a pointer in it leads to must end before (RFC 1035 section 4.1.4:
+    /// a prior occurrence), so every walk ends.
     start: usize,
     /// The offset behind the name, where the message goes on; 0 until the first pointer or the root.
     end: usize,
@@ -186,9 +188,10 @@ impl<'a> Iterator for Labels<'a> {
                     let low = *self.message.get(self.at + 1)?;
                     let target = usize::from(u16::from_be_bytes([length & 0x3f, low]));
                     // The header is no name, and changes when a message is passed on.
-                    if target >= self.start || target < HEADER || self.pointers == MAX_POINTERS {
+                    if target < HEADER || self.pointers == MAX_POINTERS {
                         return None;
                     }
+                    self.message = self.message.get(..self.start)?;
                     self.leave(2);
                     self.pointers += 1;
                     (self.at, self.start) = (target, target);
@@ -270,6 +273,9 @@ mod tests {
         }
         assert_eq!(parse(b"\0", 2), None);
         assert_eq!(parse(b"\xc0\x00", 0), None, "into the header");
+        assert_eq!(parse(b"\x03\xc0\x0cx\x00", 0), Some(("\\xc0\\x0cx".into(), 17)));
+        assert_eq!(parse(b"\x02\xc0\x0cx\x00", 3), None, "not a label");
+        assert_eq!(parse(b"\x03\xc0\x0cx\x00", 1), None, "over itself");
     }
 
     #[test]
