@@ -1,39 +1,20 @@
-//! The log: lines to stderr, `[LEVEL module] text`. Own code, since a crate for it has a language for filters.
+//! The log, to stderr. A configuration that is read anew may change how much it is.
 
 use std::env;
-use std::fmt::Write as _;
-use std::io::{self, Write};
 
-use log::{LevelFilter, Log, Metadata, Record};
-
-/// The variable that beats `log_level`: one of its words.
-const VARIABLE: &str = "RUST_LOG";
-
-struct Stderr;
-
-impl Log for Stderr {
-    fn enabled(&self, _: &Metadata) -> bool {
-        true // the level has been looked at
-    }
-
-    fn log(&self, record: &Record) {
-        let mut line = String::new();
-        _ = writeln!(line, "[{:5} {}] {}", record.level(), record.target(), record.args());
-        // In one piece, whoever else writes there; a closed stderr leaves nowhere to say so.
-        _ = io::stderr().write_all(line.as_bytes());
-    }
-
-    fn flush(&self) {}
-}
+use env_logger::{Builder, DEFAULT_FILTER_ENV};
+use log::LevelFilter;
 
 /// Begins to log.
 pub fn init(level: LevelFilter) {
-    _ = log::set_logger(&Stderr);
+    // All may pass here; what is cheaper, `log` itself holds back what is too much.
+    Builder::new().filter_level(LevelFilter::Trace).parse_default_env().init();
     set_level(level);
 }
 
-/// Changes how much is logged, unless the variable says that.
+/// Changes how much is logged, unless the environment says that.
 pub fn set_level(level: LevelFilter) {
-    let given = env::var(VARIABLE).ok().and_then(|word| word.parse().ok());
-    log::set_max_level(given.unwrap_or(level));
+    if env::var_os(DEFAULT_FILTER_ENV).is_none() {
+        log::set_max_level(level);
+    }
 }
