@@ -50,12 +50,16 @@ impl Direct {
         request.encode(id, &mut query);
         let (this, gateway) = (Rc::clone(self), Rc::clone(gateway));
         spawn(async move {
-            // Without an answer the query is given up in time.
-            if let Some(reply) = this.resolve(&query).await {
-                let waiters = this.pending.borrow_mut().answer(&reply);
-                if let (Some(waiters), Some(dns)) = (waiters, gateway.dns()) {
-                    dns.answer(&gateway, &waiters, &reply);
-                }
+            let reply = this.resolve(&query).await;
+            // Without an answer it is as if the query had come back.
+            if let [_, _, flags, ..] = query.as_mut_slice() {
+                *flags |= 0x80;
+            }
+            let waiters = this.pending.borrow_mut().answer(reply.as_ref().unwrap_or(&query));
+            match (waiters, gateway.dns(), &reply) {
+                (Some(waiters), Some(dns), Some(reply)) => dns.answer(&gateway, &waiters, reply),
+                (Some(waiters), Some(dns), None) => dns.fail(&gateway, &waiters),
+                _ => {}
             }
         });
         true
