@@ -4,16 +4,17 @@ import json
 import os
 import re
 import signal
+import socket
 
 import pytest
 
 from dnsservers import Unbound, dig
 from gateway import PATH, TUN, upstream
-from netns import CLIENT_OTHER, PROXY, RESOLVER, ROUTER_LAN, ROUTER_WAN, SERVER, SERVER6, finish_connect, literal, retransmits
+from netns import CLIENT, CLIENT_OTHER, PROXY, RESOLVER, ROUTER_LAN, ROUTER_WAN, SERVER, SERVER6, finish_connect, literal, retransmits
 from proxies import HonestProxy
 from router import CONFIG, RUN, Router, pack
 from servers import WebServer
-from wait import until
+from wait import WAIT, until
 
 REFUSED = "curl: (7)"
 # fw4 lets 25 SYNs a second through, after the first 50.
@@ -112,6 +113,36 @@ def test_many_at_once_are_no_flood(box, honest, client, web, leaks):
         assert retransmits(sock) == 0
         sock.close()
     leaks.assert_none()
+
+
+def test_quic_is_refused_at_once(box, honest, client, leaks):
+    box.configure()
+    box.boot()
+    box.wait_ready()
+    for address in (SERVER, SERVER6):
+        with client.socket(address, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(WAIT)
+            sock.connect((address, 443))
+            sock.send(b"initial")
+            with pytest.raises(OSError) as refused:
+                sock.recv(1)
+            assert not isinstance(refused.value, TimeoutError), address
+    leaks.assert_none()
+
+
+def test_a_forwarded_port_is_not_captured(box, honest, client, internet):
+    listener = client.listen(CLIENT, 8080)
+    box.configure()
+    box.boot()
+    box.wait_ready()
+    for action in ("reload", "restart"):
+        near = internet.connect(ROUTER_WAN, 8080)
+        far, _ = listener.accept()
+        near.sendall(b"question")
+        assert far.recv(100) == b"question"
+        far.sendall(b"answer")
+        assert near.recv(100) == b"answer"
+        box.run("/etc/init.d/firewall", action)
 
 
 @pytest.mark.parametrize("action", ["reload", "restart", "stop and start"])

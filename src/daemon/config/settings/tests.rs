@@ -352,7 +352,7 @@ fn the_file_of_the_package_has_every_option_with_its_default() {
     let statement = |line: &&str| ["option ", "list ", "config "].iter().any(|word| line.starts_with(word));
     let uncommented = |line| str::trim_start(line).strip_prefix('#').filter(statement).unwrap_or(line);
     let whole = shipped.lines().map(uncommented).collect::<Vec<_>>().join("\n");
-    Config::from_uci(&whole.replace("/etc/tcp-over-http.bypass", "/dev/null")).unwrap();
+    Config::from_uci(&whole.replace("/etc/tcp-over-http/bypass", "/dev/null")).unwrap();
     let (main, upstream) = whole.split_once("\nconfig upstream").unwrap();
     for (specs, section) in [(table::MAIN, main), (table::UPSTREAM, upstream)] {
         for spec in specs {
