@@ -8,11 +8,15 @@ import tempfile
 
 import pytest
 
+import emulator
 import netns
 from capture import Capture, LeakCapture
 from faultproxy import FaultProxy
 from gateway import PATH, Gateway, upstream
 from netns import PROXY, PROXY6, SERVER, SERVER6
+
+# The daemon's options to capture all.
+CAPTURE_ALL = ("--auto-route", "1")
 
 
 def pytest_configure(config):
@@ -29,13 +33,16 @@ def pytest_unconfigure():
 
 
 def pytest_report_header():
-    return f"path: {PATH}"
+    return f"path: {PATH}" + (f", under {' '.join(emulator.RUNNER)}" if emulator.RUNNER else "")
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("long") and os.environ.get("TOH_LONG") != "1":
             item.add_marker(pytest.mark.skip(reason="minutes long: TOH_LONG=1"))
+        for mark in item.iter_markers("native"):
+            if emulator.RUNNER:
+                item.add_marker(pytest.mark.skip(reason=f"not under {emulator.RUNNER[0]}: {mark.kwargs['why']}"))
         for mark in item.iter_markers("path"):
             if PATH not in mark.args:
                 item.add_marker(pytest.mark.skip(reason=f"not for the {PATH} path: {mark.kwargs['why']}"))
@@ -82,8 +89,11 @@ def gateway(network, directory):
     """A function that starts a gateway: everything captured, the proxy on its usual address."""
     started = []
 
-    def start(*options, upstreams=(upstream(),), routes=("--auto-route", "1"), log_level="debug", ready=True, **more):
+    def start(*options, upstreams=(upstream(),), routes=CAPTURE_ALL, log_level="debug", ready=True, **more):
         level = ("--log-level", log_level) if log_level else ()
+        if emulator.RUNNER:
+            assert routes in (CAPTURE_ALL, ()), "routes of its own need the `native` marker"
+            routes = emulator.OPTIONS
         options = ("--path", PATH, *routes, *level, *options)
         for url in upstreams:
             options += ("--upstream", url)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 
+import emulator
 from netns import PROXY
 from wait import WAIT, until
 
@@ -21,8 +22,8 @@ PATH = os.environ.get("TOH_PATH", "rewrite")
 # The table of the express path, and the routing tables from TABLE on.
 NFT_TABLE = f"tcp_over_http_{TUN}"
 TABLES = 3
-# The rules that every namespace has.
-DEFAULT_RULES = {0, 32766, 32767}
+# The rules that every namespace has, and those of ours.
+DEFAULT_RULES = {0, 32766, 32767, *emulator.PRIORITIES}
 # What a clean end may take: the drain time-out of the tests' gateways and some for the machine.
 STOP = 30
 
@@ -54,12 +55,18 @@ class Gateway:
         offset = len(self.log())
         with open(self.log_path, "ab") as log:
             self.process = self.router.popen(
-                *self.prefix, binary(), "run", *self.options, env=self.env, stdout=log, stderr=log
+                *self.argv("run", *self.options), env=self.env, stdout=log, stderr=log
             )
         if ready:
             until(lambda: READY in self.log()[offset:] or self.process.poll() is not None, "the daemon listens")
             assert self.process.poll() is None, f"the daemon ended with {self.process.poll()}:\n{self.log()}"
+            if emulator.RUNNER:
+                emulator.capture(self.router, TUN, TABLE, self.options)
         return self
+
+    def argv(self, *argv):
+        """The whole command of the program with these arguments."""
+        return *self.prefix, *emulator.RUNNER, binary(), *argv
 
     def log(self):
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
@@ -83,7 +90,7 @@ class Gateway:
 
     def command(self, *argv, check=True):
         """Runs the program's command with the daemon's options; returns its CompletedProcess."""
-        return self.router.run(*self.prefix, binary(), *argv, *self.options, check=check, env=self.env)
+        return self.router.run(*self.argv(*argv, *self.options), check=check, env=self.env)
 
     def status(self):
         """What `status --json` says."""
@@ -106,6 +113,8 @@ class Gateway:
         code = self.wait()
         self.assert_sane_log()
         assert code == 0, f"exit code {code}:\n{self.log()}"
+        if emulator.RUNNER:
+            emulator.release(self.router)
         self.assert_clean()
 
     def kill(self):

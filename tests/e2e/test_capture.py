@@ -15,6 +15,8 @@ from netns import (
 from test_routes import assert_direct, assert_proxied
 from wait import WAIT, until
 
+pytestmark = pytest.mark.native(why="it is about the rules")
+
 # Another client of the same network.
 NEIGHBOUR, NEIGHBOUR6 = "10.1.0.3", "fd01::3"
 

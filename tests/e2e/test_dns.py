@@ -17,6 +17,8 @@ from servers import WebServer
 from test_reload import Configured
 from wait import WAIT, until
 
+pytestmark = pytest.mark.native(why="names need marked sockets")
+
 PORT = 5453
 RANGE, RANGE6 = ipaddress.ip_network("198.18.0.0/15"), ipaddress.ip_network("fd45:3a::/64")
 # A resolver that clients ask on their own; nobody in these networks has the address.

@@ -13,6 +13,8 @@ from netns import PROXY, PROXY_OTHER, SERVER, SERVER6, SERVER_OTHER, connecting,
 from test_routes import assert_direct, assert_proxied
 from wait import until
 
+pytestmark = pytest.mark.native(why="rules change, and a new run is not emulated")
+
 RESTARTED = r"changed: starting anew"
 LISTENING = "listening on port"
 

@@ -16,6 +16,8 @@ from router import CONFIG, RUN, Router, pack
 from servers import WebServer
 from wait import WAIT, until
 
+pytestmark = pytest.mark.native(why="the router starts the daemon itself")
+
 REFUSED = "curl: (7)"
 # fw4 lets 25 SYNs a second through, after the first 50.
 AT_ONCE = 150

@@ -63,6 +63,7 @@ def test_auto_route_leaves_the_lan_alone(gateway, proxy, client, router, network
     assert_direct(router, local, proxy)
 
 
+@pytest.mark.native(why="it is about the rules")
 def test_only_listed_routes(gateway, proxy, client, router, internet):
     gateway(routes=("--route", "203.0.113.0/24", "--route", "2001:db8:5::/48"))
     for space in (client, router):
@@ -71,12 +72,14 @@ def test_only_listed_routes(gateway, proxy, client, router, internet):
         assert_direct(space, internet.listen(SERVER_OTHER), proxy)
 
 
+@pytest.mark.native(why="it is about the rules")
 def test_no_routes_by_default(gateway, proxy, client, internet):
     """Without auto_route and list route nothing is captured; routes by hand into the TUN work."""
     gateway(routes=())
     assert_direct(client, internet.listen(SERVER), proxy)
 
 
+@pytest.mark.native(why="it is about the rules")
 def test_bypass(gateway, proxy, client, internet):
     gateway("--bypass", "198.51.100.0/24", "--bypass", f"{SERVER6}/128")
     assert_proxied(client, proxy, SERVER)
@@ -84,6 +87,7 @@ def test_bypass(gateway, proxy, client, internet):
         assert_direct(client, internet.listen(address), proxy)
 
 
+@pytest.mark.native(why="it is about the rules")
 def test_bypass_within_a_route(gateway, proxy, client, internet):
     gateway("--bypass", f"{SERVER}/32", routes=("--route", "203.0.113.0/24"))
     assert_direct(client, internet.listen(SERVER), proxy)
@@ -96,6 +100,7 @@ def test_no_ipv6(gateway, proxy, client, internet):
     assert_direct(client, internet.listen(SERVER6), proxy)
 
 
+@pytest.mark.native(why="it is about the rules")
 def test_never_captures_its_own_upstream(gateway, fault_proxy, client, server, leaks):
     """The proxy itself lies behind the default route, and a list route covers it too."""
     proxy = fault_proxy()
@@ -150,6 +155,7 @@ def test_sigterm_leaves_nothing(gateway, proxy, client, server):
     daemon.stop()  # checks the rules, routes, devices and the exit code
 
 
+@pytest.mark.native(why="it is about the rules")
 def test_ended_while_it_starts(gateway):
     """SIGTERM as soon as there is a rule: whatever the start has got to, nothing stays."""
     daemon = gateway(ready=False)
@@ -167,6 +173,7 @@ def test_signals_end_it(gateway, number):
     daemon.assert_clean()
 
 
+@pytest.mark.native(why="it is about the rules")
 def test_foreign_rules_survive(gateway, router):
     """Rules and routes of others stay as they are."""
     router.run("ip", "rule", "add", "priority", "1500", "to", "10.77.0.0/16", "lookup", "77")
@@ -178,6 +185,7 @@ def test_foreign_rules_survive(gateway, router):
     assert (router.ip("rule", "show"), router.ip("route", "show", "table", "all")) == before
 
 
+@pytest.mark.native(why="it is about the rules")
 @pytest.mark.parametrize("space", ["client", "router"])
 def test_killed_and_blocking(gateway, proxy, network, internet, server, leaks, space):
     """After a crash captured traffic fails and does not leak."""
@@ -205,6 +213,7 @@ def test_killed_and_direct(gateway, proxy, client, internet, server):
     assert_proxied(client, proxy, server)
 
 
+@pytest.mark.native(why="it is about the rules")
 def test_killed_with_live_connections(gateway, proxy, client, server, leaks):
     """Connections of a killed daemon are reset, at the latest once it is back, and do not leak before."""
     daemon = gateway()
@@ -231,6 +240,7 @@ def test_restart_many_times(gateway, proxy, client, server):
     assert_proxied(client, proxy, server)
 
 
+@pytest.mark.native(why="it is about the rules")
 def test_tun_set_down(gateway, proxy, client, router, server, leaks):
     """Set down from outside: no leak, and the daemon brings it back with its routes."""
     daemon = gateway()
@@ -269,6 +279,7 @@ def test_tun_deleted(gateway, router):
     assert TUN in daemon.log().rstrip().split("\n")[-1] or "ERROR" in daemon.log()
 
 
+@pytest.mark.native(why="it is about the rules")
 def test_rules_removed_from_outside(gateway, proxy, client, router):
     """A network restart that flushes the rules is survived: they come back, or the daemon says so and ends."""
     daemon = gateway()
@@ -277,6 +288,7 @@ def test_rules_removed_from_outside(gateway, proxy, client, router):
     until(lambda: rule in router.ip("rule", "show") or not daemon.running(), "the rule is back")
 
 
+@pytest.mark.native(why="it is about the rules")
 def test_wan_comes_later(gateway, proxy, client, router, server):
     """Started without any default route, as at boot; works when the WAN is up."""
     routes = router.ip("-4", "route", "show", "default") + router.ip("-6", "route", "show", "default")

@@ -375,6 +375,7 @@ def test_wrong_password_is_logged_without_it(gateway, proxy, client):
     assert_secret(daemon)
 
 
+@pytest.mark.native(why="rules tell when it runs")
 def test_warnings_are_limited(gateway, proxy, client):
     """A proxy that fails everything does not fill the disk."""
     daemon = gateway(log_level="warn", ready=False)
