@@ -15,7 +15,7 @@ use crate::dial::{self, HandshakeError};
 use crate::proxy::Proxy;
 use crate::status::Form;
 use crate::upstream::Upstreams;
-use crate::{route, status_socket, sys, sysctl};
+use crate::{resolver, route, status_socket, sys, sysctl};
 
 /// For the proxy's answer. Who lets a port through and gets no answer there may say nothing for long.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -120,7 +120,7 @@ fn daemon(report: &mut Report, config: &Config) {
         let bound = UdpSocket::bind(SocketAddr::new(address, 0));
         report.judge(format_args!("{} has {address}", config.tun), bound.err().map(|_| NO_ADDRESS));
     }
-    let path = if status.contains("\"express\"") { Path::Express } else { Path::Rewrite };
+    let path = if field(&status, "path") == Some("\"express\"") { Path::Express } else { Path::Rewrite };
     let whole = route::missing(config, path).is_ok_and(|missing| missing == 0);
     report.judge(format_args!("rules and routes are there"), (!whole).then_some(NO_RULE));
 
@@ -155,7 +155,7 @@ fn system(report: &mut Report, config: &Config) {
         report.warn(format_args!("rp_filter of {device} is strict"), STRICT);
     }
     let firewall = fs::read_to_string("/etc/config/firewall").unwrap_or_default();
-    if firewall.contains("flow_offloading_hw '1'") {
+    if firewall.lines().any(|line| line.trim_ascii() == "option flow_offloading_hw '1'") {
         report.warn(format_args!("flows are offloaded to hardware"), HARDWARE);
     }
     if config.address6.is_none() && config.captures() && has_ipv6() {
@@ -220,8 +220,8 @@ async fn examine_proxy(
 
 /// Whether the way to the proxy is through the TUN, also with the mark: the kernel then takes its address.
 fn is_captured(config: &Config, proxy: SocketAddr) -> bool {
-    let any = if proxy.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let local = UdpSocket::bind(any).and_then(|socket| {
+    // By an address: a text would bring the C library's resolver into the binary.
+    let local = UdpSocket::bind(SocketAddr::new(resolver::any_address(proxy), 0)).and_then(|socket| {
         if config.mark != 0 {
             sys::set_mark(&socket, config.mark)?;
         }
@@ -245,8 +245,8 @@ fn has_ipv6() -> bool {
 
 /// The value of a number or a flag of the status.
 fn field<'a>(json: &'a str, key: &str) -> Option<&'a str> {
-    let (_, rest) = json.split_once(key)?;
-    rest.strip_prefix("\":")?.split([',', '}']).next()
+    let at = json.as_bytes().windows(key.len()).position(|bytes| bytes == key.as_bytes())?;
+    json.get(at + key.len()..)?.strip_prefix("\":")?.split([',', '}']).next()
 }
 
 #[cfg(test)]

@@ -2,19 +2,20 @@
 
 use std::env;
 
-use env_logger::{Builder, DEFAULT_FILTER_ENV};
 use log::LevelFilter;
+
+/// The variable that beats `log_level`: one of its words.
+const VARIABLE: &str = "RUST_LOG";
 
 /// Begins to log.
 pub fn init(level: LevelFilter) {
-    // All may pass here; what is cheaper, `log` itself holds back what is too much.
-    Builder::new().filter_level(LevelFilter::Trace).parse_default_env().init();
+    // All may pass here: what is cheaper, `log` itself holds back what is too much.
+    env_logger::Builder::new().filter_level(LevelFilter::Trace).init();
     set_level(level);
 }
 
-/// Changes how much is logged, unless the environment says that.
+/// Changes how much is logged, unless the variable says that.
 pub fn set_level(level: LevelFilter) {
-    if env::var_os(DEFAULT_FILTER_ENV).is_none() {
-        log::set_max_level(level);
-    }
+    let given = env::var(VARIABLE).ok().and_then(|word| word.parse().ok());
+    log::set_max_level(given.unwrap_or(level));
 }

@@ -264,7 +264,8 @@ fn combine(replies: &[Option<Result<Answer, ReplyError>>; 2]) -> Result<Resolved
     })
 }
 
-fn any_address(server: SocketAddr) -> IpAddr {
+/// The address that stands for all of the machine's own that can reach `server`.
+pub fn any_address(server: SocketAddr) -> IpAddr {
     match server {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
