@@ -6,6 +6,9 @@ from faultproxy import reply
 from gateway import TABLE, TUN, upstream
 from netns import PROXY, SERVER
 from proxies import StrictSquid
+
+pytestmark = pytest.mark.native(why="it misses the rules, rightly")
+
 BASIC = b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=x\r\nContent-Length: 0\r\n\r\n"
 
 
