@@ -15,6 +15,7 @@
 //! | P+6 | `iif TUN goto END` | what leaves the TUN can't enter it again: no loops |
 //! | P+7 | `fwmark MARK/MASK goto END`, `fwmark EXEMPT/MASK goto END` | nor can our connections to the proxies; what `firewall.rs` exempts |
 //! | P+8 | `to FAKE lookup TABLE` | `dns 'fakeip'`: addresses that only we know |
+//! | P+8 | `iif lo ipproto PROTO dport 53 goto END` each | `dns_domain`: what dnsmasq asks others |
 //! | P+9 | `iif lo goto CAPTURE` or `goto END` | `local`: our own connections |
 //! | P+10 | `iif DEVICE goto P+12` each | `interface`: these devices, ... |
 //! | P+11 | `goto END` | ... and no others |

@@ -373,6 +373,30 @@ def test_dnsmasq_asks_the_daemon(box, honest, client, internet, directory, fetch
     assert not state.exists() or "rebind_protection" not in state.read_text()
 
 
+@pytest.mark.parametrize("dns", ["fakeip", "proxy"])
+def test_dnsmasq_asks_for_some_domains(box, honest, client, internet, directory, dns):
+    """Those of the list come through the daemon, all others go where they went; rebind protection stays on for them."""
+    blocked, other, private = "www.blocked.example", "www.corp.example", "evil.corp.example"
+    data = [f"{blocked}. 300 IN A 192.88.99.7", f"{other}. 300 IN A 192.88.99.8", f"{private}. 300 IN A 10.1.0.2"]
+    unbound = Unbound(internet, directory, [RESOLVER], data)
+    box.configure(f"option dns '{dns}'", f"list dns_server '{RESOLVER}'", "list dns_domain 'blocked.example'")
+    box.boot()
+    box.wait_ready()
+    ask = lambda name, kind="A": dig(client, ROUTER_LAN, name, kind, check=False)
+    assert until(lambda: ask(other), "the uplink's resolver answers") == ["192.88.99.8"]
+    assert f"{ROUTER_WAN} {other}." in unbound.log()
+    assert ask(private) == []
+    if dns == "fakeip":
+        assert ask(blocked)[0].startswith("198.1")
+        assert ask(blocked, "AAAA")[0].startswith("fd45:3a:")
+    else:
+        assert ask(blocked) == ["192.88.99.7"]
+    assert f"{ROUTER_WAN} {blocked}." not in unbound.log()
+    box.service("stop")
+    assert until(lambda: ask(blocked), "the uplink's resolver answers") == ["192.88.99.7"]
+    assert box.traces() == []
+
+
 def test_status_for_rpcd(box, honest, client, fetch):
     plugin = "/usr/libexec/rpcd/tcp-over-http"
     assert json.loads(box.run(plugin, "list").stdout) == {"status": {}}

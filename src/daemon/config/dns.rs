@@ -13,6 +13,8 @@ pub struct DnsConfig {
     pub port: u16,
     /// Whether we answer what captured clients ask any resolver on port 53.
     pub hijack: bool,
+    /// The domains that dnsmasq asks us for, and no others; empty = all.
+    pub domains: Vec<String>,
     /// The resolvers that are asked through the proxy; never empty.
     pub servers: Vec<SocketAddr>,
     /// Names that end in one of these are resolved directly...
@@ -44,6 +46,11 @@ impl DnsConfig {
     /// Whether clients' queries to other resolvers are answered.
     pub fn hijacks(&self) -> bool {
         self.hijack && self.mode != DnsMode::Off
+    }
+
+    /// Whether not those of this machine itself: dnsmasq then asks other resolvers for most names.
+    pub fn spares_own(&self) -> bool {
+        self.hijacks() && !self.domains.is_empty()
     }
 
     /// The networks of fake addresses in use.

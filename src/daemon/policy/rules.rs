@@ -63,6 +63,11 @@ pub fn rules(config: &Config, path: Path, tun: &str, routes: &[Route]) -> Vec<Ru
             for range in config.dns.fake_ranges().filter(|range| family_of(range) == family) {
                 rules.lookup(FAKE, config.table).dst = Some(range);
             }
+            if config.dns.spares_own() {
+                for protocol in [TCP, UDP] {
+                    rules.goto(FAKE, END).device(SELF).of(protocol, Some((DOMAIN, DOMAIN)));
+                }
+            }
             rules.select();
             rules.capture();
         }

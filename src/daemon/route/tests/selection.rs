@@ -190,6 +190,27 @@ fn quic() {
 }
 
 #[test]
+fn queries() {
+    in_namespace(|world| {
+        let _tun = open_tun();
+        let mut config = auto_route();
+        config.dns.mode = crate::config::DnsMode::Proxy;
+        config.ports = vec![(80, 80)];
+        let client = "from 192.168.7.9 iif lan0";
+        for (domains, own) in [(vec![], TUN), (vec!["blocked.example".to_owned()], "wan0")] {
+            config.dns.domains = domains;
+            let _routes = world.install(&config);
+            for protocol in ["udp", "tcp"] {
+                let query = format!("ipproto {protocol} dport 53");
+                assert_eq!(device(SERVER, &format!("{client} {query}")), TUN);
+                assert_eq!(device(SERVER, &query), own);
+                assert_eq!(device(SERVER6, &query), own);
+            }
+        }
+    });
+}
+
+#[test]
 fn what_the_firewall_exempts() {
     in_namespace(|world| {
         let _tun = open_tun();
