@@ -11,7 +11,7 @@ import pytest
 from dnsservers import PLAIN, Dnsmasq, Unbound, dig, dig_full, framed, getaddrinfo, is_truncated, query, rcode, read_framed, with_resolver
 from faultproxy import OK, reply
 from gateway import PATH
-from netns import NOBODY, PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6, finish_connect
+from netns import NOBODY, PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6, SERVER_OTHER, finish_connect
 from proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
 from servers import WebServer
 from test_reload import Configured
@@ -465,6 +465,18 @@ def test_a_direct_server_that_is_silent(gateway, client, directory):
     """The next one is asked; if there is none, the client is told."""
     gateway("--dns", "proxy", "--direct-domain", "corp.example", "--direct-server", NOBODY)
     assert "status: SERVFAIL" in dig_full(client, ELSEWHERE, NAME)
+
+
+def test_a_direct_server_that_refuses(gateway, far, client, internet, directory):
+    """The next one is asked; if there is none, the client is told."""
+    refusing = Unbound(internet, directory, [SERVER_OTHER], [], name="refusing", extra='server:\n    local-zone: "corp.example." always_refuse')
+    direct = ("--dns", "proxy", "--direct-domain", "corp.example", "--direct-server", SERVER_OTHER)
+    daemon = gateway(*direct, "--direct-server", RESOLVER)
+    assert dig(client, ELSEWHERE, NAME) == [SERVER]
+    assert refusing.log() and far.queries()
+    daemon.stop()
+    gateway(*direct)
+    assert "status: REFUSED" in dig_full(client, ELSEWHERE, NAME)
 
 
 def test_the_proxys_own_name(gateway, fault_proxy, client, router, internet, directory):

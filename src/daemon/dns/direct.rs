@@ -76,15 +76,28 @@ impl Direct {
         }
     }
 
+    /// The first answer; one that the server could not or would not give (RFC 1035 section 4.1.1: RCODE) only if
+    /// no other has a better one.
     async fn resolve(&self, query: &[u8]) -> Option<Vec<u8>> {
+        let mut refusal = None;
         for patience in ROUNDS {
             for &server in &*self.servers {
                 match timeout(patience, exchange(server, self.mark, query)).await {
+                    Ok(Ok(reply)) if is_refusal(&reply) => refusal = Some(reply),
                     Ok(Ok(reply)) => return Some(reply),
                     _ => log::debug!("resolver {server}: no answer"),
                 }
             }
+            if refusal.is_some() {
+                break;
+            }
         }
-        None
+        refusal
     }
+}
+
+fn is_refusal(reply: &[u8]) -> bool {
+    const SERVER_FAILURE: u8 = 2;
+    const REFUSED: u8 = 5;
+    reply.get(3).is_some_and(|flags| matches!(flags & 0xf, SERVER_FAILURE | REFUSED))
 }
