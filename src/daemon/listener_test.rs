@@ -50,8 +50,8 @@ impl ListenerTest {
                 Path::Rewrite => (subnet.own(), settings.listen_port),
                 Path::Express => (target, PORT),
             };
-            let tuple =
-                Tuple { source: subnet.error_source(), destination, source_port: PORT, destination_port };
+            let source_port = probe::port();
+            let tuple = Tuple { source: subnet.error_source(), destination, source_port, destination_port };
             Family { name, tuple, found: Cell::default(), reachable: Cell::new(true) }
         };
         let mut families = vec![family("ipv4", settings.ipv4, probe::TARGET.to_ipv6_mapped())];

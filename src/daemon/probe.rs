@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 pub const TARGET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
 /// An address of the documentation prefix (RFC 3849).
 pub const TARGET6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfffe);
-/// At either end: discard.
+/// Discard (RFC 863).
 pub const PORT: u16 = 9;
 /// Of the SYN.
 pub const SEQUENCE: u32 = 1000;
@@ -66,7 +66,7 @@ impl fmt::Display for ProbeError {
 /// [`ProbeError`] says how far it got.
 pub async fn probe(tun: &Tun, listener: &Listener, source: Ipv6Addr) -> Result<(), ProbeError> {
     let destination = if source.to_ipv4_mapped().is_some() { TARGET.to_ipv6_mapped() } else { TARGET6 };
-    let tuple = Tuple { source, destination, source_port: PORT, destination_port: PORT };
+    let tuple = Tuple { source, destination, source_port: port(), destination_port: PORT };
     send(tun, &tuple, SEQUENCE, 0, SYN)?;
     let answer = timeout(PATIENCE, answer(tun, &tuple)).await.map_err(|_| ProbeError::NoAnswer)??;
     send(tun, &tuple, SEQUENCE + 1, answer.wrapping_add(1), ACK)?;
@@ -77,6 +77,12 @@ pub async fn probe(tun: &Tun, listener: &Listener, source: Ipv6Addr) -> Result<(
         }
         _ => Err(ProbeError::NotAccepted),
     }
+}
+
+/// A port to connect from, another in each run: of the run before, the kernel may have half a connection whose
+/// listener is gone, and a SYN from the same port would only be the end of that.
+pub fn port() -> u16 {
+    sys::random().map_or(PORT, |port| u16::from_ne_bytes(port) | 1 << 15)
 }
 
 /// Writes a segment without data to the TUN.
