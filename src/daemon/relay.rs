@@ -2,9 +2,9 @@
 //!
 //! # Theory of operation
 //!
-//! Each direction is a state machine of its own: it waits for bytes, takes a pipe from the pool, splices them into the pipe and out of it, and gives the pipe back once it is empty and there is
-//! nothing more to read. So an idle connection has two sockets and no pipe, and bytes never pass through
-//! user space.
+//! Each direction is a state machine of its own: it waits for bytes, takes a pipe from the pool, splices them into
+//! the pipe and out of it, and gives the pipe back once it is empty and there is nothing more to read. So an idle
+//! connection has two sockets and no pipe, and bytes never pass through user space.
 //!
 //! - **Backpressure**: a direction reads again only when its pipe is empty.
 //! - **Half-close**: the end of one direction's stream is passed on as a FIN; the other goes on.

@@ -65,6 +65,24 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// A rule for every packet, which has yet to get its family, priority and action.
+    pub const EVERY_PACKET: Self = Self {
+        family: 0,
+        priority: 0,
+        iif: String::new(),
+        mark: 0,
+        mask: 0,
+        src: None,
+        dst: None,
+        ip_proto: 0,
+        dport: None,
+        action: 0,
+        table: 0,
+        suppress: u32::MAX,
+        target: 0,
+        protocol: 0,
+    };
+
     /// The request that adds it; fails with EEXIST if it is there.
     pub fn add(&self) -> Message {
         let (dst, src) = (self.dst.as_ref().map_or(0, prefix_of), self.src.as_ref().map_or(0, prefix_of));
@@ -101,22 +119,8 @@ impl Rule {
     /// Reads the body of an `RTM_NEWRULE` or `RTM_DELRULE`.
     pub fn parse(body: &[u8]) -> Option<Self> {
         let header: [u8; BODY] = netlink::array_at(body, 0)?;
-        let mut rule = Rule {
-            family: header[0],
-            priority: 0,
-            iif: String::new(),
-            mark: 0,
-            mask: 0,
-            src: None,
-            dst: None,
-            ip_proto: 0,
-            dport: None,
-            action: header[7],
-            table: header[4].into(),
-            suppress: u32::MAX,
-            target: 0,
-            protocol: 0,
-        };
+        let mut rule =
+            Rule { family: header[0], action: header[7], table: header[4].into(), ..Rule::EVERY_PACKET };
         for (kind, value) in netlink::attrs(body, BODY) {
             let number = netlink::u32_at(value, 0);
             let byte = value.first().copied().unwrap_or(0);
@@ -164,22 +168,9 @@ mod tests {
     /// The most that may follow the last value.
     const PADDING: usize = 3;
 
-    const RULE: Rule = Rule {
-        family: V4,
-        priority: 901,
-        iif: String::new(),
-        mark: 0,
-        mask: 0,
-        src: None,
-        dst: None,
-        ip_proto: 0,
-        dport: None,
-        action: FR_ACT_NOP,
-        table: 0,
-        suppress: u32::MAX,
-        target: 0,
-        protocol: OURS,
-    };
+    fn rule() -> Rule {
+        Rule { family: V4, priority: 901, action: FR_ACT_NOP, protocol: OURS, ..Rule::EVERY_PACKET }
+    }
 
     fn some_rules() -> [Rule; 4] {
         let mark = Rule {
@@ -188,19 +179,19 @@ mod tests {
             mask: MARK_MASK,
             target: 904,
             action: FR_ACT_GOTO,
-            ..RULE
+            ..rule()
         };
         let lookup =
-            Rule { family: V6, ip_proto: 6, suppress: 0, table: 7480, action: FR_ACT_TO_TBL, ..RULE };
+            Rule { family: V6, ip_proto: 6, suppress: 0, table: 7480, action: FR_ACT_TO_TBL, ..rule() };
         let port = Rule {
             family: V6,
             src: IpNet::parse("2001:db8::/32"),
             dst: IpNet::parse("2001:db8:1::/48"),
             ip_proto: 17,
             dport: Some((443, 8443)),
-            ..RULE
+            ..rule()
         };
-        [RULE, mark, lookup, port]
+        [rule(), mark, lookup, port]
     }
 
     #[test]

@@ -179,22 +179,8 @@ impl Rules<'_> {
     /// A rule for all packets, to be narrowed.
     fn add(&mut self, offset: u32, action: u8) -> &mut Rule {
         let at = self.all.len();
-        self.all.push(Rule {
-            family: self.family,
-            priority: self.config.rule_priority.saturating_add(offset),
-            iif: String::new(),
-            mark: 0,
-            mask: 0,
-            src: None,
-            dst: None,
-            ip_proto: 0,
-            dport: None,
-            action,
-            table: 0,
-            suppress: u32::MAX,
-            target: 0,
-            protocol: OURS,
-        });
+        let priority = self.config.rule_priority.saturating_add(offset);
+        self.all.push(Rule { family: self.family, priority, action, protocol: OURS, ..Rule::EVERY_PACKET });
         &mut self.all[at]
     }
 }
