@@ -56,6 +56,11 @@ def main() -> int:
         "--path", choices=("auto", "express", "rewrite"), help="only this path of tcp-over-http"
     )
     parser.add_argument(
+        "--firewall",
+        action="store_true",
+        help="the router tracks connections and masquerades, as OpenWrt's does",
+    )
+    parser.add_argument(
         "--output", type=Path, metavar="NAME", help="write NAME.json, NAME.md and charts (default: print)"
     )
     parser.add_argument("--list", action="store_true", help="list the gateways and end")
@@ -69,6 +74,7 @@ def main() -> int:
     if unknown := set(wanted) - set(names):
         parser.error(f"no such gateway: {', '.join(sorted(unknown))}; see --list")
     plan = measure.FULL if args.full else measure.QUICK
+    plan = replace(plan, firewall=args.firewall)
     if args.rounds:
         plan = replace(plan, rounds=max(1, min(args.rounds, 50)))
     if args.idle:
@@ -125,7 +131,7 @@ def run(chosen: list[gateways.Gateway], plan: measure.Plan) -> dict:
         for count in plan.idle if gateway.kind != "limit" else ():
             say(f"{gateway.name}: {count} idle connections")
             with contextlib.suppress(LabError, subprocess.SubprocessError, ValueError):
-                idle[gateway.name].append(measure.idle(gateway, tools, count))
+                idle[gateway.name].append(measure.idle(gateway, tools, plan, count))
 
     limits = {name: rounds[name] for name in ("plain", "straight") if name in rounds}
     return {

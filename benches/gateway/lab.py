@@ -42,6 +42,15 @@ _TOPOLOGY = """
 link add lan netns {client} type veth peer name lan netns {router}
 link add wan netns {router} type veth peer name wan netns {internet}
 """
+# What costs something in OpenWrt's default rules: connection tracking, and masquerading to the uplink.
+_FIREWALL = """
+table inet firewall {
+  chain input { type filter hook input priority filter; ct state established,related accept; }
+  chain forward { type filter hook forward priority filter; ct state established,related accept; }
+  chain output { type filter hook output priority filter; ct state established,related accept; }
+  chain srcnat { type nat hook postrouting priority srcnat; oifname wan masquerade; }
+}
+"""
 _ADDRESSES = {
     "client": (
         "addr add 192.168.7.2/24 dev lan\nlink set lo up\nlink set lan up\nroute add default via 192.168.7.1"
@@ -64,8 +73,9 @@ class LabError(Exception):
 class Lab:
     """The namespaces, with the server and the proxy running. Use it in a `with`."""
 
-    def __init__(self, tools: Path):
+    def __init__(self, tools: Path, firewall: bool = False):
         self.tools = tools
+        self.firewall = firewall
         self.proxy: subprocess.Popen | None = None
         self._names = {}
         self._processes: list[subprocess.Popen] = []
@@ -97,6 +107,8 @@ class Lab:
             self.run(role, ["sysctl", "-qw", *(f"{key}={value}" for key, value in _SYSCTLS.items())])
             self.run(role, ["ip", "-batch", "-"], batch)
         self.run("router", ["sysctl", "-qw", "net.ipv4.ip_forward=1"])
+        if self.firewall:
+            self.run("router", ["nft", "-f", "-"], _FIREWALL)
         for role, device in (("client", "lan"), ("router", "lan"), ("router", "wan"), ("internet", "wan")):
             self.run(role, ["ethtool", "-K", device, "gro", "on"])
         self.spawn("internet", [self.tools, "server", "--listen", f"0.0.0.0:{SERVER[1]}"])

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import subprocess
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ RATES = {"up_fixed": False, "down_fixed": True}
 CONNECTS = {"connect1": 1, "connect8": 8}
 # Idle connections asked for; what the limit of open files leaves of them is what is tried.
 IDLE = (1_000, 10_000)
+# What they may take to be opened and tried.
+IDLE_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Plan:
     rounds: int
     fixed_rate: bool
     idle: tuple[int, ...]
+    # Whether the router has one.
+    firewall: bool = False
     # Also before each stream, not counted.
     warmup: float = 0.3
 
@@ -59,9 +64,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(gateway: Gateway, tools: Path):
+def running(gateway: Gateway, tools: Path, plan: Plan):
     """A new lab with the gateway in it, ready for connections."""
-    with Lab(tools) as lab:
+    with Lab(tools, plan.firewall) as lab:
         process = gateway.start(lab)
         try:
             lab.wait_until(lambda: _is_ready(lab, gateway, process), "a connection comes through")
@@ -76,7 +81,7 @@ def running(gateway: Gateway, tools: Path):
 def one_round(gateway: Gateway, tools: Path, plan: Plan) -> dict:
     """All of a round's figures. What fails is missing in them, with the reason under `errors`."""
     figures: dict = {"load_before": os.getloadavg()[0]}
-    with running(gateway, tools) as run:
+    with running(gateway, tools, plan) as run:
         figures["rss_idle"] = _rss(run.process)
         peak = figures["rss_idle"]
         for name, (streams, down) in STREAMS.items():
@@ -100,9 +105,9 @@ def one_round(gateway: Gateway, tools: Path, plan: Plan) -> dict:
     return figures
 
 
-def idle(gateway: Gateway, tools: Path, count: int) -> dict:
+def idle(gateway: Gateway, tools: Path, plan: Plan, count: int) -> dict:
     """Memory with so many idle connections, and how many of them still work."""
-    with running(gateway, tools) as run:
+    with running(gateway, tools, plan) as run:
         figures = {"wanted": count, "rss_before": _rss(run.process)}
         argv = run.client("idle", "--spread", SPREAD, "--connections", count)
         client = run.lab.spawn(
@@ -113,6 +118,9 @@ def idle(gateway: Gateway, tools: Path, count: int) -> dict:
             stderr=subprocess.DEVNULL,
             text=True,
         )
+        # Some spin for ever once they have no file left to accept with.
+        patience = threading.Timer(IDLE_SECONDS, client.kill)
+        patience.start()
         figures |= json.loads(client.stdout.readline() or "{}")
         figures["rss"] = _rss(run.process)
         with contextlib.suppress(BrokenPipeError):
@@ -120,6 +128,7 @@ def idle(gateway: Gateway, tools: Path, count: int) -> dict:
             client.stdin.flush()
         figures |= json.loads(client.stdout.readline() or "{}")
         client.wait(30)
+        patience.cancel()
         figures["gone"] = bool(run.process) and run.process.poll() is not None
     return figures
 

@@ -38,7 +38,8 @@ def markdown(results: dict) -> str:
     plan, machine = results["plan"], results["machine"]
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}; three network namespaces, "
-        f"veth with GRO, congestion control {machine['congestion']}. {plan['rounds']} interleaved rounds of "
+        f"veth with GRO, congestion control {machine['congestion']}; the router {_router(plan)}. "
+        f"{plan['rounds']} interleaved rounds of "
         f"{plan['stream_seconds']:g} s a figure; medians. Everything shares these cores: ratios travel, "
         "absolute figures do not.",
         "",
@@ -89,6 +90,10 @@ def markdown(results: dict) -> str:
     for gateway in results["gateways"]:
         lines += [f"- {gateway['name']}: {error}" for error in gateway["medians"]["errors"]]
     return "\n".join(lines) + "\n"
+
+
+def _router(plan: dict) -> str:
+    return "tracks connections and masquerades" if plan.get("firewall") else "has no firewall"
 
 
 def _table(results: dict, heads: list[str], row) -> list[str]:
