@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn a_fresh_connection_takes_all_up_again() {
         let mut pending = Pending::new(2, 9);
-        let (a, b) = (query(7, 0x0100, "a", Kind::A, None), query(8, 0x0100, "b", Kind::A, None));
+        let (a, b) = (query(7, 0x0120, "a", Kind::A, None), query(8, 0x0120, "b", Kind::A, None));
         ask(&mut pending, &a, 1, 7);
         ask(&mut pending, &b, 2, 8);
         let mut out = vec![];

@@ -158,7 +158,8 @@ impl<'a> Request<'a> {
     /// and of the extensions only DO is passed on (never a client's subnet, RFC 7871).
     pub fn encode(&self, id: u16, out: &mut Vec<u8>) {
         let dnssec_ok = self.variant() > 1;
-        let flags = RD | self.message.flags() & (AD | CD);
+        // With AD set, the resolver says whether the reply is authentic (RFC 6840 section 5.7), to whoever shares it.
+        let flags = RD | AD | self.message.flags() & CD;
         for field in [id, flags, 1, 0, 0, dnssec_ok.into()] {
             out.extend_from_slice(&field.to_be_bytes());
         }

@@ -92,7 +92,7 @@ fn queries_for_upstreams_name_no_client() {
         out
     };
     let bytes = query(7, 0, "WwW.example", Kind::A, Some((512, 0, false)));
-    assert_eq!(encoded(&bytes), query(0x4242, RD, "www.example", Kind::A, None));
+    assert_eq!(encoded(&bytes), query(0x4242, RD | AD, "www.example", Kind::A, None));
     let bytes = query(7, RD | CD | AD | 0x0400, "A.example", Kind(0x4142), Some((512, 0, true)));
     let mut expected = query(0x4242, RD | CD | AD, "a.example", Kind(0x4142), None);
     expected[11] = 1;
