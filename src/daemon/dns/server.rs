@@ -97,9 +97,11 @@ impl Server {
         let mut streams = self.streams.borrow_mut();
         streams.retain(|stream| stream.strong_count() > 0);
         if streams.len() >= MAX_STREAMS {
-            let idle = |stream: &Weak<Stream>| stream.upgrade().map_or(0, |it| now.since(it.last_used()));
-            if let Some(oldest) = streams.iter().max_by_key(|stream| idle(stream)).and_then(Weak::upgrade) {
-                oldest.close();
+            let use_of = |stream: &Weak<Stream>| stream.upgrade().map(|it| now.since(it.last_used()));
+            let idlest = (0..streams.len()).rev().max_by_key(|&nth| use_of(&streams[nth]));
+            // It ends when its task has its turn: it must not be chosen again before.
+            if let Some(stream) = idlest.and_then(|nth| streams.remove(nth).upgrade()) {
+                stream.close();
             }
         }
         streams.push(Rc::downgrade(stream));
@@ -155,4 +157,39 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nodelay(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resolver::tests::run;
+
+    /// More at once than there may be, before the task of any has its turn.
+    #[test]
+    fn the_idlest_make_room() {
+        const EXTRA: usize = 10;
+        run(async {
+            let server = Server::new(0, false).unwrap();
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let (mut streams, mut clients) = (vec![], vec![]);
+            for nth in 0..MAX_STREAMS + EXTRA {
+                clients.push(std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+                let (socket, _) = listener.accept().unwrap();
+                socket.set_nonblocking(true).unwrap();
+                let now = Instant::from_millis(nth as u64 / 30);
+                let socket = TcpStream::from_std(socket).unwrap();
+                let stream = Rc::new(Stream::new(socket, vec![], MAX_QUERY, now));
+                server.add(&stream, now);
+                streams.push(stream);
+            }
+            let is_open =
+                |cx: &mut Context, stream: &Stream| !matches!(stream.poll_flush(cx), Poll::Ready(Err(_)));
+            poll_fn(|cx| {
+                let open: Vec<bool> = streams.iter().map(|stream| is_open(cx, stream)).collect();
+                assert_eq!(open, [vec![false; EXTRA], vec![true; MAX_STREAMS]].concat());
+                Poll::Ready(())
+            })
+            .await;
+        });
+    }
 }
