@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 const LENGTH: usize = 2;
 /// How much is read at a time.
 const CHUNK: usize = 4096;
-/// No more is read while this much waits to be sent: whoever asks has to take the answers, too.
+/// No more is read or handed over while this much waits to be sent: whoever asks has to take the answers, too.
 const MAX_OUTGOING: usize = 64 << 10;
 
 /// The connection, shared by the task that polls it and all that send on it.
@@ -77,10 +77,14 @@ impl Stream {
     /// Sends what there is to send, and hands each message that comes to `handle`. Ready when the other side has
     /// ended its stream, with an error when it broke off, broke the format or the stream was closed.
     pub fn poll(&self, cx: &mut Context, handle: &mut dyn FnMut(&[u8])) -> Poll<io::Result<()>> {
-        self.deliver(handle)?;
+        let delivered = self.deliver(handle)?;
         // Before it is read: what is left then has this called again when it can be sent.
         _ = self.poll_flush(cx)?;
-        if self.outgoing.borrow().len() > MAX_OUTGOING {
+        if self.is_full() {
+            return Poll::Pending;
+        }
+        if !delivered {
+            cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         ready!(self.socket.poll_read_ready(cx))?;
@@ -118,23 +122,32 @@ impl Stream {
         }
     }
 
-    /// Hands over all messages that are there whole.
-    fn deliver(&self, handle: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    /// Whether the other side has to take answers before it may ask on.
+    fn is_full(&self) -> bool {
+        self.outgoing.borrow().len() > MAX_OUTGOING
+    }
+
+    /// Hands over the messages that are there whole: false if some are left, because the answers are too many.
+    fn deliver(&self, handle: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
         // Out of the borrow, for `handle` may do anything.
         let mut incoming = self.incoming.take();
-        let mut done = 0;
+        let (mut done, mut delivered) = (0, true);
         while let Some((length, rest)) = incoming.get(done..).and_then(|bytes| bytes.split_first_chunk()) {
             let length = usize::from(u16::from_be_bytes(*length));
             if length > self.max_message {
                 return Err(ErrorKind::InvalidData.into());
             }
             let Some(message) = rest.get(..length) else { break };
+            if self.is_full() {
+                delivered = false;
+                break;
+            }
             handle(message);
             done += LENGTH + length;
         }
         drop(incoming.drain(..done));
         self.incoming.replace(incoming);
-        Ok(())
+        Ok(delivered)
     }
 
     fn wake(&self) {
@@ -230,14 +243,17 @@ mod tests {
                 client.shutdown(net::Shutdown::Write).unwrap();
                 read.unwrap();
             });
-            let mut count = 0;
+            let (mut count, mut most) = (0, 0);
             let mut handle = |_: &[u8]| {
                 count += 1;
                 stream.send(&[2; ANSWER]);
+                most = most.max(stream.outgoing.borrow().len());
             };
             let end = poll_fn(|cx| stream.poll(cx, &mut handle));
             let end = tokio::time::timeout(Duration::from_secs(60), end).await.unwrap();
             assert_eq!((count, end.is_ok()), (QUERIES, true));
+            // A chunk has forty queries.
+            assert!(most <= MAX_OUTGOING + LENGTH + ANSWER, "{most} bytes waited");
             reader.join().unwrap();
         });
     }
