@@ -8,7 +8,8 @@
 //! The table has slots, each for one name, and each slot has a number of addresses, of which one at a time is the
 //! name's: both an IPv4 and an IPv6 one, as far into their ranges. A slot that gets another name gets another
 //! address, in turn, so that an address rests as long as the range allows. Who connects to one that rests has
-//! kept it for too long, and is refused rather than brought to the wrong host.
+//! kept it for too long, and is refused rather than brought to the wrong host. Each run takes turns in an order of
+//! its own: after a crash, it does not know what the last one has handed out lately, and is not to repeat it.
 //!
 //! # Which name makes way
 //!
@@ -67,6 +68,8 @@ pub struct FakeIp {
     turns: u16,
     /// The first address that a slot has is not always the same, in case the last run's are not known any more.
     first_turn: u16,
+    /// From an address of a slot to its next: has no divisor in common with `turns`, so that all have their turn.
+    step: u16,
     slots: Vec<Slot>,
     names: Names,
     /// Heads of the hash chains; the length is a power of two.
@@ -89,11 +92,15 @@ impl FakeIp {
         let (ranges, addresses) = ranges.checked();
         let limit = u32::from(names.clamp(1, MAX_NAMES)).min(addresses) as u16;
         let turns = (addresses / u32::from(limit)).min(u16::MAX.into()) as u16;
+        let first = 1 + siphash::hash(key, &[1]) % u32::from(turns);
+        let is_step = |step: &u32| greatest_common_divisor(*step, turns.into()) == 1;
+        let step = (first..).find(is_step).unwrap_or(1) % u32::from(turns);
         Self {
             ranges,
             limit,
             turns,
             first_turn: (siphash::hash(key, &[]) % u32::from(turns)) as u16,
+            step: step as u16,
             slots: Vec::with_capacity(limit.into()),
             names: Names::new(limit),
             buckets: vec![NIL; usize::from(limit).next_power_of_two()],
@@ -128,7 +135,7 @@ impl FakeIp {
             return None;
         };
         let turn = match self.slots.get(usize::from(slot)) {
-            Some(slot) => (slot.turn + 1) % self.turns,
+            Some(slot) => ((u32::from(slot.turn) + u32::from(self.step)) % u32::from(self.turns)) as u16,
             None => self.first_turn,
         };
         self.fill(slot, turn, name, now.plus(ttl));
@@ -349,10 +356,18 @@ impl FakeIp {
     }
 }
 
-/// Whether a client may still have the address in its cache. Moments that are weeks apart look alike, so what
-/// lies further ahead than a TTL is long gone.
+/// Whether a client may still have the address in its cache.
 fn is_fresh(slot: &Slot, now: Instant) -> bool {
-    (1..=1000 * FAKE_TTL).contains(&slot.expires.since(now))
+    slot.expires.since(now) > 0 && !is_long_gone(slot, now)
+}
+
+/// Whether it was used weeks ago: such moments look as if they were to come, but lie further ahead than any TTL.
+fn is_long_gone(slot: &Slot, now: Instant) -> bool {
+    slot.expires.since(now) > 1000 * FAKE_TTL
+}
+
+const fn greatest_common_divisor(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
 #[cfg(test)]

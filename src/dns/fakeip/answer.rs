@@ -6,7 +6,7 @@ use super::super::message::Kind;
 use super::super::reply::{Rcode, Reply};
 use super::super::request::Request;
 use super::super::special::local_reply;
-use super::FakeIp;
+use super::{FakeIp, is_long_gone};
 use crate::time::Instant;
 
 /// Seconds that an address is good for.
@@ -64,10 +64,13 @@ impl FakeIp {
 
     /// Seconds that a client may keep an address: less than a name lives at the pace at which new ones come.
     fn ttl(&self, now: Instant) -> u32 {
-        if self.live < self.limit / 2 {
+        if self.live < self.limit / 2 && self.names.is_half_empty() {
             return FAKE_TTL;
         }
-        let age = self.slots.get(usize::from(self.oldest)).map_or(0, |slot| now.since(slot.expires));
-        (age / 1000 / RESERVE).clamp(SHORT_TTL, FAKE_TTL)
+        match self.slots.get(usize::from(self.oldest)) {
+            Some(slot) if is_long_gone(slot, now) => FAKE_TTL,
+            Some(slot) => (now.since(slot.expires) / 1000 / RESERVE).clamp(SHORT_TTL, FAKE_TTL),
+            None => SHORT_TTL,
+        }
     }
 }

@@ -30,6 +30,11 @@ impl Names {
         self.live + HEAD + length <= self.limit - self.limit / 16
     }
 
+    /// Whether less than half of the memory has names in it.
+    pub(super) const fn is_half_empty(&self) -> bool {
+        self.live < self.limit / 2
+    }
+
     /// Adds a slot's name, of at most 255 bytes, for which there is room, and returns where it is. If other names
     /// have to move, tells `moved` of which slot and where to.
     pub(super) fn add(&mut self, slot: u16, name: &str, moved: impl FnMut(u16, u32)) -> u32 {

@@ -2,7 +2,7 @@ use super::*;
 use crate::dns::request::tests::query;
 use crate::dns::{Kind, Rcode, Reply, Request};
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::format;
 use std::string::{String, ToString};
 
@@ -399,5 +399,67 @@ proptest! {
                 prop_assert_eq!(find(&table, address), Some(name.as_str()));
             }
         }
+    }
+}
+
+/// The file is older than what was handed out last, and the same names make way after it.
+#[test]
+fn after_a_crash_no_address_gets_another_name_at_once() {
+    let mut first = table(4, 10);
+    for nth in 0..4 {
+        assign(&mut first, &format!("{nth}.old"), at(0)).unwrap();
+    }
+    let file = saved(&first, at(200_000));
+    let told = assign(&mut first, "told.example", at(210_000)).unwrap();
+    for salt in 0..50 {
+        let mut second = FakeIp::new(first.ranges, 4, [77, salt]);
+        if second.step == first.step {
+            continue;
+        }
+        second.load(file.as_bytes(), at(0));
+        assert_ne!(assign(&mut second, "new.example", at(1000)).unwrap(), told);
+        assert_eq!(find(&second, told), None);
+    }
+}
+
+#[test]
+fn all_addresses_have_their_turn() {
+    for salt in 0..50 {
+        let mut fake = FakeIp::new(table(4, 10).ranges, 1, [salt, 1]);
+        let seen: HashSet<Ipv4Addr> = (0..u32::from(fake.turns))
+            .map(|nth| assign(&mut fake, &format!("{nth}.example"), at(100_000 * u64::from(nth))).unwrap())
+            .collect();
+        assert_eq!(seen.len(), usize::from(fake.turns));
+    }
+}
+
+#[test]
+fn an_address_is_good_for_long_after_weeks_of_rest() {
+    const DAY: u64 = 86_400_000;
+    let mut fake = table(8, 10);
+    for nth in 0..4 {
+        assign(&mut fake, &format!("{nth}.old"), at(0)).unwrap();
+    }
+    for day in [1, 24, 25, 30, 49, 50] {
+        let bytes = query(1, 0x0100, "3.old", Kind::A, None);
+        let reply = fake.answer(&Request::parse(&bytes).unwrap(), at(day * DAY));
+        assert!(matches!(reply, Some(Reply::Address(_, FAKE_TTL))), "day {day}: {reply:?}");
+    }
+}
+
+/// As virus scanners and trackers make them: they fill the memory for names long before there are many.
+#[test]
+fn long_names_leave_room_for_others() {
+    let mut fake = FakeIp::new(WIDE, 2048, KEY);
+    let mut ask = |name: &str, now| {
+        let bytes = query(1, 0x0100, name, Kind::A, None);
+        let reply = fake.answer(&Request::parse(&bytes).unwrap(), now);
+        assert!(matches!(reply, Some(Reply::Address(..))), "{name}: {reply:?}");
+    };
+    let label = "x".repeat(60);
+    for nth in 0..2000 {
+        let now = at(100 * nth);
+        ask(&format!("{nth}.{label}.{label}.{label}.example"), now);
+        ask(&format!("www{nth}.example"), now);
     }
 }
