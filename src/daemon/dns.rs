@@ -20,7 +20,7 @@ use std::rc::Rc;
 use std::task::Context;
 
 use tcp_over_http::dns::{
-    BadRequest, Cache, Domains, Entry, FakeIp, Ranges, Rcode, Reply, Request, local_reply,
+    BadRequest, Cache, Domains, Entry, FakeIp, Name, Ranges, Rcode, Reply, Request, local_reply,
 };
 use tcp_over_http::packet::Tuple;
 use tcp_over_http::time::Instant;
@@ -61,9 +61,10 @@ pub struct Dns {
     counters: Cell<Counters>,
 }
 
-/// The proxies' own names, and who resolves them: the way to the proxies can't lead through them.
+/// The proxies' own names (not what is below them), and who resolves them: the way to the proxies can't lead
+/// through them.
 struct Proxies {
-    names: Domains,
+    names: Vec<Name>,
     direct: Rc<Direct>,
 }
 
@@ -358,7 +359,9 @@ impl Dns {
     fn direct(&self, request: &Request) -> Option<Rc<Direct>> {
         let proxies = self.proxies.borrow();
         match () {
-            () if proxies.names.contains(request.name()) => Some(Rc::clone(&proxies.direct)),
+            () if proxies.names.iter().any(|name| name.as_ref() == request.name()) => {
+                Some(Rc::clone(&proxies.direct))
+            }
             () if self.direct_domains.contains(request.name()) => Some(Rc::clone(&self.direct)),
             () => None,
         }
@@ -381,10 +384,10 @@ impl Dns {
 
 fn proxies(config: &Config) -> Result<Proxies, DnsError> {
     let names = config.upstreams.iter().filter_map(|upstream| match &upstream.host {
-        Host::Name(name) => Some(name),
+        Host::Name(name) => Some(Name::new(name).map_err(|_| DnsError::Name(name.clone()))),
         Host::Ip(_) => None,
     });
-    let names = domains(names)?;
+    let names = names.collect::<Result<_, _>>()?;
     let servers = if config.resolvers.is_empty() { &config.dns.direct_servers } else { &config.resolvers };
     Ok(Proxies { names, direct: Rc::new(Direct::new(servers, config.mark)) })
 }
