@@ -165,11 +165,12 @@ impl Dns {
     }
 
     /// Takes over who the proxies are, and who resolves their names.
-    pub fn configure(&self, config: &Config) {
+    pub fn configure(&self, gateway: &Rc<Gateway>, config: &Config) {
         match proxies(config) {
             Ok(proxies) => drop(self.proxies.replace(proxies)),
             Err(error) => log::warn!("{error}"),
         }
+        self.tunnel.reset(gateway);
     }
 
     /// Takes what clients have asked.

@@ -108,12 +108,12 @@ impl Gateway {
     }
 
     /// Takes over how connections are opened from now on, and by whom. Dials that are under way go on.
-    pub fn configure(&self, config: &Config, upstreams: Upstreams) {
+    pub fn configure(self: &Rc<Self>, config: &Config, upstreams: Upstreams) {
         upstreams.inherit(&self.upstreams());
         self.upstreams.replace(Rc::new(upstreams));
         self.mode.set(config.connect);
         if let Some(dns) = &self.dns {
-            dns.configure(config);
+            dns.configure(self, config);
         }
         self.rewriter.borrow_mut().flows.limit_held(config.max_dials, config.max_dials_per_client);
     }

@@ -10,8 +10,8 @@ import pytest
 
 from dnsservers import PLAIN, Dnsmasq, Unbound, dig, dig_full, framed, getaddrinfo, is_truncated, query, rcode, read_framed, with_resolver
 from faultproxy import OK, reply
-from gateway import PATH
-from netns import NOBODY, PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6, SERVER_OTHER, finish_connect
+from gateway import PATH, upstream
+from netns import NOBODY, PROXY, PROXY6, PROXY_OTHER, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6, SERVER_OTHER, finish_connect
 from proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
 from servers import WebServer
 from test_reload import Configured
@@ -479,19 +479,20 @@ def test_a_direct_server_that_refuses(gateway, far, client, internet, directory)
     assert "status: REFUSED" in dig_full(client, ELSEWHERE, NAME)
 
 
-def test_the_proxys_own_name(gateway, fault_proxy, client, router, internet, directory):
-    """It has to be resolved directly, also when the machine's resolver is ours."""
-    far = Unbound(internet, directory, [RESOLVER], [f"proxy.corp.example. 300 IN A {PROXY}"])
+@pytest.mark.parametrize("name", ["proxy.corp.example", "corp.example"])
+def test_the_proxys_own_name(gateway, fault_proxy, client, router, internet, directory, name):
+    """It has to be resolved directly, also when the machine's resolver is ours; nothing else has, not even below."""
+    far = Unbound(internet, directory, [RESOLVER], [f"{name}. 300 IN A {PROXY}"])
     proxy = fault_proxy()
     gateway(
         "--dns", "fakeip", "--fakeip-file", directory / "names", "--resolver", RESOLVER,
-        upstreams=["http://proxy.corp.example:3128"],
+        upstreams=[f"http://{name}:3128"],
     )
-    assert dig(client, ELSEWHERE, "proxy.corp.example") == [PROXY]
+    assert dig(client, ELSEWHERE, name) == [PROXY]
     near = client.begin_connect(dig(client, ELSEWHERE, NAME)[0], 443)
     assert proxy.open().target == f"{NAME}:443"
     assert finish_connect(near) == 0
-    assert {name for name, _ in far.queries()} == {"proxy.corp.example"}
+    assert {asked for asked, _ in far.queries()} == {name}
 
 
 # --- the table ---
@@ -684,6 +685,26 @@ def test_a_client_that_takes_no_answers(forwarding, proxy, far, client, router, 
     assert dig(client, ELSEWHERE, NAME) == [SERVER]
 
 
+def test_a_client_that_asks_for_too_much(forwarding, proxy, client, router):
+    """Whatever number of connections it has, there is room for others."""
+    forwarding()
+    greedy = []
+    for number in range(4):
+        stream = client.connect(ELSEWHERE, 53)
+        stream.sendall(b"".join(framed(query(f"{number}-{n}.example", number=n)) for n in range(100)))
+        greedy.append(stream)
+    connection = proxy.open()
+    sock = router.socket("127.0.0.1", socket.SOCK_DGRAM)
+    sock.settimeout(WAIT)
+    until(lambda: all(rcode(read_framed(stream)) == 2 for stream in greedy[1:]), "the others of its connections are refused")
+    sock.sendto(query(NAME), ("127.0.0.1", PORT))
+    asked = read_framed(connection.sock)
+    while b"corp" not in asked:
+        asked = read_framed(connection.sock)
+    connection.send(framed(answer_to(asked, SERVER)))
+    assert sock.recv(1000).endswith(socket.inet_aton(SERVER))
+
+
 # --- a running daemon ---
 
 
@@ -721,6 +742,44 @@ def test_reload_of_proxies(configured, fault_proxy, client, internet, directory)
     near = client.begin_connect(dig(client, ELSEWHERE, NAME)[0], 443)
     assert proxy.open().target == f"{NAME}:443"
     assert finish_connect(near) == 0
+
+
+def test_reload_asks_through_the_new_proxy(configured, fault_proxy, client):
+    """The connection that is kept to the resolver leads through the old one."""
+    old, new = fault_proxy(), fault_proxy(PROXY_OTHER)
+    main = f"option dns proxy\nlist dns_server {RESOLVER}"
+    configured.write(main).start()
+    sock = client.socket(ELSEWHERE, socket.SOCK_DGRAM)
+    sock.settimeout(WAIT)
+
+    def answer(connection):
+        connection.send(framed(answer_to(read_framed(connection.sock), SERVER)))
+        assert sock.recv(1000).endswith(socket.inet_aton(SERVER))
+
+    sock.sendto(query("a.example"), (ELSEWHERE, 53))
+    through_old = old.open()
+    answer(through_old)
+    sock.sendto(query("b.example"), (ELSEWHERE, 53))
+    assert b"\x01b" in read_framed(through_old.sock)
+    configured.reload("changed", main=main, upstreams=(upstream(PROXY_OTHER),))
+    sock.sendto(query("c.example"), (ELSEWHERE, 53))
+    # Who waits for an answer is asked for again.
+    through_new = new.open()
+    answer(through_new)
+    answer(through_new)
+    assert through_old.sock.recv(1000) == b"", "the old proxy is told nothing more"
+
+
+def test_reload_tries_a_proxy_again_that_forbade_it(configured, far, client, internet, directory):
+    """Names of other types than addresses are not given up for minutes."""
+    strict = StrictSquid(internet, directory)
+    main = f"option dns fakeip\noption fakeip_file {directory}/names\nlist dns_server {RESOLVER}"
+    configured.write(main).start()
+    assert dig(client, ELSEWHERE, "text.corp.example", "TXT") == []
+    strict.stop()
+    HonestProxy(internet, directory)
+    configured.reload("changed", main=f"{main}\noption reply_timeout 20")
+    assert dig(client, ELSEWHERE, "text.corp.example", "TXT") == ['"hello"']
 
 
 def test_the_proxys_own_name_with_nobody_to_resolve_it(gateway, client, directory):

@@ -1,6 +1,6 @@
 //! Who asks, and those who wait for an answer.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use tcp_over_http::dns::Request;
@@ -11,8 +11,9 @@ use super::stream::Stream;
 /// Clients that wait for resolvers at a time.
 pub const MAX_WAITERS: u16 = 1024;
 
-/// The same of one network client, or of one connection: the others shall have their share.
-pub const MAX_WAITERS_OF_ONE: usize = 64;
+/// The same of one network client, or of one connection: the others shall have their share, also of those resolvers
+/// that take the fewest.
+pub const MAX_WAITERS_OF_ONE: usize = 48;
 
 /// Where an answer goes.
 pub enum Client {
@@ -25,6 +26,16 @@ pub enum Client {
 }
 
 impl Client {
+    /// Whose the query is, unless somebody on this machine, like dnsmasq, has asked for others.
+    fn address(&self) -> Option<IpAddr> {
+        let address = match self {
+            Self::Udp(_, address) => address.ip(),
+            Self::Tcp(stream) => stream.peer(),
+            Self::Packet(tuple) => tuple.source.to_canonical(),
+        };
+        (!address.is_loopback()).then_some(address)
+    }
+
     /// The most bytes that an answer may have.
     pub fn limit(&self, request: &Request<'_>) -> usize {
         match self {
@@ -52,9 +63,8 @@ pub struct Waiters {
 impl Waiters {
     /// Adds one, or gives it back if there are too many.
     pub fn add(&mut self, waiter: Waiter) -> Result<u32, Waiter> {
-        if let Client::Packet(tuple) = &waiter.client {
-            let is_same =
-                |other: &&Waiter| matches!(&other.client, Client::Packet(it) if it.source == tuple.source);
+        if let Some(address) = waiter.client.address() {
+            let is_same = |other: &&Waiter| other.client.address() == Some(address);
             if self.places.iter().flatten().filter(is_same).count() >= MAX_WAITERS_OF_ONE {
                 return Err(waiter);
             }

@@ -121,13 +121,15 @@ pub async fn serve(gateway: &Rc<Gateway>, socket: TcpStream) {
     let Some(dns) = gateway.dns() else { return };
     let stream = Rc::new(Stream::new(socket, Vec::new(), MAX_QUERY, gateway.now()));
     dns.server.add(&stream, gateway.now());
+    // Who waits for an answer has the stream, too.
+    let may_ask = || Rc::strong_count(&stream) <= MAX_WAITERS_OF_ONE;
     let mut handle = |query: &[u8]| {
         stream.touch(gateway.now());
         dns.ask(gateway, query, Client::Tcp(Rc::clone(&stream)));
+        may_ask()
     };
     let asks = poll_fn(|cx| {
-        // Who waits for an answer has the stream, too.
-        if Rc::strong_count(&stream) <= MAX_WAITERS_OF_ONE {
+        if may_ask() {
             return stream.poll(cx, &mut handle);
         }
         // No more is read; an answer will wake us.

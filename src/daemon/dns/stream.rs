@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv6Addr};
 use std::task::{Context, Poll, Waker, ready};
 
 use tcp_over_http::time::Instant;
@@ -15,11 +16,16 @@ const CHUNK: usize = 4096;
 /// No more is read or handed over while this much waits to be sent: whoever asks has to take the answers, too.
 const MAX_OUTGOING: usize = 64 << 10;
 
+/// Takes a message, and says whether it takes another one now.
+pub type Handle<'a> = dyn FnMut(&[u8]) -> bool + 'a;
+
 /// The connection, shared by the task that polls it and all that send on it.
 pub struct Stream {
     socket: TcpStream,
     /// The longest message that is taken, in bytes.
     max_message: usize,
+    /// Where the other side is.
+    peer: IpAddr,
     incoming: RefCell<Vec<u8>>,
     outgoing: RefCell<Vec<u8>>,
     waker: Cell<Option<Waker>>,
@@ -31,9 +37,11 @@ pub struct Stream {
 impl Stream {
     /// Messages on `socket`; `leftover` are bytes that have been read from it already.
     pub fn new(socket: TcpStream, leftover: Vec<u8>, max_message: usize, now: Instant) -> Self {
+        let peer = socket.peer_addr().map_or(Ipv6Addr::UNSPECIFIED.into(), |peer| peer.ip().to_canonical());
         Self {
             socket,
             max_message,
+            peer,
             incoming: RefCell::new(leftover),
             outgoing: RefCell::default(),
             waker: Cell::default(),
@@ -64,6 +72,11 @@ impl Stream {
         self.wake();
     }
 
+    /// Where the other side is; unspecified if it has gone already.
+    pub const fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
     /// When it was last used.
     pub fn last_used(&self) -> Instant {
         self.last_used.get()
@@ -74,9 +87,10 @@ impl Stream {
         self.last_used.set(now);
     }
 
-    /// Sends what there is to send, and hands each message that comes to `handle`. Ready when the other side has
+    /// Sends what there is to send, and hands each message that comes to `handle`, which says whether it takes
+    /// another one now: if not, somebody has to poll again. Ready when the other side has
     /// ended its stream, with an error when it broke off, broke the format or the stream was closed.
-    pub fn poll(&self, cx: &mut Context, handle: &mut dyn FnMut(&[u8])) -> Poll<io::Result<()>> {
+    pub fn poll(&self, cx: &mut Context, handle: &mut Handle) -> Poll<io::Result<()>> {
         let delivered = self.deliver(handle)?;
         // Before it is read: what is left then has this called again when it can be sent.
         _ = self.poll_flush(cx)?;
@@ -127,22 +141,21 @@ impl Stream {
         self.outgoing.borrow().len() > MAX_OUTGOING
     }
 
-    /// Hands over the messages that are there whole: false if some are left, because the answers are too many.
-    fn deliver(&self, handle: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
+    /// Hands over the messages that are there whole: false if some may be left, because the answers are too many.
+    fn deliver(&self, handle: &mut Handle) -> io::Result<bool> {
         // Out of the borrow, for `handle` may do anything.
         let mut incoming = self.incoming.take();
-        let (mut done, mut delivered) = (0, true);
+        let (mut done, mut delivered) = (0, !self.is_full());
         while let Some((length, rest)) = incoming.get(done..).and_then(|bytes| bytes.split_first_chunk()) {
             let length = usize::from(u16::from_be_bytes(*length));
             if length > self.max_message {
                 return Err(ErrorKind::InvalidData.into());
             }
             let Some(message) = rest.get(..length) else { break };
-            if self.is_full() {
-                delivered = false;
+            if !delivered {
                 break;
             }
-            handle(message);
+            delivered = handle(message) && !self.is_full();
             done += LENGTH + length;
         }
         drop(incoming.drain(..done));
@@ -184,7 +197,10 @@ mod tests {
 
     async fn received(stream: &Stream) -> io::Result<Vec<Vec<u8>>> {
         let mut messages = vec![];
-        let mut handle = |message: &[u8]| messages.push(message.to_vec());
+        let mut handle = |message: &[u8]| {
+            messages.push(message.to_vec());
+            true
+        };
         poll_fn(|cx| stream.poll(cx, &mut handle)).await?;
         Ok(messages)
     }
@@ -248,6 +264,7 @@ mod tests {
                 count += 1;
                 stream.send(&[2; ANSWER]);
                 most = most.max(stream.outgoing.borrow().len());
+                true
             };
             let end = poll_fn(|cx| stream.poll(cx, &mut handle));
             let end = tokio::time::timeout(Duration::from_secs(60), end).await.unwrap();

@@ -7,8 +7,10 @@
 //! new connection. A connection that ends with queries open makes a new round: with the same resolver first if it had
 //! answered anything, else with the next one. One that is silent for 4 s with queries open is given up likewise.
 //!
-//! A round in which nobody could be connected **fails**, as do connections to all of them that bring nothing: all who wait are told, and so is everybody else for a while,
-//! without another try.
+//! A round in which nobody could be connected **fails**, as do connections to all of them that bring nothing: all who
+//! wait are told, and so is everybody else for a while, without another try.
+//!
+//! Other proxies make a new connection and let a failed round be forgotten.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -62,6 +64,8 @@ pub struct Tunnel {
 /// The making of a connection.
 #[derive(Clone, Copy, Default)]
 struct Round {
+    /// Tells apart what was tried through other proxies.
+    era: u32,
     /// How many resolvers have been tried.
     tried: usize,
     /// How many of these tries have not ended.
@@ -121,6 +125,19 @@ impl Tunnel {
         true
     }
 
+    /// Begins anew: the proxies may be others, or allow something else. Who waits goes on waiting.
+    pub fn reset(&self, gateway: &Rc<Gateway>) {
+        self.paused.set(None);
+        self.useless.set(0);
+        self.round.set(Round { era: self.round.get().era.wrapping_add(1), ..Round::default() });
+        let stream = self.stream.borrow().clone();
+        match stream {
+            Some(stream) => stream.close(),
+            None if self.pending.borrow().is_empty() => {}
+            None => self.begin_round(gateway, gateway.now()),
+        }
+    }
+
     /// Gives up what has waited too long.
     pub fn tick(&self, gateway: &Rc<Gateway>, now: Instant) {
         self.give_up(gateway, now, PATIENCE);
@@ -143,7 +160,8 @@ impl Tunnel {
     }
 
     fn begin_round(&self, gateway: &Rc<Gateway>, now: Instant) {
-        self.round.set(Round { open: self.round.get().open, ..Round::default() });
+        let Round { era, open, .. } = self.round.get();
+        self.round.set(Round { era, open, ..Round::default() });
         self.try_next(gateway, now);
     }
 
@@ -162,14 +180,17 @@ impl Tunnel {
         spawn(async move {
             let result = gateway.upstreams().open(Target::Ip(server)).await;
             if let Some(dns) = gateway.dns() {
-                dns.tunnel.tried(&gateway, nth, result);
+                dns.tunnel.tried(&gateway, round.era, nth, result);
             }
         });
     }
 
-    fn tried(&self, gateway: &Rc<Gateway>, nth: usize, result: Result<Opened, Failure>) {
+    fn tried(&self, gateway: &Rc<Gateway>, era: u32, nth: usize, result: Result<Opened, Failure>) {
         let now = gateway.now();
         let mut round = self.round.get();
+        if era != round.era {
+            return;
+        }
         round.open = round.open.saturating_sub(1);
         // 407 says nothing of ports.
         if let Err(Failure::Refused { status: status @ (400..=406 | 408..=499) }) = result {
@@ -230,7 +251,10 @@ impl Tunnel {
         let gateway = Rc::clone(gateway);
         spawn(async move {
             let Some(dns) = gateway.dns() else { return };
-            let mut handle = |reply: &[u8]| dns.tunnel.answered(&gateway, dns, &stream, reply);
+            let mut handle = |reply: &[u8]| {
+                dns.tunnel.answered(&gateway, dns, &stream, reply);
+                true
+            };
             _ = poll_fn(|cx| stream.poll(cx, &mut handle)).await;
             dns.tunnel.ended(&gateway);
         });
