@@ -83,13 +83,14 @@ impl Relay {
         leftover: &[u8],
         supplies: &Supplies,
     ) -> io::Result<Self> {
-        let mut down = Direction::default();
-        if !leftover.is_empty() {
-            down.preload(leftover, &supplies.pipes)?;
-        }
         let socket = |stream, peer| Socket::new(stream, Key { slot, peer }, &supplies.poller);
         let client = socket(client, Peer::Client)?;
         let upstream = socket(upstream, Peer::Upstream)?;
+        let mut down = Direction::default();
+        if !leftover.is_empty() {
+            // Last, and undone: a pipe that is not given back is missing for ever.
+            down.preload(leftover, &supplies.pipes).inspect_err(|_| down.release(&supplies.pipes))?;
+        }
         Ok(Self { client, upstream, up: Direction::default(), down, queued: false, held: None })
     }
 
@@ -243,11 +244,10 @@ impl Direction {
     }
 
     fn preload(&mut self, bytes: &[u8], pipes: &Pipes) -> io::Result<()> {
-        let pipe = pipes.take_now()?;
+        let pipe = self.pipe.insert(pipes.take_now()?);
         // An empty pipe takes all of a proxy's reply in one piece.
         let written = sys::write(&pipe.write, bytes)?;
         self.buffered = written as u32;
-        self.pipe = Some(pipe);
         if written == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
@@ -321,6 +321,16 @@ mod tests {
 
     fn run(test: impl Future<Output = ()>) {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+    }
+
+    #[test]
+    fn one_that_can_not_be_made_keeps_no_pipe() {
+        run(async {
+            let supplies = Supplies { pipes: Pipes::new(1, 1 << 16), poller: Poller::new().unwrap() };
+            let ((client, _near), (upstream, _far)) = (pair(), pair());
+            assert!(Relay::new(SLOT, client, upstream, &[0; 1 << 20], &supplies).is_err());
+            assert!(supplies.pipes.take().unwrap().is_some());
+        });
     }
 
     #[test]
