@@ -53,6 +53,17 @@ impl Lookup {
         }))
     }
 
+    /// Takes over the addresses that `old` has of the same name. They are renewed as soon as they are used: the
+    /// resolver may be another.
+    pub fn inherit(&self, old: &Self) {
+        if self.name == old.name
+            && let Some(Known { outcome: Ok(addresses), .. }) = &*old.known.borrow()
+        {
+            let outcome = Ok(Rc::clone(addresses));
+            self.known.replace(Some(Known { outcome, until: Instant::now() }));
+        }
+    }
+
     /// What is known, without asking: addresses (old ones are better than none; they are renewed in the background),
     /// or a failure of the last seconds.
     ///
@@ -176,6 +187,24 @@ mod tests {
             assert!(lookup.known().is_none());
             assert_eq!(lookup.addresses().await, Err(ResolveError::Nonexistent));
             assert_eq!(count.load(SeqCst), 4);
+        });
+    }
+
+    #[test]
+    fn a_new_one_inherits_addresses_and_renews_them() {
+        let (address, _) = server(|query| vec![reply(query, OK, &["192.0.2.1"], 200)]);
+        let (newer, _) = server(|query| vec![reply(query, OK, &["192.0.2.2"], 200)]);
+        run(async {
+            let old = lookup(&[address]);
+            old.addresses().await.unwrap();
+            let new = lookup(&[newer]);
+            new.inherit(&old);
+            let now = || new.known().unwrap().unwrap()[0].to_string();
+            assert_eq!(now(), "192.0.2.1");
+            until(|| now() == "192.0.2.2").await;
+            let other = Lookup::new(Rc::new(Resolver::new(&[address], 0)), "other.invalid").unwrap();
+            other.inherit(&old);
+            assert!(other.known().is_none());
         });
     }
 

@@ -138,6 +138,14 @@ impl Proxy {
         })
     }
 
+    /// Takes over what has happened so far, and its addresses as far as they are known.
+    pub fn inherit(&self, old: &Self) {
+        self.stats.set(old.stats.get());
+        if let (Addresses::Named(new), Addresses::Named(old)) = (&self.host, &old.host) {
+            new.inherit(old);
+        }
+    }
+
     /// Where it may be connected; at least one.
     pub async fn addresses(&self) -> Result<Rc<[IpAddr]>, ResolveError> {
         match &self.host {

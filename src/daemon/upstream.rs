@@ -88,11 +88,11 @@ impl Upstreams {
         })
     }
 
-    /// Goes on with what `old` has counted for proxies of the same names.
+    /// Goes on with what `old` has counted and resolved for proxies of the same names.
     pub fn inherit(&self, old: &Self) {
         for proxy in &self.proxies {
             if let Some(old) = old.proxies.iter().find(|old| old.name == proxy.name) {
-                proxy.stats.set(old.stats.get());
+                proxy.inherit(old);
             }
         }
     }
