@@ -16,7 +16,9 @@ TUN = "toh0"
 TABLE = 7480
 PASSWORD = "hunter2-must-not-show"
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
-READY = "listening"
+READY = "listening on port"
+# A flag of /proc/net/unix (__SO_ACCEPTCON of <linux/net.h>).
+LISTENS = "00010000"
 # The path that the tests are run on.
 PATH = os.environ.get("TOH_PATH", "rewrite")
 # The table of the express path, and the routing tables from TABLE on.
@@ -44,7 +46,8 @@ class Gateway:
     def __init__(self, router, directory, options, env=None, prefix=()):
         self.router = router
         # One file system for all namespaces: the default socket would be everybody's.
-        self.options = ("--status-socket", directory / f"status-{time.monotonic_ns()}", *options)
+        self.status_socket = directory / f"status-{time.monotonic_ns()}"
+        self.options = ("--status-socket", self.status_socket, *options)
         self.env = os.environ | {"RUST_BACKTRACE": "1"} | (env or {})
         self.prefix = prefix
         self.log_path = directory / f"gateway-{time.monotonic_ns()}.log"
@@ -58,11 +61,26 @@ class Gateway:
                 *self.argv("run", *self.options), env=self.env, stdout=log, stderr=log
             )
         if ready:
-            until(lambda: READY in self.log()[offset:] or self.process.poll() is not None, "the daemon listens")
-            assert self.process.poll() is None, f"the daemon ended with {self.process.poll()}:\n{self.log()}"
+            self.wait_ready(offset)
             if emulator.RUNNER:
                 emulator.capture(self.router, TUN, TABLE, self.options)
         return self
+
+    def wait_ready(self, offset):
+        """Waits until a run whose log is behind offset serves and tells its status."""
+        until(lambda: READY in self.log()[offset:] or not self.running(), "the daemon listens")
+        # Only behind that line it makes its status socket, or says why not.
+        until(
+            lambda: self.tells_status() or "status_socket" in self.log()[offset:] or not self.running(),
+            "the daemon tells its status",
+        )
+        assert self.running(), f"the daemon ended with {self.process.poll()}:\n{self.log()}"
+
+    def tells_status(self):
+        """Whether somebody in the router listens on its status socket. (To ask would have it test its listener.)"""
+        with self.router.enter(), open("/proc/thread-self/net/unix") as sockets:
+            fields = [line.split() for line in sockets]
+        return any(field[3] == LISTENS and field[7:] == [str(self.status_socket)] for field in fields)
 
     def argv(self, *argv):
         """The whole command of the program with these arguments."""

@@ -1,7 +1,6 @@
 """The status: what it tells, to whom, and that nobody who asks gets in the way."""
 
 import os
-import pathlib
 import signal
 import socket
 import stat
@@ -17,10 +16,6 @@ UPSTREAM = {
     "name", "resting", "attempts", "opened", "refused_403", "refused_407", "refused_4xx", "refused_5xx", "refused_other",
     "unreachable", "timed_out", "bad_reply", "ms_shortest", "ms_mean", "ms_last",
 }
-
-
-def socket_of(daemon):
-    return pathlib.Path(daemon.options[1])
 
 
 def refused(client, proxy, answer):
@@ -84,13 +79,20 @@ def test_text_is_for_people_and_the_log(gateway, proxy, client):
     near = client.begin_connect(SERVER, 80)
     proxy.open()
     assert finish_connect(near) == 0
-    text = daemon.command("status").stdout
+    # The client knows of its connection before the daemon has accepted it.
+    text = until(lambda: text_with(daemon, "1 live"), "the connection is live")
     assert f"upstream: {PROXY}:3128, 1 attempts, 1 opened" in text and "flows:    4096 max, 1 live, 1 opened\n" in text
     offset = len(daemon.log())
     for _ in range(20):
         daemon.signal(signal.SIGUSR1)
     daemon.wait_log(r"INFO\b.*\] upstream: .* 1 opened", offset)
     daemon.wait_log(r"INFO\b.*\] dropped: ", offset)
+
+
+def text_with(daemon, part):
+    """The status as text, once it has this part."""
+    text = daemon.command("status").stdout
+    return part in text and text
 
 
 def test_says_that_it_drains(gateway, proxy, client):
@@ -106,7 +108,7 @@ def test_says_that_it_drains(gateway, proxy, client):
 def test_only_its_user_may_ask(gateway, proxy):
     """From the beginning: no moment in which it is open to others (the umask does not matter either)."""
     daemon = gateway()
-    mode = socket_of(daemon).stat().st_mode
+    mode = daemon.status_socket.stat().st_mode
     assert stat.S_ISSOCK(mode) and stat.S_IMODE(mode) == 0o600
 
 
@@ -114,13 +116,13 @@ def test_goes_with_the_daemon(gateway, proxy):
     """A clean end removes the socket; a crash leaves it, and the next start takes its place."""
     daemon = gateway()
     daemon.kill()
-    assert socket_of(daemon).exists()
+    assert daemon.status_socket.exists()
     gone = daemon.command("status", check=False)
     assert gone.returncode == 1 and "no daemon answers at" in gone.stderr and not gone.stdout
     daemon.start()
     assert daemon.status()["flows"]["opened"] == 0
     daemon.stop()
-    assert not socket_of(daemon).exists()
+    assert not daemon.status_socket.exists()
     gone = daemon.command("status", "--json", check=False)
     assert gone.returncode == 1 and "no daemon answers at" in gone.stderr
 
@@ -146,7 +148,7 @@ def test_takes_nobody_elses_place(gateway, proxy, directory, client, kind):
 
 def test_removes_only_its_own(gateway, proxy):
     daemon = gateway()
-    path = socket_of(daemon)
+    path = daemon.status_socket
     path.unlink()
     path.write_text("precious")
     daemon.stop()
@@ -156,8 +158,9 @@ def test_removes_only_its_own(gateway, proxy):
 def test_silent_clients_hold_up_nobody(gateway, proxy, client):
     """Clients that connect and neither read nor leave: no file, and no time, is kept for them."""
     daemon = gateway()
-    path = socket_of(daemon)
+    path = daemon.status_socket
     files = lambda: len(os.listdir(f"/proc/{daemon.process.pid}/fd"))  # noqa: E731
+    daemon.status()  # behind its start
     before = files()
     silent = []
     for _ in range(200):
