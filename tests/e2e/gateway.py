@@ -161,6 +161,11 @@ class Gateway:
         assert PASSWORD not in log, "the log shows the password"
 
 
+def tables(router):
+    """The rules of the daemon's firewall tables, one a family; empty where there is none."""
+    return [router.run("nft", "list", "table", family, NFT_TABLE, check=False).stdout for family in ("ip", "ip6")]
+
+
 def upstream(host=PROXY, port=3128, user=None):
     """The URL of an upstream."""
     credentials = f"{user}:{PASSWORD}@" if user else ""

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from gateway import NFT_TABLE, PATH
+from gateway import NFT_TABLE, PATH, tables
 from netns import (
     CLIENT, CLIENT6, ROUTER_WAN, ROUTER_WAN6, SERVER, SERVER6, SERVER_OTHER, finish_connect, retransmits,
 )
@@ -135,10 +135,12 @@ def test_connections_from_outside(gateway, proxy, network, inbound, server):
     assert not proxy.pending()
     assert_proxied(network.client, proxy, server)
     assert_proxied(network.router, proxy, server)
-    # Who takes the tables away gets them back.
+    # Who takes the tables away gets them back, each: the first may be back before the second is gone.
+    before = tables(network.router)
     for family in ("ip", "ip6"):
         network.router.run("nft", "delete", "table", family, NFT_TABLE)
     daemon.wait_log("table was deleted from outside: restored")
+    until(lambda: tables(network.router) == before, "both tables are back")
     exchange(network.internet, source, router, 8080, forwarded)
     exchange(network.internet, source, router, 22, service)
     assert_proxied(network.client, proxy, server)

@@ -1,12 +1,13 @@
 """The express path: what it needs and what becomes of a gateway without it, its firewall tables, its sockets."""
 
+import errno
 import re
 import shutil
 import socket
 
 import pytest
 
-from gateway import NFT_TABLE, TUN
+from gateway import NFT_TABLE, TUN, tables
 from netns import CLIENT, CLIENT6, finish_connect, literal
 from test_packets import TCP, Wire
 from test_routes import assert_proxied, works
@@ -24,13 +25,6 @@ table inet filter {{
 }}"""
 
 NO_NFT = {"PATH": "/nonexistent"}
-
-
-def tables(router):
-    """The rules of the gateway's tables."""
-    return [
-        router.run("nft", "list", "table", family, NFT_TABLE, check=False).stdout for family in ("ip", "ip6")
-    ]
 
 
 def delivers(router):
@@ -190,7 +184,8 @@ def test_port_used_again(gateway, proxy, client, server):
         near.bind((CLIENT6 if ":" in server else CLIENT, port))
         port = near.getsockname()[1]
         near.setblocking(False)
-        near.connect_ex((server, 80))
+        # Free once the end of the connection before is acknowledged.
+        until(lambda: near.connect_ex((server, 80)) == errno.EINPROGRESS, "the port is free")
         connection = proxy.open()
         assert finish_connect(near) == 0
         connection.send(b"bye")
