@@ -6,6 +6,7 @@
     connection.send(OK)                  # from here on connection.sock is the far end of the client's connection
 """
 
+import select
 import socket
 import struct
 import threading
@@ -42,8 +43,12 @@ class FaultProxy:
         self.connections.append(connection)
         return connection
 
+    def waits(self):
+        """Whether a connection waits to be accepted; it goes on waiting."""
+        return bool(select.select([self.listener], [], [], 0)[0])
+
     def pending(self):
-        """Whether a connection waits to be accepted."""
+        """The same, but it is accepted and closed."""
         self.listener.settimeout(0)
         try:
             sock, _ = self.listener.accept()

@@ -130,8 +130,8 @@ def test_other_protocols_go_direct(gateway, proxy, client, internet):
     sender = client.socket(SERVER, socket.SOCK_DGRAM)
     sender.sendto(b"hello", sock.getsockname())
     assert sock.recv(100) == b"hello"
-    assert client.run("ping", "-c1", "-W5", SERVER).returncode == 0
-    assert client.run("ping", "-c1", "-W5", SERVER6).returncode == 0
+    assert client.run("ping", "-c1", "-W20", SERVER).returncode == 0
+    assert client.run("ping", "-c1", "-W20", SERVER6).returncode == 0
 
 
 def test_other_protocols_rejected(gateway, proxy, client, server, leaks):
@@ -256,18 +256,14 @@ def test_tun_set_down(gateway, proxy, client, router, server, leaks):
 def works(client, proxy, server):
     """Whether a connection comes to the proxy and is opened."""
     near = client.begin_connect(server, 80)
-    try:
-        connection = proxy.accept(timeout=2)
-    except AssertionError:
-        return False
-    finally:
-        if not connecting(near):
-            near.close()
-    connection.read_request()
-    connection.send(OK)
-    opened = finish_connect(near) == 0
+    # Not given up before one of the two: what it has asked for would be there for the next.
+    until(lambda: proxy.waits() or not connecting(near), "it comes to the proxy, or is refused")
+    opened = False
+    if proxy.waits():
+        connection = proxy.open()
+        opened = finish_connect(near) == 0
+        connection.close()
     near.close()
-    connection.close()
     return opened
 
 
@@ -334,7 +330,7 @@ def test_second_daemon_is_refused(gateway, proxy, client, router):
 
 def test_sigterm_drains(gateway, proxy, client, server, leaks):
     """A transfer that runs at SIGTERM ends whole; new connections are left to who comes next, and do not leak."""
-    daemon = gateway("--drain-timeout", "30")
+    daemon = gateway("--drain-timeout", "300")
     near = client.begin_connect(server, 80)
     far = proxy.open()
     assert finish_connect(near) == 0
@@ -393,7 +389,8 @@ def test_capture_sees_direct_packets(network, client, internet, server):
     inside = Capture(network.internet, "wan", "tcp")
     listener = internet.listen(server)
     assert_direct(client, listener, FakeProxy())
-    assert len(capture.packets()) >= 4 and len(inside.packets()) >= 4
+    # What forwards may do so a moment later.
+    until(lambda: len(capture.packets()) >= 4 and len(inside.packets()) >= 4, "four packets in both places")
     capture.close()
     inside.close()
 
