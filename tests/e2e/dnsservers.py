@@ -4,7 +4,7 @@ import os
 import shutil
 import struct
 
-from wait import until
+from wait import WAIT, until
 
 # Nothing of this machine's settings.
 PLAIN = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C"}
@@ -89,13 +89,13 @@ class Dnsmasq:
 
 def dig(space, server, name, kind="A", *options, port=53, check=True):
     """What dig prints with +short, line by line; its status with +noall +comments and so on is the caller's."""
-    result = space.run("dig", f"@{server}", "-p", port, "+time=5", "+tries=1", "+short", *options, name, kind, check=check, env=PLAIN)
+    result = space.run("dig", f"@{server}", "-p", port, f"+time={WAIT:g}", "+tries=1", "+short", *options, name, kind, check=check, env=PLAIN)
     return result.stdout.split("\n")[:-1]
 
 
 def dig_full(space, server, name, kind="A", *options, port=53):
     """All that dig prints."""
-    return space.run("dig", f"@{server}", "-p", port, "+time=5", "+tries=1", *options, name, kind, env=PLAIN).stdout
+    return space.run("dig", f"@{server}", "-p", port, f"+time={WAIT:g}", "+tries=1", *options, name, kind, env=PLAIN).stdout
 
 
 def with_resolver(directory, *servers, options=""):
