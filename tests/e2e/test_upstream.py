@@ -163,7 +163,7 @@ def test_resets_after_the_reply(gateway, proxy, client, server):
 
 def test_never_answers(gateway, proxy, client):
     """One connection waits for an answer that never comes; others don't wait for it."""
-    gateway("--reply-timeout", "2")
+    gateway("--reply-timeout", "10")
     stuck = client.begin_connect(SERVER, 80)
     proxy.accept().read_request()
     for _ in range(10):
