@@ -350,10 +350,12 @@ impl Gateway {
     /// Answers what a client asks that wanted another resolver.
     fn serve_dns(self: &Rc<Self>, slot: Slot, client: TcpStream) {
         _ = sys::set_lingering(&client);
+        // Not who the listener sees: that may be a NAT source.
+        let source = self.rewriter.borrow().flows.get(slot).tuple.source;
         let task = DnsTask { slot, gateway: Rc::clone(self) };
         let task = spawn(async move {
             if let Ok(client) = tokio::net::TcpStream::from_std(client) {
-                dns::serve(&task.gateway, client).await;
+                dns::serve(&task.gateway, client, Some(source)).await;
             }
             task.gateway.keep(task.slot, Kept::Nothing);
         });

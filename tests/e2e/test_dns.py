@@ -11,7 +11,7 @@ import pytest
 from dnsservers import PLAIN, Dnsmasq, Unbound, dig, dig_full, framed, getaddrinfo, is_truncated, query, rcode, read_framed, with_resolver
 from faultproxy import OK, reply
 from gateway import PATH, upstream
-from netns import NOBODY, PROXY, PROXY6, PROXY_OTHER, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
+from netns import CLIENT_OTHER, NOBODY, PROXY, PROXY6, PROXY_OTHER, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
 from proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
 from servers import WebServer
 from test_reload import Configured
@@ -694,12 +694,25 @@ def test_a_client_that_asks_for_too_much(forwarding, proxy, client, router):
     sock = router.socket("127.0.0.1", socket.SOCK_DGRAM)
     sock.settimeout(WAIT)
     until(lambda: all(rcode(read_framed(stream)) == 2 for stream in greedy[1:]), "the others of its connections are refused")
-    sock.sendto(query(NAME), ("127.0.0.1", PORT))
-    asked = read_framed(connection.sock)
-    while b"corp" not in asked:
+
+    def answer(name):
         asked = read_framed(connection.sock)
-    connection.send(framed(answer_to(asked, SERVER)))
+        while name not in asked:
+            asked = read_framed(connection.sock)
+        connection.send(framed(answer_to(asked, SERVER)))
+
+    sock.sendto(query(NAME), ("127.0.0.1", PORT))
+    answer(b"corp")
     assert sock.recv(1000).endswith(socket.inet_aton(SERVER))
+    other = client.connect(ELSEWHERE, 53, source=CLIENT_OTHER)
+    other.sendall(framed(query("other.example")))
+    answer(b"other")
+    assert read_framed(other).endswith(socket.inet_aton(SERVER))
+    # However it asks, it is the same one.
+    sock = client.socket(ELSEWHERE, socket.SOCK_DGRAM)
+    sock.settimeout(WAIT)
+    sock.sendto(query("more.example"), (ELSEWHERE, 53))
+    assert rcode(sock.recv(1000)) == 2
 
 
 # --- a running daemon ---

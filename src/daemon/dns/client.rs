@@ -1,6 +1,6 @@
 //! Who asks, and those who wait for an answer.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
 use tcp_over_http::dns::Request;
@@ -19,27 +19,26 @@ pub const MAX_WAITERS_OF_ONE: usize = 48;
 pub enum Client {
     /// To a socket of ours, by its number, and who asked there.
     Udp(usize, SocketAddr),
-    /// To a connection.
-    Tcp(Rc<Stream>),
+    /// To a connection, and who made it, unless that was on the loopback.
+    Tcp(Rc<Stream>, Option<Ipv6Addr>),
     /// To the sender of a datagram that was on its way from the first to the second of this.
     Packet(Tuple),
 }
 
 impl Client {
-    /// Whose the query is, unless somebody on this machine, like dnsmasq, has asked for others.
-    fn address(&self) -> Option<IpAddr> {
-        let address = match self {
-            Self::Udp(_, address) => address.ip(),
-            Self::Tcp(stream) => stream.peer(),
-            Self::Packet(tuple) => tuple.source.to_canonical(),
-        };
-        (!address.is_loopback()).then_some(address)
+    /// Whose the query is, unless somebody on the loopback, like dnsmasq, has asked for others.
+    const fn source(&self) -> Option<Ipv6Addr> {
+        match self {
+            Self::Udp(..) => None,
+            Self::Tcp(_, source) => *source,
+            Self::Packet(tuple) => Some(tuple.source),
+        }
     }
 
     /// The most bytes that an answer may have.
     pub fn limit(&self, request: &Request<'_>) -> usize {
         match self {
-            Self::Tcp(_) => u16::MAX.into(),
+            Self::Tcp(..) => u16::MAX.into(),
             Self::Udp(..) | Self::Packet(_) => request.udp_limit(),
         }
     }
@@ -63,11 +62,10 @@ pub struct Waiters {
 impl Waiters {
     /// Adds one, or gives it back if there are too many.
     pub fn add(&mut self, waiter: Waiter) -> Result<u32, Waiter> {
-        if let Some(address) = waiter.client.address() {
-            let is_same = |other: &&Waiter| other.client.address() == Some(address);
-            if self.places.iter().flatten().filter(is_same).count() >= MAX_WAITERS_OF_ONE {
-                return Err(waiter);
-            }
+        let source = waiter.client.source();
+        let is_same = |other: &&Waiter| other.client.source() == source;
+        if source.is_some() && self.places.iter().flatten().filter(is_same).count() >= MAX_WAITERS_OF_ONE {
+            return Err(waiter);
         }
         let number = match self.free.pop() {
             Some(number) => number,
@@ -88,5 +86,31 @@ impl Waiters {
         let waiter = self.places.get_mut(number as usize)?.take()?;
         self.free.push(number);
         Some(waiter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_client_leaves_places_to_others() {
+        let [one, other] = [1, 2].map(|last| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last));
+        let packet = |source| {
+            Client::Packet(Tuple { source, destination: other, source_port: 1, destination_port: 53 })
+        };
+        let mut waiters = Waiters::default();
+        let mut add = |client| waiters.add(Waiter { query: Box::default(), client }).ok();
+        for _ in 0..MAX_WAITERS_OF_ONE {
+            assert!(add(packet(one)).is_some());
+        }
+        assert!(add(packet(one)).is_none() && add(packet(other)).is_some());
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 5000));
+        for _ in 0..2 * MAX_WAITERS_OF_ONE {
+            assert!(add(Client::Udp(0, loopback)).is_some());
+        }
+        waiters.take(0);
+        let mut add = |client| waiters.add(Waiter { query: Box::default(), client }).ok();
+        assert_eq!((add(packet(one)), add(packet(one))), (Some(0), None));
     }
 }

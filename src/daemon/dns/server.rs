@@ -66,7 +66,7 @@ impl Server {
             // Each of them has a task at once, so that a flood of them is not worth a turn.
             while let Poll::Ready(Ok((socket, _))) = listener.poll_accept(cx) {
                 let gateway = Rc::clone(gateway);
-                spawn(async move { serve(&gateway, socket).await });
+                spawn(async move { serve(&gateway, socket, None).await });
             }
         }
     }
@@ -116,8 +116,8 @@ fn take(number: usize, socket: &UdpSocket, gateway: &Rc<Gateway>) {
     }
 }
 
-/// Answers all queries of a connection until the client ends it.
-pub async fn serve(gateway: &Rc<Gateway>, socket: TcpStream) {
+/// Answers all queries of a connection until the client, `source` unless it is on the loopback, ends it.
+pub async fn serve(gateway: &Rc<Gateway>, socket: TcpStream, source: Option<Ipv6Addr>) {
     let Some(dns) = gateway.dns() else { return };
     let stream = Rc::new(Stream::new(socket, Vec::new(), MAX_QUERY, gateway.now()));
     dns.server.add(&stream, gateway.now());
@@ -125,7 +125,7 @@ pub async fn serve(gateway: &Rc<Gateway>, socket: TcpStream) {
     let may_ask = || Rc::strong_count(&stream) <= MAX_WAITERS_OF_ONE;
     let mut handle = |query: &[u8]| {
         stream.touch(gateway.now());
-        dns.ask(gateway, query, Client::Tcp(Rc::clone(&stream)));
+        dns.ask(gateway, query, Client::Tcp(Rc::clone(&stream), source));
         may_ask()
     };
     let asks = poll_fn(|cx| {

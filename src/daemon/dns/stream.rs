@@ -3,7 +3,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv6Addr};
 use std::task::{Context, Poll, Waker, ready};
 
 use tcp_over_http::time::Instant;
@@ -24,8 +23,6 @@ pub struct Stream {
     socket: TcpStream,
     /// The longest message that is taken, in bytes.
     max_message: usize,
-    /// Where the other side is.
-    peer: IpAddr,
     incoming: RefCell<Vec<u8>>,
     outgoing: RefCell<Vec<u8>>,
     waker: Cell<Option<Waker>>,
@@ -37,11 +34,9 @@ pub struct Stream {
 impl Stream {
     /// Messages on `socket`; `leftover` are bytes that have been read from it already.
     pub fn new(socket: TcpStream, leftover: Vec<u8>, max_message: usize, now: Instant) -> Self {
-        let peer = socket.peer_addr().map_or(Ipv6Addr::UNSPECIFIED.into(), |peer| peer.ip().to_canonical());
         Self {
             socket,
             max_message,
-            peer,
             incoming: RefCell::new(leftover),
             outgoing: RefCell::default(),
             waker: Cell::default(),
@@ -70,11 +65,6 @@ impl Stream {
     pub fn close(&self) {
         self.is_closed.set(true);
         self.wake();
-    }
-
-    /// Where the other side is; unspecified if it has gone already.
-    pub const fn peer(&self) -> IpAddr {
-        self.peer
     }
 
     /// When it was last used.
