@@ -371,7 +371,11 @@ impl Dns {
     fn send(&self, gateway: &Gateway, client: &Client, reply: &[u8]) {
         match client {
             Client::Udp(socket, address) => self.server.send(*socket, *address, reply),
-            Client::Tcp(stream, _) => stream.send(reply),
+            Client::Tcp(stream, _) => {
+                if let Some(stream) = stream.upgrade() {
+                    stream.send(reply);
+                }
+            }
             Client::Packet(tuple) => gateway.write_datagram(&tuple.reversed(), reply),
         }
     }

@@ -647,6 +647,18 @@ def test_more_connections_than_are_kept(fakeip, client, router):
     assert ended and not has_ended(streams[-1])
 
 
+def test_more_connections_that_wait_than_are_kept(forwarding, proxy, router):
+    """One that is ended is closed at once, not when its answer comes: it is a file, and these are numbered."""
+    forwarding()
+    streams = []
+    for number in range(100):
+        streams.append(router.connect("127.0.0.1", PORT))
+        streams[-1].sendall(framed(query(f"{number}.example")))
+    proxy.accept()
+    # Queries are given up after 10 s, and connections that are idle end after 15 s.
+    until(lambda: sum(has_ended(stream) for stream in streams) >= 36, "connections beyond 64 are ended", timeout=6)
+
+
 def has_ended(stream):
     stream.settimeout(0)
     try:

@@ -1,7 +1,7 @@
 //! Who asks, and those who wait for an answer.
 
 use std::net::{Ipv6Addr, SocketAddr};
-use std::rc::Rc;
+use std::rc::Weak;
 
 use tcp_over_http::dns::Request;
 use tcp_over_http::packet::Tuple;
@@ -19,8 +19,9 @@ pub const MAX_WAITERS_OF_ONE: usize = 48;
 pub enum Client {
     /// To a socket of ours, by its number, and who asked there.
     Udp(usize, SocketAddr),
-    /// To a connection, and who made it, unless that was on the loopback.
-    Tcp(Rc<Stream>, Option<Ipv6Addr>),
+    /// To a connection, unless that has ended: who waits keeps no file open. And who made it, unless that was on the
+    /// loopback.
+    Tcp(Weak<Stream>, Option<Ipv6Addr>),
     /// To the sender of a datagram that was on its way from the first to the second of this.
     Packet(Tuple),
 }

@@ -121,11 +121,11 @@ pub async fn serve(gateway: &Rc<Gateway>, socket: TcpStream, source: Option<Ipv6
     let Some(dns) = gateway.dns() else { return };
     let stream = Rc::new(Stream::new(socket, Vec::new(), MAX_QUERY, gateway.now()));
     dns.server.add(&stream, gateway.now());
-    // Who waits for an answer has the stream, too.
-    let may_ask = || Rc::strong_count(&stream) <= MAX_WAITERS_OF_ONE;
+    // Whoever waits for an answer knows the stream, and the list does.
+    let may_ask = || Rc::weak_count(&stream) <= MAX_WAITERS_OF_ONE;
     let mut handle = |query: &[u8]| {
         stream.touch(gateway.now());
-        dns.ask(gateway, query, Client::Tcp(Rc::clone(&stream), source));
+        dns.ask(gateway, query, Client::Tcp(Rc::downgrade(&stream), source));
         may_ask()
     };
     let asks = poll_fn(|cx| {
@@ -141,7 +141,7 @@ pub async fn serve(gateway: &Rc<Gateway>, socket: TcpStream, source: Option<Ipv6
     }
     // The client asks no more: it gets the answers that are still to come.
     _ = poll_fn(|cx| match stream.poll_flush(cx) {
-        Poll::Ready(Ok(())) if Rc::strong_count(&stream) > 1 => Poll::Pending,
+        Poll::Ready(Ok(())) if Rc::weak_count(&stream) > 1 => Poll::Pending,
         poll => poll,
     })
     .await;
