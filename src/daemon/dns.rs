@@ -165,12 +165,15 @@ impl Dns {
     }
 
     /// Takes over who the proxies are, and who resolves their names.
-    pub fn configure(&self, gateway: &Rc<Gateway>, config: &Config) {
-        match proxies(config) {
+    pub fn configure(&self, gateway: &Rc<Gateway>, old: &Config, new: &Config) {
+        match proxies(new) {
             Ok(proxies) => drop(self.proxies.replace(proxies)),
             Err(error) => log::warn!("{error}"),
         }
-        self.tunnel.reset(gateway);
+        self.tunnel.forget_failure();
+        if old.upstreams != new.upstreams {
+            self.tunnel.reset(gateway);
+        }
     }
 
     /// Takes what clients have asked.

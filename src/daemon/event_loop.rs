@@ -210,7 +210,7 @@ impl EventLoop {
     fn configure(&mut self, new: Box<Config>) -> Result<(), StartError> {
         let upstreams = Upstreams::new(&new).map_err(StartError::Upstreams)?;
         self.capture.reconfigure(&new).map_err(StartError::Capture)?;
-        self.gateway.configure(&new, upstreams);
+        self.gateway.configure(&self.config, &new, upstreams);
         logger::set_level(new.log_level);
         if new.status_socket != self.config.status_socket {
             self.status = status_socket(&new);

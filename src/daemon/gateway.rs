@@ -108,14 +108,14 @@ impl Gateway {
     }
 
     /// Takes over how connections are opened from now on, and by whom. Dials that are under way go on.
-    pub fn configure(self: &Rc<Self>, config: &Config, upstreams: Upstreams) {
+    pub fn configure(self: &Rc<Self>, old: &Config, new: &Config, upstreams: Upstreams) {
         upstreams.inherit(&self.upstreams());
         self.upstreams.replace(Rc::new(upstreams));
-        self.mode.set(config.connect);
+        self.mode.set(new.connect);
         if let Some(dns) = &self.dns {
-            dns.configure(self, config);
+            dns.configure(self, old, new);
         }
-        self.rewriter.borrow_mut().flows.limit_held(config.max_dials, config.max_dials_per_client);
+        self.rewriter.borrow_mut().flows.limit_held(new.max_dials, new.max_dials_per_client);
     }
 
     /// The resolver, unless names are none of our business.

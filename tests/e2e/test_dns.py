@@ -783,6 +783,9 @@ def test_reload_asks_through_the_new_proxy(configured, fault_proxy, client):
     answer(through_old)
     sock.sendto(query("b.example"), (ELSEWHERE, 53))
     assert b"\x01b" in read_framed(through_old.sock)
+    configured.reload("changed", main=f"{main}\noption reply_timeout 20")
+    sock.sendto(query("0.example"), (ELSEWHERE, 53))
+    answer(through_old)
     configured.reload("changed", main=main, upstreams=(upstream(PROXY_OTHER),))
     sock.sendto(query("c.example"), (ELSEWHERE, 53))
     # Who waits for an answer is asked for again.

@@ -10,7 +10,7 @@
 //! A round in which nobody could be connected **fails**, as do connections to all of them that bring nothing: all who
 //! wait are told, and so is everybody else for a while, without another try.
 //!
-//! Other proxies make a new connection and let a failed round be forgotten.
+//! A reload lets a failed round be forgotten; with other proxies there is a new connection.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -125,9 +125,13 @@ impl Tunnel {
         true
     }
 
-    /// Begins anew: the proxies may be others, or allow something else. Who waits goes on waiting.
-    pub fn reset(&self, gateway: &Rc<Gateway>) {
+    /// Has the next query try again: the proxies may allow something else now.
+    pub fn forget_failure(&self) {
         self.paused.set(None);
+    }
+
+    /// Begins anew, with other proxies. Who waits goes on waiting.
+    pub fn reset(&self, gateway: &Rc<Gateway>) {
         self.useless.set(0);
         self.round.set(Round { era: self.round.get().era.wrapping_add(1), ..Round::default() });
         let stream = self.stream.borrow().clone();
