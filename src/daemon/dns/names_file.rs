@@ -83,6 +83,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use tcp_over_http::dns::Ranges;
 
+    const DAY: u64 = 86_400_000;
+
     fn at(ms: u64) -> Instant {
         Instant::from_millis(ms)
     }
@@ -114,6 +116,14 @@ mod tests {
         fake.assign("a.example", 60, at(late)).unwrap();
         file.save(&fake, at(late));
         assert_eq!(read(), "198.18.0.1 a.example\n", "in use again");
+
+        for day in 1..30 {
+            file.save_at_times(&fake, at(late + day * DAY));
+        }
+        let later = late + 30 * DAY;
+        fake.assign("b.example", 60, at(later)).unwrap();
+        file.save_at_times(&fake, at(later));
+        assert!(read().contains("b.example"), "after quiet weeks");
 
         let mut next = table();
         NamesFile::load(path.to_str().unwrap(), &mut next, at(0));
