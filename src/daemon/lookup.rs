@@ -53,15 +53,15 @@ impl Lookup {
         }))
     }
 
-    /// Takes over the addresses that `old` has of the same name. They are renewed as soon as they are used: the
-    /// resolver may be another.
-    pub fn inherit(&self, old: &Self) {
-        if self.name == old.name
-            && let Some(Known { outcome: Ok(addresses), .. }) = &*old.known.borrow()
-        {
+    /// Takes over the addresses that `old` has, and tells whether it has the same name: if not, there are none to
+    /// take. They are renewed as soon as they are used: the resolver may be another.
+    pub fn inherit(&self, old: &Self) -> bool {
+        let is_same = self.name == old.name;
+        if is_same && let Some(Known { outcome: Ok(addresses), .. }) = &*old.known.borrow() {
             let outcome = Ok(Rc::clone(addresses));
             self.known.replace(Some(Known { outcome, until: Instant::now() }));
         }
+        is_same
     }
 
     /// What is known, without asking: addresses (old ones are better than none; they are renewed in the background),

@@ -138,11 +138,18 @@ impl Proxy {
         })
     }
 
-    /// Takes over what has happened so far, and its addresses as far as they are known.
+    /// Takes over what has happened so far, its addresses as far as they are known, and if it has not moved, which
+    /// of them is good and whether it rests.
     pub fn inherit(&self, old: &Self) {
         self.stats.set(old.stats.get());
-        if let (Addresses::Named(new), Addresses::Named(old)) = (&self.host, &old.host) {
-            new.inherit(old);
+        let is_same_host = match (&self.host, &old.host) {
+            (Addresses::Fixed(new), Addresses::Fixed(old)) => new == old,
+            (Addresses::Named(new), Addresses::Named(old)) => new.inherit(old),
+            _ => false,
+        };
+        if is_same_host && self.port == old.port {
+            self.good_address.set(old.good_address.get());
+            self.resting_until.set(old.resting_until.get());
         }
     }
 

@@ -7,9 +7,10 @@ import threading
 
 import pytest
 
+from dnsservers import Unbound
 from faultproxy import OK
 from gateway import PASSWORD, READY, TABLE, TABLES, TUN, upstream
-from netns import PROXY, PROXY_OTHER, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
+from netns import PROXY, PROXY_OTHER, RESOLVER, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
 from test_routes import assert_direct, assert_proxied
 from wait import until
 
@@ -99,6 +100,19 @@ def test_live(configured, proxy, fault_proxy, client, internet, leaks):
     assert far.sock.recv(100) == b"the end"
     near.close()
     far.close()
+
+
+def test_a_resolver_that_is_down(configured, proxy, client, internet, directory):
+    """What it has said of a proxy's name stays good over a reload."""
+    resolver = Unbound(internet, directory, [RESOLVER], [f"proxy.corp.example. 300 IN A {PROXY}"])
+    main = f"list resolver {RESOLVER}"
+    configured.write(main, upstreams=("http://proxy.corp.example:3128",)).start()
+    assert_proxied(client, proxy, SERVER)
+    resolver.stop()
+    offset = configured.reload("changed: connections go on", main=f"{main}\noption reply_timeout 20",
+                               upstreams=("http://proxy.corp.example:3128",))
+    assert_proxied(client, proxy, SERVER_OTHER)
+    configured.daemon.wait_log("proxy.corp.example: .*its last addresses stay in use", offset)
 
 
 def test_nothing_changed(configured, proxy, client):

@@ -310,6 +310,36 @@ fn all_addresses_of_a_name_are_tried_and_the_good_one_is_kept() {
 }
 
 #[test]
+fn a_reload_keeps_what_is_known_of_a_proxy() {
+    let (dead, _socket) = closed();
+    let fake = proxy(|stream, _| stream.write_all(b"HTTP/1.1 200\r\n\r\n").unwrap());
+    let (resolver, _) =
+        dns::server(|query| vec![dns::reply(query, dns::OK, &["127.0.0.2", "127.0.0.1"], 60)]);
+    let (broken, _) = dns::server(|query| vec![dns::reply(query, dns::OK | 2, &[], 0)]);
+    let mut config = config(&[dead, fake.address]);
+    config.resolvers = vec![resolver];
+    config.upstreams[1].host = Host::Name("proxy.invalid".to_owned());
+    let old = Upstreams::new(&config).unwrap();
+    assert!(open(&old).is_ok());
+
+    config.resolvers = vec![broken];
+    let new = Upstreams::new(&config).unwrap();
+    new.inherit(&old);
+    assert_eq!(new.proxies[1].good_address.get(), Some(fake.address.ip()));
+    assert!(open(&new).is_ok());
+    assert_eq!(stats(&new), [(0, 0, 1), (2, 0, 0)], "the first one rests");
+
+    config.upstreams[0].port = fake.address.port();
+    config.upstreams[1].host = Host::Name("other.invalid".to_owned());
+    let moved = Upstreams::new(&config).unwrap();
+    moved.inherit(&new);
+    assert!(!moved.proxies[0].is_resting());
+    assert_eq!(moved.proxies[1].good_address.get(), None);
+    assert!(open(&moved).is_ok());
+    assert_eq!(stats(&moved), [(1, 0, 1), (2, 0, 0)]);
+}
+
+#[test]
 fn a_name_without_addresses_is_an_unreachable_proxy() {
     let (resolver, _) = dns::server(|query| vec![dns::reply(query, dns::OK | 3, &[], 0)]);
     let mut config = config(&["127.0.0.1:1".parse().unwrap()]);
