@@ -57,7 +57,6 @@ impl Capture {
             PathChoice::Express => Self::express(config, tun).await,
             PathChoice::Auto => match Self::express(config, tun).await {
                 Ok(capture) => Ok(capture),
-                Err(CaptureError::Routes(error)) => Err(CaptureError::Routes(error)),
                 Err(error) => {
                     log::info!("the express path does not work here: {error}");
                     Self::rewrite(config)

@@ -401,3 +401,14 @@ class FakeProxy:
     @staticmethod
     def pending():
         return False
+
+
+@pytest.mark.native(why="it is about the rules")
+@pytest.mark.parametrize("options", [(), ("--dns", "fakeip")])
+def test_ipv6_is_switched_off(gateway, proxy, client, router, directory, options):
+    """By sysctl, as on many routers: there is IPv4, then."""
+    router.sysctl("net.ipv6.conf.all.disable_ipv6", 1)
+    gateway("--path", "auto", "--fakeip-file", directory / "names", *options)
+    near = client.begin_connect(SERVER, 80)
+    proxy.open()
+    assert finish_connect(near) == 0

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
@@ -44,7 +44,11 @@ impl Server {
             [Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), ipv6.then_some(IpAddr::V6(Ipv6Addr::LOCALHOST))];
         for ip in addresses.into_iter().flatten() {
             let address = SocketAddr::new(ip, port);
-            datagrams.push(bind(address).map_err(|error| (address, error))?);
+            match bind(address) {
+                // The kernel has IPv6 switched off.
+                Err(error) if address.is_ipv6() && error.kind() == ErrorKind::AddrNotAvailable => continue,
+                socket => datagrams.push(socket.map_err(|error| (address, error))?),
+            }
             listeners.push(listen(address).map_err(|error| (address, error))?);
         }
         Ok(Self { datagrams, listeners, streams: RefCell::default() })
