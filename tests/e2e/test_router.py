@@ -229,6 +229,67 @@ def test_a_bad_configuration_does_not_end_what_runs(box, honest, client, leaks, 
     leaks.assert_none()
 
 
+DAMAGED = {
+    "enabled": "\toption enabled 'ture'\n",
+    # uci stops at the quote that is missing, and gives what is before it.
+    "quote": "\tlist upstream 'http://192.0.2.10:3128\n\toption enabled '1'\n",
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_configuration_does_not_turn_it_off(box, honest, client, leaks, fetch, what):
+    box.configure()
+    box.boot()
+    box.wait_ready()
+    old = box.pid()
+    (box.root / CONFIG).write_text(f"config tcp-over-http 'main'\n{DAMAGED[what]}")
+    assert box.service("reload", check=False).returncode != 0
+    assert box.pid() == old
+    assert_proxied(fetch, client)
+    leaks.assert_none()
+
+
+def test_restarted_with_a_bad_configuration_it_waits_for_a_better_one(box, honest, client, leaks, fetch):
+    """Also while the old daemon is still being ended."""
+    box.configure("option drain_timeout '3'")
+    box.boot()
+    box.wait_ready()
+    offset = len(box.log())
+    box.configure("option nonsense '1'")
+    assert "nonsense" in box.service("restart", check=False).stderr
+    until(lambda: not box.pid(), "the old daemon has ended")
+    assert_refused(fetch, client, leaks)
+    box.configure()
+    box.run("/usr/libexec/procd-call", "config", "tcp-over-http")
+    box.wait_ready(offset)
+    until(lambda: fetch(client, SERVER)[0], "it works again")
+    leaks.assert_none()
+
+
+def test_a_start_with_another_configuration_is_a_reload(box, honest, client, fetch):
+    box.configure()
+    box.boot()
+    box.wait_ready()
+    offset = len(box.log())
+    box.configure("option keepalive '30'")
+    box.service("start")
+    until(lambda: "reload: keepalive" in box.log()[offset:], "the daemon has been told")
+
+
+@pytest.mark.parametrize("action", ["stop", "disable"])
+def test_a_network_restart_blocks_nothing_that_no_daemon_takes(box, honest, client, fetch, action):
+    box.configure()
+    if action == "stop":
+        box.boot()
+        box.wait_ready()
+    box.service(action)
+    if action == "disable":
+        box.boot()
+    box.run("sh", "/etc/hotplug.d/iface/05-tcp-over-http", env={"ACTION": "ifup", "INTERFACE": "loopback"})
+    assert not box.traces()
+    assert fetch(client, SERVER)[0]
+
+
 def test_a_bad_configuration_at_boot_refuses_all(box, client, leaks, fetch):
     box.configure("option nonsense '1'")
     box.boot()

@@ -144,7 +144,8 @@ class Procd:
                 self.triggers.pop(service, None)
                 return True
             case "running":
-                return any(it.process and not it.halt for it in instances.values())
+                # proc.pending: also of one that is being ended.
+                return any(it.process for it in instances.values())
             case "signal":
                 for instance in instances.values():
                     if instance.process:
