@@ -7,6 +7,7 @@ use log::warn;
 
 const ROOT: &str = "/proc/sys";
 const IPV4_DEVICES: &str = "/proc/sys/net/ipv4/conf";
+const IPV6: &str = "/proc/sys/net/ipv6/conf";
 
 /// Sets one, unless it is so already. It may be read-only (in a jail) or absent: that is only warned of.
 pub fn set(name: &str, value: &str) {
@@ -15,6 +16,11 @@ pub fn set(name: &str, value: &str) {
     if !is_set && let Err(error) = fs::write(&path, value) {
         warn!("set {} to {value}: {error}", path.display());
     }
+}
+
+/// Whether the kernel can do IPv6 at all, be it switched off.
+pub fn has_ipv6() -> bool {
+    Path::new(IPV6).exists()
 }
 
 /// The devices on which the kernel drops a packet if the way back is through another one (RFC 3704's

@@ -10,7 +10,7 @@ import pytest
 
 from capture import Capture, LeakCapture
 from faultproxy import OK
-from gateway import TABLE, TUN
+from gateway import DEFAULT_RULES, TABLE, TUN
 from netns import (
     CLIENT, NOBODY, PROXY, PROXY6, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect, retransmits,
 )
@@ -409,6 +409,20 @@ def test_ipv6_is_switched_off(gateway, proxy, client, router, directory, options
     """By sysctl, as on many routers: there is IPv4, then."""
     router.sysctl("net.ipv6.conf.all.disable_ipv6", 1)
     gateway("--path", "auto", "--fakeip-file", directory / "names", *options)
+    near = client.begin_connect(SERVER, 80)
+    proxy.open()
+    assert finish_connect(near) == 0
+
+
+@pytest.mark.native(why="a new run is not emulated")
+@pytest.mark.parametrize("options", [(), ("--dns", "fakeip")])
+def test_a_kernel_without_ipv6(gateway, proxy, client, router, directory, options):
+    """What it has not is not asked of it: what refuses and what captures are for IPv4."""
+    hide = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /proc/sys/net/ipv6 && exec "$@"', "sh")
+    run = gateway("--path", "auto", "--fakeip-file", directory / "names", *options, prefix=hide, ready=False)
+    run.command("block")
+    run.wait_ready(0)
+    assert {rule["priority"] for rule in router.ip("-6", "rule")} <= DEFAULT_RULES
     near = client.begin_connect(SERVER, 80)
     proxy.open()
     assert finish_connect(near) == 0

@@ -14,6 +14,7 @@ use super::options::Spec;
 use super::sections::{Sections, Values};
 use super::table::{self, Draft};
 use super::{Config, Given, IpNet};
+use crate::sysctl;
 
 /// The file that is read if it exists and no other is named.
 const DEFAULT_FILE: &str = "/etc/config/tcp-over-http";
@@ -156,7 +157,7 @@ pub fn read_file(path: &str) -> Result<Vec<u8>, ReadError> {
 
 /// What one option says of others.
 fn finish(draft: &mut Draft) {
-    if !draft.ipv6 {
+    if !draft.ipv6 || !sysctl::has_ipv6() {
         draft.config.address6 = None;
         draft.config.dns.fakeip_range6 = None;
         draft.config.routes.retain(|net| matches!(net, IpNet::V4(_)));
