@@ -142,12 +142,13 @@ async fn serve(settings: Settings) -> Result<End, StartError> {
             return Err(error);
         }
     };
-    log::info!("{}: listening on port {}, {} path", config.tun, config.listen_port, capture.path());
+    let ready = format!("{}: listening on port {}, {} path", config.tun, config.listen_port, capture.path());
     if let Err(error) = sys::keep_capabilities(CAPABILITIES) {
         log::warn!("give up privileges: {error}");
     }
     let leave_blocked = settings.leave_blocked;
     let event_loop = EventLoop::new(Rc::clone(&gateway), capture, signals, settings, config);
+    log::info!("{ready}"); // and its status can be asked for
     let (end, capture, config) = event_loop.run().await;
     match &end {
         End::TunGone => log::error!("{}: the device is gone", config.tun),

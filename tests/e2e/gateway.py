@@ -17,8 +17,6 @@ TABLE = 7480
 PASSWORD = "hunter2-must-not-show"
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 READY = "listening on port"
-# A flag of /proc/net/unix (__SO_ACCEPTCON of <linux/net.h>).
-LISTENS = "00010000"
 # The path that the tests are run on.
 PATH = os.environ.get("TOH_PATH", "rewrite")
 # The table of the express path, and the routing tables from TABLE on.
@@ -69,18 +67,7 @@ class Gateway:
     def wait_ready(self, offset):
         """Waits until a run whose log is behind offset serves and tells its status."""
         until(lambda: READY in self.log()[offset:] or not self.running(), "the daemon listens")
-        # Only behind that line it makes its status socket, or says why not.
-        until(
-            lambda: self.tells_status() or "status_socket" in self.log()[offset:] or not self.running(),
-            "the daemon tells its status",
-        )
         assert self.running(), f"the daemon ended with {self.process.poll()}:\n{self.log()}"
-
-    def tells_status(self):
-        """Whether somebody in the router listens on its status socket. (To ask would have it test its listener.)"""
-        with self.router.enter(), open("/proc/thread-self/net/unix") as sockets:
-            fields = [line.split() for line in sockets]
-        return any(field[3] == LISTENS and field[7:] == [str(self.status_socket)] for field in fields)
 
     def argv(self, *argv):
         """The whole command of the program with these arguments."""
