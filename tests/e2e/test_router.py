@@ -434,6 +434,49 @@ def test_dnsmasq_asks_the_daemon(box, honest, client, internet, directory, fetch
     assert not state.exists() or "rebind_protection" not in state.read_text()
 
 
+def test_dnsmasq_asks_nobody_else(box, honest, client, internet, directory):
+    """Its own servers for all names would answer as well; those for domains are still asked."""
+    data = ["www.corp.example. 300 IN A 192.88.99.7", *(f"n{i}.example.com. 300 IN A 192.88.99.8" for i in range(20))]
+    unbound = Unbound(internet, directory, [RESOLVER], data)
+    dhcp = box.root / "etc/config/dhcp"
+    own = f"config dnsmasq\n\tlist server '{RESOLVER}'\n\tlist server '/corp.example/{RESOLVER}'\n"
+    dhcp.write_text(own)
+    box.configure("option dns 'fakeip'", "option dns_hijack '0'")
+    box.boot()
+    box.wait_ready()
+    ask = lambda name: dig(client, ROUTER_LAN, name, check=False)
+    names = [f"n{i}.example.com" for i in range(20)]
+    until(lambda: ask(names[0]), "dnsmasq answers")
+    # It asks all that it may now and then.
+    assert all(ask(name)[0].startswith("198.1") for name in names)
+    assert f"{ROUTER_WAN} n" not in unbound.log()
+    assert ask("www.corp.example") == ["192.88.99.7"]
+    # Changed meanwhile: the service is told, and what it has said itself is nothing to it.
+    dhcp.write_text(own.replace("corp.example", "home.example"))
+    box.run("/etc/init.d/dnsmasq", "restart")
+    box.service("reload")
+    until(lambda: ask("www.corp.example") and ask("www.corp.example")[0].startswith("198.1"), "it is a name like others")
+    box.service("stop")
+    assert until(lambda: ask(names[0]), "its own server answers") == ["192.88.99.8"]
+    assert box.traces() == []
+    assert "server" not in (box.root / "var/state/dhcp").read_text()
+
+
+def test_one_conf_dir_for_all(box, honest, client):
+    """Until OpenWrt 23.05: at boot, where no instance's file tells yet."""
+    script = box.root / "etc/init.d/dnsmasq"
+    script.write_text(script.read_text().replace("/tmp/dnsmasq.$1.d", "/tmp/dnsmasq.d"))
+    (box.root / "etc/config/dhcp").write_text("config dnsmasq\n\nconfig dnsmasq 'other'\n\toption port '5300'\n")
+    box.configure("option dns 'fakeip'", "option dns_hijack '0'")
+    box.boot()
+    box.wait_ready()
+    for port in (53, 5300):
+        answer = until(lambda: dig(client, ROUTER_LAN, "www.corp.example", port=port, check=False), "an instance answers")
+        assert answer[0].startswith("198.1")
+    box.service("stop")
+    assert box.traces() == []
+
+
 @pytest.mark.parametrize("dns", ["fakeip", "proxy"])
 def test_dnsmasq_asks_for_some_domains(box, honest, client, internet, directory, dns):
     """Those of the list come through the daemon, all others go where they went; rebind protection stays on for them."""

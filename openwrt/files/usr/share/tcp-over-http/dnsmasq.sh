@@ -1,18 +1,21 @@
 # shellcheck shell=dash
 # Sourced by the init script: with `option dns`, dnsmasq asks the daemon for all names but those that it has servers
 # of their own for, or only for those of `list dns_domain`. Each instance gets a file in its conf-dir, which is read
-# only at a start.
+# only at a start. What its own configuration must not say meanwhile is overridden by states, since nothing of ours is
+# in /etc/config.
 
-# The files made, and the instances whose rebind protection is off.
+# The files made: a line for each instance.
 DNSMASQ=/var/run/tcp-over-http.dnsmasq
 
 # Of the configuration that is loaded.
 dnsmasq_redirect() {
-	local dns dns_port domains
+	local dns port domains
 	config_get dns main dns off
-	config_get dns_port main dns_port 5453
+	config_get port main dns_port 5453
 	config_get domains main dns_domain
 	(
+		# shellcheck disable=SC2034 # for config_load
+		LOAD_STATE= # of which some are ours
 		config_load dhcp
 		[ "$dns" = off ] || config_foreach dnsmasq_instance dnsmasq
 	) >"$DNSMASQ.new"
@@ -23,23 +26,31 @@ dnsmasq_redirect() {
 	dnsmasq_undo
 	[ ! -s "$DNSMASQ.new" ] || mv "$DNSMASQ.new" "$DNSMASQ"
 	rm -f "$DNSMASQ.new"
-	[ ! -e "$DNSMASQ" ] || while read -r section folder dns dns_port domains; do
+	[ ! -e "$DNSMASQ" ] || while read -r section folder dns servers; do
 		mkdir -p "$folder"
 		dnsmasq_servers >"$folder/$NAME.conf"
-		[ "$dns" != fakeip ] || [ -n "$domains" ] || uci_set_state dhcp "$section" rebind_protection 0
+		dnsmasq_asks_us_for_all || continue
+		uci_set_state dhcp "$section" server "$servers"
+		[ "$dns" != fakeip ] || uci_set_state dhcp "$section" rebind_protection 0
 	done <"$DNSMASQ"
 	dnsmasq_restart
 }
 
-# Who is asked for what. The fake addresses of IPv6 are private ones, which dnsmasq would take for an attack: it is
-# told to expect them of the domains, and of all names by a state, since nothing of that is in /etc/config.
+# The fake addresses of IPv6 are private ones, which dnsmasq would take for an attack: of these domains it is told to
+# expect them; if it is for all names, its protection is off.
 dnsmasq_servers() {
-	local domain
-	[ -n "$domains" ] || printf 'no-resolv\nserver=127.0.0.1#%s\n' "$dns_port"
-	for domain in $domains; do
-		printf 'server=/%s/127.0.0.1#%s\n' "$domain" "$dns_port"
-		[ "$dns" != fakeip ] || printf 'rebind-domain-ok=/%s/\n' "$domain"
+	local server
+	! dnsmasq_asks_us_for_all || echo no-resolv
+	for server in $servers; do
+		echo "server=$server"
+		dnsmasq_asks_us_for_all || [ "$dns" != fakeip ] || echo "rebind-domain-ok=${server%/*}/"
 	done
+}
+
+dnsmasq_asks_us_for_all() {
+	case $servers in
+	/*) return 1 ;;
+	esac
 }
 
 dnsmasq_restore() {
@@ -50,21 +61,46 @@ dnsmasq_restore() {
 
 dnsmasq_undo() {
 	[ -e "$DNSMASQ" ] || return 0
-	while read -r section folder dns _; do
+	while read -r section folder dns servers; do
 		rm -f "$folder/$NAME.conf"
+		dnsmasq_asks_us_for_all || continue
+		uci_revert_state dhcp "$section" server
 		[ "$dns" != fakeip ] || uci_revert_state dhcp "$section" rebind_protection
 	done <"$DNSMASQ"
 	rm "$DNSMASQ"
 }
 
-# One line for an instance. Where there is no `confdir`, the folder is what the file that runs it says, or at boot
-# what the next one will.
+# One line for an instance: its folder and its servers, as dnsmasq takes them.
 dnsmasq_instance() {
-	local folder
+	local folder domain own server servers
+	for domain in $domains; do
+		servers="$servers /$domain/127.0.0.1#$port"
+	done
+	if [ -z "$servers" ]; then
+		servers=" 127.0.0.1#$port"
+		# Of its own only those of domains: of others it would ask the one that answers first. (A state is no list,
+		# and for dnsmasq's script none at all.)
+		config_get own "$1" server
+		for server in $own; do
+			case $server in
+			/*) servers="$servers $server" ;;
+			esac
+		done
+	fi
 	config_get folder "$1" confdir
-	[ -n "$folder" ] || folder=$(sed -n 's/^conf-dir=//p' "/var/etc/dnsmasq.conf.$1" 2>/dev/null)
-	folder=${folder:-/tmp/dnsmasq.$1.d}
-	echo "$1 ${folder%%,*} $dns $dns_port $domains"
+	[ -n "$folder" ] || folder=$(dnsmasq_folder "$1")
+	echo "$1 ${folder%%,*} $dns$servers"
+}
+
+# Where there is no `confdir`: what the file that runs the instance says; at boot there is none yet, and dnsmasq's
+# script knows (until OpenWrt 23.05 one folder for all instances).
+dnsmasq_folder() {
+	sed -n 's/^conf-dir=//p' "/var/etc/dnsmasq.conf.$1" 2>/dev/null | grep . && return
+	if grep -qF '"/tmp/dnsmasq.d"' /etc/init.d/dnsmasq; then
+		echo /tmp/dnsmasq.d
+	else
+		echo "/tmp/dnsmasq.$1.d"
+	fi
 }
 
 # At boot it has yet to start.

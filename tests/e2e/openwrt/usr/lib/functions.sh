@@ -1,9 +1,11 @@
 # shellcheck shell=dash disable=SC1090
-# A double of OpenWrt's functions.sh: configurations become variables CONFIG_section_option, states of /var/state
-# included, as the real one does with LOAD_STATE.
+# A double of OpenWrt's functions.sh: configurations become variables CONFIG_section_option, with LOAD_STATE those of
+# /var/state in their place.
+
+LOAD_STATE=1
 
 config_load() {
-	eval "$(/usr/libexec/uci-load "$1")"
+	eval "$(/usr/libexec/uci-load "$1" ${LOAD_STATE:+/var/state})"
 }
 
 config_get() {
@@ -19,6 +21,15 @@ config_get_bool() {
 	*) _value=$4 ;;
 	esac
 	eval "$1=$_value"
+}
+
+# Of a list only: of an option there are no items.
+config_list_foreach() {
+	local _item _items
+	eval "_items=\$CONFIG_$1_$2_ITEMS"
+	for _item in $_items; do
+		"$3" "$_item"
+	done
 }
 
 config_foreach() {
