@@ -13,7 +13,7 @@
 //! | P+4 | `iif TUN lookup main suppress_prefixlength 0` | express path: our RSTs and ICMP errors go to clients, ... |
 //! | P+5 | `iif TUN lookup TABLE+2` | ... and a released SYN that no firewall rule takes is refused, not forwarded |
 //! | P+6 | `iif TUN goto END` | what leaves the TUN can't enter it again: no loops |
-//! | P+7 | `fwmark MARK/MASK goto END`, `fwmark EXEMPT/MASK goto END` | nor can our connections to the proxies; what `firewall.rs` exempts |
+//! | P+7 | `fwmark MARK/MASK goto END`, `from PROXY goto END` each, `fwmark EXEMPT/MASK goto END` | nor can our connections to the proxies, nor theirs; what `firewall.rs` exempts |
 //! | P+8 | `to FAKE lookup TABLE` | `dns 'fakeip'`: addresses that only we know |
 //! | P+8 | `iif lo ipproto PROTO dport 53 goto END` each | `dns_domain`: what dnsmasq asks others |
 //! | P+9 | `iif lo goto CAPTURE` or `goto END` | `local`: our own connections |

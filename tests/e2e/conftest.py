@@ -114,8 +114,8 @@ def fault_proxy(internet):
     """A scripted proxy on the usual address, and a function to make more."""
     made = []
 
-    def make(address=PROXY, port=3128, **options):
-        made.append(FaultProxy(internet, address, port, **options))
+    def make(address=PROXY, port=3128, space=internet, **options):
+        made.append(FaultProxy(space, address, port, **options))
         return made[-1]
 
     yield make

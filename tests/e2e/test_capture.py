@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from gateway import NFT_TABLE, PATH, tables
+from gateway import NFT_TABLE, PATH, tables, upstream
 from netns import (
     CLIENT, CLIENT6, ROUTER_WAN, ROUTER_WAN6, SERVER, SERVER6, SERVER_OTHER, finish_connect, retransmits,
 )
@@ -43,6 +43,23 @@ def test_only_these_ports(gateway, proxy, client, internet):
     gateway("--port", "80", "--port", "7000-7999")
     assert_proxied(client, proxy, SERVER, 7500)
     assert_direct(client, internet.listen(SERVER, 6999), proxy)
+
+
+@pytest.mark.parametrize("local", ["0", "1"])
+def test_a_proxy_in_the_lan(gateway, fault_proxy, client, internet, server, local):
+    """What it sends itself must not come back to it."""
+    own, other = (CLIENT6, NEIGHBOUR6) if ":" in server else (CLIENT, NEIGHBOUR)
+    proxy = fault_proxy(own, space=client)
+    gateway("--local", local, upstreams=(upstream(own),))
+    near = client.begin_connect(server, 80, source=other)
+    proxy.open()
+    assert finish_connect(near) == 0
+    listener = internet.listen(server, 80)
+    far = client.connect(server, 80, source=own)
+    listener.accept()[0].close()
+    assert not proxy.pending()
+    near.close()
+    far.close()
 
 
 @pytest.mark.parametrize("options", [("--client", "10.1.0.2", "--client", "fd01::2"), ("--port", "80")], ids=["client", "port"])

@@ -3,8 +3,8 @@
 use tcp_over_http::rewrite::Path;
 
 use super::rule::{FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, Rule};
-use super::{OURS, Route, V4, V6, family_of};
-use crate::config::{Config, MARK_MASK, NonTcp, Quic};
+use super::{OURS, Route, V4, V6, family_of, net};
+use crate::config::{Config, Host, MARK_MASK, NonTcp, Quic};
 
 // Priorities, from `rule_priority` on.
 
@@ -60,6 +60,7 @@ pub fn rules(config: &Config, path: Path, tun: &str, routes: &[Route]) -> Vec<Ru
             rules.goto(MARKED, END).marked(config.exempt_mark());
         }
         if captures {
+            rules.spare_proxies();
             for range in config.dns.fake_ranges().filter(|range| family_of(range) == family) {
                 rules.lookup(FAKE, config.table).dst = Some(range);
             }
@@ -93,6 +94,17 @@ impl Rules<'_> {
         self.lookup(3, deliver).marked(mark);
         self.lookup(4, MAIN).but_default().device(tun);
         self.lookup(5, guard).device(tun);
+    }
+
+    /// A proxy within the LAN: what it sends would come back to it for ever.
+    fn spare_proxies(&mut self) {
+        for upstream in &self.config.upstreams {
+            let Host::Ip(address) = upstream.host else { continue };
+            let host = net(address, if address.is_ipv4() { 32 } else { 128 });
+            if family_of(&host) == self.family {
+                self.goto(MARKED, END).src = Some(host);
+            }
+        }
     }
 
     /// Whose traffic it is.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::config::{DnsMode, IpNet, NonTcp};
+use crate::config::{DnsMode, Host, IpNet, NonTcp, UpstreamConfig};
 
 mod selection;
 
@@ -43,6 +43,7 @@ fn install_and_remove_leave_nothing() {
              906:\tfrom all iif toh0 goto 920 proto 116\n\
              907:\tfrom all fwmark 0x74000000/0xff000000 goto 920 proto 116\n\
              907:\tfrom all fwmark 0x76000000/0xff000000 goto 920 proto 116\n\
+             907:\tfrom 192.0.2.1 goto 920 proto 116\n\
              916:\tfrom all ipproto tcp lookup main suppress_prefixlength 0 proto 116\n\
              916:\tfrom all ipproto udp dport 443 lookup main suppress_prefixlength 0 proto 116\n\
              917:\tfrom all ipproto tcp lookup 7480 proto 116\n\
@@ -95,6 +96,25 @@ fn captures_tcp_that_goes_to_a_default_route() {
         assert_eq!(device("203.0.113.1", "ipproto tcp"), TUN);
         assert_eq!(device("203.0.113.1", out), "");
         assert_eq!(device("203.0.113.1", &format!("ipproto tcp mark {MARK}")), "");
+    });
+}
+
+#[test]
+fn a_proxy_within_the_lan_is_not_captured() {
+    in_namespace(|world| {
+        let _tun = open_tun();
+        let mut config = auto_route();
+        for proxy in ["192.168.7.9", "fd00:7::9"] {
+            let host = Host::Ip(proxy.parse().unwrap());
+            config.upstreams.push(UpstreamConfig { host, ..config.upstreams[0].clone() });
+        }
+        let _routes = world.install(&config);
+        for (to, proxy, other) in
+            [("198.51.100.1", "192.168.7.9", "192.168.7.8"), ("2001:db8:a::1", "fd00:7::9", "fd00:7::8")]
+        {
+            assert_eq!(device(to, &format!("from {proxy} iif lan0 ipproto tcp")), "wan0");
+            assert_eq!(device(to, &format!("from {other} iif lan0 ipproto tcp")), TUN);
+        }
     });
 }
 
@@ -212,6 +232,7 @@ fn express_rules() {
              906:\tfrom all iif toh0 goto 920 proto 116\n\
              907:\tfrom all fwmark 0x74000000/0xff000000 goto 920 proto 116\n\
              907:\tfrom all fwmark 0x76000000/0xff000000 goto 920 proto 116\n\
+             907:\tfrom 192.0.2.1 goto 920 proto 116\n\
              916:\tfrom all ipproto tcp lookup main suppress_prefixlength 0 proto 116\n\
              916:\tfrom all ipproto udp dport 443 lookup main suppress_prefixlength 0 proto 116\n\
              917:\tfrom all ipproto tcp lookup 7480 proto 116\n\
@@ -332,18 +353,22 @@ fn a_crash_blocks_until_the_next_start() {
 
         // Other options: what they don't want goes, nothing stays of the earlier run.
         let tun = open_tun();
-        config.rule_priority = 2000;
+        (config.rule_priority, config.table) = (2000, 8000);
         config.auto_route = false;
         config.bypass.clear();
         config.routes = nets(&["198.51.100.0/24"]);
         let routes = world.install(&config);
         assert_eq!(device("198.51.100.129", "ipproto tcp"), TUN);
         assert_eq!(device("203.0.113.1", "ipproto tcp"), "wan0");
-        assert_eq!(ip("route show table 7480").lines().count(), 2);
-        routes.remove().unwrap();
-        config.rule_priority = 900;
-        world.install(&config).remove().unwrap();
+        assert_eq!(ip("route show table 8000").lines().count(), 2);
+        assert_eq!(ip("route show table 7480"), "");
+        assert_eq!(ip("rule show pref 917"), "");
+        drop(routes); // kill -9
         close(tun);
+
+        // What ends them all knows the device, too.
+        (config.rule_priority, config.table) = (900, 7480);
+        super::clear(&config).unwrap();
         assert_eq!(state(), before);
     });
 }
