@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from dnsservers import Unbound, dig
-from gateway import PATH, TUN, upstream
+from gateway import PATH, TABLE, TUN, upstream
 from netns import CLIENT, CLIENT_OTHER, PROXY, RESOLVER, ROUTER_LAN, ROUTER_WAN, SERVER, SERVER6, finish_connect, literal, retransmits
 from proxies import HonestProxy
 from router import CONFIG, RUN, Router, pack
@@ -298,6 +298,52 @@ def test_a_bad_configuration_at_boot_refuses_all(box, client, leaks, fetch):
     # Once it is mended, the change is enough.
     box.configure(upstreams=())
     box.service("stop")
+
+
+# Where the kernel keeps what is ours.
+NUMBERS = "option table '8000'", "option rule_priority '2000'"
+
+
+@pytest.mark.parametrize("before", [(), (*NUMBERS, "option nonsense '1'")], ids=["restart", "bad at boot"])
+def test_other_numbers(box, honest, client, leaks, fetch, before):
+    """What refused traffic under the old ones goes when a daemon has others."""
+    box.configure(*before)
+    box.boot()
+    if not before:
+        box.wait_ready()
+    offset = len(box.log())
+    box.configure(*NUMBERS)
+    box.service("start" if before else "restart")
+    box.wait_ready(offset)
+    assert_proxied(fetch, client)
+    leaks.assert_none()
+    assert not [rule for rule in box.space.ip("rule") if 900 <= rule["priority"] < 1000]
+    assert not box.space.ip("route", "show", "table", TABLE, check=False)
+    box.service("stop")
+    assert box.traces() == []
+
+
+def test_a_file_that_is_there_later(box, honest, client, leaks, fetch):
+    """As on a disk that is mounted after the start: nobody has to do anything."""
+    box.configure("list bypass_file '/mnt/list'")
+    box.boot()
+    until(lambda: "/mnt/list" in box.syslog(), "the log says what is wrong")
+    assert_refused(fetch, client, leaks)
+    path = box.root / "mnt/list"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("192.88.99.0/24\n")
+    box.wait_ready()
+    assert_proxied(fetch, client)
+    leaks.assert_none()
+
+
+@pytest.mark.parametrize("line", ["option max_flows '0xx'", "option mark '1 2'", "option drain_timeout 'soon'"])
+def test_a_number_that_is_none(box, client, leaks, fetch, line):
+    """The script goes on to what keeps traffic from leaking."""
+    box.configure(line)
+    box.boot()
+    assert line.split()[1] in box.syslog()
+    assert_refused(fetch, client, leaks)
 
 
 def test_refused_from_the_first_moment(box, honest, client, leaks, fetch):

@@ -54,9 +54,10 @@ firewall_input() {
 	config_get_bool ipv6 main ipv6 1
 	config_get port main listen_port 12345
 	config_get mark main mark 0x74000000
+	mark=$(number "$mark")
 	echo "iifname \"$tun\" ip daddr ${address%/*} tcp dport $port accept"
 	[ "$ipv6" -eq 0 ] || echo "iifname \"$tun\" ip6 daddr ${address6%/*} tcp dport $port accept"
-	[ $((mark)) -eq 0 ] || echo "iifname \"$tun\" meta mark & 0xff000000 == $(delivery) meta l4proto tcp accept"
+	[ "$mark" -eq 0 ] || echo "iifname \"$tun\" meta mark & 0xff000000 == $(delivery) meta l4proto tcp accept"
 }
 
 # The mark of what the daemon's own tables deliver on the express path.
