@@ -480,6 +480,20 @@ def test_dnsmasq_asks_the_daemon(box, honest, client, internet, directory, fetch
     assert not state.exists() or "rebind_protection" not in state.read_text()
 
 
+def test_dnsmasq_is_left_alone(box, honest):
+    """Where names are none of ours, it is not restarted for nothing."""
+    box.configure()
+    box.boot()
+    box.wait_ready()
+    pids = lambda: {path.name: path.read_text() for path in box.run_dir.glob("dnsmasq.*.pid")}
+    before = until(lambda: len(pids()) == 2 and pids(), "both instances run")
+    offset = len(box.log())
+    for action in ("reload", "start"):
+        box.service(action)
+    until(lambda: box.log()[offset:].count("reload: nothing has changed") == 2, "both are done")
+    assert pids() == before
+
+
 def test_dnsmasq_asks_nobody_else(box, honest, client, internet, directory):
     """Its own servers for all names would answer as well; those for domains are still asked."""
     data = ["www.corp.example. 300 IN A 192.88.99.7", *(f"n{i}.example.com. 300 IN A 192.88.99.8" for i in range(20))]

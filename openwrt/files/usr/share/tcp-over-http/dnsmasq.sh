@@ -19,14 +19,18 @@ dnsmasq_redirect() {
 		config_load dhcp
 		[ "$dns" = off ] || config_foreach dnsmasq_instance dnsmasq
 	) >"$DNSMASQ.new"
+	if [ ! -s "$DNSMASQ.new" ]; then
+		rm "$DNSMASQ.new"
+		dnsmasq_restore
+		return 0
+	fi
 	if cmp -s "$DNSMASQ.new" "$DNSMASQ"; then
 		rm "$DNSMASQ.new"
 		return 0
 	fi
 	dnsmasq_undo
-	[ ! -s "$DNSMASQ.new" ] || mv "$DNSMASQ.new" "$DNSMASQ"
-	rm -f "$DNSMASQ.new"
-	[ ! -e "$DNSMASQ" ] || while read -r section folder dns servers; do
+	mv "$DNSMASQ.new" "$DNSMASQ"
+	while read -r section folder dns servers; do
 		mkdir -p "$folder"
 		dnsmasq_servers >"$folder/$NAME.conf"
 		dnsmasq_asks_us_for_all || continue
