@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import json
 import os
 import pathlib
 import re
@@ -212,3 +213,8 @@ def test_the_service_is_off_until_it_is_set_up():
     assert "\n\toption enabled '0'\n" in config
     # No password, no proxy: whoever enables it as it is gets an error and no surprise.
     assert not re.search(r"^\s*(list upstream|config upstream)", config, re.M)
+
+
+def test_a_jail_needs_no_capability_that_there_is_not():
+    """ujail ends on an effective, permitted, inheritable or ambient set that a container can't have."""
+    assert set(json.loads((FILES / "etc/capabilities/tcp-over-http.json").read_text())) == {"bounding"}
