@@ -418,10 +418,11 @@ def test_an_upgrade_runs_the_new_program(box, honest, client, leaks, fetch):
 
 @pytest.mark.parametrize("how", ["stop", "disable in the configuration", "remove"])
 def test_nothing_is_left_behind(box, honest, client, fetch, how):
-    box.configure()
+    box.configure("option dns 'fakeip'")
     box.boot()
     box.wait_ready()
     assert_proxied(fetch, client)
+    until(lambda: dig(client, ROUTER_LAN, "www.corp.example", check=False), "a name has an address")
     match how:
         case "stop":
             box.service("stop")
@@ -433,6 +434,8 @@ def test_nothing_is_left_behind(box, honest, client, fetch, how):
     assert box.pid() == 0
     assert box.traces() == []
     assert_proxied(fetch, client)  # by nobody
+    # The name's address is for the next run, if there is to be one.
+    assert (box.run_dir / "tcp-over-http.names").exists() == (how != "remove")
     if how == "remove":
         left = [path for path in box.files if (box.root / path.lstrip("/")).exists()]
         assert left == [f"/{CONFIG}"]
