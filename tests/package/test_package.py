@@ -165,11 +165,9 @@ def test_without_an_apk_tool_none_is_made_and_it_says_so(tmp_path):
     assert not list(tmp_path.rglob("*.apk"))
 
 
-def test_apk_mkpkg_is_given_the_same_files(tmp_path):
-    """With a stand-in that shows what the real one would have packed."""
-    if os.geteuid() != 0 and not shutil.which("fakeroot"):
-        pytest.skip("needs root or fakeroot")
-    apk = tmp_path / "apk"
+def mkpkg_stand_in(folder):
+    """Shows what the real one would have packed."""
+    apk = folder / "apk"
     apk.write_text("""#!/bin/sh
 [ "$1" != --version ] || exec echo "apk-tools 3.0.5, compiled for x86_64."
 while [ $# -gt 0 ]; do
@@ -185,6 +183,13 @@ tar -C "$files" -cf "$0.tar" .
 cp "$0.args" "$output"
 """)
     apk.chmod(0o755)
+    return apk
+
+
+def test_apk_mkpkg_is_given_the_same_files(tmp_path):
+    if os.geteuid() != 0 and not shutil.which("fakeroot"):
+        pytest.skip("needs root or fakeroot")
+    apk = mkpkg_stand_in(tmp_path)
     pack("apk", tmp_path / "dist", APK=str(apk))
     packages = sorted(path.name for path in (tmp_path / "dist/mips").glob("*.apk"))
     assert packages == [f"tcp-over-http-{package_version()}_{arch}.apk" for arch in ARCHS]
@@ -203,6 +208,17 @@ cp "$0.args" "$output"
     digest = hashlib.sha256((FILES / CONFIG).read_bytes()).hexdigest()
     assert found.pop(info + "conffiles_static")[1] == f"/{CONFIG} {digest}\n".encode()
     assert found == expected_files()
+
+
+def test_without_root_apk_packs_under_fakeroot_from_any_folder(tmp_path):
+    for name, script in {"id": "echo 1000", "fakeroot": 'shift; FAKEROOTKEY=1 exec "$@"', "chown": ":"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "dist/mips").mkdir(parents=True)
+    (tmp_path / "dist/mips/tcp-over-http").write_bytes(BINARY)
+    env = {"DIST": str(tmp_path / "dist"), "APK": str(mkpkg_stand_in(tmp_path)), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["./apk", "mips"], cwd=ROOT / "scripts", env=os.environ | env, check=True)
+    assert len(list(tmp_path.rglob("*.apk"))) == len(ARCHS)
 
 
 def test_versions_agree():
