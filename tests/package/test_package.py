@@ -191,8 +191,8 @@ def test_apk_mkpkg_is_given_the_same_files(tmp_path):
         pytest.skip("needs root or fakeroot")
     apk = mkpkg_stand_in(tmp_path)
     pack("apk", tmp_path / "dist", APK=str(apk))
-    packages = sorted(path.name for path in (tmp_path / "dist/mips").glob("*.apk"))
-    assert packages == [f"tcp-over-http-{package_version()}_{arch}.apk" for arch in ARCHS]
+    packages = sorted(path.relative_to(tmp_path / "dist/mips").as_posix() for path in tmp_path.rglob("*.apk"))
+    assert packages == [f"{arch}/tcp-over-http-{package_version()}.apk" for arch in ARCHS]
     arguments = (tmp_path / "apk.args").read_text()
     for line in [f"info version:{package_version()}", "info depends:kmod-tun kmod-nft-tproxy kmod-nft-socket kmod-nft-dup-inet", "info arch:mips_4kec",
                  "script post-install", "script post-upgrade", "script pre-deinstall", "script post-deinstall",
