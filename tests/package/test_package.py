@@ -125,7 +125,26 @@ def test_all_architectures_of_a_target_get_the_same(ipk):
     assert len(data) == 1
 
 
-def test_an_ipk_is_the_same_wherever_and_whenever_it_is_made(ipk, tmp_path):
+def apk_tool(*arguments, **keywords):
+    command = [os.environ.get("APK", "apk"), *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **keywords).stdout
+
+
+def has_apk_tool():
+    try:
+        return bool(re.match(r"apk-tools [3-9]", apk_tool("--version")))
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
+needs_apk_tool = pytest.mark.skipif(not has_apk_tool(), reason="needs apk-tools 3")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: files belong to it, and scripts run in a root folder")
+
+
+@pytest.mark.parametrize("script", ["ipk", pytest.param("apk", marks=needs_apk_tool)])
+def test_a_package_is_the_same_wherever_and_whenever_it_is_made(script, tmp_path):
+    here = tmp_path / "here"
+    pack(script, here)
     # Another checkout, with another umask, other times, in another time zone and language.
     project = tmp_path / "a checkout elsewhere"
     project.mkdir()
@@ -136,11 +155,13 @@ def test_an_ipk_is_the_same_wherever_and_whenever_it_is_made(ipk, tmp_path):
         path.chmod(0o700 if path.is_dir() or os.access(path, os.X_OK) else 0o600)
     old = os.umask(0o077)
     try:
-        pack("ipk", tmp_path / "dist", project, TZ="Asia/Tokyo", LC_ALL="C")
+        pack(script, tmp_path / "there", project, TZ="Asia/Tokyo", LC_ALL="C")
     finally:
         os.umask(old)
-    for package in ipk.parent.glob("*.ipk"):
-        assert (tmp_path / "dist/mips" / package.name).read_bytes() == package.read_bytes()
+    packages = list(here.rglob(f"*.{script}"))
+    assert len(packages) == len(ARCHS)
+    for package in packages:
+        assert (tmp_path / "there" / package.relative_to(here)).read_bytes() == package.read_bytes()
 
 
 def test_what_is_not_built_is_not_packed(tmp_path):
@@ -219,6 +240,102 @@ def test_without_root_apk_packs_under_fakeroot_from_any_folder(tmp_path):
     env = {"DIST": str(tmp_path / "dist"), "APK": str(mkpkg_stand_in(tmp_path)), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     subprocess.run(["./apk", "mips"], cwd=ROOT / "scripts", env=os.environ | env, check=True)
     assert len(list(tmp_path.rglob("*.apk"))) == len(ARCHS)
+
+
+class Root:
+    """A root folder with what the package depends on, and an apk that changes it."""
+
+    def __init__(self, folder):
+        self.path = folder / "root"
+        base = folder / "base"
+        for name in ["bin", "lib", "tmp", "etc/init.d"]:
+            (base / name).mkdir(parents=True)
+        shutil.copy(shutil.which("busybox"), base / "bin/busybox")
+        (base / "bin/sh").symlink_to("busybox")
+        log = 'echo "{0} $pkgname ${{PKG_UPGRADE:-}}" >>/tmp/log'
+        (base / "lib/functions.sh").write_text("".join(
+            f"{name}() {{ {log.format(name)}; }}\n" for name in ["add_group_and_user", "default_postinst", "default_prerm"]
+        ))
+        (base / "etc/init.d/rpcd").write_text('#!/bin/sh\necho "rpcd $1" >>/tmp/log\n')
+        (base / "etc/init.d/rpcd").chmod(0o755)
+        packages = [self.package(folder, "base-files", "--files", base)]
+        packages += [self.package(folder, name) for name in
+                     ["kmod-tun", "kmod-nft-tproxy", "kmod-nft-socket", "kmod-nft-dup-inet"]]
+        self.apk("--initdb", "add", *packages)
+
+    @staticmethod
+    def package(folder, name, *arguments):
+        package = folder / f"{name}-1-r1.apk"
+        info = [f"--info={field}" for field in (f"name:{name}", "version:1-r1", f"arch:{ARCHS[0]}")]
+        apk_tool("mkpkg", *info, *arguments, "--output", package)
+        return package
+
+    def apk(self, *arguments):
+        """Gives what the scripts of packages did."""
+        (self.path / "tmp").mkdir(parents=True, exist_ok=True)
+        (self.path / "tmp/log").write_text("")
+        apk_tool("--root", self.path, "--arch", ARCHS[0], "--allow-untrusted", "--no-network", "--no-cache",
+                 "--repositories-file", "/dev/null", *arguments)
+        return (self.path / "tmp/log").read_text().splitlines()
+
+    def files(self):
+        """But for apk's own."""
+        paths = {path.relative_to(self.path).as_posix(): path for path in self.path.rglob("*") if path.is_file()}
+        return {name: path for name, path in paths.items() if not re.match("(lib|etc)/apk/(?!packages)|dev/", name)}
+
+
+@needs_apk_tool
+@needs_root
+def test_apk_adds_upgrades_and_deletes_it(tmp_path):
+    pack("apk", tmp_path / "old")
+    (old,) = (tmp_path / f"old/mips/{ARCHS[0]}").glob("*.apk")
+    project = tmp_path / "project"
+    for name in ["scripts", "openwrt"]:
+        shutil.copytree(ROOT / name, project / name)
+    shutil.copy(ROOT / "Cargo.toml", project)
+    for name, find, replace in [("Makefile", "PKG_RELEASE:=1", "PKG_RELEASE:=2"),
+                                (f"files/{CONFIG}", "\n", "\n# Said anew.\n"),
+                                ("files/etc/init.d/tcp-over-http", "\n", "\n# Done anew.\n")]:
+        path = project / "openwrt" / name
+        path.write_text(path.read_text().replace(find, replace, 1))
+    pack("apk", tmp_path / "new", project)
+    (new,) = (tmp_path / f"new/mips/{ARCHS[0]}").glob("*.apk")
+    assert new.name == f"tcp-over-http-{version()}-r2.apk"
+    apk_tool("verify", "--allow-untrusted", old, new)
+
+    root = Root(tmp_path)
+    before = root.files()
+    postinst = ["add_group_and_user tcp-over-http ", "default_postinst tcp-over-http ", "rpcd reload"]
+    assert root.apk("add", old) == postinst
+    added = {name: (path.stat().st_mode & 0o7777, path.read_bytes()) for name, path in root.files().items() if name not in before}
+    for name in ["list", "conffiles", "conffiles_static"]:
+        assert added.pop(f"lib/apk/packages/tcp-over-http.{name}")[0] == 0o644
+    assert added == expected_files()
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in root.files().values()} == {(0, 0)}
+
+    config = root.path / CONFIG
+    config.write_text("# Mine.\n")
+    assert root.apk("add", new) == [postinst[0] + "1", postinst[1] + "1", postinst[2]]
+    assert config.read_text() == "# Mine.\n"
+    assert config.stat().st_mode & 0o7777 == 0o600
+    assert "# Said anew." in (root.path / f"{CONFIG}.apk-new").read_text()
+    assert "# Done anew." in (root.path / "etc/init.d/tcp-over-http").read_text()
+
+    assert root.apk("del", "tcp-over-http") == ["default_prerm tcp-over-http ", "rpcd reload"]
+    assert sorted(root.files()) == sorted([*before, CONFIG])
+    assert config.read_text() == "# Mine.\n"
+
+
+@needs_apk_tool
+@needs_root
+def test_apk_adds_it_from_a_repository(tmp_path):
+    pack("apk", tmp_path / "dist")
+    (package,) = (tmp_path / f"dist/mips/{ARCHS[0]}").glob("*.apk")
+    index = package.parent / "packages.adb"
+    apk_tool("mkndx", "--allow-untrusted", "--output", index, package)
+    root = Root(tmp_path)
+    root.apk("--repository", index, "add", "tcp-over-http")
+    assert (root.path / "usr/bin/tcp-over-http").read_bytes() == BINARY
 
 
 def test_versions_agree():
