@@ -96,7 +96,7 @@ class Router:
         applets = self.root / "router/bin"
         for name in APPLETS:
             (applets / name).symlink_to("/usr/bin/busybox")
-        for name in ("nft", "fw4"):
+        for name in ("nft", "fw4", "dnsmasq"):
             (applets / name).symlink_to(f"/usr/sbin/{name}")
         (self.root / "etc/resolv.conf").unlink(missing_ok=True)
         (self.root / "etc/resolv.conf").write_text("nameserver 127.0.0.1\n")

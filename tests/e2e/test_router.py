@@ -525,6 +525,14 @@ def test_dnsmasq_asks_nobody_else(box, honest, client, internet, directory):
     assert "server" not in (box.root / "var/state/dhcp").read_text()
 
 
+def test_servers_that_dnsmasq_does_not_take(box, client, leaks):
+    """With a bad configuration it serves on as it did."""
+    box.configure("option dns 'fakeip'", "option dns_port '5453x'")
+    box.boot()
+    until(lambda: "dnsmasq does not take" in box.syslog(), "the log says so")
+    assert until(lambda: dig(client, ROUTER_LAN, "printer.lan", check=False), "dnsmasq answers") == ["10.1.0.9"]
+
+
 def test_one_conf_dir_for_all(box, honest, client):
     """Until OpenWrt 23.05: at boot, where no instance's file tells yet."""
     script = box.root / "etc/init.d/dnsmasq"

@@ -28,11 +28,17 @@ dnsmasq_redirect() {
 		rm "$DNSMASQ.new"
 		return 0
 	fi
+	# A line that it does not take would leave the router without names and addresses.
+	if ! dnsmasq_test; then
+		logger -t "$NAME" -p daemon.err "dnsmasq does not take the servers for it: it stays as it was"
+		rm "$DNSMASQ.new"
+		return 1
+	fi
 	dnsmasq_undo
 	mv "$DNSMASQ.new" "$DNSMASQ"
 	while read -r section folder dns servers; do
 		mkdir -p "$folder"
-		dnsmasq_servers >"$folder/$NAME.conf"
+		dnsmasq_servers >"$folder/$NAME.$section.conf"
 		dnsmasq_asks_us_for_all || continue
 		uci_set_state dhcp "$section" server "$servers"
 		[ "$dns" != fakeip ] || uci_set_state dhcp "$section" rebind_protection 0
@@ -51,6 +57,16 @@ dnsmasq_servers() {
 	done
 }
 
+dnsmasq_test() {
+	local result=1
+	while read -r section folder dns servers; do
+		dnsmasq_servers
+	done <"$DNSMASQ.new" >"$DNSMASQ.test"
+	! dnsmasq --test -C "$DNSMASQ.test" >/dev/null 2>&1 || result=0
+	rm "$DNSMASQ.test"
+	return "$result"
+}
+
 dnsmasq_asks_us_for_all() {
 	case $servers in
 	/*) return 1 ;;
@@ -66,7 +82,7 @@ dnsmasq_restore() {
 dnsmasq_undo() {
 	[ -e "$DNSMASQ" ] || return 0
 	while read -r section folder dns servers; do
-		rm -f "$folder/$NAME.conf"
+		rm -f "$folder/$NAME.$section.conf"
 		dnsmasq_asks_us_for_all || continue
 		uci_revert_state dhcp "$section" server
 		[ "$dns" != fakeip ] || uci_revert_state dhcp "$section" rebind_protection
