@@ -276,6 +276,18 @@ def test_a_start_with_another_configuration_is_a_reload(box, honest, client, fet
     until(lambda: "reload: keepalive" in box.log()[offset:], "the daemon has been told")
 
 
+def test_a_network_restart_changes_nothing_for_a_daemon(box, honest, client, fetch):
+    """Nor does it apply what was written meanwhile, be it valid or not."""
+    box.configure("option auto_route '0'", "list route '192.88.99.0/24'")
+    box.boot()
+    box.wait_ready()
+    for line in ("option auto_route '1'", "option nonsense '1'"):
+        box.configure(line)
+        box.run("sh", "/etc/hotplug.d/iface/05-tcp-over-http", env={"ACTION": "ifup", "INTERFACE": "loopback"})
+        assert fetch(client, SERVER)[0]
+        assert "CONNECT" not in honest.log()
+
+
 @pytest.mark.parametrize("action", ["stop", "disable"])
 def test_a_network_restart_blocks_nothing_that_no_daemon_takes(box, honest, client, fetch, action):
     box.configure()
