@@ -82,11 +82,11 @@ pub struct Config {
     pub ping: Ping,
     /// What happens to captured traffic while the daemon is gone after a crash.
     pub on_failure: OnFailure,
-    /// Routing table number.
+    /// Number of the first of the 3 routing tables that are used.
     pub table: u32,
     /// Firewall mark of upstream sockets, within `MARK_MASK`; 0 = none.
     pub mark: u32,
-    /// First of the few consecutive policy rule priorities that are used.
+    /// First of the 21 consecutive policy rule priorities that are used.
     pub rule_priority: u32,
     /// What live connections get after SIGTERM.
     pub drain_timeout: Duration,

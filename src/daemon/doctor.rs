@@ -32,7 +32,8 @@ const NO_TUN: &str = "install kmod-tun, or run this as root";
 const NO_DAEMON: &str = "start it: service tcp-over-http start; see logread -e tcp-over-http";
 const NO_ADDRESS: &str = "somebody has taken it away: restart the daemon";
 const NO_RULE: &str = "somebody has taken them away (pbr, mwan3, a script?): restart the daemon";
-const NO_INPUT: &str = "the firewall's input rejects it: put the device into a zone with input ACCEPT";
+const NO_INPUT: &str =
+    "the firewall's input rejects it: let in what comes from the device (OpenWrt: logread -e tcp-over-http)";
 const STRICT: &str = "answers of a proxy behind it may be dropped: set it to 2";
 const HARDWARE: &str = "if connections stall, set flow_offloading_hw '0'; in software it does no harm";
 const LEAK: &str = "it goes around the proxy: set ipv6 '1', or give clients no IPv6";

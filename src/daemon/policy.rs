@@ -42,7 +42,8 @@
 //! with a worse metric, which needs no device and so refuses the traffic when the TUN died with the daemon.
 //! A bypassed prefix is a `throw`: the rules behind ours decide.
 //!
-//! TABLE+1 has one route, which makes everything local; TABLE+2 has each captured prefix as `unreachable`.
+//! TABLE+1 has one route, which makes everything local; TABLE+2 has each captured prefix as `unreachable`
+//! and each bypassed one as `throw`.
 //!
 //! All we make bears the protocol number [`OURS`]; what doesn't, somebody else made and we leave alone.
 

@@ -272,8 +272,8 @@ fn add(socket: &mut Socket, rules: &[Rule], routes: &[Route]) -> Result<(), Rout
     Ok(())
 }
 
-/// Refuses what `config` captures until a daemon runs; where one does, nothing changes. Nothing if traffic may go
-/// directly then.
+/// Refuses what `config` captures until a daemon runs; beside one that runs with the same, nothing changes. Nothing if
+/// traffic may go directly then.
 pub fn block(config: &Config) -> Result<(), RouteError> {
     if config.on_failure == OnFailure::Direct {
         return Ok(());

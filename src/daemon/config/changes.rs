@@ -9,6 +9,7 @@ use super::{Config, OPTIONS};
 /// and live connections are made with.
 const LIVE: &[&str] = &[
     "enabled",
+    "zone",
     "upstream",
     "resolver",
     "connect",
@@ -109,6 +110,7 @@ mod tests {
             assert_eq!(changes("", line), "nothing has changed");
         }
         assert_eq!(changes("", "option connect early"), "connect, changed: connections go on");
+        assert_eq!(changes("", "option zone lan"), "zone, changed: connections go on");
         assert_eq!(changes("option mtu 1400", ""), "mtu, changed: starting anew");
         let both = "option mtu 1400\noption connect early";
         assert_eq!(changes("", both), "mtu, connect, changed: starting anew");

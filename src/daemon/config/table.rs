@@ -113,7 +113,7 @@ pub static MAIN: &[Spec] = &[
         Number(0, 300, |d, v| d.config.drain_timeout = secs(v))),
     row("pipe_size", "256", "KiB of a relay's pipe",
         Number(4, 1024, |d, v| d.config.pipe_size = v * 1024)),
-    row("table", "7480", "routing table",
+    row("table", "7480", "first of 3 routing tables",
         Text(|d, v| table(v).map(|v| d.config.table = v))),
     row("mark", "0x74000000", "mark of upstream connections, in 0xff000000; 0: none",
         Text(|d, v| mark(v).map(|v| d.config.mark = v))),

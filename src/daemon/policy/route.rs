@@ -14,13 +14,13 @@ const BODY: usize = 12;
 pub struct Route {
     /// What it leads to.
     pub net: IpNet,
-    /// `RTN_UNICAST` through the TUN, `RTN_UNREACHABLE` or `RTN_THROW`.
+    /// `RTN_UNICAST` through the TUN, `RTN_LOCAL`, `RTN_UNREACHABLE` or `RTN_THROW`.
     pub kind: u8,
     /// Lower wins.
     pub metric: u32,
     /// The table it is in.
     pub table: u32,
-    /// Index of the TUN; 0 for a kind that needs no device.
+    /// Index of the TUN or of `lo`; 0 for a kind that needs no device.
     pub oif: u32,
     /// Who made it.
     pub protocol: u8,

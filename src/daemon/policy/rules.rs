@@ -96,7 +96,8 @@ impl Rules<'_> {
         self.lookup(5, guard).device(tun);
     }
 
-    /// A proxy within the LAN: what it sends would come back to it for ever.
+    /// A proxy within the LAN: what it sends from this address would come back to it for ever. (From another one, or
+    /// on this machine, it still does.)
     fn spare_proxies(&mut self) {
         for upstream in &self.config.upstreams {
             let Host::Ip(address) = upstream.host else { continue };

@@ -80,7 +80,7 @@ impl Owner {
     }
 
     /// The last priorities of this run, and of earlier ones with other numbers: each has a rule that lets what comes
-    /// from the device jump there. (Another run of ours beside this one has another device.)
+    /// from the device jump there. (Another run of ours beside this one has another device, and none of these numbers.)
     fn ends(&self, rules: &Found<Rule>) -> Vec<u32> {
         let jumps = rules.iter().filter(|(_, rule)| rule.iif == self.tun && rule.target != 0);
         let mut ends: Vec<u32> = jumps.map(|(_, rule)| rule.target).collect();
