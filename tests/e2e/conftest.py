@@ -11,9 +11,11 @@ import pytest
 import emulator
 import netns
 from capture import Capture, LeakCapture
+from dnsservers import PORT, RECORDS, Dnsmasq, Unbound
 from faultproxy import FaultProxy
 from gateway import PATH, Gateway, upstream
-from netns import PROXY, PROXY6, SERVER, SERVER6
+from netns import PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6
+from servers import WebServer
 
 # The daemon's options to capture all.
 CAPTURE_ALL = ("--auto-route", "1")
@@ -126,6 +128,29 @@ def fault_proxy(internet):
 @pytest.fixture
 def proxy(fault_proxy):
     return fault_proxy()
+
+
+@pytest.fixture
+def lan(router, directory):
+    """dnsmasq for the LAN, in front of our resolver, as on a router."""
+    return Dnsmasq(router, directory, [ROUTER_LAN, ROUTER_LAN6], [f"127.0.0.1#{PORT}"])
+
+
+@pytest.fixture
+def far(internet, directory):
+    """The resolver that proxies ask."""
+    return Unbound(internet, directory, [RESOLVER, "127.0.0.1"], RECORDS)
+
+
+@pytest.fixture
+def page(internet, directory):
+    """A web server whose page says "this is it"."""
+    root = directory / "www"
+    root.mkdir()
+    (root / "index.html").write_text("this is it")
+    web = WebServer(internet, SERVER, root)
+    yield web
+    web.close()
 
 
 @pytest.fixture

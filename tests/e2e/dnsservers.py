@@ -2,12 +2,30 @@
 
 import os
 import shutil
+import socket
 import struct
 
+from netns import SERVER, SERVER6
 from wait import WAIT, until
 
 # Nothing of this machine's settings.
 PLAIN = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C"}
+
+# The daemon's own resolver.
+PORT = 5453
+# A resolver that clients ask on their own; nobody in these networks has the address.
+ELSEWHERE, ELSEWHERE6 = "8.8.8.8", "2001:4860:4860::8888"
+# What the resolver beyond the proxy knows.
+NAME = "www.corp.example"
+RECORDS = [
+    f"{NAME}. 300 IN A {SERVER}",
+    f"{NAME}. 300 IN AAAA {SERVER6}",
+    "v4.corp.example. 300 IN A 203.0.113.10",
+    'text.corp.example. 300 IN TXT "hello"',
+    *(f'big.corp.example. 300 IN TXT "{number:03}{"x" * 200}"' for number in range(20)),
+    "corp.example. 300 IN MX 10 mail.corp.example.",
+    "corp.example. 300 IN SOA ns.corp.example. root.corp.example. 1 3600 600 86400 60",
+]
 
 
 class Unbound:
@@ -124,6 +142,13 @@ def query(name, kind=1, number=0x1234, edns=None, flags=0x0100):
         size, dnssec_ok = edns
         message += b"\0" + struct.pack("!HHIH", 41, size, 0x8000 if dnssec_ok else 0, 0)
     return message
+
+
+def answer_to(asked, address):
+    """A reply to a query, with an A record."""
+    end = asked.index(b"\0", 12) + 5
+    record = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 300, 4) + socket.inet_aton(address)
+    return asked[:2] + struct.pack("!HHHHH", 0x8180, 1, 1, 0, 0) + asked[12:end] + record
 
 
 def rcode(reply):

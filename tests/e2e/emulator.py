@@ -16,7 +16,6 @@ OPTIONS = ("--auto-route", "0", "--mark", "0")
 PRIORITIES = range(900, 920) if RUNNER else ()
 # The part of the internet that has the proxies and the resolvers, see netns.py.
 PROXIES = {4: "192.0.2.0/24", 6: "2001:db8:c::/64"}
-FAKE_RANGES = {4: "198.18.0.0/15", 6: "fd45:3a::/64"}
 
 
 def capture(router, tun, table, options):
@@ -33,8 +32,6 @@ def capture(router, tun, table, options):
         selectors.append("iif lan ipproto udp dport 53")
     for family in families:
         rules = ["lookup main suppress_prefixlength 0", f"iif lo to {PROXIES[family]} lookup main"]
-        if "--dns" in options:
-            rules.append(f"to {FAKE_RANGES[family]} lookup {table}")
         rules += [f"{selector} lookup {table}" for selector in selectors]
         release(router, family)
         router.run("ip", f"-{family}", "route", "replace", "default", "dev", tun, "table", table)

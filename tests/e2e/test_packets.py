@@ -17,7 +17,7 @@ from scapy.layers.inet6 import (  # noqa: E402
 )
 from scapy.packet import Raw  # noqa: E402
 
-from netns import CLIENT, CLIENT6, SERVER, SERVER6, connecting, finish_connect
+from netns import CLIENT, CLIENT6, SERVER6, connecting, finish_connect
 from wait import until
 
 PORT = 33333
@@ -303,3 +303,10 @@ def assert_works(client, proxy, server):
     assert near.recv(100) == b"answer"
     near.close()
     connection.close()
+
+
+def test_pings_of_captured_addresses(gateway, client, leaks):
+    gateway("--non-tcp", "reject", "--ping", "answer")
+    for address in ("203.0.113.99", SERVER6):
+        assert client.run("ping", "-c1", "-W20", address).returncode == 0
+    leaks.assert_none()

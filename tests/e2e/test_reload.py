@@ -3,16 +3,17 @@
 import contextlib
 import os
 import signal
+import socket
 import threading
 
 import pytest
 
-from dnsservers import Unbound
+from dnsservers import ELSEWHERE, Unbound, answer_to, framed, query, read_framed
 from faultproxy import OK
 from gateway import PASSWORD, READY, TABLE, TABLES, TUN, upstream
 from netns import PROXY, PROXY_OTHER, RESOLVER, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
 from test_routes import assert_direct, assert_proxied
-from wait import until
+from wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="rules change, and a new run is not emulated")
 
@@ -359,3 +360,32 @@ def test_many_hangups(configured, proxy, client):
 def mtu(daemon):
     links = daemon.router.ip("link", "show", TUN, check=False)
     return links and links[0]["mtu"]
+
+
+def test_names_are_asked_through_the_new_proxy(configured, fault_proxy, client):
+    """The connection that is kept to the resolver leads through the old one."""
+    old, new = fault_proxy(), fault_proxy(PROXY_OTHER)
+    main = f"option dns proxy\nlist dns_server {RESOLVER}"
+    configured.write(main).start()
+    sock = client.socket(ELSEWHERE, socket.SOCK_DGRAM)
+    sock.settimeout(WAIT)
+
+    def answer(connection):
+        connection.send(framed(answer_to(read_framed(connection.sock), SERVER)))
+        assert sock.recv(1000).endswith(socket.inet_aton(SERVER))
+
+    sock.sendto(query("a.example"), (ELSEWHERE, 53))
+    through_old = old.open()
+    answer(through_old)
+    sock.sendto(query("b.example"), (ELSEWHERE, 53))
+    assert b"\x01b" in read_framed(through_old.sock)
+    configured.reload("changed", main=f"{main}\noption reply_timeout 20")
+    sock.sendto(query("0.example"), (ELSEWHERE, 53))
+    answer(through_old)
+    configured.reload("changed", main=main, upstreams=(upstream(PROXY_OTHER),))
+    sock.sendto(query("c.example"), (ELSEWHERE, 53))
+    # Who waits for an answer is asked for again.
+    through_new = new.open()
+    answer(through_new)
+    answer(through_new)
+    assert through_old.sock.recv(1000) == b"", "the old proxy is told nothing more"
