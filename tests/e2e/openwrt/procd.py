@@ -42,7 +42,8 @@ class Instance:
             return
         self.cancel()
         self.halt = self.again = False
-        self.process = subprocess.Popen(self.param("command"), stdin=subprocess.DEVNULL)
+        streams = {name: None if self.param(name) == ["1"] else subprocess.DEVNULL for name in ("stdout", "stderr")}
+        self.process = subprocess.Popen(self.param("command"), stdin=subprocess.DEVNULL, **streams)
         self.began = time.monotonic()
         if "pidfile" in self.params:
             pathlib.Path(self.param("pidfile")[0]).write_text(f"{self.process.pid}\n")
