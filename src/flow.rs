@@ -151,6 +151,11 @@ impl Flow {
         self.isn
     }
 
+    /// Whether both ends have sent a FIN, or one of them a RST.
+    pub const fn is_finished(&self) -> bool {
+        self.finished == FIN_BOTH
+    }
+
     /// Whether a client that repeats its SYN with the usual back-off would have done so by now.
     const fn is_given_up(&self, now: Instant) -> bool {
         let patience = 2 * self.last_syn.since(self.since); // `since` is below 2^31

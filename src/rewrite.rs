@@ -229,9 +229,13 @@ impl Rewriter {
                 State::Held => return Err(Drop::Unexpected),
                 // The client uses its port again: a new flow, with a NAT source of its own.
                 State::Closing | State::Closed if is_syn && sequence != flow.isn() => {}
-                // On the express path it comes here only if the kernel has no more than a TIME_WAIT for it:
-                // the relay is about to end, and the next connection must not be accepted in its name.
-                State::Live if is_syn && sequence != flow.isn() && self.settings.path == Path::Express => {}
+                // The same of a flow whose connection has ended, though the relay has yet to learn it, or still has
+                // bytes for the server: the next connection must not be accepted in its name. On the express path
+                // a SYN comes here only if the kernel has no more than a TIME_WAIT for the last one.
+                State::Opening | State::Live
+                    if is_syn
+                        && sequence != flow.isn()
+                        && (self.settings.path == Path::Express || flow.is_finished()) => {}
                 was if self.passes(flow, now) => {
                     if self.settings.path == Path::Rewrite {
                         let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;

@@ -120,12 +120,13 @@ class Namespace:
         listener.settimeout(WAIT)
         return listener
 
-    def begin_connect(self, address, port, source=None):
+    def begin_connect(self, address, port, source=None, source_port=0):
         """A TCP socket whose connect() is under way; finish_connect() tells how it ends."""
         sock = self.socket(address)
         try:
             if source:
-                sock.bind((source, 0))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind((source, source_port))
             sock.setblocking(False)
             if (error := sock.connect_ex((address, port))) not in (0, errno.EINPROGRESS):
                 raise OSError(error, os.strerror(error))

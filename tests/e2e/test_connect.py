@@ -158,11 +158,7 @@ def test_client_gives_up(gateway, proxy, client, server):
     old = proxy.accept()
     old.read_request()
     sock.close()
-    again = client.socket(server)
-    again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    again.bind((source, port))
-    again.setblocking(False)
-    again.connect_ex((server, 443))
+    again = client.begin_connect(server, 443, source, port)
     old.send(OK)
     if finish_connect(again) == 0:
         # Either one tunnel serves the new attempt, or a second was asked for; it must be a working one.

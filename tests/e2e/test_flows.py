@@ -1,5 +1,6 @@
 """The flow table: many short connections, a full table, ICMP errors, segment sizes."""
 
+import contextlib
 import errno
 import json
 import socket
@@ -8,7 +9,7 @@ import threading
 
 import pytest
 
-from faultproxy import OK
+from faultproxy import OK, reset
 from gateway import PATH, PROJECT, TUN
 from netns import CLIENT, PROXY, SERVER, SERVER6, connecting, finish_connect, retransmits
 from servers import wait_port
@@ -49,6 +50,48 @@ def test_more_connections_than_the_table(gateway, proxy, client, server):
     for number in range(200):
         near = until(lambda: attempt(client, server, proxy), f"connection {number} opens")
         near.close()
+
+
+def test_a_port_used_again_after_a_reset(gateway, proxy, client, server):
+    """The proxy is asked for the next connection, though the last one's relay has yet to learn that it is over."""
+    gateway()
+    source = None
+    for number in range(30):
+        near = client.begin_connect(server, 80, *source or ())
+        connection = proxy.open()
+        assert finish_connect(near) == 0
+        if number % 2:
+            near.sendall(b"question")
+            assert connection.sock.recv(100) == b"question"
+        source = near.getsockname()[:2]
+        reset(near)
+
+
+def test_a_port_used_again_while_bytes_are_under_way(gateway, proxy, client, server):
+    """A connection that both ends have ended, and whose last bytes the server is slow to take, is not in the way."""
+    gateway()
+    near = client.begin_connect(server, 80)
+    slow = proxy.open()
+    assert finish_connect(near) == 0
+    slow.sock.shutdown(socket.SHUT_WR)
+    assert near.recv(1) == b""
+    sent, received = 0, 0
+    near.settimeout(0.5)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            sent += near.send(bytes(1 << 16))
+    address, port, *_ = near.getsockname()
+    near.close()
+    while client.run("ss", "-Htn", "sport", "=", f":{port}").stdout:
+        received += len(slow.sock.recv(1 << 16))
+    near = client.begin_connect(server, 80, address, port)
+    connection = proxy.open()
+    assert finish_connect(near) == 0
+    near.sendall(b"question")
+    assert connection.sock.recv(100) == b"question"
+    while data := slow.sock.recv(1 << 18):
+        received += len(data)
+    assert received == sent
 
 
 def attempt(client, server, proxy):
