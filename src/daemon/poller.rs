@@ -48,6 +48,10 @@ pub struct Event {
     pub readable: bool,
     /// There is room to write, or an error to be told.
     pub writable: bool,
+    /// The connection is broken: a reset, or a peer that has not answered for too long.
+    pub broken: bool,
+    /// A byte that TCP calls urgent has been received, or is announced.
+    pub urgent: bool,
     /// The stream's end has been received, and no byte that TCP calls urgent is left before it.
     pub ended: bool,
 }
@@ -118,6 +122,8 @@ impl From<&libc::epoll_event> for Event {
             key: Key::from_bits(event.u64 as u32),
             readable: happened & (READS | ENDS) != 0,
             writable: happened & (libc::EPOLLOUT | ENDS) != 0,
+            broken: happened & libc::EPOLLERR != 0,
+            urgent: happened & libc::EPOLLPRI != 0,
             ended: happened & (libc::EPOLLRDHUP | libc::EPOLLPRI) == libc::EPOLLRDHUP,
         }
     }

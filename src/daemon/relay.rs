@@ -8,7 +8,7 @@
 //!
 //! - **Backpressure**: a direction reads again only when its pipe is empty.
 //! - **Half-close**: the end of one direction's stream is passed on as a FIN; the other goes on.
-//! - **Reset**: an error on either socket resets both.
+//! - **Reset**: an error on either socket resets both, also if nobody would read or write it any more.
 //! - **Nothing is lost at close**: if one side has ended its stream and then refuses what the other still
 //!   sends (a server that has said all it wants to say), a reset would throw away what the other has not
 //!   received yet. So what it sends is discarded until it has received all, and only then is it reset.
@@ -64,8 +64,9 @@ pub enum Next {
     End,
     /// An event of its sockets.
     Event,
-    /// A pipe, once there is one.
-    Pipe,
+    /// The loop's next pass, whatever wakes it, its tick at the latest: there may be a pipe by then, or what was
+    /// sent may be acknowledged.
+    Later,
     /// Its next turn.
     Turn,
 }
@@ -157,10 +158,11 @@ impl Direction {
         supplies: &Supplies,
     ) -> io::Result<Next> {
         let mut turn = 0;
+        if to.is_broken() && !self.discarding {
+            self.start_discarding(&supplies.pipes);
+        }
         while !self.ended {
-            let next = if self.discarding {
-                self.discard(from, other_ended)?
-            } else if self.buffered > 0 {
+            let next = if self.buffered > 0 {
                 match self.drain(to, &supplies.poller) {
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                         self.start_discarding(&supplies.pipes);
@@ -168,12 +170,14 @@ impl Direction {
                     }
                     result => result?,
                 }
-            } else if turn < TURN {
+            } else if turn >= TURN {
+                Some(Next::Turn)
+            } else if self.discarding {
+                self.discard(from, other_ended, &mut turn)?
+            } else {
                 let next = self.fill(from, (!other_ended).then_some(&*to), &supplies.pipes)?;
                 turn += self.buffered as usize;
                 next
-            } else {
-                Some(Next::Turn)
             };
             if let Some(next) = next {
                 return Ok(next);
@@ -193,7 +197,7 @@ impl Direction {
             Some(pipe) => pipe,
             None => match pipes.take()? {
                 Some(pipe) => pipe,
-                None => return Ok(Some(Next::Pipe)),
+                None => return Ok(Some(Next::Later)),
             },
         };
         let filled = from.splice_to(&pipe);
@@ -226,14 +230,20 @@ impl Direction {
     }
 
     /// Throws away what `from` sends until it has received all that it was sent.
-    fn discard(&mut self, from: &mut Socket, other_ended: bool) -> io::Result<Option<Next>> {
+    fn discard(
+        &mut self,
+        from: &mut Socket,
+        other_ended: bool,
+        turn: &mut usize,
+    ) -> io::Result<Option<Next>> {
         if other_ended && from.is_acknowledged()? {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         match from.discard()? {
-            None => return Ok(Some(Next::Event)),
+            // No event tells of acknowledgements.
+            None => return Ok(Some(if other_ended { Next::Later } else { Next::Event })),
             Some(0) => self.ended = true,
-            Some(_) => {}
+            Some(discarded) => *turn += discarded,
         }
         Ok(None)
     }
@@ -261,9 +271,8 @@ impl Direction {
     }
 }
 
-/// splice(2) stops for good before a byte that TCP calls urgent, as if the stream ended there. What is
-/// urgent is a byte like any other to us (RFC 6093 section 3.4): this copies it and some more. Returns how
-/// many bytes the pipe has then.
+/// splice(2) stops for good before a byte that TCP calls urgent. To us it is a byte like any other (RFC 6093
+/// section 3.4): this copies it and some more. Returns how many bytes the pipe has then.
 fn fill_past_urgent(from: &mut Socket, pipe: &Pipe) -> io::Result<u32> {
     let mut bytes = [0; 512];
     let received = from.receive_inline(&mut bytes)?.unwrap_or_default();
@@ -379,7 +388,7 @@ mod tests {
             let mut rig = Rig::new(b"", 1);
             let taken = rig.supplies.pipes.take().unwrap().unwrap();
             rig.client.write_all(b"?").unwrap();
-            assert_eq!(rig.run_until(|_| false).await, Next::Pipe);
+            assert_eq!(rig.run_until(|_| false).await, Next::Later);
             assert!(!rig.supplies.pipes.have_been_freed());
             rig.supplies.pipes.give_back(taken);
             assert!(rig.supplies.pipes.have_been_freed());

@@ -18,6 +18,10 @@ pub struct Socket {
     readable: bool,
     writable: bool,
     writes_watched: bool,
+    /// See [`Event::broken`].
+    broken: bool,
+    /// See [`Event::urgent`].
+    urgent: bool,
     /// See [`Event::ended`].
     ended: bool,
 }
@@ -29,14 +33,30 @@ impl Socket {
     /// If it can't be watched.
     pub fn new(stream: TcpStream, key: Key, poller: &Poller) -> io::Result<Self> {
         poller.watch_reads(&stream, key)?;
-        Ok(Self { stream, key, readable: false, writable: true, writes_watched: false, ended: false })
+        Ok(Self {
+            stream,
+            key,
+            readable: false,
+            writable: true,
+            writes_watched: false,
+            broken: false,
+            urgent: false,
+            ended: false,
+        })
     }
 
     /// Notes what has happened.
     pub const fn note(&mut self, event: Event) {
         self.readable |= event.readable;
         self.writable |= event.writable;
+        self.broken |= event.broken;
+        self.urgent |= event.urgent;
         self.ended |= event.ended;
+    }
+
+    /// Whether the connection is broken, so that it takes nothing more.
+    pub const fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// Whether there may be something to read.
@@ -44,9 +64,15 @@ impl Socket {
         self.readable
     }
 
-    /// Splices what was received into an empty pipe. 0 means the end of the stream.
+    /// Splices what was received into an empty pipe. 0 means the end of the stream, or an urgent byte.
     pub fn splice_to(&mut self, pipe: &Pipe) -> io::Result<Option<usize>> {
-        self.read(|stream| sys::splice(stream, &pipe.write, CHUNK))
+        let spliced = self.read(|stream| sys::splice(stream, &pipe.write, CHUNK))?;
+        // Before an urgent byte the kernel says EAGAIN, and 0 only once the stream has ended (`tcp_splice_read()`).
+        if spliced.is_none() && self.urgent && self.at_urgent_mark()? {
+            self.readable = true;
+            return Ok(Some(0));
+        }
+        Ok(spliced)
     }
 
     /// Splices up to `length` bytes from a pipe.

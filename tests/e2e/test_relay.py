@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import random
+import select
 import socket
 import struct
 import termios
@@ -236,6 +237,23 @@ def test_reset_after_half_close(tunnel, direction):
         sink.recv(1)
 
 
+@both_ways
+def test_reset_after_own_half_close(gateway, proxy, client, server, direction):
+    """A reset arrives also when nobody would read from who sends it any more; nothing is left of the flow."""
+    daemon = gateway()
+    near = client.begin_connect(server, 4000)
+    ends = near, proxy.open().sock
+    assert finish_connect(near) == 0
+    source, sink = pick(ends, direction)
+    source.shutdown(socket.SHUT_WR)
+    assert sink.recv(1) == b""
+    faultproxy.reset(source)
+    poll = select.poll()
+    poll.register(sink, 0)
+    assert poll.poll(WAIT * 1000)
+    until(lambda: daemon.summary()["flows live"] == 0, "the flow ends")
+
+
 @pytest.mark.parametrize("size", [1, 1000, 100_000])
 def test_bytes_behind_the_reply(gateway, proxy, client, server, size):
     """What the server says first may come in one segment with the proxy's 200."""
@@ -300,3 +318,18 @@ def test_urgent_byte_kills_nothing(tunnel):
     near.shutdown(socket.SHUT_WR)
     received = receive_all(far)
     assert received.replace(b"!", b"") == b"ab"
+
+
+@both_ways
+def test_bytes_behind_an_urgent_one(tunnel, direction):
+    """They arrive while the connection goes on, not only at its end."""
+    source, sink = pick(tunnel(), direction)
+    for number in range(3):
+        source.sendall(b"a")
+        assert sink.recv(10).endswith(b"a")
+        source.send(b"!", socket.MSG_OOB)
+        source.sendall(b"b")
+        received = b""
+        while not received.endswith(b"b"):
+            received += sink.recv(10)
+        assert received.replace(b"!", b"") == b"b"

@@ -82,7 +82,7 @@ impl Gateway {
         });
         let result = match next {
             Ok(Next::Event) => return,
-            Ok(next @ (Next::Pipe | Next::Turn)) => {
+            Ok(next @ (Next::Later | Next::Turn)) => {
                 if !mem::replace(&mut relay.queued, true) {
                     self.queue.borrow_mut().push_back(slot);
                 }
