@@ -56,7 +56,7 @@ pub fn sum(start: u16, bytes: &[u8]) -> u16 {
     fold_wide(total + odd + start as u32)
 }
 
-/// The folded sum of the TCP or ICMPv6 pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1) for
+/// The folded sum of the TCP, UDP or ICMPv6 pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1) for
 /// `addresses`, source and destination as they lie in the IP header, `protocol`, and the `length` of the
 /// transport header and payload in bytes.
 pub fn pseudo_header(addresses: &[u8], protocol: u8, length: usize) -> u16 {

@@ -20,6 +20,10 @@
 //!    All further packets go as in 4 and 5, whole super-packets of up to 64 KiB among them.
 //! 7. When the relay has ended and both sides have said FIN, the slot waits for its next use.
 //!
+//! So on the rewrite path. On the express path ([`rewrite::Path`]) only the SYN passes the TUN: released, it goes back
+//! as it came, nft gives it to a transparent listener, and the kernel answers in the server's name. 4 and 5 fall away,
+//! and the connection's own addresses tell the flow.
+//!
 //! # Glossary
 //!
 //! - **flow**: a client's TCP connection, from its SYN until its last packet.

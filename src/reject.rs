@@ -1,4 +1,4 @@
-//! Packets that we make ourselves: the honest answers to a connection that did not come about.
+//! Packets that we make ourselves: above all the honest answers to a connection that did not come about.
 
 use core::net::Ipv6Addr;
 

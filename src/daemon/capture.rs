@@ -154,17 +154,21 @@ impl Capture {
             },
             Err(error) => Err(CaptureError::Routes(error)),
         };
-        if config.on_failure == OnFailure::Direct
-            && let Some(Err(error)) = firewall.map(Firewall::remove)
-        {
-            log::warn!("{error}");
+        if config.on_failure == OnFailure::Direct {
+            firewall.into_iter().for_each(forget);
         }
         result
     }
 
     async fn express(config: &Config, tun: &Tun) -> Result<Self, CaptureError> {
         let firewall = Firewall::install(config, Path::Express).map_err(CaptureError::Firewall)?;
-        let routes = Routes::install(config, Path::Express, &config.tun).map_err(CaptureError::Routes)?;
+        let routes = match Routes::install(config, Path::Express, &config.tun) {
+            Ok(routes) => routes,
+            Err(error) => {
+                forget(firewall);
+                return Err(CaptureError::Routes(error));
+            }
+        };
         let result = match listen(config, Path::Express) {
             Ok(listeners) => {
                 let subnets = Subnets::new(config);
@@ -182,9 +186,7 @@ impl Capture {
             Ok(listeners) => Ok(Self { path: Path::Express, listeners, routes, firewall: Some(firewall) }),
             Err(error) => {
                 give_up(config, routes);
-                if let Err(error) = firewall.remove() {
-                    log::warn!("{error}");
-                }
+                forget(firewall);
                 Err(error)
             }
         }
@@ -201,6 +203,13 @@ fn exemptions(config: &Config) -> Option<Firewall> {
     installed
         .inspect_err(|error| log::warn!("answers to connections from outside are captured, too: {error}"))
         .ok()
+}
+
+/// Removes the tables of a start that fails.
+fn forget(firewall: Firewall) {
+    if let Err(error) = firewall.remove() {
+        log::warn!("{error}");
+    }
 }
 
 /// A start that fails leaves captured traffic refused, unless it may go directly.

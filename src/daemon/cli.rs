@@ -145,8 +145,9 @@ impl fmt::Display for Help {
             "Carries a network's TCP through an upstream HTTP proxy.
 
   tcp-over-http run [--leave-blocked] [OPTION]...
-                                     run in the foreground; logs to stderr; at the end leave
-                                     captured traffic refused
+                                     run in the foreground; logs to stdout, warnings and
+                                     errors to stderr
+                                     --leave-blocked: refuse captured traffic after the end
   tcp-over-http check [OPTION]...    validate the configuration
   tcp-over-http block [OPTION]...    refuse what is to be captured, until the daemon runs
   tcp-over-http unblock [OPTION]...  remove what the daemon or `block` has left

@@ -131,7 +131,7 @@ fn follow(name: &str, notifications: &[u8], deleted: &mut bool) {
     }
 }
 
-/// Deletes what a crashed run on the express path has left, if there is an `nft` to do it.
+/// Deletes what an earlier run has left, if there is an `nft` to do it.
 pub fn sweep(config: &Config) {
     if let Err(error) = nft(&delete(&name(config))) {
         log::debug!("no firewall tables to delete: {error}");

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
 use tcp_over_http::rewrite::Path;
@@ -77,5 +77,5 @@ fn listen_on(address: SocketAddr, config: &Config, path: Path) -> io::Result<Lis
     sys::set_keepalive(&socket, config.keepalive)?;
     socket.bind(address)?;
     let listener = socket.listen(BACKLOG)?.into_std()?;
-    Ok(Listener { file: sys::watch(sys::into_file(listener))? })
+    Ok(Listener { file: sys::watch(File::from(OwnedFd::from(listener)))? })
 }

@@ -1,4 +1,15 @@
 //! The tcp-over-http daemon: sets up, runs the event loop, cleans up.
+//!
+//! | what | modules |
+//! |---|---|
+//! | packets come in, verdicts are carried out | `event_loop`, `tun`, `gateway`, `kept`, `limiter` |
+//! | traffic is captured | `capture`: `policy` (what), `route` over `netlink` (done), `firewall`, `probe`, `listener_test` |
+//! | connections are accepted | `listener` |
+//! | tunnels are made | `upstream`: `proxy`, `lookup` by `resolver`, `dial` |
+//! | bytes are moved | `relay`, `socket`, `pipe`, `poller` |
+//! | names are answered | `dns` |
+//! | it is configured, and tells how it is | `cli`, `config`; `status`, `status_socket`, `doctor`, `logger`, `signals` |
+//! | the kernel and its files | `sys`, `sysctl`, `etc_files`, `task` |
 
 mod capture;
 mod cli;
@@ -138,6 +149,7 @@ async fn serve(settings: Settings) -> Result<End, StartError> {
             // Refused, since the run before has left it so.
             if restarted && config.on_failure == OnFailure::Direct {
                 _ = route::clear(&config);
+                firewall::sweep(&config);
             }
             return Err(error);
         }

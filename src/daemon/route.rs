@@ -228,9 +228,9 @@ impl Routes {
         socket
             .request(set_up)
             // By ioctl: as attributes, qemu-user would take a big-endian machine's numbers for its own.
-            .and_then(|()| Ok(sys::set_device(&*socket, libc::SIOCSIFMTU, tun, self.mtu.into())?))
+            .and_then(|()| Ok(sys::set_mtu(&*socket, tun, self.mtu)?))
             .map_err(|cause| RouteError::SetLink(tun.clone(), cause))?;
-        if let Err(error) = sys::set_device(&*socket, libc::SIOCSIFTXQLEN, tun, TXQUEUELEN) {
+        if let Err(error) = sys::set_queue_length(&*socket, tun, TXQUEUELEN) {
             warn!("{tun}: a queue of {TXQUEUELEN} packets: {error}");
         }
         let Ipv4Net { addr, prefix } = self.address;

@@ -204,8 +204,8 @@ pub fn accept(listener: &File) -> io::Result<(TcpStream, SocketAddr)> {
     Ok((stream, SocketAddr::new(ip, port)))
 }
 
-/// Takes over a descriptor, of a TUN or a listener, as a file.
-pub fn into_file(device: impl IntoRawFd) -> File {
+/// Takes over a TUN's descriptor.
+pub fn into_file(device: tun::Device) -> File {
     // SAFETY: the device gives up its descriptor, which is open.
     unsafe { File::from_raw_fd(device.into_raw_fd()) }
 }
@@ -257,15 +257,25 @@ pub fn netlink(protocol: c_int, groups: u32) -> io::Result<File> {
     Ok(File::from(socket))
 }
 
-/// Sets a number of a network device by an ioctl (`SIOCSIF*`, netdevice(7)) of any socket.
-pub fn set_device(socket: impl AsFd, request: libc::c_ulong, name: &str, number: c_int) -> io::Result<()> {
+/// Sets the MTU of a network device in bytes, by any socket: `SIOCSIFMTU` (netdevice(7)).
+pub fn set_mtu(socket: impl AsFd, name: &str, bytes: u16) -> io::Result<()> {
+    set_device(socket, libc::SIOCSIFMTU, name, bytes.into())
+}
+
+/// Sets how many packets wait for a network device at most, by any socket: `SIOCSIFTXQLEN` (netdevice(7)).
+pub fn set_queue_length(socket: impl AsFd, name: &str, packets: c_int) -> io::Result<()> {
+    set_device(socket, libc::SIOCSIFTXQLEN, name, packets)
+}
+
+/// One of the two above.
+fn set_device(socket: impl AsFd, request: libc::c_ulong, name: &str, number: c_int) -> io::Result<()> {
     let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_mtu: number };
     let mut device = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru };
     let room = device.ifr_name.len() - 1; // the name ends with a NUL
     for (to, from) in device.ifr_name.iter_mut().take(room).zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    // SAFETY: the request reads one struct.
+    // SAFETY: both requests read one struct.
     check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), request as libc::Ioctl, &raw const device) })
         .map(drop)
 }

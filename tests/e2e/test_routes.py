@@ -2,6 +2,7 @@
 
 import errno
 import random
+import shutil
 import signal
 import socket
 import threading
@@ -162,6 +163,18 @@ def test_ended_while_it_starts(gateway):
     until(lambda: len(daemon.leftovers()) > 1, "a beginning")
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0
+    daemon.assert_clean()
+
+
+@pytest.mark.native(why="it is about the rules")
+def test_ended_by_an_address_that_cannot_be_set(gateway, router):
+    """As in a container whose /proc/sys is read-only, and IPv6 off for new devices: nothing stays."""
+    router.sysctl("net.ipv6.conf.default.disable_ipv6", 1)
+    script = 'mount --make-rprivate / && mount -t proc proc /proc && mount -o remount,ro,bind /proc && exec "$@"'
+    prefix = (shutil.which("unshare"), "-m", "sh", "-c", script, "sh")
+    daemon = gateway("--on-failure", "direct", ready=False, prefix=prefix)
+    assert daemon.wait() == 1
+    assert "address" in daemon.log()
     daemon.assert_clean()
 
 

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 use std::io;
 
+use tcp_over_http::connect::RequestError;
 use tcp_over_http::uci::{self, Position};
 
 use super::net_file::NetFileError;
@@ -64,6 +65,8 @@ pub enum Problem {
         /// What it isn't.
         reason: Reason,
     },
+    /// An upstream of which no request can be made.
+    Request(RequestError),
     /// An upstream without a host.
     NoHost,
     /// An upstream with half of its credentials.
@@ -162,6 +165,7 @@ impl fmt::Display for ConfigError {
             }
             Problem::Value { option, value: None, reason } => write!(f, "{option}: the value {reason}"),
             Problem::NoHost => f.write_str("upstream without a host"),
+            Problem::Request(error) => write!(f, "upstream: {error}"),
             Problem::NoUsername => f.write_str("upstream with a password and no username"),
             Problem::NoUpstream => {
                 write!(f, "no upstream: {} names none, nor do --upstream and {VARIABLE}", self.file)

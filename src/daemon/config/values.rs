@@ -3,6 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 
 use super::{Host, IpNet, Ipv4Net, Ipv6Net, MARK_MASK};
+use crate::policy::TABLES;
 
 pub fn boolean(text: &str) -> Option<bool> {
     match text {
@@ -154,11 +155,11 @@ pub fn socket(path: &str) -> Result<String, &'static str> {
     if valid { Ok(path.to_owned()) } else { Err("is not an absolute path of at most 107 bytes") }
 }
 
-/// Any but the kernel's own: 0 unspecified, 253 default, 254 main, 255 local (rtnetlink.h).
+/// The first of [`TABLES`], none the kernel's own: 0 unspecified, 253 default, 254 main, 255 local (rtnetlink.h).
 pub fn table(text: &str) -> Result<u32, &'static str> {
     number(text)
-        .filter(|table| !matches!(table, 0 | 253..=255))
-        .ok_or("is not a table to use (1-252, 256-4294967295)")
+        .filter(|table| !matches!(table, 0 | 251..=255) && *table <= u32::MAX - (TABLES - 1))
+        .ok_or("is not the first of 3 tables to use (1-250, 256-4294967293)")
 }
 
 pub fn mark(text: &str) -> Result<u32, &'static str> {

@@ -144,6 +144,7 @@ impl Tunnel {
 
     /// Gives up what has waited too long.
     pub fn tick(&self, gateway: &Rc<Gateway>, now: Instant) {
+        self.paused(now); // forgotten when it is over: after weeks it would look like a moment to come
         self.give_up(gateway, now, PATIENCE);
         let is_quiet = self.pending.borrow().is_empty();
         let stream = self.stream.borrow().clone();

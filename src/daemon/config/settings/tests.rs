@@ -128,6 +128,10 @@ fn errors_say_what_and_where() {
         ),
         ("config upstream main", "FILE:3:18: an upstream can't be named 'main'"),
         ("config upstream; \n\toption port 1", "FILE:3:9: upstream without a host"),
+        (
+            "config upstream\n\toption host h\n\toption username u\n\tlist header 'Proxy-Authorization: x'",
+            "FILE:3:9: upstream: header 1 is no field that a CONNECT may carry",
+        ),
         ("package network", "FILE:3:10: another package's file"),
     ] {
         assert_eq!(error(line), expected);
@@ -207,8 +211,11 @@ fn numbers_have_no_sign_and_may_be_hexadecimal() {
     }
     assert_eq!(with("option mtu 0x5dc").unwrap().mtu, 1500);
     assert!(with("option listen_port 0").is_err());
-    for reserved in ["0", "253", "254", "255"] {
+    for reserved in ["0", "251", "252", "253", "254", "255", "4294967294", "4294967295"] {
         assert!(with(&format!("option table {reserved}")).is_err());
+    }
+    for usable in ["1", "250", "256", "4294967293"] {
+        assert!(with(&format!("option table {usable}")).is_ok());
     }
 }
 
