@@ -61,8 +61,8 @@ pub struct EventLoop {
     status: Option<StatusSocket>,
     buffer: Box<[u8]>,
     tick: Interval,
-    /// Set once a signal has asked to end: when connections are cut off, then when the loop ends.
-    deadlines: Option<(Instant, Instant)>,
+    /// Set once a signal has asked to end: when connections are cut off; with true they are, and the loop ends then.
+    deadline: Option<(Instant, bool)>,
     /// While draining: since when no connection has been left.
     idle_since: Option<Instant>,
     signals: Signals,
@@ -86,7 +86,7 @@ impl EventLoop {
             next: None,
             buffer: vec![0; ALIGN + MAX_FRAME].into_boxed_slice(),
             tick: every(TICK),
-            deadlines: None,
+            deadline: None,
             idle_since: None,
             signals,
         }
@@ -169,7 +169,7 @@ impl EventLoop {
                 }
                 _ => {
                     // Asked twice: at once.
-                    let again = self.deadlines.is_some() && self.next.take().is_none();
+                    let again = self.deadline.is_some() && self.next.take().is_none();
                     self.drain(if again { Duration::ZERO } else { self.config.drain_timeout });
                 }
             }
@@ -180,14 +180,14 @@ impl EventLoop {
     fn drain(&mut self, patience: Duration) {
         log::info!("ending; connections get {} s", patience.as_secs());
         let now = Instant::now();
-        self.deadlines = Some((now + patience, now + patience + FAREWELL));
+        self.deadline = Some((now + patience, false));
         self.gateway.drain();
         self.tick = every(DRAIN_TICK);
     }
 
     /// Reads the configuration again and takes over what has changed: at once, or by another run.
     fn reload(&mut self) {
-        if self.deadlines.is_some() {
+        if self.deadline.is_some() {
             return; // another run, if there is to be one, reads it anyway
         }
         let new = match self.settings.load() {
@@ -236,9 +236,7 @@ impl EventLoop {
     }
 
     fn poll_drained(&mut self) -> Poll<End> {
-        let Some((cut, end)) = &mut self.deadlines else {
-            return Poll::Pending;
-        };
+        let Some((deadline, is_cut_off)) = self.deadline else { return Poll::Pending };
         let now = Instant::now();
         if !self.gateway.is_idle() {
             self.idle_since = None;
@@ -250,12 +248,12 @@ impl EventLoop {
             Path::Express => FAREWELL,
         };
         let idle_since = *self.idle_since.get_or_insert(now);
-        if self.gateway.is_idle() && now >= idle_since + settled || now >= *end {
+        if self.gateway.is_idle() && now >= idle_since + settled || now >= deadline && is_cut_off {
             return Poll::Ready(if self.next.is_some() { End::Restart } else { End::Asked });
         }
-        if now >= *cut {
+        if now >= deadline {
             self.gateway.abort_all();
-            *cut = *end; // once
+            self.deadline = Some((now + FAREWELL, true)); // from now, however late that is
         }
         Poll::Pending
     }

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 
 import pytest
 
@@ -392,7 +393,23 @@ def test_drain_is_bounded(gateway, proxy, client, server):
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0
     daemon.assert_clean()
-    with pytest.raises(OSError):
+    with pytest.raises(ConnectionResetError):
+        near.recv(1)
+
+
+def test_a_drain_that_is_cut_off_late(gateway, proxy, client, server):
+    """The connections are reset, though the daemon was kept from running when it was time."""
+    daemon = gateway("--drain-timeout", "1")
+    near = client.begin_connect(server, 80)
+    proxy.open()
+    assert finish_connect(near) == 0
+    daemon.signal(signal.SIGTERM)
+    daemon.wait_log("ending")
+    daemon.signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    daemon.signal(signal.SIGCONT)
+    assert daemon.wait() == 0
+    with pytest.raises(ConnectionResetError):
         near.recv(1)
 
 
