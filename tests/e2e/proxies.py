@@ -185,7 +185,7 @@ AllowCONNECT 1-65535
 class HonestProxy(Proxy):
     """Ours: connect errors as statuses that tell them apart."""
 
-    def configure(self, timeout=2):
+    def configure(self, timeout=8):
         script = PROJECT / "tests" / "e2e" / "honestproxy.py"
         self.log_path = self.directory / "output"
         return [sys.executable, script, self.port, timeout, PROXY, PROXY6]

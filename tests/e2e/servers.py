@@ -42,7 +42,7 @@ class DualServer(http.server.ThreadingHTTPServer):
     """An HTTP server for either family that says nothing of clients that went away."""
 
     daemon_threads = True
-    request_queue_size = 128
+    request_queue_size = 1024
 
     def __init__(self, address, handler):
         if ":" in address[0]:

@@ -364,7 +364,7 @@ def test_sigterm_drains(gateway, proxy, client, server, leaks):
             assert piece, "the end too early"
             received.extend(piece)
 
-    send(data[:half])
+    first = send(data[:half])
     receive(1 << 20)
     daemon.signal(signal.SIGTERM)
     daemon.wait_log("ending")
@@ -374,9 +374,11 @@ def test_sigterm_drains(gateway, proxy, client, server, leaks):
     leaks.assert_none()
     late.close()
     receive(half)
-    send(data[half:]).join(WAIT)
-    far.sock.shutdown(socket.SHUT_WR)
+    first.join(WAIT)
+    second = send(data[half:])
     receive(len(data))
+    second.join(WAIT)
+    far.sock.shutdown(socket.SHUT_WR)
     assert near.recv(1) == b""
     near.close()
     assert received == data
