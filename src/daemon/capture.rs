@@ -126,9 +126,7 @@ impl Capture {
         if let Err(error) = self.routes.hand_over(next, self.path) {
             log::warn!("{error}");
         }
-        if let Some(Err(error)) = stale.map(Firewall::remove) {
-            log::warn!("{error}");
-        }
+        stale.into_iter().for_each(forget);
     }
 
     /// Removes all of it.
@@ -136,9 +134,7 @@ impl Capture {
         if let Err(error) = self.routes.remove() {
             log::warn!("{error}");
         }
-        if let Some(Err(error)) = self.firewall.map(Firewall::remove) {
-            log::warn!("{error}");
-        }
+        self.firewall.into_iter().for_each(forget);
     }
 
     fn rewrite(config: &Config) -> Result<Self, CaptureError> {
@@ -205,7 +201,7 @@ fn exemptions(config: &Config) -> Option<Firewall> {
         .ok()
 }
 
-/// Removes the tables of a start that fails.
+/// Removes the firewall's tables; if that fails, the log says so.
 fn forget(firewall: Firewall) {
     if let Err(error) = firewall.remove() {
         log::warn!("{error}");

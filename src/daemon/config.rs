@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use tcp_over_http::connect::{Request, RequestError};
+
 mod changes;
 mod dns;
 mod error;
@@ -233,6 +235,15 @@ impl UpstreamConfig {
     /// The name of an upstream that was given none.
     pub fn default_name(host: &Host, port: u16) -> String {
         format!("{host}:{port}")
+    }
+
+    /// What it gets with every CONNECT.
+    ///
+    /// # Errors
+    /// If the credentials or headers can't stand in a request.
+    pub fn request(&self) -> Result<Request, RequestError> {
+        let credentials = self.credentials.as_ref().map(|it| (it.username.as_str(), it.password.as_str()));
+        Request::new(credentials, &self.headers)
     }
 }
 

@@ -90,11 +90,7 @@ fn main() -> ExitCode {
         },
         Ok(Command::Run(settings)) => block_on(run(settings)),
         Ok(Command::Block(settings)) => result(route::block(&settings.load_readable())),
-        Ok(Command::Unblock(settings)) => {
-            let config = settings.load_readable();
-            firewall::sweep(&config);
-            result(route::clear(&config))
-        }
+        Ok(Command::Unblock(settings)) => result(unblock(&settings.load_readable())),
         Ok(Command::Status(settings, form)) => {
             let path = settings.load_readable().status_socket;
             match status_socket::ask(&path, form) {
@@ -110,6 +106,12 @@ fn main() -> ExitCode {
         }),
         Err(error) => fail(&format_args!("tcp-over-http: {error}"), 2),
     }
+}
+
+/// Removes what an earlier run, or `block`, has left.
+fn unblock(config: &Config) -> Result<(), RouteError> {
+    firewall::sweep(config);
+    route::clear(config)
 }
 
 /// Runs within the runtime. One type of future: what is compiled for each is more code than the allocation is work.
@@ -148,8 +150,7 @@ async fn serve(settings: Settings) -> Result<End, StartError> {
         Err(error) => {
             // Refused, since the run before has left it so.
             if restarted && config.on_failure == OnFailure::Direct {
-                _ = route::clear(&config);
-                firewall::sweep(&config);
+                _ = unblock(&config);
             }
             return Err(error);
         }

@@ -117,7 +117,6 @@ impl Proxy {
         let invalid = |error: &dyn fmt::Display| {
             io::Error::new(io::ErrorKind::InvalidInput, format!("upstream {}: {error}", config.name))
         };
-        let credentials = config.credentials.as_ref().map(|c| (c.username.as_str(), c.password.as_str()));
         Ok(Self {
             name: config.name.clone(),
             host: match &config.host {
@@ -128,8 +127,8 @@ impl Proxy {
                 }
             },
             port: config.port,
-            request: Request::new(credentials, &config.headers).map_err(|error| invalid(&error))?,
-            has_credentials: credentials.is_some(),
+            request: config.request().map_err(|error| invalid(&error))?,
+            has_credentials: config.credentials.is_some(),
             good_address: Cell::default(),
             last_answer: Cell::default(),
             resting_until: Cell::default(),

@@ -1,11 +1,10 @@
 """Real DNS servers and clients, each with its smallest configuration, in a namespace."""
 
 import os
-import shutil
 import socket
 import struct
 
-from netns import SERVER, SERVER6
+from netns import SERVER, SERVER6, with_mounts
 from wait import WAIT, until
 
 # Nothing of this machine's settings.
@@ -127,11 +126,10 @@ def with_resolver(directory, *servers, options=""):
     hosts.write_text("127.0.0.1 localhost\n")
     nsswitch = directory / "nsswitch"
     nsswitch.write_text("hosts: files dns\npasswd: files\ngroup: files\n")
-    script = (
-        f"mount --make-rprivate / && mount --bind {conf} /etc/resolv.conf && mount --bind {hosts} /etc/hosts && "
-        f"{{ [ ! -e /etc/nsswitch.conf ] || mount --bind {nsswitch} /etc/nsswitch.conf; }} && exec \"$@\""
+    return with_mounts(
+        f"mount --bind {conf} /etc/resolv.conf && mount --bind {hosts} /etc/hosts && "
+        f"{{ [ ! -e /etc/nsswitch.conf ] || mount --bind {nsswitch} /etc/nsswitch.conf; }}"
     )
-    return [shutil.which("unshare"), "-m", "sh", "-c", script, "sh"]
 
 
 def query(name, kind=1, number=0x1234, edns=None, flags=0x0100):

@@ -295,6 +295,11 @@ def command(*argv, check=True, timeout=60, **options):
     return result
 
 
+def with_mounts(script):
+    """A command's prefix: it, and nobody else, sees the file systems as this shell script has mounted them."""
+    return "unshare", "-m", "sh", "-c", f'{script} && exec "$@"', "sh"
+
+
 def batch(space, *lines):
     """Runs `ip` commands; the family of addresses is found by ip itself."""
     for number in (4, 6):

@@ -2,7 +2,6 @@
 
 use std::mem;
 
-use tcp_over_http::connect::Request;
 use tcp_over_http::uci::{self, Position, Statement, Word};
 
 use super::error::{Fault, Origin, Problem};
@@ -105,19 +104,13 @@ impl UpstreamSection {
             (None, None) => None,
             (None, Some(_)) => return Err((at, Problem::NoUsername)),
         };
-        let pair = credentials.as_ref().map(|it| (it.username.as_str(), it.password.as_str()));
-        Request::new(pair, &draft.headers).map_err(|error| (at, Problem::Request(error)))?;
         let name = match &self.name {
             Some(name) => name.clone(),
             None => UpstreamConfig::default_name(&host, draft.port),
         };
-        Ok(draft.enabled.then_some(UpstreamConfig {
-            name,
-            host,
-            port: draft.port,
-            credentials,
-            headers: draft.headers,
-        }))
+        let upstream = UpstreamConfig { name, host, port: draft.port, credentials, headers: draft.headers };
+        upstream.request().map_err(|error| (at, Problem::Request(error)))?;
+        Ok(draft.enabled.then_some(upstream))
     }
 }
 

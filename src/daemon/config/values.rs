@@ -158,7 +158,10 @@ pub fn socket(path: &str) -> Result<String, &'static str> {
 /// The first of [`TABLES`], none the kernel's own: 0 unspecified, 253 default, 254 main, 255 local (rtnetlink.h).
 pub fn table(text: &str) -> Result<u32, &'static str> {
     number(text)
-        .filter(|table| !matches!(table, 0 | 251..=255) && *table <= u32::MAX - (TABLES - 1))
+        .filter(|first| {
+            let last = first.checked_add(TABLES - 1);
+            *first > 0 && last.is_some_and(|last| last < 253 || *first > 255)
+        })
         .ok_or("is not the first of 3 tables to use (1-250, 256-4294967293)")
 }
 
