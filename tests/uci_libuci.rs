@@ -164,27 +164,39 @@ fn corpus(kind: &str) -> Vec<(PathBuf, Vec<u8>)> {
 /// Does with our statements what libuci does with its own.
 fn ours(file: &[u8]) -> Result<Package, String> {
     let mut package = Package::new();
-    let mut current = 0;
+    let mut current = None;
+    // How often libuci has met the section of the same index. The third time it loses which one it is in
+    // (`uci_set()`, list.c: `last` is not set), and refuses what would go there.
+    let mut met = Vec::new();
     for statement in uci::parse(file) {
         match statement.map_err(|error| error.to_string())? {
             Statement::Package { .. } => {}
             Statement::Config { kind, name } => {
                 let name = name.map(|name| name.text).unwrap_or_default();
                 let known = package.iter().position(|section| !name.is_empty() && section.name == name);
-                current = known.unwrap_or(package.len());
-                match package.get(current) {
+                let index = known.unwrap_or(package.len());
+                match package.get(index) {
                     Some(section) if section.kind != kind.text => {
                         return Err("another type".to_owned());
                     }
                     Some(_) => {}
-                    None => package.push(Section { kind: kind.text, name, options: BTreeMap::new() }),
+                    None => {
+                        package.push(Section { kind: kind.text, name, options: BTreeMap::new() });
+                        met.push(0);
+                    }
                 }
+                met[index] += 1;
+                current = (met[index] < 3).then_some(index);
             }
-            Statement::Option { key, value } => set(&mut package[current], key, value),
-            Statement::List { key, value } => add(&mut package[current], key, value),
+            Statement::Option { key, value } => set(within(&mut package, current)?, key, value),
+            Statement::List { key, value } => add(within(&mut package, current)?, key, value),
         }
     }
     Ok(package)
+}
+
+fn within(package: &mut Package, current: Option<usize>) -> Result<&mut Section, String> {
+    current.and_then(|index| package.get_mut(index)).ok_or("no section".to_owned())
 }
 
 fn set(section: &mut Section, key: Word, value: Word) {
