@@ -29,7 +29,11 @@ TOOLS = os.environ.get("BENCH_TOOLS", PROJECT / "benches" / "tools" / "target" /
 ROUNDS = int(os.environ.get("ROUNDS", 3))
 NAMES = 1000
 # A record for every name below it.
-ZONE = 'server:\n    log-queries: no\n    local-zone: "bench.example." redirect\n    local-data: "bench.example. 3600 IN A 203.0.113.10"\n'
+ZONE = """server:
+    log-queries: no
+    local-zone: "bench.example." redirect
+    local-data: "bench.example. 3600 IN A 203.0.113.10"
+"""
 
 
 def main():
@@ -48,7 +52,7 @@ def main():
         cells = []
         for concurrency in (1, 32):
             runs = figures[name, concurrency]
-            middle = lambda key: statistics.median(map(key, runs))  # noqa: E731
+            middle = lambda key: statistics.median(map(key, runs))
             cells.append(f"{middle(lambda run: run['per_second']):,.0f}")
             cells.append(" / ".join(f"{middle(lambda run: run['answer_us'][key]):,.0f}" for key in ("p50", "p99")))
         failed = sum(run["failed"] for concurrency in (1, 32) for run in figures[name, concurrency])

@@ -108,7 +108,8 @@ def dig(space, server, name, kind="A", *options, port=53, check=True):
     """What dig prints with +short, line by line; its status with +noall +comments and so on is the caller's. With
     check=False nothing if there is no answer, soon, for who asks again."""
     patience = WAIT if check else 2
-    result = space.run("dig", f"@{server}", "-p", port, f"+time={patience:g}", "+tries=1", "+short", *options, name, kind, check=check, env=PLAIN)
+    asking = ("dig", f"@{server}", "-p", port, f"+time={patience:g}", "+tries=1", "+short")
+    result = space.run(*asking, *options, name, kind, check=check, env=PLAIN)
     lines = result.stdout.split("\n")[:-1]
     return lines if check else [line for line in lines if not line.startswith(";")]
 

@@ -6,6 +6,7 @@ into the TUN, but for connections to the proxies and resolvers themselves, which
 Tests of the daemon's own rules, and of what qemu has not, are marked with `native`.
 """
 
+import itertools
 import os
 import shlex
 
@@ -21,7 +22,7 @@ PROXIES = {4: "192.0.2.0/24", 6: "2001:db8:c::/64"}
 def capture(router, tun, table, options):
     """Routes what a daemon with these options would capture into its TUN."""
     options = [str(option) for option in options]
-    pairs = list(zip(options, options[1:]))
+    pairs = list(itertools.pairwise(options))
     families = (4,) if ("--ipv6", "0") in pairs else (4, 6)
     selectors = ["iif lan ipproto tcp", "iif lo ipproto tcp"]
     if ("--quic", "direct") not in pairs:
@@ -41,7 +42,7 @@ def capture(router, tun, table, options):
 
 def release(router, family=None):
     """Removes the rules; the routes go with the TUN."""
-    for family in (family,) if family else (4, 6):
-        for rule in router.ip(f"-{family}", "rule", "show"):
+    for each in (family,) if family else (4, 6):
+        for rule in router.ip(f"-{each}", "rule", "show"):
             if rule["priority"] in PRIORITIES:
-                router.run("ip", f"-{family}", "rule", "del", "priority", rule["priority"])
+                router.run("ip", f"-{each}", "rule", "del", "priority", rule["priority"])

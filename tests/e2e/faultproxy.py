@@ -6,6 +6,7 @@
     connection.send(OK)                  # from here on connection.sock is the far end of the client's connection
 """
 
+import contextlib
 import select
 import socket
 import struct
@@ -93,11 +94,9 @@ class FaultProxy:
 
     def close(self):
         """Ends the listener and all connections."""
-        try:
+        with contextlib.suppress(OSError):
             # Wakes a thread in accept(), which close() alone does not.
             self.listener.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self.listener.close()
         for thread in self.threads:
             thread.join(WAIT)

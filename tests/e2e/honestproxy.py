@@ -43,7 +43,7 @@ async def tunnel(reader, writer, timeout):
     try:
         opening = asyncio.open_connection(host.strip("[]"), int(port), limit=LIMIT)
         far_reader, far_writer = await asyncio.wait_for(opening, timeout)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         writer.write(answer(STATUS[errno.ETIMEDOUT]))
         return
     except OSError as error:

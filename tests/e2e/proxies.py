@@ -105,7 +105,8 @@ class StrictSquid(Squid):
     def configure(self):
         argv = super().configure()
         path = self.directory / "squid.conf"
-        path.write_text("acl SSL_ports port 443\nacl CONNECT method CONNECT\nhttp_access deny CONNECT !SSL_ports\n" + path.read_text())
+        rules = "acl SSL_ports port 443\nacl CONNECT method CONNECT\nhttp_access deny CONNECT !SSL_ports\n"
+        path.write_text(rules + path.read_text())
         return argv
 
 

@@ -251,9 +251,11 @@ class Router:
 
     def traces(self):
         """What tells that the service runs, or has run and left it."""
-        found = [rule for family in ("-4", "-6") for rule in self.space.ip(family, "rule") if rule["priority"] not in DEFAULT_RULES]
-        for table in range(TABLE, TABLE + TABLES):
-            found += [route for family in ("-4", "-6") for route in self.space.ip(family, "route", "show", "table", table, check=False)]
+        found = []
+        for family in ("-4", "-6"):
+            found += [rule for rule in self.space.ip(family, "rule") if rule["priority"] not in DEFAULT_RULES]
+            for table in range(TABLE, TABLE + TABLES):
+                found += self.space.ip(family, "route", "show", "table", table, check=False)
         found += [link["ifname"] for link in self.space.ip("link") if link["ifname"] == TUN]
         found += [line for line in self.nft().splitlines() if TUN in line or "tcp_over_http" in line]
         # The names' fake addresses are for the next run.

@@ -1,5 +1,6 @@
 """Servers on the internet side: TLS and plain web servers, sshd, iperf3, a resolver."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -151,10 +152,8 @@ class Resolver:
         return query[:2] + struct.pack("!HHHHH", 0x8180 | rcode, 1, count, 0, 0) + question + answers
 
     def close(self):
-        try:
+        with contextlib.suppress(OSError):  # not connected, and yet it wakes the thread
             self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # not connected, and yet it wakes the thread
         self.sock.close()
         self.thread.join(5)
 

@@ -10,7 +10,15 @@ import pytest
 
 from gateway import NFT_TABLE, PATH, tables, upstream
 from netns import (
-    CLIENT, CLIENT6, ROUTER_WAN, ROUTER_WAN6, SERVER, SERVER6, SERVER_OTHER, finish_connect, retransmits,
+    CLIENT,
+    CLIENT6,
+    ROUTER_WAN,
+    ROUTER_WAN6,
+    SERVER,
+    SERVER6,
+    SERVER_OTHER,
+    finish_connect,
+    retransmits,
 )
 from test_routes import assert_direct, assert_proxied
 from wait import WAIT, until
@@ -204,7 +212,7 @@ def test_without_nft_more_is_captured(gateway, proxy, network, inbound, server, 
     """The answers are refused then, and the daemon says so; nothing else changes."""
     if PATH == "express":
         pytest.skip("the express path needs nft")
-    source, router, forwarded, service = inbound
+    source, router, *_ = inbound
     daemon = gateway(env={"PATH": str(directory)})
     assert "answers to connections from outside are captured" in daemon.log()
     near = network.internet.begin_connect(router, 22, source)

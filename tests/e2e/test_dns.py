@@ -6,7 +6,24 @@ import threading
 
 import pytest
 
-from dnsservers import ELSEWHERE, ELSEWHERE6, NAME, PLAIN, PORT, Unbound, answer_to, dig, dig_full, framed, getaddrinfo, is_truncated, query, rcode, read_framed, with_resolver
+from dnsservers import (
+    ELSEWHERE,
+    ELSEWHERE6,
+    NAME,
+    PLAIN,
+    PORT,
+    Unbound,
+    answer_to,
+    dig,
+    dig_full,
+    framed,
+    getaddrinfo,
+    is_truncated,
+    query,
+    rcode,
+    read_framed,
+    with_resolver,
+)
 from faultproxy import OK, reply
 from netns import CLIENT_OTHER, NOBODY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6, SERVER_OTHER
 from proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
@@ -249,7 +266,8 @@ def test_a_direct_server_that_is_silent(gateway, client, directory):
 
 def test_a_direct_server_that_refuses(gateway, far, client, internet, directory):
     """The next one is asked; if there is none, the client is told."""
-    refusing = Unbound(internet, directory, [SERVER_OTHER], [], name="refusing", extra='server:\n    local-zone: "corp.example." always_refuse')
+    zone = 'server:\n    local-zone: "corp.example." always_refuse'
+    refusing = Unbound(internet, directory, [SERVER_OTHER], [], name="refusing", extra=zone)
     direct = ("--dns", "proxy", "--direct-domain", "corp.example", "--direct-server", SERVER_OTHER)
     daemon = gateway(*direct, "--direct-server", RESOLVER)
     assert dig(client, ELSEWHERE, NAME) == [SERVER]

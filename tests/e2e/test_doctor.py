@@ -67,7 +67,14 @@ def test_input_rejects(gateway, answering, router, verdict):
     """As the zones of a router do by default. The daemon says so by itself, too, and when it is over."""
     answering()
     daemon = gateway()
-    router.nft(f"table inet fw {{ chain input {{ type filter hook input priority 0; ct state established accept\niifname {TUN} meta l4proto tcp {verdict}\n}}\n}}\n")
+    router.nft(f"""
+table inet fw {{
+    chain input {{
+        type filter hook input priority 0; ct state established accept
+        iifname {TUN} meta l4proto tcp {verdict}
+    }}
+}}
+""")
     only(examine(daemon)["FAIL"], "ipv4 gets from toh0 to the listener: the firewall's input", "ipv6 gets from toh0")
     daemon.wait_log(r"WARN.*ipv4: connections do not get from the TUN to the listener")
     assert daemon.status()["listener"]["ipv4"] is False

@@ -248,7 +248,8 @@ def test_names_survive_a_restart(fakeip, proxy, client, router, directory):
 
 
 def test_a_damaged_file_does_no_harm(fakeip, proxy, client, router, directory):
-    (directory / "names").write_bytes(b"198.18.0.9 kept.example\n198.18.0.9\xff x\nnonsense\n1.2.3.4 alien.example\n" + bytes(100))
+    lines = b"198.18.0.9 kept.example\n198.18.0.9\xff x\nnonsense\n1.2.3.4 alien.example\n"
+    (directory / "names").write_bytes(lines + bytes(100))
     fakeip()
     near = client.begin_connect("198.18.0.9", 443)
     assert proxy.open().target == "kept.example:443"

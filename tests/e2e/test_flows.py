@@ -109,7 +109,7 @@ def test_full_table_spares_the_living(gateway, proxy, client, server):
     """The seventeenth flow of sixteen is refused; the sixteen go on; when one ends there is room."""
     gateway("--max-flows", "16", "--max-dials", "16", "--max-dials-per-client", "16")
     ends = []
-    for number in range(16):
+    for _ in range(16):
         near = client.begin_connect(server, 80)
         connection = proxy.open()
         assert finish_connect(near) == 0
@@ -134,10 +134,12 @@ def test_full_table_spares_the_living(gateway, proxy, client, server):
     assert finish_connect(another) == 0
 
 
-@pytest.mark.path("rewrite", why="the kernel sends no IPv4 ICMP error in the server's name, and the self-test finds such a firewall")
+@pytest.mark.path(
+    "rewrite", why="the kernel sends no IPv4 ICMP error in the server's name, and the self-test finds such a firewall"
+)
 def test_icmp_error_reaches_the_client(gateway, proxy, client, router, server):
     """A router firewall that rejects packets from the TUN to the listener: the client hears of it, by ICMP."""
-    family, icmp = ("ip6", "icmpv6") if ":" in server else ("ip", "icmp")
+    icmp = "icmpv6" if ":" in server else "icmp"
     gateway()
     router.nft(f"""
 table inet filter {{
@@ -189,7 +191,7 @@ def mss_option(packet, offset):
 
 @pytest.mark.parametrize("mtu", [1280, 1500, 9000, 65535])
 def test_segment_size(gateway, proxy, client, server, capture, mtu):
-    """The MSS that the client is told fits the TUN if packets pass it, and never more than the client's own link takes comes out."""
+    """The MSS that the client is told fits the TUN if packets pass it; what comes out fits the client's own link."""
     six = ":" in server
     headers = 60 if six else 40
     syn_acks = capture(client, "lan", "ip6[53] & 0x12 = 0x12" if six else "tcp[tcpflags] & (tcp-syn|tcp-ack) = (tcp-syn|tcp-ack)")
@@ -238,9 +240,9 @@ def test_one_port_many_servers(gateway, proxy, client):
         assert connection.target == f"{address}:80"
         assert finish_connect(near) == 0
         ends.append((near, connection, address.encode()))
-    for near, connection, name in ends:
+    for _, connection, name in ends:
         connection.send(name)
-    for near, connection, name in ends:
+    for near, _, name in ends:
         assert near.recv(100) == name
 
 

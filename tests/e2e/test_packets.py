@@ -1,24 +1,29 @@
 """Odd packets: IP options, extension headers, fragments, and bytes that are no packets at all."""
 
 import contextlib
+import logging
 import random
 import socket
 import struct
 
 import pytest
 
-pytest.importorskip("scapy")
-import logging  # noqa: E402
-
-logging.getLogger("scapy").setLevel(logging.ERROR)
-from scapy.layers.inet import ICMP, IP, TCP, IPOption_NOP, IPOption_RR, fragment  # noqa: E402
-from scapy.layers.inet6 import (  # noqa: E402
-    ICMPv6DestUnreach, ICMPv6PacketTooBig, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop, PadN, fragment6,
-)
-from scapy.packet import Raw  # noqa: E402
-
 from netns import CLIENT, CLIENT6, SERVER6, connecting, finish_connect
 from wait import until
+
+logging.getLogger("scapy").setLevel(logging.ERROR)  # before it is imported
+from scapy.layers.inet import ICMP, IP, TCP, IPOption_NOP, IPOption_RR, fragment  # noqa: E402
+from scapy.layers.inet6 import (  # noqa: E402
+    ICMPv6DestUnreach,
+    ICMPv6PacketTooBig,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    PadN,
+    fragment6,
+)
+from scapy.packet import Raw  # noqa: E402
 
 PORT = 33333
 ETH_P_IP, ETH_P_IPV6 = 0x0800, 0x86DD
@@ -91,7 +96,9 @@ def odd_headers(server):
         }
     return {
         "nops": lambda ip: options(ip, [IPOption_NOP()] * 4),
-        "record route": lambda ip: options(ip, [IPOption_RR(length=11, pointer=4, routers=["0.0.0.0", "0.0.0.0"]), IPOption_NOP()]),
+        "record route": lambda ip: options(
+            ip, [IPOption_RR(length=11, pointer=4, routers=["0.0.0.0", "0.0.0.0"]), IPOption_NOP()]
+        ),
     }
 
 

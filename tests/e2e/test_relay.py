@@ -324,7 +324,7 @@ def test_urgent_byte_kills_nothing(tunnel):
 def test_bytes_behind_an_urgent_one(tunnel, direction):
     """They arrive while the connection goes on, not only at its end."""
     source, sink = pick(tunnel(), direction)
-    for number in range(3):
+    for _ in range(3):
         source.sendall(b"a")
         assert sink.recv(10).endswith(b"a")
         source.send(b"!", socket.MSG_OOB)

@@ -283,10 +283,8 @@ def knock(space, stop, server):
     while not stop.is_set():
         sock = space.socket(server)
         sock.settimeout(0.02)
-        try:
+        with contextlib.suppress(OSError):
             sock.connect((server, 8080))
-        except OSError:
-            pass
         sock.close()
 
 

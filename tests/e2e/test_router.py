@@ -62,7 +62,8 @@ def fetch(web):
 
     def get(space, address, *options):
         url = f"http://{literal(address)}:{web[address].port}/page"
-        result = space.run("curl", "-sS", "-m", "10", "--noproxy", "*", *options, url, check=False, env={"PATH": os.environ["PATH"]})
+        command = ("curl", "-sS", "-m", "10", "--noproxy", "*", *options, url)
+        result = space.run(*command, check=False, env={"PATH": os.environ["PATH"]})
         return result.stdout == "the page\n", result.stderr
 
     return get

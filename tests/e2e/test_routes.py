@@ -13,7 +13,17 @@ from capture import Capture, LeakCapture
 from faultproxy import OK
 from gateway import DEFAULT_RULES, TABLE, TUN
 from netns import (
-    CLIENT, NOBODY, PROXY, PROXY6, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect, retransmits, with_mounts,
+    CLIENT,
+    NOBODY,
+    PROXY,
+    PROXY6,
+    SERVER,
+    SERVER6,
+    SERVER_OTHER,
+    connecting,
+    finish_connect,
+    retransmits,
+    with_mounts,
 )
 from wait import WAIT, until
 

@@ -159,7 +159,7 @@ def test_silent_clients_hold_up_nobody(gateway, proxy, client):
     """Clients that connect and neither read nor leave: no file, and no time, is kept for them."""
     daemon = gateway()
     path = daemon.status_socket
-    files = lambda: len(os.listdir(f"/proc/{daemon.process.pid}/fd"))  # noqa: E731
+    files = lambda: len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
     daemon.status()  # behind its start
     before = files()
     silent = []

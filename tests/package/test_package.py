@@ -215,7 +215,8 @@ def test_apk_mkpkg_is_given_the_same_files(tmp_path):
     packages = sorted(path.relative_to(tmp_path / "dist/mips").as_posix() for path in tmp_path.rglob("*.apk"))
     assert packages == [f"{arch}/tcp-over-http-{package_version()}.apk" for arch in ARCHS]
     arguments = (tmp_path / "apk.args").read_text()
-    for line in [f"info version:{package_version()}", "info depends:kmod-tun kmod-nft-tproxy kmod-nft-socket kmod-nft-dup-inet", "info arch:mips_4kec",
+    for line in [f"info version:{package_version()}", "info arch:mips_4kec",
+                 "info depends:kmod-tun kmod-nft-tproxy kmod-nft-socket kmod-nft-dup-inet",
                  "script post-install", "script post-upgrade", "script pre-deinstall", "script post-deinstall",
                  "default_postinst", OWN_SCRIPT,
                  f"./{CONFIG} 600 0 0 {EPOCH}", f"./usr/bin/tcp-over-http 755 0 0 {EPOCH}"]:
