@@ -1,5 +1,5 @@
 //! The syntax of OpenWrt's config files, read as libuci's `file.c` reads it in strict mode: a file
-//! that one takes the other takes, with the same values. Held against it in `tests/uci_libuci.rs`.
+//! that one takes the other takes, with the same values. Held against it in `tests/libuci`.
 //!
 //! # Theory of operation
 //! A line holds statements: a keyword (`package`, `config`, `option`, `list`, or its first letter)

@@ -514,10 +514,7 @@ impl World {
 /// Runs a test on a thread with a new network namespace, which ends with the thread, however it ends.
 fn in_namespace(test: impl FnOnce(&World) + Send + 'static) {
     let thread = std::thread::spawn(move || {
-        if let Err(error) = sys::unshare_network() {
-            eprintln!("skipped: needs root for a network namespace: {error}");
-            return;
-        }
+        sys::unshare_network().expect("needs root, for a network namespace: sudo scripts/test unit");
         let lines = [
             "link set lo up",
             "link add lan0 type veth peer name lan1",

@@ -1,5 +1,5 @@
 //! Our reading of UCI files held against libuci's: the same files taken, with the same values.
-#![cfg(all(target_env = "gnu", any(target_arch = "x86_64", target_arch = "aarch64")))]
+#![cfg(test)]
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
@@ -151,7 +151,7 @@ fn same(file: &[u8]) -> Result<(), TestCaseError> {
 }
 
 fn corpus(kind: &str) -> Vec<(PathBuf, Vec<u8>)> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/uci").join(kind);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../uci").join(kind);
     let files: Vec<_> = fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
