@@ -2,4 +2,5 @@
 # The feed's CI runs this on an installed package: test.sh PACKAGE VERSION.
 
 [ "$1" = tcp-over-http ] || exit 0
-tcp-over-http --version 2>&1 | grep -qF "$2"
+# Without -q: the log shows the line.
+tcp-over-http --version | grep -Fx "tcp-over-http $2"
