@@ -28,7 +28,8 @@ tools() {
 standard_library() {
     sysroot=$(rustc --print sysroot)/lib/rustlib/src/rust
     [ ! -f "$sysroot/library/Cargo.lock" ] || return 0
-    ! rustup component add rust-src 2>/dev/null || return 0
+    rustup component add rust-src 2>/dev/null || true
+    [ ! -f "$sysroot/library/Cargo.lock" ] || return 0
     tarball=../shared/rust-src-$(rustc --version | cut -d ' ' -f 2).tar.xz
     [ -f "$tarball" ] || die "the standard library's source is missing: rustup component add rust-src"
     mkdir -p "$sysroot"

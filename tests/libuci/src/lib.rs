@@ -1,17 +1,17 @@
 //! Our reading of UCI files held against libuci's: the same files taken, with the same values.
 #![cfg(test)]
 
+mod ffi;
+
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::{fs, ptr};
 
-use libuci_sys::{
-    uci_alloc_context, uci_free_context, uci_import, uci_list, uci_option, uci_option_type_UCI_TYPE_STRING,
-    uci_package, uci_section,
-};
 use proptest::prelude::*;
 use tcp_over_http::uci::{self, Statement, Word};
+
+use crate::ffi::{Element, List, Opt, uci_alloc_context, uci_free_context, uci_import};
 
 /// A file as both see it: sections in order.
 type Package = Vec<Section>;
@@ -227,16 +227,16 @@ fn libuci(file: &[u8]) -> Option<Package> {
         let stream = libc::fmemopen(file.as_ptr().cast_mut().cast::<c_void>(), file.len(), c"r".as_ptr());
         assert!(!stream.is_null());
         let context = uci_alloc_context();
-        let mut package: *mut uci_package = ptr::null_mut();
-        let failed = uci_import(context, stream.cast(), c"test".as_ptr(), &mut package, true) != 0;
+        let mut package: *mut ffi::Package = ptr::null_mut();
+        let failed = uci_import(context, stream, c"test".as_ptr(), &mut package, true) != 0;
         let read = (!failed).then(|| {
             nodes(&raw const (*package).sections)
                 .map(|node| {
-                    let section = node.cast::<uci_section>();
+                    let section = node.cast::<ffi::Section>();
                     let name = if (*section).anonymous { Vec::new() } else { bytes((*section).e.name) };
                     let options =
                         nodes(&raw const (*section).options).map(|node| option(node.cast())).collect();
-                    Section { kind: bytes((*section).type_), name, options }
+                    Section { kind: bytes((*section).kind), name, options }
                 })
                 .collect()
         });
@@ -248,14 +248,14 @@ fn libuci(file: &[u8]) -> Option<Package> {
 
 /// # Safety
 /// `option` is one of libuci's.
-unsafe fn option(option: *const uci_option) -> (Vec<u8>, Value) {
+unsafe fn option(option: *const Opt) -> (Vec<u8>, Value) {
     // SAFETY: the type says which member of the union is valid.
     unsafe {
-        let value = if (*option).type_ == uci_option_type_UCI_TYPE_STRING {
+        let value = if (*option).kind == ffi::UCI_TYPE_STRING {
             Value::String(bytes((*option).v.string))
         } else {
-            let items = nodes(&raw const (*option).v.list);
-            Value::List(items.map(|node| bytes((*node.cast::<libuci_sys::uci_element>()).name)).collect())
+            let items = nodes((&raw const (*option).v.list).cast());
+            Value::List(items.map(|node| bytes((*node.cast::<Element>()).name)).collect())
         };
         (bytes((*option).e.name), value)
     }
@@ -265,9 +265,9 @@ unsafe fn option(option: *const uci_option) -> (Vec<u8>, Value) {
 ///
 /// # Safety
 /// `head` is the head of one of libuci's lists, which stays as it is.
-unsafe fn nodes(head: *const uci_list) -> impl Iterator<Item = *const uci_list> {
+unsafe fn nodes(head: *const List) -> impl Iterator<Item = *const List> {
     // SAFETY: every node of the ring is valid.
-    let next = |node: *const uci_list| unsafe { (*node).next.cast_const() };
+    let next = |node: *const List| unsafe { (*node).next };
     std::iter::successors(Some(next(head)), move |&node| Some(next(node)))
         .take_while(move |&node| node != head)
 }
