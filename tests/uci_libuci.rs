@@ -11,7 +11,7 @@ use libuci_sys::{
     uci_package, uci_section,
 };
 use proptest::prelude::*;
-use tcp_over_http::uci::{self, Statement, Word};
+use tcp_over_http::config::uci::{self, Statement, Word};
 
 /// A file as both see it: sections in order.
 type Package = Vec<Section>;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 
 use crate::config::{Kind, OPTIONS, Settings, Spec, VARIABLE};
-use crate::status::Form;
+use crate::report::status::Form;
 
 /// What the doctor has the proxies connect to.
 const TARGET: &str = "example.com";

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tcp_over_http::connect::{Request, RequestError};
+use tcp_over_http::http::connect::{Request, RequestError};
 
 mod changes;
 mod dns;

@@ -27,7 +27,7 @@ use tcp_over_http::time::Instant;
 
 use crate::config::{Config, DnsMode, Host};
 use crate::gateway::Gateway;
-use crate::limiter::Limiter;
+use crate::report::limiter::Limiter;
 use crate::sys;
 use client::{Client, Waiter, Waiters};
 use direct::Direct;

@@ -3,9 +3,9 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use super::message::{Kind, Message, Record};
-use super::reply::Rcode;
-use super::request::Request;
+use super::wire::message::{Kind, Message, Record};
+use super::wire::reply::Rcode;
+use super::wire::request::Request;
 use crate::time::Instant;
 
 /// Seconds that anything is kept at the most.

@@ -2,7 +2,7 @@
 
 use alloc::{vec, vec::Vec};
 
-use super::request::Request;
+use super::wire::request::Request;
 use crate::time::Instant;
 
 /// The queries on their way. Replies may come in any order (RFC 7766 section 7), and equal questions wait for the

@@ -3,8 +3,8 @@
 use std::fmt::{self, Write};
 use std::io;
 
-use tcp_over_http::connect::RequestError;
-use tcp_over_http::uci::{self, Position};
+use tcp_over_http::config::uci::{self, Position};
+use tcp_over_http::http::connect::RequestError;
 
 use super::net_file::NetFileError;
 use super::options::Reason;

@@ -2,7 +2,7 @@
 
 use std::mem;
 
-use tcp_over_http::uci::{self, Position, Statement, Word};
+use tcp_over_http::config::uci::{self, Position, Statement, Word};
 
 use super::error::{Fault, Origin, Problem};
 use super::options::Spec;

@@ -14,7 +14,7 @@ use super::options::Spec;
 use super::sections::{Sections, Values};
 use super::table::{self, Draft};
 use super::{Config, Given, IpNet};
-use crate::sysctl;
+use crate::kernel::sysctl;
 
 /// The file that is read if it exists and no other is named.
 const DEFAULT_FILE: &str = "/etc/config/tcp-over-http";

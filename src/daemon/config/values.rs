@@ -3,7 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 
 use super::{Host, IpNet, Ipv4Net, Ipv6Net, MARK_MASK};
-use crate::policy::TABLES;
+use crate::kernel::policy::TABLES;
 
 pub fn boolean(text: &str) -> Option<bool> {
     match text {

@@ -17,8 +17,8 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use tcp_over_http::connect::Target;
 use tcp_over_http::dns::{Ask, Pending, Request};
+use tcp_over_http::http::connect::Target;
 use tcp_over_http::time::Instant;
 
 use super::Dns;
@@ -26,7 +26,7 @@ use super::client::MAX_WAITERS;
 use super::stream::Stream;
 use crate::config::DnsMode;
 use crate::gateway::Gateway;
-use crate::limiter::Limiter;
+use crate::report::limiter::Limiter;
 use crate::task::spawn;
 use crate::upstream::{Failure, Opened};
 

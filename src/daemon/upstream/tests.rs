@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::config::{Credentials, Host, UpstreamConfig};
-use crate::resolver::tests as dns;
-use crate::resolver::tests::run;
+use crate::upstream::resolver::tests as dns;
+use crate::upstream::resolver::tests::run;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream as StdStream};
 use std::pin::pin;
