@@ -51,6 +51,7 @@ pub mod config;
 pub mod dns;
 pub mod flow;
 pub mod http;
+pub mod net;
 pub mod packet;
 pub mod rewrite;
 mod siphash;

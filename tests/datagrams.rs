@@ -30,7 +30,7 @@ fn tuple(ipv4: bool, port: u16) -> Tuple {
 
 fn datagram(tuple: &Tuple, payload: &[u8]) -> Vec<u8> {
     let mut out = [0; MAX_LEN];
-    let length = reject::datagram(tuple, payload, &mut out);
+    let length = make::datagram(tuple, payload, &mut out);
     packets::assert_checksums(&out[..length], false);
     out[..length].to_vec()
 }

@@ -19,7 +19,6 @@ use tcp_over_http::packet::{Packet, Tuple};
 use tcp_over_http::rewrite::{Rewriter, Verdict};
 use tcp_over_http::time::Instant;
 
-use crate::config::{Config, ConnectMode};
 use crate::dns::{self, Dns, Meaning};
 use crate::gateway::kept::{Kept, KeptFlows, Parked, Tunnel};
 use crate::kernel::self_test::ListenerTest;
@@ -28,6 +27,7 @@ use crate::relay::{Moved, Supplies};
 use crate::sys;
 use crate::task::spawn;
 use crate::upstream::{Failure, Opened, Upstreams};
+use tcp_over_http::config::{Config, ConnectMode};
 
 /// The port that resolvers are asked on.
 const DNS: u16 = 53;

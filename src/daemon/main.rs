@@ -12,13 +12,13 @@
 //! | the kernel and its files | `sys`, `sysctl`, `etc_files`, `task` |
 
 mod cli;
-mod config;
 mod dns;
 mod event_loop;
 mod gateway;
 mod kernel;
 mod relay;
 mod report;
+mod settings;
 mod sys;
 mod task;
 mod upstream;
@@ -34,7 +34,6 @@ use tcp_over_http::rewrite::{self, Path, Rewriter};
 use tokio::runtime::{Builder, LocalOptions};
 
 use crate::cli::Command;
-use crate::config::{Config, ConfigError, DnsMode, OnFailure, Ping, Settings};
 use crate::dns::{Dns, DnsError};
 use crate::event_loop::{End, EventLoop};
 use crate::gateway::Gateway;
@@ -46,8 +45,10 @@ use crate::relay::Supplies;
 use crate::relay::pipe::Pipes;
 use crate::relay::poller::Poller;
 use crate::report::{control, doctor, logger};
+use crate::settings::Settings;
 use crate::sys::signals::Signals;
 use crate::upstream::Upstreams;
+use tcp_over_http::config::{Config, ConfigError, DnsMode, OnFailure, Ping, VARIABLE};
 
 /// Files beyond those of flows and pipes: resolvers, the TUN, netlink, logs, dials that are just ending.
 const OTHER_FILES: usize = 64;
@@ -59,7 +60,7 @@ const MIN_PIPES: usize = 64;
 const CAPABILITIES: u64 = 1 << 12 | 1 << 10 | 1 << 24;
 
 fn main() -> ExitCode {
-    match cli::parse(env::args_os().skip(1), env::var_os(config::VARIABLE)) {
+    match cli::parse(env::args_os().skip(1), env::var_os(VARIABLE)) {
         Ok(Command::Help) => print(cli::Help),
         Ok(Command::Version) => print(format_args!("{}\n", cli::Version)),
         Ok(Command::Check(settings)) => match settings.load() {

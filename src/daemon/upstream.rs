@@ -19,7 +19,6 @@ mod lookup;
 pub mod proxy;
 pub mod resolver;
 
-use crate::config::{Config, DnsMode};
 use crate::sys;
 use crate::upstream::dial::{HandshakeError, Reply};
 use crate::upstream::proxy::{Event, Proxy};
@@ -30,6 +29,7 @@ use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use tcp_over_http::config::{Config, DnsMode};
 use tcp_over_http::http::connect::Target;
 use tokio::net::{TcpSocket, TcpStream};
 

@@ -195,7 +195,7 @@ fn change_ttls(reply: &mut [u8], change: impl Fn(u32) -> u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::request::tests::{Fields, SELF, query, reply};
+    use super::super::wire::request::tests::{Fields, SELF, query, reply};
     use super::*;
     use proptest::prelude::*;
     use std::format;

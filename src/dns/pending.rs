@@ -100,8 +100,8 @@ impl Pending {
 
 #[cfg(test)]
 mod tests {
-    use super::super::message::Kind;
-    use super::super::request::tests::{query, reply};
+    use super::super::wire::message::Kind;
+    use super::super::wire::request::tests::{query, reply};
     use super::*;
 
     const OK: u16 = 0x8180;

@@ -86,7 +86,7 @@ fn special_reply(special: Special, kind: Kind) -> Reply<'static> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::request::tests::query;
+    use super::super::wire::request::tests::query;
     use super::*;
 
     fn local(name: &str, kind: Kind) -> Option<Reply<'static>> {

@@ -24,11 +24,11 @@ use tcp_over_http::time::Instant;
 use super::Dns;
 use super::client::MAX_WAITERS;
 use super::stream::Stream;
-use crate::config::DnsMode;
 use crate::gateway::Gateway;
 use crate::report::limiter::Limiter;
 use crate::task::spawn;
 use crate::upstream::{Failure, Opened};
+use tcp_over_http::config::DnsMode;
 
 /// Queries under way.
 const MAX_PENDING: u16 = 256;

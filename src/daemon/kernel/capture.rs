@@ -10,13 +10,13 @@ use std::task::{Context, Poll};
 use tcp_over_http::flow::subnet::Subnet;
 use tcp_over_http::rewrite::Path;
 
-use crate::config::{Config, OnFailure, PathChoice};
 use crate::kernel::firewall::{self, Firewall, FirewallError};
 use crate::kernel::listener::{self, Listener};
 use crate::kernel::probe::{ProbeError, probe};
 use crate::kernel::route::{Event, RouteError, Routes};
 use crate::kernel::tun::Tun;
 use crate::sys;
+use tcp_over_http::config::{Config, OnFailure, PathChoice};
 
 /// The routes, the listeners, and the firewall's tables.
 pub struct Capture {

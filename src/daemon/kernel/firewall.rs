@@ -20,10 +20,10 @@ use std::task::{Context, Poll};
 use tcp_over_http::rewrite::Path;
 use tokio::io::unix::AsyncFd;
 
-use crate::config::{Config, MARK_MASK};
 use crate::kernel::capture::Subnets;
 use crate::kernel::netlink;
 use crate::sys::{self, process};
+use tcp_over_http::config::{Config, MARK_MASK};
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE` (<linux/netfilter/nfnetlink.h>, nf_tables.h).
 const NEW_TABLE: u16 = 10 << 8;

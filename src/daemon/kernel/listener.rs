@@ -10,8 +10,8 @@ use tcp_over_http::rewrite::Path;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpSocket;
 
-use crate::config::Config;
 use crate::sys;
+use tcp_over_http::config::Config;
 
 /// Connections that may wait to be accepted; the kernel's `somaxconn` is a bound, too.
 const BACKLOG: u32 = 4096;

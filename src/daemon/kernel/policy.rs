@@ -60,7 +60,8 @@ pub use route::Route;
 pub use rule::Rule;
 pub use rules::{LAST_RULE, rules};
 
-use crate::config::{Config, IpNet, Ipv4Net, Ipv6Net, OnFailure};
+use tcp_over_http::config::{Config, OnFailure};
+use tcp_over_http::net::{IpNet, Ipv4Net, Ipv6Net};
 
 /// Who made a rule or a route (`rtm_protocol`, `FRA_PROTOCOL`); not in iproute2's `rt_protos`.
 pub const OURS: u8 = 0x74;
@@ -71,9 +72,6 @@ const METRIC_BLOCK: u32 = 4096;
 
 /// Multicast can't be TCP; without its own route it would follow the default one into the TUN.
 const MULTICAST: IpNet = IpNet::V4(Ipv4Net { addr: Ipv4Addr::new(224, 0, 0, 0), prefix: 4 });
-
-/// How many tables there are, from `table` on.
-pub const TABLES: u32 = 3;
 
 /// The index of `lo`: the kernel's LOOPBACK_IFINDEX.
 pub const LOOPBACK: u32 = 1;

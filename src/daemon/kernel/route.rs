@@ -18,8 +18,9 @@ use tokio::io::unix::AsyncFd;
 use super::netlink::{self, Message, NLM_F_CREATE, NLM_F_REPLACE, Socket};
 use super::policy::{self, Route, Rule};
 use super::sysctl;
-use crate::config::{Config, Ipv4Net, Ipv6Net, OnFailure};
 use crate::sys;
+use tcp_over_http::config::{Config, OnFailure};
+use tcp_over_http::net::{Ipv4Net, Ipv6Net};
 
 mod owner;
 

@@ -10,15 +10,16 @@ use std::time::Duration;
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::rewrite::Path;
 
-use crate::config::{Config, Settings};
 use crate::kernel::{route, sysctl};
 use crate::report::control;
 use crate::report::status::Form;
+use crate::settings::Settings;
 use crate::sys;
 use crate::upstream::Upstreams;
 use crate::upstream::dial::{self, HandshakeError};
 use crate::upstream::proxy::Proxy;
 use crate::upstream::resolver;
+use tcp_over_http::config::Config;
 
 /// For the proxy's answer. Who lets a port through and gets no answer there may say nothing for long.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -5,12 +5,13 @@ use std::env;
 
 use env_logger::{Builder, Logger, Target};
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use tcp_over_http::config::LogLevel;
 
 /// The variable that beats `log_level`: one of its words.
 const VARIABLE: &str = "RUST_LOG";
 
 /// Begins to log. Once in a process.
-pub fn init(level: LevelFilter) {
+pub fn init(level: LogLevel) {
     _ = log::set_boxed_logger(Box::new(Streams {
         wrong: logger(Target::Stderr),
         said: logger(Target::Stdout),
@@ -19,9 +20,15 @@ pub fn init(level: LevelFilter) {
 }
 
 /// Changes how much is logged, unless the variable says that.
-pub fn set_level(level: LevelFilter) {
+pub fn set_level(level: LogLevel) {
     let given = env::var(VARIABLE).ok().and_then(|word| word.parse().ok());
-    log::set_max_level(given.unwrap_or(level));
+    log::set_max_level(given.unwrap_or(match level {
+        LogLevel::Error => LevelFilter::Error,
+        LogLevel::Warn => LevelFilter::Warn,
+        LogLevel::Info => LevelFilter::Info,
+        LogLevel::Debug => LevelFilter::Debug,
+        LogLevel::Trace => LevelFilter::Trace,
+    }));
 }
 
 fn logger(target: Target) -> Logger {

@@ -5,9 +5,9 @@ use std::fmt::{self, Write};
 use tcp_over_http::flow::State;
 use tcp_over_http::rewrite;
 
-use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::upstream::proxy::Stats;
+use tcp_over_http::config::Config;
 
 /// What a report is written as.
 #[derive(Clone, Copy, PartialEq, Eq)]

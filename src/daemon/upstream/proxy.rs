@@ -1,6 +1,5 @@
 //! One upstream proxy and what is known of it.
 
-use crate::config::{Host, UpstreamConfig};
 use crate::report::limiter::Limiter;
 use crate::upstream::dial::Reply;
 use crate::upstream::lookup::Lookup;
@@ -12,6 +11,7 @@ use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use tcp_over_http::config::{Host, UpstreamConfig};
 use tcp_over_http::http::connect::Request;
 
 /// How long a proxy that failed comes last.

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{V4, V6, family_of, net, octets, prefix_of};
-use crate::config::IpNet;
 use crate::kernel::netlink::{self, Message, NLM_F_CREATE, NLM_F_REPLACE};
+use tcp_over_http::net::IpNet;
 
 /// Length of `struct rtmsg`.
 const BODY: usize = 12;

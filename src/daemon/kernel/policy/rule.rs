@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::{V4, net, octets, prefix_of};
-use crate::config::IpNet;
 use crate::kernel::netlink::{self, Message, NLM_F_CREATE, NLM_F_EXCL};
+use tcp_over_http::net::IpNet;
 
 // <linux/fib_rules.h>
 
@@ -163,7 +163,7 @@ fn network(family: u8, address: &[u8], prefix: u8) -> Option<IpNet> {
 mod tests {
     use super::super::{OURS, V4, V6};
     use super::*;
-    use crate::config::MARK_MASK;
+    use tcp_over_http::config::MARK_MASK;
 
     /// The most that may follow the last value.
     const PADDING: usize = 3;

@@ -4,7 +4,7 @@ use tcp_over_http::rewrite::Path;
 
 use super::rule::{FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, Rule};
 use super::{OURS, Route, V4, V6, family_of, net};
-use crate::config::{Config, Host, MARK_MASK, NonTcp, Quic};
+use tcp_over_http::config::{Config, Host, MARK_MASK, NonTcp, Quic};
 
 // Priorities, from `rule_priority` on.
 

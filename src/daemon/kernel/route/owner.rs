@@ -1,9 +1,9 @@
 //! Which of the kernel's rules and routes are ours to delete.
 
 use super::RouteError;
-use crate::config::Config;
 use crate::kernel::netlink::{self, Message, Socket};
 use crate::kernel::policy::{self, OURS, Route, Rule};
+use tcp_over_http::config::{Config, TABLES};
 
 /// What rules and routes of a run are known by, and so those of an earlier run like it.
 pub struct Owner {
@@ -89,7 +89,7 @@ impl Owner {
     }
 
     fn owns_table(&self, table: u32) -> bool {
-        (self.table..self.table.saturating_add(policy::TABLES)).contains(&table)
+        (self.table..self.table.saturating_add(TABLES)).contains(&table)
     }
 }
 

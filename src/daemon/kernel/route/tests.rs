@@ -14,7 +14,8 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::config::{DnsMode, Host, IpNet, NonTcp, UpstreamConfig};
+use tcp_over_http::config::{DnsMode, Host, NonTcp, UpstreamConfig};
+use tcp_over_http::net::IpNet;
 
 mod selection;
 

@@ -1,7 +1,7 @@
 //! Whose traffic is captured, and what of it.
 
 use super::*;
-use crate::config::Quic;
+use tcp_over_http::config::Quic;
 
 const SERVER: &str = "198.51.100.1";
 const SERVER6: &str = "2001:db8:a::1";
@@ -194,7 +194,7 @@ fn queries() {
     in_namespace(|world| {
         let _tun = open_tun();
         let mut config = auto_route();
-        config.dns.mode = crate::config::DnsMode::Proxy;
+        config.dns.mode = tcp_over_http::config::DnsMode::Proxy;
         config.ports = vec![(80, 80)];
         let client = "from 192.168.7.9 iif lan0";
         for (domains, own) in [(vec![], TUN), (vec!["blocked.example".to_owned()], "wan0")] {

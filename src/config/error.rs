@@ -1,14 +1,13 @@
 //! What can be wrong with a configuration.
 
-use std::fmt::{self, Write};
-use std::io;
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use core::fmt::{self, Write};
 
-use tcp_over_http::config::uci::{self, Position};
-use tcp_over_http::http::connect::RequestError;
-
-use super::net_file::NetFileError;
+use super::VARIABLE;
 use super::options::Reason;
-use super::settings::VARIABLE;
+use super::uci::{self, Position};
+use crate::http::connect::RequestError;
 
 /// Why there is no configuration. Holds no secret.
 #[derive(Debug)]
@@ -37,9 +36,9 @@ pub enum Origin {
 #[derive(Debug)]
 pub enum Problem {
     /// The file can't be read.
-    Read(ReadError),
-    /// A file of networks isn't one.
-    NetFile(NetFileError),
+    Read(String),
+    /// A file of networks can't be read, or isn't one: `PATH...: ...`.
+    NetFile(String),
     /// It has no UCI syntax.
     Syntax(uci::ErrorKind),
     /// It says that it is another package's.
@@ -91,30 +90,6 @@ pub enum Problem {
         /// The option that is the limit.
         limit: &'static str,
     },
-}
-
-/// Why a file can't be read.
-#[derive(Debug)]
-pub enum ReadError {
-    /// The system says so.
-    Io(io::Error),
-    /// It is too long to be one.
-    TooLong,
-}
-
-impl From<io::Error> for ReadError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl fmt::Display for ReadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Io(error) => error.fmt(f),
-            Self::TooLong => f.write_str("longer than 1 MiB"),
-        }
-    }
 }
 
 /// A problem and the place to blame, before the file's name is known.

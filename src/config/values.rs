@@ -1,9 +1,12 @@
 //! What the text of a value means; an error says what it isn't.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::{Ipv6Addr, SocketAddr};
 
-use super::{Host, IpNet, Ipv4Net, Ipv6Net, MARK_MASK};
-use crate::kernel::policy::TABLES;
+use super::{Host, MARK_MASK, TABLES};
+use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 
 pub fn boolean(text: &str) -> Option<bool> {
     match text {

@@ -1,12 +1,16 @@
 //! The sections of a file and the values in them, before anyone asks what they mean.
 
-use std::mem;
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::mem;
 
-use tcp_over_http::config::uci::{self, Position, Statement, Word};
+use super::uci::{self, Position, Statement, Word};
 
+use super::draft::Draft;
 use super::error::{Fault, Origin, Problem};
 use super::options::Spec;
-use super::table::{self, Draft};
+use super::table;
 use super::{Credentials, UpstreamConfig};
 
 /// A file's sections.

@@ -1,8 +1,10 @@
 //! How clients get names resolved.
 
-use std::net::SocketAddr;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::SocketAddr;
 
-use super::{IpNet, Ipv4Net, Ipv6Net};
+use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 
 /// What the options of names say.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,14 +1,22 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::prelude::v1::*;
 use std::time::Duration;
+use std::{format, vec};
 
 use super::*;
-use crate::config::{ConnectMode, Credentials, DnsMode, Host, NonTcp, OnFailure, Ping};
+use crate::config::{
+    ConfigError, ConnectMode, Credentials, DnsMode, Host, LogLevel, NonTcp, OnFailure, Ping,
+};
 
 const UPSTREAM: &str = "config tcp-over-http 'main'\n\tlist upstream 'http://192.0.2.1:3128'\n";
 
 /// The main section with an upstream and this line, the third.
 fn with(line: &str) -> Result<Config, String> {
     Config::from_uci(&format!("{UPSTREAM}\t{line}\n")).map_err(|error| error.to_string())
+}
+
+fn resolve(file: Option<&[u8]>, overrides: &Overrides) -> Result<Config, Fault> {
+    Reading::new(file, overrides)?.finish(true)
 }
 
 fn error(line: &str) -> String {
@@ -33,7 +41,7 @@ fn an_upstream_is_enough() {
     assert_eq!((config.table, config.mark, config.rule_priority), (7480, 0x7400_0000, 900));
     assert_eq!(config.drain_timeout, Duration::from_secs(3));
     assert_eq!(config.pipe_size, 262_144);
-    assert_eq!(config.log_level, log::LevelFilter::Info);
+    assert_eq!(config.log_level, LogLevel::Info);
     assert!(config.resolvers.is_empty());
     assert_eq!(config.ping, Ping::Reject);
     let dns = &config.dns;
@@ -49,7 +57,7 @@ fn an_upstream_is_enough() {
 
 #[test]
 fn a_file_says_everything() {
-    let config = Config::from_uci(include_str!("../../../../tests/uci/good/all-options")).unwrap();
+    let config = Config::from_uci(include_str!("../../../tests/uci/good/all-options")).unwrap();
     assert_eq!(config.tun, "tun7");
     assert_eq!(config.mtu, 9000);
     assert_eq!(config.address.addr, Ipv4Addr::new(10, 99, 0, 1));
@@ -67,7 +75,7 @@ fn a_file_says_everything() {
     assert_eq!((config.table, config.mark, config.rule_priority), (100, 0x0100_0000, 1));
     assert_eq!(config.drain_timeout, Duration::ZERO);
     assert_eq!(config.pipe_size, 4096);
-    assert_eq!(config.log_level, log::LevelFilter::Trace);
+    assert_eq!(config.log_level, LogLevel::Trace);
     assert_eq!(texts(&config.resolvers), ["192.0.2.53:53", "192.0.2.54:5353", "[2001:db8::53]:5353"]);
     assert_eq!(config.ping, Ping::Answer);
     let dns = &config.dns;
@@ -136,7 +144,7 @@ fn errors_say_what_and_where() {
     ] {
         assert_eq!(error(line), expected);
     }
-    let latin1 = Settings::default().resolve(Some(b"config tcp-over-http main\noption tun '\xe9'"));
+    let latin1 = resolve(Some(b"config tcp-over-http main\noption tun '\xe9'"), &Overrides::default());
     let text = latin1.map(drop).map_err(|fault| ConfigError::new("FILE", fault).to_string());
     assert_eq!(text, Err("FILE:2:12: tun: not UTF-8".to_owned()));
 }
@@ -252,28 +260,28 @@ fn empty_repeated_and_continued_is_as_libuci_has_it() {
 fn flags_beat_the_variable_beats_the_file() {
     let file =
         format!("{UPSTREAM}option mtu 1400\nlist route 192.0.2.0/24\nconfig upstream b\noption host b\n");
-    let names = |settings: &Settings| {
-        let config = settings.resolve(Some(file.as_bytes())).unwrap();
+    let names = |overrides: &Overrides| {
+        let config = resolve(Some(file.as_bytes()), overrides).unwrap();
         config.upstreams.into_iter().map(|upstream| upstream.name).collect::<Vec<_>>()
     };
-    let mut settings = Settings::default();
-    assert_eq!(names(&settings), ["192.0.2.1:3128", "b"]);
-    settings.upstreams = Some(" ".to_owned());
-    assert_eq!(names(&settings), ["192.0.2.1:3128", "b"]);
-    settings.upstreams = Some("http://v:1  http://w:2".to_owned());
-    assert_eq!(names(&settings), ["v:1", "w:2"]);
+    let mut overrides = Overrides::default();
+    assert_eq!(names(&overrides), ["192.0.2.1:3128", "b"]);
+    overrides.variable = Some(" ".to_owned());
+    assert_eq!(names(&overrides), ["192.0.2.1:3128", "b"]);
+    overrides.variable = Some("http://v:1  http://w:2".to_owned());
+    assert_eq!(names(&overrides), ["v:1", "w:2"]);
     let flag = |name| table::MAIN.iter().find(|spec| spec.name == name).unwrap();
-    settings.give(flag("upstream"), "http://x".to_owned());
-    settings.give(flag("upstream"), "http://y:1".to_owned());
-    assert_eq!(names(&settings), ["x:80", "y:1"]);
-    settings.give(flag("route"), "198.51.100.0/24".to_owned());
-    settings.give(flag("mtu"), "9000".to_owned());
-    settings.give(flag("mtu"), "1280".to_owned());
-    let config = settings.resolve(Some(file.as_bytes())).unwrap();
+    overrides.give(flag("upstream"), "http://x".to_owned());
+    overrides.give(flag("upstream"), "http://y:1".to_owned());
+    assert_eq!(names(&overrides), ["x:80", "y:1"]);
+    overrides.give(flag("route"), "198.51.100.0/24".to_owned());
+    overrides.give(flag("mtu"), "9000".to_owned());
+    overrides.give(flag("mtu"), "1280".to_owned());
+    let config = resolve(Some(file.as_bytes()), &overrides).unwrap();
     assert_eq!((config.mtu, texts(&config.routes)), (1280, vec!["198.51.100.0/24".to_owned()]));
 
-    settings.give(flag("mtu"), "1".to_owned());
-    let error = ConfigError::new("FILE", settings.resolve(None).unwrap_err());
+    overrides.give(flag("mtu"), "1".to_owned());
+    let error = ConfigError::new("FILE", resolve(None, &overrides).unwrap_err());
     assert_eq!(error.to_string(), "command line: mtu: '1' is not a number (1280-65535)");
     assert_eq!(error.exit_code(), 2);
 }
@@ -300,8 +308,8 @@ fn secrets_stay_secret() {
         let shown = shown(&format!("{UPSTREAM}{line}"));
         assert!(!shown.contains("hunter2"), "{shown}");
     }
-    let settings = Settings { upstreams: Some("http://u:hunter2@".to_owned()), ..Settings::default() };
-    let error = ConfigError::new("FILE", settings.resolve(None).unwrap_err());
+    let overrides = Overrides { variable: Some("http://u:hunter2@".to_owned()), ..Overrides::default() };
+    let error = ConfigError::new("FILE", resolve(None, &overrides).unwrap_err());
     assert_eq!(
         error.to_string(),
         "TCP_OVER_HTTP_UPSTREAM: upstream: the value has no valid host (address or name)"
@@ -316,37 +324,6 @@ fn headers_are_checked() {
         let file = format!("{UPSTREAM}config upstream\noption host h\nlist header '{bad}'");
         assert!(Config::from_uci(&file).is_err(), "{bad}");
     }
-}
-
-#[test]
-fn what_is_right_is_known_whatever_else_is_wrong() {
-    let path = std::env::temp_dir().join(format!("toh-settings-{}", std::process::id()));
-    let at = |text: &str| {
-        std::fs::write(&path, text).unwrap();
-        let file = Some(path.to_str().unwrap().to_owned());
-        Settings { file, ..Settings::default() }
-    };
-    assert_eq!(at("").load_readable().status_socket, table::STATUS_SOCKET);
-    let broken = "config tcp-over-http main\noption status_socket /a\noption mtu x\nnonsense";
-    assert_eq!(at(broken).load_readable().status_socket, "/a");
-    assert_eq!(at(broken).load_readable().mtu, 1500);
-    let broken =
-        "config tcp-over-http main\noption table 5\nlist route bad\nlist route 10.0.0.0/8\noption mtu";
-    let config = at(broken).load_readable();
-    assert_eq!((config.table, config.routes.len(), config.tun.as_str()), (5, 1, "toh0"));
-    let mut settings = at(broken);
-    settings.give(table::MAIN.iter().find(|spec| spec.name == "status_socket").unwrap(), "/b".to_owned());
-    assert_eq!(settings.load_readable().status_socket, "/b");
-    std::fs::remove_file(&path).unwrap();
-}
-
-#[test]
-fn files_that_cannot_be_read() {
-    let load = |file: &str| Settings { file: Some(file.to_owned()), ..Settings::default() }.load();
-    let text = |file| load(file).map(drop).unwrap_err().to_string();
-    assert!(text("/nonexistent/file").starts_with("/nonexistent/file: "));
-    assert!(text("/").starts_with("/: "));
-    assert_eq!(text("/dev/zero"), "/dev/zero: longer than 1 MiB");
 }
 
 #[test]
@@ -377,28 +354,24 @@ fn the_file_of_the_package_has_every_option_with_its_default() {
 
 #[test]
 fn files_of_networks() {
-    let path = std::env::temp_dir().join(format!("toh-networks-{}", std::process::id()));
-    let of = |text: &[u8]| {
-        std::fs::write(&path, text).unwrap();
-        let file = format!(
-            "config tcp-over-http main\nlist upstream http://a\nlist bypass 10.0.0.0/8\n\
-             list bypass_file {}\noption ipv6 0",
-            path.display()
-        );
-        Config::from_uci(&file)
-            .map(|config| config.bypass.iter().map(ToString::to_string).collect::<Vec<_>>())
+    let file = "config tcp-over-http main\nlist upstream http://a\nlist bypass 10.0.0.0/8\n\
+                list bypass_file LIST\noption ipv6 0";
+    let of = |text: Result<&[u8], String>| {
+        let mut reading = Reading::new(Some(file.as_bytes()), &Overrides::default()).unwrap();
+        assert_eq!(reading.take_bypass_files(), ["LIST"]);
+        let config = reading.add_networks("LIST", text).and_then(|()| reading.finish(true));
+        config
+            .map(|config| texts(&config.bypass))
+            .map_err(|fault| ConfigError::new("FILE", fault).to_string())
     };
     let text = b"# a list\n192.0.2.0/24 # one\r\n\n  198.51.100.7\n2001:db8::/32\n203.0.113.0/24";
-    assert_eq!(of(text).unwrap(), ["10.0.0.0/8", "192.0.2.0/24", "198.51.100.7/32", "203.0.113.0/24"]);
-    let path = path.display();
+    assert_eq!(of(Ok(text)).unwrap(), ["10.0.0.0/8", "192.0.2.0/24", "198.51.100.7/32", "203.0.113.0/24"]);
     for (text, error) in [
-        (&b"192.0.2.0/24\n192.0.2.1/24\n"[..], "2: the line has bits set behind its prefix"),
-        (b"\n\nexample.com", "3: the line is not a network (ADDRESS/PREFIX)"),
-        (b"\xff", "1: the line is not UTF-8"),
+        (Ok(&b"192.0.2.0/24\n192.0.2.1/24\n"[..]), "LIST:2: the line has bits set behind its prefix"),
+        (Ok(b"\n\nexample.com"), "LIST:3: the line is not a network (ADDRESS/PREFIX)"),
+        (Ok(b"\xff"), "LIST:1: the line is not UTF-8"),
+        (Err("no such file".to_owned()), "LIST: no such file"),
     ] {
-        assert_eq!(of(text).unwrap_err().to_string(), format!("FILE:4:18: bypass_file: {path}:{error}"));
+        assert_eq!(of(text).unwrap_err(), format!("FILE:4:18: bypass_file: {error}"));
     }
-    std::fs::remove_file(path.to_string()).unwrap();
-    let error = Config::from_uci("config tcp-over-http main\nlist bypass_file /nonexistent").unwrap_err();
-    assert!(error.to_string().starts_with("FILE:2:18: bypass_file: /nonexistent: "), "{error}");
 }

@@ -1,6 +1,8 @@
 //! What a configuration that was read anew changes.
 
-use std::fmt;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
 
 use super::options::Spec;
 use super::{Config, OPTIONS};
@@ -93,6 +95,9 @@ impl fmt::Display for Changes {
 
 #[cfg(test)]
 mod tests {
+    use std::format;
+    use std::string::ToString;
+
     use super::*;
 
     fn config(lines: &str) -> Config {

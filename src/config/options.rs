@@ -1,8 +1,8 @@
 //! An option: its name, the values it takes, its default.
 
-use std::fmt;
+use core::fmt;
 
-use super::table::Draft;
+use super::draft::Draft;
 use super::values::{boolean, number, port};
 
 /// An option of a section.

@@ -2,6 +2,9 @@
 
 use super::values::{self, host};
 use super::{Credentials, UpstreamConfig};
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use alloc::vec::Vec;
 
 /// The port of a URL without one (RFC 9110 section 4.2.1).
 const DEFAULT_PORT: u16 = 80;
@@ -97,6 +100,8 @@ fn percent_decoded(text: &str) -> Result<String, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::format;
+
     use super::super::Host;
     use super::*;
 
