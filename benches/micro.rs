@@ -11,12 +11,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant as Clock};
 
 use tcp_over_http::dns::{Cache, FakeIp, Kind, Name, Query, Ranges, Reply, Request};
+use tcp_over_http::flow::subnet::Subnet;
 use tcp_over_http::flow::{FlowTable, Limits, Side, Slot};
+use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{ACK, Change, FIN, SYN, Tuple};
 use tcp_over_http::rewrite::{Path, Rewriter, Settings, Verdict};
-use tcp_over_http::subnet::Subnet;
 use tcp_over_http::time::Instant;
-use tcp_over_http::vnet;
 
 /// Does its work so many times; returns how long that took, without what comes before.
 type Run = fn(u64) -> Duration;

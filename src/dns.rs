@@ -11,23 +11,19 @@
 mod cache;
 mod domains;
 mod fakeip;
-mod message;
-mod name;
 mod pending;
-mod reply;
-mod request;
-mod reverse;
 mod special;
+mod wire;
 
 pub use cache::Cache;
 pub use domains::Domains;
 pub use fakeip::{Entry, FAKE_TTL, FakeIp, Ranges};
-pub use message::{Kind, Message, Question, Record, Records};
-pub use name::{BadName, HostName, Name, NameRef};
 pub use pending::{Ask, Pending};
-pub use reply::{Rcode, Reply};
-pub use request::{BadRequest, Edns, Request};
 pub use special::local_reply;
+pub use wire::message::{Kind, Message, Question, Record, Records};
+pub use wire::name::{BadName, HostName, Name, NameRef};
+pub use wire::reply::{Rcode, Reply};
+pub use wire::request::{BadRequest, Edns, Request};
 
 use core::net::IpAddr;
 
@@ -36,7 +32,7 @@ pub const MAX_ADDRESSES: usize = 8;
 /// Aliases followed inside one answer before it counts as a loop.
 const MAX_ALIASES: usize = 8;
 /// Header, one name, type and class.
-const MAX_QUERY: usize = message::HEADER + name::MAX_NAME + 4;
+const MAX_QUERY: usize = wire::message::HEADER + wire::name::MAX_NAME + 4;
 /// "Recursion desired" and nothing else.
 const QUERY_FLAGS: u16 = 0x0100;
 
@@ -87,7 +83,7 @@ impl Query<'_> {
             let _ = out.extend_from_slice(&field.to_be_bytes());
         }
         let _ = out.extend_from_slice(self.name.wire());
-        for field in [self.kind.0, message::CLASS_IN] {
+        for field in [self.kind.0, wire::message::CLASS_IN] {
             let _ = out.extend_from_slice(&field.to_be_bytes());
         }
         out
@@ -119,7 +115,7 @@ impl Query<'_> {
     }
 
     fn is(&self, question: &Question<'_>) -> bool {
-        question.class == message::CLASS_IN
+        question.class == wire::message::CLASS_IN
             && question.kind == self.kind
             && question.name == self.name.as_ref()
     }
@@ -133,7 +129,7 @@ impl Query<'_> {
             let mut alias = None;
             for record in message.answers() {
                 let record = record?;
-                if record.class != message::CLASS_IN || record.name != owner {
+                if record.class != wire::message::CLASS_IN || record.name != owner {
                     continue;
                 }
                 if record.kind == self.kind {

@@ -28,16 +28,18 @@
 //! A new flow takes the slot that has been free the longest, else one never used, else the one that has been
 //! closed the longest, if its next NAT source has rested. A full table refuses the new flow.
 
+mod nat;
+pub mod subnet;
 mod table;
 
 use core::fmt;
 
-pub use crate::nat::{NatSource, REST};
+pub use nat::{NatSource, REST};
 pub use table::{FlowTable, Limits, MAX_FLOWS, Refusal};
 
-use crate::nat::Turn;
 use crate::packet::{Change, Tuple};
 use crate::time::Instant;
+use nat::Turn;
 
 /// How long a flow whose relay has ended may be without a packet, in ms (RFC 5382 REQ-5).
 pub const CLOSING_IDLE: u32 = 240_000;

@@ -47,19 +47,12 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-pub mod checksum;
-pub mod connect;
-pub mod datagram;
+pub mod config;
 pub mod dns;
 pub mod flow;
-mod nat;
+pub mod http;
+pub mod net;
 pub mod packet;
-pub mod reject;
 pub mod rewrite;
 mod siphash;
-pub mod subnet;
 pub mod time;
-mod tuple;
-pub mod uci;
-mod verdict;
-pub mod vnet;

@@ -21,10 +21,16 @@ use core::net::Ipv6Addr;
 
 use etherparse::{IpSlice, Ipv6ExtensionSlice, LaxIpSlice, TcpSlice, ip_number};
 
-use crate::checksum::{self, Delta};
-pub use crate::tuple::{Change, Tuple};
-
+pub mod checksum;
+pub mod datagram;
 mod echo;
+pub mod make;
+mod tuple;
+pub mod vnet;
+
+pub use tuple::{Change, Tuple};
+
+use checksum::Delta;
 
 /// Bytes of an IPv4 header without options.
 pub const IPV4_HEADER: usize = 20;

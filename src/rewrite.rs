@@ -14,15 +14,18 @@
 use core::fmt;
 use core::net::Ipv6Addr;
 
-use crate::datagram;
+use crate::flow::subnet::Subnet;
 use crate::flow::{Flow, FlowTable, Limits, NatSource, Side, Slot, State};
+use crate::packet::datagram;
+use crate::packet::make::Reject;
+use crate::packet::vnet;
 use crate::packet::{self, ACK, Change, ChecksumState, FIN, Packet, RST, SYN, Transport, Tuple};
-use crate::reject::Reject;
 use crate::siphash::Key;
-use crate::subnet::Subnet;
 use crate::time::Instant;
-pub use crate::verdict::{Counters, Drop, Verdict};
-use crate::vnet;
+
+mod verdict;
+
+pub use verdict::{Counters, Drop, Verdict};
 
 /// How a connection gets from the client to the listener once its SYN is released. This is all that tells
 /// the two paths apart here; everything before and after is the same.

@@ -6,13 +6,13 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use common::packets::{self, Shape};
 use common::rewrite_script::{check_reject, settings};
-use tcp_over_http::datagram::Datagram;
 use tcp_over_http::flow::Limits;
+use tcp_over_http::packet::datagram::Datagram;
+use tcp_over_http::packet::make::{self, MAX_LEN, Reject};
+use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{Packet, Tuple};
-use tcp_over_http::reject::{self, MAX_LEN, Reject};
 use tcp_over_http::rewrite::{Drop, Rewriter, Settings, Verdict};
 use tcp_over_http::time::Instant;
-use tcp_over_http::vnet;
 
 fn rewriter(dns: bool, ping: bool) -> Rewriter {
     let limits = Limits { flows: 16, held: 16, held_per_client: 16, hosts: 0 };
@@ -30,7 +30,7 @@ fn tuple(ipv4: bool, port: u16) -> Tuple {
 
 fn datagram(tuple: &Tuple, payload: &[u8]) -> Vec<u8> {
     let mut out = [0; MAX_LEN];
-    let length = reject::datagram(tuple, payload, &mut out);
+    let length = make::datagram(tuple, payload, &mut out);
     packets::assert_checksums(&out[..length], false);
     out[..length].to_vec()
 }

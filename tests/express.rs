@@ -5,11 +5,11 @@ mod common;
 use common::packets::{self, ACK, SYN, Shape};
 use common::rewrite_script::{MTU, connection, settings};
 use tcp_over_http::flow::{Limits, Slot, State};
+use tcp_over_http::packet::make::Reject;
+use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{FIN, RST, Tuple};
-use tcp_over_http::reject::Reject;
 use tcp_over_http::rewrite::{Drop, Path, Rewriter, Settings, Verdict};
 use tcp_over_http::time::Instant;
-use tcp_over_http::vnet;
 
 const FIRST: Shape = shape(SYN, 1000);
 const RESET: Verdict = Verdict::Reject(Reject::Reset);

@@ -7,10 +7,10 @@ use common::packets::{self, ACK, SYN, Shape};
 use common::rewrite_script::{Error, Gateway, Script, connection, settings};
 use proptest::prelude::*;
 use tcp_over_http::flow::{LINGER, Slot, State};
+use tcp_over_http::packet::make::Reject;
+use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{FIN, RST, Tuple};
-use tcp_over_http::reject::Reject;
 use tcp_over_http::rewrite::{Drop, Verdict};
-use tcp_over_http::vnet;
 
 /// Any `T` that bytes give.
 fn any_of<T: for<'a> Arbitrary<'a> + std::fmt::Debug>(size: usize) -> impl Strategy<Value = T> {

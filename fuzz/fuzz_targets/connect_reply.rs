@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tcp_over_http::connect::{MAX_REPLY, ReplyError, ReplyParser, Status};
+use tcp_over_http::http::{MAX_REPLY, ReplyError, ReplyParser, Status};
 
 fuzz_target!(|input: &[u8]| {
     let [size, bytes @ ..] = input else { return };

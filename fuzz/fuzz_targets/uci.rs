@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tcp_over_http::uci::{self, Position, Statement, Word};
+use tcp_over_http::config::uci::{self, Position, Statement, Word};
 
 fuzz_target!(|file: &[u8]| {
     let mut written = Vec::new();

@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::fmt;
 
-use crate::config::{Kind, OPTIONS, Settings, Spec, VARIABLE};
-use crate::status::Form;
+use crate::report::status::Form;
+use crate::settings::Settings;
+use tcp_over_http::config::{Kind, OPTIONS, Spec, VARIABLE};
 
 /// What the doctor has the proxies connect to.
 const TARGET: &str = "example.com";
@@ -213,7 +214,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
 
     use super::*;
-    use crate::config::Config;
+    use tcp_over_http::config::Config;
 
     fn parsed(args: &[&str]) -> Result<Command, UsageError> {
         parse(args.iter().map(OsString::from), None)

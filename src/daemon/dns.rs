@@ -25,14 +25,14 @@ use tcp_over_http::dns::{
 use tcp_over_http::packet::Tuple;
 use tcp_over_http::time::Instant;
 
-use crate::config::{Config, DnsMode, Host};
 use crate::gateway::Gateway;
-use crate::limiter::Limiter;
+use crate::report::limiter::Limiter;
 use crate::sys;
 use client::{Client, Waiter, Waiters};
 use direct::Direct;
 use names_file::NamesFile;
 use server::Server;
+use tcp_over_http::config::{Config, DnsMode, Host};
 use tunnel::Tunnel;
 
 pub use server::serve;

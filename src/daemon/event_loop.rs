@@ -10,15 +10,16 @@ use tcp_over_http::rewrite::Path;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use crate::StartError;
-use crate::capture::Capture;
-use crate::config::{Changes, Config, Settings};
 use crate::gateway::Gateway;
-use crate::logger;
-use crate::signals::{self, Signals};
-use crate::status::{self, Form};
-use crate::status_socket::StatusSocket;
-use crate::tun::MAX_FRAME;
+use crate::kernel::capture::Capture;
+use crate::kernel::tun::MAX_FRAME;
+use crate::report::control::StatusSocket;
+use crate::report::logger;
+use crate::report::status::{self, Form};
+use crate::settings::Settings;
+use crate::sys::signals::{self, Signals};
 use crate::upstream::Upstreams;
+use tcp_over_http::config::{Changes, Config};
 
 /// How many frames are read before the relays have their turn: many enough to make a wake-up worth it,
 /// few enough not to let the sockets' buffers fill up meanwhile.

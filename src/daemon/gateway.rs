@@ -1,6 +1,7 @@
 //! What happens to a connection from its SYN to its end: held, dialled, released or refused, accepted,
 //! relayed.
 
+mod kept;
 mod relays;
 
 use std::cell::{Cell, RefCell};
@@ -9,24 +10,24 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
-use tcp_over_http::connect::Target;
-use tcp_over_http::datagram::Datagram;
 use tcp_over_http::flow::{Slot, State};
+use tcp_over_http::http::connect::Target;
+use tcp_over_http::packet::datagram::Datagram;
+use tcp_over_http::packet::make::{self, Reject};
+use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{Packet, Tuple};
-use tcp_over_http::reject::{self, Reject};
 use tcp_over_http::rewrite::{Rewriter, Verdict};
 use tcp_over_http::time::Instant;
-use tcp_over_http::vnet;
 
-use crate::config::{Config, ConnectMode};
 use crate::dns::{self, Dns, Meaning};
-use crate::kept::{Kept, KeptFlows, Parked, Tunnel};
-use crate::listener_test::ListenerTest;
+use crate::gateway::kept::{Kept, KeptFlows, Parked, Tunnel};
+use crate::kernel::self_test::ListenerTest;
+use crate::kernel::tun::Tun;
 use crate::relay::{Moved, Supplies};
 use crate::sys;
 use crate::task::spawn;
-use crate::tun::Tun;
 use crate::upstream::{Failure, Opened, Upstreams};
+use tcp_over_http::config::{Config, ConnectMode};
 
 /// The port that resolvers are asked on.
 const DNS: u16 = 53;
@@ -336,11 +337,11 @@ impl Gateway {
 
     /// Sends a client a datagram; one that is too long to be made is not.
     pub fn write_datagram(&self, tuple: &Tuple, payload: &[u8]) {
-        let mut frame = [0; vnet::LEN + reject::MAX_LEN];
+        let mut frame = [0; vnet::LEN + make::MAX_LEN];
         if let Some((_, out)) = frame.split_first_chunk_mut::<{ vnet::LEN }>()
-            && let Some((out, _)) = out.split_first_chunk_mut::<{ reject::MAX_LEN }>()
+            && let Some((out, _)) = out.split_first_chunk_mut::<{ make::MAX_LEN }>()
         {
-            let length = reject::datagram(tuple, payload, out);
+            let length = make::datagram(tuple, payload, out);
             if length > 0 {
                 self.write(&frame[..vnet::LEN + length]);
             }
@@ -375,11 +376,11 @@ impl Gateway {
             return;
         };
         let source = self.rewriter.borrow().error_source(packet.is_ipv4());
-        let mut frame = [0; vnet::LEN + reject::MAX_LEN];
+        let mut frame = [0; vnet::LEN + make::MAX_LEN];
         let Some((_, out)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() else {
             return;
         };
-        let Some((out, _)) = out.split_first_chunk_mut::<{ reject::MAX_LEN }>() else {
+        let Some((out, _)) = out.split_first_chunk_mut::<{ make::MAX_LEN }>() else {
             return;
         };
         let length = reject.build(&packet, source, out);

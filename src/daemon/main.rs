@@ -11,39 +11,16 @@
 //! | it is configured, and tells how it is | `cli`, `config`; `status`, `status_socket`, `doctor`, `logger`, `signals` |
 //! | the kernel and its files | `sys`, `sysctl`, `etc_files`, `task` |
 
-mod capture;
 mod cli;
-mod config;
-mod dial;
 mod dns;
-mod doctor;
-mod etc_files;
 mod event_loop;
-mod firewall;
 mod gateway;
-mod kept;
-mod limiter;
-mod listener;
-mod listener_test;
-mod logger;
-mod lookup;
-mod netlink;
-mod pipe;
-mod policy;
-mod poller;
-mod probe;
-mod proxy;
+mod kernel;
 mod relay;
-mod resolver;
-mod route;
-mod signals;
-mod socket;
-mod status;
-mod status_socket;
+mod report;
+mod settings;
 mod sys;
-mod sysctl;
 mod task;
-mod tun;
 mod upstream;
 
 use std::io::Write;
@@ -56,19 +33,22 @@ use tcp_over_http::flow::Limits;
 use tcp_over_http::rewrite::{self, Path, Rewriter};
 use tokio::runtime::{Builder, LocalOptions};
 
-use crate::capture::{Capture, CaptureError, Subnets};
 use crate::cli::Command;
-use crate::config::{Config, ConfigError, DnsMode, OnFailure, Ping, Settings};
 use crate::dns::{Dns, DnsError};
 use crate::event_loop::{End, EventLoop};
 use crate::gateway::Gateway;
-use crate::pipe::Pipes;
-use crate::poller::Poller;
+use crate::kernel::capture::{Capture, CaptureError, Subnets};
+use crate::kernel::route::RouteError;
+use crate::kernel::tun::{Tun, TunError};
+use crate::kernel::{firewall, route};
 use crate::relay::Supplies;
-use crate::route::RouteError;
-use crate::signals::Signals;
-use crate::tun::{Tun, TunError};
+use crate::relay::pipe::Pipes;
+use crate::relay::poller::Poller;
+use crate::report::{control, doctor, logger};
+use crate::settings::Settings;
+use crate::sys::signals::Signals;
 use crate::upstream::Upstreams;
+use tcp_over_http::config::{Config, ConfigError, DnsMode, OnFailure, Ping, VARIABLE};
 
 /// Files beyond those of flows and pipes: resolvers, the TUN, netlink, logs, dials that are just ending.
 const OTHER_FILES: usize = 64;
@@ -80,7 +60,7 @@ const MIN_PIPES: usize = 64;
 const CAPABILITIES: u64 = 1 << 12 | 1 << 10 | 1 << 24;
 
 fn main() -> ExitCode {
-    match cli::parse(env::args_os().skip(1), env::var_os(config::VARIABLE)) {
+    match cli::parse(env::args_os().skip(1), env::var_os(VARIABLE)) {
         Ok(Command::Help) => print(cli::Help),
         Ok(Command::Version) => print(format_args!("{}\n", cli::Version)),
         Ok(Command::Check(settings)) => match settings.load() {
@@ -93,7 +73,7 @@ fn main() -> ExitCode {
         Ok(Command::Unblock(settings)) => result(unblock(&settings.load_readable())),
         Ok(Command::Status(settings, form)) => {
             let path = settings.load_readable().status_socket;
-            match status_socket::ask(&path, form) {
+            match control::ask(&path, form) {
                 Ok(text) => print(text),
                 Err(error) => fail(&format_args!("no daemon answers at {path}: {error}"), 1),
             }

@@ -14,15 +14,19 @@
 //!   received yet. So what it sends is discarded until it has received all, and only then is it reset.
 //!   The kernel tells the two apart: a reset behind a FIN is EPIPE, any other ECONNRESET (`tcp_reset()`).
 
+pub mod pipe;
+pub mod poller;
+mod socket;
+
 use std::io;
 use std::net::TcpStream;
 
 use tcp_over_http::flow::Slot;
 
 use crate::dns::Held;
-use crate::pipe::{Pipe, Pipes};
-use crate::poller::{Event, Key, Peer, Poller};
-use crate::socket::Socket;
+use crate::relay::pipe::{Pipe, Pipes};
+use crate::relay::poller::{Event, Key, Peer, Poller};
+use crate::relay::socket::Socket;
 use crate::sys;
 
 /// How many bytes one direction may move before the others have their turn.

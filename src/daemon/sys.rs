@@ -1,6 +1,7 @@
 //! Every unsafe call of the daemon, each behind a safe function.
 
 pub mod process;
+pub mod signals;
 
 use std::ffi::c_int;
 use std::fs::File;

@@ -13,18 +13,24 @@
 //! this attempt began, it is the target: the attempt times out, and the proxy is as good as before. If not, the proxy
 //! rests and the next one is asked. Were it otherwise, a port scan would send everybody to another proxy.
 
-use crate::config::{Config, DnsMode};
-use crate::dial::{self, HandshakeError, Reply};
-use crate::proxy::{Event, Proxy};
-use crate::resolver::Resolver;
+pub mod dial;
+mod etc_files;
+mod lookup;
+pub mod proxy;
+pub mod resolver;
+
 use crate::sys;
+use crate::upstream::dial::{HandshakeError, Reply};
+use crate::upstream::proxy::{Event, Proxy};
+use crate::upstream::resolver::Resolver;
 use log::{debug, warn};
 use std::io;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use tcp_over_http::connect::Target;
+use tcp_over_http::config::{Config, DnsMode};
+use tcp_over_http::http::connect::Target;
 use tokio::net::{TcpSocket, TcpStream};
 
 /// A tunnel that a proxy has opened.

@@ -3,9 +3,9 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use super::message::{Kind, Message, Record};
-use super::reply::Rcode;
-use super::request::Request;
+use super::wire::message::{Kind, Message, Record};
+use super::wire::reply::Rcode;
+use super::wire::request::Request;
 use crate::time::Instant;
 
 /// Seconds that anything is kept at the most.
@@ -195,7 +195,7 @@ fn change_ttls(reply: &mut [u8], change: impl Fn(u32) -> u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::request::tests::{Fields, SELF, query, reply};
+    use super::super::wire::request::tests::{Fields, SELF, query, reply};
     use super::*;
     use proptest::prelude::*;
     use std::format;

@@ -3,7 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::name::{BadName, MAX_NAME, Name, NameRef};
+use super::wire::name::{BadName, MAX_NAME, Name, NameRef};
 
 /// The set. A domain takes as many bytes as on the wire, and 4 more.
 #[derive(Default)]

@@ -2,7 +2,7 @@
 
 use alloc::{vec, vec::Vec};
 
-use super::request::Request;
+use super::wire::request::Request;
 use crate::time::Instant;
 
 /// The queries on their way. Replies may come in any order (RFC 7766 section 7), and equal questions wait for the
@@ -100,8 +100,8 @@ impl Pending {
 
 #[cfg(test)]
 mod tests {
-    use super::super::message::Kind;
-    use super::super::request::tests::{query, reply};
+    use super::super::wire::message::Kind;
+    use super::super::wire::request::tests::{query, reply};
     use super::*;
 
     const OK: u16 = 0x8180;

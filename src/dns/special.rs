@@ -2,11 +2,11 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::message::Kind;
-use super::name::MAX_NAME;
-use super::reply::{Rcode, Reply};
-use super::request::Request;
-use super::reverse::Reverse;
+use super::wire::message::Kind;
+use super::wire::name::MAX_NAME;
+use super::wire::reply::{Rcode, Reply};
+use super::wire::request::Request;
+use super::wire::reverse::Reverse;
 
 /// Seconds that a special name is so: it does not change, but a rule of ours might.
 const TTL: u32 = 600;
@@ -86,7 +86,7 @@ fn special_reply(special: Special, kind: Kind) -> Reply<'static> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::request::tests::query;
+    use super::super::wire::request::tests::query;
     use super::*;
 
     fn local(name: &str, kind: Kind) -> Option<Reply<'static>> {

@@ -9,7 +9,7 @@ use super::{
     CLOSING_IDLE, FIN_BOTH, FIN_CLIENT, FIN_LISTENER, Flow, LINGER, NatSource, OPENING_IDLE, Side, Slot,
     State,
 };
-use crate::nat::{NatSources, Turn};
+use crate::flow::nat::{NatSources, Turn};
 use crate::packet::{Change, FIN, RST, Tuple};
 use crate::siphash::{self, Key};
 use crate::time::Instant;

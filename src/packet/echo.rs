@@ -1,8 +1,8 @@
 //! Pings: ICMP echo (RFC 792, RFC 4443 section 4).
 
 use super::{Packet, Transport, be16};
-use crate::checksum::Delta;
-use crate::reject::HOP_LIMIT;
+use crate::packet::checksum::Delta;
+use crate::packet::make::HOP_LIMIT;
 
 /// Type of a request and of a reply, in both families.
 const ICMPV4: (u8, u8) = (8, 0);
@@ -42,7 +42,7 @@ impl Packet<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checksum;
+    use crate::packet::checksum;
     use std::vec::Vec;
 
     /// 192.168.1.7 > 198.18.0.1, id 0x1234, sequence 1, "ping!".

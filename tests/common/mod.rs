@@ -5,9 +5,9 @@
 use std::net::Ipv4Addr;
 
 use arbitrary::{Arbitrary, Unstructured};
-use tcp_over_http::datagram::{Datagram, is_intact};
+use tcp_over_http::packet::datagram::{Datagram, is_intact};
+use tcp_over_http::packet::make::{self, MAX_DATAGRAM, MAX_LEN, Reject};
 use tcp_over_http::packet::{Change, ChecksumState, Packet, Transport, is_unicast};
-use tcp_over_http::reject::{self, MAX_DATAGRAM, MAX_LEN, Reject};
 
 pub mod flow_script;
 pub mod packets;
@@ -86,7 +86,7 @@ pub fn any_packet(bytes: &[u8]) {
             _ = is_intact(&packet, ChecksumState::Complete);
             let Datagram { tuple, payload } = Datagram::of(&packet).unwrap();
             let mut out = [0; MAX_LEN];
-            let length = reject::datagram(&tuple, payload, &mut out);
+            let length = make::datagram(&tuple, payload, &mut out);
             assert_eq!(length == 0, payload.len() > MAX_DATAGRAM);
             if let Ok(made) = Packet::parse(&mut out[..length]) {
                 assert!(is_intact(&made, ChecksumState::Complete));

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use arbitrary::Arbitrary;
+use tcp_over_http::flow::subnet::Subnet;
 use tcp_over_http::flow::{Limits, Slot, State};
+use tcp_over_http::packet::make::{MAX_LEN, Reject};
+use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{Packet, Tuple};
-use tcp_over_http::reject::{MAX_LEN, Reject};
 use tcp_over_http::rewrite::{Path, Rewriter, Settings, Verdict};
-use tcp_over_http::subnet::Subnet;
 use tcp_over_http::time::Instant;
-use tcp_over_http::vnet;
 
 use super::packets::{self, SYN, Shape};
 

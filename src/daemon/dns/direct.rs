@@ -12,8 +12,8 @@ use tokio::time::timeout;
 
 use super::client::MAX_WAITERS;
 use crate::gateway::Gateway;
-use crate::resolver::exchange;
 use crate::task::spawn;
+use crate::upstream::resolver::exchange;
 
 /// Every server gets the first time to answer, then every server the second.
 const ROUNDS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];

@@ -168,7 +168,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resolver::tests::run;
+    use crate::upstream::resolver::tests::run;
 
     /// More at once than there may be, before the task of any has its turn.
     #[test]

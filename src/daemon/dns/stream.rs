@@ -163,7 +163,7 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resolver::tests::run;
+    use crate::upstream::resolver::tests::run;
     use std::future::poll_fn;
     use std::io::{Read, Write};
     use std::net;

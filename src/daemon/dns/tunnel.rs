@@ -17,18 +17,18 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use tcp_over_http::connect::Target;
 use tcp_over_http::dns::{Ask, Pending, Request};
+use tcp_over_http::http::connect::Target;
 use tcp_over_http::time::Instant;
 
 use super::Dns;
 use super::client::MAX_WAITERS;
 use super::stream::Stream;
-use crate::config::DnsMode;
 use crate::gateway::Gateway;
-use crate::limiter::Limiter;
+use crate::report::limiter::Limiter;
 use crate::task::spawn;
 use crate::upstream::{Failure, Opened};
+use tcp_over_http::config::DnsMode;
 
 /// Queries under way.
 const MAX_PENDING: u16 = 256;

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use tcp_over_http::flow::Slot;
 
 use super::Gateway;
-use crate::kept::Kept;
+use crate::gateway::kept::Kept;
 use crate::relay::{Moved, Next, Relay};
 use crate::upstream::Opened;
 

@@ -1,9 +1,8 @@
 //! Proxies that follow a script, on loopback.
 
 use super::*;
-use crate::config::{Credentials, Host, UpstreamConfig};
-use crate::resolver::tests as dns;
-use crate::resolver::tests::run;
+use crate::upstream::resolver::tests as dns;
+use crate::upstream::resolver::tests::run;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream as StdStream};
 use std::pin::pin;
@@ -11,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Waker};
 use std::time::Duration;
+use tcp_over_http::config::{Credentials, Host, UpstreamConfig};
 
 const TARGET: &str = "192.0.2.7:443";
 const REQUEST: &str = "CONNECT 192.0.2.7:443 HTTP/1.1\r\nHost: 192.0.2.7:443\r\n\r\n";

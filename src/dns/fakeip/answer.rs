@@ -2,11 +2,11 @@
 
 use core::net::IpAddr;
 
-use super::super::message::Kind;
-use super::super::reply::{Rcode, Reply};
-use super::super::request::Request;
 use super::super::special::local_reply;
 use super::{FakeIp, is_long_gone};
+use crate::dns::wire::message::Kind;
+use crate::dns::wire::reply::{Rcode, Reply};
+use crate::dns::wire::request::Request;
 use crate::time::Instant;
 
 /// Seconds that an address is good for.

@@ -4,8 +4,8 @@ use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use core::net::{IpAddr, Ipv4Addr};
 
-use super::super::name::Name;
 use super::{Entry, FAKE_TTL, FakeIp, NIL, Slot, is_fresh};
+use crate::dns::wire::name::Name;
 use crate::time::Instant;
 
 /// Behind a name that nobody used when it was saved.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::dns::request::tests::query;
+use crate::dns::wire::request::tests::query;
 use crate::dns::{Kind, Rcode, Reply, Request};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, HashSet};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, ptr};
 
 use proptest::prelude::*;
-use tcp_over_http::uci::{self, Statement, Word};
+use tcp_over_http::config::uci::{self, Statement, Word};
 
 use crate::ffi::{Element, List, Opt, uci_alloc_context, uci_free_context, uci_import};
 

@@ -1,0 +1,64 @@
+//! How clients get names resolved.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+
+use crate::net::{IpNet, Ipv4Net, Ipv6Net};
+
+/// What the options of names say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// Who answers.
+    pub mode: DnsMode,
+    /// UDP and TCP port of our resolver, on 127.0.0.1 and ::1.
+    pub port: u16,
+    /// Whether we answer what captured clients ask any resolver on port 53.
+    pub hijack: bool,
+    /// The domains that dnsmasq asks us for, and no others; empty = all.
+    pub domains: Vec<String>,
+    /// The resolvers that are asked through the proxy; never empty.
+    pub servers: Vec<SocketAddr>,
+    /// Names that end in one of these are resolved directly...
+    pub direct_domains: Vec<String>,
+    /// ...by these; not empty if there are any.
+    pub direct_servers: Vec<SocketAddr>,
+    /// The fake addresses, at least two more than names. Prefix 8..=27.
+    pub fakeip_range: Ipv4Net,
+    /// The same for IPv6, prefix 16..=112; `None` = no IPv6 at all.
+    pub fakeip_range6: Option<Ipv6Net>,
+    /// How many names can have one at a time, 16..=32768.
+    pub fakeip_names: u16,
+    /// Where they are kept over a restart.
+    pub fakeip_file: String,
+}
+
+/// Who answers what clients ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DnsMode {
+    /// Not us.
+    Off,
+    /// We do, with addresses that stand for the names; the proxy resolves these.
+    FakeIp,
+    /// Resolvers do, asked through the proxy.
+    Proxy,
+}
+
+impl DnsConfig {
+    /// Whether clients' queries to other resolvers are answered.
+    pub fn hijacks(&self) -> bool {
+        self.hijack && self.mode != DnsMode::Off
+    }
+
+    /// Whether not those of this machine itself: dnsmasq then asks other resolvers for most names.
+    pub fn spares_own(&self) -> bool {
+        self.hijacks() && !self.domains.is_empty()
+    }
+
+    /// The networks of fake addresses in use.
+    pub fn fake_ranges(&self) -> impl Iterator<Item = IpNet> {
+        let is_on = self.mode == DnsMode::FakeIp;
+        let ranges = [Some(IpNet::V4(self.fakeip_range)), self.fakeip_range6.map(IpNet::V6)];
+        ranges.into_iter().flatten().filter(move |_| is_on)
+    }
+}

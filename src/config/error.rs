@@ -1,0 +1,154 @@
+//! What can be wrong with a configuration.
+
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use core::fmt::{self, Write};
+
+use super::VARIABLE;
+use super::options::Reason;
+use super::uci::{self, Position};
+use crate::http::connect::RequestError;
+
+/// Why there is no configuration. Holds no secret.
+#[derive(Debug)]
+pub struct ConfigError {
+    file: String,
+    origin: Origin,
+    problem: Problem,
+}
+
+/// Where a value comes from, or an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// No one place.
+    Everywhere,
+    /// The table of options.
+    Default,
+    /// This place in the file.
+    File(Position),
+    /// The variable.
+    Variable,
+    /// The command line.
+    Flag,
+}
+
+/// What is wrong.
+#[derive(Debug)]
+pub enum Problem {
+    /// The file can't be read.
+    Read(String),
+    /// A file of networks can't be read, or isn't one: `PATH...: ...`.
+    NetFile(String),
+    /// It has no UCI syntax.
+    Syntax(uci::ErrorKind),
+    /// It says that it is another package's.
+    Package,
+    /// No section has this type.
+    SectionType(String),
+    /// A section `tcp-over-http` isn't named `main`.
+    MainName,
+    /// An upstream is.
+    UpstreamName,
+    /// No option has this name.
+    Option(String),
+    /// An option's value isn't text.
+    NotUtf8(&'static str),
+    /// A list for an option that is none.
+    NoList(&'static str),
+    /// A value that an option doesn't take.
+    Value {
+        /// The option.
+        option: &'static str,
+        /// The value, unless it may be a secret.
+        value: Option<String>,
+        /// What it isn't.
+        reason: Reason,
+    },
+    /// An upstream of which no request can be made.
+    Request(RequestError),
+    /// An upstream without a host.
+    NoHost,
+    /// An upstream with half of its credentials.
+    NoUsername,
+    /// No upstream at all.
+    NoUpstream,
+    /// Upstream connections would be captured.
+    Loop,
+    /// Domains to resolve directly, and nobody to ask.
+    NoDirectServer,
+    /// A network has addresses of another one.
+    Overlap {
+        /// The option that has to give way.
+        option: &'static str,
+        /// The option that is as it is.
+        other: &'static str,
+    },
+    /// An option is more than another, its limit.
+    AboveLimit {
+        /// The option that is too much.
+        option: &'static str,
+        /// The option that is the limit.
+        limit: &'static str,
+    },
+}
+
+/// A problem and the place to blame, before the file's name is known.
+pub type Fault = (Origin, Problem);
+
+impl ConfigError {
+    /// Adds the file's name.
+    pub fn new(file: &str, (origin, problem): Fault) -> Self {
+        ConfigError { file: file.to_owned(), origin, problem }
+    }
+
+    /// Of the process: 2 if the command line is wrong, 1 if it's something else.
+    pub fn exit_code(&self) -> u8 {
+        if self.origin == Origin::Flag { 2 } else { 1 }
+    }
+}
+
+/// `FILE:LINE:COLUMN: ...`, or where else it comes from.
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.origin, &self.problem) {
+            (Origin::Everywhere, Problem::Read(_)) => write!(f, "{}: ", self.file)?,
+            (Origin::File(at), _) => write!(f, "{}:{at}: ", self.file)?,
+            (Origin::Variable, _) => write!(f, "{VARIABLE}: ")?,
+            (Origin::Flag, _) => f.write_str("command line: ")?,
+            (Origin::Everywhere | Origin::Default, _) => {}
+        }
+        match &self.problem {
+            Problem::Read(error) => error.fmt(f),
+            Problem::NetFile(error) => write!(f, "bypass_file: {error}"),
+            Problem::Syntax(kind) => kind.fmt(f),
+            Problem::Package => f.write_str("another package's file"),
+            Problem::SectionType(kind) => {
+                write!(f, "unknown section type '{kind}' (there are tcp-over-http and upstream)")
+            }
+            Problem::MainName => f.write_str("this section's name has to be 'main'"),
+            Problem::UpstreamName => f.write_str("an upstream can't be named 'main'"),
+            Problem::Option(name) => write!(f, "unknown option '{name}'"),
+            Problem::NotUtf8(option) => write!(f, "{option}: not UTF-8"),
+            Problem::NoList(option) => write!(f, "{option}: an option, not a list"),
+            Problem::Value { option, value: Some(value), reason } => {
+                write!(f, "{option}: '")?;
+                // A terminal might act on control characters.
+                for c in value.chars() {
+                    f.write_char(if c.is_control() { '?' } else { c })?;
+                }
+                write!(f, "' {reason}")
+            }
+            Problem::Value { option, value: None, reason } => write!(f, "{option}: the value {reason}"),
+            Problem::NoHost => f.write_str("upstream without a host"),
+            Problem::Request(error) => write!(f, "upstream: {error}"),
+            Problem::NoUsername => f.write_str("upstream with a password and no username"),
+            Problem::NoUpstream => {
+                write!(f, "no upstream: {} names none, nor do --upstream and {VARIABLE}", self.file)
+            }
+            Problem::Loop => f.write_str("mark: upstream connections would be captured without one"),
+            Problem::NoDirectServer => f.write_str("direct_domain: needs a direct_server"),
+            Problem::Overlap { option, other } => write!(f, "{option}: overlaps {other}"),
+            Problem::AboveLimit { option, limit } => write!(f, "{option}: more than {limit}"),
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! What the text of a value means; an error says what it isn't.
+
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::{Ipv6Addr, SocketAddr};
+
+use super::{Host, MARK_MASK, TABLES};
+use crate::net::{IpNet, Ipv4Net, Ipv6Net};
+
+pub fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "on" | "true" | "yes" | "enabled" => Some(true),
+        "0" | "off" | "false" | "no" | "disabled" => Some(false),
+        _ => None,
+    }
+}
+
+/// Decimal, or hexadecimal after `0x`; no sign.
+pub fn number(text: &str) -> Option<u32> {
+    let (digits, radix) = match text.strip_prefix("0x") {
+        Some(digits) => (digits, 16),
+        None => (text, 10),
+    };
+    if digits.starts_with('+') {
+        return None;
+    }
+    u32::from_str_radix(digits, radix).ok()
+}
+
+/// 1-65535, decimal.
+pub fn port(text: &str) -> Option<u16> {
+    if text.starts_with('+') {
+        return None;
+    }
+    text.parse().ok().filter(|&port| port != 0)
+}
+
+/// What the kernel takes (`dev_valid_name`), less `%`, which would make it choose a name.
+pub fn device(name: &str) -> Result<String, &'static str> {
+    let valid = (1..=15).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name.bytes().all(|c| c.is_ascii_graphic() && !matches!(c, b'/' | b':' | b'%'));
+    if valid { Ok(name.to_owned()) } else { Err("is not a device name (1-15 characters)") }
+}
+
+pub fn own_ipv4(text: &str) -> Result<Ipv4Net, &'static str> {
+    let Some(IpNet::V4(net)) = IpNet::parse(text) else {
+        return Err("is not an IPv4 address with a prefix length");
+    };
+    if !(16..=29).contains(&net.prefix) {
+        return Err("has a prefix length out of 16-29");
+    }
+    if net.addr == net.network() || net.addr == net.broadcast() {
+        return Err("is its network's own or broadcast address");
+    }
+    if net.addr.is_multicast() || net.addr.is_loopback() || net.addr.octets()[0] == 0 {
+        return Err("is not an address for a device");
+    }
+    Ok(net)
+}
+
+pub fn own_ipv6(text: &str) -> Result<Ipv6Net, &'static str> {
+    let Some(IpNet::V6(net)) = IpNet::parse(text) else {
+        return Err("is not an IPv6 address with a prefix length");
+    };
+    if !(64..=120).contains(&net.prefix) {
+        return Err("has a prefix length out of 64-120");
+    }
+    if net.addr == net.network() {
+        return Err("is its network's own address");
+    }
+    if net.addr.is_multicast() || net.addr == Ipv6Addr::LOCALHOST || net.addr.is_unicast_link_local() {
+        return Err("is not an address for a device");
+    }
+    Ok(net)
+}
+
+/// A network to take addresses from that stand for names.
+pub fn fake_ipv4(text: &str) -> Result<Ipv4Net, &'static str> {
+    match cidr(text)? {
+        IpNet::V4(net) if !(8..=27).contains(&net.prefix) => Err("has a prefix length out of 8-27"),
+        IpNet::V4(net)
+            if !net.addr.is_multicast() && !net.addr.is_loopback() && net.addr.octets()[0] != 0 =>
+        {
+            Ok(net)
+        }
+        _ => Err("is not an IPv4 network that hosts can have"),
+    }
+}
+
+pub fn fake_ipv6(text: &str) -> Result<Ipv6Net, &'static str> {
+    match cidr(text)? {
+        IpNet::V6(net) if !(16..=112).contains(&net.prefix) => Err("has a prefix length out of 16-112"),
+        IpNet::V6(net)
+            if !net.addr.is_multicast()
+                && !net.addr.is_unicast_link_local()
+                && net.addr.segments()[0] != 0 =>
+        {
+            Ok(net)
+        }
+        _ => Err("is not an IPv6 network that hosts can have"),
+    }
+}
+
+/// A domain name, with or without a dot in front or behind; without either it is kept.
+pub fn domain(text: &str) -> Result<String, &'static str> {
+    match Host::parse(text.strip_prefix('.').unwrap_or(text)) {
+        Some(Host::Name(name)) => Ok(name.strip_suffix('.').unwrap_or(&name).to_owned()),
+        _ => Err("is not a domain name"),
+    }
+}
+
+/// An absolute path of a file.
+pub fn path(text: &str) -> Result<String, &'static str> {
+    let valid = text.starts_with('/') && !text.ends_with('/') && !text.bytes().any(|c| c.is_ascii_control());
+    if valid { Ok(text.to_owned()) } else { Err("is not a file's absolute path") }
+}
+
+pub fn cidr(text: &str) -> Result<IpNet, &'static str> {
+    let net = IpNet::parse(text).ok_or("is not a network (ADDRESS/PREFIX)")?;
+    if net.is_network() { Ok(net) } else { Err("has bits set behind its prefix") }
+}
+
+/// A network that isn't everybody's: a rule would say nothing with one.
+pub fn clients(text: &str) -> Result<IpNet, &'static str> {
+    let net = cidr(text)?;
+    let all = matches!(net, IpNet::V4(Ipv4Net { prefix: 0, .. }) | IpNet::V6(Ipv6Net { prefix: 0, .. }));
+    if all { Err("is everybody") } else { Ok(net) }
+}
+
+/// `PORT` or `FIRST-LAST`.
+pub fn ports(text: &str) -> Result<(u16, u16), &'static str> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let ports = port(first).zip(port(last)).filter(|(first, last)| first <= last);
+    ports.ok_or("is not PORT or FIRST-LAST (1-65535)")
+}
+
+/// Of a DNS server, which is added to those in `list`.
+pub fn resolver(text: &str, list: &mut Vec<SocketAddr>) -> Result<(), &'static str> {
+    let addr = match text.parse() {
+        Ok(ip) => Some(SocketAddr::new(ip, 53)),
+        Err(_) => text.parse().ok().filter(|addr: &SocketAddr| addr.port() != 0),
+    };
+    list.push(addr.ok_or("is not IP, IP:PORT or [IP]:PORT")?);
+    Ok(())
+}
+
+/// A proxy's host.
+pub fn host(text: &str) -> Result<Host, &'static str> {
+    Host::parse(text).ok_or("has no valid host (address or name)")
+}
+
+/// An absolute path that fits into `sockaddr_un` with its NUL (unix(7)).
+pub fn socket(path: &str) -> Result<String, &'static str> {
+    let valid = path.starts_with('/') && path.len() < 108 && !path.contains(char::is_control);
+    if valid { Ok(path.to_owned()) } else { Err("is not an absolute path of at most 107 bytes") }
+}
+
+/// The first of [`TABLES`], none the kernel's own: 0 unspecified, 253 default, 254 main, 255 local (rtnetlink.h).
+pub fn table(text: &str) -> Result<u32, &'static str> {
+    number(text)
+        .filter(|first| {
+            let last = first.checked_add(TABLES - 1);
+            *first > 0 && last.is_some_and(|last| last < 253 || *first > 255)
+        })
+        .ok_or("is not the first of 3 tables to use (1-250, 256-4294967293)")
+}
+
+pub fn mark(text: &str) -> Result<u32, &'static str> {
+    number(text).filter(|mark| mark & !MARK_MASK == 0).ok_or("is not a mark within 0xff000000")
+}
+
+/// `Name: value` (RFC 9110 section 5), without what CONNECT can't have or says by itself.
+pub fn header(text: &str) -> Result<String, &'static str> {
+    let (name, value) = text.split_once(':').ok_or("is not `Name: value`")?;
+    let token = |c: u8| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&c);
+    if name.is_empty() || !name.bytes().all(token) {
+        return Err("has no valid header name");
+    }
+    let taken = ["Host", "Content-Length", "Transfer-Encoding"];
+    if taken.iter().any(|taken| name.eq_ignore_ascii_case(taken)) {
+        return Err("is a header that can't be added");
+    }
+    let value = value.trim_matches([' ', '\t']);
+    if value.bytes().any(|c| c != b'\t' && c.is_ascii_control()) {
+        return Err("has a control character");
+    }
+    Ok([name, ": ", value].concat())
+}

@@ -1,0 +1,81 @@
+//! The listeners that the kernel accepts clients' connections on.
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::task::{Context, Poll, ready};
+
+use tcp_over_http::rewrite::Path;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpSocket;
+
+use crate::sys;
+use tcp_over_http::config::Config;
+
+/// Connections that may wait to be accepted; the kernel's `somaxconn` is a bound, too.
+const BACKLOG: u32 = 4096;
+
+/// A listener. What it accepts is watched by nobody yet.
+pub struct Listener {
+    file: AsyncFd<File>,
+}
+
+impl Listener {
+    /// Accepts a connection: its socket, which doesn't block, and the client's address.
+    pub fn poll_accept(&self, cx: &mut Context) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+        loop {
+            let mut ready = ready!(self.file.poll_read_ready(cx))?;
+            if let Ok(result) = ready.try_io(|file| sys::accept(file.get_ref())) {
+                return Poll::Ready(result);
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.get_ref().as_fd()
+    }
+}
+
+/// Listens where the path brings connections: on the TUN's own addresses, or, transparently, on the
+/// loopback's, which nobody can reach from outside.
+///
+/// # Errors
+/// The address, and what failed there.
+pub fn listen(config: &Config, path: Path) -> Result<Vec<Listener>, (SocketAddr, io::Error)> {
+    let (ipv4, ipv6) = match path {
+        Path::Rewrite => (config.address.addr, config.address6.map(|net| net.addr)),
+        Path::Express => (Ipv4Addr::LOCALHOST, config.address6.map(|_| Ipv6Addr::LOCALHOST)),
+    };
+    let mut listeners = Vec::with_capacity(2);
+    for address in [Some(IpAddr::V4(ipv4)), ipv6.map(IpAddr::V6)].into_iter().flatten() {
+        let address = SocketAddr::new(address, config.listen_port);
+        listeners.push(listen_on(address, config, path).map_err(|error| (address, error))?);
+    }
+    Ok(listeners)
+}
+
+fn listen_on(address: SocketAddr, config: &Config, path: Path) -> io::Result<Listener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    // Accepted sockets inherit all that follows.
+    match path {
+        // Nobody on another interface gets here, whatever address they use.
+        Path::Rewrite => socket.bind_device(Some(config.tun.as_bytes()))?,
+        Path::Express => {
+            sys::set_transparent(&socket, address.is_ipv4())?;
+            // What they send is not captured, and leaves only to clients (`policy.rs`).
+            sys::set_mark(&socket, config.deliver_mark())?;
+        }
+    }
+    // If the daemon dies, clients are reset: what was cut off must not look whole.
+    socket.set_zero_linger()?;
+    // Without TCP_NODELAY a relay that splices would wait for acknowledgements with each small piece.
+    socket.set_nodelay(true)?;
+    sys::set_keepalive(&socket, config.keepalive)?;
+    socket.bind(address)?;
+    let listener = socket.listen(BACKLOG)?.into_std()?;
+    Ok(Listener { file: sys::watch(File::from(OwnedFd::from(listener)))? })
+}

@@ -1,0 +1,221 @@
+//! The rules, in the order of the table in `policy.rs`.
+
+use tcp_over_http::rewrite::Path;
+
+use super::rule::{FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, Rule};
+use super::{OURS, Route, V4, V6, family_of, net};
+use tcp_over_http::config::{Config, Host, MARK_MASK, NonTcp, Quic};
+
+// Priorities, from `rule_priority` on.
+
+const LEAVES_TUN: u32 = 6;
+const MARKED: u32 = 7;
+const FAKE: u32 = 8;
+const LOCAL: u32 = 9;
+const DEVICES: u32 = 10;
+const NO_DEVICE: u32 = 11;
+const NOT_CLIENTS: u32 = 12;
+const CLIENTS: u32 = 13;
+const NO_CLIENT: u32 = 14;
+const CAPTURE: u32 = 15;
+const MAIN_FIRST: u32 = 16;
+const CAPTURED: u32 = 17;
+const LEFT_ALONE: u32 = 18;
+const REJECTED: u32 = 19;
+const END: u32 = 20;
+
+/// The rule behind all others, P + this.
+pub const LAST_RULE: u32 = END;
+
+const MAIN: u32 = libc::RT_TABLE_MAIN as u32;
+/// What stands for the machine itself as the device that packets come from.
+const SELF: &str = "lo";
+const TCP: u8 = libc::IPPROTO_TCP as u8;
+const UDP: u8 = libc::IPPROTO_UDP as u8;
+/// QUIC's port (RFC 9114 section 3.1).
+const HTTPS: u16 = 443;
+/// The port of resolvers (RFC 1035 section 4.2).
+const DOMAIN: u16 = 53;
+
+/// The rules that lead to these routes, in the order to add them: the capture last, so that neither our
+/// own connections nor local networks are captured meanwhile.
+pub fn rules(config: &Config, path: Path, tun: &str, routes: &[Route]) -> Vec<Rule> {
+    let mut all = Vec::new();
+    for family in [V4, V6] {
+        let has = |table: u32| routes.iter().any(|it| family_of(&it.net) == family && it.table == table);
+        let captures = routes
+            .iter()
+            .any(|it| family_of(&it.net) == family && it.table == config.table && it.kind != libc::RTN_THROW);
+        if !captures && !has(config.table.saturating_add(1)) {
+            continue;
+        }
+        let mut rules = Rules { config, family, all: &mut all };
+        rules.add(END, FR_ACT_NOP); // a jump needs its target
+        if path == Path::Express {
+            rules.deliver(tun);
+        }
+        rules.goto(LEAVES_TUN, END).device(tun);
+        if config.mark != 0 {
+            rules.goto(MARKED, END).marked(config.mark);
+            rules.goto(MARKED, END).marked(config.exempt_mark());
+        }
+        if captures {
+            rules.spare_proxies();
+            for range in config.dns.fake_ranges().filter(|range| family_of(range) == family) {
+                rules.lookup(FAKE, config.table).dst = Some(range);
+            }
+            if config.dns.spares_own() {
+                for protocol in [TCP, UDP] {
+                    rules.goto(FAKE, END).device(SELF).of(protocol, Some((DOMAIN, DOMAIN)));
+                }
+            }
+            rules.select();
+            rules.capture();
+        }
+    }
+    all
+}
+
+/// The rules of one family in the making.
+struct Rules<'a> {
+    config: &'a Config,
+    family: u8,
+    all: &'a mut Vec<Rule>,
+}
+
+impl Rules<'_> {
+    /// Express path: the ways to and from our sockets.
+    fn deliver(&mut self, tun: &str) {
+        let (deliver, guard) = (self.config.table.saturating_add(1), self.config.table.saturating_add(2));
+        let mark = self.config.deliver_mark();
+        self.lookup(0, MAIN).but_default().marked(mark).device(SELF);
+        self.lookup(1, guard).marked(mark).device(SELF);
+        self.goto(2, END).marked(mark).device(SELF);
+        self.lookup(3, deliver).marked(mark);
+        self.lookup(4, MAIN).but_default().device(tun);
+        self.lookup(5, guard).device(tun);
+    }
+
+    /// A proxy within the LAN: what it sends from this address would come back to it for ever. (From another one, or
+    /// on this machine, it still does.)
+    fn spare_proxies(&mut self) {
+        for upstream in &self.config.upstreams {
+            let Host::Ip(address) = upstream.host else { continue };
+            let host = net(address, if address.is_ipv4() { 32 } else { 128 });
+            if family_of(&host) == self.family {
+                self.goto(MARKED, END).src = Some(host);
+            }
+        }
+    }
+
+    /// Whose traffic it is.
+    fn select(&mut self) {
+        let Config { interfaces, clients, client_bypass, local, .. } = self.config;
+        let selective = !(interfaces.is_empty() && clients.is_empty() && client_bypass.is_empty());
+        if !local {
+            self.goto(LOCAL, END).device(SELF);
+        } else if selective {
+            self.goto(LOCAL, CAPTURE).device(SELF);
+        }
+        if !selective {
+            return;
+        }
+        self.add(CAPTURE, FR_ACT_NOP);
+        self.add(NOT_CLIENTS, FR_ACT_NOP);
+        for device in interfaces {
+            self.goto(DEVICES, NOT_CLIENTS).device(device);
+        }
+        if !interfaces.is_empty() {
+            self.goto(NO_DEVICE, END);
+        }
+        for (nets, offset, target) in [(client_bypass, NOT_CLIENTS, END), (clients, CLIENTS, CAPTURE)] {
+            for net in nets {
+                if family_of(net) == self.family {
+                    self.goto(offset, target).src = Some(*net);
+                }
+            }
+        }
+        // Clients of the other family only: none of this one.
+        if !clients.is_empty() {
+            self.goto(NO_CLIENT, END);
+        }
+    }
+
+    /// What of it.
+    fn capture(&mut self) {
+        let Config { ports, table, auto_route, .. } = self.config;
+        let (table, rejects_all) = (*table, self.config.non_tcp == NonTcp::Reject);
+        let rejects_quic = self.config.quic == Quic::Reject;
+        let hijacks = self.config.dns.hijacks();
+        let udp = [(rejects_quic, HTTPS), (hijacks, DOMAIN)].map(|(is, port)| (is && !rejects_all, port));
+        if *auto_route {
+            self.lookup(MAIN_FIRST, MAIN).but_default().ip_proto = if rejects_all { 0 } else { TCP };
+        }
+        if ports.is_empty() {
+            self.lookup(CAPTURED, table).of(TCP, None);
+        } else if hijacks {
+            self.lookup(CAPTURED, table).of(TCP, Some((DOMAIN, DOMAIN)));
+        }
+        for &ports in ports {
+            self.lookup(CAPTURED, table).of(TCP, Some(ports));
+        }
+        for (is, port) in udp {
+            if is && *auto_route {
+                self.lookup(MAIN_FIRST, MAIN).but_default().of(UDP, Some((port, port)));
+            }
+            if is {
+                self.lookup(CAPTURED, table).of(UDP, Some((port, port)));
+            }
+        }
+        if rejects_all {
+            self.goto(LEFT_ALONE, END).of(TCP, None);
+            if !rejects_quic {
+                self.goto(LEFT_ALONE, END).of(UDP, Some((HTTPS, HTTPS)));
+            }
+            self.lookup(REJECTED, table);
+        }
+    }
+
+    fn lookup(&mut self, offset: u32, table: u32) -> &mut Rule {
+        let rule = self.add(offset, FR_ACT_TO_TBL);
+        rule.table = table;
+        rule
+    }
+
+    fn goto(&mut self, offset: u32, target: u32) -> &mut Rule {
+        let target = self.config.rule_priority.saturating_add(target);
+        let rule = self.add(offset, FR_ACT_GOTO);
+        rule.target = target;
+        rule
+    }
+
+    /// A rule for all packets, to be narrowed.
+    fn add(&mut self, offset: u32, action: u8) -> &mut Rule {
+        let at = self.all.len();
+        let priority = self.config.rule_priority.saturating_add(offset);
+        self.all.push(Rule { family: self.family, priority, action, protocol: OURS, ..Rule::EVERY_PACKET });
+        &mut self.all[at]
+    }
+}
+
+impl Rule {
+    fn device(&mut self, device: &str) -> &mut Self {
+        self.iif = device.to_owned();
+        self
+    }
+
+    fn marked(&mut self, mark: u32) -> &mut Self {
+        (self.mark, self.mask) = (mark, MARK_MASK);
+        self
+    }
+
+    fn but_default(&mut self) -> &mut Self {
+        self.suppress = 0;
+        self
+    }
+
+    fn of(&mut self, protocol: u8, ports: Option<(u16, u16)>) -> &mut Self {
+        (self.ip_proto, self.dport) = (protocol, ports);
+        self
+    }
+}

@@ -1,0 +1,129 @@
+//! Whether connections get from the TUN to the listener: tried, again and again, with one of our own.
+//!
+//! ```text
+//! we write to the TUN    SYN  probe > listener, or on the express path > any address
+//! the kernel             gives it to the listener, if the firewall's input lets it
+//! comes out of the TUN   SYN-ACK; our RST ends it, and nobody has to accept it
+//! ```
+//!
+//! The firewall's input is what is wrong most often, and it may become wrong at any time.
+
+use std::cell::Cell;
+
+use tcp_over_http::flow::subnet::Subnet;
+use tcp_over_http::packet::{ACK, Packet, RST, SYN, Transport, Tuple};
+use tcp_over_http::rewrite::{Path, Settings};
+
+use crate::kernel::probe::{self, PORT, SEQUENCE};
+use crate::kernel::tun::Tun;
+
+/// Ticks of the event loop, seconds, between two tests.
+const PERIOD: u8 = 60;
+/// How many the kernel may take to answer: more than one, which may come at once.
+const PATIENCE: u8 = 2;
+
+/// The test of each family that is on.
+pub struct ListenerTest {
+    families: Vec<Family>,
+    /// Whether a test is under way.
+    running: Cell<bool>,
+    /// Ticks until the next test.
+    clock: Cell<u8>,
+    /// How many tests have ended.
+    ended: Cell<u32>,
+}
+
+struct Family {
+    name: &'static str,
+    tuple: Tuple,
+    /// What the test under way has found.
+    found: Cell<Option<bool>>,
+    /// What the last test found.
+    reachable: Cell<bool>,
+}
+
+impl ListenerTest {
+    /// A test that begins with the next tick.
+    pub fn new(settings: &Settings) -> Self {
+        let family = |name, subnet: Subnet, target| {
+            let (destination, destination_port) = match settings.path {
+                Path::Rewrite => (subnet.own(), settings.listen_port),
+                Path::Express => (target, PORT),
+            };
+            let source_port = probe::port();
+            let tuple = Tuple { source: subnet.error_source(), destination, source_port, destination_port };
+            Family { name, tuple, found: Cell::default(), reachable: Cell::new(true) }
+        };
+        let mut families = vec![family("ipv4", settings.ipv4, probe::TARGET.to_ipv6_mapped())];
+        if let Some(subnet) = settings.ipv6 {
+            families.push(family("ipv6", subnet, probe::TARGET6));
+        }
+        Self { families, running: Cell::default(), clock: Cell::default(), ended: Cell::default() }
+    }
+
+    /// What the last test found, by family, and how many there have been.
+    pub fn results(&self) -> (impl Iterator<Item = (&'static str, bool)>, u32) {
+        (self.families.iter().map(|family| (family.name, family.reachable.get())), self.ended.get())
+    }
+
+    /// A second or so has passed.
+    pub fn tick(&self, tun: &Tun) {
+        let Some(left) = self.clock.get().checked_sub(1) else { return self.begin(tun) };
+        self.clock.set(left);
+        if self.running.get() && left <= PERIOD - PATIENCE {
+            self.end();
+        }
+    }
+
+    /// Begins a test, unless one is under way.
+    pub fn begin(&self, tun: &Tun) {
+        if self.running.replace(true) {
+            return;
+        }
+        self.clock.set(PERIOD);
+        for family in &self.families {
+            let sent = probe::send(tun, &family.tuple, SEQUENCE, 0, SYN);
+            family.found.set(sent.is_err().then_some(false));
+        }
+    }
+
+    /// Takes the answer to a test; true if `bytes` is one.
+    pub fn take(&self, tun: &Tun, bytes: &mut [u8]) -> bool {
+        if !self.running.get() {
+            return false;
+        }
+        let Ok(packet) = Packet::parse(bytes) else { return false };
+        if packet.transport() != Transport::Tcp {
+            return false;
+        }
+        let tuple = packet.tuple().reversed();
+        let Some(family) = self.families.iter().find(|family| family.tuple == tuple) else {
+            return false;
+        };
+        let answered = packet.flags() & (SYN | ACK | RST) == SYN | ACK;
+        if answered {
+            _ = probe::send(tun, &tuple, SEQUENCE + 1, 0, RST);
+        }
+        family.found.set(Some(answered));
+        if self.families.iter().all(|family| family.found.get().is_some()) {
+            self.end();
+        }
+        true
+    }
+
+    fn end(&self) {
+        self.running.set(false);
+        self.ended.set(self.ended.get().wrapping_add(1));
+        for family in &self.families {
+            let found = family.found.get() == Some(true);
+            match (family.reachable.replace(found), found) {
+                (true, false) => log::warn!(
+                    "{}: connections do not get from the TUN to the listener; does the firewall's input reject them?",
+                    family.name
+                ),
+                (false, true) => log::info!("{}: connections get to the listener again", family.name),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The TUN device.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::task::{Context, Poll, ready};
+
+use tcp_over_http::packet::vnet;
+use tokio::io::unix::AsyncFd;
+
+use crate::sys;
+
+/// The longest frame: virtio header and super-packet.
+pub const MAX_FRAME: usize = vnet::LEN + 65_535;
+
+/// Checksums and TCP segmentation are left to whoever sends the packet on.
+const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+
+/// A TUN device. A frame is a virtio header ([`vnet::Header`]) and one packet or super-packet.
+pub struct Tun {
+    file: AsyncFd<File>,
+}
+
+/// Which step of setting up the device failed.
+#[derive(Debug)]
+pub enum TunError {
+    /// Creating it.
+    Create(tun::Error),
+    /// Setting its virtio header.
+    Header(io::Error),
+    /// Making it non-blocking and watched.
+    Watch(io::Error),
+}
+
+impl std::fmt::Display for TunError {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Create(error) => {
+                write!(f, "create it: {error} (is /dev/net/tun there? kmod-tun)")
+            }
+            Self::Header(error) => write!(f, "set its virtio header: {error}"),
+            Self::Watch(error) => write!(f, "watch it: {error}"),
+        }
+    }
+}
+
+impl Tun {
+    /// Creates the device `name`, with offloads if asked for and where the kernel has them. It is down and without
+    /// addresses.
+    ///
+    /// # Errors
+    /// [`TunError`] names the step.
+    pub fn open(name: &str, offload: bool) -> Result<Self, TunError> {
+        let mut configuration = tun::Configuration::default();
+        configuration.tun_name(name);
+        configuration.platform_config(|platform| {
+            platform.vnet_hdr(true).ensure_root_privileges(false);
+        });
+        let device = tun::create(&configuration).map_err(TunError::Create)?;
+        device.set_nonblock().map_err(TunError::Watch)?;
+        let file = sys::into_file(device);
+        sys::set_vnet_header_size(&file, vnet::LEN as i32).map_err(TunError::Header)?;
+        sys::set_vnet_little_endian(&file).map_err(TunError::Header)?;
+        if offload && let Err(error) = sys::set_offload(&file, OFFLOADS) {
+            log::warn!("{name}: no super-packets, the kernel refuses offload: {error}");
+        }
+        Ok(Self { file: sys::watch(file).map_err(TunError::Watch)? })
+    }
+
+    /// Reads one frame.
+    pub fn poll_read(&self, cx: &mut Context, frame: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut ready = ready!(self.file.poll_read_ready(cx))?;
+            if let Ok(result) = ready.try_io(|file| file.get_ref().read(frame)) {
+                return Poll::Ready(result);
+            }
+        }
+    }
+
+    /// Writes one frame. The kernel takes it at once or not at all: it never asks to wait.
+    pub fn write(&self, frame: &[u8]) -> io::Result<()> {
+        self.file.get_ref().write(frame).map(drop)
+    }
+}

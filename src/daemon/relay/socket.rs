@@ -1,0 +1,145 @@
+//! A relay's socket, with what is known of its readiness.
+
+use std::io;
+use std::net::TcpStream;
+
+use crate::relay::pipe::Pipe;
+use crate::relay::poller::{Event, Key, Poller};
+use crate::sys;
+
+/// How much is asked of one call; a pipe is the real bound.
+const CHUNK: usize = 1 << 20;
+
+/// A connected socket that doesn't block. What would block returns None until an event says that it may be tried
+/// again.
+pub struct Socket {
+    stream: TcpStream,
+    key: Key,
+    readable: bool,
+    writable: bool,
+    writes_watched: bool,
+    /// See [`Event::broken`].
+    broken: bool,
+    /// See [`Event::urgent`].
+    urgent: bool,
+    /// See [`Event::ended`].
+    ended: bool,
+}
+
+impl Socket {
+    /// Has `poller` watch `stream`, and tell what happens to it by `key`.
+    ///
+    /// # Errors
+    /// If it can't be watched.
+    pub fn new(stream: TcpStream, key: Key, poller: &Poller) -> io::Result<Self> {
+        poller.watch_reads(&stream, key)?;
+        Ok(Self {
+            stream,
+            key,
+            readable: false,
+            writable: true,
+            writes_watched: false,
+            broken: false,
+            urgent: false,
+            ended: false,
+        })
+    }
+
+    /// Notes what has happened.
+    pub const fn note(&mut self, event: Event) {
+        self.readable |= event.readable;
+        self.writable |= event.writable;
+        self.broken |= event.broken;
+        self.urgent |= event.urgent;
+        self.ended |= event.ended;
+    }
+
+    /// Whether the connection is broken, so that it takes nothing more.
+    pub const fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Whether there may be something to read.
+    pub const fn is_readable(&self) -> bool {
+        self.readable
+    }
+
+    /// Splices what was received into an empty pipe. 0 means the end of the stream, or an urgent byte.
+    pub fn splice_to(&mut self, pipe: &Pipe) -> io::Result<Option<usize>> {
+        let spliced = self.read(|stream| sys::splice(stream, &pipe.write, CHUNK))?;
+        // Before an urgent byte the kernel says EAGAIN, and 0 only once the stream has ended (`tcp_splice_read()`).
+        if spliced.is_none() && self.urgent && self.at_urgent_mark()? {
+            self.readable = true;
+            return Ok(Some(0));
+        }
+        Ok(spliced)
+    }
+
+    /// Splices up to `length` bytes from a pipe.
+    pub fn splice_from(&mut self, pipe: &Pipe, length: usize, poller: &Poller) -> io::Result<Option<usize>> {
+        if !self.writable {
+            return Ok(None);
+        }
+        let result = sys::splice(&pipe.read, &self.stream, length);
+        if is_blocked(&result) {
+            self.writable = false;
+            if !self.writes_watched {
+                poller.watch_writes(&self.stream, self.key)?;
+                self.writes_watched = true;
+            }
+            return Ok(None);
+        }
+        result.map(Some)
+    }
+
+    /// Receives what is there, urgent bytes in their place among the others.
+    pub fn receive_inline(&mut self, bytes: &mut [u8]) -> io::Result<Option<usize>> {
+        self.read(|stream| sys::receive_inline(stream, bytes))
+    }
+
+    /// Throws received bytes away. 0 means the end of the stream.
+    pub fn discard(&mut self) -> io::Result<Option<usize>> {
+        self.read(|stream| sys::discard(stream, CHUNK))
+    }
+
+    /// Whether the next byte to receive is one that TCP calls urgent.
+    pub fn at_urgent_mark(&self) -> io::Result<bool> {
+        if self.ended { Ok(false) } else { sys::at_urgent_mark(&self.stream) }
+    }
+
+    /// Whether all that was sent has been received.
+    pub fn is_acknowledged(&self) -> io::Result<bool> {
+        Ok(sys::unacknowledged(&self.stream)? == 0)
+    }
+
+    /// Sends a FIN. A receiver that has reset meanwhile says so when it is read.
+    pub fn end(&self) {
+        _ = sys::shutdown_write(&self.stream);
+    }
+
+    /// Has closing it send what is still to be sent.
+    pub fn set_lingering(&self) {
+        _ = sys::set_lingering(&self.stream);
+    }
+
+    /// Has closing it reset the connection.
+    pub fn set_resetting(&self) {
+        _ = sys::set_resetting(&self.stream);
+    }
+
+    fn read(&mut self, call: impl FnOnce(&TcpStream) -> io::Result<usize>) -> io::Result<Option<usize>> {
+        if !self.readable {
+            return Ok(None);
+        }
+        let result = call(&self.stream);
+        if is_blocked(&result) {
+            self.readable = false;
+            return Ok(None);
+        }
+        result.map(Some)
+    }
+}
+
+fn is_blocked(result: &io::Result<usize>) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}

@@ -1,0 +1,7 @@
+//! What the daemon tells about itself: its log, its status, and what `doctor` finds.
+
+pub mod control;
+pub mod doctor;
+pub mod limiter;
+pub mod logger;
+pub mod status;

@@ -1,0 +1,101 @@
+//! Where the configuration is: the file, the environment and the flags.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use tcp_over_http::config::{Config, ConfigError, Fault, Origin, Overrides, Problem, Reading, Spec};
+
+use crate::kernel::sysctl;
+
+/// The file that is read if it exists and no other is named.
+const DEFAULT_FILE: &str = "/etc/config/tcp-over-http";
+
+/// No sensible file is longer; a device file would never end.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Where to look for a configuration: the command line, as far as it concerns that.
+#[derive(Default)]
+pub struct Settings {
+    /// `--config`.
+    pub file: Option<String>,
+    /// `--leave-blocked`.
+    pub leave_blocked: bool,
+    overrides: Overrides,
+}
+
+impl Settings {
+    /// With the value of the environment's variable.
+    pub fn new(variable: Option<String>) -> Self {
+        Settings { overrides: Overrides::new(variable), ..Settings::default() }
+    }
+
+    /// Takes a flag. The last one counts, unless the option is a list.
+    pub fn give(&mut self, spec: &Spec, value: String) {
+        self.overrides.give(spec, value);
+    }
+
+    /// Reads the configuration; the file is read anew each time.
+    ///
+    /// # Errors
+    /// [`ConfigError`]
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        self.resolve().map_err(|fault| ConfigError::new(self.file_name(), fault))
+    }
+
+    /// The valid part of the configuration, without the upstreams: for commands that don't run the daemon but
+    /// need its device, its rules and its socket.
+    pub fn load_readable(&self) -> Config {
+        let file = self.read().unwrap_or_default();
+        let mut reading = Reading::lenient(file.as_deref(), &self.overrides);
+        for path in reading.take_bypass_files() {
+            _ = add_networks(&mut reading, &path);
+        }
+        reading.finish_lenient(sysctl::has_ipv6())
+    }
+
+    /// The file that `load` reads, or would if it existed.
+    pub fn file_name(&self) -> &str {
+        self.file.as_deref().unwrap_or(DEFAULT_FILE)
+    }
+
+    /// Whether that file exists.
+    pub fn has_file(&self) -> bool {
+        Path::new(self.file_name()).exists()
+    }
+
+    fn resolve(&self) -> Result<Config, Fault> {
+        let file = self.read().map_err(|error| (Origin::Everywhere, Problem::Read(error.to_string())))?;
+        let mut reading = Reading::new(file.as_deref(), &self.overrides)?;
+        for path in reading.take_bypass_files() {
+            add_networks(&mut reading, &path)?;
+        }
+        reading.finish(sysctl::has_ipv6())
+    }
+
+    /// `None` if there is no file and none was named.
+    fn read(&self) -> io::Result<Option<Vec<u8>>> {
+        match read_file(self.file_name()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.file.is_none() => Ok(None),
+            text => text.map(Some),
+        }
+    }
+}
+
+fn add_networks(reading: &mut Reading, path: &str) -> Result<(), Fault> {
+    let text = read_file(path).map_err(|error| error.to_string());
+    reading.add_networks(path, text.as_deref().map_err(Clone::clone))
+}
+
+/// Reads a whole file.
+fn read_file(path: &str) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than 1 MiB"));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests;

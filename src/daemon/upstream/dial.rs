@@ -1,0 +1,108 @@
+//! One attempt at one address of one proxy: connect, ask, read the answer.
+//!
+//! Futures of this file live in every task that dials, so no buffer is held across an await: the request is written
+//! from one allocation that is gone as soon as it is sent, and the reply is read into the stack of [`receive`].
+
+use crate::sys;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tcp_over_http::http::{ReplyError, ReplyParser, Status};
+use tokio::io::Interest;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+/// Takes nearly every reply in one read, and little of the tunnel's data with it.
+const BUFFER: usize = 2048;
+
+/// A proxy's answer.
+pub struct Reply {
+    pub status: u16,
+    /// A 407 offered the Basic scheme.
+    pub offers_basic: bool,
+    /// What came behind the reply.
+    pub leftover: Vec<u8>,
+}
+
+/// Why a connected proxy gave no answer.
+#[derive(Debug)]
+pub enum HandshakeError {
+    TimedOut,
+    /// It closed or reset the connection.
+    Closed,
+    Garbage(ReplyError),
+}
+
+/// Connects to one address within `patience`, from a socket with `mark` (0: none).
+pub async fn connect(address: SocketAddr, mark: u32, patience: Duration) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if mark != 0 {
+        sys::set_mark(&socket, mark)?;
+    }
+    // It has no answer to send yet, and the request that follows at once takes the acknowledgement along.
+    _ = sys::delay_acknowledgement(&socket);
+    timeout(patience, socket.connect(address)).await?
+}
+
+/// Sends the request and reads the reply, both within `patience`.
+pub async fn handshake(
+    stream: &TcpStream,
+    request: Vec<u8>,
+    patience: Duration,
+) -> Result<Reply, HandshakeError> {
+    match timeout(patience, exchange(stream, request)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(HandshakeError::TimedOut),
+    }
+}
+
+async fn exchange(stream: &TcpStream, mut request: Vec<u8>) -> Result<Reply, HandshakeError> {
+    // A connected socket is known to be writable, and its buffer takes the request whole: one call.
+    while !request.is_empty() {
+        match stream.try_write(&request) {
+            Ok(sent) if sent >= request.len() => break,
+            Ok(sent) => drop(request.drain(..sent)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                stream.writable().await.map_err(|_| HandshakeError::Closed)?;
+            }
+            Err(_) => return Err(HandshakeError::Closed),
+        }
+    }
+    drop(request);
+    let mut parser = ReplyParser::new();
+    loop {
+        stream.readable().await.map_err(|_| HandshakeError::Closed)?;
+        if let Some(reply) = receive(stream, &mut parser)? {
+            return Ok(reply);
+        }
+    }
+}
+
+fn receive(stream: &TcpStream, parser: &mut ReplyParser) -> Result<Option<Reply>, HandshakeError> {
+    let mut buffer = [0; BUFFER];
+    let received = match stream.try_read(&mut buffer) {
+        Ok(0) => return Err(HandshakeError::Closed),
+        Ok(length) => buffer.get(..length).unwrap_or_default(),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+            return Ok(None);
+        }
+        Err(_) => return Err(HandshakeError::Closed),
+    };
+    let status = parser.feed(received).map_err(HandshakeError::Garbage)?;
+    if received.len() < BUFFER {
+        // The socket is drained. Telling tokio saves the next reader, the relay, a call that finds nothing.
+        let drained = || Err::<(), _>(ErrorKind::WouldBlock.into());
+        let _ = stream.try_io(Interest::READABLE, drained);
+    }
+    Ok(match status {
+        Status::Partial => None,
+        Status::Done { status, consumed } => Some(Reply {
+            status,
+            offers_basic: parser.offers_basic(),
+            leftover: received.get(consumed..).unwrap_or_default().to_vec(),
+        }),
+    })
+}

@@ -1,0 +1,261 @@
+//! The CONNECT handshake with an HTTP proxy (RFC 9110 section 9.3.6): request bytes out, reply bytes in.
+//!
+//! A [`Request`] is made once per proxy and holds what never changes; each connection only adds its [`Target`].
+//! A [`ReplyParser`] walks the reply byte by byte and keeps no header: a few bytes of state serve any number and
+//! size of header fields, however the reply is cut. It stops at the end of the header section, so whatever
+//! follows a 2xx is tunnel data: "any Content-Length or Transfer-Encoding header fields in a 2xx response to
+//! CONNECT" mean nothing (RFC 9110 section 9.3.6). Where RFC 9112 allows a recipient to be lenient it is; what is
+//! not HTTP/1 at all (a TLS alert, an SSH banner) fails at its first wrong byte rather than at a time-out.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::{self, Write};
+use core::net::SocketAddr;
+
+/// Where a tunnel shall lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target<'a> {
+    /// An address; IPv6 is sent in brackets, without a zone.
+    Ip(SocketAddr),
+    /// A host name that the proxy resolves, and a port.
+    Name(&'a str, u16),
+}
+
+impl fmt::Display for Target<'_> {
+    /// The authority form of RFC 9112 section 3.2.3.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Ip(SocketAddr::V4(addr)) => write!(f, "{addr}"),
+            Target::Ip(SocketAddr::V6(addr)) => write!(f, "[{}]:{}", addr.ip(), addr.port()),
+            Target::Name(name, port) => write!(f, "{name}:{port}"),
+        }
+    }
+}
+
+/// What one proxy gets with every CONNECT; made once, used for every connection.
+pub struct Request {
+    /// Everything behind the Host field, with the empty line that ends the request.
+    fields: Box<[u8]>,
+}
+
+impl Request {
+    /// Prepares the header fields: Basic credentials (`username`, `password`; RFC 7617), then `headers`, each
+    /// `"Name: value"`.
+    ///
+    /// # Errors
+    /// [`RequestError`] for whatever would break the request apart or make it ambiguous.
+    pub fn new(credentials: Option<(&str, &str)>, headers: &[String]) -> Result<Self, RequestError> {
+        let mut fields = Vec::new();
+        if let Some((username, password)) = credentials {
+            let control = |text: &str| text.bytes().any(|b| b.is_ascii_control());
+            if username.contains(':') || control(username) || control(password) {
+                return Err(RequestError::Credentials);
+            }
+            fields.extend_from_slice(b"Proxy-Authorization: Basic ");
+            let mut pair = Vec::with_capacity(username.len() + 1 + password.len());
+            pair.extend_from_slice(username.as_bytes());
+            pair.push(b':');
+            pair.extend_from_slice(password.as_bytes());
+            push_base64(&mut fields, &pair);
+            fields.extend_from_slice(b"\r\n");
+        }
+        for (index, header) in headers.iter().enumerate() {
+            if !is_field(header, credentials.is_some()) {
+                return Err(RequestError::Header(index));
+            }
+            fields.extend_from_slice(header.as_bytes());
+            fields.extend_from_slice(b"\r\n");
+        }
+        fields.extend_from_slice(b"\r\n");
+        Ok(Self { fields: fields.into() })
+    }
+
+    /// The whole request for one tunnel, in one allocation.
+    ///
+    /// # Errors
+    /// [`BadName`] if the target is a name that cannot stand in a request.
+    pub fn bytes(&self, target: Target<'_>) -> Result<Vec<u8>, BadName> {
+        if let Target::Name(name, _) = target {
+            let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+            if name.is_empty() || !name.bytes().all(allowed) {
+                return Err(BadName);
+            }
+        }
+        let mut authority = heapless::String::<MAX_AUTHORITY>::new();
+        write!(authority, "{target}").map_err(|_| BadName)?;
+        let parts = [
+            b"CONNECT ",
+            authority.as_bytes(),
+            b" HTTP/1.1\r\nHost: ",
+            authority.as_bytes(),
+            b"\r\n",
+            &self.fields,
+        ];
+        Ok(parts.concat())
+    }
+}
+
+/// A DNS name in text (RFC 1035 section 2.3.4), a colon and a port.
+const MAX_AUTHORITY: usize = 253 + 6;
+
+/// Why no [`Request`] can be made of a proxy's settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestError {
+    /// A colon in the username, or a control character in either part (RFC 7617 section 2).
+    Credentials,
+    /// The header of this index is not `Name: value`, or is one that the request itself decides.
+    Header(usize),
+}
+
+impl fmt::Display for RequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Credentials => {
+                f.write_str("a colon in the username, or a control character in the credentials")
+            }
+            Self::Header(index) => write!(f, "header {} is no field that a CONNECT may carry", index + 1),
+        }
+    }
+}
+
+impl core::error::Error for RequestError {}
+
+/// The target's name is empty, too long or has characters that do not belong in a host name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadName;
+
+/// `Name: value` (RFC 9110 section 5), and not a field that the request itself decides.
+fn is_field(header: &str, has_credentials: bool) -> bool {
+    let Some((name, value)) = header.split_once(':') else {
+        return false;
+    };
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    let reserved =
+        ["host", "content-length", "transfer-encoding"].iter().any(|r| name.eq_ignore_ascii_case(r));
+    !name.is_empty()
+        && name.bytes().all(token)
+        && value.bytes().all(|b| b == b'\t' || !b.is_ascii_control())
+        && !reserved
+        && !(has_credentials && name.eq_ignore_ascii_case("proxy-authorization"))
+}
+
+/// Base64 with padding (RFC 4648 section 4).
+fn push_base64(out: &mut Vec<u8>, bytes: &[u8]) {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for chunk in bytes.chunks(3) {
+        let byte = |i: usize| u32::from(chunk.get(i).copied().unwrap_or(0));
+        let word = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for digit in 0..4 {
+            out.push(match digit <= chunk.len() {
+                true => ALPHABET[(word >> (18 - 6 * digit) & 63) as usize],
+                false => b'=',
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::format;
+    use std::string::ToString;
+    use std::vec;
+
+    fn text(request: &Request, target: Target<'_>) -> String {
+        String::from_utf8(request.bytes(target).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn requests_name_their_target() {
+        let request = Request::new(None, &[]).unwrap();
+        let cases = [
+            (Target::Ip("192.0.2.7:443".parse().unwrap()), "192.0.2.7:443"),
+            (Target::Ip("[2001:db8::7]:80".parse().unwrap()), "[2001:db8::7]:80"),
+            (Target::Ip("[fe80::1%3]:80".parse().unwrap()), "[fe80::1]:80"),
+            (Target::Name("www.example.com", 65535), "www.example.com:65535"),
+        ];
+        for (target, authority) in cases {
+            let expected = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
+            assert_eq!(text(&request, target), expected);
+        }
+    }
+
+    #[test]
+    fn credentials_and_headers_are_sent_at_once() {
+        let headers = ["X-Extra: a b".to_string(), "Empty:".to_string()];
+        let request = Request::new(Some(("Aladdin", "open:sesame")), &headers).unwrap();
+        assert_eq!(
+            text(&request, Target::Name("h", 1)),
+            "CONNECT h:1 HTTP/1.1\r\nHost: h:1\r\n\
+             Proxy-Authorization: Basic QWxhZGRpbjpvcGVuOnNlc2FtZQ==\r\nX-Extra: a b\r\nEmpty:\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn base64_is_that_of_rfc_4648() {
+        let cases = [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+            ("\u{fffd}~?", "77+9fj8="),
+        ];
+        for (plain, encoded) in cases {
+            let mut out = vec![];
+            push_base64(&mut out, plain.as_bytes());
+            assert_eq!(out, encoded.as_bytes());
+        }
+    }
+
+    #[test]
+    fn nothing_can_break_a_request_apart() {
+        for (username, password) in [("a:b", "c"), ("a\r\n", "c"), ("a", "c\n"), ("a\0", "")] {
+            let error = Request::new(Some((username, password)), &[]).err();
+            assert_eq!(error, Some(RequestError::Credentials), "{username:?}");
+        }
+        for header in [
+            "",
+            "X",
+            ": x",
+            "X : y",
+            "X: y\r\nZ: w",
+            "X: y\n",
+            "X\u{fc}: y",
+            "Host: x",
+            "content-length: 5",
+            "Transfer-Encoding: chunked",
+            "proxy-authorization: Bearer x",
+        ] {
+            let headers = ["Fine: x".to_string(), header.to_string()];
+            let error = Request::new(Some(("u", "p")), &headers).err();
+            assert_eq!(error, Some(RequestError::Header(1)), "{header:?}");
+        }
+        assert!(Request::new(None, &["Proxy-Authorization: Bearer x".to_string()]).is_ok());
+        let request = Request::new(None, &[]).unwrap();
+        let longest = "x".repeat(253);
+        assert!(request.bytes(Target::Name(&longest, 65535)).is_ok());
+        for name in ["", "a b", "a\r\nb", "a:b", "[::1]", "a/b", "\u{fc}", &"x".repeat(300)] {
+            assert_eq!(request.bytes(Target::Name(name, 1)), Err(BadName), "{name:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_request_has_its_lines_and_no_more(
+            username in "[ -~]{0,9}\\PC{0,2}[\r\n:]?", password in "\\PC{0,9}[\r\n:]?",
+            headers in proptest::collection::vec("(X: ?)?[ -~]{0,9}\\PC{0,2}[\r\n:]?", 0..3),
+            name in "[a-z0-9.-]{1,20}[\r\n: /]?", port in any::<u16>(),
+        ) {
+            let Ok(request) = Request::new(Some((&username, &password)), &headers) else { return Ok(()) };
+            let Ok(bytes) = request.bytes(Target::Name(&name, port)) else { return Ok(()) };
+            let text = String::from_utf8(bytes).unwrap();
+            prop_assert!(text.ends_with("\r\n\r\n"));
+            prop_assert_eq!(text.matches(['\r', '\n']).count(), 2 * (4 + headers.len()));
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Addresses with a prefix length, as `option address` and the CIDR lists have them.
+
+use core::fmt;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An IPv4 address and the length of its network's prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ipv4Net {
+    /// The address; in a CIDR the network's first one.
+    pub addr: Ipv4Addr,
+    /// Bits of the network part, 0..=32.
+    pub prefix: u8,
+}
+
+/// An IPv6 address and the length of its network's prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ipv6Net {
+    /// The address; in a CIDR the network's first one.
+    pub addr: Ipv6Addr,
+    /// Bits of the network part, 0..=128.
+    pub prefix: u8,
+}
+
+/// A network of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum IpNet {
+    /// An IPv4 network.
+    V4(Ipv4Net),
+    /// An IPv6 network.
+    V6(Ipv6Net),
+}
+
+impl Ipv4Net {
+    /// The first address: all host bits 0.
+    pub fn network(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.addr.to_bits() & !self.host_mask())
+    }
+
+    /// The last address: all host bits 1.
+    pub fn broadcast(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.addr.to_bits() | self.host_mask())
+    }
+
+    fn host_mask(self) -> u32 {
+        u32::MAX.checked_shr(self.prefix.into()).unwrap_or(0)
+    }
+}
+
+impl Ipv6Net {
+    /// The first address: all host bits 0 (the subnet-router anycast address, RFC 4291 section 2.6.1).
+    pub fn network(self) -> Ipv6Addr {
+        let host_mask = u128::MAX.checked_shr(self.prefix.into()).unwrap_or(0);
+        Ipv6Addr::from_bits(self.addr.to_bits() & !host_mask)
+    }
+}
+
+impl IpNet {
+    /// Reads `ADDRESS[/PREFIX]`; without a prefix it is the one address. `None` if it is neither.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (addr, prefix) = match text.split_once('/') {
+            Some((addr, prefix)) => (addr, Some(prefix)),
+            None => (text, None),
+        };
+        let addr: IpAddr = addr.parse().ok()?;
+        let longest = if addr.is_ipv4() { 32 } else { 128 };
+        let prefix = match prefix {
+            None => longest,
+            // No sign, no leading zero: `u8::from_str` alone takes both.
+            Some(digits) if digits != "0" && !digits.starts_with(|c| matches!(c, '1'..='9')) => {
+                return None;
+            }
+            Some(digits) => digits.parse().ok().filter(|&bits| bits <= longest)?,
+        };
+        Some(match addr {
+            IpAddr::V4(addr) => IpNet::V4(Ipv4Net { addr, prefix }),
+            IpAddr::V6(addr) => IpNet::V6(Ipv6Net { addr, prefix }),
+        })
+    }
+
+    /// Whether every address of `other` is one of this network too.
+    pub fn contains(self, other: Self) -> bool {
+        match (self, other) {
+            (IpNet::V4(outer), IpNet::V4(inner)) => {
+                outer.prefix <= inner.prefix
+                    && Ipv4Net { addr: inner.addr, ..outer }.network() == outer.network()
+            }
+            (IpNet::V6(outer), IpNet::V6(inner)) => {
+                outer.prefix <= inner.prefix
+                    && Ipv6Net { addr: inner.addr, ..outer }.network() == outer.network()
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the two have an address in common.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.contains(other) || other.contains(self)
+    }
+
+    /// Whether the address is the network's first one, as in a CIDR: no bit is set behind the prefix.
+    pub fn is_network(self) -> bool {
+        match self {
+            IpNet::V4(net) => net.addr == net.network(),
+            IpNet::V6(net) => net.addr == net.network(),
+        }
+    }
+}
+
+impl fmt::Display for Ipv4Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr, self.prefix)
+    }
+}
+
+impl fmt::Display for Ipv6Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr, self.prefix)
+    }
+}
+
+impl fmt::Display for IpNet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            IpNet::V4(net) => net.fmt(f),
+            IpNet::V6(net) => net.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn networks_are_read_and_written() {
+        for (text, written) in [
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("192.0.2.1", "192.0.2.1/32"),
+            ("192.0.2.1/32", "192.0.2.1/32"),
+            ("::/0", "::/0"),
+            ("2001:db8::/32", "2001:db8::/32"),
+            ("::1", "::1/128"),
+        ] {
+            let net = IpNet::parse(text).unwrap();
+            assert_eq!(net.to_string(), written);
+            assert!(net.is_network(), "{text}");
+        }
+        for text in [
+            "",
+            "/8",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0.0/+8",
+            "10.0.0.0/08",
+            "10.0.0/8",
+            "10.0.0.0/8/8",
+            "::/129",
+            "[::]/0",
+            "a/8",
+        ] {
+            assert_eq!(IpNet::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn containment() {
+        let contains = |outer, inner| IpNet::parse(outer).unwrap().contains(IpNet::parse(inner).unwrap());
+        assert!(contains("10.0.0.0/8", "10.1.0.0/16"));
+        assert!(contains("10.0.0.0/8", "10.0.0.0/8"));
+        assert!(contains("0.0.0.0/0", "192.0.2.1/32"));
+        assert!(!contains("10.1.0.0/16", "10.0.0.0/8"));
+        assert!(!contains("10.0.0.0/8", "11.0.0.0/16"));
+        assert!(!contains("0.0.0.0/0", "::/0"));
+        assert!(contains("2001:db8::/32", "2001:db8:1::/48"));
+        assert!(!contains("2001:db8::/32", "2001:db9::/48"));
+        let [wide, narrow] = ["10.0.0.0/8", "10.1.0.0/16"].map(|net| IpNet::parse(net).unwrap());
+        assert!(wide.overlaps(narrow) && narrow.overlaps(wide));
+    }
+
+    #[test]
+    fn host_bits_are_found() {
+        for text in ["10.0.0.1/8", "128.0.0.0/0", "192.0.2.1/31", "2001:db8::1/127", "8000::/0"] {
+            assert!(!IpNet::parse(text).unwrap().is_network(), "{text}");
+        }
+        let net = Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: 24 };
+        assert_eq!(net.network(), Ipv4Addr::new(10, 45, 39, 0));
+        assert_eq!(net.broadcast(), Ipv4Addr::new(10, 45, 39, 255));
+    }
+}
