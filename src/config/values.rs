@@ -1,11 +1,13 @@
 //! What the text of a value means; an error says what it isn't.
 
 use alloc::borrow::ToOwned;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::{Ipv6Addr, SocketAddr};
 
-use super::{Host, MARK_MASK, TABLES};
+use super::upstream::Host;
+use super::{MARK_MASK, TABLES};
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 
 pub fn boolean(text: &str) -> Option<bool> {
@@ -123,6 +125,22 @@ pub fn cidr(text: &str) -> Result<IpNet, &'static str> {
     if net.is_network() { Ok(net) } else { Err("has bits set behind its prefix") }
 }
 
+/// Adds the networks in `text`, the file at `path`: one a line, `#` begins a comment.
+///
+/// # Errors
+/// `PATH:LINE: the line ...`
+pub fn networks(path: &str, text: &[u8], nets: &mut Vec<IpNet>) -> Result<(), String> {
+    for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
+        let line = line.split(|&byte| byte == b'#').next().unwrap_or_default().trim_ascii();
+        if line.is_empty() {
+            continue;
+        }
+        let net = str::from_utf8(line).map_err(|_| "is not UTF-8").and_then(cidr);
+        nets.push(net.map_err(|reason| format!("{path}:{}: the line {reason}", index + 1))?);
+    }
+    Ok(())
+}
+
 /// A network that isn't everybody's: a rule would say nothing with one.
 pub fn clients(text: &str) -> Result<IpNet, &'static str> {
     let net = cidr(text)?;
@@ -170,6 +188,23 @@ pub fn table(text: &str) -> Result<u32, &'static str> {
 
 pub fn mark(text: &str) -> Result<u32, &'static str> {
     number(text).filter(|mark| mark & !MARK_MASK == 0).ok_or("is not a mark within 0xff000000")
+}
+
+/// Checks a user name: RFC 7617 section 2 has no colon and no control character.
+pub fn username(text: &str) -> Result<String, &'static str> {
+    match text {
+        "" => Err("has no user name"),
+        _ if text.contains(':') => Err("has a colon in the user name"),
+        _ => password(text),
+    }
+}
+
+/// Checks a password: RFC 7617 section 2 has no control character.
+pub fn password(text: &str) -> Result<String, &'static str> {
+    if text.bytes().any(|byte| byte.is_ascii_control()) {
+        return Err("has a control character");
+    }
+    Ok(text.to_owned())
 }
 
 /// `Name: value` (RFC 9110 section 5), without what CONNECT can't have or says by itself.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::report::status::Form;
 use crate::settings::Settings;
-use tcp_over_http::config::{Kind, OPTIONS, Spec, VARIABLE};
+use tcp_over_http::config::{OPTIONS, Spec, Unit, VARIABLE, ValueType};
 
 /// What the doctor has the proxies connect to.
 const TARGET: &str = "example.com";
@@ -24,6 +24,10 @@ pub enum Command {
     Status(Settings, Form),
     /// Look for what goes wrong, with CONNECT to this target.
     Doctor(Settings, String),
+    /// Print the configuration's values for a shell.
+    Shell(Settings),
+    /// Print all options as JSON.
+    Options,
     /// Print `Help`.
     Help,
     /// Print `Version`.
@@ -66,6 +70,7 @@ pub fn parse(
         "unblock" => Command::Unblock,
         "status" => |settings| Command::Status(settings, Form::Text),
         "doctor" => |settings| Command::Doctor(settings, String::new()),
+        "config" => |_| Command::Help,
         "--help" | "-h" | "help" => return Ok(Command::Help),
         "--version" | "-V" => return Ok(Command::Version),
         _ => return Err(UsageError::Command),
@@ -90,8 +95,8 @@ pub fn parse(
             settings.leave_blocked = true;
             continue;
         }
-        if name == "json" && word == "status" && value.is_none() {
-            command = |settings| Command::Status(settings, Form::Json);
+        if let Some(form) = form(&word, flag) {
+            command = form;
             continue;
         }
         let option = OPTIONS.iter().find(|spec| is_flag(spec, name));
@@ -118,6 +123,16 @@ pub fn parse(
     })
 }
 
+/// The command of this word in the form that the flag asks for.
+fn form(word: &str, flag: &str) -> Option<fn(Settings) -> Command> {
+    match (word, flag) {
+        ("status", "json") => Some(|settings| Command::Status(settings, Form::Json)),
+        ("config", "json") => Some(|_| Command::Options),
+        ("config", "shell") => Some(Command::Shell),
+        _ => None,
+    }
+}
+
 /// Whether `name` is the option's, with `-` for `_`.
 fn is_flag(spec: &Spec, name: &str) -> bool {
     let flag = spec.name.bytes().map(|c| if c == b'_' { b'-' } else { c });
@@ -125,7 +140,7 @@ fn is_flag(spec: &Spec, name: &str) -> bool {
 }
 
 fn is_bool(spec: &Spec) -> bool {
-    matches!(spec.kind, Kind::Bool(_))
+    matches!(spec.value, ValueType::Bool(_))
 }
 
 /// What `--version` prints.
@@ -156,6 +171,9 @@ impl fmt::Display for Help {
                                      how the running daemon is
   tcp-over-http doctor [--target HOST] [OPTION]...
                                      what is wrong, and what to do
+  tcp-over-http config --shell [OPTION]...
+                                     the options' values, as assignments for a shell
+  tcp-over-http config --json        the options themselves, as JSON
   tcp-over-http --version | --help
 
 Options; each replaces what the file says:
@@ -168,17 +186,17 @@ Options; each replaces what the file says:
                 f.write_str(if index == 0 { "" } else { "-" })?;
                 f.write_str(word)?;
             }
-            match spec.kind {
-                Kind::Bool(_) => f.write_str(" [0|1]")?,
-                Kind::Number(min, max, _) => write!(f, " {min}-{max}")?,
-                Kind::Port(_) => f.write_str(" PORT")?,
-                Kind::Choice(words, _) => {
-                    for (index, word) in words.iter().enumerate() {
-                        write!(f, "{}{word}", if index == 0 { ' ' } else { '|' })?;
-                    }
-                }
-                Kind::Text(_) | Kind::Secret(_) => f.write_str(" VALUE")?,
-                Kind::List(_) | Kind::SecretList(_) => f.write_str(" VALUE ...")?,
+            match &spec.value {
+                ValueType::Bool(_) => f.write_str(" [0|1]")?,
+                value => write!(f, " {value}")?,
+            }
+            if let ValueType::Number(_, _, unit, _) = spec.value
+                && !matches!(unit, Unit::One)
+            {
+                write!(f, " {unit}")?;
+            }
+            if spec.is_list() {
+                f.write_str(" ...")?;
             }
             if !spec.default.is_empty() {
                 write!(f, " ({})", spec.default)?;
@@ -238,6 +256,8 @@ mod tests {
         assert!(matches!(parsed(&["run", "--leave-blocked"]), Ok(Command::Run(it)) if it.leave_blocked));
         assert!(matches!(parsed(&["status"]), Ok(Command::Status(_, Form::Text))));
         assert!(matches!(parsed(&["status", "--json"]), Ok(Command::Status(_, Form::Json))));
+        assert!(matches!(parsed(&["config", "--shell", "--mtu", "1400"]), Ok(Command::Shell(_))));
+        assert!(matches!(parsed(&["config", "--json"]), Ok(Command::Options)));
         assert!(matches!(parsed(&["doctor"]), Ok(Command::Doctor(_, target)) if target == TARGET));
         assert!(
             matches!(parsed(&["doctor", "--target", "a"]), Ok(Command::Doctor(_, target)) if target == "a")
@@ -247,6 +267,7 @@ mod tests {
             &["-h"],
             &["help"],
             &["run", "--help"],
+            &["config"],
             &["check", "-h"],
             &["run", "--mtu", "1", "--help"],
         ] {
@@ -297,6 +318,7 @@ mod tests {
             (&["run", "--listen_port", "1"], UsageError::Flag("listen".to_owned())),
             (&["run", "--target", "a"], UsageError::Flag("target".to_owned())),
             (&["doctor", "--target"], UsageError::NoValue("target".to_owned())),
+            (&["check", "--shell"], UsageError::Flag("shell".to_owned())),
             (&["run", "--json"], UsageError::Flag("json".to_owned())),
             (&["block", "--leave-blocked"], UsageError::Flag("leave-blocked".to_owned())),
             (&["run", "--mut=1"], UsageError::Flag("mut".to_owned())),

@@ -1,0 +1,271 @@
+//! An HTTP proxy, and how to say it in one word: `http://[USER[:PASSWORD]@]HOST[:PORT]` (RFC 3986 section 3).
+
+use alloc::borrow::ToOwned;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::net::IpAddr;
+
+use super::values::{self, host, password, username};
+use crate::http::connect::{Request, RequestError};
+
+/// The port of a URL without one (RFC 9110 section 4.2.1).
+const DEFAULT_PORT: u16 = 80;
+
+/// One HTTP proxy.
+#[derive(Clone, PartialEq, Eq)]
+pub struct UpstreamConfig {
+    /// For logs: the section's name, or `host:port`; never a secret.
+    pub name: String,
+    /// Where the proxy is.
+    pub host: Host,
+    /// Its TCP port.
+    pub port: u16,
+    /// For Basic authentication.
+    pub credentials: Option<Credentials>,
+    /// Sent with each CONNECT: `Name: value`, without CR or LF.
+    pub headers: Vec<String>,
+}
+
+/// A proxy's address, or the name that a resolver knows it by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// An address.
+    Ip(IpAddr),
+    /// A name.
+    Name(String),
+}
+
+/// User name and password of a proxy.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user; no colon (RFC 7617 section 2).
+    pub username: String,
+    /// The password.
+    pub password: String,
+}
+
+impl UpstreamConfig {
+    /// Reads a URL.
+    ///
+    /// # Errors
+    /// What the URL isn't, to continue "the value ..."; never a part of it.
+    pub fn from_url(url: &str) -> Result<Self, &'static str> {
+        let Some((scheme, rest)) = url.split_once("://") else {
+            return Err("is not a URL (http://HOST:PORT)");
+        };
+        if !scheme.eq_ignore_ascii_case("http") {
+            return Err("is not an http URL");
+        }
+        // A password may have any of "/?#" only percent-encoded, but a bare @ is often met.
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if authority.contains(['/', '?', '#']) {
+            return Err("has something behind the host and port");
+        }
+        let (userinfo, address) = match authority.rsplit_once('@') {
+            Some((userinfo, address)) => (Some(userinfo), address),
+            None => (None, authority),
+        };
+        let credentials = match userinfo {
+            None | Some("") => None,
+            Some(userinfo) => Some(credentials(userinfo)?),
+        };
+        let (name, port) = split_port(address)?;
+        let host = host(name)?;
+        Ok(Self { name: Self::default_name(&host, port), host, port, credentials, headers: Vec::new() })
+    }
+
+    /// The name of an upstream that was given none.
+    pub fn default_name(host: &Host, port: u16) -> String {
+        format!("{host}:{port}")
+    }
+
+    /// What it gets with every CONNECT.
+    ///
+    /// # Errors
+    /// If the credentials or headers can't stand in a request.
+    pub fn request(&self) -> Result<Request, RequestError> {
+        let credentials = self.credentials.as_ref().map(|it| (it.username.as_str(), it.password.as_str()));
+        Request::new(credentials, &self.headers)
+    }
+}
+
+impl Host {
+    /// Reads an IPv4 address, an IPv6 address with or without brackets, or a name as RFC 1123
+    /// section 2.1 has it, with underscores. `None` if it is none of these.
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Some(inner) = text.strip_prefix('[') {
+            return Some(Host::Ip(IpAddr::V6(inner.strip_suffix(']')?.parse().ok()?)));
+        }
+        if let Ok(ip) = text.parse() {
+            return Some(Host::Ip(ip));
+        }
+        let name = text.strip_suffix('.').unwrap_or(text);
+        let label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'))
+        };
+        // A name that ends in a number is an address gone wrong.
+        let last = name.rsplit('.').next().unwrap_or_default();
+        let valid =
+            name.len() <= 253 && name.split('.').all(label) && last.bytes().any(|c| !c.is_ascii_digit());
+        valid.then(|| Host::Name(name.to_owned()))
+    }
+}
+
+/// As in a URL: IPv6 in brackets.
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Host::Ip(IpAddr::V4(ip)) => ip.fmt(f),
+            Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]"),
+            Host::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+/// Redacts both.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(..)")
+    }
+}
+
+/// Leaves out the headers' text: it may hold a token.
+impl fmt::Debug for UpstreamConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamConfig")
+            .field("name", &self.name)
+            .field("host", &self.host)
+            .field("port", &self.port)
+            .field("credentials", &self.credentials)
+            .field("headers", &self.headers.len())
+            .finish()
+    }
+}
+
+fn credentials(userinfo: &str) -> Result<Credentials, &'static str> {
+    let (user, pass) = userinfo.split_once(':').unwrap_or((userinfo, ""));
+    Ok(Credentials {
+        username: username(&percent_decoded(user)?)?,
+        password: password(&percent_decoded(pass)?)?,
+    })
+}
+
+/// The host, in brackets if it was, and the port.
+fn split_port(address: &str) -> Result<(&str, u16), &'static str> {
+    let port_at = match address.rfind(']') {
+        Some(bracket) => address.get(bracket + 1..).unwrap_or_default().find(':').map(|at| bracket + 1 + at),
+        None => address.find(':'),
+    };
+    match port_at.and_then(|at| address.split_at_checked(at)) {
+        None => Ok((address, DEFAULT_PORT)),
+        Some((host, port)) => {
+            let port = port.strip_prefix(':').and_then(values::port);
+            Ok((host, port.ok_or("has no valid port (1-65535)")?))
+        }
+    }
+}
+
+fn percent_decoded(text: &str) -> Result<String, &'static str> {
+    const BAD: &str = "has a % without two hexadecimal digits (%25 is a %)";
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let (high, low) = (digit(rest.next()), digit(rest.next()));
+                (high.ok_or(BAD)? * 16 + low.ok_or(BAD)?) as u8
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).map_err(|_| "is not UTF-8 when percent-decoded")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::format;
+
+    use super::*;
+
+    #[test]
+    fn urls_are_taken_apart() {
+        let ip = |text: &str| Host::Ip(text.parse().unwrap());
+        let name = |text: &str| Host::Name(text.to_owned());
+        for (url, host, port, expected) in [
+            ("http://192.0.2.1:3128", ip("192.0.2.1"), 3128, None),
+            ("HTTP://192.0.2.1/", ip("192.0.2.1"), 80, None),
+            ("http://proxy.example.:65535", name("proxy.example"), 65535, None),
+            ("http://my_proxy", name("my_proxy"), 80, None),
+            ("http://[2001:db8::1]:8080/", ip("2001:db8::1"), 8080, None),
+            ("http://[::1]", ip("::1"), 80, None),
+            ("http://@a:1", name("a"), 1, None),
+            ("http://u:p@a:1", name("a"), 1, Some(("u", "p"))),
+            ("http://u@a", name("a"), 80, Some(("u", ""))),
+            ("http://u:@a", name("a"), 80, Some(("u", ""))),
+            ("http://u:p:q@r@a", name("a"), 80, Some(("u", "p:q@r"))),
+            ("http://u%40b:%70%3a%2F%25%C3%A9@[::1]:1", ip("::1"), 1, Some(("u@b", "p:/%\u{e9}"))),
+        ] {
+            let upstream = UpstreamConfig::from_url(url).unwrap_or_else(|reason| panic!("{url} {reason}"));
+            assert_eq!((&upstream.host, upstream.port), (&host, port), "{url}");
+            let credentials = upstream.credentials.as_ref();
+            let credentials = credentials.map(|c| (c.username.as_str(), c.password.as_str()));
+            assert_eq!(credentials, expected, "{url}");
+            assert_eq!(upstream.name, format!("{host}:{port}"));
+        }
+    }
+
+    #[test]
+    fn other_urls_are_refused() {
+        for url in [
+            "",
+            "192.0.2.1:3128",
+            "proxy.example",
+            "https://a",
+            "socks5://a",
+            "http://",
+            "http:///",
+            "http://:80",
+            "http://a:",
+            "http://a:0",
+            "http://a:65536",
+            "http://a:+1",
+            "http://a:b",
+            "http://a/path",
+            "http://a?b",
+            "http://a//",
+            "http://a#b",
+            "http://u:p@",
+            "http://:p@a",
+            "http://u%3ab:p@a",
+            "http://u:%0d%0a@a",
+            "http://u:%0@a",
+            "http://u:%@a",
+            "http://u:%+1@a",
+            "http://u:%ff@a",
+            "http://2001:db8::1",
+            "http://[::1",
+            "http://::1]",
+            "http://[::1]x",
+            "http://[::1]x:1",
+            "http://[192.0.2.1]",
+            "http://1.2.3",
+            "http://1.2.3.256",
+            "http://a b",
+            "http://-a",
+            "http://a..b",
+            "http://.",
+            "http://a b:1",
+        ] {
+            assert!(UpstreamConfig::from_url(url).is_err(), "{url}");
+        }
+        let long = "a".repeat(64);
+        assert!(UpstreamConfig::from_url(&format!("http://{long}")).is_err());
+        assert!(UpstreamConfig::from_url(&format!("http://{}", "abc.".repeat(64))).is_err());
+    }
+}
