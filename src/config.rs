@@ -1,4 +1,8 @@
-//! What the daemon is told to do.
+//! The configuration: from a file, a variable and flags to one checked value.
+//!
+//! `table` has a row for each option. `uci` reads a file's syntax, `sections` sorts its values into `given`,
+//! `reading` puts the variable and the flags in place of some, and stores them all in a `draft` by their rows; `values`
+//! and `choices` know what a value's text means. `changes` tells what a reload changes, `export` tells other programs.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -12,6 +16,7 @@ mod draft;
 mod error;
 mod export;
 mod given;
+mod host;
 mod options;
 mod reading;
 mod sections;
@@ -26,10 +31,11 @@ pub use dns::DnsConfig;
 pub use error::{ConfigError, ConfigErrorKind, Fault, Origin};
 pub use export::{Json, Shell};
 pub use given::Given;
+pub use host::Host;
 pub use options::{Spec, Unit, ValueType};
 pub use reading::{Overrides, Reading};
 pub use table::{MAIN as OPTIONS, UPSTREAM as UPSTREAM_OPTIONS};
-pub use upstream::{Credentials, Host, UpstreamConfig};
+pub use upstream::{Credentials, UpstreamConfig};
 
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -42,7 +48,7 @@ pub const TABLES: u32 = 3;
 /// The bits of a packet's mark that are ours. pbr uses `0x00ff0000`, mwan3 `0x00003f00`.
 pub const MARK_MASK: u32 = 0xff00_0000;
 
-/// A complete, checked configuration: see [`Config::from_uci`] for one with all defaults, which `Default` has not.
+/// A complete, checked configuration. Its `Default` is empty: [`Config::from_uci`] knows the options' defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     /// Name of the TUN device, 1..=15 bytes.
@@ -67,9 +73,9 @@ pub struct Config {
     pub max_dials: u16,
     /// Dials in flight for one client address, at most `max_dials`.
     pub max_dials_per_client: u16,
-    /// For the TCP connect to one address of a proxy.
+    /// Time limit of the TCP connect to one address of a proxy.
     pub connect_timeout: Duration,
-    /// For the proxy's answer to CONNECT.
+    /// Time limit of the proxy's answer to CONNECT.
     pub reply_timeout: Duration,
     /// Seconds idle before TCP keepalive probes on both sides; 0 = off.
     pub keepalive: u32,
@@ -103,15 +109,15 @@ pub struct Config {
     pub mark: u32,
     /// First of the 21 consecutive policy rule priorities that are used.
     pub rule_priority: u32,
-    /// What live connections get after SIGTERM.
+    /// How long live connections may go on after SIGTERM.
     pub drain_timeout: Duration,
     /// Bytes of a relay's pipe.
     pub pipe_size: u32,
-    /// Where the status is told: a path of 1..=107 bytes.
+    /// Path of the status socket, 1..=107 bytes.
     pub status_socket: String,
-    /// What is logged, unless `RUST_LOG` says otherwise.
+    /// The least severe messages logged, unless `RUST_LOG` says otherwise.
     pub log_level: LogLevel,
-    /// Who resolves the proxies' names.
+    /// Resolvers of the proxies' names; empty = those of `/etc/resolv.conf`.
     pub resolvers: Vec<SocketAddr>,
     /// How clients get names resolved.
     pub dns: DnsConfig,

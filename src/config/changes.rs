@@ -30,14 +30,14 @@ impl Changes {
 /// The names, and what is done; never a value: it may be a secret.
 impl fmt::Display for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for spec in &self.0 {
-            write!(f, "{}, ", spec.name)?;
+        if self.0.is_empty() {
+            return f.write_str("nothing has changed");
         }
-        f.write_str(match (self.0.is_empty(), self.need_restart()) {
-            (true, _) => "nothing has changed",
-            (_, true) => "changed: starting anew",
-            (_, false) => "changed: connections go on",
-        })
+        for (index, spec) in self.0.iter().enumerate() {
+            f.write_str(if index == 0 { "changed " } else { ", " })?;
+            f.write_str(spec.name)?;
+        }
+        f.write_str(if self.need_restart() { "; restarting" } else { "; connections go on" })
     }
 }
 
@@ -62,17 +62,17 @@ mod tests {
         for line in ["", "option connect honest", "option mtu 1500", "option upstream http://u:hunter2@a:1"] {
             assert_eq!(changes("", line), "nothing has changed");
         }
-        assert_eq!(changes("", "option connect early"), "connect, changed: connections go on");
-        assert_eq!(changes("", "option zone lan"), "zone, changed: connections go on");
-        assert_eq!(changes("option mtu 1400", ""), "mtu, changed: starting anew");
+        assert_eq!(changes("", "option connect early"), "changed connect; connections go on");
+        assert_eq!(changes("", "option zone lan"), "changed zone; connections go on");
+        assert_eq!(changes("option mtu 1400", ""), "changed mtu; restarting");
         let both = "option mtu 1400\noption connect early";
-        assert_eq!(changes("", both), "mtu, connect, changed: starting anew");
+        assert_eq!(changes("", both), "changed mtu, connect; restarting");
         let [one, two] = ["list bypass 10.0.0.0/8", "list bypass 10.0.0.0/8\nlist bypass 11.0.0.0/8"];
-        assert_eq!(changes(one, two), "bypass, changed: connections go on");
+        assert_eq!(changes(one, two), "changed bypass; connections go on");
         let other = "list upstream http://u:swordfish@a:1";
-        assert_eq!(changes("", other), "upstream, changed: connections go on");
+        assert_eq!(changes("", other), "changed upstream; connections go on");
         let section = "config upstream a\noption host a\noption username u\noption password ";
         let [one, two] = ["1", "2"].map(|password| format!("{section}{password}"));
-        assert_eq!(changes(&one, &two), "upstream, changed: connections go on");
+        assert_eq!(changes(&one, &two), "changed upstream; connections go on");
     }
 }

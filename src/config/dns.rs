@@ -40,7 +40,7 @@ impl DnsConfig {
         self.hijack && self.mode != DnsMode::Off
     }
 
-    /// Whether not those of this machine itself: dnsmasq then asks other resolvers for most names.
+    /// Whether this machine's own queries are exempt: dnsmasq then asks other resolvers for most names.
     pub fn spares_own(&self) -> bool {
         self.hijacks() && !self.domains.is_empty()
     }

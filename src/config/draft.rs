@@ -3,7 +3,8 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::{Config, Host};
+use super::Config;
+use super::host::Host;
 
 /// A configuration in the making. Complete once values and defaults are stored: its own `Default` means nothing.
 #[derive(Default)]

@@ -145,7 +145,7 @@ impl Reading {
     }
 }
 
-/// Takes IPv6 out where it is off.
+/// Removes all that is IPv6 if that is off.
 fn without_ipv6(draft: &mut Draft, has_ipv6: bool) {
     if !draft.ipv6 || !has_ipv6 {
         draft.config.address6 = None;

@@ -1,12 +1,11 @@
 //! An HTTP proxy, and how to say it in one word: `http://[USER[:PASSWORD]@]HOST[:PORT]` (RFC 3986 section 3).
 
-use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
-use core::net::IpAddr;
 
+use super::host::Host;
 use super::values::{self, host, password, username};
 use crate::http::connect::{Request, RequestError};
 
@@ -26,15 +25,6 @@ pub struct UpstreamConfig {
     pub credentials: Option<Credentials>,
     /// Sent with each CONNECT: `Name: value`, without CR or LF.
     pub headers: Vec<String>,
-}
-
-/// A proxy's address, or the name that a resolver knows it by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Host {
-    /// An address.
-    Ip(IpAddr),
-    /// A name.
-    Name(String),
 }
 
 /// User name and password of a proxy.
@@ -88,42 +78,6 @@ impl UpstreamConfig {
     pub fn request(&self) -> Result<Request, RequestError> {
         let credentials = self.credentials.as_ref().map(|it| (it.username.as_str(), it.password.as_str()));
         Request::new(credentials, &self.headers)
-    }
-}
-
-impl Host {
-    /// Reads an IPv4 address, an IPv6 address with or without brackets, or a name as RFC 1123
-    /// section 2.1 has it, with underscores. `None` if it is none of these.
-    pub fn parse(text: &str) -> Option<Self> {
-        if let Some(inner) = text.strip_prefix('[') {
-            return Some(Host::Ip(IpAddr::V6(inner.strip_suffix(']')?.parse().ok()?)));
-        }
-        if let Ok(ip) = text.parse() {
-            return Some(Host::Ip(ip));
-        }
-        let name = text.strip_suffix('.').unwrap_or(text);
-        let label = |label: &str| {
-            (1..=63).contains(&label.len())
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-                && label.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'))
-        };
-        // A name that ends in a number is an address gone wrong.
-        let last = name.rsplit('.').next().unwrap_or_default();
-        let valid =
-            name.len() <= 253 && name.split('.').all(label) && last.bytes().any(|c| !c.is_ascii_digit());
-        valid.then(|| Host::Name(name.to_owned()))
-    }
-}
-
-/// As in a URL: IPv6 in brackets.
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Host::Ip(IpAddr::V4(ip)) => ip.fmt(f),
-            Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]"),
-            Host::Name(name) => f.write_str(name),
-        }
     }
 }
 
@@ -189,6 +143,7 @@ fn percent_decoded(text: &str) -> Result<String, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::ToOwned;
     use std::format;
 
     use super::*;

@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::{Ipv6Addr, SocketAddr};
 
-use super::upstream::Host;
+use super::host::Host;
 use super::{MARK_MASK, TABLES};
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 

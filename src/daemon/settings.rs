@@ -9,7 +9,7 @@ use tcp_over_http::config::{Config, ConfigError, Overrides, Reading, Spec};
 use crate::kernel::sysctl;
 
 /// The file that is read if it exists and no other is named.
-const DEFAULT_FILE: &str = "/etc/config/tcp-over-http";
+pub const DEFAULT_FILE: &str = "/etc/config/tcp-over-http";
 
 /// No sensible file is longer; a device file would never end.
 const MAX_FILE: u64 = 1 << 20;
