@@ -154,3 +154,5 @@ impl fmt::Display for ConfigError {
         }
     }
 }
+
+impl core::error::Error for ConfigError {}

@@ -79,7 +79,7 @@ pub fn own_ipv6(text: &str) -> Result<Ipv6Net, &'static str> {
     Ok(net)
 }
 
-/// A network to take addresses from that stand for names.
+/// A network of fake addresses.
 pub fn fake_ipv4(text: &str) -> Result<Ipv4Net, &'static str> {
     match cidr(text)? {
         IpNet::V4(net) if !(8..=27).contains(&net.prefix) => Err("has a prefix length out of 8-27"),
@@ -106,7 +106,7 @@ pub fn fake_ipv6(text: &str) -> Result<Ipv6Net, &'static str> {
     }
 }
 
-/// A domain name, with or without a dot in front or behind; without either it is kept.
+/// A domain name; a dot in front or behind is dropped.
 pub fn domain(text: &str) -> Result<String, &'static str> {
     match Host::parse(text.strip_prefix('.').unwrap_or(text)) {
         Some(Host::Name(name)) => Ok(name.strip_suffix('.').unwrap_or(&name).to_owned()),
@@ -141,7 +141,7 @@ pub fn networks(path: &str, text: &[u8], nets: &mut Vec<IpNet>) -> Result<(), St
     Ok(())
 }
 
-/// A network that isn't everybody's: a rule would say nothing with one.
+/// A network of clients, but not that of everybody: a rule with prefix 0 would match no less than one without.
 pub fn clients(text: &str) -> Result<IpNet, &'static str> {
     let net = cidr(text)?;
     let all = matches!(net, IpNet::V4(Ipv4Net { prefix: 0, .. }) | IpNet::V6(Ipv6Net { prefix: 0, .. }));
@@ -155,7 +155,7 @@ pub fn ports(text: &str) -> Result<(u16, u16), &'static str> {
     ports.ok_or("is not PORT or FIRST-LAST (1-65535)")
 }
 
-/// Of a DNS server, which is added to those in `list`.
+/// Adds a DNS server, `IP[:PORT]`, to `list`.
 pub fn resolver(text: &str, list: &mut Vec<SocketAddr>) -> Result<(), &'static str> {
     let addr = match text.parse() {
         Ok(ip) => Some(SocketAddr::new(ip, 53)),
