@@ -76,7 +76,7 @@ pub static MAIN: &[Spec] = &[
         choice!(Ping, config.ping)),
     live("on_failure", "block", "captured traffic while no daemon runs; block: it is refused; direct: it goes around the proxy (but with dns on, names are not resolved)",
         choice!(OnFailure, config.on_failure)),
-    restart("dns", "off", "off: names are not our business; fakeip: names get addresses that stand for them, and the proxy resolves the names; proxy: resolvers are asked through the proxy, which has to allow CONNECT to port 53",
+    restart("dns", "off", "off: names are left alone; fakeip: names get addresses that stand for them, and the proxy resolves the names; proxy: resolvers are asked through the proxy, which has to allow CONNECT to port 53",
         choice!(DnsMode, config.dns.mode)),
     restart("dns_port", "5453", "UDP and TCP port of the resolver on 127.0.0.1 and ::1",
         Port(|d, v| d.config.dns.port = v)),
