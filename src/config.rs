@@ -1,34 +1,42 @@
-//! What the daemon is told to do.
+//! The configuration: from a file, a variable and flags to one checked value.
+//!
+//! `table` has a row for each option. `uci` reads a file's syntax, `sections` sorts its values into `given`,
+//! `reading` puts the variable and the flags in place of some, and stores them all in a `draft` by their rows; `values`
+//! and `choices` know what a value's text means. `changes` tells what a reload changes, `export` tells other programs.
 
-use alloc::borrow::ToOwned;
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt;
-use core::net::{IpAddr, SocketAddr};
+use core::net::SocketAddr;
 use core::time::Duration;
 
 mod changes;
+mod choices;
 mod dns;
 mod draft;
 mod error;
-mod net_file;
+mod export;
+mod given;
+mod host;
 mod options;
-mod proxy_url;
 mod reading;
 mod sections;
 mod table;
 pub mod uci;
+mod upstream;
 mod values;
 
-pub use changes::{Changes, Given};
-pub use dns::{DnsConfig, DnsMode};
-pub use error::{ConfigError, Fault, Origin, Problem};
-pub use options::{Kind, Spec};
+pub use changes::Changes;
+pub use choices::{ConnectMode, DnsMode, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic};
+pub use dns::DnsConfig;
+pub use error::{ConfigError, ConfigErrorKind, Fault, Origin};
+pub use export::{Json, Shell};
+pub use given::Given;
+pub use host::Host;
+pub use options::{Spec, Unit, ValueType};
 pub use reading::{Overrides, Reading};
-pub use table::{MAIN as OPTIONS, STATUS_SOCKET};
+pub use table::{MAIN as OPTIONS, UPSTREAM as UPSTREAM_OPTIONS};
+pub use upstream::{Credentials, UpstreamConfig};
 
-use crate::http::connect::{Request, RequestError};
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 
 /// The environment's variable with a list of upstreams, separated by spaces.
@@ -40,8 +48,8 @@ pub const TABLES: u32 = 3;
 /// The bits of a packet's mark that are ours. pbr uses `0x00ff0000`, mwan3 `0x00003f00`.
 pub const MARK_MASK: u32 = 0xff00_0000;
 
-/// A complete, checked configuration.
-#[derive(Clone, Debug)]
+/// A complete, checked configuration. Its `Default` is empty: [`Config::from_uci`] knows the options' defaults.
+#[derive(Clone, Debug, Default)]
 pub struct Config {
     /// Name of the TUN device, 1..=15 bytes.
     pub tun: String,
@@ -65,9 +73,9 @@ pub struct Config {
     pub max_dials: u16,
     /// Dials in flight for one client address, at most `max_dials`.
     pub max_dials_per_client: u16,
-    /// For the TCP connect to one address of a proxy.
+    /// Time limit of the TCP connect to one address of a proxy.
     pub connect_timeout: Duration,
-    /// For the proxy's answer to CONNECT.
+    /// Time limit of the proxy's answer to CONNECT.
     pub reply_timeout: Duration,
     /// Seconds idle before TCP keepalive probes on both sides; 0 = off.
     pub keepalive: u32,
@@ -101,34 +109,25 @@ pub struct Config {
     pub mark: u32,
     /// First of the 21 consecutive policy rule priorities that are used.
     pub rule_priority: u32,
-    /// What live connections get after SIGTERM.
+    /// How long live connections may go on after SIGTERM.
     pub drain_timeout: Duration,
     /// Bytes of a relay's pipe.
     pub pipe_size: u32,
-    /// Where the status is told: a path of 1..=107 bytes.
+    /// Path of the status socket, 1..=107 bytes.
     pub status_socket: String,
-    /// What is logged, unless `RUST_LOG` says otherwise.
+    /// The least severe messages logged, unless `RUST_LOG` says otherwise.
     pub log_level: LogLevel,
-    /// Who resolves the proxies' names.
+    /// Resolvers of the proxies' names; empty = those of `/etc/resolv.conf`.
     pub resolvers: Vec<SocketAddr>,
     /// How clients get names resolved.
     pub dns: DnsConfig,
     /// The proxies, in the order to try them; never empty.
     pub upstreams: Vec<UpstreamConfig>,
-    /// What the main section's options were given as.
+    /// The main section's options as text.
     pub given: Given,
 }
 
 impl Config {
-    /// The configuration in a file's text, which errors call `FILE`. A `bypass_file` is not read.
-    ///
-    /// # Errors
-    /// [`ConfigError`]
-    pub fn from_uci(text: &str) -> Result<Self, ConfigError> {
-        let reading = Reading::new(Some(text.as_bytes()), &Overrides::default());
-        reading.and_then(|reading| reading.finish(true)).map_err(|fault| ConfigError::new("FILE", fault))
-    }
-
     /// Whether any traffic is captured by our own rules.
     pub const fn captures(&self) -> bool {
         self.auto_route || !self.routes.is_empty() || matches!(self.dns.mode, DnsMode::FakeIp)
@@ -159,181 +158,5 @@ impl Config {
             0 => 0x1000_0000,
             mark => mark,
         }
-    }
-}
-
-/// How connections get from the client to the listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PathChoice {
-    /// By the express path if it works here, else by rewriting.
-    Auto,
-    /// By the express path.
-    Express,
-    /// By rewriting.
-    Rewrite,
-}
-
-/// When a client's connection is accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectMode {
-    /// When the proxy has connected: the client sees what really happens.
-    Honest,
-    /// At once.
-    Early,
-}
-
-/// What happens to captured packets that aren't TCP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NonTcp {
-    /// They aren't captured.
-    Direct,
-    /// They are, and get an ICMP error.
-    Reject,
-}
-
-/// What pings of captured addresses get.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ping {
-    /// An ICMP error, as all that isn't TCP.
-    Reject,
-    /// An answer, from us.
-    Answer,
-}
-
-/// What happens to UDP to port 443 that is on its way to captured networks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quic {
-    /// It gets an ICMP error, so that browsers take TCP at once.
-    Reject,
-    /// It isn't captured.
-    Direct,
-}
-
-/// What happens to captured traffic while the daemon is gone after a crash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnFailure {
-    /// It is refused.
-    Block,
-    /// It goes out directly.
-    Direct,
-}
-
-/// What is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogLevel {
-    /// What is wrong.
-    Error,
-    /// What may be wrong, too.
-    Warn,
-    /// What happens, too.
-    Info,
-    /// What happens to each connection, too.
-    Debug,
-    /// What happens to each packet, too.
-    Trace,
-}
-
-/// One HTTP proxy.
-#[derive(Clone, PartialEq, Eq)]
-pub struct UpstreamConfig {
-    /// For logs: the section's name, or `host:port`; never a secret.
-    pub name: String,
-    /// Where the proxy is.
-    pub host: Host,
-    /// Its TCP port.
-    pub port: u16,
-    /// For Basic authentication.
-    pub credentials: Option<Credentials>,
-    /// Sent with each CONNECT: `Name: value`, without CR or LF.
-    pub headers: Vec<String>,
-}
-
-/// A proxy's address, or the name that a resolver knows it by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Host {
-    /// An address.
-    Ip(IpAddr),
-    /// A name.
-    Name(String),
-}
-
-/// User name and password of a proxy.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// The user; no colon (RFC 7617 section 2).
-    pub username: String,
-    /// The password.
-    pub password: String,
-}
-
-impl UpstreamConfig {
-    /// The name of an upstream that was given none.
-    pub fn default_name(host: &Host, port: u16) -> String {
-        format!("{host}:{port}")
-    }
-
-    /// What it gets with every CONNECT.
-    ///
-    /// # Errors
-    /// If the credentials or headers can't stand in a request.
-    pub fn request(&self) -> Result<Request, RequestError> {
-        let credentials = self.credentials.as_ref().map(|it| (it.username.as_str(), it.password.as_str()));
-        Request::new(credentials, &self.headers)
-    }
-}
-
-impl Host {
-    /// Reads an IPv4 address, an IPv6 address with or without brackets, or a name as RFC 1123
-    /// section 2.1 has it, with underscores. `None` if it is none of these.
-    pub fn parse(text: &str) -> Option<Self> {
-        if let Some(inner) = text.strip_prefix('[') {
-            return Some(Host::Ip(IpAddr::V6(inner.strip_suffix(']')?.parse().ok()?)));
-        }
-        if let Ok(ip) = text.parse() {
-            return Some(Host::Ip(ip));
-        }
-        let name = text.strip_suffix('.').unwrap_or(text);
-        let label = |label: &str| {
-            (1..=63).contains(&label.len())
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-                && label.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'))
-        };
-        // A name that ends in a number is an address gone wrong.
-        let last = name.rsplit('.').next().unwrap_or_default();
-        let valid =
-            name.len() <= 253 && name.split('.').all(label) && last.bytes().any(|c| !c.is_ascii_digit());
-        valid.then(|| Host::Name(name.to_owned()))
-    }
-}
-
-/// As in a URL: IPv6 in brackets.
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Host::Ip(IpAddr::V4(ip)) => ip.fmt(f),
-            Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]"),
-            Host::Name(name) => f.write_str(name),
-        }
-    }
-}
-
-/// Redacts both.
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Credentials(..)")
-    }
-}
-
-/// Leaves out the headers' text: it may hold a token.
-impl fmt::Debug for UpstreamConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpstreamConfig")
-            .field("name", &self.name)
-            .field("host", &self.host)
-            .field("port", &self.port)
-            .field("credentials", &self.credentials)
-            .field("headers", &self.headers.len())
-            .finish()
     }
 }

@@ -21,6 +21,13 @@ pub struct Ipv6Net {
     pub prefix: u8,
 }
 
+/// All of them: `0.0.0.0/0`.
+impl Default for Ipv4Net {
+    fn default() -> Self {
+        Ipv4Net { addr: Ipv4Addr::UNSPECIFIED, prefix: 0 }
+    }
+}
+
 /// A network of either family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum IpNet {

@@ -4,10 +4,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
+use super::choices::DnsMode;
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 
-/// What the options of names say.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The options of name resolution.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DnsConfig {
     /// Who answers.
     pub mode: DnsMode,
@@ -33,24 +34,13 @@ pub struct DnsConfig {
     pub fakeip_file: String,
 }
 
-/// Who answers what clients ask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DnsMode {
-    /// Not us.
-    Off,
-    /// We do, with addresses that stand for the names; the proxy resolves these.
-    FakeIp,
-    /// Resolvers do, asked through the proxy.
-    Proxy,
-}
-
 impl DnsConfig {
     /// Whether clients' queries to other resolvers are answered.
     pub fn hijacks(&self) -> bool {
         self.hijack && self.mode != DnsMode::Off
     }
 
-    /// Whether not those of this machine itself: dnsmasq then asks other resolvers for most names.
+    /// Whether this machine's own queries are exempt: dnsmasq then asks other resolvers for most names.
     pub fn spares_own(&self) -> bool {
         self.hijacks() && !self.domains.is_empty()
     }

@@ -2,17 +2,14 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::net::Ipv4Addr;
-use core::time::Duration;
 
-use super::{
-    Config, ConnectMode, DnsConfig, DnsMode, Given, Host, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic,
-};
-use crate::net::Ipv4Net;
+use super::Config;
+use super::host::Host;
 
-/// A configuration in the making.
+/// A configuration in the making. Complete once values and defaults are stored: its own `Default` means nothing.
+#[derive(Default)]
 pub struct Draft {
-    /// Complete once the main section's defaults are stored.
+    /// The main section's values.
     pub config: Config,
     /// `option ipv6`.
     pub ipv6: bool,
@@ -37,66 +34,4 @@ pub struct UpstreamDraft {
     pub password: Option<String>,
     /// `list header`, as `Name: value`.
     pub headers: Vec<String>,
-}
-
-impl Default for Draft {
-    /// Only stands in until the defaults of the table are stored.
-    fn default() -> Self {
-        Draft {
-            config: Config {
-                tun: String::new(),
-                mtu: 0,
-                offload: true,
-                address: Ipv4Net { addr: Ipv4Addr::UNSPECIFIED, prefix: 0 },
-                address6: None,
-                listen_port: 0,
-                path: PathChoice::Auto,
-                connect: ConnectMode::Honest,
-                max_flows: 0,
-                max_dials: 0,
-                max_dials_per_client: 0,
-                connect_timeout: Duration::ZERO,
-                reply_timeout: Duration::ZERO,
-                keepalive: 0,
-                auto_route: false,
-                routes: Vec::new(),
-                bypass: Vec::new(),
-                interfaces: Vec::new(),
-                local: true,
-                clients: Vec::new(),
-                client_bypass: Vec::new(),
-                ports: Vec::new(),
-                quic: Quic::Reject,
-                non_tcp: NonTcp::Direct,
-                ping: Ping::Reject,
-                on_failure: OnFailure::Block,
-                table: 0,
-                mark: 0,
-                rule_priority: 0,
-                drain_timeout: Duration::ZERO,
-                pipe_size: 0,
-                status_socket: String::new(),
-                log_level: LogLevel::Info,
-                resolvers: Vec::new(),
-                dns: DnsConfig {
-                    mode: DnsMode::Off,
-                    port: 0,
-                    hijack: true,
-                    servers: Vec::new(),
-                    domains: Vec::new(),
-                    direct_domains: Vec::new(),
-                    direct_servers: Vec::new(),
-                    fakeip_range: Ipv4Net { addr: Ipv4Addr::UNSPECIFIED, prefix: 0 },
-                    fakeip_range6: None,
-                    fakeip_names: 0,
-                    fakeip_file: String::new(),
-                },
-                upstreams: Vec::new(),
-                given: Given::default(),
-            },
-            ipv6: false,
-            bypass_files: Vec::new(),
-            upstream: UpstreamDraft::default(),
-        }
-    }
 }

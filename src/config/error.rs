@@ -5,7 +5,7 @@ use alloc::string::String;
 use core::fmt::{self, Write};
 
 use super::VARIABLE;
-use super::options::Reason;
+use super::options::ValueError;
 use super::uci::{self, Position};
 use crate::http::connect::RequestError;
 
@@ -14,7 +14,7 @@ use crate::http::connect::RequestError;
 pub struct ConfigError {
     file: String,
     origin: Origin,
-    problem: Problem,
+    kind: ConfigErrorKind,
 }
 
 /// Where a value comes from, or an error.
@@ -34,7 +34,7 @@ pub enum Origin {
 
 /// What is wrong.
 #[derive(Debug)]
-pub enum Problem {
+pub enum ConfigErrorKind {
     /// The file can't be read.
     Read(String),
     /// A file of networks can't be read, or isn't one: `PATH...: ...`.
@@ -62,7 +62,7 @@ pub enum Problem {
         /// The value, unless it may be a secret.
         value: Option<String>,
         /// What it isn't.
-        reason: Reason,
+        reason: ValueError,
     },
     /// An upstream of which no request can be made.
     Request(RequestError),
@@ -92,13 +92,13 @@ pub enum Problem {
     },
 }
 
-/// A problem and the place to blame, before the file's name is known.
-pub type Fault = (Origin, Problem);
+/// What is wrong and the place to blame, before the file's name is known.
+pub type Fault = (Origin, ConfigErrorKind);
 
 impl ConfigError {
     /// Adds the file's name.
-    pub fn new(file: &str, (origin, problem): Fault) -> Self {
-        ConfigError { file: file.to_owned(), origin, problem }
+    pub fn new(file: &str, (origin, kind): Fault) -> Self {
+        ConfigError { file: file.to_owned(), origin, kind }
     }
 
     /// Of the process: 2 if the command line is wrong, 1 if it's something else.
@@ -110,27 +110,27 @@ impl ConfigError {
 /// `FILE:LINE:COLUMN: ...`, or where else it comes from.
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.origin, &self.problem) {
-            (Origin::Everywhere, Problem::Read(_)) => write!(f, "{}: ", self.file)?,
+        match (self.origin, &self.kind) {
+            (Origin::Everywhere, ConfigErrorKind::Read(_)) => write!(f, "{}: ", self.file)?,
             (Origin::File(at), _) => write!(f, "{}:{at}: ", self.file)?,
             (Origin::Variable, _) => write!(f, "{VARIABLE}: ")?,
             (Origin::Flag, _) => f.write_str("command line: ")?,
             (Origin::Everywhere | Origin::Default, _) => {}
         }
-        match &self.problem {
-            Problem::Read(error) => error.fmt(f),
-            Problem::NetFile(error) => write!(f, "bypass_file: {error}"),
-            Problem::Syntax(kind) => kind.fmt(f),
-            Problem::Package => f.write_str("another package's file"),
-            Problem::SectionType(kind) => {
+        match &self.kind {
+            ConfigErrorKind::Read(error) => error.fmt(f),
+            ConfigErrorKind::NetFile(error) => write!(f, "bypass_file: {error}"),
+            ConfigErrorKind::Syntax(kind) => kind.fmt(f),
+            ConfigErrorKind::Package => f.write_str("another package's file"),
+            ConfigErrorKind::SectionType(kind) => {
                 write!(f, "unknown section type '{kind}' (there are tcp-over-http and upstream)")
             }
-            Problem::MainName => f.write_str("this section's name has to be 'main'"),
-            Problem::UpstreamName => f.write_str("an upstream can't be named 'main'"),
-            Problem::Option(name) => write!(f, "unknown option '{name}'"),
-            Problem::NotUtf8(option) => write!(f, "{option}: not UTF-8"),
-            Problem::NoList(option) => write!(f, "{option}: an option, not a list"),
-            Problem::Value { option, value: Some(value), reason } => {
+            ConfigErrorKind::MainName => f.write_str("this section's name has to be 'main'"),
+            ConfigErrorKind::UpstreamName => f.write_str("an upstream can't be named 'main'"),
+            ConfigErrorKind::Option(name) => write!(f, "unknown option '{name}'"),
+            ConfigErrorKind::NotUtf8(option) => write!(f, "{option}: not UTF-8"),
+            ConfigErrorKind::NoList(option) => write!(f, "{option}: an option, not a list"),
+            ConfigErrorKind::Value { option, value: Some(value), reason } => {
                 write!(f, "{option}: '")?;
                 // A terminal might act on control characters.
                 for c in value.chars() {
@@ -138,17 +138,21 @@ impl fmt::Display for ConfigError {
                 }
                 write!(f, "' {reason}")
             }
-            Problem::Value { option, value: None, reason } => write!(f, "{option}: the value {reason}"),
-            Problem::NoHost => f.write_str("upstream without a host"),
-            Problem::Request(error) => write!(f, "upstream: {error}"),
-            Problem::NoUsername => f.write_str("upstream with a password and no username"),
-            Problem::NoUpstream => {
+            ConfigErrorKind::Value { option, value: None, reason } => {
+                write!(f, "{option}: the value {reason}")
+            }
+            ConfigErrorKind::NoHost => f.write_str("upstream without a host"),
+            ConfigErrorKind::Request(error) => write!(f, "upstream: {error}"),
+            ConfigErrorKind::NoUsername => f.write_str("upstream with a password and no username"),
+            ConfigErrorKind::NoUpstream => {
                 write!(f, "no upstream: {} names none, nor do --upstream and {VARIABLE}", self.file)
             }
-            Problem::Loop => f.write_str("mark: upstream connections would be captured without one"),
-            Problem::NoDirectServer => f.write_str("direct_domain: needs a direct_server"),
-            Problem::Overlap { option, other } => write!(f, "{option}: overlaps {other}"),
-            Problem::AboveLimit { option, limit } => write!(f, "{option}: more than {limit}"),
+            ConfigErrorKind::Loop => f.write_str("mark: upstream connections would be captured without one"),
+            ConfigErrorKind::NoDirectServer => f.write_str("direct_domain: needs a direct_server"),
+            ConfigErrorKind::Overlap { option, other } => write!(f, "{option}: overlaps {other}"),
+            ConfigErrorKind::AboveLimit { option, limit } => write!(f, "{option}: more than {limit}"),
         }
     }
 }
+
+impl core::error::Error for ConfigError {}

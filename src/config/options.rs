@@ -9,23 +9,25 @@ use super::values::{boolean, number, port};
 pub struct Spec {
     /// As in the file; a flag has `-` for `_`.
     pub name: &'static str,
-    /// What values it takes and where they go.
-    pub kind: Kind,
-    /// As it would be in the file; empty = none.
+    /// As it would be in the file, the items of a list separated by spaces; empty = none.
     pub default: &'static str,
-    /// Half a line.
+    /// What it means, in one line.
     pub help: &'static str,
+    /// Whether a running daemon takes a change over; else it restarts.
+    pub live: bool,
+    /// What values it takes and where they go.
+    pub value: ValueType,
 }
 
 /// What values an option takes, and the function that stores one.
-pub enum Kind {
+pub enum ValueType {
     /// `1`, `on`, `true`, `yes`, `enabled` or their opposites, as OpenWrt's `config_get_bool` has them.
     Bool(fn(&mut Draft, bool)),
     /// Decimal, or hexadecimal after `0x`, from the first to the second.
-    Number(u32, u32, fn(&mut Draft, u32)),
-    /// The same, called a port.
+    Number(u32, u32, Unit, fn(&mut Draft, u32)),
+    /// 1-65535, decimal.
     Port(fn(&mut Draft, u16)),
-    /// One of these words; its index is stored.
+    /// One of these words; its place among them is stored.
     Choice(&'static [&'static str], fn(&mut Draft, usize)),
     /// Anything that the function takes.
     Text(Store),
@@ -40,9 +42,22 @@ pub enum Kind {
 /// Checks a value and stores it, or says what it isn't.
 type Store = fn(&mut Draft, &str) -> Result<(), &'static str>;
 
+/// What a number counts.
+#[derive(Clone, Copy)]
+pub enum Unit {
+    /// Things that the option's name says, or nothing.
+    One,
+    /// Seconds.
+    Seconds,
+    /// Bytes.
+    Bytes,
+    /// 1024 bytes.
+    Kib,
+}
+
 /// What is wrong with a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum ValueError {
     /// No boolean.
     Bool,
     /// Not within these bounds.
@@ -57,20 +72,23 @@ pub enum Reason {
 
 impl Spec {
     /// Stores one value.
-    pub fn store(&self, into: &mut Draft, value: &str) -> Result<(), Reason> {
-        match self.kind {
-            Kind::Bool(set) => set(into, boolean(value).ok_or(Reason::Bool)?),
-            Kind::Number(min, max, set) => {
+    pub fn store(&self, into: &mut Draft, value: &str) -> Result<(), ValueError> {
+        match self.value {
+            ValueType::Bool(set) => set(into, boolean(value).ok_or(ValueError::Bool)?),
+            ValueType::Number(min, max, _, set) => {
                 let number = number(value).filter(|number| (min..=max).contains(number));
-                set(into, number.ok_or(Reason::Number(min, max))?);
+                set(into, number.ok_or(ValueError::Number(min, max))?);
             }
-            Kind::Port(set) => set(into, port(value).ok_or(Reason::Port)?),
-            Kind::Choice(words, set) => {
-                let index = words.iter().position(|&word| word == value);
-                set(into, index.ok_or(Reason::Choice(words))?);
+            ValueType::Port(set) => set(into, port(value).ok_or(ValueError::Port)?),
+            ValueType::Choice(words, set) => {
+                let place = words.iter().position(|&word| word == value);
+                set(into, place.ok_or(ValueError::Choice(words))?);
             }
-            Kind::Text(set) | Kind::List(set) | Kind::Secret(set) | Kind::SecretList(set) => {
-                return set(into, value).map_err(Reason::Text);
+            ValueType::Text(set)
+            | ValueType::List(set)
+            | ValueType::Secret(set)
+            | ValueType::SecretList(set) => {
+                return set(into, value).map_err(ValueError::Text);
             }
         }
         Ok(())
@@ -78,26 +96,57 @@ impl Spec {
 
     /// Whether it may be given more than once.
     pub fn is_list(&self) -> bool {
-        matches!(self.kind, Kind::List(_) | Kind::SecretList(_))
+        matches!(self.value, ValueType::List(_) | ValueType::SecretList(_))
     }
 
     /// Whether its values are kept out of messages.
     pub fn is_secret(&self) -> bool {
-        matches!(self.kind, Kind::Secret(_) | Kind::SecretList(_))
+        matches!(self.value, ValueType::Secret(_) | ValueType::SecretList(_))
     }
 }
 
-impl fmt::Display for Reason {
+/// What to write in place of a value: `0|1`, `1-300`, `honest|early`, `VALUE`.
+impl fmt::Display for ValueType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Reason::Bool => f.write_str("is not 0 or 1"),
-            Reason::Number(min, max) => write!(f, "is not a number ({min}-{max})"),
-            Reason::Port => f.write_str("is not a port (1-65535)"),
-            Reason::Choice(words) => {
+            ValueType::Bool(_) => f.write_str("0|1"),
+            ValueType::Number(min, max, ..) => write!(f, "{min}-{max}"),
+            ValueType::Port(_) => f.write_str("PORT"),
+            ValueType::Choice(words, _) => {
+                for (index, word) in words.iter().enumerate() {
+                    f.write_str(if index == 0 { "" } else { "|" })?;
+                    f.write_str(word)?;
+                }
+                Ok(())
+            }
+            _ => f.write_str("VALUE"),
+        }
+    }
+}
+
+/// Its name; empty for [`Unit::One`].
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Unit::One => "",
+            Unit::Seconds => "seconds",
+            Unit::Bytes => "bytes",
+            Unit::Kib => "KiB",
+        })
+    }
+}
+
+impl fmt::Display for ValueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ValueError::Bool => f.write_str("is not 0 or 1"),
+            ValueError::Number(min, max) => write!(f, "is not a number ({min}-{max})"),
+            ValueError::Port => f.write_str("is not a port (1-65535)"),
+            ValueError::Choice(words) => {
                 f.write_str("is none of")?;
                 words.iter().try_for_each(|word| write!(f, " {word}"))
             }
-            Reason::Text(reason) => f.write_str(reason),
+            ValueError::Text(reason) => f.write_str(reason),
         }
     }
 }

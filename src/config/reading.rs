@@ -8,99 +8,98 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::mem;
-use core::net::SocketAddr;
 
+use super::Config;
 use super::draft::Draft;
-use super::error::{Fault, Origin, Problem};
-use super::net_file;
+use super::error::{ConfigError, ConfigErrorKind, Fault, Origin};
+use super::given::Given;
 use super::options::Spec;
-use super::sections::{Sections, Values};
-use super::table;
-use super::{Config, Given};
+use super::sections::{Sections, UpstreamSection};
+use super::{table, values};
 use crate::net::IpNet;
 
-/// Resolvers asked through the proxy if none is configured.
-const DNS_SERVERS: [[u8; 4]; 2] = [[1, 1, 1, 1], [9, 9, 9, 9]];
+impl Config {
+    /// The configuration in a file's text, which errors call `FILE`. A `bypass_file` is not read.
+    ///
+    /// # Errors
+    /// [`ConfigError`]
+    ///
+    /// # Examples
+    /// ```
+    /// use tcp_over_http::config::Config;
+    ///
+    /// let text = "
+    /// config tcp-over-http 'main'
+    ///     option auto_route '1'
+    ///     list bypass '192.168.0.0/16'
+    ///
+    /// config upstream 'corp'
+    ///     option host 'proxy.example'
+    ///     option port '3128'
+    /// ";
+    /// let config = Config::from_uci(text)?;
+    /// assert!(config.captures());
+    /// assert_eq!(config.upstreams[0].name, "corp");
+    /// assert_eq!(config.mtu, 1500, "the default");
+    ///
+    /// let error = Config::from_uci("config tcp-over-http 'main'\n  option mtu 'big'").unwrap_err();
+    /// assert_eq!(error.to_string(), "FILE:2:14: mtu: 'big' is not a number (1280-65535)");
+    /// # Ok::<(), tcp_over_http::config::ConfigError>(())
+    /// ```
+    pub fn from_uci(text: &str) -> Result<Self, ConfigError> {
+        let reading = Reading::new(Ok(Some(text.as_bytes())), &Overrides::default());
+        reading.finish(true).map_err(|fault| ConfigError::new("FILE", fault))
+    }
+}
 
 /// What is given besides the file.
 #[derive(Default)]
-pub struct Overrides {
-    variable: Option<String>,
-    /// Options with their values, in order.
-    flags: Vec<(&'static str, String)>,
-}
+pub struct Overrides(Given);
 
 impl Overrides {
     /// With the value of [`VARIABLE`](super::VARIABLE): URLs separated by spaces.
     pub fn new(variable: Option<String>) -> Self {
-        Self { variable, flags: Vec::new() }
-    }
-
-    /// Takes a flag. The last one counts, unless the option is a list.
-    pub fn give(&mut self, spec: &Spec, value: String) {
-        if !spec.is_list() {
-            self.flags.retain(|(option, _)| *option != spec.name);
-        }
-        self.flags.push((spec.name, value));
-    }
-
-    /// Puts the variable's and the flags' values in place of the file's.
-    fn apply(&self, main: &mut Values) {
-        for (index, url) in self.variable.iter().flat_map(|urls| urls.split_ascii_whitespace()).enumerate() {
-            if index == 0 {
-                main.clear("upstream");
+        let mut given = Given::default();
+        if let Some(spec) = table::MAIN.iter().find(|spec| spec.name == "upstream") {
+            for url in variable.iter().flat_map(|urls| urls.split_ascii_whitespace()) {
+                given.add(spec, url.to_owned(), Origin::Variable);
             }
-            main.add("upstream", url.to_owned(), Origin::Variable);
         }
-        for (option, _) in &self.flags {
-            main.clear(option);
+        Self(given)
+    }
+
+    /// Takes a flag, which beats the variable. The last one counts, unless the option is a list.
+    pub fn give(&mut self, spec: &'static Spec, value: String) {
+        if !spec.is_list() || self.0.origin(spec.name) != Origin::Flag {
+            self.0.clear(spec.name);
         }
-        for (option, text) in &self.flags {
-            main.add(option, text.clone(), Origin::Flag);
-        }
+        self.0.add(spec, value, Origin::Flag);
     }
 }
 
 /// A configuration whose values have been read; the files that it names have not.
 pub struct Reading {
-    main: Values,
+    main: Given,
+    upstreams: Vec<UpstreamSection>,
     draft: Draft,
+    /// What was wrong first.
+    result: Result<(), Fault>,
 }
 
 impl Reading {
-    /// Reads a file, or none.
-    ///
-    /// # Errors
-    /// The first value that is wrong.
-    pub fn new(file: Option<&[u8]>, overrides: &Overrides) -> Result<Self, Fault> {
+    /// Reads a file, or none, or takes the error why it could not be read. What is wrong is left out, and told
+    /// by [`finish`](Self::finish).
+    pub fn new(file: Result<Option<&[u8]>, String>, overrides: &Overrides) -> Self {
         let mut sections = Sections::default();
-        if let Some(text) = file {
-            sections.read(text)?;
-        }
+        let read = match file {
+            Ok(text) => sections.read(text.unwrap_or_default()),
+            Err(error) => Err((Origin::Everywhere, ConfigErrorKind::Read(error))),
+        };
         let Sections { mut main, upstreams } = sections;
-        overrides.apply(&mut main);
+        main.replace(&overrides.0);
         let mut draft = Draft::default();
-        main.store(table::MAIN, &mut draft)?;
-        let in_file = matches!(main.origin("upstream"), Origin::Default | Origin::File(_));
-        for section in &upstreams {
-            // Checked even if unused.
-            let upstream = section.resolve(&mut draft)?;
-            draft.config.upstreams.extend(upstream.filter(|_| in_file));
-        }
-        Ok(Self { main, draft })
-    }
-
-    /// The values of the main section that are valid, whatever is wrong with the rest.
-    pub fn lenient(file: Option<&[u8]>, overrides: &Overrides) -> Self {
-        let mut sections = Sections::default();
-        if let Some(text) = file {
-            _ = sections.read(text);
-        }
-        let mut main = sections.main;
-        overrides.apply(&mut main);
-        let mut draft = Draft::default();
-        main.store_valid(table::MAIN, &mut draft);
-        Self { main, draft }
+        let stored = main.store(table::MAIN, &mut draft);
+        Self { main, upstreams, draft, result: read.and(stored) }
     }
 
     /// The paths of `bypass_file` that have yet to be [added](Self::add_networks).
@@ -108,39 +107,45 @@ impl Reading {
         mem::take(&mut self.draft.bypass_files)
     }
 
-    /// Adds the networks in a `bypass_file`, or says why it could not be read.
-    ///
-    /// # Errors
-    /// The first line that is no network.
-    pub fn add_networks(&mut self, path: &str, text: Result<&[u8], String>) -> Result<(), Fault> {
+    /// Adds the networks in a `bypass_file` up to a line that is none, or takes the error why it could not be read.
+    pub fn add_networks(&mut self, path: &str, text: Result<&[u8], String>) {
         let nets = &mut self.draft.config.bypass;
-        let read = match text {
-            Ok(text) => net_file::parse(path, text, nets),
+        let added = match text {
+            Ok(text) => values::networks(path, text, nets),
             Err(error) => Err(format!("{path}: {error}")),
         };
-        read.map_err(|error| (self.main.origin("bypass_file"), Problem::NetFile(error)))
+        if let (Ok(()), Err(error)) = (&self.result, added) {
+            self.result = Err((self.main.origin("bypass_file"), ConfigErrorKind::NetFile(error)));
+        }
     }
 
-    /// Checks what takes more than one option. `has_ipv6`: whether the kernel has it.
+    /// The configuration, if all is right. `has_ipv6`: whether the kernel has it.
     ///
     /// # Errors
-    /// Options that contradict each other.
-    pub fn finish(self, has_ipv6: bool) -> Result<Config, Fault> {
-        let Self { main, mut draft } = self;
-        without_ipv6(&mut draft, has_ipv6);
-        check(&main, &mut draft.config)?;
-        draft.config.given = Given(main.into_given());
-        Ok(draft.config)
+    /// What is wrong first, or options that contradict each other.
+    pub fn finish(mut self, has_ipv6: bool) -> Result<Config, Fault> {
+        self.result?;
+        let in_file = matches!(self.main.origin("upstream"), Origin::Default | Origin::File(_));
+        for section in self.upstreams {
+            // Checked even if unused.
+            let upstream = section.resolve(&mut self.draft)?;
+            self.draft.config.upstreams.extend(upstream.filter(|_| in_file));
+        }
+        without_ipv6(&mut self.draft, has_ipv6);
+        check(&self.main, &mut self.draft.config)?;
+        self.draft.config.given = self.main;
+        Ok(self.draft.config)
     }
 
-    /// As [`finish`](Self::finish), unchecked.
+    /// The values of the main section that are right, unchecked against each other.
     pub fn finish_lenient(mut self, has_ipv6: bool) -> Config {
         without_ipv6(&mut self.draft, has_ipv6);
+        self.draft.config.given = self.main;
         self.draft.config
     }
 }
 
-/// Takes IPv6 out where it is off.
+/// Removes all that is IPv6 if that is off.
 fn without_ipv6(draft: &mut Draft, has_ipv6: bool) {
     if !draft.ipv6 || !has_ipv6 {
         draft.config.address6 = None;
@@ -151,12 +156,12 @@ fn without_ipv6(draft: &mut Draft, has_ipv6: bool) {
 }
 
 /// Checks what takes more than one option. A default gives way.
-fn check(main: &Values, config: &mut Config) -> Result<(), Fault> {
+fn check(main: &Given, config: &mut Config) -> Result<(), Fault> {
     if config.upstreams.is_empty() {
-        return Err((Origin::Everywhere, Problem::NoUpstream));
+        return Err((Origin::Everywhere, ConfigErrorKind::NoUpstream));
     }
     if config.mark == 0 && config.captures() {
-        return Err((main.origin("mark"), Problem::Loop));
+        return Err((main.origin("mark"), ConfigErrorKind::Loop));
     }
     let (flows, dials) = (config.max_flows, config.max_dials);
     config.max_dials = at_most(main, "max_dials", dials, "max_flows", flows)?;
@@ -165,13 +170,10 @@ fn check(main: &Values, config: &mut Config) -> Result<(), Fault> {
     check_dns(main, config)
 }
 
-fn check_dns(main: &Values, config: &mut Config) -> Result<(), Fault> {
+fn check_dns(main: &Given, config: &mut Config) -> Result<(), Fault> {
     let dns = &mut config.dns;
-    if dns.servers.is_empty() {
-        dns.servers = DNS_SERVERS.map(|ip| SocketAddr::from((ip, 53))).to_vec();
-    }
     if !dns.direct_domains.is_empty() && dns.direct_servers.is_empty() {
-        return Err((main.origin("direct_domain"), Problem::NoDirectServer));
+        return Err((main.origin("direct_domain"), ConfigErrorKind::NoDirectServer));
     }
     let own = [Some(IpNet::V4(config.address)), config.address6.map(IpNet::V6)];
     for range in dns.fake_ranges() {
@@ -180,7 +182,7 @@ fn check_dns(main: &Values, config: &mut Config) -> Result<(), Fault> {
             IpNet::V6(_) => ("fakeip_range6", "address6"),
         };
         if own.iter().flatten().any(|own| own.overlaps(range)) {
-            return Err((main.origin(option), Problem::Overlap { option, other }));
+            return Err((main.origin(option), ConfigErrorKind::Overlap { option, other }));
         }
     }
     let most = u16::try_from((1u32 << (32 - dns.fakeip_range.prefix)) - 2).unwrap_or(u16::MAX);
@@ -189,7 +191,7 @@ fn check_dns(main: &Values, config: &mut Config) -> Result<(), Fault> {
 }
 
 fn at_most(
-    main: &Values,
+    main: &Given,
     option: &'static str,
     value: u16,
     limit: &'static str,
@@ -198,7 +200,7 @@ fn at_most(
     match main.origin(option) {
         Origin::Default => Ok(value.min(most)),
         _ if value <= most => Ok(value),
-        origin => Err((origin, Problem::AboveLimit { option, limit })),
+        origin => Err((origin, ConfigErrorKind::AboveLimit { option, limit })),
     }
 }
 

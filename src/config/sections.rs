@@ -1,23 +1,22 @@
-//! The sections of a file and the values in them, before anyone asks what they mean.
+//! The sections of a file and what is given in them, before anyone asks what it means.
 
-use alloc::borrow::ToOwned;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::mem;
 
-use super::uci::{self, Position, Statement, Word};
-
 use super::draft::Draft;
-use super::error::{Fault, Origin, Problem};
+use super::error::{ConfigErrorKind, Fault, Origin};
+use super::given::Given;
 use super::options::Spec;
 use super::table;
-use super::{Credentials, UpstreamConfig};
+use super::uci::{self, Position, Statement, Word};
+use super::upstream::{Credentials, UpstreamConfig};
 
 /// A file's sections.
 #[derive(Default)]
 pub struct Sections {
     /// `config tcp-over-http 'main'`.
-    pub main: Values,
+    pub main: Given,
     /// Each `config upstream`, in order.
     pub upstreams: Vec<UpstreamSection>,
 }
@@ -26,174 +25,113 @@ pub struct Sections {
 pub struct UpstreamSection {
     at: Position,
     name: Option<String>,
-    values: Values,
+    given: Given,
 }
 
-/// The values of a section, in order; of an option that is no list there is one at most.
-#[derive(Default)]
-pub struct Values(Vec<Value>);
-
-struct Value {
-    option: &'static str,
-    text: String,
-    origin: Origin,
+/// Which section.
+#[derive(Clone, Copy)]
+enum Section {
+    Main,
+    /// The one at this place in `upstreams`.
+    Upstream(usize),
 }
 
 impl Sections {
-    /// Adds what a file says.
+    /// Adds what a file says. Leaves out statements that are wrong, and says which was so first; behind an error of
+    /// syntax nothing comes.
     pub fn read(&mut self, text: &[u8]) -> Result<(), Fault> {
-        // The section being read: of `upstreams`, or main.
+        let mut result = Ok(());
+        // None: one that is wrong.
         let mut current = None;
         for statement in uci::parse(text) {
-            let statement =
-                statement.map_err(|error| (Origin::File(error.at), Problem::Syntax(error.kind)))?;
-            match statement {
-                Statement::Package { name } if name.text == b"tcp-over-http" => {}
-                Statement::Package { name } => {
-                    return Err((Origin::File(name.at), Problem::Package));
+            let read = match statement {
+                Err(error) => Err((Origin::File(error.at), ConfigErrorKind::Syntax(error.kind))),
+                Ok(Statement::Package { name }) if name.text == b"tcp-over-http" => Ok(()),
+                Ok(Statement::Package { name }) => Err((Origin::File(name.at), ConfigErrorKind::Package)),
+                Ok(Statement::Config { kind, name }) => {
+                    current = None;
+                    self.begin(kind, name).map(|section| current = Some(section))
                 }
-                Statement::Config { kind, name } => current = self.begin(kind, name)?,
-                Statement::Option { key, value } => self.read_value(current, key, value, false)?,
-                Statement::List { key, value } => self.read_value(current, key, value, true)?,
+                Ok(Statement::Option { key, value }) => self.take(current, key, value, false),
+                Ok(Statement::List { key, value }) => self.take(current, key, value, true),
+            };
+            if result.is_ok() {
+                result = read;
             }
         }
-        Ok(())
+        result
     }
 
     /// A second section of the same name continues the first.
-    fn begin(&mut self, kind: Word, name: Option<Word>) -> Result<Option<usize>, Fault> {
+    fn begin(&mut self, kind: Word, name: Option<Word>) -> Result<Section, Fault> {
         let name_at = name.as_ref().map_or(kind.at, |name| name.at);
         let name = name.map(|name| lossy(&name.text));
         match kind.text.as_slice() {
-            b"tcp-over-http" if name.as_deref() == Some("main") => return Ok(None),
-            b"tcp-over-http" => return Err((Origin::File(name_at), Problem::MainName)),
+            b"tcp-over-http" if name.as_deref() == Some("main") => return Ok(Section::Main),
+            b"tcp-over-http" => return Err((Origin::File(name_at), ConfigErrorKind::MainName)),
             b"upstream" if name.as_deref() == Some("main") => {
-                return Err((Origin::File(name_at), Problem::UpstreamName));
+                return Err((Origin::File(name_at), ConfigErrorKind::UpstreamName));
             }
             b"upstream" => {}
-            other => return Err((Origin::File(kind.at), Problem::SectionType(lossy(other)))),
+            other => return Err((Origin::File(kind.at), ConfigErrorKind::SectionType(lossy(other)))),
         }
         let known = self.upstreams.iter().position(|section| name.is_some() && section.name == name);
-        Ok(Some(known.unwrap_or_else(|| {
-            self.upstreams.push(UpstreamSection { at: kind.at, name, values: Values::default() });
+        Ok(Section::Upstream(known.unwrap_or_else(|| {
+            self.upstreams.push(UpstreamSection { at: kind.at, name, given: Given::default() });
             self.upstreams.len() - 1
         })))
     }
 
-    fn read_value(
-        &mut self,
-        section: Option<usize>,
-        key: Word,
-        value: Word,
-        list: bool,
-    ) -> Result<(), Fault> {
-        match section.and_then(|index| self.upstreams.get_mut(index)) {
-            Some(section) => section.values.read(table::UPSTREAM, key, value, list),
-            None => self.main.read(table::MAIN, key, value, list),
-        }
-    }
-}
-
-impl UpstreamSection {
-    /// Makes it a proxy; `None` if it is disabled.
-    pub fn resolve(&self, draft: &mut Draft) -> Result<Option<UpstreamConfig>, Fault> {
-        self.values.store(table::UPSTREAM, draft)?;
-        let draft = mem::take(&mut draft.upstream);
-        let at = Origin::File(self.at);
-        let host = draft.host.ok_or((at, Problem::NoHost))?;
-        let credentials = match (draft.username, draft.password) {
-            (Some(username), password) => {
-                Some(Credentials { username, password: password.unwrap_or_default() })
-            }
-            (None, None) => None,
-            (None, Some(_)) => return Err((at, Problem::NoUsername)),
+    /// Takes a value as libuci does: an empty option changes nothing, `option` replaces and `list` adds.
+    fn take(&mut self, section: Option<Section>, key: Word, value: Word, list: bool) -> Result<(), Fault> {
+        let (given, specs) = match section {
+            None => return Ok(()),
+            Some(Section::Main) => (&mut self.main, table::MAIN),
+            Some(Section::Upstream(index)) => match self.upstreams.get_mut(index) {
+                None => return Ok(()),
+                Some(upstream) => (&mut upstream.given, table::UPSTREAM),
+            },
         };
-        let name = match &self.name {
-            Some(name) => name.clone(),
-            None => UpstreamConfig::default_name(&host, draft.port),
-        };
-        let upstream = UpstreamConfig { name, host, port: draft.port, credentials, headers: draft.headers };
-        upstream.request().map_err(|error| (at, Problem::Request(error)))?;
-        Ok(draft.enabled.then_some(upstream))
-    }
-}
-
-impl Values {
-    /// Takes one statement of a file, as libuci does: an empty option changes nothing, `option`
-    /// replaces and `list` adds.
-    fn read(&mut self, specs: &'static [Spec], key: Word, value: Word, list: bool) -> Result<(), Fault> {
-        let Some(spec) = specs.iter().find(|spec| spec.name.as_bytes() == key.text) else {
-            return Err((Origin::File(key.at), Problem::Option(lossy(&key.text))));
+        let is_named = |spec: &&Spec| spec.name.as_bytes() == key.text;
+        let Some(spec) = specs.iter().find(is_named) else {
+            return Err((Origin::File(key.at), ConfigErrorKind::Option(lossy(&key.text))));
         };
         if list && !spec.is_list() {
-            return Err((Origin::File(key.at), Problem::NoList(spec.name)));
+            return Err((Origin::File(key.at), ConfigErrorKind::NoList(spec.name)));
         }
         if !list && value.text.is_empty() {
             return Ok(());
         }
         let origin = Origin::File(value.at);
         let Ok(text) = String::from_utf8(value.text) else {
-            return Err((origin, Problem::NotUtf8(spec.name)));
+            return Err((origin, ConfigErrorKind::NotUtf8(spec.name)));
         };
         if !list {
-            self.clear(spec.name);
+            given.clear(spec.name);
         }
-        self.add(spec.name, text, origin);
+        given.add(spec, text, origin);
         Ok(())
     }
+}
 
-    /// Adds a value; there may be others of the same option.
-    pub fn add(&mut self, option: &'static str, text: String, origin: Origin) {
-        self.0.push(Value { option, text, origin });
-    }
-
-    /// Forgets the values of an option.
-    pub fn clear(&mut self, option: &str) {
-        self.0.retain(|value| value.option != option);
-    }
-
-    /// Where an option was given; for a list, the last of it.
-    pub fn origin(&self, option: &str) -> Origin {
-        let value = self.0.iter().rfind(|value| value.option == option);
-        value.map_or(Origin::Default, |value| value.origin)
-    }
-
-    /// The options and their texts.
-    pub fn into_given(self) -> Vec<(&'static str, String)> {
-        self.0.into_iter().map(|value| (value.option, value.text)).collect()
-    }
-
-    /// Stores the defaults, then the values.
-    pub fn store(&self, specs: &'static [Spec], draft: &mut Draft) -> Result<(), Fault> {
-        self.store_but(specs, draft, Err)
-    }
-
-    /// Stores the defaults, then the values that are right.
-    pub fn store_valid(&self, specs: &'static [Spec], draft: &mut Draft) {
-        _ = self.store_but(specs, draft, |_| Ok(()));
-    }
-
-    fn store_but(
-        &self,
-        specs: &'static [Spec],
-        draft: &mut Draft,
-        wrong: fn(Fault) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
-        let with_default = specs.iter().filter(|spec| !spec.default.is_empty());
-        let defaults = with_default.map(|spec| (spec.name, spec.default, Origin::Default));
-        let values = self.0.iter();
-        let values = values.map(|value| (value.option, value.text.as_str(), value.origin));
-        for (option, text, origin) in defaults.chain(values) {
-            let Some(spec) = specs.iter().find(|spec| spec.name == option) else {
-                continue;
-            };
-            if let Err(reason) = spec.store(draft, text) {
-                let value = (!spec.is_secret()).then(|| text.to_owned());
-                let problem = Problem::Value { option, value, reason };
-                wrong((origin, problem))?;
+impl UpstreamSection {
+    /// Makes it a proxy; `None` if it is disabled.
+    pub fn resolve(mut self, draft: &mut Draft) -> Result<Option<UpstreamConfig>, Fault> {
+        self.given.store(table::UPSTREAM, draft)?;
+        let draft = mem::take(&mut draft.upstream);
+        let at = Origin::File(self.at);
+        let host = draft.host.ok_or((at, ConfigErrorKind::NoHost))?;
+        let credentials = match (draft.username, draft.password) {
+            (Some(username), password) => {
+                Some(Credentials { username, password: password.unwrap_or_default() })
             }
-        }
-        Ok(())
+            (None, None) => None,
+            (None, Some(_)) => return Err((at, ConfigErrorKind::NoUsername)),
+        };
+        let name = self.name.unwrap_or_else(|| UpstreamConfig::default_name(&host, draft.port));
+        let upstream = UpstreamConfig { name, host, port: draft.port, credentials, headers: draft.headers };
+        upstream.request().map_err(|error| (at, ConfigErrorKind::Request(error)))?;
+        Ok(draft.enabled.then_some(upstream))
     }
 }
 

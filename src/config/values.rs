@@ -1,11 +1,13 @@
 //! What the text of a value means; an error says what it isn't.
 
 use alloc::borrow::ToOwned;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::{Ipv6Addr, SocketAddr};
 
-use super::{Host, MARK_MASK, TABLES};
+use super::host::Host;
+use super::{MARK_MASK, TABLES};
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 
 pub fn boolean(text: &str) -> Option<bool> {
@@ -77,7 +79,7 @@ pub fn own_ipv6(text: &str) -> Result<Ipv6Net, &'static str> {
     Ok(net)
 }
 
-/// A network to take addresses from that stand for names.
+/// A network of fake addresses.
 pub fn fake_ipv4(text: &str) -> Result<Ipv4Net, &'static str> {
     match cidr(text)? {
         IpNet::V4(net) if !(8..=27).contains(&net.prefix) => Err("has a prefix length out of 8-27"),
@@ -104,7 +106,7 @@ pub fn fake_ipv6(text: &str) -> Result<Ipv6Net, &'static str> {
     }
 }
 
-/// A domain name, with or without a dot in front or behind; without either it is kept.
+/// A domain name; a dot in front or behind is dropped.
 pub fn domain(text: &str) -> Result<String, &'static str> {
     match Host::parse(text.strip_prefix('.').unwrap_or(text)) {
         Some(Host::Name(name)) => Ok(name.strip_suffix('.').unwrap_or(&name).to_owned()),
@@ -123,7 +125,23 @@ pub fn cidr(text: &str) -> Result<IpNet, &'static str> {
     if net.is_network() { Ok(net) } else { Err("has bits set behind its prefix") }
 }
 
-/// A network that isn't everybody's: a rule would say nothing with one.
+/// Adds the networks in `text`, the file at `path`: one a line, `#` begins a comment.
+///
+/// # Errors
+/// `PATH:LINE: the line ...`
+pub fn networks(path: &str, text: &[u8], nets: &mut Vec<IpNet>) -> Result<(), String> {
+    for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
+        let line = line.split(|&byte| byte == b'#').next().unwrap_or_default().trim_ascii();
+        if line.is_empty() {
+            continue;
+        }
+        let net = str::from_utf8(line).map_err(|_| "is not UTF-8").and_then(cidr);
+        nets.push(net.map_err(|reason| format!("{path}:{}: the line {reason}", index + 1))?);
+    }
+    Ok(())
+}
+
+/// A network of clients, but not that of everybody: a rule with prefix 0 would match no less than one without.
 pub fn clients(text: &str) -> Result<IpNet, &'static str> {
     let net = cidr(text)?;
     let all = matches!(net, IpNet::V4(Ipv4Net { prefix: 0, .. }) | IpNet::V6(Ipv6Net { prefix: 0, .. }));
@@ -137,7 +155,7 @@ pub fn ports(text: &str) -> Result<(u16, u16), &'static str> {
     ports.ok_or("is not PORT or FIRST-LAST (1-65535)")
 }
 
-/// Of a DNS server, which is added to those in `list`.
+/// Adds a DNS server, `IP[:PORT]`, to `list`.
 pub fn resolver(text: &str, list: &mut Vec<SocketAddr>) -> Result<(), &'static str> {
     let addr = match text.parse() {
         Ok(ip) => Some(SocketAddr::new(ip, 53)),
@@ -170,6 +188,23 @@ pub fn table(text: &str) -> Result<u32, &'static str> {
 
 pub fn mark(text: &str) -> Result<u32, &'static str> {
     number(text).filter(|mark| mark & !MARK_MASK == 0).ok_or("is not a mark within 0xff000000")
+}
+
+/// Checks a user name: RFC 7617 section 2 has no colon and no control character.
+pub fn username(text: &str) -> Result<String, &'static str> {
+    match text {
+        "" => Err("has no user name"),
+        _ if text.contains(':') => Err("has a colon in the user name"),
+        _ => password(text),
+    }
+}
+
+/// Checks a password: RFC 7617 section 2 has no control character.
+pub fn password(text: &str) -> Result<String, &'static str> {
+    if text.bytes().any(|byte| byte.is_ascii_control()) {
+        return Err("has a control character");
+    }
+    Ok(text.to_owned())
 }
 
 /// `Name: value` (RFC 9110 section 5), without what CONNECT can't have or says by itself.

@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::fmt;
 
 use crate::report::status::Form;
-use crate::settings::Settings;
-use tcp_over_http::config::{Kind, OPTIONS, Spec, VARIABLE};
+use crate::settings::{DEFAULT_FILE, Settings};
+use tcp_over_http::config::{OPTIONS, Spec, Unit, ValueType};
 
 /// What the doctor has the proxies connect to.
 const TARGET: &str = "example.com";
@@ -24,6 +24,10 @@ pub enum Command {
     Status(Settings, Form),
     /// Look for what goes wrong, with CONNECT to this target.
     Doctor(Settings, String),
+    /// Print the configuration's values for a shell.
+    Shell(Settings),
+    /// Print all options as JSON.
+    Options,
     /// Print `Help`.
     Help,
     /// Print `Version`.
@@ -66,6 +70,7 @@ pub fn parse(
         "unblock" => Command::Unblock,
         "status" => |settings| Command::Status(settings, Form::Text),
         "doctor" => |settings| Command::Doctor(settings, String::new()),
+        "config" => |_| Command::Help,
         "--help" | "-h" | "help" => return Ok(Command::Help),
         "--version" | "-V" => return Ok(Command::Version),
         _ => return Err(UsageError::Command),
@@ -90,8 +95,8 @@ pub fn parse(
             settings.leave_blocked = true;
             continue;
         }
-        if name == "json" && word == "status" && value.is_none() {
-            command = |settings| Command::Status(settings, Form::Json);
+        if let Some(form) = form(&word, flag) {
+            command = form;
             continue;
         }
         let option = OPTIONS.iter().find(|spec| is_flag(spec, name));
@@ -118,6 +123,16 @@ pub fn parse(
     })
 }
 
+/// The command of this word in the form that the flag asks for.
+fn form(word: &str, flag: &str) -> Option<fn(Settings) -> Command> {
+    match (word, flag) {
+        ("status", "json") => Some(|settings| Command::Status(settings, Form::Json)),
+        ("config", "json") => Some(|_| Command::Options),
+        ("config", "shell") => Some(Command::Shell),
+        _ => None,
+    }
+}
+
 /// Whether `name` is the option's, with `-` for `_`.
 fn is_flag(spec: &Spec, name: &str) -> bool {
     let flag = spec.name.bytes().map(|c| if c == b'_' { b'-' } else { c });
@@ -125,8 +140,33 @@ fn is_flag(spec: &Spec, name: &str) -> bool {
 }
 
 fn is_bool(spec: &Spec) -> bool {
-    matches!(spec.kind, Kind::Bool(_))
+    matches!(spec.value, ValueType::Bool(_))
 }
+
+/// What it is.
+const WHAT: &str = "Carries a network's TCP through an upstream HTTP proxy.";
+
+/// What it can be told to do.
+const COMMANDS: &str = "  tcp-over-http run [--leave-blocked] [OPTION]...
+                                     run in the foreground; logs to stdout, warnings and
+                                     errors to stderr
+                                     --leave-blocked: refuse captured traffic after the end
+  tcp-over-http check [OPTION]...    validate the configuration
+  tcp-over-http block [OPTION]...    refuse what is to be captured, until the daemon runs
+  tcp-over-http unblock [OPTION]...  remove what the daemon or `block` has left
+  tcp-over-http status [--json] [OPTION]...
+                                     how the running daemon is
+  tcp-over-http doctor [--target HOST] [OPTION]...
+                                     what is wrong, and what to do
+  tcp-over-http config --shell [OPTION]...
+                                     the options' values, as assignments for a shell
+  tcp-over-http config --json        the options themselves, as JSON
+  tcp-over-http --version | --help";
+
+/// What is to be said of all options.
+const NOTES: &str = "\
+Options marked ... repeat. Other users can see an upstream's password in the arguments: give it in
+the file, or in the variable TCP_OVER_HTTP_UPSTREAM (URLs separated by spaces).";
 
 /// What `--version` prints.
 pub struct Version;
@@ -142,56 +182,41 @@ impl fmt::Display for Version {
 
 impl fmt::Display for Help {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "Carries a network's TCP through an upstream HTTP proxy.
-
-  tcp-over-http run [--leave-blocked] [OPTION]...
-                                     run in the foreground; logs to stdout, warnings and
-                                     errors to stderr
-                                     --leave-blocked: refuse captured traffic after the end
-  tcp-over-http check [OPTION]...    validate the configuration
-  tcp-over-http block [OPTION]...    refuse what is to be captured, until the daemon runs
-  tcp-over-http unblock [OPTION]...  remove what the daemon or `block` has left
-  tcp-over-http status [--json] [OPTION]...
-                                     how the running daemon is
-  tcp-over-http doctor [--target HOST] [OPTION]...
-                                     what is wrong, and what to do
-  tcp-over-http --version | --help
-
-Options; each replaces what the file says:
-  --config FILE (/etc/config/tcp-over-http)
-",
-        )?;
-        for spec in OPTIONS {
-            f.write_str("  --")?;
-            for (index, word) in spec.name.split('_').enumerate() {
-                f.write_str(if index == 0 { "" } else { "-" })?;
-                f.write_str(word)?;
-            }
-            match spec.kind {
-                Kind::Bool(_) => f.write_str(" [0|1]")?,
-                Kind::Number(min, max, _) => write!(f, " {min}-{max}")?,
-                Kind::Port(_) => f.write_str(" PORT")?,
-                Kind::Choice(words, _) => {
-                    for (index, word) in words.iter().enumerate() {
-                        write!(f, "{}{word}", if index == 0 { ' ' } else { '|' })?;
-                    }
-                }
-                Kind::Text(_) | Kind::Secret(_) => f.write_str(" VALUE")?,
-                Kind::List(_) | Kind::SecretList(_) => f.write_str(" VALUE ...")?,
-            }
-            if !spec.default.is_empty() {
-                write!(f, " ({})", spec.default)?;
-            }
-            writeln!(f, "\n        {}", spec.help)?;
-        }
         write!(
             f,
-            "
-Options marked ... repeat. Other users can see an upstream's password in the arguments: give it in
-the file, or in the variable {VARIABLE} (URLs separated by spaces).
-"
-        )
+            "{WHAT}\n\n{COMMANDS}\n\nOptions; each replaces what the file says:\n  --config FILE ({DEFAULT_FILE})\n"
+        )?;
+        for spec in OPTIONS {
+            writeln!(f, "  {}\n        {}", Usage(spec), spec.help)?;
+        }
+        write!(f, "\n{NOTES}\n")
+    }
+}
+
+/// A flag, the values it takes, and its default: `--mtu 1280-65535 bytes (1500)`.
+struct Usage<'a>(&'a Spec);
+
+impl fmt::Display for Usage<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Spec { name, default, value, .. } = self.0;
+        f.write_str("--")?;
+        for (index, word) in name.split('_').enumerate() {
+            f.write_str(if index == 0 { "" } else { "-" })?;
+            f.write_str(word)?;
+        }
+        match value {
+            ValueType::Bool(_) => f.write_str(" [0|1]")?,
+            _ => write!(f, " {value}")?,
+        }
+        if let ValueType::Number(_, _, unit, _) = value
+            && !matches!(unit, Unit::One)
+        {
+            write!(f, " {unit}")?;
+        }
+        if self.0.is_list() {
+            f.write_str(" ...")?;
+        }
+        if default.is_empty() { Ok(()) } else { write!(f, " ({default})") }
     }
 }
 
@@ -210,111 +235,4 @@ impl fmt::Display for UsageError {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::ffi::OsStringExt;
-
-    use super::*;
-    use tcp_over_http::config::Config;
-
-    fn parsed(args: &[&str]) -> Result<Command, UsageError> {
-        parse(args.iter().map(OsString::from), None)
-    }
-
-    /// What `run` would have with these flags and no file.
-    fn config(args: &[&str]) -> Config {
-        let all = ["check", "--config=/dev/null", "--upstream", "http://192.0.2.1"].iter().chain(args);
-        match parse(all.map(OsString::from), None) {
-            Ok(Command::Check(settings)) => settings.load().unwrap(),
-            _ => panic!("{args:?}"),
-        }
-    }
-
-    #[test]
-    fn commands() {
-        assert!(matches!(parsed(&["run"]), Ok(Command::Run(_))));
-        assert!(matches!(parsed(&["check"]), Ok(Command::Check(_))));
-        assert!(matches!(parsed(&["block"]), Ok(Command::Block(_))));
-        assert!(matches!(parsed(&["unblock"]), Ok(Command::Unblock(_))));
-        assert!(matches!(parsed(&["run", "--leave-blocked"]), Ok(Command::Run(it)) if it.leave_blocked));
-        assert!(matches!(parsed(&["status"]), Ok(Command::Status(_, Form::Text))));
-        assert!(matches!(parsed(&["status", "--json"]), Ok(Command::Status(_, Form::Json))));
-        assert!(matches!(parsed(&["doctor"]), Ok(Command::Doctor(_, target)) if target == TARGET));
-        assert!(
-            matches!(parsed(&["doctor", "--target", "a"]), Ok(Command::Doctor(_, target)) if target == "a")
-        );
-        for help in [
-            &["--help"][..],
-            &["-h"],
-            &["help"],
-            &["run", "--help"],
-            &["check", "-h"],
-            &["run", "--mtu", "1", "--help"],
-        ] {
-            assert!(matches!(parsed(help), Ok(Command::Help)), "{help:?}");
-        }
-        assert!(matches!(parsed(&["--version"]), Ok(Command::Version)));
-        assert_eq!(Version.to_string(), format!("tcp-over-http {}", env!("CARGO_PKG_VERSION")));
-    }
-
-    #[test]
-    fn flags() {
-        assert_eq!(config(&["--listen-port", "1"]).listen_port, 1);
-        assert_eq!(config(&["--listen-port=1"]).listen_port, 1);
-        assert_eq!(config(&["--listen-port=1", "--listen-port", "2"]).listen_port, 2);
-        assert_eq!(config(&["--bypass=10.0.0.0/8", "--bypass", "::/0"]).bypass.len(), 2);
-        assert!(config(&["--auto-route"]).auto_route);
-        assert!(config(&["--auto-route", "--mtu", "1400"]).auto_route);
-        assert!(config(&["--auto-route", "1"]).auto_route);
-        assert!(!config(&["--auto-route", "0"]).auto_route);
-        assert!(!config(&["--auto-route", "--auto-route=off"]).auto_route);
-        assert_eq!(config(&["--upstream=http://a:1"]).upstreams.len(), 2);
-    }
-
-    #[test]
-    fn every_option_has_a_flag_and_a_line_of_help() {
-        let help = Help.to_string();
-        for spec in OPTIONS {
-            let flag = format!("--{}", spec.name.replace('_', "-"));
-            assert!(matches!(parsed(&["run", &flag, "1"]), Ok(Command::Run(_))), "{flag}");
-            assert!(help.contains(&format!("\n  {flag} ")), "{flag}");
-        }
-    }
-
-    #[test]
-    fn the_variable_is_used() {
-        let variable = Some(OsString::from("http://a http://b"));
-        let args = ["run", "--config", "/dev/null"].map(OsString::from);
-        let Ok(Command::Run(settings)) = parse(args.into_iter(), variable) else { panic!() };
-        assert_eq!(settings.load().unwrap().upstreams.len(), 2);
-    }
-
-    #[test]
-    fn usage_errors() {
-        for (args, expected) in [
-            (&[][..], UsageError::NoCommand),
-            (&["start"], UsageError::Command),
-            (&["--run"], UsageError::Command),
-            (&["run", "--listen_port", "1"], UsageError::Flag("listen".to_owned())),
-            (&["run", "--target", "a"], UsageError::Flag("target".to_owned())),
-            (&["doctor", "--target"], UsageError::NoValue("target".to_owned())),
-            (&["run", "--json"], UsageError::Flag("json".to_owned())),
-            (&["block", "--leave-blocked"], UsageError::Flag("leave-blocked".to_owned())),
-            (&["run", "--mut=1"], UsageError::Flag("mut".to_owned())),
-            (&["run", "--upstreamhttp://u:hunter2@a"], UsageError::Flag("upstreamhttp".to_owned())),
-            (&["run", "--"], UsageError::Flag(String::new())),
-            (&["run", "--mtu"], UsageError::NoValue("mtu".to_owned())),
-            (&["run", "--mtu", "--tun"], UsageError::NoValue("mtu".to_owned())),
-            (&["run", "--config"], UsageError::NoValue("config".to_owned())),
-            (&["run", "http://u:hunter2@a"], UsageError::Argument(2)),
-            (&["run", "--mtu", "1", "2"], UsageError::Argument(4)),
-        ] {
-            match parsed(args) {
-                Err(error) => assert_eq!(error, expected, "{args:?}"),
-                Ok(_) => panic!("{args:?}"),
-            }
-        }
-        let latin1 = OsString::from_vec(b"--tun=\xe9".to_vec());
-        let args = [OsString::from("run"), latin1];
-        assert!(matches!(parse(args.into_iter(), None), Err(UsageError::NotUtf8)));
-    }
-}
+mod tests;

@@ -48,7 +48,7 @@ use crate::report::{control, doctor, logger};
 use crate::settings::Settings;
 use crate::sys::signals::Signals;
 use crate::upstream::Upstreams;
-use tcp_over_http::config::{Config, ConfigError, DnsMode, OnFailure, Ping, VARIABLE};
+use tcp_over_http::config::{Config, ConfigError, DnsMode, Json, OnFailure, Ping, Shell, VARIABLE};
 
 /// Files beyond those of flows and pipes: resolvers, the TUN, netlink, logs, dials that are just ending.
 const OTHER_FILES: usize = 64;
@@ -61,11 +61,13 @@ const CAPABILITIES: u64 = 1 << 12 | 1 << 10 | 1 << 24;
 
 fn main() -> ExitCode {
     match cli::parse(env::args_os().skip(1), env::var_os(VARIABLE)) {
-        Ok(Command::Help) => print(cli::Help),
-        Ok(Command::Version) => print(format_args!("{}\n", cli::Version)),
+        Ok(Command::Help) => print(&cli::Help),
+        Ok(Command::Shell(settings)) => print(&Shell(&settings.load_readable())),
+        Ok(Command::Options) => print(&Json),
+        Ok(Command::Version) => print(&format_args!("{}\n", cli::Version)),
         Ok(Command::Check(settings)) => match settings.load() {
-            Ok(_) if settings.has_file() => print(format_args!("{}: ok\n", settings.file_name())),
-            Ok(_) => print("ok\n"),
+            Ok(_) if settings.has_file() => print(&format_args!("{}: ok\n", settings.file_name())),
+            Ok(_) => print(&"ok\n"),
             Err(error) => fail(&error, error.exit_code()),
         },
         Ok(Command::Run(settings)) => block_on(run(settings)),
@@ -74,7 +76,7 @@ fn main() -> ExitCode {
         Ok(Command::Status(settings, form)) => {
             let path = settings.load_readable().status_socket;
             match control::ask(&path, form) {
-                Ok(text) => print(text),
+                Ok(text) => print(&text),
                 Err(error) => fail(&format_args!("no daemon answers at {path}: {error}"), 1),
             }
         }
@@ -251,7 +253,7 @@ impl fmt::Display for StartError {
 }
 
 /// To stdout, without a panic if nobody reads it.
-fn print(text: impl fmt::Display) -> ExitCode {
+fn print(text: &dyn fmt::Display) -> ExitCode {
     match write!(io::stdout(), "{text}") {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,

@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use tcp_over_http::config::{Config, ConfigError, Fault, Origin, Overrides, Problem, Reading, Spec};
+use tcp_over_http::config::{Config, ConfigError, Overrides, Reading, Spec};
 
 use crate::kernel::sysctl;
 
 /// The file that is read if it exists and no other is named.
-const DEFAULT_FILE: &str = "/etc/config/tcp-over-http";
+pub const DEFAULT_FILE: &str = "/etc/config/tcp-over-http";
 
 /// No sensible file is longer; a device file would never end.
 const MAX_FILE: u64 = 1 << 20;
@@ -31,7 +31,7 @@ impl Settings {
     }
 
     /// Takes a flag. The last one counts, unless the option is a list.
-    pub fn give(&mut self, spec: &Spec, value: String) {
+    pub fn give(&mut self, spec: &'static Spec, value: String) {
         self.overrides.give(spec, value);
     }
 
@@ -40,18 +40,14 @@ impl Settings {
     /// # Errors
     /// [`ConfigError`]
     pub fn load(&self) -> Result<Config, ConfigError> {
-        self.resolve().map_err(|fault| ConfigError::new(self.file_name(), fault))
+        let config = self.read().finish(sysctl::has_ipv6());
+        config.map_err(|fault| ConfigError::new(self.file_name(), fault))
     }
 
-    /// The valid part of the configuration, without the upstreams: for commands that don't run the daemon but
-    /// need its device, its rules and its socket.
+    /// The valid part of the configuration, without the upstreams' sections: for commands that don't run the daemon
+    /// but need its device, its rules and its socket.
     pub fn load_readable(&self) -> Config {
-        let file = self.read().unwrap_or_default();
-        let mut reading = Reading::lenient(file.as_deref(), &self.overrides);
-        for path in reading.take_bypass_files() {
-            _ = add_networks(&mut reading, &path);
-        }
-        reading.finish_lenient(sysctl::has_ipv6())
+        self.read().finish_lenient(sysctl::has_ipv6())
     }
 
     /// The file that `load` reads, or would if it existed.
@@ -64,27 +60,19 @@ impl Settings {
         Path::new(self.file_name()).exists()
     }
 
-    fn resolve(&self) -> Result<Config, Fault> {
-        let file = self.read().map_err(|error| (Origin::Everywhere, Problem::Read(error.to_string())))?;
-        let mut reading = Reading::new(file.as_deref(), &self.overrides)?;
-        for path in reading.take_bypass_files() {
-            add_networks(&mut reading, &path)?;
-        }
-        reading.finish(sysctl::has_ipv6())
-    }
-
-    /// `None` if there is no file and none was named.
-    fn read(&self) -> io::Result<Option<Vec<u8>>> {
-        match read_file(self.file_name()) {
+    fn read(&self) -> Reading {
+        let file = match read_file(self.file_name()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.file.is_none() => Ok(None),
-            text => text.map(Some),
+            text => text.map(Some).map_err(|error| error.to_string()),
+        };
+        let mut reading =
+            Reading::new(file.as_ref().map(Option::as_deref).map_err(Clone::clone), &self.overrides);
+        for path in reading.take_bypass_files() {
+            let text = read_file(&path).map_err(|error| error.to_string());
+            reading.add_networks(&path, text.as_deref().map_err(Clone::clone));
         }
+        reading
     }
-}
-
-fn add_networks(reading: &mut Reading, path: &str) -> Result<(), Fault> {
-    let text = read_file(path).map_err(|error| error.to_string());
-    reading.add_networks(path, text.as_deref().map_err(Clone::clone))
 }
 
 /// Reads a whole file.

@@ -274,7 +274,7 @@ def test_a_start_with_another_configuration_is_a_reload(box, honest, client, fet
     offset = len(box.log())
     box.configure("option keepalive '30'")
     box.service("start")
-    until(lambda: "reload: keepalive" in box.log()[offset:], "the daemon has been told")
+    until(lambda: "reload: changed keepalive" in box.log()[offset:], "the daemon has been told")
 
 
 def test_a_network_restart_changes_nothing_for_a_daemon(box, honest, client, fetch):
@@ -539,9 +539,11 @@ def test_dnsmasq_asks_nobody_else(box, honest, client, internet, directory):
 
 
 def test_servers_that_dnsmasq_does_not_take(box, client, leaks):
-    """With a bad configuration it serves on as it did."""
-    box.configure("option dns 'fakeip'", "option dns_port '5453x'")
+    """With a bad configuration it serves on as it did: here its own, of which what is for one domain is passed on."""
     box.boot()
+    (box.root / "etc/config/dhcp").write_text("config dnsmasq\n\tlist server '/corp.example/192.0.2.1#53x'\n")
+    box.configure("option dns 'fakeip'")
+    box.service("start")
     until(lambda: "dnsmasq does not take" in box.syslog(), "the log says so")
     assert until(lambda: dig(client, ROUTER_LAN, "printer.lan", check=False), "dnsmasq answers") == ["10.1.0.9"]
 
@@ -584,6 +586,19 @@ def test_dnsmasq_asks_for_some_domains(box, honest, client, internet, directory,
     box.service("stop")
     assert until(lambda: again(blocked), "the uplink's resolver answers") == ["192.88.99.7"]
     assert box.traces() == []
+
+
+def test_values_and_options_for_programs(box):
+    """Whatever is in a value, a shell gets it whole."""
+    box.configure("option nonsense '1'", "option max_flows '0x40'", "list port '80'", "list port '8000-8999'")
+    zone = "it's $(reboot) \\ `reboot` \"\n;"
+    script = 'eval "$(tcp-over-http config --shell --zone "$0")"; printf "%s|" "$zone" "$max_flows" "$port" "$tun"'
+    path = {"PATH": "/usr/bin:/router/bin"}
+    assert box.run("ash", "-c", script, zone, env=path).stdout == f"{zone}|64|80\n8000-8999|toh0|"
+    options = json.loads(box.run("/usr/bin/tcp-over-http", "config", "--json").stdout)
+    assert {option["name"] for option in options["upstream"]} >= {"host", "password"}
+    mtu = next(option for option in options["main"] if option["name"] == "mtu")
+    assert (mtu["type"], mtu["default"], mtu["min"], mtu["unit"], mtu["live"]) == ("number", "1500", 1280, "bytes", False)
 
 
 def test_status_for_rpcd(box, honest, client, fetch):

@@ -33,6 +33,11 @@ def test_stock_applets_are_enough(script):
     assert not re.search(r"\bsleep \d*\.", code)
 
 
+def test_values_come_from_the_program(script):
+    """`config --shell` knows defaults and what is valid; of the configuration uci would tell neither."""
+    assert not re.search(r"config_get(_bool)? \w+ main\b|uci (-q )?get tcp-over-http", script.read_text())
+
+
 def test_ash_reads_it(script):
     subprocess.run(["busybox", "ash", "-n", script], check=True)
 

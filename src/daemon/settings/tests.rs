@@ -1,6 +1,6 @@
 use std::{env, fs, process};
 
-use tcp_over_http::config::{OPTIONS, STATUS_SOCKET};
+use tcp_over_http::config::OPTIONS;
 
 use super::*;
 
@@ -15,7 +15,7 @@ fn what_is_right_is_known_whatever_else_is_wrong() {
         fs::write(&path, text).unwrap();
         at_file(path.to_str().unwrap())
     };
-    assert_eq!(at("").load_readable().status_socket, STATUS_SOCKET);
+    assert_eq!(at("").load_readable().status_socket, "/var/run/tcp-over-http.sock");
     let broken = "config tcp-over-http main\noption status_socket /a\noption mtu x\nnonsense";
     assert_eq!(at(broken).load_readable().status_socket, "/a");
     assert_eq!(at(broken).load_readable().mtu, 1500);

@@ -1,4 +1,4 @@
-# shellcheck shell=dash
+# shellcheck shell=dash disable=SC2154 # the init script loads the options
 # Sourced by the init script: with `option dns`, dnsmasq asks the daemon for all names but those that it has servers
 # of their own for, or only for those of `list dns_domain`. Each instance gets a file in its conf-dir, which is read
 # only at a start. What its own configuration must not say meanwhile is overridden by states, since nothing of ours is
@@ -7,12 +7,8 @@
 # The files made: a line for each instance.
 DNSMASQ=/var/run/tcp-over-http.dnsmasq
 
-# Of the configuration that is loaded.
+# Of the options that are loaded.
 dnsmasq_redirect() {
-	local dns port domains
-	config_get dns main dns off
-	config_get port main dns_port 5453
-	config_get domains main dns_domain
 	(
 		# shellcheck disable=SC2034 # for config_load
 		LOAD_STATE= # of which some are ours
@@ -36,12 +32,12 @@ dnsmasq_redirect() {
 	fi
 	dnsmasq_undo
 	mv "$DNSMASQ.new" "$DNSMASQ"
-	while read -r section folder dns servers; do
+	while read -r section folder mode servers; do
 		mkdir -p "$folder"
 		dnsmasq_servers >"$folder/$NAME.$section.conf"
 		dnsmasq_asks_us_for_all || continue
 		uci_set_state dhcp "$section" server "$servers"
-		[ "$dns" != fakeip ] || uci_set_state dhcp "$section" rebind_protection 0
+		[ "$mode" != fakeip ] || uci_set_state dhcp "$section" rebind_protection 0
 	done <"$DNSMASQ"
 	dnsmasq_restart
 }
@@ -53,13 +49,13 @@ dnsmasq_servers() {
 	! dnsmasq_asks_us_for_all || echo no-resolv
 	for server in $servers; do
 		echo "server=$server"
-		dnsmasq_asks_us_for_all || [ "$dns" != fakeip ] || echo "rebind-domain-ok=${server%/*}/"
+		dnsmasq_asks_us_for_all || [ "$mode" != fakeip ] || echo "rebind-domain-ok=${server%/*}/"
 	done
 }
 
 dnsmasq_test() {
 	local result=1
-	while read -r section folder dns servers; do
+	while read -r section folder mode servers; do
 		dnsmasq_servers
 	done <"$DNSMASQ.new" >"$DNSMASQ.test"
 	! dnsmasq --test -C "$DNSMASQ.test" >/dev/null 2>&1 || result=0
@@ -81,11 +77,11 @@ dnsmasq_restore() {
 
 dnsmasq_undo() {
 	[ -e "$DNSMASQ" ] || return 0
-	while read -r section folder dns servers; do
+	while read -r section folder mode servers; do
 		rm -f "$folder/$NAME.$section.conf"
 		dnsmasq_asks_us_for_all || continue
 		uci_revert_state dhcp "$section" server
-		[ "$dns" != fakeip ] || uci_revert_state dhcp "$section" rebind_protection
+		[ "$mode" != fakeip ] || uci_revert_state dhcp "$section" rebind_protection
 	done <"$DNSMASQ"
 	rm "$DNSMASQ"
 }
@@ -93,11 +89,11 @@ dnsmasq_undo() {
 # One line for an instance: its folder and its servers, as dnsmasq takes them.
 dnsmasq_instance() {
 	local folder domain own server servers
-	for domain in $domains; do
-		servers="$servers /$domain/127.0.0.1#$port"
+	for domain in $dns_domain; do
+		servers="$servers /$domain/127.0.0.1#$dns_port"
 	done
 	if [ -z "$servers" ]; then
-		servers=" 127.0.0.1#$port"
+		servers=" 127.0.0.1#$dns_port"
 		# Of its own only those of domains: of others it would ask the one that answers first. (A state is no list,
 		# and for dnsmasq's script none at all.)
 		config_get own "$1" server

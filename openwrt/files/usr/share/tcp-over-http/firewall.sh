@@ -1,4 +1,4 @@
-# shellcheck shell=dash
+# shellcheck shell=dash disable=SC2154 # the init script loads the options
 # Sourced by the init script: what fw4 includes (from the files of ours in /usr/share/nftables.d) is made, and gone
 # when the service is. Nothing of it is on flash, and without it the includes match nothing.
 #
@@ -7,7 +7,7 @@
 
 FIREWALL=/var/run/tcp-over-http
 
-# Of the configuration that is loaded.
+# Of the options that are loaded.
 firewall_open() {
 	command -v fw4 >/dev/null || return 0
 	mkdir -p "$FIREWALL"
@@ -47,32 +47,14 @@ firewall_reload() {
 # What comes from the device, for the listener: on its own address, or what our mark says it is for. In front of all
 # else in fw4's chain.
 firewall_input() {
-	local tun address address6 ipv6 port mark
-	config_get tun main tun toh0
-	config_get address main address 10.45.39.1/24
-	config_get address6 main address6 fd45:39::1/64
-	config_get_bool ipv6 main ipv6 1
-	config_get port main listen_port 12345
-	config_get mark main mark 0x74000000
-	mark=$(number "$mark")
-	echo "iifname \"$tun\" ip daddr ${address%/*} tcp dport $port accept"
-	[ "$ipv6" -eq 0 ] || echo "iifname \"$tun\" ip6 daddr ${address6%/*} tcp dport $port accept"
-	[ "$mark" -eq 0 ] || echo "iifname \"$tun\" meta mark & 0xff000000 == $(delivery) meta l4proto tcp accept"
-}
-
-# The mark of what the daemon's own tables deliver on the express path.
-delivery() {
-	local delivery=$((mark ^ 0x01000000))
-	[ "$delivery" -ne 0 ] || delivery=$((0x02000000))
-	printf '0x%08x' "$delivery"
+	echo "iifname \"$tun\" ip daddr ${address%/*} tcp dport $listen_port accept"
+	[ "$ipv6" = 0 ] || echo "iifname \"$tun\" ip6 daddr ${address6%/*} tcp dport $listen_port accept"
+	[ -z "$deliver_mark" ] || echo "iifname \"$tun\" meta mark & $mark_mask == $deliver_mark meta l4proto tcp accept"
 }
 
 # What goes to the device goes out: whoever may use the zone `wan` may be proxied, and whoever a rule keeps from it
 # may not. Only these three chains say what the zone's devices are; its masquerading stays its own.
 firewall_zone() {
-	local tun zone
-	config_get tun main tun toh0
-	config_get zone main zone wan
 	cat <<EOF
 chain accept_to_$zone {
 	oifname "$tun" accept

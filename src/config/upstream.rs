@@ -1,61 +1,104 @@
-//! A proxy in one word: `http://[USER[:PASSWORD]@]HOST[:PORT]` (RFC 3986 section 3).
+//! An HTTP proxy, and how to say it in one word: `http://[USER[:PASSWORD]@]HOST[:PORT]` (RFC 3986 section 3).
 
-use super::values::{self, host};
-use super::{Credentials, UpstreamConfig};
-use alloc::borrow::ToOwned;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
+
+use super::host::Host;
+use super::values::{self, host, password, username};
+use crate::http::connect::{Request, RequestError};
 
 /// The port of a URL without one (RFC 9110 section 4.2.1).
 const DEFAULT_PORT: u16 = 80;
 
-/// Reads a URL; the error never has a part of it.
-pub fn parse(url: &str) -> Result<UpstreamConfig, &'static str> {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return Err("is not a URL (http://HOST:PORT)");
-    };
-    if !scheme.eq_ignore_ascii_case("http") {
-        return Err("is not an http URL");
-    }
-    // A password may have any of "/?#" only percent-encoded, but a bare @ is often met.
-    let authority = rest.strip_suffix('/').unwrap_or(rest);
-    if authority.contains(['/', '?', '#']) {
-        return Err("has something behind the host and port");
-    }
-    let (userinfo, address) = match authority.rsplit_once('@') {
-        Some((userinfo, address)) => (Some(userinfo), address),
-        None => (None, authority),
-    };
-    let credentials = match userinfo {
-        None | Some("") => None,
-        Some(userinfo) => Some(credentials(userinfo)?),
-    };
-    let (name, port) = split_port(address)?;
-    let host = host(name)?;
-    Ok(UpstreamConfig {
-        name: UpstreamConfig::default_name(&host, port),
-        host,
-        port,
-        credentials,
-        headers: Vec::new(),
-    })
+/// One HTTP proxy.
+#[derive(Clone, PartialEq, Eq)]
+pub struct UpstreamConfig {
+    /// For logs: the section's name, or `host:port`; never a secret.
+    pub name: String,
+    /// Where the proxy is.
+    pub host: Host,
+    /// Its TCP port.
+    pub port: u16,
+    /// For Basic authentication.
+    pub credentials: Option<Credentials>,
+    /// Sent with each CONNECT: `Name: value`, without CR or LF.
+    pub headers: Vec<String>,
 }
 
-/// Checks a user name: RFC 7617 section 2 has no colon and no control character.
-pub fn username(text: &str) -> Result<String, &'static str> {
-    match text {
-        "" => Err("has no user name"),
-        _ if text.contains(':') => Err("has a colon in the user name"),
-        _ => password(text),
+/// User name and password of a proxy.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user; no colon (RFC 7617 section 2).
+    pub username: String,
+    /// The password.
+    pub password: String,
+}
+
+impl UpstreamConfig {
+    /// Reads a URL.
+    ///
+    /// # Errors
+    /// What the URL isn't, to continue "the value ..."; never a part of it.
+    pub fn from_url(url: &str) -> Result<Self, &'static str> {
+        let Some((scheme, rest)) = url.split_once("://") else {
+            return Err("is not a URL (http://HOST:PORT)");
+        };
+        if !scheme.eq_ignore_ascii_case("http") {
+            return Err("is not an http URL");
+        }
+        // A password may have any of "/?#" only percent-encoded, but a bare @ is often met.
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if authority.contains(['/', '?', '#']) {
+            return Err("has something behind the host and port");
+        }
+        let (userinfo, address) = match authority.rsplit_once('@') {
+            Some((userinfo, address)) => (Some(userinfo), address),
+            None => (None, authority),
+        };
+        let credentials = match userinfo {
+            None | Some("") => None,
+            Some(userinfo) => Some(credentials(userinfo)?),
+        };
+        let (name, port) = split_port(address)?;
+        let host = host(name)?;
+        Ok(Self { name: Self::default_name(&host, port), host, port, credentials, headers: Vec::new() })
+    }
+
+    /// The name of an upstream that was given none.
+    pub fn default_name(host: &Host, port: u16) -> String {
+        format!("{host}:{port}")
+    }
+
+    /// What it gets with every CONNECT.
+    ///
+    /// # Errors
+    /// If the credentials or headers can't stand in a request.
+    pub fn request(&self) -> Result<Request, RequestError> {
+        let credentials = self.credentials.as_ref().map(|it| (it.username.as_str(), it.password.as_str()));
+        Request::new(credentials, &self.headers)
     }
 }
 
-/// Checks a password: RFC 7617 section 2 has no control character.
-pub fn password(text: &str) -> Result<String, &'static str> {
-    if text.bytes().any(|byte| byte.is_ascii_control()) {
-        return Err("has a control character");
+/// Redacts both.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(..)")
     }
-    Ok(text.to_owned())
+}
+
+/// Leaves out the headers' text: it may hold a token.
+impl fmt::Debug for UpstreamConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamConfig")
+            .field("name", &self.name)
+            .field("host", &self.host)
+            .field("port", &self.port)
+            .field("credentials", &self.credentials)
+            .field("headers", &self.headers.len())
+            .finish()
+    }
 }
 
 fn credentials(userinfo: &str) -> Result<Credentials, &'static str> {
@@ -100,9 +143,9 @@ fn percent_decoded(text: &str) -> Result<String, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::ToOwned;
     use std::format;
 
-    use super::super::Host;
     use super::*;
 
     #[test]
@@ -123,7 +166,7 @@ mod tests {
             ("http://u:p:q@r@a", name("a"), 80, Some(("u", "p:q@r"))),
             ("http://u%40b:%70%3a%2F%25%C3%A9@[::1]:1", ip("::1"), 1, Some(("u@b", "p:/%\u{e9}"))),
         ] {
-            let upstream = parse(url).unwrap_or_else(|reason| panic!("{url} {reason}"));
+            let upstream = UpstreamConfig::from_url(url).unwrap_or_else(|reason| panic!("{url} {reason}"));
             assert_eq!((&upstream.host, upstream.port), (&host, port), "{url}");
             let credentials = upstream.credentials.as_ref();
             let credentials = credentials.map(|c| (c.username.as_str(), c.password.as_str()));
@@ -174,10 +217,10 @@ mod tests {
             "http://.",
             "http://a b:1",
         ] {
-            assert!(parse(url).is_err(), "{url}");
+            assert!(UpstreamConfig::from_url(url).is_err(), "{url}");
         }
         let long = "a".repeat(64);
-        assert!(parse(&format!("http://{long}")).is_err());
-        assert!(parse(&format!("http://{}", "abc.".repeat(64))).is_err());
+        assert!(UpstreamConfig::from_url(&format!("http://{long}")).is_err());
+        assert!(UpstreamConfig::from_url(&format!("http://{}", "abc.".repeat(64))).is_err());
     }
 }

@@ -1,0 +1,101 @@
+//! Values that a word chooses: each word stands beside the value it means.
+
+macro_rules! choices {
+    ($($(#[$about:meta])* $name:ident { $($(#[$meaning:meta])* $value:ident = $word:literal,)+ })+) => {$(
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub enum $name { $($(#[$meaning])* $value,)+ }
+
+        impl $name {
+            /// The words, as in the file.
+            pub const WORDS: &'static [&'static str] = &[$($word),+];
+
+            /// The values, each in the place of its word.
+            pub const VALUES: &'static [Self] = &[$(Self::$value),+];
+        }
+    )+};
+}
+
+choices! {
+    /// How connections get from the client to the listener.
+    PathChoice {
+        /// By the express path if it works here, else by rewriting.
+        #[default]
+        Auto = "auto",
+        /// By the express path.
+        Express = "express",
+        /// By rewriting.
+        Rewrite = "rewrite",
+    }
+
+    /// When a client's connection is accepted.
+    ConnectMode {
+        /// When the proxy has connected: the client sees what really happens.
+        #[default]
+        Honest = "honest",
+        /// At once.
+        Early = "early",
+    }
+
+    /// What happens to UDP to port 443 that is on its way to captured networks.
+    Quic {
+        /// It gets an ICMP error, so that browsers fall back to TCP at once.
+        #[default]
+        Reject = "reject",
+        /// It isn't captured.
+        Direct = "direct",
+    }
+
+    /// What happens to captured packets that aren't TCP.
+    NonTcp {
+        /// They aren't captured.
+        #[default]
+        Direct = "direct",
+        /// They are, and get an ICMP error.
+        Reject = "reject",
+    }
+
+    /// What pings of captured addresses get.
+    Ping {
+        /// An ICMP error, as all that isn't TCP.
+        #[default]
+        Reject = "reject",
+        /// An answer, from us.
+        Answer = "answer",
+    }
+
+    /// What happens to captured traffic while the daemon is gone after a crash.
+    OnFailure {
+        /// It is refused.
+        #[default]
+        Block = "block",
+        /// It goes out directly.
+        Direct = "direct",
+    }
+
+    /// Who answers what clients ask.
+    DnsMode {
+        /// Not us.
+        #[default]
+        Off = "off",
+        /// We do, with addresses that stand for the names; the proxy resolves these.
+        FakeIp = "fakeip",
+        /// Resolvers do, asked through the proxy.
+        Proxy = "proxy",
+    }
+
+    /// The least severe messages that are logged.
+    LogLevel {
+        /// What is wrong.
+        Error = "error",
+        /// What may be wrong.
+        Warn = "warn",
+        /// What happens.
+        #[default]
+        Info = "info",
+        /// What happens to each connection.
+        Debug = "debug",
+        /// What happens to each packet.
+        Trace = "trace",
+    }
+}

@@ -1,0 +1,140 @@
+//! The configuration for other programs: its values for the router's scripts, its options for a page.
+
+use core::fmt::{self, Write};
+
+use super::options::{Spec, ValueType};
+use super::values::{boolean, number};
+use super::{Config, MARK_MASK, table};
+
+/// Assignments for a shell to evaluate, a variable for each option of the main section that is no secret: `tun='toh0'`.
+/// Booleans are 0 or 1, numbers are decimal, and of a list each value is a line.
+///
+/// Two more: `mark_mask`, [`MARK_MASK`] in hexadecimal, and `deliver_mark`, [`Config::deliver_mark`], which is empty
+/// without a `mark`.
+pub struct Shell<'a>(pub &'a Config);
+
+/// The options of both sections as JSON: `{"main":[...],"upstream":[...]}`, each an object with `name`, `type`
+/// (`bool`, `number`, `port`, `choice` or `text`), `default` (text; of a list with spaces between), `help`, whether
+/// it is `secret`, a `list`, or applies `live`; of a number `min`, `max` and `unit`; of a choice `choices`.
+pub struct Json;
+
+impl fmt::Display for Shell<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for spec in table::MAIN.iter().filter(|spec| !spec.is_secret()) {
+            f.write_str(spec.name)?;
+            f.write_str("='")?;
+            for (index, text) in self.0.given.texts(spec).into_iter().enumerate() {
+                f.write_str(if index == 0 { "" } else { "\n" })?;
+                match spec.value {
+                    ValueType::Bool(_) => f.write_str(if boolean(text) == Some(true) { "1" } else { "0" })?,
+                    ValueType::Number(..) => number(text).unwrap_or_default().fmt(f)?,
+                    // A quote ends the string, comes by itself, and begins another one.
+                    _ => text.split('\'').enumerate().try_for_each(|(index, part)| {
+                        f.write_str(if index == 0 { "" } else { "'\\''" })?;
+                        f.write_str(part)
+                    })?,
+                }
+            }
+            f.write_str("'\n")?;
+        }
+        write!(f, "mark_mask='{MARK_MASK:#010x}'\ndeliver_mark='")?;
+        if self.0.mark != 0 {
+            write!(f, "{:#010x}", self.0.deliver_mark())?;
+        }
+        f.write_str("'\n")
+    }
+}
+
+impl fmt::Display for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("{\"main\":")?;
+        section(f, table::MAIN)?;
+        f.write_str(",\"upstream\":")?;
+        section(f, table::UPSTREAM)?;
+        f.write_str("}\n")
+    }
+}
+
+/// Nothing needs to be escaped: the table has only plain texts.
+fn section(f: &mut fmt::Formatter<'_>, specs: &[Spec]) -> fmt::Result {
+    let mut before = '[';
+    for spec in specs {
+        let Spec { name, default, help, live, value } = spec;
+        let (secret, list) = (spec.is_secret(), spec.is_list());
+        write!(
+            f,
+            r#"{before}{{"name":"{name}","default":"{default}","help":"{help}","live":{live},"secret":{secret},"list":{list},"type":"#
+        )?;
+        match value {
+            ValueType::Bool(_) => f.write_str(r#""bool""#)?,
+            ValueType::Number(min, max, unit, _) => {
+                write!(f, r#""number","min":{min},"max":{max},"unit":"{unit}""#)?;
+            }
+            ValueType::Port(_) => f.write_str(r#""port""#)?,
+            ValueType::Choice(words, _) => {
+                f.write_str(r#""choice","choices":"#)?;
+                let mut before = '[';
+                for word in *words {
+                    write!(f, r#"{before}"{word}""#)?;
+                    before = ',';
+                }
+                f.write_char(']')?;
+            }
+            _ => f.write_str(r#""text""#)?,
+        }
+        f.write_char('}')?;
+        before = ',';
+    }
+    f.write_char(']')
+}
+
+#[cfg(test)]
+mod tests {
+    use std::format;
+    use std::string::{String, ToString};
+
+    use super::*;
+
+    fn shell(lines: &str) -> String {
+        let text = format!("config tcp-over-http main\nlist upstream http://u:hunter2@a\n{lines}");
+        Shell(&Config::from_uci(&text).unwrap()).to_string()
+    }
+
+    #[test]
+    fn values_for_a_shell() {
+        let text = shell("");
+        for line in [
+            "tun='toh0'",
+            "ipv6='1'",
+            "route=''",
+            "dns_server='1.1.1.1\n9.9.9.9'",
+            "deliver_mark='0x75000000'",
+        ] {
+            assert!(text.contains(&format!("\n{line}\n")), "{line}");
+        }
+        assert!(!text.contains("upstream") && !text.contains("hunter2"));
+        let text = shell(
+            "option zone \"it's\"\noption ipv6 off\noption max_flows 0x40\nlist port 80\nlist port 8000-8999\noption mark 0",
+        );
+        for line in
+            ["zone='it'\\''s'", "ipv6='0'", "max_flows='64'", "port='80\n8000-8999'", "deliver_mark=''"]
+        {
+            assert!(text.contains(&format!("\n{line}\n")), "{line}");
+        }
+    }
+
+    #[test]
+    fn options_for_a_page() {
+        let text = Json.to_string();
+        for part in [
+            r#"{"main":[{"name":"upstream","default":"","help":"a proxy, "#,
+            r#","live":true,"secret":true,"list":true,"type":"text"},{"#,
+            r#"{"name":"mtu","default":"1500","help":"MTU of the TUN device","live":false,"secret":false,"list":false,"type":"number","min":1280,"max":65535,"unit":"bytes"},"#,
+            r#""type":"choice","choices":["honest","early"]},"#,
+            r#"}],"upstream":[{"name":"enabled","#,
+        ] {
+            assert!(text.contains(part), "{part}");
+        }
+        assert!(text.ends_with("}]}\n"));
+    }
+}
