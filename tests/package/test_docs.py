@@ -48,7 +48,7 @@ def broken(page):
                 continue
             path, _, anchor = link.partition("#")
             target = page.parent / path if path else page
-            if not target.exists() or anchor and anchor not in anchors(target):
+            if not target.exists() or (anchor and anchor not in anchors(target)):
                 yield link
 
 
