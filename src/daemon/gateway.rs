@@ -109,7 +109,7 @@ impl Gateway {
     }
 
     /// Takes over how connections are opened from now on, and by whom. Dials that are under way go on.
-    pub fn configure(self: &Rc<Self>, old: &Config, new: &Config, upstreams: Upstreams) {
+    pub fn configure(self: &Rc<Self>, old: &Config, new: &Config, mut upstreams: Upstreams) {
         upstreams.inherit(&self.upstreams());
         self.upstreams.replace(Rc::new(upstreams));
         self.mode.set(new.connect);
@@ -313,7 +313,7 @@ impl Gateway {
                 self.rewriter.borrow_mut().flows.remove(slot, now);
                 self.keep(slot, Kept::Nothing);
                 let packet = syn.split_first_chunk_mut::<{ vnet::LEN }>();
-                if let (Some(reject), Some((_, packet))) = (answer(&failure), packet) {
+                if let (Some(reject), Some((_, packet))) = (failure.rejection(), packet) {
                     self.reject(reject, packet);
                 }
             }
@@ -417,18 +417,6 @@ impl Drop for DnsTask {
     /// Also when it is aborted.
     fn drop(&mut self) {
         self.gateway.rewriter.borrow_mut().close(self.slot, self.gateway.now());
-    }
-}
-
-/// What a client is told of a dial that failed. None: nothing, it will try again.
-const fn answer(failure: &Failure) -> Option<Reject> {
-    match failure {
-        Failure::Refused { status: 502 } => Some(Reject::Reset),
-        Failure::Refused { status: 400..=499 } => Some(Reject::Prohibited),
-        Failure::Refused { .. } | Failure::TimedOut => Some(Reject::Host),
-        Failure::Unreachable | Failure::BadReply => Some(Reject::Network),
-        Failure::BadTarget => Some(Reject::Prohibited),
-        Failure::Exhausted => None,
     }
 }
 

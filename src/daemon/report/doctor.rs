@@ -17,7 +17,6 @@ use crate::settings::Settings;
 use crate::sys;
 use crate::upstream::Upstreams;
 use crate::upstream::dial::{self, HandshakeError};
-use crate::upstream::proxy::Proxy;
 use crate::upstream::resolver;
 use tcp_over_http::config::Config;
 
@@ -104,8 +103,8 @@ pub async fn examine(settings: &Settings, target: &str) -> bool {
     system(&mut report, &config);
     match Upstreams::new(&config) {
         Ok(upstreams) => {
-            for proxy in upstreams.proxies() {
-                examine_proxy(&mut report, &config, &upstreams, proxy, target).await;
+            for index in 0..upstreams.proxies().len() {
+                examine_proxy(&mut report, &config, &upstreams, index, target).await;
             }
         }
         Err(error) => report.fail(format_args!("upstreams"), &error.to_string()),
@@ -172,9 +171,10 @@ async fn examine_proxy(
     report: &mut Report,
     config: &Config,
     upstreams: &Upstreams,
-    proxy: &Proxy,
+    index: usize,
     target: &str,
 ) {
+    let proxy = &upstreams.proxies()[index];
     let name = &proxy.name;
     let addresses = match proxy.addresses().await {
         Ok(addresses) => addresses,
@@ -184,7 +184,7 @@ async fn examine_proxy(
         report.fail(format_args!("upstream {name}: connections enter {}", config.tun), LOOP);
     }
     for (port, advice) in PORTS {
-        let stream = match upstreams.connect(proxy).await {
+        let stream = match upstreams.connect(index).await {
             Ok(stream) => stream,
             Err(error) => return report.fail(format_args!("upstream {name}: {error}"), NO_PROXY),
         };

@@ -6,7 +6,7 @@ use tcp_over_http::flow::State;
 use tcp_over_http::rewrite;
 
 use crate::gateway::Gateway;
-use crate::upstream::proxy::Stats;
+use crate::upstream::stats::Stats;
 use tcp_over_http::config::Config;
 
 /// What a report is written as.
@@ -67,11 +67,12 @@ pub fn report(gateway: &Gateway, config: &Config, form: Form) -> String {
     report.end();
 
     report.begin_list("upstreams");
-    for proxy in gateway.upstreams().proxies() {
+    let upstreams = gateway.upstreams();
+    for (index, proxy) in upstreams.proxies().iter().enumerate() {
         let stats = proxy.stats.get();
         report.begin("upstream");
         report.text("name", &proxy.name);
-        report.flag("resting", proxy.is_resting());
+        report.flag("resting", upstreams.is_resting(index));
         report.number("attempts", stats.attempts.into());
         report.number("opened", stats.opened.into());
         for (name, count) in Stats::REFUSED.iter().zip(stats.refused) {
