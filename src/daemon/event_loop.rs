@@ -227,7 +227,7 @@ impl EventLoop {
                 return;
             }
             // For who asks again.
-            self.gateway.listener_test().begin(self.gateway.tun());
+            self.gateway.self_test().begin(self.gateway.tun());
         }
         cx.waker().wake_by_ref();
     }

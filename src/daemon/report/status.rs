@@ -83,7 +83,7 @@ impl Status {
         status.number("write_errors", totals.write_errors);
 
         status.subject("listener");
-        let (families, tests) = gateway.listener_test().results();
+        let (families, tests) = gateway.self_test().results();
         for (family, is_reachable) in families {
             status.flag(family, is_reachable);
         }
