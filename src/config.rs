@@ -28,7 +28,7 @@ pub use options::{Kind, Spec};
 pub use reading::{Overrides, Reading};
 pub use table::{MAIN as OPTIONS, STATUS_SOCKET};
 
-use crate::http::connect::{Request, RequestError};
+use crate::http::connect::Request;
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 
 /// The environment's variable with a list of upstreams, separated by spaces.
@@ -234,7 +234,7 @@ pub enum LogLevel {
 }
 
 /// One HTTP proxy.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamConfig {
     /// For logs: the section's name, or `host:port`; never a secret.
     pub name: String,
@@ -242,10 +242,8 @@ pub struct UpstreamConfig {
     pub host: Host,
     /// Its TCP port.
     pub port: u16,
-    /// For Basic authentication.
-    pub credentials: Option<Credentials>,
-    /// Sent with each CONNECT: `Name: value`, without CR or LF.
-    pub headers: Vec<String>,
+    /// What it is sent with each CONNECT: credentials and headers.
+    pub request: Request,
 }
 
 /// A proxy's address, or the name that a resolver knows it by.
@@ -257,28 +255,10 @@ pub enum Host {
     Name(String),
 }
 
-/// User name and password of a proxy.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// The user; no colon (RFC 7617 section 2).
-    pub username: String,
-    /// The password.
-    pub password: String,
-}
-
 impl UpstreamConfig {
     /// The name of an upstream that was given none.
     pub fn default_name(host: &Host, port: u16) -> String {
         format!("{host}:{port}")
-    }
-
-    /// What it gets with every CONNECT.
-    ///
-    /// # Errors
-    /// If the credentials or headers can't stand in a request.
-    pub fn request(&self) -> Result<Request, RequestError> {
-        let credentials = self.credentials.as_ref().map(|it| (it.username.as_str(), it.password.as_str()));
-        Request::new(credentials, &self.headers)
     }
 }
 
@@ -315,25 +295,5 @@ impl fmt::Display for Host {
             Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]"),
             Host::Name(name) => f.write_str(name),
         }
-    }
-}
-
-/// Redacts both.
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Credentials(..)")
-    }
-}
-
-/// Leaves out the headers' text: it may hold a token.
-impl fmt::Debug for UpstreamConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpstreamConfig")
-            .field("name", &self.name)
-            .field("host", &self.host)
-            .field("port", &self.port)
-            .field("credentials", &self.credentials)
-            .field("headers", &self.headers.len())
-            .finish()
     }
 }

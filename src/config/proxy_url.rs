@@ -1,7 +1,8 @@
 //! A proxy in one word: `http://[USER[:PASSWORD]@]HOST[:PORT]` (RFC 3986 section 3).
 
+use super::UpstreamConfig;
 use super::values::{self, host};
-use super::{Credentials, UpstreamConfig};
+use crate::http::connect::Request;
 use alloc::borrow::ToOwned;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -32,13 +33,9 @@ pub fn parse(url: &str) -> Result<UpstreamConfig, &'static str> {
     };
     let (name, port) = split_port(address)?;
     let host = host(name)?;
-    Ok(UpstreamConfig {
-        name: UpstreamConfig::default_name(&host, port),
-        host,
-        port,
-        credentials,
-        headers: Vec::new(),
-    })
+    let credentials = credentials.as_ref().map(|(username, password)| (username.as_str(), password.as_str()));
+    let request = Request::new(credentials, &[]).map_err(|_| "has credentials that cannot be sent")?;
+    Ok(UpstreamConfig { name: UpstreamConfig::default_name(&host, port), host, port, request })
 }
 
 /// Checks a user name: RFC 7617 section 2 has no colon and no control character.
@@ -58,12 +55,9 @@ pub fn password(text: &str) -> Result<String, &'static str> {
     Ok(text.to_owned())
 }
 
-fn credentials(userinfo: &str) -> Result<Credentials, &'static str> {
+fn credentials(userinfo: &str) -> Result<(String, String), &'static str> {
     let (user, pass) = userinfo.split_once(':').unwrap_or((userinfo, ""));
-    Ok(Credentials {
-        username: username(&percent_decoded(user)?)?,
-        password: password(&percent_decoded(pass)?)?,
-    })
+    Ok((username(&percent_decoded(user)?)?, password(&percent_decoded(pass)?)?))
 }
 
 /// The host, in brackets if it was, and the port.
@@ -125,9 +119,7 @@ mod tests {
         ] {
             let upstream = parse(url).unwrap_or_else(|reason| panic!("{url} {reason}"));
             assert_eq!((&upstream.host, upstream.port), (&host, port), "{url}");
-            let credentials = upstream.credentials.as_ref();
-            let credentials = credentials.map(|c| (c.username.as_str(), c.password.as_str()));
-            assert_eq!(credentials, expected, "{url}");
+            assert_eq!(upstream.request, Request::new(expected, &[]).unwrap(), "{url}");
             assert_eq!(upstream.name, format!("{host}:{port}"));
         }
     }

@@ -7,11 +7,12 @@ use core::mem;
 
 use super::uci::{self, Position, Statement, Word};
 
+use super::UpstreamConfig;
 use super::draft::Draft;
 use super::error::{Fault, Origin, Problem};
 use super::options::Spec;
 use super::table;
-use super::{Credentials, UpstreamConfig};
+use crate::http::connect::Request;
 
 /// A file's sections.
 #[derive(Default)]
@@ -101,10 +102,8 @@ impl UpstreamSection {
         let draft = mem::take(&mut draft.upstream);
         let at = Origin::File(self.at);
         let host = draft.host.ok_or((at, Problem::NoHost))?;
-        let credentials = match (draft.username, draft.password) {
-            (Some(username), password) => {
-                Some(Credentials { username, password: password.unwrap_or_default() })
-            }
+        let credentials = match (&draft.username, &draft.password) {
+            (Some(username), password) => Some((username.as_str(), password.as_deref().unwrap_or_default())),
             (None, None) => None,
             (None, Some(_)) => return Err((at, Problem::NoUsername)),
         };
@@ -112,8 +111,9 @@ impl UpstreamSection {
             Some(name) => name.clone(),
             None => UpstreamConfig::default_name(&host, draft.port),
         };
-        let upstream = UpstreamConfig { name, host, port: draft.port, credentials, headers: draft.headers };
-        upstream.request().map_err(|error| (at, Problem::Request(error)))?;
+        let request =
+            Request::new(credentials, &draft.headers).map_err(|error| (at, Problem::Request(error)))?;
+        let upstream = UpstreamConfig { name, host, port: draft.port, request };
         Ok(draft.enabled.then_some(upstream))
     }
 }

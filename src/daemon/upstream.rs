@@ -51,8 +51,8 @@ impl Upstreams {
     /// Prepares everything that does not depend on the connection. Connects to nothing.
     ///
     /// # Errors
-    /// A proxy's settings make no request or its name cannot be resolved; or sockets cannot be marked although routes
-    /// rely on the mark (without routes that is a warning).
+    /// A proxy's name cannot be asked for, or sockets cannot be marked although routes rely on the mark (without routes
+    /// that is a warning).
     pub fn new(config: &Config) -> io::Result<Self> {
         let mark = usable_mark(config)?;
         let resolver = Resolver::new(&config.resolvers, mark).past_dnsmasq(config.dns.mode != DnsMode::Off);

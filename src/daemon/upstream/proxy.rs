@@ -39,7 +39,6 @@ pub struct Proxy {
     pub port: u16,
     /// What it is sent for every tunnel.
     pub request: Request,
-    pub has_credentials: bool,
     pub stats: Cell<Stats>,
     /// One for each [`Warning`].
     limiters: [Limiter; Warning::COUNT],
@@ -52,23 +51,22 @@ enum Addresses {
 
 impl Proxy {
     /// # Errors
-    /// `InvalidInput` if the settings make no request, or the name cannot be asked for.
+    /// `InvalidInput` if the resolver cannot be asked for its name.
     pub fn new(config: &UpstreamConfig, resolver: &Rc<Resolver>) -> io::Result<Self> {
-        let invalid = |error: &dyn fmt::Display| {
-            io::Error::new(io::ErrorKind::InvalidInput, format!("upstream {}: {error}", config.name))
-        };
         Ok(Self {
             name: config.name.clone(),
             host: match &config.host {
                 Host::Ip(ip) => Addresses::Fixed(Rc::new([*ip])),
                 Host::Name(name) => {
-                    let lookup = Lookup::new(Rc::clone(resolver), name);
-                    Addresses::Named(lookup.map_err(|_| invalid(&format_args!("bad host name '{name}'")))?)
+                    let lookup = Lookup::new(Rc::clone(resolver), name).map_err(|_| {
+                        let text = format!("upstream {}: bad host name '{name}'", config.name);
+                        io::Error::new(io::ErrorKind::InvalidInput, text)
+                    })?;
+                    Addresses::Named(lookup)
                 }
             },
             port: config.port,
-            request: config.request().map_err(|error| invalid(&error))?,
-            has_credentials: config.credentials.is_some(),
+            request: config.request.clone(),
             stats: Cell::default(),
             limiters: Default::default(),
         })
@@ -99,7 +97,7 @@ impl Proxy {
 
     /// What a 407 means.
     pub const fn refusal(&self, reply: &Reply) -> &'static str {
-        match (reply.offers_basic, self.has_credentials) {
+        match (reply.offers_basic, self.request.has_credentials()) {
             (true, true) => "407: refuses the credentials",
             (true, false) => "407: wants credentials, none configured",
             (false, _) => "407: wants other credentials than Basic",

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Waker};
 use std::time::Duration;
-use tcp_over_http::config::{Credentials, Host, UpstreamConfig};
+use tcp_over_http::config::{Host, UpstreamConfig};
+use tcp_over_http::http::connect::Request;
 
 const TARGET: &str = "192.0.2.7:443";
 const REQUEST: &str = "CONNECT 192.0.2.7:443 HTTP/1.1\r\nHost: 192.0.2.7:443\r\n\r\n";
@@ -77,8 +78,7 @@ fn upstream(address: SocketAddr) -> UpstreamConfig {
         name: address.to_string(),
         host: Host::Ip(address.ip()),
         port: address.port(),
-        credentials: None,
-        headers: vec![],
+        request: Request::new(None, &[]).unwrap(),
     }
 }
 
@@ -162,24 +162,16 @@ fn credentials_and_headers_are_sent() {
         stream.write_all(format!("HTTP/1.1 {status} x\r\n\r\n").as_bytes()).unwrap();
     });
     let mut config = config(&[fake.address]);
-    let credentials = Credentials { username: "u".to_owned(), password: "p".to_owned() };
-    config.upstreams[0].credentials = Some(credentials);
-    config.upstreams[0].headers = vec!["X-Extra: y".to_owned()];
+    config.upstreams[0].request = Request::new(Some(("u", "p")), &["X-Extra: y".to_owned()]).unwrap();
     assert!(open(&Upstreams::new(&config).unwrap()).is_ok());
 }
 
 #[test]
-fn settings_that_make_no_request_are_refused() {
-    let invalid = |change: &dyn Fn(&mut UpstreamConfig)| {
-        let mut config = config(&["127.0.0.1:1".parse().unwrap()]);
-        change(&mut config.upstreams[0]);
-        Upstreams::new(&config).err().unwrap().kind()
-    };
-    let kind = io::ErrorKind::InvalidInput;
-    assert_eq!(invalid(&|u| u.headers = vec!["no colon".to_owned()]), kind);
-    assert_eq!(invalid(&|u| u.host = Host::Name("a..b".to_owned())), kind);
-    let credentials = Credentials { username: "a:b".to_owned(), password: String::new() };
-    assert_eq!(invalid(&|u| u.credentials = Some(credentials.clone())), kind);
+fn a_name_that_nobody_can_be_asked_for_is_refused() {
+    let mut config = config(&["127.0.0.1:1".parse().unwrap()]);
+    config.upstreams[0].host = Host::Name("a..b".to_owned());
+    let error = Upstreams::new(&config).err().unwrap();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
 }
 
 #[test]
