@@ -35,7 +35,7 @@ pub use host::Host;
 pub use options::{Spec, Unit, ValueType};
 pub use reading::{Overrides, Reading};
 pub use table::{MAIN as OPTIONS, UPSTREAM as UPSTREAM_OPTIONS};
-pub use upstream::{Credentials, UpstreamConfig};
+pub use upstream::UpstreamConfig;
 
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 

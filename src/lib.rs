@@ -56,3 +56,4 @@ pub mod packet;
 pub mod rewrite;
 mod siphash;
 pub mod time;
+pub mod upstream;

@@ -10,7 +10,8 @@ use super::given::Given;
 use super::options::Spec;
 use super::table;
 use super::uci::{self, Position, Statement, Word};
-use super::upstream::{Credentials, UpstreamConfig};
+use super::upstream::UpstreamConfig;
+use crate::http::connect::Request;
 
 /// A file's sections.
 #[derive(Default)]
@@ -121,16 +122,15 @@ impl UpstreamSection {
         let draft = mem::take(&mut draft.upstream);
         let at = Origin::File(self.at);
         let host = draft.host.ok_or((at, ConfigErrorKind::NoHost))?;
-        let credentials = match (draft.username, draft.password) {
-            (Some(username), password) => {
-                Some(Credentials { username, password: password.unwrap_or_default() })
-            }
+        let credentials = match (&draft.username, &draft.password) {
+            (Some(username), password) => Some((username.as_str(), password.as_deref().unwrap_or_default())),
             (None, None) => None,
             (None, Some(_)) => return Err((at, ConfigErrorKind::NoUsername)),
         };
         let name = self.name.unwrap_or_else(|| UpstreamConfig::default_name(&host, draft.port));
-        let upstream = UpstreamConfig { name, host, port: draft.port, credentials, headers: draft.headers };
-        upstream.request().map_err(|error| (at, ConfigErrorKind::Request(error)))?;
+        let request = Request::new(credentials, &draft.headers)
+            .map_err(|error| (at, ConfigErrorKind::Request(error)))?;
+        let upstream = UpstreamConfig { name, host, port: draft.port, request };
         Ok(draft.enabled.then_some(upstream))
     }
 }

@@ -3,17 +3,16 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt;
 
 use super::host::Host;
 use super::values::{self, host, password, username};
-use crate::http::connect::{Request, RequestError};
+use crate::http::connect::Request;
 
 /// The port of a URL without one (RFC 9110 section 4.2.1).
 const DEFAULT_PORT: u16 = 80;
 
 /// One HTTP proxy.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamConfig {
     /// For logs: the section's name, or `host:port`; never a secret.
     pub name: String,
@@ -21,19 +20,8 @@ pub struct UpstreamConfig {
     pub host: Host,
     /// Its TCP port.
     pub port: u16,
-    /// For Basic authentication.
-    pub credentials: Option<Credentials>,
-    /// Sent with each CONNECT: `Name: value`, without CR or LF.
-    pub headers: Vec<String>,
-}
-
-/// User name and password of a proxy.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// The user; no colon (RFC 7617 section 2).
-    pub username: String,
-    /// The password.
-    pub password: String,
+    /// What it is sent with each CONNECT: credentials and headers.
+    pub request: Request,
 }
 
 impl UpstreamConfig {
@@ -63,50 +51,21 @@ impl UpstreamConfig {
         };
         let (name, port) = split_port(address)?;
         let host = host(name)?;
-        Ok(Self { name: Self::default_name(&host, port), host, port, credentials, headers: Vec::new() })
+        let credentials =
+            credentials.as_ref().map(|(username, password)| (username.as_str(), password.as_str()));
+        let request = Request::new(credentials, &[]).map_err(|_| "has credentials that cannot be sent")?;
+        Ok(Self { name: Self::default_name(&host, port), host, port, request })
     }
 
     /// The name of an upstream that was given none.
     pub fn default_name(host: &Host, port: u16) -> String {
         format!("{host}:{port}")
     }
-
-    /// What it gets with every CONNECT.
-    ///
-    /// # Errors
-    /// If the credentials or headers can't stand in a request.
-    pub fn request(&self) -> Result<Request, RequestError> {
-        let credentials = self.credentials.as_ref().map(|it| (it.username.as_str(), it.password.as_str()));
-        Request::new(credentials, &self.headers)
-    }
 }
 
-/// Redacts both.
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Credentials(..)")
-    }
-}
-
-/// Leaves out the headers' text: it may hold a token.
-impl fmt::Debug for UpstreamConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpstreamConfig")
-            .field("name", &self.name)
-            .field("host", &self.host)
-            .field("port", &self.port)
-            .field("credentials", &self.credentials)
-            .field("headers", &self.headers.len())
-            .finish()
-    }
-}
-
-fn credentials(userinfo: &str) -> Result<Credentials, &'static str> {
+fn credentials(userinfo: &str) -> Result<(String, String), &'static str> {
     let (user, pass) = userinfo.split_once(':').unwrap_or((userinfo, ""));
-    Ok(Credentials {
-        username: username(&percent_decoded(user)?)?,
-        password: password(&percent_decoded(pass)?)?,
-    })
+    Ok((username(&percent_decoded(user)?)?, password(&percent_decoded(pass)?)?))
 }
 
 /// The host, in brackets if it was, and the port.
@@ -168,9 +127,7 @@ mod tests {
         ] {
             let upstream = UpstreamConfig::from_url(url).unwrap_or_else(|reason| panic!("{url} {reason}"));
             assert_eq!((&upstream.host, upstream.port), (&host, port), "{url}");
-            let credentials = upstream.credentials.as_ref();
-            let credentials = credentials.map(|c| (c.username.as_str(), c.password.as_str()));
-            assert_eq!(credentials, expected, "{url}");
+            assert_eq!(upstream.request, Request::new(expected, &[]).unwrap(), "{url}");
             assert_eq!(upstream.name, format!("{host}:{port}"));
         }
     }

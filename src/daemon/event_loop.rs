@@ -15,7 +15,7 @@ use crate::kernel::capture::Capture;
 use crate::kernel::tun::MAX_FRAME;
 use crate::report::control::StatusSocket;
 use crate::report::logger;
-use crate::report::status::{self, Form};
+use crate::report::status::{Form, Status};
 use crate::settings::Settings;
 use crate::sys::signals::{self, Signals};
 use crate::upstream::Upstreams;
@@ -59,7 +59,7 @@ pub struct EventLoop {
     config: Box<Config>,
     /// What the next run is to have, once connections have ended for it.
     next: Option<Box<Config>>,
-    status: Option<StatusSocket>,
+    status_socket: Option<StatusSocket>,
     buffer: Box<[u8]>,
     tick: Interval,
     /// Set once a signal has asked to end: when connections are cut off; with true they are, and the loop ends then.
@@ -81,7 +81,7 @@ impl EventLoop {
         Self {
             gateway,
             capture,
-            status: status_socket(&config),
+            status_socket: status_socket(&config),
             settings,
             config,
             next: None,
@@ -164,7 +164,7 @@ impl EventLoop {
             match number {
                 signals::RELOAD => self.reload(),
                 signals::REPORT => {
-                    for line in self.report(Form::Text).lines() {
+                    for line in self.status().render(Form::Text).lines() {
                         log::info!("{line}");
                     }
                 }
@@ -214,26 +214,26 @@ impl EventLoop {
         self.gateway.configure(&self.config, &new, upstreams);
         logger::set_level(new.log_level);
         if new.status_socket != self.config.status_socket {
-            self.status = status_socket(&new);
+            self.status_socket = status_socket(&new);
         }
         self.config = new;
         Ok(())
     }
 
     fn poll_status(&self, cx: &mut Context) {
-        let Some(status) = &self.status else { return };
+        let Some(socket) = &self.status_socket else { return };
         for _ in 0..ANSWERS {
-            if status.poll_answer(cx, &|form| self.report(form)).is_pending() {
+            if socket.poll_answer(cx, &|| self.status()).is_pending() {
                 return;
             }
             // For who asks again.
-            self.gateway.listener_test().begin(self.gateway.tun());
+            self.gateway.self_test().begin(self.gateway.tun());
         }
         cx.waker().wake_by_ref();
     }
 
-    fn report(&self, form: Form) -> String {
-        status::report(&self.gateway, &self.config, form)
+    fn status(&self) -> Status {
+        Status::new(&self.gateway, &self.config)
     }
 
     fn poll_drained(&mut self) -> Poll<End> {

@@ -2,17 +2,17 @@
 //!
 //! # Theory of operation
 //!
-//! Each direction is a state machine of its own: it waits for bytes, takes a pipe from the pool, splices them into
-//! the pipe and out of it, and gives the pipe back once it is empty and there is nothing more to read. So an idle
-//! connection has two sockets and no pipe, and bytes never pass through user space.
+//! Each direction is a state machine: it waits for bytes, takes a pipe from the pool, splices them into the pipe and out
+//! of it, and gives the pipe back once it is empty and there is nothing more to read. So an idle connection has two
+//! sockets and no pipe, and bytes never pass through user space.
 //!
 //! - **Backpressure**: a direction reads again only when its pipe is empty.
-//! - **Half-close**: the end of one direction's stream is passed on as a FIN; the other goes on.
-//! - **Reset**: an error on either socket resets both, also if nobody would read or write it any more.
-//! - **Nothing is lost at close**: if one side has ended its stream and then refuses what the other still
-//!   sends (a server that has said all it wants to say), a reset would throw away what the other has not
-//!   received yet. So what it sends is discarded until it has received all, and only then is it reset.
-//!   The kernel tells the two apart: a reset behind a FIN is EPIPE, any other ECONNRESET (`tcp_reset()`).
+//! - **Half-close**: the end of one direction's stream is passed on as a FIN; the other direction goes on.
+//! - **Reset**: an error on either socket resets both, also one that neither direction reads or writes any more.
+//! - **Nothing is lost at close**: one side ends its stream and then refuses what the other still sends (a server that
+//!   has said all it wants to say). A reset at once would destroy what the other has not received yet, so what it sends
+//!   is discarded until it has received all, and only then is it reset. The kernel tells the two apart: a reset behind
+//!   a FIN is EPIPE, any other ECONNRESET (`tcp_reset()`).
 
 pub mod pipe;
 pub mod poller;
@@ -23,13 +23,12 @@ use std::net::TcpStream;
 
 use tcp_over_http::flow::Slot;
 
-use crate::dns::Held;
 use crate::relay::pipe::{Pipe, Pipes};
 use crate::relay::poller::{Event, Key, Peer, Poller};
 use crate::relay::socket::Socket;
 use crate::sys;
 
-/// How many bytes one direction may move before the others have their turn.
+/// How many bytes one direction may move before others get a turn.
 const TURN: usize = 4 << 20;
 
 /// Two sockets and what is under way between them.
@@ -38,15 +37,11 @@ pub struct Relay {
     upstream: Socket,
     up: Direction,
     down: Direction,
-    /// Whether it is in a queue of those that have their turn without an event.
-    pub queued: bool,
-    /// The fake address that the client has connected to.
-    pub held: Option<Held>,
 }
 
 /// What all relays share.
 pub struct Supplies {
-    /// Pipes for those that have bytes under way.
+    /// Pipes, for relays with bytes under way.
     pub pipes: Pipes,
     /// Watches their sockets.
     pub poller: Poller,
@@ -61,26 +56,25 @@ pub struct Moved {
     pub down: u64,
 }
 
-/// What a relay, or one direction of it, goes on with. The later variants matter more when the two differ.
+/// What a relay, or one of its directions, waits for. The later variants win when the two differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Next {
-    /// Nothing: it has come to its end.
+    /// Nothing: it has ended.
     End,
-    /// An event of its sockets.
+    /// An event on its sockets.
     Event,
-    /// The loop's next pass, whatever wakes it, its tick at the latest: there may be a pipe by then, or what was
-    /// sent may be acknowledged.
+    /// The loop's next pass, at the latest its tick: there may be a pipe by then, or what was sent may be acknowledged.
     Later,
     /// Its next turn.
     Turn,
 }
 
 impl Relay {
-    /// Relays between `client` and `upstream`. `leftover` is what the proxy's reply had behind it: the
-    /// first bytes for the client.
+    /// Relays between `client` and `upstream`. `leftover` is what came behind the proxy's reply: the first bytes for the
+    /// client.
     ///
     /// # Errors
-    /// If a socket can't be watched, or what the pipe says that is to hold the leftover.
+    /// A socket cannot be watched, or there is no pipe for the leftover.
     pub fn new(
         slot: Slot,
         client: TcpStream,
@@ -93,10 +87,10 @@ impl Relay {
         let upstream = socket(upstream, Peer::Upstream)?;
         let mut down = Direction::default();
         if !leftover.is_empty() {
-            // Last, and undone: a pipe that is not given back is missing for ever.
+            // Must be the last fallible step; otherwise the pipe leaks.
             down.preload(leftover, &supplies.pipes).inspect_err(|_| down.release(&supplies.pipes))?;
         }
-        Ok(Self { client, upstream, up: Direction::default(), down, queued: false, held: None })
+        Ok(Self { client, upstream, up: Direction::default(), down })
     }
 
     /// Notes what has happened to one of its sockets.
@@ -117,18 +111,18 @@ impl Relay {
         Ok(up.max(down))
     }
 
-    /// Lets both connections end in order when it is dropped, now that both directions have ended.
+    /// Has dropping it close both connections orderly, now that both directions have ended.
     pub fn finish(&self) {
         self.client.set_lingering();
     }
 
-    /// Resets both connections when it is dropped.
+    /// Has dropping it reset both connections.
     pub fn reset(&self) {
         self.client.set_resetting();
         self.upstream.set_resetting();
     }
 
-    /// Gives what it has of the pool back.
+    /// Gives its pipes back.
     pub fn release(&mut self, pipes: &Pipes) {
         self.up.release(pipes);
         self.down.release(pipes);
@@ -190,8 +184,8 @@ impl Direction {
         Ok(Next::End)
     }
 
-    /// Splices from the socket into an empty pipe. Ends the direction at the stream's end, and tells that to `to`;
-    /// None if it will be closed anyway.
+    /// Splices from the socket into an empty pipe. At the stream's end the direction ends, and `to` is sent a FIN; `None`
+    /// if it will be closed anyway.
     fn fill(&mut self, from: &mut Socket, to: Option<&Socket>, pipes: &Pipes) -> io::Result<Option<Next>> {
         if !from.is_readable() {
             self.release(pipes);
@@ -207,7 +201,7 @@ impl Direction {
         let filled = from.splice_to(&pipe);
         let pipe = self.pipe.insert(pipe);
         match filled? {
-            // The next call will see that there is nothing to read.
+            // The next call sees that there is nothing to read.
             None => {}
             Some(0) if from.at_urgent_mark()? => self.buffered = fill_past_urgent(from, pipe)?,
             Some(0) => {
@@ -233,7 +227,7 @@ impl Direction {
         Ok(None)
     }
 
-    /// Throws away what `from` sends until it has received all that it was sent.
+    /// Discards what `from` sends until it has acknowledged all that it was sent.
     fn discard(
         &mut self,
         from: &mut Socket,
@@ -244,7 +238,7 @@ impl Direction {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         match from.discard()? {
-            // No event tells of acknowledgements.
+            // There are no events for acknowledgements.
             None => return Ok(Some(if other_ended { Next::Later } else { Next::Event })),
             Some(0) => self.ended = true,
             Some(discarded) => *turn += discarded,
@@ -259,7 +253,7 @@ impl Direction {
 
     fn preload(&mut self, bytes: &[u8], pipes: &Pipes) -> io::Result<()> {
         let pipe = self.pipe.insert(pipes.take_now()?);
-        // An empty pipe takes all of a proxy's reply in one piece.
+        // An empty pipe takes what came behind a reply in one piece.
         let written = sys::write(&pipe.write, bytes)?;
         self.buffered = written as u32;
         if written == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
@@ -275,8 +269,8 @@ impl Direction {
     }
 }
 
-/// splice(2) stops for good before a byte that TCP calls urgent. To us it is a byte like any other (RFC 6093
-/// section 3.4): this copies it and some more. Returns how many bytes the pipe has then.
+/// splice(2) never gets past a byte that TCP calls urgent. To us it is a byte like any other (RFC 6093 section 3.4):
+/// this copies it and some more. Returns how many bytes are in the pipe then.
 fn fill_past_urgent(from: &mut Socket, pipe: &Pipe) -> io::Result<u32> {
     let mut bytes = [0; 512];
     let received = from.receive_inline(&mut bytes)?.unwrap_or_default();
@@ -284,119 +278,4 @@ fn fill_past_urgent(from: &mut Socket, pipe: &Pipe) -> io::Result<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::future::poll_fn;
-    use std::io::{Read, Write};
-    use std::net::{Shutdown, TcpListener};
-
-    use super::*;
-
-    const SLOT: Slot = Slot::from_number(7);
-
-    /// A relay, and what its client and its proxy have at the other end.
-    struct Rig {
-        supplies: Supplies,
-        relay: Relay,
-        client: TcpStream,
-        upstream: TcpStream,
-    }
-
-    impl Rig {
-        fn new(leftover: &[u8], pipes: usize) -> Self {
-            let supplies = Supplies { pipes: Pipes::new(pipes, 1 << 16), poller: Poller::new().unwrap() };
-            let ((client, near), (upstream, far)) = (pair(), pair());
-            let relay = Relay::new(SLOT, near, far, leftover, &supplies).unwrap();
-            Self { supplies, relay, client, upstream }
-        }
-
-        /// Runs the relay at each event until it goes on with something else than events or with `reached`.
-        async fn run_until(&mut self, reached: impl Fn(&Relay) -> bool) -> Next {
-            loop {
-                let next = self.relay.run(&self.supplies).unwrap();
-                if next != Next::Event || reached(&self.relay) {
-                    return next;
-                }
-                for event in poll_fn(|cx| self.supplies.poller.poll(cx)).await {
-                    assert_eq!(event.key.slot, SLOT);
-                    self.relay.note(event);
-                }
-            }
-        }
-    }
-
-    fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (near, _) = listener.accept().unwrap();
-        near.set_nonblocking(true).unwrap();
-        (far, near)
-    }
-
-    fn run(test: impl Future<Output = ()>) {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
-    }
-
-    #[test]
-    fn one_that_can_not_be_made_keeps_no_pipe() {
-        run(async {
-            let supplies = Supplies { pipes: Pipes::new(1, 1 << 16), poller: Poller::new().unwrap() };
-            let ((client, _near), (upstream, _far)) = (pair(), pair());
-            assert!(Relay::new(SLOT, client, upstream, &[0; 1 << 20], &supplies).is_err());
-            assert!(supplies.pipes.take().unwrap().is_some());
-        });
-    }
-
-    #[test]
-    fn bytes_and_ends_are_passed_on() {
-        run(async {
-            let mut rig = Rig::new(b"early", 2);
-            rig.client.write_all(b"question").unwrap();
-            rig.client.shutdown(Shutdown::Write).unwrap();
-            assert_eq!(rig.run_until(|relay| relay.up.ended).await, Next::Event);
-            let mut got = Vec::new();
-            rig.upstream.read_to_end(&mut got).unwrap();
-            assert_eq!(got, b"question");
-
-            rig.upstream.write_all(b"answer").unwrap();
-            rig.upstream.shutdown(Shutdown::Write).unwrap();
-            assert_eq!(rig.run_until(|_| false).await, Next::End);
-            assert_eq!(rig.relay.moved(), Moved { up: 8, down: 11 });
-            drop(rig.relay);
-            got.clear();
-            rig.client.read_to_end(&mut got).unwrap();
-            assert_eq!(got, b"earlyanswer");
-        });
-    }
-
-    #[test]
-    fn a_receiver_that_is_slow_is_waited_for() {
-        run(async {
-            let mut rig = Rig::new(b"", 2);
-            let sent = 16 << 20;
-            let mut client = rig.client.try_clone().unwrap();
-            let writer = std::thread::spawn(move || client.write_all(&vec![1; sent]));
-            rig.run_until(|relay| relay.up.buffered > 0).await;
-            let mut upstream = rig.upstream.try_clone().unwrap();
-            let reader = std::thread::spawn(move || upstream.read_exact(&mut vec![0; sent]));
-            while rig.relay.moved().up < sent as u64 {
-                rig.run_until(|relay| relay.up.moved == sent as u64).await;
-            }
-            writer.join().unwrap().unwrap();
-            reader.join().unwrap().unwrap();
-        });
-    }
-
-    #[test]
-    fn pipes_are_waited_for() {
-        run(async {
-            let mut rig = Rig::new(b"", 1);
-            let taken = rig.supplies.pipes.take().unwrap().unwrap();
-            rig.client.write_all(b"?").unwrap();
-            assert_eq!(rig.run_until(|_| false).await, Next::Later);
-            assert!(!rig.supplies.pipes.have_been_freed());
-            rig.supplies.pipes.give_back(taken);
-            assert!(rig.supplies.pipes.have_been_freed());
-            assert_eq!(rig.run_until(|relay| relay.up.moved == 1).await, Next::Event);
-        });
-    }
-}
+mod tests;

@@ -1,36 +1,29 @@
-//! The upstream proxies, and how one of them comes to open a tunnel.
-//!
-//! # Theory of operation
-//! The proxies are tried in the order of the configuration, each at one address after the other, the one that worked
-//! last first. An answer, whatever its status, is the truth and ends the attempt: only a proxy that cannot be
-//! reached, breaks off, talks garbage or keeps silent makes the next one worth a try.
-//!
-//! A proxy that cannot be reached **rests**: for 10 s it is only tried after all others, so that a dead first proxy
-//! costs its time-out once and not once per connection. When the rest is over one connection tries it again; the
-//! others go on without it until it has answered.
-//!
-//! Silence is ambiguous: the proxy may hang, or wait for a target that drops packets. If it answered anybody since
-//! this attempt began, it is the target: the attempt times out, and the proxy is as good as before. If not, the proxy
-//! rests and the next one is asked. Were it otherwise, a port scan would send everybody to another proxy.
+//! Has the upstream proxies open tunnels. Which of them is asked next is the library's to decide:
+//! [`tcp_over_http::upstream::choice`].
 
 pub mod dial;
 mod etc_files;
 mod lookup;
 pub mod proxy;
 pub mod resolver;
+pub mod stats;
+
+pub use tcp_over_http::upstream::Failure;
 
 use crate::sys;
 use crate::upstream::dial::{HandshakeError, Reply};
-use crate::upstream::proxy::{Event, Proxy};
+use crate::upstream::proxy::{Proxy, Warning};
 use crate::upstream::resolver::Resolver;
 use log::{debug, warn};
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
-use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tcp_over_http::config::{Config, DnsMode};
 use tcp_over_http::http::connect::Target;
+use tcp_over_http::time;
+use tcp_over_http::upstream::choice::{Asked, Attempt, Choice};
 use tokio::net::{TcpSocket, TcpStream};
 
 /// A tunnel that a proxy has opened.
@@ -42,29 +35,12 @@ pub struct Opened {
     pub leftover: Vec<u8>,
 }
 
-/// Why no tunnel was opened. The later variants say more about the target, and win when proxies failed differently.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Failure {
-    /// No proxy could be connected.
-    Unreachable,
-    /// A proxy was connected, and sent garbage or closed before it answered.
-    BadReply,
-    /// A proxy was connected, and did not answer in time.
-    TimedOut,
-    /// A proxy answered with another status than 2xx.
-    Refused {
-        /// 300..=999.
-        status: u16,
-    },
-    /// The target cannot be named in a request.
-    BadTarget,
-    /// This machine has no socket left: file descriptors, memory, ports.
-    Exhausted,
-}
-
 /// All proxies of the configuration.
 pub struct Upstreams {
     proxies: Vec<Proxy>,
+    choice: RefCell<Choice>,
+    /// The origin of the choice's clock.
+    epoch: Instant,
     mark: u32,
     keepalive: u32,
     connect_timeout: Duration,
@@ -75,8 +51,8 @@ impl Upstreams {
     /// Prepares everything that does not depend on the connection. Connects to nothing.
     ///
     /// # Errors
-    /// A proxy's settings make no request or its name cannot be resolved; or sockets cannot be marked although routes
-    /// rely on the mark (without routes that is a warning).
+    /// A proxy's name cannot be asked for, or sockets cannot be marked although routes rely on the mark (without routes
+    /// that is a warning).
     pub fn new(config: &Config) -> io::Result<Self> {
         let mark = usable_mark(config)?;
         let resolver = Resolver::new(&config.resolvers, mark).past_dnsmasq(config.dns.mode != DnsMode::Off);
@@ -86,6 +62,8 @@ impl Upstreams {
             proxies.push(Proxy::new(upstream, &resolver)?);
         }
         Ok(Self {
+            choice: RefCell::new(Choice::new(proxies.len())),
+            epoch: Instant::now(),
             proxies,
             mark,
             keepalive: config.keepalive,
@@ -94,11 +72,15 @@ impl Upstreams {
         })
     }
 
-    /// Goes on with what `old` has counted and resolved for proxies of the same names.
-    pub fn inherit(&self, old: &Self) {
-        for proxy in &self.proxies {
-            if let Some(old) = old.proxies.iter().find(|old| old.name == proxy.name) {
-                proxy.inherit(old);
+    /// Goes on with what `old` has counted, resolved and learnt of proxies of the same names.
+    pub fn inherit(&mut self, old: &Self) {
+        self.epoch = old.epoch;
+        for (index, proxy) in self.proxies.iter().enumerate() {
+            let old_index = old.proxies.iter().position(|old| old.name == proxy.name);
+            if let Some(old_index) = old_index
+                && proxy.inherit(&old.proxies[old_index])
+            {
+                self.choice.get_mut().inherit(index, &old.choice.borrow(), old_index);
             }
         }
     }
@@ -108,25 +90,16 @@ impl Upstreams {
     /// # Errors
     /// [`Failure`]: the refusal of the one that answered, or the most telling failure of all of them.
     pub async fn open(&self, target: Target<'_>) -> Result<Opened, Failure> {
-        let mut failure = Failure::Unreachable;
-        let mut resting = Vec::new();
-        for proxy in &self.proxies {
-            if proxy.rests() {
-                resting.push(proxy);
-                continue;
-            }
-            match self.ask(proxy, target).await {
-                ControlFlow::Break(outcome) => return outcome,
-                ControlFlow::Continue(reason) => failure = failure.max(reason),
+        let mut attempt = Attempt::default();
+        while let Some(asked) = self.next(&mut attempt) {
+            match self.ask(asked.index, target).await {
+                Ok(opened) => return Ok(opened),
+                Err(failure) => {
+                    self.choice.borrow_mut().failed(&mut attempt, asked, failure, self.now());
+                }
             }
         }
-        for proxy in resting {
-            match self.ask(proxy, target).await {
-                ControlFlow::Break(outcome) => return outcome,
-                ControlFlow::Continue(reason) => failure = failure.max(reason),
-            }
-        }
-        Err(failure)
+        Err(attempt.failure())
     }
 
     /// The proxies, for what is known of them.
@@ -134,59 +107,69 @@ impl Upstreams {
         &self.proxies
     }
 
-    /// Asks one proxy. Continues with the reason why the next one is worth a try.
-    async fn ask(&self, proxy: &Proxy, target: Target<'_>) -> ControlFlow<Result<Opened, Failure>, Failure> {
-        let Ok(request) = proxy.request.bytes(target) else {
-            return ControlFlow::Break(Err(Failure::BadTarget));
-        };
+    /// Whether the proxy of this index is asked after all others for now.
+    pub fn is_resting(&self, index: usize) -> bool {
+        self.choice.borrow().is_resting(index)
+    }
+
+    fn next(&self, attempt: &mut Attempt) -> Option<Asked> {
+        self.choice.borrow_mut().next(attempt, self.now())
+    }
+
+    fn now(&self) -> time::Instant {
+        time::Instant::from_millis(self.epoch.elapsed().as_millis() as u64)
+    }
+
+    /// Asks one proxy.
+    async fn ask(&self, index: usize, target: Target<'_>) -> Result<Opened, Failure> {
+        let proxy = &self.proxies[index];
+        let request = proxy.request.bytes(target).map_err(|_| Failure::BadTarget)?;
         proxy.count(|stats| stats.attempts = stats.attempts.wrapping_add(1));
         let begun = Instant::now();
-        let stream = match self.connect(proxy).await {
+        let stream = match self.connect(index).await {
             Ok(stream) => stream,
             Err(error) if is_exhausted(&error) => {
-                proxy.warn(Event::Exhausted, format_args!("{error}"));
-                return ControlFlow::Break(Err(Failure::Exhausted));
+                proxy.warn(Warning::Exhausted, format_args!("{error}"));
+                return Err(Failure::Exhausted);
             }
             Err(error) => {
-                proxy.rest();
-                proxy.failed(Event::Unreachable, format_args!("cannot be reached: {error}"));
-                return ControlFlow::Continue(Failure::Unreachable);
+                proxy.failed(Warning::Unreachable, format_args!("cannot be reached: {error}"));
+                return Err(Failure::Unreachable);
             }
         };
         match dial::handshake(&stream, request, self.reply_timeout).await {
-            Ok(reply) => ControlFlow::Break(self.answered(proxy, target, begun, stream, reply)),
+            Ok(reply) => {
+                self.choice.borrow_mut().answered(index);
+                self.answered(proxy, target, begun, stream, reply)
+            }
             Err(HandshakeError::TimedOut) => {
-                proxy.failed(Event::TimedOut, format_args!("no answer in time"));
-                if proxy.last_answer.get().is_some_and(|at| at >= begun) {
-                    return ControlFlow::Break(Err(Failure::TimedOut));
-                }
-                proxy.rest();
-                ControlFlow::Continue(Failure::TimedOut)
+                proxy.failed(Warning::TimedOut, format_args!("no answer in time"));
+                Err(Failure::TimedOut)
             }
             Err(HandshakeError::Closed) => {
-                proxy.failed(Event::Closed, format_args!("closed before it answered"));
-                ControlFlow::Continue(Failure::BadReply)
+                proxy.failed(Warning::Closed, format_args!("closed before it answered"));
+                Err(Failure::BadReply)
             }
             Err(HandshakeError::Garbage(error)) => {
-                proxy.failed(Event::Garbage, format_args!("{error}"));
-                ControlFlow::Continue(Failure::BadReply)
+                proxy.failed(Warning::Garbage, format_args!("{error}"));
+                Err(Failure::BadReply)
             }
         }
     }
 
-    /// Connects to one of the proxy's addresses, the one that worked last first.
-    pub async fn connect(&self, proxy: &Proxy) -> io::Result<TcpStream> {
+    /// Connects to one of the addresses of the proxy of this index, the one that worked last first.
+    ///
+    /// # Errors
+    /// Its name has no address; or what the last address said.
+    pub async fn connect(&self, index: usize) -> io::Result<TcpStream> {
+        let proxy = &self.proxies[index];
         let addresses = proxy.addresses().await.map_err(io::Error::other)?;
-        let good = proxy.good_address.get();
-        let first = addresses.iter().position(|&ip| Some(ip) == good).unwrap_or(0);
+        let first = self.choice.borrow().first_address(index, &addresses);
         let mut failure = io::Error::from(io::ErrorKind::NotFound);
-        for index in 0..addresses.len() {
-            let Some(&ip) = addresses.get((first + index) % addresses.len()) else {
-                break;
-            };
+        for &ip in addresses.iter().cycle().skip(first).take(addresses.len()) {
             match dial::connect(SocketAddr::new(ip, proxy.port), self.mark, self.connect_timeout).await {
                 Ok(stream) => {
-                    proxy.good_address.set(Some(ip));
+                    self.choice.borrow_mut().connected(index, ip);
                     return Ok(stream);
                 }
                 Err(error) => {
@@ -201,6 +184,7 @@ impl Upstreams {
         Err(failure)
     }
 
+    /// Tells what a proxy's answer means, and readies the tunnel.
     fn answered(
         &self,
         proxy: &Proxy,
@@ -209,21 +193,18 @@ impl Upstreams {
         stream: TcpStream,
         reply: Reply,
     ) -> Result<Opened, Failure> {
-        let now = Instant::now();
-        let latency = u32::try_from((now - begun).as_millis()).unwrap_or(u32::MAX);
-        proxy.last_answer.set(Some(now));
-        proxy.wake();
+        let latency = u32::try_from(begun.elapsed().as_millis()).unwrap_or(u32::MAX);
         let status = reply.status;
         proxy.count(|stats| stats.answered(status, latency));
         debug!("upstream {}: {status} for {target} after {latency} ms", proxy.name);
         if !(200..300).contains(&status) {
             match status {
-                407 => proxy.warn(Event::Refused, format_args!("{}", proxy.refusal(&reply))),
-                _ => proxy.warn(Event::Refused, format_args!("refuses with status {status}")),
+                407 => proxy.warn(Warning::Refused, format_args!("{}", proxy.refusal(&reply))),
+                _ => proxy.warn(Warning::Refused, format_args!("refuses with status {status}")),
             }
             return Err(Failure::Refused { status });
         }
-        // Only now: refused connections, of which a port scan makes many, do without these calls.
+        // Only now: refused connections, of which a port scan makes many, are spared these calls.
         let _ = stream.set_nodelay(true);
         if self.keepalive != 0 {
             let _ = sys::set_keepalive(&stream, self.keepalive);
@@ -232,7 +213,7 @@ impl Upstreams {
     }
 }
 
-/// Whether this machine is the reason that no socket could be had.
+/// Whether this machine, not the proxy, is why there is no socket.
 fn is_exhausted(error: &io::Error) -> bool {
     use libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
     matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM))

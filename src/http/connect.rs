@@ -33,10 +33,19 @@ impl fmt::Display for Target<'_> {
     }
 }
 
-/// What one proxy gets with every CONNECT; made once, used for every connection.
+/// What one proxy is sent with every CONNECT; built once, when the configuration is checked.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Request {
     /// Everything behind the Host field, with the empty line that ends the request.
     fields: Box<[u8]>,
+    has_credentials: bool,
+}
+
+/// Redacts it: credentials and headers are secrets.
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Request(..)")
+    }
 }
 
 impl Request {
@@ -68,7 +77,12 @@ impl Request {
             fields.extend_from_slice(b"\r\n");
         }
         fields.extend_from_slice(b"\r\n");
-        Ok(Self { fields: fields.into() })
+        Ok(Self { fields: fields.into(), has_credentials: credentials.is_some() })
+    }
+
+    /// Whether it carries credentials of its own, not only those that a header may hold.
+    pub const fn has_credentials(&self) -> bool {
+        self.has_credentials
     }
 
     /// The whole request for one tunnel, in one allocation.

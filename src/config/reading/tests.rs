@@ -4,9 +4,8 @@ use std::time::Duration;
 use std::{format, vec};
 
 use super::*;
-use crate::config::{
-    ConnectMode, Credentials, DnsMode, Host, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, Shell,
-};
+use crate::config::{ConnectMode, DnsMode, Host, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, Shell};
+use crate::http::connect::Request;
 
 const UPSTREAM: &str = "config tcp-over-http 'main'\n\tlist upstream 'http://192.0.2.1:3128'\n";
 
@@ -97,9 +96,8 @@ fn a_file_says_everything() {
     assert_eq!(names, ["192.0.2.1:3128", "corp", "[2001:db8::1]:80"]);
     let corp = &config.upstreams[1];
     assert_eq!((&corp.host, corp.port), (&Host::Name("proxy.example".to_owned()), 3128));
-    assert_eq!(corp.headers, ["X-Extra: value", "X-Empty: "]);
-    let credentials = Credentials { username: "u".to_owned(), password: "p w".to_owned() };
-    assert_eq!(corp.credentials, Some(credentials));
+    let headers = ["X-Extra: value", "X-Empty: "].map(ToOwned::to_owned);
+    assert_eq!(corp.request, Request::new(Some(("u", "p w")), &headers).unwrap());
 }
 
 fn texts<T: ToString>(values: &[T]) -> Vec<String> {

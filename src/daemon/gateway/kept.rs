@@ -26,9 +26,9 @@ impl KeptFlows {
     }
 
     /// The flow's relay, if it has one.
-    pub fn relay(&mut self, slot: Slot) -> Option<&mut Relay> {
+    pub fn relayed(&mut self, slot: Slot) -> Option<&mut Relayed> {
         match self.slots.get_mut(slot.index()) {
-            Some(Kept::Relayed(relay)) => Some(relay),
+            Some(Kept::Relayed(relayed)) => Some(relayed),
             _ => None,
         }
     }
@@ -42,9 +42,9 @@ impl KeptFlows {
     }
 
     /// All relays. Ends all else.
-    pub fn into_relays(self) -> impl Iterator<Item = (Slot, Box<Relay>)> {
+    pub fn into_relays(self) -> impl Iterator<Item = (Slot, Box<Relayed>)> {
         (0..).zip(self.slots).filter_map(|(number, kept)| match kept {
-            Kept::Relayed(relay) => Some((Slot::from_number(number), relay)),
+            Kept::Relayed(relayed) => Some((Slot::from_number(number), relayed)),
             Kept::Served(task) => {
                 task.abort();
                 None
@@ -57,47 +57,57 @@ impl KeptFlows {
 /// What is kept for one flow.
 #[derive(Default)]
 pub enum Kept {
-    /// It has not come so far, or it is over.
+    /// Nothing yet, or nothing any more.
     #[default]
     Nothing,
-    /// Until it is accepted.
+    /// A dial, until the client is accepted.
     Parked(Box<Parked>),
-    /// Until its relay ends.
-    Relayed(Box<Relay>),
-    /// Until this task, which answers the client itself, ends.
+    /// A relay, until it ends.
+    Relayed(Box<Relayed>),
+    /// A task that answers the client's queries, until it ends.
     Served(AbortHandle),
 }
 
-/// A flow that is being dialled, or waits to be accepted.
+/// A flow that is dialled, or waits to be accepted.
 pub struct Parked {
-    /// Virtio header and packet.
+    /// The SYN: virtio header and packet.
     pub syn: Box<[u8]>,
-    /// What has become of the dial.
-    pub tunnel: Tunnel,
-    /// Accepted before the proxy has answered (`connect 'early'`).
+    /// How far the dial is.
+    pub dial: DialState,
+    /// The client, if accepted before the proxy has answered (`connect 'early'`).
     pub client: Option<TcpStream>,
-    /// The fake address that the client connects to.
+    /// Keeps the fake address that the client connects to.
     pub held: Option<Held>,
 }
 
-/// The way to the server.
-pub enum Tunnel {
-    /// Being dialled, by this task while there is one.
-    Dialled(Option<AbortHandle>),
-    /// There.
+/// A flow that is relayed.
+pub struct Relayed {
+    /// Moves its bytes.
+    pub relay: Relay,
+    /// Whether it is queued for a turn without an event.
+    pub queued: bool,
+    /// Keeps the fake address that the client has connected to.
+    pub _held: Option<Held>,
+}
+
+/// How far a dial is.
+pub enum DialState {
+    /// In flight, in this task while there is one.
+    InFlight(Option<AbortHandle>),
+    /// The tunnel is there.
     Opened(Opened),
-    /// None is needed: the client wants a resolver, and gets ours.
-    Dns,
-    /// It can't be had.
+    /// There is none: the client wants a resolver, and gets ours.
+    Unneeded,
+    /// No tunnel can be had.
     Failed,
 }
 
 impl Drop for Parked {
     fn drop(&mut self) {
-        match &self.tunnel {
-            Tunnel::Dialled(Some(dial)) => dial.abort(),
-            // The client has reset its side.
-            Tunnel::Opened(opened) => _ = sys::set_resetting(&opened.stream),
+        match &self.dial {
+            DialState::InFlight(Some(dial)) => dial.abort(),
+            // The client has gone: reset the tunnel too.
+            DialState::Opened(opened) => _ = sys::set_resetting(&opened.stream),
             _ => {}
         }
     }

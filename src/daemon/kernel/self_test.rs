@@ -23,7 +23,7 @@ const PERIOD: u8 = 60;
 const PATIENCE: u8 = 2;
 
 /// The test of each family that is on.
-pub struct ListenerTest {
+pub struct SelfTest {
     families: Vec<Family>,
     /// Whether a test is under way.
     running: Cell<bool>,
@@ -42,7 +42,7 @@ struct Family {
     reachable: Cell<bool>,
 }
 
-impl ListenerTest {
+impl SelfTest {
     /// A test that begins with the next tick.
     pub fn new(settings: &Settings) -> Self {
         let family = |name, subnet: Subnet, target| {

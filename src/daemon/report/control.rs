@@ -1,7 +1,7 @@
-//! The socket that tells the status: whoever connects gets it, and the connection ends.
+//! The status socket: whoever connects is sent the status, and the connection ends.
 //!
-//! Nothing is read from clients and all is written at once, so that none is waited for or remembered, however
-//! slow. What is written has both forms, [`Form::Text`] and [`Form::Json`], with a NUL between them.
+//! Nothing is read from clients and all is written at once: the daemon neither waits for a client nor remembers one,
+//! however slow. What is written has both forms, [`Form::Text`] and [`Form::Json`], with a NUL between them.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -13,27 +13,27 @@ use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 
-use crate::report::status::Form;
+use crate::report::status::{Form, Status};
 use crate::sys;
 
 /// How long a daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The socket, listening. Dropped, it is removed.
+/// The listening socket. Removed when dropped.
 pub struct StatusSocket {
     listener: UnixListener,
     watch: AsyncFd<File>,
     path: String,
-    /// Device and number of the file, to know it again.
+    /// Device and inode, by which we know our own file.
     identity: (u64, u64),
 }
 
 impl StatusSocket {
-    /// Makes the socket, readable for this user only, in the place of one that nobody answers on. Must be called
+    /// Creates the socket, which only its user may open, and replaces one that nobody listens on. Must be called
     /// within the tokio runtime.
     ///
     /// # Errors
-    /// `AddrInUse` if somebody does, or if something else has this name.
+    /// `AddrInUse` if somebody listens on it, or if it is no socket.
     pub fn listen(path: &str) -> io::Result<Self> {
         let listener = match bind(path) {
             Err(error) if error.kind() == ErrorKind::AddrInUse && is_stale(path) => {
@@ -48,13 +48,14 @@ impl StatusSocket {
     }
 
     /// Answers the next client.
-    pub fn poll_answer(&self, cx: &mut Context, report: &dyn Fn(Form) -> String) -> Poll<()> {
+    pub fn poll_answer(&self, cx: &mut Context, status: &dyn Fn() -> Status) -> Poll<()> {
         loop {
             let Ok(mut ready) = ready!(self.watch.poll_read_ready(cx)) else { return Poll::Pending };
             match ready.try_io(|_| self.listener.accept()) {
                 Ok(Ok((mut client, _))) => {
-                    let answer = [report(Form::Text), report(Form::Json)].join("\0");
-                    // A new socket's buffer takes it.
+                    let status = status();
+                    let answer = [status.render(Form::Text), status.render(Form::Json)].join("\0");
+                    // The empty buffer of a new socket takes it whole.
                     let sent =
                         client.set_nonblocking(true).and_then(|()| client.write_all(answer.as_bytes()));
                     if let Err(error) = sent {
@@ -74,17 +75,17 @@ impl StatusSocket {
 
 impl Drop for StatusSocket {
     fn drop(&mut self) {
-        // Somebody else may have put another in its place.
+        // Another program may have put a file of its own in its place.
         if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
             _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// What the daemon says that listens at `path`.
+/// Asks the daemon that listens at `path` for its status.
 ///
 /// # Errors
-/// None does, or it does not answer in time, or not whole.
+/// None listens, or its answer is late or incomplete.
 pub fn ask(path: &str, form: Form) -> io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -102,7 +103,7 @@ fn bind(path: &str) -> io::Result<UnixListener> {
     sys::with_umask(0o177, || UnixListener::bind(path))
 }
 
-/// Whether it is a socket without anybody behind it.
+/// Whether it is a socket that nobody listens on.
 fn is_stale(path: &str) -> bool {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     is_socket && UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)

@@ -1,4 +1,4 @@
-//! Looks for what goes wrong in practice, and says for each what to do: `ok`, `warn` or `FAIL`, a line a check.
+//! Checks for what goes wrong in practice and says what to do about it: `ok`, `warn` or `FAIL`, one line per check.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -11,20 +11,19 @@ use tcp_over_http::http::connect::Target;
 use tcp_over_http::rewrite::Path;
 
 use crate::kernel::{route, sysctl};
-use crate::report::control;
 use crate::report::status::Form;
+use crate::report::{control, json};
 use crate::settings::Settings;
 use crate::sys;
 use crate::upstream::Upstreams;
 use crate::upstream::dial::{self, HandshakeError};
-use crate::upstream::proxy::Proxy;
 use crate::upstream::resolver;
 use tcp_over_http::config::Config;
 
-/// For the proxy's answer. Who lets a port through and gets no answer there may say nothing for long.
+/// For the proxy's answer: one that allows a port where the target drops packets may stay silent for long.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What CONNECT is tried to, and what it means if that is refused.
+/// The ports that CONNECT is tried to, and the advice if the proxy refuses.
 const PORTS: [(u16, &str); 4] = [
     (443, "https needs it: have the proxy allow it for this machine"),
     (80, "plain http will not work: have the proxy allow it (squid: SSL_ports)"),
@@ -48,19 +47,19 @@ const NO_HTTP: &str = "check the port: this is no HTTP proxy";
 const NO_TARGET: &str = "it does not reach the target: is it online? try another --target";
 const NO_LOGIN: &str = "check username and password";
 
-/// No statuses: what is there instead of one.
+/// Stand for a missing status.
 const CLOSED: u16 = 0;
 const SILENT: u16 = 1;
 
-/// As the status has them.
+/// As the status names them.
 const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
 
-/// A line on stdout.
-struct Report {
+/// What is found, a line each on stdout.
+struct Findings {
     failed: bool,
 }
 
-impl Report {
+impl Findings {
     fn ok(&self, what: fmt::Arguments) {
         line(format_args!("ok    {what}"));
     }
@@ -74,7 +73,7 @@ impl Report {
         line(format_args!("FAIL  {what}: {advice}"));
     }
 
-    /// Fails if there is an advice.
+    /// Fails if there is any advice.
     fn judge(&mut self, what: fmt::Arguments, advice: Option<&str>) {
         match advice {
             None => self.ok(what),
@@ -87,121 +86,129 @@ fn line(text: fmt::Arguments) {
     _ = writeln!(io::stdout(), "{text}"); // nobody has to read it
 }
 
-/// Makes all checks; CONNECT is tried to `target`, a name or an address. True if none has failed. Must run within
-/// the tokio runtime.
+/// Runs all checks; CONNECT is tried to `target`, a name or an address. Returns whether none has failed. Must run
+/// within the tokio runtime.
 pub async fn examine(settings: &Settings, target: &str) -> bool {
-    let mut report = Report { failed: false };
+    let mut findings = Findings { failed: false };
     let config = match settings.load() {
         Ok(config) => config,
         Err(error) => {
-            report.fail(format_args!("configuration"), &error.to_string());
+            findings.fail(format_args!("configuration"), &error.to_string());
             settings.load_readable()
         }
     };
     let tun = File::options().read(true).write(true).open("/dev/net/tun");
-    report.judge(format_args!("/dev/net/tun can be opened"), tun.err().map(|_| NO_TUN));
-    daemon(&mut report, &config);
-    system(&mut report, &config);
+    findings.judge(format_args!("/dev/net/tun can be opened"), tun.err().map(|_| NO_TUN));
+    daemon(&mut findings, &config);
+    system(&mut findings, &config);
     match Upstreams::new(&config) {
         Ok(upstreams) => {
-            for proxy in upstreams.proxies() {
-                examine_proxy(&mut report, &config, &upstreams, proxy, target).await;
+            for index in 0..upstreams.proxies().len() {
+                examine_proxy(&mut findings, &config, &upstreams, index, target).await;
             }
         }
-        Err(error) => report.fail(format_args!("upstreams"), &error.to_string()),
+        Err(error) => findings.fail(format_args!("upstreams"), &error.to_string()),
     }
-    !report.failed
+    !findings.failed
 }
 
 /// What the daemon has set up.
-fn daemon(report: &mut Report, config: &Config) {
+fn daemon(findings: &mut Findings, config: &Config) {
     let ask = || control::ask(&config.status_socket, Form::Json);
     let status = match ask() {
         Ok(status) => status,
-        Err(_) => return report.fail(format_args!("the daemon answers"), NO_DAEMON),
+        Err(_) => return findings.fail(format_args!("the daemon answers"), NO_DAEMON),
     };
-    report.ok(format_args!("the daemon answers"));
+    findings.ok(format_args!("the daemon answers"));
     for address in own_addresses(config) {
         let bound = UdpSocket::bind(SocketAddr::new(address, 0));
-        report.judge(format_args!("{} has {address}", config.tun), bound.err().map(|_| NO_ADDRESS));
+        findings.judge(format_args!("{} has {address}", config.tun), bound.err().map(|_| NO_ADDRESS));
     }
-    let path = if field(&status, "path") == Some("\"express\"") { Path::Express } else { Path::Rewrite };
-    let whole = route::missing(config, path).is_ok_and(|missing| missing == 0);
-    report.judge(format_args!("rules and routes are there"), (!whole).then_some(NO_RULE));
+    let is_express = json::find(&status, &["path"]) == Some("\"express\"");
+    let path = if is_express { Path::Express } else { Path::Rewrite };
+    let is_whole = route::missing(config, path).is_ok_and(|missing| missing == 0);
+    findings.judge(format_args!("rules and routes are there"), (!is_whole).then_some(NO_RULE));
 
-    // Being asked, it tries, and goes on trying for two seconds. The first result may be of an earlier try.
+    // Being asked for its status has the daemon test for up to two seconds; the first result may be of a test that
+    // had begun before.
     let mut now = status;
     for _ in 0..2 {
-        let tests = field(&now, "tests").map(str::to_owned);
+        let tests = listener(&now, "tests").map(str::to_owned);
         for _ in 0..20 {
             sleep(Duration::from_millis(200));
             now = ask().unwrap_or(now);
-            if field(&now, "tests") != tests.as_deref() {
+            if listener(&now, "tests") != tests.as_deref() {
                 break;
             }
         }
-        if FAMILIES.iter().all(|family| field(&now, family) != Some("false")) {
+        if FAMILIES.iter().all(|family| listener(&now, family) != Some("false")) {
             break;
         }
     }
     for family in FAMILIES {
-        if let Some(reached) = field(&now, family) {
-            report.judge(
+        if let Some(reachable) = listener(&now, family) {
+            findings.judge(
                 format_args!("{family} gets from {} to the listener", config.tun),
-                (reached != "true").then_some(NO_INPUT),
+                (reachable != "true").then_some(NO_INPUT),
             );
         }
     }
 }
 
-/// What others have set.
-fn system(report: &mut Report, config: &Config) {
+/// What a status says of the listener.
+fn listener<'a>(status: &'a str, key: &str) -> Option<&'a str> {
+    json::find(status, &["listener", key])
+}
+
+/// What others have set up.
+fn system(findings: &mut Findings, config: &Config) {
     for device in sysctl::strict_devices() {
-        report.warn(format_args!("rp_filter of {device} is strict"), STRICT);
+        findings.warn(format_args!("rp_filter of {device} is strict"), STRICT);
     }
     let firewall = fs::read_to_string("/etc/config/firewall").unwrap_or_default();
     if firewall.lines().any(|line| line.trim_ascii() == "option flow_offloading_hw '1'") {
-        report.warn(format_args!("flows are offloaded to hardware"), HARDWARE);
+        findings.warn(format_args!("flows are offloaded to hardware"), HARDWARE);
     }
     if config.address6.is_none() && config.captures() && has_ipv6() {
-        report.warn(format_args!("there is a default route for IPv6, and ipv6 is 0 here"), LEAK);
+        findings.warn(format_args!("there is a default route for IPv6, and ipv6 is 0 here"), LEAK);
     }
 }
 
 async fn examine_proxy(
-    report: &mut Report,
+    findings: &mut Findings,
     config: &Config,
     upstreams: &Upstreams,
-    proxy: &Proxy,
+    index: usize,
     target: &str,
 ) {
+    let proxy = &upstreams.proxies()[index];
     let name = &proxy.name;
     let addresses = match proxy.addresses().await {
         Ok(addresses) => addresses,
-        Err(error) => return report.fail(format_args!("upstream {name}: {error}"), NO_NAME),
+        Err(error) => return findings.fail(format_args!("upstream {name}: {error}"), NO_NAME),
     };
     if addresses.iter().any(|&ip| is_captured(config, SocketAddr::new(ip, proxy.port))) {
-        report.fail(format_args!("upstream {name}: connections enter {}", config.tun), LOOP);
+        findings.fail(format_args!("upstream {name}: connections enter {}", config.tun), LOOP);
     }
     for (port, advice) in PORTS {
-        let stream = match upstreams.connect(proxy).await {
+        let stream = match upstreams.connect(index).await {
             Ok(stream) => stream,
-            Err(error) => return report.fail(format_args!("upstream {name}: {error}"), NO_PROXY),
+            Err(error) => return findings.fail(format_args!("upstream {name}: {error}"), NO_PROXY),
         };
         let to = match target.parse() {
             Ok(ip) => Target::Ip(SocketAddr::new(ip, port)),
             Err(_) => Target::Name(target, port),
         };
         let Ok(request) = proxy.request.bytes(to) else {
-            return report.fail(format_args!("target"), "is neither a name nor an address");
+            return findings.fail(format_args!("target"), "is neither a name nor an address");
         };
         let status = match dial::handshake(&stream, request, PATIENCE).await {
             Ok(reply) if reply.status == 407 => {
-                return report.fail(format_args!("upstream {name}: {}", proxy.refusal(&reply)), NO_LOGIN);
+                return findings.fail(format_args!("upstream {name}: {}", proxy.refusal(&reply)), NO_LOGIN);
             }
             Ok(reply) => reply.status,
             Err(HandshakeError::Garbage(error)) => {
-                return report.fail(format_args!("upstream {name}: {error}"), NO_HTTP);
+                return findings.fail(format_args!("upstream {name}: {error}"), NO_HTTP);
             }
             Err(HandshakeError::Closed) => CLOSED,
             Err(HandshakeError::TimedOut) => SILENT,
@@ -213,19 +220,19 @@ async fn examine_proxy(
             _ => format_args!("status {status}"),
         };
         match status {
-            200..=299 => report.ok(what),
-            // It has tried, and nobody answers there.
-            SILENT | 502..=504 if port == 443 => report.fail(format_args!("{what}: {said}"), NO_TARGET),
-            SILENT | 502..=504 => report.ok(what),
-            _ if port == 443 => report.fail(format_args!("{what}: {said}"), advice),
-            _ => report.warn(format_args!("{what}: {said}"), advice),
+            200..=299 => findings.ok(what),
+            // The proxy has tried, and nobody answers there.
+            SILENT | 502..=504 if port == 443 => findings.fail(format_args!("{what}: {said}"), NO_TARGET),
+            SILENT | 502..=504 => findings.ok(what),
+            _ if port == 443 => findings.fail(format_args!("{what}: {said}"), advice),
+            _ => findings.warn(format_args!("{what}: {said}"), advice),
         }
     }
 }
 
-/// Whether the way to the proxy is through the TUN, also with the mark: the kernel then takes its address.
+/// Whether the route to the proxy leads into the TUN despite the mark: the kernel then picks the TUN's address.
 fn is_captured(config: &Config, proxy: SocketAddr) -> bool {
-    // By an address: a text would bring the C library's resolver into the binary.
+    // Bound to a parsed address: a text would link the C library's resolver.
     let local = UdpSocket::bind(SocketAddr::new(resolver::any_address(proxy), 0)).and_then(|socket| {
         if config.mark != 0 {
             sys::set_mark(&socket, config.mark)?;
@@ -241,29 +248,9 @@ fn own_addresses(config: &Config) -> impl Iterator<Item = IpAddr> {
     [Some(config.address.addr.into()), ipv6].into_iter().flatten()
 }
 
-/// Whether there is a way to all of IPv6 (`/proc/net/ipv6_route`: destination, prefix length, ..., device).
+/// Whether there is a default route for IPv6 (`/proc/net/ipv6_route`: destination, prefix length, ..., device).
 fn has_ipv6() -> bool {
     let routes = fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
     let all = "00000000000000000000000000000000 00 ";
     routes.lines().any(|route| route.starts_with(all) && !route.ends_with(" lo"))
-}
-
-/// The value of a number or a flag of the status.
-fn field<'a>(json: &'a str, key: &str) -> Option<&'a str> {
-    let at = json.as_bytes().windows(key.len()).position(|bytes| bytes == key.as_bytes())?;
-    json.get(at + key.len()..)?.strip_prefix("\":")?.split([',', '}']).next()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields() {
-        let json = r#"{"listener":{"ipv4":true,"ipv6":false,"tests":12},"x":1}"#;
-        assert_eq!(field(json, "ipv4"), Some("true"));
-        assert_eq!(field(json, "ipv6"), Some("false"));
-        assert_eq!(field(json, "tests"), Some("12"));
-        assert_eq!(field(json, "ipv5"), None);
-    }
 }

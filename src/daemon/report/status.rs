@@ -1,268 +1,301 @@
-//! What the daemon says of itself: as text for people and the log, as JSON for programs.
+//! What the daemon tells about itself: as text for people and the log, as JSON for programs.
 
 use std::fmt::{self, Write};
 
+use tcp_over_http::config::Config;
 use tcp_over_http::flow::State;
 use tcp_over_http::rewrite;
 
 use crate::gateway::Gateway;
-use crate::upstream::proxy::Stats;
-use tcp_over_http::config::Config;
+use crate::report::json::Json;
+use crate::upstream::stats::Stats;
 
-/// What a report is written as.
+/// What a status is written as.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// A line for each subject; of a subject's numbers those that aren't 0.
+    /// A line for each subject, with those of its numbers that aren't 0.
     Text,
-    /// One object, in one line. Keys are never taken away; new ones may come.
+    /// One object, in one line. Keys are never removed; new ones may come.
     Json,
 }
 
-/// Tells how the daemon is.
-pub fn report(gateway: &Gateway, config: &Config, form: Form) -> String {
-    let rewriter = gateway.rewriter().borrow();
-    let counters = rewriter.counters();
-    let totals = gateway.totals();
-    let mut report = Report::new(form);
-    report.text("version", &env!("CARGO_PKG_VERSION"));
-    report.number("uptime", gateway.uptime().as_secs());
-    report.text("path", &rewriter.settings().path);
-    report.flag("draining", rewriter.is_draining());
-
-    report.begin("flows");
-    report.number("max", config.max_flows.into());
-    let states = [
-        ("held", State::Held),
-        ("opening", State::Opening),
-        ("live", State::Live),
-        ("closing", State::Closing),
-    ];
-    for (name, state) in states {
-        report.number(name, rewriter.flows.count(state) as u64);
-    }
-    report.number("opened", counters.flows);
-    report.number("refused", totals.refused);
-    report.end();
-
-    report.begin("bytes");
-    report.number("up", totals.moved.up);
-    report.number("down", totals.moved.down);
-    report.end();
-
-    report.begin("tun");
-    report.text("name", &config.tun);
-    report.number("packets", counters.packets);
-    report.number("bytes", counters.bytes);
-    report.number("forwarded", counters.forwarded);
-    report.number("rejected", counters.rejected);
-    report.number("write_errors", totals.write_errors);
-    report.end();
-
-    report.begin("listener");
-    let (families, tests) = gateway.listener_test().results();
-    for (family, reachable) in families {
-        report.flag(family, reachable);
-    }
-    report.number("tests", tests.into());
-    report.end();
-
-    report.begin_list("upstreams");
-    for proxy in gateway.upstreams().proxies() {
-        let stats = proxy.stats.get();
-        report.begin("upstream");
-        report.text("name", &proxy.name);
-        report.flag("resting", proxy.is_resting());
-        report.number("attempts", stats.attempts.into());
-        report.number("opened", stats.opened.into());
-        for (name, count) in Stats::REFUSED.iter().zip(stats.refused) {
-            report.number(name, count.into());
-        }
-        report.number("unreachable", stats.unreachable.into());
-        report.number("timed_out", stats.timed_out.into());
-        report.number("bad_reply", stats.bad_reply.into());
-        report.number("ms_shortest", stats.shortest.into());
-        report.number("ms_mean", stats.mean());
-        report.number("ms_last", stats.last.into());
-        report.end();
-    }
-    report.end_list();
-
-    if let Some(dns) = gateway.dns() {
-        let counters = dns.counters();
-        report.begin("dns");
-        report.number("queries", counters.queries.into());
-        report.number("local", counters.local.into());
-        report.number("cached", counters.cached.into());
-        report.number("forwarded", counters.forwarded.into());
-        report.number("failed", counters.failed.into());
-        report.number("names", dns.names().into());
-        report.end();
-    }
-
-    report.begin("dropped");
-    for (name, count) in rewrite::Drop::NAMES.iter().zip(counters.dropped) {
-        report.number(name, count);
-    }
-    report.end();
-    report.finish()
+/// How the daemon is, at one moment.
+#[derive(Default)]
+pub struct Status {
+    /// What belongs to no subject.
+    daemon: Vec<Field>,
+    subjects: Vec<Subject>,
 }
 
-/// A report in the making: subjects, which have numbers, words and flags, and lists of subjects.
-struct Report {
-    form: Form,
-    out: String,
-    /// Within a subject.
-    nested: bool,
-    /// Within a list.
-    listed: bool,
-    /// Nothing stands yet where a comma would have to follow.
-    first: bool,
+/// A subject, or a list of subjects of one kind.
+struct Subject {
+    name: &'static str,
+    /// What one of a list is called.
+    element: Option<&'static str>,
+    /// Of a list, of each element.
+    fields: Vec<Vec<Field>>,
 }
 
-impl Report {
-    fn new(form: Form) -> Self {
-        let out = if form == Form::Json { "{" } else { "" };
-        Self { form, out: out.to_owned(), nested: false, listed: false, first: true }
+type Field = (&'static str, Value);
+
+enum Value {
+    Number(u64),
+    Text(String),
+    Flag(bool),
+}
+
+impl Status {
+    /// Asks everybody.
+    pub fn new(gateway: &Gateway, config: &Config) -> Self {
+        let rewriter = gateway.rewriter().borrow();
+        let counters = rewriter.counters();
+        let totals = gateway.totals();
+        let mut status = Self::default();
+        status.text("version", env!("CARGO_PKG_VERSION").to_owned());
+        status.number("uptime", gateway.uptime().as_secs());
+        status.text("path", rewriter.settings().path.to_string());
+        status.flag("draining", rewriter.is_draining());
+
+        status.subject("flows");
+        status.number("max", config.max_flows.into());
+        let states = [
+            ("held", State::Held),
+            ("opening", State::Opening),
+            ("live", State::Live),
+            ("closing", State::Closing),
+        ];
+        for (name, state) in states {
+            status.number(name, rewriter.flows.count(state) as u64);
+        }
+        status.number("opened", counters.flows);
+        status.number("refused", totals.refused);
+
+        status.subject("bytes");
+        status.number("up", totals.moved.up);
+        status.number("down", totals.moved.down);
+
+        status.subject("tun");
+        status.text("name", config.tun.clone());
+        status.number("packets", counters.packets);
+        status.number("bytes", counters.bytes);
+        status.number("forwarded", counters.forwarded);
+        status.number("rejected", counters.rejected);
+        status.number("write_errors", totals.write_errors);
+
+        status.subject("listener");
+        let (families, tests) = gateway.self_test().results();
+        for (family, is_reachable) in families {
+            status.flag(family, is_reachable);
+        }
+        status.number("tests", tests.into());
+
+        status.list("upstreams", "upstream");
+        let upstreams = gateway.upstreams();
+        for (index, proxy) in upstreams.proxies().iter().enumerate() {
+            let stats = proxy.stats.get();
+            status.element();
+            status.text("name", proxy.name.clone());
+            status.flag("resting", upstreams.is_resting(index));
+            status.number("attempts", stats.attempts.into());
+            status.number("opened", stats.opened.into());
+            for (name, count) in Stats::REFUSED.iter().zip(stats.refused) {
+                status.number(name, count.into());
+            }
+            status.number("unreachable", stats.unreachable.into());
+            status.number("timed_out", stats.timed_out.into());
+            status.number("bad_reply", stats.bad_reply.into());
+            status.number("ms_shortest", stats.shortest.into());
+            status.number("ms_mean", stats.mean());
+            status.number("ms_last", stats.last.into());
+        }
+
+        if let Some(dns) = gateway.dns() {
+            let counters = dns.counters();
+            status.subject("dns");
+            status.number("queries", counters.queries.into());
+            status.number("local", counters.local.into());
+            status.number("cached", counters.cached.into());
+            status.number("forwarded", counters.forwarded.into());
+            status.number("failed", counters.failed.into());
+            status.number("names", dns.names().into());
+        }
+
+        status.subject("dropped");
+        for (name, count) in rewrite::Drop::NAMES.iter().zip(counters.dropped) {
+            status.number(name, count);
+        }
+        status
     }
 
-    fn number(&mut self, key: &str, value: u64) {
-        match self.form {
-            Form::Text if self.nested && value == 0 => {}
-            Form::Text if self.nested => self.item(format_args!("{value} {key}")),
-            _ => self.value(key, format_args!("{value}")),
+    /// Writes it.
+    pub fn render(&self, form: Form) -> String {
+        match form {
+            Form::Text => self.to_text(),
+            Form::Json => self.to_json(),
         }
     }
 
-    fn text(&mut self, key: &str, value: &dyn fmt::Display) {
-        match self.form {
-            Form::Text if self.nested => self.item(format_args!("{value}")),
-            Form::Text => self.value(key, format_args!("{value}")),
-            Form::Json => {
-                let text = value.to_string().replace('\\', "\\\\").replace('"', "\\\"");
-                self.value(key, format_args!("\"{text}\""));
+    /// Begins a subject: the fields that follow are its.
+    fn subject(&mut self, name: &'static str) {
+        self.subjects.push(Subject { name, element: None, fields: vec![vec![]] });
+    }
+
+    /// Begins a list of subjects.
+    fn list(&mut self, name: &'static str, element: &'static str) {
+        self.subjects.push(Subject { name, element: Some(element), fields: vec![] });
+    }
+
+    /// Begins an element of the list: the fields that follow are its.
+    fn element(&mut self) {
+        if let Some(list) = self.subjects.last_mut() {
+            list.fields.push(vec![]);
+        }
+    }
+
+    fn number(&mut self, key: &'static str, value: u64) {
+        self.push(key, Value::Number(value));
+    }
+
+    fn text(&mut self, key: &'static str, value: String) {
+        self.push(key, Value::Text(value));
+    }
+
+    fn flag(&mut self, key: &'static str, value: bool) {
+        self.push(key, Value::Flag(value));
+    }
+
+    fn push(&mut self, key: &'static str, value: Value) {
+        let fields = self.subjects.last_mut().and_then(|subject| subject.fields.last_mut());
+        fields.unwrap_or(&mut self.daemon).push((key, value));
+    }
+
+    fn to_text(&self) -> String {
+        let mut out = String::new();
+        for (key, value) in &self.daemon {
+            if !matches!(value, Value::Flag(false)) {
+                write_label(&mut out, key);
+                _ = writeln!(out, "{value}");
             }
         }
-    }
-
-    fn flag(&mut self, key: &str, value: bool) {
-        match self.form {
-            Form::Text if !value => {}
-            Form::Text if self.nested => self.item(format_args!("{key}")),
-            _ => self.value(key, format_args!("{value}")),
-        }
-    }
-
-    /// Begins a subject. In a list, only the text names it.
-    fn begin(&mut self, key: &str) {
-        match self.form {
-            Form::Json if self.listed => self.item(format_args!("{{")),
-            Form::Json => self.value(key, format_args!("{{")),
-            Form::Text => self.label(key),
-        }
-        self.nested = true;
-        self.first = true;
-    }
-
-    fn end(&mut self) {
-        self.out.push_str(match (self.form, self.first) {
-            (Form::Json, _) => "}",
-            (Form::Text, true) => "none\n",
-            (Form::Text, false) => "\n",
-        });
-        self.nested = false;
-        self.first = false;
-    }
-
-    fn begin_list(&mut self, key: &str) {
-        if self.form == Form::Json {
-            self.value(key, format_args!("["));
-            self.first = true;
-        }
-        self.listed = true;
-    }
-
-    fn end_list(&mut self) {
-        if self.form == Form::Json {
-            self.out.push(']');
-            self.first = false;
-        }
-        self.listed = false;
-    }
-
-    fn finish(mut self) -> String {
-        if self.form == Form::Json {
-            self.out.push_str("}\n");
-        }
-        self.out
-    }
-
-    /// A key and a value: in JSON anywhere, in text on a line.
-    fn value(&mut self, key: &str, value: fmt::Arguments) {
-        match self.form {
-            Form::Json => self.item(format_args!("\"{key}\":{value}")),
-            Form::Text => {
-                self.label(key);
-                _ = writeln!(self.out, "{value}");
+        for subject in &self.subjects {
+            for fields in &subject.fields {
+                write_label(&mut out, subject.element.unwrap_or(subject.name));
+                write_phrase(&mut out, fields);
+                out.push('\n');
             }
         }
+        out
     }
 
-    /// One of several, behind a comma.
-    fn item(&mut self, item: fmt::Arguments) {
-        if !self.first {
-            self.out.push_str(if self.form == Form::Json { "," } else { ", " });
+    fn to_json(&self) -> String {
+        let mut json = Json::default();
+        json.open('{');
+        write_fields(&mut json, &self.daemon);
+        for Subject { name, element, fields } in &self.subjects {
+            json.key(name);
+            if element.is_some() {
+                json.open('[');
+            }
+            for fields in fields {
+                json.open('{');
+                write_fields(&mut json, fields);
+                json.close('}');
+            }
+            if element.is_some() {
+                json.close(']');
+            }
         }
-        self.first = false;
-        _ = self.out.write_fmt(item);
+        json.close('}');
+        json.finish()
     }
+}
 
-    /// What stands at the beginning of a line.
-    fn label(&mut self, key: &str) {
-        _ = write!(self.out, "{key}: ");
-        for _ in key.len()..LABEL {
-            self.out.push(' ');
+/// Strings are not quoted.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Number(value) => value.fmt(f),
+            Self::Text(value) => value.fmt(f),
+            Self::Flag(value) => value.fmt(f),
         }
     }
 }
 
 /// The width of the text's first column.
-const LABEL: usize = "draining".len();
+const COLUMN: usize = "draining: ".len();
+
+fn write_label(out: &mut String, label: &str) {
+    let end = out.len() + COLUMN;
+    out.push_str(label);
+    out.push_str(": ");
+    while out.len() < end {
+        out.push(' ');
+    }
+}
+
+/// Leaves out what is 0 or false.
+fn write_phrase(out: &mut String, fields: &[Field]) {
+    let begin = out.len();
+    for (key, value) in fields {
+        if matches!(value, Value::Number(0) | Value::Flag(false)) {
+            continue;
+        }
+        if out.len() > begin {
+            out.push_str(", ");
+        }
+        _ = match value {
+            Value::Number(value) => write!(out, "{value} {key}"),
+            Value::Text(value) => out.write_str(value),
+            Value::Flag(_) => out.write_str(key),
+        };
+    }
+    if out.len() == begin {
+        out.push_str("none");
+    }
+}
+
+fn write_fields(json: &mut Json, fields: &[Field]) {
+    for (key, value) in fields {
+        json.key(key);
+        match value {
+            Value::Text(value) => json.string(value),
+            value => json.literal(value),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sample(form: Form) -> String {
-        let mut report = Report::new(form);
-        report.text("version", &"1");
-        report.flag("draining", false);
-        report.begin_list("upstreams");
+    fn sample() -> Status {
+        let mut status = Status::default();
+        status.text("version", "1".to_owned());
+        status.flag("draining", false);
+        status.list("upstreams", "upstream");
         for name in ["a", r#"b"\"#] {
-            report.begin("upstream");
-            report.text("name", &name);
-            report.number("opened", 2);
-            report.number("unreachable", 0);
-            report.flag("resting", name == "a");
-            report.end();
+            status.element();
+            status.text("name", name.to_owned());
+            status.number("opened", 2);
+            status.number("unreachable", 0);
+            status.flag("resting", name == "a");
         }
-        report.end_list();
-        report.begin("dropped");
-        report.number("malformed", 0);
-        report.end();
-        report.finish()
+        status.subject("dropped");
+        status.number("malformed", 0);
+        status
     }
 
     #[test]
-    fn text() {
+    fn as_text() {
         let expected = "version:  1\n\
                         upstream: a, 2 opened, resting\n\
                         upstream: b\"\\, 2 opened\n\
                         dropped:  none\n";
-        assert_eq!(sample(Form::Text), expected);
+        assert_eq!(sample().render(Form::Text), expected);
     }
 
     #[test]
-    fn json() {
+    fn as_json() {
         let expected = concat!(
             r#"{"version":"1","draining":false,"#,
             r#""upstreams":[{"name":"a","opened":2,"unreachable":0,"resting":true},"#,
@@ -270,15 +303,15 @@ mod tests {
             r#""dropped":{"malformed":0}}"#,
             "\n"
         );
-        assert_eq!(sample(Form::Json), expected);
+        assert_eq!(sample().render(Form::Json), expected);
     }
 
     #[test]
     fn empty_lists() {
-        let mut report = Report::new(Form::Json);
-        report.begin_list("upstreams");
-        report.end_list();
-        report.number("a", 1);
-        assert_eq!(report.finish(), "{\"upstreams\":[],\"a\":1}\n");
+        let mut status = Status::default();
+        status.number("a", 1);
+        status.list("upstreams", "upstream");
+        assert_eq!(status.render(Form::Json), "{\"a\":1,\"upstreams\":[]}\n");
+        assert_eq!(status.render(Form::Text), "a:        1\n");
     }
 }

@@ -1,5 +1,5 @@
-//! Other programs. What std has for it (`Command`, with an environment and pipes for every need) is 20 KB in the
-//! binary; here they get our environment and plain files.
+//! This process, and the programs that it runs. std's `Command` would add 20 KB to the binary; here a program gets our
+//! environment and plain files.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::fs::{self, File};
@@ -14,9 +14,8 @@ unsafe extern "C" {
     static environ: *const *mut c_char;
 }
 
-/// Runs a program of PATH to its end, and blocks until then. It reads `input`, and what it says to stdout
-/// and stderr goes to `output`: files, which can't fill up as a pipe that nobody reads. Returns whether it
-/// exited with 0.
+/// Runs a program of PATH and blocks until it has ended. It reads `input` and writes stdout and stderr to `output`:
+/// files, which cannot fill up like a pipe. Returns whether it exited with 0.
 pub fn run(argv: &[&CStr], input: &File, output: &File) -> io::Result<bool> {
     let pointers = null_terminated(argv);
     let Some(name) = argv.first() else {
@@ -69,8 +68,7 @@ fn wait(id: libc::pid_t) -> io::Result<bool> {
     }
 }
 
-/// Becomes a new run of this program with the same arguments, under the same name. Nothing stays open that is
-/// closed on exec. Returns only if it fails.
+/// Executes this program anew with the same arguments. Returns only if that fails.
 pub fn execute_again() -> io::Error {
     let mut line = match fs::read("/proc/self/cmdline") {
         Ok(line) => line,
@@ -86,11 +84,73 @@ pub fn execute_again() -> io::Error {
     io::Error::last_os_error()
 }
 
-/// An empty file that is only in memory: memfd_create(2).
+/// Names the process (prctl(2)): executing /proc/self/exe has named it `exe`.
+pub fn set_process_name() {
+    // SAFETY: reads a string that ends with NUL.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"tcp-over-http".as_ptr()) };
+}
+
+/// Calls `make` under a umask: files are created without the permissions in `mask`.
+pub fn with_umask<T>(mask: u16, make: impl FnOnce() -> T) -> T {
+    // SAFETY: takes a plain number and can't fail.
+    let before = unsafe { libc::umask(mask.into()) };
+    let made = make();
+    // SAFETY: the same.
+    unsafe { libc::umask(before) };
+    made
+}
+
+/// Raises the limit of open files to `count`, the hard limit too where that is allowed, else as far as possible.
+/// Returns the limit.
+pub fn raise_file_limit(count: usize) -> io::Result<usize> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes one struct.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) })?;
+    let count = count as libc::rlim_t;
+    if limit.rlim_cur < count {
+        let hard = limit.rlim_max;
+        limit = libc::rlimit { rlim_cur: count, rlim_max: count.max(hard) };
+        // SAFETY: reads one struct.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+            limit = libc::rlimit { rlim_cur: hard, rlim_max: hard };
+            // SAFETY: reads one struct.
+            check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) })?;
+        }
+    }
+    Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
+}
+
+/// Drops all capabilities but those in `keep`, a bit each (capabilities(7)), for good and for all programs that are run
+/// from now on. The process need not have those in `keep`.
+pub fn keep_capabilities(keep: u64) -> io::Result<()> {
+    /// `_LINUX_CAPABILITY_VERSION_3` (<linux/capability.h>), and this process.
+    const HEADER: [u32; 2] = [0x2008_0522, 0];
+    // Twice, for the lower and the upper 32: effective, permitted, inheritable.
+    let mut sets = [[0_u32; 3]; 2];
+    // SAFETY: reads the header, which names the version with two triples, and writes these.
+    check(unsafe { libc::syscall(libc::SYS_capget, HEADER.as_ptr(), sets.as_mut_ptr()) } as c_int)?;
+    for (set, keep) in sets.iter_mut().zip([keep as u32, (keep >> 32) as u32]) {
+        *set = set.map(|has| has & keep);
+    }
+    // SAFETY: takes plain numbers. Without it, root would regain all by the next exec.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    // SAFETY: reads the header and the triples.
+    check(unsafe { libc::syscall(libc::SYS_capset, HEADER.as_ptr(), sets.as_ptr()) } as c_int)?;
+    Ok(())
+}
+
+/// Gives the calling thread a network namespace of its own, which ends with it.
+#[cfg(test)]
+pub fn unshare_network() -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// An empty file in memory: memfd_create(2).
 pub fn memory_file() -> io::Result<File> {
     // SAFETY: reads a string.
     let fd = check(unsafe { libc::memfd_create(c"".as_ptr(), libc::MFD_CLOEXEC) })?;
-    // SAFETY: it is new and nobody else's.
+    // SAFETY: it is new and owned by nobody else.
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 

@@ -1,12 +1,14 @@
 //! The signals that the daemon takes.
 
+use std::ffi::c_int;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::FromRawFd;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::unix::AsyncFd;
 
-use crate::sys;
+use super::{check, watch};
 
 /// Ends the daemon, in order.
 pub const ENDS: [i32; 2] = [libc::SIGTERM, libc::SIGINT];
@@ -18,21 +20,21 @@ pub const REPORT: i32 = libc::SIGUSR1;
 /// The length of `struct signalfd_siginfo`, which begins with the signal's number.
 const INFO: usize = 128;
 
-/// Signals as they come. They wait from the moment this is made, also for a program that this process becomes.
+/// Signals as they come. From the moment this is made they are kept until they are read, also across exec.
 pub struct Signals {
     watch: AsyncFd<File>,
 }
 
 impl Signals {
-    /// Must be called within the tokio runtime. Also tells whether signals waited before: another run of the
-    /// daemon has become this one.
+    /// Must be called within the tokio runtime. Also tells whether the signals were blocked before: then another run
+    /// of the daemon has become this one.
     ///
     /// # Errors
     /// What signalfd(2) says.
     pub fn new() -> io::Result<(Self, bool)> {
         let [terminate, interrupt] = ENDS;
-        let (file, waited) = sys::signals(&[terminate, interrupt, RELOAD, REPORT])?;
-        Ok((Self { watch: sys::watch(file)? }, waited))
+        let (file, waited) = signal_file(&[terminate, interrupt, RELOAD, REPORT])?;
+        Ok((Self { watch: watch(file)? }, waited))
     }
 
     /// The number of the next signal.
@@ -45,5 +47,23 @@ impl Signals {
                 return Poll::Ready(i32::from_ne_bytes([a, b, c, d]));
             }
         }
+    }
+}
+
+/// Blocks signals, and makes a file that they are read from: signalfd(2). True if they were blocked before: exec keeps
+/// that.
+fn signal_file(numbers: &[c_int]) -> io::Result<(File, bool)> {
+    // SAFETY: plain numbers, for which all bits 0 is a value; the functions that follow make sets of it.
+    let (mut set, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointers are to sets, and the descriptor is new and owned by nobody else.
+    unsafe {
+        libc::sigemptyset(&mut set);
+        for &number in numbers {
+            libc::sigaddset(&mut set, number);
+        }
+        check(libc::sigprocmask(libc::SIG_BLOCK, &set, &mut before))?;
+        let fd = check(libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC))?;
+        let waited = numbers.iter().all(|&number| libc::sigismember(&before, number) == 1);
+        Ok((File::from_raw_fd(fd), waited))
     }
 }

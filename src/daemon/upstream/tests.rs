@@ -4,13 +4,14 @@ use super::*;
 use crate::upstream::resolver::tests as dns;
 use crate::upstream::resolver::tests::run;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream as StdStream};
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream as StdStream};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Waker};
 use std::time::Duration;
-use tcp_over_http::config::{Credentials, Host, UpstreamConfig};
+use tcp_over_http::config::{Host, UpstreamConfig};
+use tcp_over_http::http::connect::Request;
 
 const TARGET: &str = "192.0.2.7:443";
 const REQUEST: &str = "CONNECT 192.0.2.7:443 HTTP/1.1\r\nHost: 192.0.2.7:443\r\n\r\n";
@@ -77,8 +78,7 @@ fn upstream(address: SocketAddr) -> UpstreamConfig {
         name: address.to_string(),
         host: Host::Ip(address.ip()),
         port: address.port(),
-        credentials: None,
-        headers: vec![],
+        request: Request::new(None, &[]).unwrap(),
     }
 }
 
@@ -99,6 +99,10 @@ fn impatient(addresses: &[SocketAddr]) -> Upstreams {
 
 fn open(upstreams: &Upstreams) -> Result<Opened, Failure> {
     run(upstreams.open(target()))
+}
+
+fn good_address(upstreams: &Upstreams, index: usize) -> Option<IpAddr> {
+    upstreams.choice.borrow().good_address(index)
 }
 
 async fn read_byte(stream: &TcpStream) -> u8 {
@@ -158,24 +162,16 @@ fn credentials_and_headers_are_sent() {
         stream.write_all(format!("HTTP/1.1 {status} x\r\n\r\n").as_bytes()).unwrap();
     });
     let mut config = config(&[fake.address]);
-    let credentials = Credentials { username: "u".to_owned(), password: "p".to_owned() };
-    config.upstreams[0].credentials = Some(credentials);
-    config.upstreams[0].headers = vec!["X-Extra: y".to_owned()];
+    config.upstreams[0].request = Request::new(Some(("u", "p")), &["X-Extra: y".to_owned()]).unwrap();
     assert!(open(&Upstreams::new(&config).unwrap()).is_ok());
 }
 
 #[test]
-fn settings_that_make_no_request_are_refused() {
-    let invalid = |change: &dyn Fn(&mut UpstreamConfig)| {
-        let mut config = config(&["127.0.0.1:1".parse().unwrap()]);
-        change(&mut config.upstreams[0]);
-        Upstreams::new(&config).err().unwrap().kind()
-    };
-    let kind = io::ErrorKind::InvalidInput;
-    assert_eq!(invalid(&|u| u.headers = vec!["no colon".to_owned()]), kind);
-    assert_eq!(invalid(&|u| u.host = Host::Name("a..b".to_owned())), kind);
-    let credentials = Credentials { username: "a:b".to_owned(), password: String::new() };
-    assert_eq!(invalid(&|u| u.credentials = Some(credentials.clone())), kind);
+fn a_name_that_nobody_can_be_asked_for_is_refused() {
+    let mut config = config(&["127.0.0.1:1".parse().unwrap()]);
+    config.upstreams[0].host = Host::Name("a..b".to_owned());
+    let error = Upstreams::new(&config).err().unwrap();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
 }
 
 #[test]
@@ -271,7 +267,7 @@ fn a_resting_proxy_is_the_last_resort() {
     listener.set_nonblocking(false).unwrap();
     proxy_on(listener, |stream, _| stream.write_all(b"HTTP/1.1 200\r\n\r\n").unwrap());
     assert!(open(&upstreams).is_ok());
-    assert!(!upstreams.proxies[0].rests());
+    assert!(!upstreams.is_resting(0));
 }
 
 #[test]
@@ -279,12 +275,15 @@ fn silence_is_the_proxys_fault_until_it_answers_others() {
     let (first, second) = (silent(), answering("HTTP/1.1 200\r\n\r\n"));
     let hung = impatient(&[first.address, second.address]);
     assert!(open(&hung).is_ok());
-    assert!(hung.proxies[0].rests());
+    assert!(hung.is_resting(0));
 
-    let busy = impatient(&[first.address, second.address]);
-    busy.proxies[0].last_answer.set(Some(Instant::now() + Duration::from_secs(3600)));
-    assert_eq!(open(&busy).unwrap_err(), Failure::TimedOut);
-    assert!(!busy.proxies[0].rests());
+    let busy = Rc::new(impatient(&[first.address, second.address]));
+    run(async {
+        let others = Rc::clone(&busy);
+        tokio::task::spawn_local(async move { others.choice.borrow_mut().answered(0) });
+        assert_eq!(busy.open(target()).await.unwrap_err(), Failure::TimedOut);
+    });
+    assert!(!busy.is_resting(0));
     assert_eq!(second.requests.load(SeqCst), 1);
 
     let (dead, _socket) = closed();
@@ -303,7 +302,7 @@ fn all_addresses_of_a_name_are_tried_and_the_good_one_is_kept() {
     let upstreams = Upstreams::new(&config).unwrap();
     for _ in 0..2 {
         assert!(open(&upstreams).is_ok());
-        assert_eq!(upstreams.proxies[0].good_address.get(), Some(fake.address.ip()));
+        assert_eq!(good_address(&upstreams, 0), Some(fake.address.ip()));
     }
     assert_eq!(queries.load(SeqCst), 2);
     assert_eq!(stats(&upstreams), [(2, 0, 0)]);
@@ -323,18 +322,18 @@ fn a_reload_keeps_what_is_known_of_a_proxy() {
     assert!(open(&old).is_ok());
 
     config.resolvers = vec![broken];
-    let new = Upstreams::new(&config).unwrap();
+    let mut new = Upstreams::new(&config).unwrap();
     new.inherit(&old);
-    assert_eq!(new.proxies[1].good_address.get(), Some(fake.address.ip()));
+    assert_eq!(good_address(&new, 1), Some(fake.address.ip()));
     assert!(open(&new).is_ok());
     assert_eq!(stats(&new), [(0, 0, 1), (2, 0, 0)], "the first one rests");
 
     config.upstreams[0].port = fake.address.port();
     config.upstreams[1].host = Host::Name("other.invalid".to_owned());
-    let moved = Upstreams::new(&config).unwrap();
+    let mut moved = Upstreams::new(&config).unwrap();
     moved.inherit(&new);
-    assert!(!moved.proxies[0].is_resting());
-    assert_eq!(moved.proxies[1].good_address.get(), None);
+    assert!(!moved.is_resting(0));
+    assert_eq!(good_address(&moved, 1), None);
     assert!(open(&moved).is_ok());
     assert_eq!(stats(&moved), [(1, 0, 1), (2, 0, 0)]);
 }

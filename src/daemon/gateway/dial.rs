@@ -1,0 +1,129 @@
+//! From a SYN that is held to the proxy's answer.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+
+use tcp_over_http::config::ConnectMode;
+use tcp_over_http::flow::{Slot, State};
+use tcp_over_http::http::connect::Target;
+use tcp_over_http::packet::make::Reject;
+use tcp_over_http::packet::{Tuple, vnet};
+use tcp_over_http::time::Instant;
+
+use super::Gateway;
+use super::kept::{DialState, Kept, Parked};
+use crate::dns::Meaning;
+use crate::task::spawn;
+use crate::upstream::{Failure, Opened};
+
+/// The port that resolvers are asked on.
+const DNS: u16 = 53;
+
+impl Gateway {
+    /// Holds the SYN of a new flow and asks the proxy for a tunnel.
+    pub(super) fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
+        let tuple = self.rewriter.borrow().flows.get(slot).tuple;
+        log::debug!("{slot}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
+        let target = server(&tuple);
+        let mut parked =
+            Parked { syn: Box::from(&*frame), dial: DialState::InFlight(None), client: None, held: None };
+        if self.rewriter.borrow().settings().dns && target.port() == DNS {
+            parked.dial = DialState::Unneeded;
+            self.keep(slot, Kept::Parked(Box::new(parked)));
+            return self.release(slot, frame, now);
+        }
+        let name = match self.dns.as_ref().map(|dns| dns.meaning(target.ip())) {
+            Some(Meaning::Name(name, held)) => {
+                log::debug!("{slot}: {} is {name}", target.ip());
+                parked.held = Some(held);
+                Some(name)
+            }
+            Some(Meaning::Nothing) => {
+                self.rewriter.borrow_mut().flows.remove(slot, now);
+                self.count(|totals| totals.refused += 1);
+                if let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() {
+                    self.reject(Reject::Reset, packet);
+                }
+                return;
+            }
+            Some(Meaning::Address) | None => None,
+        };
+        self.keep(slot, Kept::Parked(Box::new(parked)));
+        let gateway = Rc::clone(self);
+        let dial = spawn(async move {
+            let target = match &name {
+                Some(name) => Target::Name(name, target.port()),
+                None => Target::Ip(target),
+            };
+            let upstreams = gateway.upstreams();
+            let result = upstreams.open(target).await;
+            gateway.handle_dialled(slot, result);
+        });
+        if let Some(parked) = self.kept.borrow_mut().parked(slot) {
+            parked.dial = DialState::InFlight(Some(dial));
+        }
+        if self.mode.get() == ConnectMode::Early {
+            self.release(slot, frame, now);
+        }
+    }
+
+    /// The client has sent another SYN from the same port; the dial under way is for the same server.
+    pub(super) fn replace_syn(&self, slot: Slot, frame: &[u8]) {
+        if let Some(parked) = self.kept.borrow_mut().parked(slot) {
+            parked.syn = Box::from(frame);
+        }
+    }
+
+    /// The dial has ended.
+    fn handle_dialled(self: &Rc<Self>, slot: Slot, result: Result<Opened, Failure>) {
+        let now = self.now();
+        let mut kept = self.kept.borrow_mut();
+        let Some(parked) = kept.parked(slot) else {
+            return;
+        };
+        parked.dial = DialState::InFlight(None); // it has ended: nothing to abort
+        let held = self.rewriter.borrow().flows.get(slot).state() == State::Held;
+        match (result, parked.client.take()) {
+            (Ok(opened), Some(client)) => {
+                drop(kept);
+                self.relay(slot, client, opened);
+            }
+            (Ok(opened), None) => {
+                parked.dial = DialState::Opened(opened);
+                let mut syn = std::mem::take(&mut parked.syn);
+                drop(kept);
+                if held {
+                    self.release(slot, &mut syn, now);
+                }
+            }
+            (Err(_), Some(client)) => {
+                drop(kept);
+                self.count(|totals| totals.refused += 1);
+                self.reset(slot, &client);
+            }
+            (Err(_), None) if !held => parked.dial = DialState::Failed,
+            (Err(failure), None) => {
+                let mut syn = std::mem::take(&mut parked.syn);
+                drop(kept);
+                self.count(|totals| totals.refused += 1);
+                self.rewriter.borrow_mut().flows.remove(slot, now);
+                self.keep(slot, Kept::Nothing);
+                let packet = syn.split_first_chunk_mut::<{ vnet::LEN }>();
+                if let (Some(reject), Some((_, packet))) = (failure.rejection(), packet) {
+                    self.reject(reject, packet);
+                }
+            }
+        }
+    }
+
+    /// Lets a held SYN pass on to the kernel.
+    fn release(self: &Rc<Self>, slot: Slot, syn: &mut [u8], now: Instant) {
+        self.rewriter.borrow_mut().flows.release(slot, now);
+        self.handle_frame(syn, now);
+    }
+}
+
+/// The server that a client wants.
+fn server(tuple: &Tuple) -> SocketAddr {
+    SocketAddr::new(Ipv6Addr::to_canonical(&tuple.destination), tuple.destination_port)
+}

@@ -1,0 +1,53 @@
+//! Queries to other resolvers, which ours answers.
+
+use std::net::TcpStream;
+use std::rc::Rc;
+
+use tcp_over_http::flow::Slot;
+use tcp_over_http::packet::Packet;
+use tcp_over_http::packet::datagram::Datagram;
+
+use super::Gateway;
+use super::kept::Kept;
+use crate::dns;
+use crate::sys;
+use crate::task::spawn;
+
+impl Gateway {
+    /// Answers the query in a captured datagram.
+    pub(super) fn answer_query(self: &Rc<Self>, packet: &mut [u8]) {
+        if let (Some(dns), Ok(packet)) = (&self.dns, Packet::parse(packet))
+            && let Some(Datagram { tuple, payload }) = Datagram::of(&packet)
+        {
+            dns.ask_captured(self, payload, tuple);
+        }
+    }
+
+    /// Answers the queries of a client that has connected to a resolver, any resolver.
+    pub(super) fn serve_dns(self: &Rc<Self>, slot: Slot, client: TcpStream) {
+        _ = sys::set_lingering(&client);
+        // Not the peer that the listener sees: that may be a NAT source.
+        let source = self.rewriter.borrow().flows.get(slot).tuple.source;
+        let task = DnsTask { slot, gateway: Rc::clone(self) };
+        let task = spawn(async move {
+            if let Ok(client) = tokio::net::TcpStream::from_std(client) {
+                dns::serve(&task.gateway, client, Some(source)).await;
+            }
+            task.gateway.keep(task.slot, Kept::Nothing);
+        });
+        self.keep(slot, Kept::Served(task));
+    }
+}
+
+/// A client's connection to our resolver, until its end.
+struct DnsTask {
+    slot: Slot,
+    gateway: Rc<Gateway>,
+}
+
+impl Drop for DnsTask {
+    /// Also when the task is aborted.
+    fn drop(&mut self) {
+        self.gateway.rewriter.borrow_mut().close(self.slot, self.gateway.now());
+    }
+}

@@ -1,0 +1,169 @@
+//! Sockets: their options, and the calls that std lacks.
+
+use std::ffi::c_int;
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use super::{check, check_size};
+
+/// Accepts a connection without blocking: a non-blocking socket, and the client's address.
+pub fn accept(listener: &File) -> io::Result<(TcpStream, SocketAddr)> {
+    // SAFETY: plain numbers, for which all bits 0 is a value.
+    let mut address: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
+    let mut length = size_of_val(&address) as libc::socklen_t;
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let place = (&raw mut address).cast::<libc::sockaddr>();
+    // SAFETY: writes no more than `length` bytes of one struct.
+    let fd = check(unsafe { libc::accept4(listener.as_raw_fd(), place, &raw mut length, flags) })?;
+    // SAFETY: the descriptor is new and owned by nobody else.
+    let stream = unsafe { TcpStream::from_raw_fd(fd) };
+    let port = u16::from_be(address.sin6_port);
+    let ip = match c_int::from(address.sin6_family) {
+        libc::AF_INET6 => IpAddr::from(address.sin6_addr.s6_addr),
+        // `sin_port` is where `sin6_port` is, and `sin_addr` where `sin6_flowinfo` is.
+        _ => IpAddr::from(address.sin6_flowinfo.to_ne_bytes()),
+    };
+    Ok((stream, SocketAddr::new(ip, port)))
+}
+
+/// Opens a netlink socket of `protocol` (`NETLINK_*`). One that joins multicast `groups` (a mask) does not block.
+pub fn netlink(protocol: c_int, groups: u32) -> io::Result<File> {
+    let nonblock = if groups != 0 { libc::SOCK_NONBLOCK } else { 0 };
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | nonblock;
+    // SAFETY: takes no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) })?;
+    // SAFETY: the descriptor is new and owned by nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // Before Linux 4.12 errors have no text; their number will do.
+    _ = set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1);
+    // SAFETY: plain numbers, for which all bits 0 is a value.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    address.nl_groups = groups;
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the pointer and the length are those of `address`.
+    check(unsafe { libc::bind(fd, (&raw const address).cast(), length) })?;
+    Ok(File::from(socket))
+}
+
+/// <asm-generic/sockios.h>, and <asm/sockios.h> of MIPS: `_IOR('s', 7, int)`.
+#[cfg(not(any(target_arch = "mips", target_arch = "mips64")))]
+const SIOCATMARK: libc::Ioctl = 0x8905;
+#[cfg(any(target_arch = "mips", target_arch = "mips64"))]
+const SIOCATMARK: libc::Ioctl = 0x4004_7307;
+
+/// Whether the next byte to receive is one that TCP calls urgent: `SIOCATMARK` (tcp(7)).
+pub fn at_urgent_mark(socket: impl AsFd) -> io::Result<bool> {
+    let mut yes: c_int = 0;
+    // SAFETY: writes one int.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCATMARK, &mut yes) })?;
+    Ok(yes != 0)
+}
+
+/// Receives what is there, urgent bytes in their place among the others (`SO_OOBINLINE`), without blocking.
+pub fn receive_inline(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<usize> {
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1)?;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: writes no more than the slice's bytes.
+    check_size(unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT) })
+}
+
+/// Discards up to `length` received bytes of a TCP socket. 0 means the end of the stream.
+pub fn discard(socket: impl AsFd, length: usize) -> io::Result<usize> {
+    let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    // SAFETY: with MSG_TRUNC TCP writes nothing to the buffer (tcp(7)), so null will do.
+    check_size(unsafe { libc::recv(socket.as_fd().as_raw_fd(), std::ptr::null_mut(), length, flags) })
+}
+
+/// How many bytes that a TCP socket has sent, its FIN included, are not acknowledged yet: `SIOCOUTQ` (tcp(7)).
+pub fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
+    let mut count: c_int = 0;
+    // SAFETY: writes one int.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &mut count) })?;
+    Ok(count as usize)
+}
+
+/// Closes the sending side of a socket: sends a FIN.
+pub fn shutdown_write(socket: impl AsFd) -> io::Result<()> {
+    // SAFETY: takes plain numbers.
+    check(unsafe { libc::shutdown(socket.as_fd().as_raw_fd(), libc::SHUT_WR) }).map(drop)
+}
+
+/// Has the kernel send what is left when the socket is closed: undoes [`set_resetting`].
+pub fn set_lingering(socket: impl AsFd) -> io::Result<()> {
+    set_linger(socket, libc::linger { l_onoff: 0, l_linger: 0 })
+}
+
+/// Has closing the socket reset its connection: `SO_LINGER` (socket(7)).
+pub fn set_resetting(socket: impl AsFd) -> io::Result<()> {
+    set_linger(socket, libc::linger { l_onoff: 1, l_linger: 0 })
+}
+
+/// Lets a socket bind to, and accept connections to, addresses that are not this machine's: `IP_TRANSPARENT` (ip(7)),
+/// `IPV6_TRANSPARENT`. Needs CAP_NET_ADMIN.
+pub fn set_transparent(socket: impl AsFd, ipv4: bool) -> io::Result<()> {
+    match ipv4 {
+        true => set_option(socket, libc::IPPROTO_IP, libc::IP_TRANSPARENT, 1),
+        false => set_option(socket, libc::IPPROTO_IPV6, IPV6_TRANSPARENT, 1),
+    }
+}
+
+/// <linux/in6.h>
+const IPV6_TRANSPARENT: c_int = 75;
+
+/// Marks what a socket sends: `SO_MARK` (socket(7)). Before it is connected, since the route is chosen then. Needs
+/// CAP_NET_ADMIN.
+pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, mark as c_int)
+}
+
+/// Lets the last packet of a connection's handshake wait for the first bytes to send, for 200 ms at most: `TCP_QUICKACK`
+/// (tcp(7); `tcp_rcv_synsent_state_process()` in the kernel). Before connecting.
+pub fn delay_acknowledgement(socket: impl AsFd) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0)
+}
+
+/// Has the kernel probe a TCP connection after `idle` seconds without traffic (0 = never), then every sixth of that.
+/// The kernel says how many probes may stay unanswered (`tcp_keepalive_probes`, 9): with 60 s, a dead peer is found
+/// after 150 s.
+pub fn set_keepalive(socket: impl AsFd, idle: u32) -> io::Result<()> {
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, (idle != 0).into())?;
+    if idle == 0 {
+        return Ok(());
+    }
+    let idle = idle.min(MAX_KEEPIDLE) as c_int;
+    set_option(&socket, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, idle)?;
+    set_option(&socket, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, (idle / 6).max(1))
+}
+
+/// The most that TCP_KEEPIDLE takes, in seconds (`MAX_TCP_KEEPIDLE` in the kernel's `net/tcp.h`).
+const MAX_KEEPIDLE: u32 = 32_767;
+
+/// Sets an integer option of a socket.
+pub fn set_option(socket: impl AsFd, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
+    let length = size_of::<c_int>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: points to one int and says so.
+    check(unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) }).map(drop)
+}
+
+fn set_linger(socket: impl AsFd, linger: libc::linger) -> io::Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    let length = size_of_val(&linger) as libc::socklen_t;
+    let place = (&raw const linger).cast();
+    // SAFETY: points to one `linger` and says how long it is.
+    check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, place, length) }).map(drop)
+}
+
+/// Reads an integer option of a socket.
+#[cfg(test)]
+pub fn option(socket: impl AsFd, level: c_int, name: c_int) -> io::Result<c_int> {
+    let mut value: c_int = 0;
+    let mut length = size_of::<c_int>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the pointers are to one int and to its length.
+    check(unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut length) })?;
+    Ok(value)
+}
