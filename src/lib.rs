@@ -8,7 +8,7 @@
 //!    ([`vnet`]) and the packet. [`packet::Packet`] checks it once; after that no accessor can fail.
 //! 2. [`rewrite::Rewriter::handle`] finds no flow for it and opens one ([`flow`]): a slot, whose number
 //!    gives it a NAT source on the TUN's [`subnet`]. Verdict: hold. The daemon keeps the SYN and asks the
-//!    proxy ([`connect`]; the proxy's name is resolved with [`dns`]).
+//!    proxy ([`connect`]; which one is asked, [`upstream::choice`] says; its name is resolved with [`dns`]).
 //! 3. The proxy refuses: the daemon forgets the flow and answers what [`reject`] makes of the SYN. Or it
 //!    opens a tunnel: the daemon releases the flow and has the same SYN handled again.
 //! 4. Now the SYN is translated, `client:p > server:443` to `nat:n > own:listen`, by storing the new

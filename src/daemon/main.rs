@@ -2,14 +2,14 @@
 //!
 //! | what | modules |
 //! |---|---|
-//! | packets come in, verdicts are carried out | `event_loop`, `tun`, `gateway`, `kept`, `limiter` |
-//! | traffic is captured | `capture`: `policy` (what), `route` over `netlink` (done), `firewall`, `probe`, `listener_test` |
-//! | connections are accepted | `listener` |
-//! | tunnels are made | `upstream`: `proxy`, `lookup` by `resolver`, `dial` |
-//! | bytes are moved | `relay`, `socket`, `pipe`, `poller` |
+//! | packets come in, verdicts are carried out, clients are accepted | `event_loop`, `gateway` |
+//! | traffic is captured | `kernel` |
+//! | proxies open tunnels | `upstream` |
+//! | bytes are moved | `relay` |
 //! | names are answered | `dns` |
-//! | it is configured, and tells how it is | `cli`, `config`; `status`, `status_socket`, `doctor`, `logger`, `signals` |
-//! | the kernel and its files | `sys`, `sysctl`, `etc_files`, `task` |
+//! | it is told what to do | `cli`, `settings` |
+//! | it tells how it is | `report` |
+//! | the system is called | `sys`, `task` |
 
 mod cli;
 mod dns;

@@ -21,7 +21,7 @@ pub struct Pipe {
 pub struct Pipes {
     idle: RefCell<heapless::Vec<Pipe, KEEP>>,
     open: Cell<usize>,
-    /// Whether there has been one more to take since this was asked.
+    /// Whether a pipe has come back since this was last asked.
     freed: Cell<bool>,
     limit: usize,
     size: u32,
@@ -39,10 +39,10 @@ impl Pipes {
         }
     }
 
-    /// An empty pipe. None if all are in use.
+    /// Takes an empty pipe; `None` if all are in use.
     ///
     /// # Errors
-    /// What pipe(2) says, when no relay could ever give one back.
+    /// What pipe(2) says, if none is in use, so that waiting for one would be in vain.
     pub fn take(&self) -> io::Result<Option<Pipe>> {
         if let Some(pipe) = self.idle.borrow_mut().pop() {
             return Ok(Some(pipe));
@@ -57,7 +57,7 @@ impl Pipes {
         }
     }
 
-    /// An empty pipe, even if that is one more than the limit.
+    /// Takes an empty pipe, even one above the limit.
     ///
     /// # Errors
     /// What pipe(2) says.
@@ -82,14 +82,14 @@ impl Pipes {
         self.freed.set(true);
     }
 
-    /// Whether it is worth it for those who got none to try again.
+    /// Whether those who got none may try again.
     pub fn have_been_freed(&self) -> bool {
         self.freed.replace(false)
     }
 
     fn open(&self) -> io::Result<Pipe> {
         let (read, write) = sys::pipe()?;
-        // What the kernel gives by itself will do: unprivileged users have a limit of pipe pages.
+        // May fail: unprivileged users have a limit of pipe pages. The default size will do.
         _ = sys::set_pipe_size(&write, self.size);
         self.open.set(self.open.get() + 1);
         Ok(Pipe { read, write })

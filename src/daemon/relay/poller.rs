@@ -1,7 +1,7 @@
 //! Tells which sockets of relays have become ready.
 //!
-//! tokio's own registration of a socket takes more memory than all the rest of an idle relay. So relays' sockets are
-//! watched by an epoll instance of our own, and tokio watches that.
+//! A socket registered with tokio takes more memory than all the rest of an idle relay. So an epoll instance of our own
+//! watches the relays' sockets, and tokio watches that.
 
 use std::fs::File;
 use std::io;
@@ -16,7 +16,7 @@ use crate::sys;
 /// How many events are taken at a time.
 const EVENTS: usize = 64;
 
-/// The sockets that are watched. A closed socket is no longer.
+/// The sockets that are watched. Closing a socket ends that.
 pub struct Poller {
     epoll: AsyncFd<File>,
 }
@@ -44,11 +44,11 @@ pub struct Key {
 pub struct Event {
     /// Which socket.
     pub key: Key,
-    /// There is something to read: bytes, the stream's end, or an error.
+    /// There is something to read: bytes, the stream's end or an error.
     pub readable: bool,
-    /// There is room to write, or an error to be told.
+    /// There is room to write, or an error.
     pub writable: bool,
-    /// The connection is broken: a reset, or a peer that has not answered for too long.
+    /// The connection is broken: reset, or timed out.
     pub broken: bool,
     /// A byte that TCP calls urgent has been received, or is announced.
     pub urgent: bool,
@@ -73,7 +73,7 @@ impl Poller {
         sys::epoll_control(self.epoll.get_ref(), libc::EPOLL_CTL_ADD, socket, READS, key.into_bits())
     }
 
-    /// From now on also each time that there is room to write again; most sockets never lack it.
+    /// From now on there will be an event also each time that there is room to write again. Most sockets never lack it.
     ///
     /// # Errors
     /// What epoll_ctl(2) says.
@@ -84,7 +84,7 @@ impl Poller {
 
     /// Waits for events.
     pub fn poll(&self, cx: &mut Context) -> Poll<impl Iterator<Item = Event> + use<>> {
-        // Neither tokio while it runs nor epoll_wait(2) on an instance of epoll has an error to tell.
+        // Cannot fail: neither tokio, while it runs, nor epoll_wait(2) on an epoll instance.
         let Ok(mut ready) = ready!(self.epoll.poll_read_ready(cx)) else { return Poll::Pending };
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS];
         let count = sys::epoll_take(self.epoll.get_ref(), &mut events).unwrap_or_default();
@@ -95,7 +95,7 @@ impl Poller {
     }
 }
 
-/// Edge-triggered: an event tells a change.
+/// Edge-triggered: each event is a change.
 const READS: i32 = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLPRI | libc::EPOLLET;
 const ENDS: i32 = libc::EPOLLHUP | libc::EPOLLERR;
 const UPSTREAM: u32 = 1 << 16;

@@ -7,11 +7,11 @@ use crate::relay::pipe::Pipe;
 use crate::relay::poller::{Event, Key, Poller};
 use crate::sys;
 
-/// How much is asked of one call; a pipe is the real bound.
+/// How much one call may move at most; in fact the pipe's size is the bound.
 const CHUNK: usize = 1 << 20;
 
-/// A connected socket that doesn't block. What would block returns None until an event says that it may be tried
-/// again.
+/// A connected, non-blocking socket. Calls that would block return `None` until an event says that it is worth another
+/// try.
 pub struct Socket {
     stream: TcpStream,
     key: Key,
@@ -27,7 +27,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Has `poller` watch `stream`, and tell what happens to it by `key`.
+    /// Has `poller` watch `stream`; its events carry `key`.
     ///
     /// # Errors
     /// If it can't be watched.
@@ -54,7 +54,7 @@ impl Socket {
         self.ended |= event.ended;
     }
 
-    /// Whether the connection is broken, so that it takes nothing more.
+    /// Whether the connection is broken and takes nothing more.
     pub const fn is_broken(&self) -> bool {
         self.broken
     }
@@ -67,7 +67,7 @@ impl Socket {
     /// Splices what was received into an empty pipe. 0 means the end of the stream, or an urgent byte.
     pub fn splice_to(&mut self, pipe: &Pipe) -> io::Result<Option<usize>> {
         let spliced = self.read(|stream| sys::splice(stream, &pipe.write, CHUNK))?;
-        // Before an urgent byte the kernel says EAGAIN, and 0 only once the stream has ended (`tcp_splice_read()`).
+        // Before an urgent byte the kernel returns EAGAIN, and 0 only once the stream has ended (`tcp_splice_read()`).
         if spliced.is_none() && self.urgent && self.at_urgent_mark()? {
             self.readable = true;
             return Ok(Some(0));
@@ -97,7 +97,7 @@ impl Socket {
         self.read(|stream| sys::receive_inline(stream, bytes))
     }
 
-    /// Throws received bytes away. 0 means the end of the stream.
+    /// Discards received bytes. 0 means the end of the stream.
     pub fn discard(&mut self) -> io::Result<Option<usize>> {
         self.read(|stream| sys::discard(stream, CHUNK))
     }
@@ -107,17 +107,17 @@ impl Socket {
         if self.ended { Ok(false) } else { sys::at_urgent_mark(&self.stream) }
     }
 
-    /// Whether all that was sent has been received.
+    /// Whether all that was sent has been acknowledged.
     pub fn is_acknowledged(&self) -> io::Result<bool> {
         Ok(sys::unacknowledged(&self.stream)? == 0)
     }
 
-    /// Sends a FIN. A receiver that has reset meanwhile says so when it is read.
+    /// Sends a FIN. If the receiver has reset meanwhile, reading will tell.
     pub fn end(&self) {
         _ = sys::shutdown_write(&self.stream);
     }
 
-    /// Has closing it send what is still to be sent.
+    /// Has closing it send what is left.
     pub fn set_lingering(&self) {
         _ = sys::set_lingering(&self.stream);
     }

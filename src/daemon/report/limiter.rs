@@ -3,10 +3,10 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// Between two lines of one kind.
+/// The time between two lines of one kind.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Lets one line of its kind pass every 10 s and counts the others.
+/// Lets one line of its kind pass every 10 s, and counts the rest.
 #[derive(Debug, Default)]
 pub struct Limiter {
     next: Cell<Option<Instant>>,
@@ -14,7 +14,7 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// Whether a line may be logged at the time `now`: then how many were suppressed since the last one.
+    /// Whether a line may be logged at the time `now`: if so, how many were suppressed since the last one.
     pub fn pass(&self, now: Instant) -> Option<u32> {
         if self.next.get().is_some_and(|next| now < next) {
             self.suppressed.set(self.suppressed.get().saturating_add(1));

@@ -1,7 +1,7 @@
 //! One attempt at one address of one proxy: connect, ask, read the answer.
 //!
-//! Futures of this file live in every task that dials, so no buffer is held across an await: the request is written
-//! from one allocation that is gone as soon as it is sent, and the reply is read into the stack of [`receive`].
+//! Every dial in flight holds these futures, so no buffer is kept across an await: the request is one allocation, freed
+//! as soon as it is sent, and the reply is read into the stack of [`receive`].
 
 use crate::sys;
 use std::io::{self, ErrorKind};
@@ -12,7 +12,7 @@ use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-/// Takes nearly every reply in one read, and little of the tunnel's data with it.
+/// Takes nearly every reply in one read, and little of the tunnel's data with it, in bytes.
 const BUFFER: usize = 2048;
 
 /// A proxy's answer.
@@ -20,7 +20,7 @@ pub struct Reply {
     pub status: u16,
     /// A 407 offered the Basic scheme.
     pub offers_basic: bool,
-    /// What came behind the reply.
+    /// The bytes that came behind the reply.
     pub leftover: Vec<u8>,
 }
 
@@ -42,7 +42,7 @@ pub async fn connect(address: SocketAddr, mark: u32, patience: Duration) -> io::
     if mark != 0 {
         sys::set_mark(&socket, mark)?;
     }
-    // It has no answer to send yet, and the request that follows at once takes the acknowledgement along.
+    // The request follows at once, and carries the acknowledgement.
     _ = sys::delay_acknowledgement(&socket);
     timeout(patience, socket.connect(address)).await?
 }
@@ -60,7 +60,7 @@ pub async fn handshake(
 }
 
 async fn exchange(stream: &TcpStream, mut request: Vec<u8>) -> Result<Reply, HandshakeError> {
-    // A connected socket is known to be writable, and its buffer takes the request whole: one call.
+    // A connected socket is writable, and its buffer takes the request whole: one call.
     while !request.is_empty() {
         match stream.try_write(&request) {
             Ok(sent) if sent >= request.len() => break,
@@ -93,7 +93,7 @@ fn receive(stream: &TcpStream, parser: &mut ReplyParser) -> Result<Option<Reply>
     };
     let status = parser.feed(received).map_err(HandshakeError::Garbage)?;
     if received.len() < BUFFER {
-        // The socket is drained. Telling tokio saves the next reader, the relay, a call that finds nothing.
+        // The socket is drained: telling tokio so spares the next reader a call that finds nothing.
         let drained = || Err::<(), _>(ErrorKind::WouldBlock.into());
         let _ = stream.try_io(Interest::READABLE, drained);
     }

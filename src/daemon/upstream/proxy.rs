@@ -1,4 +1,4 @@
-//! One upstream proxy: where it is, what it gets, what is counted and logged of it.
+//! One upstream proxy: where it is, what it is sent, and what is counted and logged about it.
 
 use crate::report::limiter::Limiter;
 use crate::upstream::dial::Reply;
@@ -30,7 +30,7 @@ impl Warning {
     const COUNT: usize = Self::Exhausted as usize + 1;
 }
 
-/// A proxy: what the configuration says, its addresses, and what is counted.
+/// A proxy of the configuration, its addresses, and what has been counted.
 pub struct Proxy {
     /// For logs.
     pub name: String,
@@ -111,7 +111,7 @@ impl Proxy {
         self.stats.set(stats);
     }
 
-    /// Counts and logs a tunnel that got no answer.
+    /// Counts and logs an attempt without an answer.
     pub fn failed(&self, warning: Warning, what: fmt::Arguments<'_>) {
         self.count(|stats| {
             let count = match warning {
@@ -124,7 +124,7 @@ impl Proxy {
         self.warn(warning, what);
     }
 
-    /// Logs at most one warning of each kind in 10 s. Never given a client's address or a secret.
+    /// Logs at most one warning of each kind in 10 s. `what` never has a client's address or a secret.
     pub fn warn(&self, warning: Warning, what: fmt::Arguments<'_>) {
         let Some(limiter) = self.limiters.get(warning as usize) else {
             return;
