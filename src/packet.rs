@@ -21,10 +21,11 @@ use core::net::Ipv6Addr;
 
 use etherparse::{IpSlice, Ipv6ExtensionSlice, LaxIpSlice, TcpSlice, ip_number};
 
+pub mod builder;
 pub mod checksum;
 pub mod datagram;
 mod echo;
-pub mod make;
+pub mod reject;
 mod tuple;
 pub mod vnet;
 

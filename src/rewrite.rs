@@ -17,7 +17,7 @@ use core::net::Ipv6Addr;
 use crate::flow::subnet::Subnet;
 use crate::flow::{Flow, FlowTable, Limits, NatSource, Side, Slot, State};
 use crate::packet::datagram;
-use crate::packet::make::Reject;
+use crate::packet::reject::Reject;
 use crate::packet::vnet;
 use crate::packet::{self, ACK, Change, ChecksumState, FIN, Packet, RST, SYN, Transport, Tuple};
 use crate::siphash::Key;
@@ -25,7 +25,7 @@ use crate::time::Instant;
 
 mod verdict;
 
-pub use verdict::{Counters, Drop, Verdict};
+pub use verdict::{Counters, DropReason, Verdict};
 
 /// How a connection gets from the client to the listener once its SYN is released. This is all that tells
 /// the two paths apart here; everything before and after is the same.
@@ -171,12 +171,12 @@ impl Rewriter {
         verdict
     }
 
-    fn judge(&mut self, header: vnet::Header, bytes: &mut [u8], now: Instant) -> Result<Verdict, Drop> {
+    fn judge(&mut self, header: vnet::Header, bytes: &mut [u8], now: Instant) -> Result<Verdict, DropReason> {
         let mut packet = Packet::parse(bytes)?;
-        let subnet = self.subnet(packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;
+        let subnet = self.subnet(packet.is_ipv4()).ok_or(DropReason::Ipv6Off)?;
         match packet.transport() {
             Transport::Tcp => {
-                let state = header.checksum_state(&packet).ok_or(Drop::Malformed)?;
+                let state = header.checksum_state(&packet).ok_or(DropReason::Malformed)?;
                 let tuple = packet.tuple();
                 let from_listener = tuple.source_port == self.settings.listen_port
                     && tuple.source == subnet.own()
@@ -186,21 +186,25 @@ impl Rewriter {
                     false => self.client_packet(packet, &tuple, state, now),
                 }
             }
-            Transport::Icmp if packet.is_redirect() => Err(Drop::NotTcp),
+            Transport::Icmp if packet.is_redirect() => Err(DropReason::NotTcp),
             Transport::Icmp if packet.is_icmp_error() => match header.checksum_state(&packet) {
                 Some(ChecksumState::Complete) => self.icmp_error(packet, subnet.own(), now),
-                _ => Err(Drop::Malformed),
+                _ => Err(DropReason::Malformed),
             },
-            _ if !packet::is_unicast(packet.destination()) => Err(Drop::NotTcp),
+            _ if !packet::is_unicast(packet.destination()) => Err(DropReason::NotTcp),
             Transport::Udp if self.settings.dns && datagram::is_query(&packet) => {
-                let state = header.checksum_state(&packet).ok_or(Drop::Malformed)?;
-                if datagram::is_intact(&packet, state) { Ok(Verdict::Dns) } else { Err(Drop::Malformed) }
+                let state = header.checksum_state(&packet).ok_or(DropReason::Malformed)?;
+                if datagram::is_intact(&packet, state) {
+                    Ok(Verdict::Dns)
+                } else {
+                    Err(DropReason::Malformed)
+                }
             }
             Transport::Icmp if self.settings.ping && packet.is_echo_request() => {
                 packet.answer_echo();
                 Ok(Verdict::Forward)
             }
-            _ if !self.errors.take(now) => Err(Drop::RateLimited),
+            _ if !self.errors.take(now) => Err(DropReason::RateLimited),
             // The one error that each system tells a socket that has sent a datagram, and so a browser its QUIC's
             // end: Linux would tell of any, Windows of none but this.
             Transport::Udp => Ok(Verdict::Reject(Reject::Port)),
@@ -214,7 +218,7 @@ impl Rewriter {
         tuple: &Tuple,
         state: ChecksumState,
         now: Instant,
-    ) -> Result<Verdict, Drop> {
+    ) -> Result<Verdict, DropReason> {
         let (flags, sequence) = (packet.flags(), packet.sequence());
         let is_syn = flags & (SYN | ACK | RST | FIN) == SYN;
         if let Some(slot) = self.flows.find(tuple) {
@@ -223,13 +227,17 @@ impl Rewriter {
             match flow.state() {
                 State::Held if is_syn => {
                     let new = self.flows.repeat(slot, sequence, now);
-                    return if new { Ok(Verdict::Hold { slot, dial: false }) } else { Err(Drop::Repeated) };
+                    return if new {
+                        Ok(Verdict::Hold { slot, dial: false })
+                    } else {
+                        Err(DropReason::Repeated)
+                    };
                 }
                 State::Held if takes_back => {
                     self.flows.remove(slot, now);
                     return Ok(Verdict::Abandoned(slot));
                 }
-                State::Held => return Err(Drop::Unexpected),
+                State::Held => return Err(DropReason::Unexpected),
                 // The client uses its port again: a new flow, with a NAT source of its own.
                 State::Closing | State::Closed if is_syn && sequence != flow.isn() => {}
                 // The same of a flow whose connection has ended, though the relay has yet to learn it, or still has
@@ -241,7 +249,7 @@ impl Rewriter {
                         && (self.settings.path == Path::Express || flow.is_finished()) => {}
                 was if self.passes(flow, now) => {
                     if self.settings.path == Path::Rewrite {
-                        let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;
+                        let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(DropReason::Ipv6Off)?;
                         packet.translate(&new, flow.change, state);
                     }
                     if flags & SYN != 0 {
@@ -260,15 +268,15 @@ impl Rewriter {
         if is_syn { self.open(*tuple, sequence, now) } else { unknown(tuple.destination, flags) }
     }
 
-    fn open(&mut self, tuple: Tuple, isn: u32, now: Instant) -> Result<Verdict, Drop> {
+    fn open(&mut self, tuple: Tuple, isn: u32, now: Instant) -> Result<Verdict, DropReason> {
         let ipv4 = tuple.is_ipv4();
         let ours = self.subnet(ipv4).is_some_and(|subnet| subnet.contains(tuple.destination));
         let no_port = tuple.source_port == 0 || tuple.destination_port == 0;
         if ours || no_port || !packet::is_unicast(tuple.destination) {
-            return Err(Drop::Address);
+            return Err(DropReason::Address);
         }
         if self.draining {
-            return Err(Drop::Draining);
+            return Err(DropReason::Draining);
         }
         let settings = &self.settings;
         let change = |nat| match translated(settings, nat, ipv4) {
@@ -285,7 +293,7 @@ impl Rewriter {
         tuple: &Tuple,
         state: ChecksumState,
         now: Instant,
-    ) -> Result<Verdict, Drop> {
+    ) -> Result<Verdict, DropReason> {
         let flags = packet.flags();
         let Some(slot) = self.find_nat(tuple.destination, tuple.destination_port, now) else {
             return unknown(tuple.destination, flags);
@@ -300,12 +308,12 @@ impl Rewriter {
     }
 
     /// Translates an ICMP error about a flow's packet, whichever side the packet came from.
-    fn icmp_error(&mut self, mut packet: Packet, own: Ipv6Addr, now: Instant) -> Result<Verdict, Drop> {
+    fn icmp_error(&mut self, mut packet: Packet, own: Ipv6Addr, now: Instant) -> Result<Verdict, DropReason> {
         let destination = packet.destination();
-        let quoted = packet.quoted_tuple().ok_or(Drop::NotTcp)?;
+        let quoted = packet.quoted_tuple().ok_or(DropReason::NotTcp)?;
         // An error goes to who sent the packet it is about.
         if quoted.source != destination {
-            return Err(Drop::Unknown);
+            return Err(DropReason::Unknown);
         }
         let to_listener = quoted.destination == own && quoted.destination_port == self.settings.listen_port;
         if to_listener && let Some(slot) = self.find_nat(quoted.source, quoted.source_port, now) {
@@ -314,13 +322,13 @@ impl Rewriter {
             packet.translate_icmp_error(&tuple, tuple.destination, tuple.source);
             return Ok(Verdict::Forward);
         }
-        let slot = self.flows.find(&quoted.reversed()).ok_or(Drop::Unknown)?;
+        let slot = self.flows.find(&quoted.reversed()).ok_or(DropReason::Unknown)?;
         let flow = self.flows.get(slot);
         if !flow.is_translated(now) {
-            return Err(Drop::Unknown);
+            return Err(DropReason::Unknown);
         }
         // From the client's side, for the listener. The NAT source stands for all that is on that side.
-        let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(Drop::Ipv6Off)?;
+        let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(DropReason::Ipv6Off)?;
         packet.translate_icmp_error(&new.reversed(), new.source, new.destination);
         Ok(Verdict::Forward)
     }
@@ -381,10 +389,10 @@ fn translated(settings: &Settings, nat: NatSource, ipv4: bool) -> Option<Tuple> 
 }
 
 /// A segment of no flow gets a RST, or its sender would go on sending it; a RST never does.
-fn unknown(destination: Ipv6Addr, flags: u8) -> Result<Verdict, Drop> {
+fn unknown(destination: Ipv6Addr, flags: u8) -> Result<Verdict, DropReason> {
     match flags & RST == 0 && packet::is_unicast(destination) {
         true => Ok(Verdict::Reject(Reject::Reset)),
-        false => Err(Drop::Unknown),
+        false => Err(DropReason::Unknown),
     }
 }
 

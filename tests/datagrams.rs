@@ -7,11 +7,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use common::packets::{self, Shape};
 use common::rewrite_script::{check_reject, settings};
 use tcp_over_http::flow::Limits;
+use tcp_over_http::packet::builder::{self, MAX_LEN};
 use tcp_over_http::packet::datagram::Datagram;
-use tcp_over_http::packet::make::{self, MAX_LEN, Reject};
+use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{Packet, Tuple};
-use tcp_over_http::rewrite::{Drop, Rewriter, Settings, Verdict};
+use tcp_over_http::rewrite::{DropReason, Rewriter, Settings, Verdict};
 use tcp_over_http::time::Instant;
 
 fn rewriter(dns: bool, ping: bool) -> Rewriter {
@@ -30,7 +31,7 @@ fn tuple(ipv4: bool, port: u16) -> Tuple {
 
 fn datagram(tuple: &Tuple, payload: &[u8]) -> Vec<u8> {
     let mut out = [0; MAX_LEN];
-    let length = make::datagram(tuple, payload, &mut out);
+    let length = builder::datagram(tuple, payload, &mut out);
     packets::assert_checksums(&out[..length], false);
     out[..length].to_vec()
 }
@@ -69,10 +70,10 @@ fn queries_with_partial_checksums_are_taken_and_broken_ones_are_not() {
         let mut packet = datagram(&tuple(ipv4, 53), b"query");
         let start = packet.len() as u8 - 13;
         packet[usize::from(start) + 6] ^= 0x55;
-        assert_eq!(handle(&mut rewriter, PLAIN, &mut packet), Verdict::Drop(Drop::Malformed));
+        assert_eq!(handle(&mut rewriter, PLAIN, &mut packet), Verdict::Drop(DropReason::Malformed));
         let partial = |offset| [1, 0, 0, 0, 0, 0, start, 0, offset, 0];
         assert_eq!(handle(&mut rewriter, partial(6), &mut packet), Verdict::Dns);
-        assert_eq!(handle(&mut rewriter, partial(16), &mut packet), Verdict::Drop(Drop::Malformed));
+        assert_eq!(handle(&mut rewriter, partial(16), &mut packet), Verdict::Drop(DropReason::Malformed));
     }
 }
 
@@ -80,7 +81,10 @@ fn queries_with_partial_checksums_are_taken_and_broken_ones_are_not() {
 fn nobody_answers_for_a_group() {
     let mut rewriter = rewriter(true, true);
     let tuple = Tuple { destination: "::ffff:224.0.0.251".parse().unwrap(), ..tuple(true, 53) };
-    assert_eq!(handle(&mut rewriter, PLAIN, &mut datagram(&tuple, b"query")), Verdict::Drop(Drop::NotTcp));
+    assert_eq!(
+        handle(&mut rewriter, PLAIN, &mut datagram(&tuple, b"query")),
+        Verdict::Drop(DropReason::NotTcp)
+    );
 }
 
 fn ping(ipv4: bool) -> Vec<u8> {

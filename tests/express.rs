@@ -5,10 +5,10 @@ mod common;
 use common::packets::{self, ACK, SYN, Shape};
 use common::rewrite_script::{MTU, connection, settings};
 use tcp_over_http::flow::{Limits, Slot, State};
-use tcp_over_http::packet::make::Reject;
+use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{FIN, RST, Tuple};
-use tcp_over_http::rewrite::{Drop, Path, Rewriter, Settings, Verdict};
+use tcp_over_http::rewrite::{DropReason, Path, Rewriter, Settings, Verdict};
 use tcp_over_http::time::Instant;
 
 const FIRST: Shape = shape(SYN, 1000);
@@ -94,7 +94,7 @@ fn a_connection_from_beginning_to_end() {
         assert_eq!(gateway.state(slot), State::Closed);
         assert!(gateway.rewriter.flows.is_idle());
         assert_eq!(gateway.client(&tuple, &shape(FIN | ACK, 1001)), RESET);
-        assert_eq!(gateway.client(&tuple, &shape(RST, 1001)), Verdict::Drop(Drop::Unknown));
+        assert_eq!(gateway.client(&tuple, &shape(RST, 1001)), Verdict::Drop(DropReason::Unknown));
     }
 }
 
@@ -102,8 +102,8 @@ fn a_connection_from_beginning_to_end() {
 fn a_held_flow_lets_nothing_pass() {
     let (mut gateway, tuple) = (Gateway::new(), connection(2));
     let slot = gateway.held(&tuple, &FIRST);
-    assert_eq!(gateway.client(&tuple, &FIRST), Verdict::Drop(Drop::Repeated));
-    assert_eq!(gateway.client(&tuple, &shape(ACK, 1001)), Verdict::Drop(Drop::Unexpected));
+    assert_eq!(gateway.client(&tuple, &FIRST), Verdict::Drop(DropReason::Repeated));
+    assert_eq!(gateway.client(&tuple, &shape(ACK, 1001)), Verdict::Drop(DropReason::Unexpected));
     assert_eq!(gateway.accept(&tuple), None);
     assert_eq!(gateway.client(&tuple, &shape(RST, 1001)), Verdict::Abandoned(slot));
     assert_eq!(gateway.client(&tuple, &shape(ACK, 1001)), RESET);

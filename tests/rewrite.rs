@@ -7,10 +7,10 @@ use common::packets::{self, ACK, SYN, Shape};
 use common::rewrite_script::{Error, Gateway, Script, connection, settings};
 use proptest::prelude::*;
 use tcp_over_http::flow::{LINGER, Slot, State};
-use tcp_over_http::packet::make::Reject;
+use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{FIN, RST, Tuple};
-use tcp_over_http::rewrite::{Drop, Verdict};
+use tcp_over_http::rewrite::{DropReason, Verdict};
 
 /// Any `T` that bytes give.
 fn any_of<T: for<'a> Arbitrary<'a> + std::fmt::Debug>(size: usize) -> impl Strategy<Value = T> {
@@ -91,7 +91,7 @@ fn a_connection_from_beginning_to_end() {
         let reset = Verdict::Reject(Reject::Reset);
         assert_eq!(gateway.client(&client, &shape(ACK, 7)), reset);
         assert_eq!(gateway.listener(slot, &shape(ACK, 7)), reset);
-        let unknown = Verdict::Drop(Drop::Unknown);
+        let unknown = Verdict::Drop(DropReason::Unknown);
         assert_eq!(gateway.client(&client, &shape(RST, 7)), unknown);
         assert_eq!(gateway.listener(slot, &shape(RST | ACK, 7)), unknown);
     }
@@ -102,10 +102,10 @@ fn a_held_syn() {
     let mut gateway = gateway();
     let client = connection(2);
     let slot = held(&mut gateway, 2);
-    assert_eq!(gateway.client(&client, &FIRST), Verdict::Drop(Drop::Repeated));
+    assert_eq!(gateway.client(&client, &FIRST), Verdict::Drop(DropReason::Repeated));
     let anew = Verdict::Hold { slot, dial: false };
     assert_eq!(gateway.client(&client, &shape(SYN, 2000)), anew);
-    let unexpected = Verdict::Drop(Drop::Unexpected);
+    let unexpected = Verdict::Drop(DropReason::Unexpected);
     for flags in [ACK, FIN | ACK, SYN | ACK, RST, SYN | FIN] {
         assert_eq!(gateway.client(&client, &shape(flags, 1)), unexpected, "{flags}");
     }
@@ -161,7 +161,7 @@ fn bounds() {
             verdict => panic!("{verdict:?}"),
         }
     }
-    let too_many = Verdict::Drop(Drop::TooManyDialsOfClient);
+    let too_many = Verdict::Drop(DropReason::TooManyDialsOfClient);
     assert_eq!(hold(&mut gateway, 5), too_many);
     slots.push(held(&mut gateway, 4));
     slots.push(held(&mut gateway, 3));
@@ -170,7 +170,7 @@ fn bounds() {
         gateway.rewriter.flows.release(*slot, gateway.now);
     }
     for port in 5..20 {
-        assert_eq!(hold(&mut gateway, port), Verdict::Drop(Drop::TableFull));
+        assert_eq!(hold(&mut gateway, port), Verdict::Drop(DropReason::TableFull));
     }
     assert_eq!(gateway.rewriter.flows.occupancy(), (3, 0));
     gateway.rewriter.flows.remove(slots[4], gateway.now);
@@ -182,7 +182,7 @@ fn nothing_new_while_draining() {
     let (mut gateway, slot) = with_flow(2);
     gateway.rewriter.drain();
     let verdict = gateway.client(&connection(3), &FIRST);
-    assert_eq!(verdict, Verdict::Drop(Drop::Draining));
+    assert_eq!(verdict, Verdict::Drop(DropReason::Draining));
     assert_eq!(gateway.client(&connection(2), &shape(ACK, 6)), Verdict::Forward);
     assert_eq!(gateway.listener(slot, &shape(ACK, 6)), Verdict::Forward);
 }
@@ -191,7 +191,7 @@ fn nothing_new_while_draining() {
 fn ipv6_may_be_off() {
     let mut gateway = Gateway::new(settings(false, false), 50, [3, 4], 0);
     let verdict = gateway.client(&connection(3), &FIRST);
-    assert_eq!(verdict, Verdict::Drop(Drop::Ipv6Off));
+    assert_eq!(verdict, Verdict::Drop(DropReason::Ipv6Off));
     held(&mut gateway, 2);
 }
 
@@ -206,17 +206,17 @@ fn destinations_that_nobody_can_connect_to() {
         "::ffff:0.0.0.0",
     ] {
         let tuple = Tuple { destination: destination.parse().unwrap(), ..connection(2) };
-        let address = Verdict::Drop(Drop::Address);
+        let address = Verdict::Drop(DropReason::Address);
         assert_eq!(gateway.client(&tuple, &FIRST), address, "{destination}");
     }
     for destination in ["fd45:39::1", "fd45:39::2:1", "ff02::1", "::"] {
         let tuple = Tuple { destination: destination.parse().unwrap(), ..connection(3) };
-        let address = Verdict::Drop(Drop::Address);
+        let address = Verdict::Drop(DropReason::Address);
         assert_eq!(gateway.client(&tuple, &FIRST), address, "{destination}");
     }
     for (source_port, destination_port) in [(0, 443), (40_000, 0)] {
         let tuple = Tuple { source_port, destination_port, ..connection(2) };
-        assert_eq!(gateway.client(&tuple, &FIRST), Verdict::Drop(Drop::Address));
+        assert_eq!(gateway.client(&tuple, &FIRST), Verdict::Drop(DropReason::Address));
     }
     assert_eq!(gateway.rewriter.flows.occupancy(), (0, 0));
 }
@@ -228,7 +228,7 @@ fn a_virtio_header_that_contradicts_the_packet() {
     let before = packet.clone();
     let header = vnet::Header::parse(&[1, 0, 0, 0, 0, 0, 20, 0, 6, 0]);
     let verdict = gateway.rewriter.handle(header, &mut packet, gateway.now);
-    assert_eq!(verdict, Verdict::Drop(Drop::Malformed));
+    assert_eq!(verdict, Verdict::Drop(DropReason::Malformed));
     assert_eq!(packet, before);
 }
 
@@ -252,7 +252,7 @@ fn icmp_errors_of_flows_that_are_not_translated() {
         let slot = held(&mut gateway, nth);
         for about_listener in [true, false] {
             let verdict = gateway.error(slot, &error(about_listener));
-            assert_eq!(verdict, Verdict::Drop(Drop::Unknown));
+            assert_eq!(verdict, Verdict::Drop(DropReason::Unknown));
         }
     }
 }
@@ -266,7 +266,7 @@ fn icmp_errors_that_go_to_somebody_else_are_not_translated() {
     let mut packet = packets::icmp_error(client.source, stranger, (3, 1), [0; 4], &quote);
     let header = vnet::Header::default();
     let verdict = gateway.rewriter.handle(header, &mut packet, gateway.now);
-    assert_eq!(verdict, Verdict::Drop(Drop::Unknown));
+    assert_eq!(verdict, Verdict::Drop(DropReason::Unknown));
 }
 
 /// A redirect is about the link it came over: whoever is on the other side must not follow it.
@@ -279,7 +279,7 @@ fn redirects_are_not_translated() {
     let mut packet = packets::icmp_error(client.source, client.destination, (5, 1), gateway_address, &quote);
     let header = vnet::Header::default();
     let verdict = gateway.rewriter.handle(header, &mut packet, gateway.now);
-    assert_eq!(verdict, Verdict::Drop(Drop::NotTcp));
+    assert_eq!(verdict, Verdict::Drop(DropReason::NotTcp));
 }
 
 #[test]
@@ -294,7 +294,7 @@ fn what_is_not_tcp_is_answered_at_a_bounded_rate() {
     };
     let multicast = "::ffff:224.0.0.251".parse().unwrap();
     let verdict = handle(&mut gateway, multicast);
-    assert_eq!(verdict, Verdict::Drop(Drop::NotTcp));
+    assert_eq!(verdict, Verdict::Drop(DropReason::NotTcp));
     let count = |gateway: &mut Gateway, handle: &mut dyn FnMut(&mut Gateway) -> Verdict| {
         let prohibited = Verdict::Reject(Reject::Prohibited);
         let answered = (0..1_000).filter(|_| handle(gateway) == prohibited);
@@ -308,9 +308,9 @@ fn what_is_not_tcp_is_answered_at_a_bounded_rate() {
     assert_eq!(count(&mut gateway, &mut udp), 100);
     let counters = gateway.rewriter.counters();
     assert_eq!(counters.rejected, 207);
-    assert_eq!(counters.dropped[Drop::RateLimited as usize], 3_000 - 207);
-    assert_eq!(Drop::NAMES[Drop::RateLimited as usize], "rate_limited");
-    assert_eq!(Drop::NAMES[Drop::Draining as usize], "draining");
+    assert_eq!(counters.dropped[DropReason::RateLimited as usize], 3_000 - 207);
+    assert_eq!(DropReason::NAMES[DropReason::RateLimited as usize], "rate_limited");
+    assert_eq!(DropReason::NAMES[DropReason::Draining as usize], "draining");
 }
 
 proptest! {

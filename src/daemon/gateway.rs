@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::http::connect::Target;
+use tcp_over_http::packet::builder::{self, MAX_LEN};
 use tcp_over_http::packet::datagram::Datagram;
-use tcp_over_http::packet::make::{self, Reject};
+use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{Packet, Tuple};
 use tcp_over_http::rewrite::{Rewriter, Verdict};
@@ -337,11 +338,11 @@ impl Gateway {
 
     /// Sends a client a datagram; one that is too long to be made is not.
     pub fn write_datagram(&self, tuple: &Tuple, payload: &[u8]) {
-        let mut frame = [0; vnet::LEN + make::MAX_LEN];
+        let mut frame = [0; vnet::LEN + MAX_LEN];
         if let Some((_, out)) = frame.split_first_chunk_mut::<{ vnet::LEN }>()
-            && let Some((out, _)) = out.split_first_chunk_mut::<{ make::MAX_LEN }>()
+            && let Some((out, _)) = out.split_first_chunk_mut::<MAX_LEN>()
         {
-            let length = make::datagram(tuple, payload, out);
+            let length = builder::datagram(tuple, payload, out);
             if length > 0 {
                 self.write(&frame[..vnet::LEN + length]);
             }
@@ -376,11 +377,11 @@ impl Gateway {
             return;
         };
         let source = self.rewriter.borrow().error_source(packet.is_ipv4());
-        let mut frame = [0; vnet::LEN + make::MAX_LEN];
+        let mut frame = [0; vnet::LEN + MAX_LEN];
         let Some((_, out)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() else {
             return;
         };
-        let Some((out, _)) = out.split_first_chunk_mut::<{ make::MAX_LEN }>() else {
+        let Some((out, _)) = out.split_first_chunk_mut::<MAX_LEN>() else {
             return;
         };
         let length = reject.build(&packet, source, out);

@@ -53,7 +53,7 @@ pub fn is_intact(packet: &Packet, state: ChecksumState) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::make::{MAX_DATAGRAM, MAX_LEN, datagram};
+    use crate::packet::builder::{MAX_DATAGRAM, MAX_LEN, datagram};
     use core::net::Ipv4Addr;
     use proptest::prelude::*;
     use std::vec::Vec;

@@ -1,8 +1,8 @@
 //! Pings: ICMP echo (RFC 792, RFC 4443 section 4).
 
 use super::{Packet, Transport, be16};
+use crate::packet::builder::HOP_LIMIT;
 use crate::packet::checksum::Delta;
-use crate::packet::make::HOP_LIMIT;
 
 /// Type of a request and of a reply, in both families.
 const ICMPV4: (u8, u8) = (8, 0);

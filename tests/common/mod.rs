@@ -5,8 +5,9 @@
 use std::net::Ipv4Addr;
 
 use arbitrary::{Arbitrary, Unstructured};
+use tcp_over_http::packet::builder::{self, MAX_DATAGRAM, MAX_LEN};
 use tcp_over_http::packet::datagram::{Datagram, is_intact};
-use tcp_over_http::packet::make::{self, MAX_DATAGRAM, MAX_LEN, Reject};
+use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{Change, ChecksumState, Packet, Transport, is_unicast};
 
 pub mod flow_script;
@@ -86,7 +87,7 @@ pub fn any_packet(bytes: &[u8]) {
             _ = is_intact(&packet, ChecksumState::Complete);
             let Datagram { tuple, payload } = Datagram::of(&packet).unwrap();
             let mut out = [0; MAX_LEN];
-            let length = make::datagram(&tuple, payload, &mut out);
+            let length = builder::datagram(&tuple, payload, &mut out);
             assert_eq!(length == 0, payload.len() > MAX_DATAGRAM);
             if let Ok(made) = Packet::parse(&mut out[..length]) {
                 assert!(is_intact(&made, ChecksumState::Complete));

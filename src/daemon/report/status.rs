@@ -100,7 +100,7 @@ pub fn report(gateway: &Gateway, config: &Config, form: Form) -> String {
     }
 
     report.begin("dropped");
-    for (name, count) in rewrite::Drop::NAMES.iter().zip(counters.dropped) {
+    for (name, count) in rewrite::DropReason::NAMES.iter().zip(counters.dropped) {
         report.number(name, count);
     }
     report.end();
