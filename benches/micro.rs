@@ -132,7 +132,7 @@ fn find_nat(iterations: u64) -> Duration {
 }
 
 fn life(iterations: u64) -> Duration {
-    let mut table = FlowTable::new(limits(), KEY);
+    let mut table = FlowTable::new(limits(), 253, KEY);
     timed(iterations, |nth| {
         // 10 flows a second, so that slots and NAT sources rest long enough to be used again.
         let now = Instant::from_millis(nth * 100);
@@ -229,9 +229,8 @@ fn live(ipv6: bool) -> (Rewriter, Tuple, Tuple) {
     let Verdict::Hold { slot, .. } = rewriter.handle(header, &mut syn, now) else {
         panic!("a first SYN is held");
     };
-    rewriter.flows.release(slot, now);
-    rewriter.flows.accept(slot, now);
-    let nat = rewriter.flows.get(slot).nat;
+    rewriter.release(slot, now);
+    let nat = rewriter.flow(slot).nat;
     let subnet = if ipv6 { Subnet::new(own6, 64) } else { Subnet::new(own4, 96 + 24) };
     let listener = Tuple {
         source: subnet.own(),
@@ -239,12 +238,13 @@ fn live(ipv6: bool) -> (Rewriter, Tuple, Tuple) {
         source_port: LISTEN_PORT,
         destination_port: nat.port,
     };
+    assert!(rewriter.accept(listener.destination, nat.port, || None, now).is_some());
     (rewriter, client, listener)
 }
 
 /// A table whose every slot is taken by a flow that waits to be accepted.
 fn full_table() -> FlowTable {
-    let mut table = FlowTable::new(limits(), KEY);
+    let mut table = FlowTable::new(limits(), 253, KEY);
     for nth in 0..FLOWS {
         let slot = open(&mut table, nth.into(), Instant::default());
         table.release(slot, Instant::default());
@@ -260,7 +260,7 @@ fn open(table: &mut FlowTable, nth: u64, now: Instant) -> Slot {
 }
 
 const fn limits() -> Limits {
-    Limits { flows: FLOWS, held: 512, held_per_client: 128, hosts: 253 }
+    Limits { flows: FLOWS, held: 512, held_per_client: 128 }
 }
 
 /// The tuple of one of [`FLOWS`] clients.

@@ -121,13 +121,8 @@ pub struct Flow {
     last_syn: Instant,
     /// Which of the slot's NAT sources it has.
     turn: Turn,
-    /// Next flow of the same hash bucket; meaningless unless `hashed`.
-    chain: u16,
     /// Whether packets find the flow: no longer, once a newer flow has its tuple.
     hashed: bool,
-    /// Neighbours in the queue of the state.
-    previous: u16,
-    next: u16,
 }
 
 const FIN_CLIENT: u8 = 1;

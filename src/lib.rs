@@ -55,4 +55,5 @@ pub mod net;
 pub mod packet;
 pub mod rewrite;
 mod siphash;
+mod slots;
 pub mod time;

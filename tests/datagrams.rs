@@ -16,7 +16,7 @@ use tcp_over_http::rewrite::{DropReason, Rewriter, Settings, Verdict};
 use tcp_over_http::time::Instant;
 
 fn rewriter(dns: bool, ping: bool) -> Rewriter {
-    let limits = Limits { flows: 16, held: 16, held_per_client: 16, hosts: 0 };
+    let limits = Limits { flows: 16, held: 16, held_per_client: 16 };
     Rewriter::new(Settings { dns, ping, ..settings(true, false) }, limits, [1, 2])
 }
 

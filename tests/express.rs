@@ -39,7 +39,7 @@ struct Gateway {
 impl Gateway {
     fn new() -> Self {
         let settings = Settings { path: Path::Express, ..settings(true, false) };
-        let limits = Limits { flows: 50, held: 10, held_per_client: 4, hosts: 0 };
+        let limits = Limits { flows: 50, held: 10, held_per_client: 4 };
         Self { rewriter: Rewriter::new(settings, limits, [3, 4]), now: Instant::from_millis(0) }
     }
 
@@ -63,7 +63,7 @@ impl Gateway {
     /// A flow whose SYN has passed.
     fn opening(&mut self, tuple: &Tuple, shape: &Shape) -> Slot {
         let slot = self.held(tuple, shape);
-        self.rewriter.flows.release(slot, self.now);
+        self.rewriter.release(slot, self.now);
         assert_eq!(self.client(tuple, shape), Verdict::Forward);
         slot
     }
@@ -74,7 +74,7 @@ impl Gateway {
     }
 
     fn state(&self, slot: Slot) -> State {
-        self.rewriter.flows.get(slot).state()
+        self.rewriter.flow(slot).state()
     }
 }
 
@@ -92,7 +92,7 @@ fn a_connection_from_beginning_to_end() {
         assert_eq!(gateway.client(&tuple, &shape(ACK, 1001)), Verdict::Forward);
         gateway.rewriter.close(slot, gateway.now);
         assert_eq!(gateway.state(slot), State::Closed);
-        assert!(gateway.rewriter.flows.is_idle());
+        assert!(gateway.rewriter.is_idle());
         assert_eq!(gateway.client(&tuple, &shape(FIN | ACK, 1001)), RESET);
         assert_eq!(gateway.client(&tuple, &shape(RST, 1001)), Verdict::Drop(DropReason::Unknown));
     }
@@ -139,7 +139,7 @@ fn a_port_used_again_is_a_new_flow() {
         assert_eq!(gateway.state(first), State::Live);
         gateway.rewriter.close(first, gateway.now);
         assert_eq!(gateway.state(second), State::Held);
-        gateway.rewriter.flows.release(second, gateway.now);
+        gateway.rewriter.release(second, gateway.now);
         assert_eq!(gateway.client(&tuple, &again), Verdict::Forward);
         assert_eq!(gateway.accept(&tuple), Some(second));
         gateway.rewriter.close(second, gateway.now);
@@ -166,7 +166,7 @@ fn the_segment_size_is_clamped() {
         packets::tcp(&tuple, &Shape { tcp_options, ..FIRST })
     };
     let slot = gateway.held(&tuple, &FIRST);
-    gateway.rewriter.flows.release(slot, gateway.now);
+    gateway.rewriter.release(slot, gateway.now);
     let mut packet = with(9000);
     let header = vnet::Header::parse(&packets::vnet_header(&packet, &FIRST));
     assert_eq!(gateway.rewriter.handle(header, &mut packet, gateway.now), Verdict::Forward);

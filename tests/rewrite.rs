@@ -52,7 +52,7 @@ fn held(gateway: &mut Gateway, nth: u8) -> Slot {
 /// A flow whose SYN has passed.
 fn opening(gateway: &mut Gateway, nth: u8) -> Slot {
     let slot = held(gateway, nth);
-    gateway.rewriter.flows.release(slot, gateway.now);
+    gateway.rewriter.release(slot, gateway.now);
     assert_eq!(gateway.client(&connection(nth), &FIRST), Verdict::Forward);
     slot
 }
@@ -65,8 +65,13 @@ fn with_flow(nth: u8) -> (Gateway, Slot) {
     (gateway, slot)
 }
 
+/// How many flows are held, and how many are live.
+fn occupancy(gateway: &Gateway) -> (u16, u16) {
+    (gateway.rewriter.count(State::Held), gateway.rewriter.count(State::Live))
+}
+
 fn state(gateway: &Gateway, slot: Slot) -> State {
-    gateway.rewriter.flows.get(slot).state()
+    gateway.rewriter.flow(slot).state()
 }
 
 #[test]
@@ -78,14 +83,14 @@ fn a_connection_from_beginning_to_end() {
         assert_eq!(gateway.client(&client, &shape(ACK, 6)), Verdict::Forward);
         assert_eq!(gateway.client(&client, &shape(FIN | ACK, 6)), Verdict::Forward);
         assert_eq!(state(&gateway, slot), State::Live);
-        gateway.rewriter.flows.close(slot, gateway.now);
+        gateway.rewriter.close(slot, gateway.now);
         assert_eq!(state(&gateway, slot), State::Closing);
         assert_eq!(gateway.listener(slot, &shape(FIN | ACK, 7)), Verdict::Forward);
         assert_eq!(state(&gateway, slot), State::Closed);
         // The last ACK, and a FIN again.
         assert_eq!(gateway.client(&client, &shape(ACK, 7)), Verdict::Forward);
         assert_eq!(gateway.listener(slot, &shape(FIN | ACK, 7)), Verdict::Forward);
-        assert_eq!(gateway.rewriter.flows.occupancy(), (0, 0));
+        assert_eq!(occupancy(&gateway), (0, 0));
         // Long after, nobody knows of it.
         gateway.now = gateway.now.plus(LINGER);
         let reset = Verdict::Reject(Reject::Reset);
@@ -114,7 +119,7 @@ fn a_held_syn() {
     // The old attempt's RST is none of the new one's.
     assert_eq!(gateway.client(&client, &shape(RST, 1001)), unexpected);
     assert_eq!(gateway.client(&client, &shape(RST, 2001)), Verdict::Abandoned(slot));
-    assert_eq!(gateway.rewriter.flows.occupancy(), (0, 0));
+    assert_eq!(occupancy(&gateway), (0, 0));
     let next = held(&mut gateway, 2);
     assert_ne!(next, slot);
 }
@@ -134,7 +139,7 @@ fn a_port_used_again_is_a_new_flow() {
     let (mut gateway, slot) = with_flow(2);
     // While the old one lives, the kernel has to sort it out.
     assert_eq!(gateway.client(&connection(2), &shape(SYN, 5000)), Verdict::Forward);
-    gateway.rewriter.flows.close(slot, gateway.now);
+    gateway.rewriter.close(slot, gateway.now);
     // The same SYN once more is late, not new.
     assert_eq!(gateway.client(&connection(2), &FIRST), Verdict::Forward);
     let verdict = gateway.client(&connection(2), &shape(SYN, 5000));
@@ -167,13 +172,13 @@ fn bounds() {
     slots.push(held(&mut gateway, 3));
     // All six slots are taken. That refusal takes nothing of the client's own bound.
     for slot in &slots[..3] {
-        gateway.rewriter.flows.release(*slot, gateway.now);
+        gateway.rewriter.release(*slot, gateway.now);
     }
     for port in 5..20 {
         assert_eq!(hold(&mut gateway, port), Verdict::Drop(DropReason::TableFull));
     }
-    assert_eq!(gateway.rewriter.flows.occupancy(), (3, 0));
-    gateway.rewriter.flows.remove(slots[4], gateway.now);
+    assert_eq!(occupancy(&gateway), (3, 0));
+    gateway.rewriter.remove(slots[4], gateway.now);
     assert!(matches!(hold(&mut gateway, 5), Verdict::Hold { .. }));
 }
 
@@ -218,7 +223,7 @@ fn destinations_that_nobody_can_connect_to() {
         let tuple = Tuple { source_port, destination_port, ..connection(2) };
         assert_eq!(gateway.client(&tuple, &FIRST), Verdict::Drop(DropReason::Address));
     }
-    assert_eq!(gateway.rewriter.flows.occupancy(), (0, 0));
+    assert_eq!(occupancy(&gateway), (0, 0));
 }
 
 #[test]

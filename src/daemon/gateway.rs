@@ -117,7 +117,7 @@ impl Gateway {
         if let Some(dns) = &self.dns {
             dns.configure(self, old, new);
         }
-        self.rewriter.borrow_mut().flows.limit_held(new.max_dials, new.max_dials_per_client);
+        self.rewriter.borrow_mut().limit_held(new.max_dials, new.max_dials_per_client);
     }
 
     /// The resolver, unless names are none of our business.
@@ -207,7 +207,7 @@ impl Gateway {
             dns.tick(self, now);
         }
         loop {
-            let expired = self.rewriter.borrow_mut().flows.expire(now);
+            let expired = self.rewriter.borrow_mut().expire(now);
             match expired {
                 None => return,
                 Some((slot, State::Held | State::Opening)) => self.keep(slot, Kept::Nothing),
@@ -223,11 +223,11 @@ impl Gateway {
 
     /// Whether no flow has anything left to do.
     pub fn is_idle(&self) -> bool {
-        self.rewriter.borrow().flows.is_idle()
+        self.rewriter.borrow().is_idle()
     }
 
     fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
-        let tuple = self.rewriter.borrow().flows.get(slot).tuple;
+        let tuple = self.rewriter.borrow().flow(slot).tuple;
         log::debug!("{slot}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
         let target = server(&tuple);
         let mut parked =
@@ -244,7 +244,7 @@ impl Gateway {
                 Some(name)
             }
             Some(Meaning::Nothing) => {
-                self.rewriter.borrow_mut().flows.remove(slot, now);
+                self.rewriter.borrow_mut().remove(slot, now);
                 self.count(|totals| totals.refused += 1);
                 if let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() {
                     self.reject(Reject::Reset, packet);
@@ -287,7 +287,7 @@ impl Gateway {
             return;
         };
         parked.tunnel = Tunnel::Dialled(None); // has ended: nothing to abort
-        let held = self.rewriter.borrow().flows.get(slot).state() == State::Held;
+        let held = self.rewriter.borrow().flow(slot).state() == State::Held;
         match (result, parked.client.take()) {
             (Ok(opened), Some(client)) => {
                 drop(kept);
@@ -311,7 +311,7 @@ impl Gateway {
                 let mut syn = std::mem::take(&mut parked.syn);
                 drop(kept);
                 self.count(|totals| totals.refused += 1);
-                self.rewriter.borrow_mut().flows.remove(slot, now);
+                self.rewriter.borrow_mut().remove(slot, now);
                 self.keep(slot, Kept::Nothing);
                 let packet = syn.split_first_chunk_mut::<{ vnet::LEN }>();
                 if let (Some(reject), Some((_, packet))) = (answer(&failure), packet) {
@@ -323,7 +323,7 @@ impl Gateway {
 
     /// Lets the held SYN pass into the kernel.
     fn release(self: &Rc<Self>, slot: Slot, syn: &mut [u8], now: Instant) {
-        self.rewriter.borrow_mut().flows.release(slot, now);
+        self.rewriter.borrow_mut().release(slot, now);
         self.handle_frame(syn, now);
     }
 
@@ -353,7 +353,7 @@ impl Gateway {
     fn serve_dns(self: &Rc<Self>, slot: Slot, client: TcpStream) {
         _ = sys::set_lingering(&client);
         // Not who the listener sees: that may be a NAT source.
-        let source = self.rewriter.borrow().flows.get(slot).tuple.source;
+        let source = self.rewriter.borrow().flow(slot).tuple.source;
         let task = DnsTask { slot, gateway: Rc::clone(self) };
         let task = spawn(async move {
             if let Ok(client) = tokio::net::TcpStream::from_std(client) {

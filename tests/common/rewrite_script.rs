@@ -1,7 +1,6 @@
 //! Sequences of packets, daemon operations and time on a rewriter. Packets are made from scratch, and so is
 //! what each must have become: the two must be the same, byte for byte.
 
-use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use arbitrary::Arbitrary;
@@ -90,9 +89,8 @@ pub struct Error {
 pub struct Gateway {
     pub rewriter: Rewriter,
     pub now: Instant,
-    /// Slots by connection.
-    slots: Vec<(Slot, u8)>,
-    tuples: HashMap<usize, Tuple>,
+    /// The slots that were used, the last one at the end.
+    slots: Vec<Slot>,
 }
 
 pub fn settings(ipv6: bool, small: bool) -> Settings {
@@ -152,12 +150,11 @@ impl Script {
 
 impl Gateway {
     pub fn new(settings: Settings, flows: u16, key: [u32; 2], start: u32) -> Self {
-        let limits = Limits { flows, held: 10, held_per_client: 4, hosts: 0 };
+        let limits = Limits { flows, held: 10, held_per_client: 4 };
         Self {
             rewriter: Rewriter::new(settings, limits, key),
             now: Instant::from_millis(start as u64),
             slots: Vec::new(),
-            tuples: HashMap::new(),
         }
     }
 
@@ -192,18 +189,18 @@ impl Gateway {
             }
             Step::Noise { header, bytes } => self.anything(*header, bytes),
             Step::Release(flow) => {
-                self.with(*flow, |gateway, slot| gateway.rewriter.flows.release(slot, gateway.now));
+                self.with(*flow, |gateway, slot| gateway.rewriter.release(slot, gateway.now));
             }
             Step::Accept(flow) => self.with(*flow, |gateway, slot| {
                 gateway.accept(slot);
             }),
             Step::Close(flow) => {
-                self.with(*flow, |gateway, slot| gateway.rewriter.flows.close(slot, gateway.now));
+                self.with(*flow, |gateway, slot| gateway.rewriter.close(slot, gateway.now));
             }
             Step::Remove(flow) => {
-                self.with(*flow, |gateway, slot| gateway.rewriter.flows.remove(slot, gateway.now));
+                self.with(*flow, |gateway, slot| gateway.rewriter.remove(slot, gateway.now));
             }
-            Step::Expire => while self.rewriter.flows.expire(self.now).is_some() {},
+            Step::Expire => while self.rewriter.expire(self.now).is_some() {},
             Step::Wait(milliseconds) => self.now = self.now.plus(*milliseconds as u32 * 4),
             Step::Drain => self.rewriter.drain(),
         }
@@ -211,7 +208,7 @@ impl Gateway {
 
     fn slot(&self, flow: u8) -> Option<Slot> {
         let nth = flow as usize % self.slots.len().max(1);
-        self.slots.get(nth).map(|(slot, _)| *slot)
+        self.slots.get(nth).copied()
     }
 
     fn with(&mut self, flow: u8, then: impl FnOnce(&mut Self, Slot)) {
@@ -220,9 +217,15 @@ impl Gateway {
         }
     }
 
+    /// The flow that was opened last for a tuple.
+    fn newest(&self, tuple: &Tuple) -> Slot {
+        let of_tuple = |slot: &Slot| self.rewriter.flow(*slot).tuple == *tuple;
+        self.slots.iter().copied().rev().find(of_tuple).expect("a flow")
+    }
+
     /// How the listener sees a flow.
     pub fn translated(&self, slot: Slot) -> Tuple {
-        let flow = self.rewriter.flows.get(slot);
+        let flow = self.rewriter.flow(slot);
         let settings = self.rewriter.settings();
         let subnet = match flow.tuple.is_ipv4() {
             true => settings.ipv4,
@@ -239,7 +242,7 @@ impl Gateway {
     /// The kernel hands the flow's connection over.
     pub fn accept(&mut self, slot: Slot) -> bool {
         let seen = self.translated(slot);
-        let opening = self.rewriter.flows.get(slot).state() == State::Opening;
+        let opening = self.rewriter.flow(slot).state() == State::Opening;
         let accepted = self.rewriter.accept(seen.source, seen.source_port, || None, self.now);
         assert_eq!(accepted, opening.then_some(slot));
         opening
@@ -258,16 +261,15 @@ impl Gateway {
         let verdict = self.handle(&mut packet, shape);
         match verdict {
             Verdict::Forward | Verdict::ForwardAbandoned(_) => {
-                let slot = self.rewriter.flows.find(tuple).expect("a flow");
+                let slot = self.newest(tuple);
                 let expected = packets::tcp(&self.translated(slot), &clamped(tuple, shape));
                 assert!(packet == expected, "{tuple:?} {shape:?}");
             }
             Verdict::Hold { slot, .. } => {
                 assert!(packet == before);
-                assert_eq!(self.rewriter.flows.get(slot).tuple, *tuple);
-                self.slots.retain(|(known, _)| *known != slot);
-                self.slots.push((slot, 0));
-                self.tuples.insert(slot.index(), *tuple);
+                assert_eq!(self.rewriter.flow(slot).tuple, *tuple);
+                self.slots.retain(|known| *known != slot);
+                self.slots.push(slot);
             }
             Verdict::Reject(reject) => {
                 assert!(packet == before);
@@ -280,10 +282,10 @@ impl Gateway {
 
     /// A packet from the listener, and what it must have become.
     pub fn listener(&mut self, slot: Slot, shape: &Shape) -> Verdict {
-        let tuple = self.rewriter.flows.get(slot).tuple.reversed();
+        let tuple = self.rewriter.flow(slot).tuple.reversed();
         let before = packets::tcp(&self.translated(slot).reversed(), shape);
         let mut packet = before.clone();
-        let translated = self.rewriter.flows.get(slot).is_translated(self.now);
+        let translated = self.rewriter.flow(slot).is_translated(self.now);
         let verdict = self.handle(&mut packet, shape);
         assert_eq!(verdict == Verdict::Forward, translated, "{verdict:?}");
         match verdict {
@@ -304,7 +306,7 @@ impl Gateway {
     /// An ICMP error, and what it must have become.
     pub fn error(&mut self, slot: Slot, error: &Error) -> Verdict {
         let seen = self.translated(slot);
-        let tuple = self.rewriter.flows.get(slot).tuple;
+        let tuple = self.rewriter.flow(slot).tuple;
         let ipv4 = tuple.is_ipv4();
         let router: Ipv6Addr = match ipv4 {
             true => Ipv4Addr::new(198, 51, 100, 7).to_ipv6_mapped(),
@@ -336,8 +338,7 @@ impl Gateway {
         let before = icmp(router, &about);
         packets::assert_checksums(&before, false);
         let mut packet = before.clone();
-        let flows = &self.rewriter.flows;
-        let translated = flows.get(slot).is_translated(self.now);
+        let translated = self.rewriter.flow(slot).is_translated(self.now);
         let verdict = self.handle(&mut packet, &Shape::default());
         match translated {
             true => {
@@ -347,8 +348,9 @@ impl Gateway {
             }
             // The client may have another flow of the same tuple by now.
             false if verdict == Verdict::Forward => {
-                let found = self.rewriter.flows.find(&tuple);
-                assert!(error.about_listener && found.is_some() && found != Some(slot));
+                let newest = self.newest(&tuple);
+                assert!(error.about_listener && newest != slot);
+                assert!(self.rewriter.flow(newest).is_translated(self.now));
             }
             false => {
                 assert!(matches!(verdict, Verdict::Drop(_)));

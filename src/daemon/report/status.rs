@@ -38,7 +38,7 @@ pub fn report(gateway: &Gateway, config: &Config, form: Form) -> String {
         ("closing", State::Closing),
     ];
     for (name, state) in states {
-        report.number(name, rewriter.flows.count(state) as u64);
+        report.number(name, rewriter.count(state).into());
     }
     report.number("opened", counters.flows);
     report.number("refused", totals.refused);
