@@ -20,7 +20,7 @@ fn open(table: &mut FlowTable, port: u32, now: Instant) -> Slot {
 #[test]
 fn nobody_waits_for_ever() {
     let mut table = FlowTable::new(LIMITS, 4, [1, 2]);
-    // Over the end of the clock's range.
+    // Over the end of a stamp's range.
     let start = Instant::from_millis(u32::MAX as u64 - 10_000);
     let held = open(&mut table, 0, start);
     let opening = open(&mut table, 1, start);
@@ -86,8 +86,7 @@ fn a_clients_patience() {
     assert_eq!(table.expire(last.plus(2_147_483_001)), None);
 }
 
-/// The clock's range is 49 days, and times more than half of it apart can't be told apart: nothing may be
-/// left then that would have to.
+/// A slot's stamps are right for 49 days: nothing may be left then that would need them.
 #[test]
 fn an_old_flow_does_not_come_back() {
     let mut table = FlowTable::new(LIMITS, 4, [1, 2]);

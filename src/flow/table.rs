@@ -153,8 +153,8 @@ impl FlowTable {
             state: State::Held,
             finished: 0,
             isn,
-            since: now,
-            last_syn: now,
+            since: now.stamp(),
+            last_syn: now.stamp(),
             turn,
             hashed: true,
         };
@@ -172,11 +172,11 @@ impl FlowTable {
     /// which takes the old one's place.
     pub fn repeat(&mut self, slot: Slot, isn: u32, now: Instant) -> bool {
         let flow = &mut self.flows[slot.index()];
-        flow.last_syn = now;
+        flow.last_syn = now.stamp();
         let new = flow.isn != isn;
         if new {
             flow.isn = isn;
-            flow.since = now;
+            flow.since = now.stamp();
         }
         new
     }
@@ -241,14 +241,14 @@ impl FlowTable {
     /// seconds at least.
     pub fn expire(&mut self, now: Instant) -> Option<(Slot, State)> {
         while let Some(slot) = self.first(State::Closed)
-            && now.since(self.get(slot).since) >= LINGER
+            && self.get(slot).since.age(now) >= LINGER
         {
             self.unhash(slot);
             self.enter(slot, State::Free, now);
         }
         for (state, idle) in [(State::Opening, OPENING_IDLE), (State::Closing, CLOSING_IDLE)] {
             if let Some(slot) = self.first(state)
-                && now.since(self.get(slot).since) >= idle
+                && self.get(slot).since.age(now) >= idle
             {
                 self.enter(slot, State::Closed, now);
                 return Some((slot, state));
@@ -292,7 +292,7 @@ impl FlowTable {
     fn enter(&mut self, slot: Slot, state: State, now: Instant) {
         let flow = &mut self.flows[slot.index()];
         let was = core::mem::replace(&mut flow.state, state);
-        flow.since = now;
+        flow.since = now.stamp();
         if was == State::Held {
             let holder = flow.tuple.source.octets();
             match self.holders.get_mut(&holder) {
