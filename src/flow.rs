@@ -157,7 +157,7 @@ impl Flow {
 
     /// Whether a client that repeats its SYN with the usual back-off would have done so by now.
     const fn is_given_up(&self, now: Instant) -> bool {
-        let (first, last) = (self.since.instant(now), self.last_syn.instant(now));
-        now.since(last) > last.since(first).saturating_mul(2).saturating_add(7_000)
+        let (begun, waited) = (self.since.age(now), self.last_syn.age(now));
+        waited > begun.saturating_sub(waited).saturating_mul(2).saturating_add(7_000)
     }
 }

@@ -34,18 +34,21 @@ pub struct Stamp(u32);
 
 impl Stamp {
     /// How far ahead a stamp may lie, in ms; beyond that it is taken for one of long ago.
-    const AHEAD: u64 = 1 << 17;
+    const AHEAD: u32 = 1 << 17;
 
     /// The moment that it stands for.
     pub const fn instant(self, now: Instant) -> Instant {
-        let latest = now.0 + Self::AHEAD;
-        let before_latest = (latest as u32).wrapping_sub(self.0);
-        Instant(latest.saturating_sub(before_latest as u64))
+        let latest = now.plus(Self::AHEAD);
+        Instant(latest.0.saturating_sub(self.before(latest) as u64))
     }
 
     /// Milliseconds that have passed since then; 0 if it is still to come.
     pub const fn age(self, now: Instant) -> u32 {
-        now.since(self.instant(now))
+        self.before(now.plus(Self::AHEAD)).saturating_sub(Self::AHEAD)
+    }
+
+    const fn before(self, latest: Instant) -> u32 {
+        (latest.0 as u32).wrapping_sub(self.0)
     }
 }
 

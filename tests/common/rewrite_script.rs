@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use arbitrary::Arbitrary;
 use tcp_over_http::flow::subnet::Subnet;
 use tcp_over_http::flow::{Limits, Slot, State};
+use tcp_over_http::net::{Ipv4Net, Ipv6Net};
 use tcp_over_http::packet::builder::MAX_LEN;
 use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::vnet;
@@ -95,12 +96,12 @@ pub struct Gateway {
 
 pub fn settings(ipv6: bool, small: bool) -> Settings {
     let (prefix4, prefix6) = if small { (29, 120) } else { (24, 64) };
-    let own4 = Ipv4Addr::new(10, 45, 39, 1).to_ipv6_mapped();
-    let own6 = "fd45:39::1".parse().unwrap();
+    let own4 = Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: prefix4 };
+    let own6 = Ipv6Net { addr: "fd45:39::1".parse().unwrap(), prefix: prefix6 };
     Settings {
         path: Path::Rewrite,
-        ipv4: Subnet::new(own4, 96 + prefix4),
-        ipv6: ipv6.then(|| Subnet::new(own6, prefix6)),
+        ipv4: Subnet::new(own4.to_ipv6_mapped()),
+        ipv6: ipv6.then(|| Subnet::new(own6)),
         listen_port: LISTEN_PORT,
         mtu: MTU,
         dns: ipv6,

@@ -75,6 +75,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
     use tcp_over_http::dns::Ranges;
+    use tcp_over_http::net::Ipv4Net;
 
     const DAY: u64 = 86_400_000;
 
@@ -83,7 +84,7 @@ mod tests {
     }
 
     fn table() -> FakeIp {
-        FakeIp::new(Ranges { v4: ([198, 18, 0, 0].into(), 30), v6: None }, 9, [1, 2])
+        FakeIp::new(Ranges { v4: Ipv4Net { addr: [198, 18, 0, 0].into(), prefix: 30 }, v6: None }, 9, [1, 2])
     }
 
     #[test]

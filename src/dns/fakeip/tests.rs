@@ -1,6 +1,7 @@
 use super::*;
 use crate::dns::wire::request::tests::query;
 use crate::dns::{Kind, Rcode, Reply, Request};
+use crate::net::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, HashSet};
 use std::format;
@@ -9,8 +10,8 @@ use std::vec;
 
 const KEY: Key = [1, 2];
 const WIDE: Ranges = Ranges {
-    v4: (Ipv4Addr::new(198, 18, 0, 0), 15),
-    v6: Some((Ipv6Addr::new(0xfd45, 0x3a, 0, 0, 0, 0, 0, 0), 64)),
+    v4: Ipv4Net { addr: Ipv4Addr::new(198, 18, 0, 0), prefix: 15 },
+    v6: Some(Ipv6Net { addr: Ipv6Addr::new(0xfd45, 0x3a, 0, 0, 0, 0, 0, 0), prefix: 64 }),
 };
 const SECOND: u32 = 1000;
 
@@ -21,7 +22,7 @@ fn at(ms: u64) -> Instant {
 /// A table of which every slot has `turns` addresses.
 fn table(names: u16, turns: u32) -> FakeIp {
     let prefix = 32 - (u32::from(names) * turns + 2).next_power_of_two().ilog2() as u8;
-    FakeIp::new(Ranges { v4: (Ipv4Addr::new(198, 18, 0, 0), prefix), v6: None }, names, KEY)
+    FakeIp::new(Ranges { v4: Ipv4Net { prefix, ..WIDE.v4 }, v6: None }, names, KEY)
 }
 
 fn assign(table: &mut FakeIp, name: &str, now: Instant) -> Option<Ipv4Addr> {
@@ -82,8 +83,8 @@ fn a_range_of_any_size_will_do() {
         (0, Some(0), 0, 1),
         (0, Some(128), u16::MAX, 3),
     ] {
-        let v6 = v6.map(|prefix| (Ipv6Addr::from_bits(u128::MAX), prefix));
-        let ranges = Ranges { v4: (Ipv4Addr::new(198, 19, 255, 255), v4), v6 };
+        let v6 = v6.map(|prefix| Ipv6Net { addr: Ipv6Addr::from_bits(u128::MAX), prefix });
+        let ranges = Ranges { v4: Ipv4Net { addr: Ipv4Addr::new(198, 19, 255, 255), prefix: v4 }, v6 };
         let mut table = FakeIp::new(ranges, names, KEY);
         for nth in 0..expected {
             let entry = table.assign(&format!("{nth}.example"), 1, at(0)).unwrap();
