@@ -31,6 +31,7 @@ pub mod vnet;
 
 pub use tuple::{Change, Tuple};
 
+use crate::net::Family;
 use checksum::Delta;
 
 /// Bytes of an IPv4 header without options.
@@ -90,7 +91,7 @@ pub enum Malformed {
 /// One IP packet, checked.
 pub struct Packet<'a> {
     bytes: &'a mut [u8],
-    ipv4: bool,
+    family: Family,
     /// Offset of the transport header.
     transport_at: usize,
     transport: Transport,
@@ -104,21 +105,22 @@ impl<'a> Packet<'a> {
     /// [`Malformed`] says why not.
     pub fn parse(bytes: &'a mut [u8]) -> Result<Self, Malformed> {
         let ip = IpSlice::from_slice(bytes).map_err(|_| Malformed::Header)?;
-        if let IpSlice::Ipv6(ip) = &ip {
-            use Ipv6ExtensionSlice::{Authentication, Routing};
-            if ip.extensions().clone().into_iter().any(|it| matches!(it, Authentication(_) | Routing(_))) {
-                return Err(Malformed::Extension);
+        let (family, is_translatable) = match &ip {
+            IpSlice::Ipv4(_) => (Family::V4, bytes[9] != ip_number::AUTH.0),
+            IpSlice::Ipv6(ip) => {
+                use Ipv6ExtensionSlice::{Authentication, Routing};
+                let bars = |it| matches!(it, Authentication(_) | Routing(_));
+                (Family::V6, !ip.extensions().clone().into_iter().any(bars))
             }
+        };
+        if !is_translatable {
+            return Err(Malformed::Extension);
         }
         let payload = ip.payload();
         if payload.fragmented {
             return Err(Malformed::Fragment);
         }
-        let ipv4 = matches!(ip, IpSlice::Ipv4(_));
-        if ipv4 && bytes[9] == ip_number::AUTH.0 {
-            return Err(Malformed::Extension);
-        }
-        let transport = transport(ipv4, payload.ip_number.0);
+        let transport = transport(family, payload.ip_number.0);
         let fits = match transport {
             Transport::Tcp => TcpSlice::from_slice(payload.payload).is_ok(),
             Transport::Udp => match payload.payload {
@@ -131,15 +133,18 @@ impl<'a> Packet<'a> {
             Transport::Other => true,
         };
         let transport_at = bytes.len().wrapping_sub(payload.payload.len());
-        let total = if ipv4 { be16(bytes, 2) as usize } else { IPV6_HEADER + be16(bytes, 4) as usize };
+        let total = match family {
+            Family::V4 => be16(bytes, 2) as usize,
+            Family::V6 => IPV6_HEADER + be16(bytes, 4) as usize,
+        };
         if !fits || total != bytes.len() {
             return Err(Malformed::Header);
         }
         let protocol = payload.ip_number.0;
-        let packet = Self { bytes, ipv4, transport_at, transport, protocol };
+        let packet = Self { bytes, family, transport_at, transport, protocol };
         let (source, destination) = (packet.source(), packet.destination());
         let mapped = |address: Ipv6Addr| address.to_ipv4_mapped().is_some();
-        if !ipv4 && (mapped(source) || mapped(destination)) || !is_unicast(source) {
+        if family == Family::V6 && (mapped(source) || mapped(destination)) || !is_unicast(source) {
             return Err(Malformed::Address);
         }
         Ok(packet)
@@ -151,9 +156,9 @@ impl<'a> Packet<'a> {
         self.quote().map(|quote| quote.tuple())
     }
 
-    /// Whether the packet is IPv4.
-    pub const fn is_ipv4(&self) -> bool {
-        self.ipv4
+    /// The packet's family.
+    pub const fn family(&self) -> Family {
+        self.family
     }
 
     /// What the packet carries.
@@ -178,12 +183,18 @@ impl<'a> Packet<'a> {
 
     /// The source address.
     pub fn source(&self) -> Ipv6Addr {
-        if self.ipv4 { self.ipv4_address(12) } else { self.ipv6_address(8) }
+        match self.family {
+            Family::V4 => self.ipv4_address(12),
+            Family::V6 => self.ipv6_address(8),
+        }
     }
 
     /// The destination address.
     pub fn destination(&self) -> Ipv6Addr {
-        if self.ipv4 { self.ipv4_address(16) } else { self.ipv6_address(24) }
+        match self.family {
+            Family::V4 => self.ipv4_address(16),
+            Family::V6 => self.ipv6_address(24),
+        }
     }
 
     /// Source and destination of a TCP or UDP packet.
@@ -230,12 +241,19 @@ impl<'a> Packet<'a> {
             Transport::Icmp => self.icmp_type(),
             _ => return false,
         };
-        if self.ipv4 { matches!(kind, 3 | 4 | 5 | 11 | 12) } else { kind < 128 || kind == 137 }
+        match self.family {
+            Family::V4 => matches!(kind, 3 | 4 | 5 | 11 | 12),
+            Family::V6 => kind < 128 || kind == 137,
+        }
     }
 
     /// Whether this is an ICMP redirect (RFC 792, RFC 4861 section 4.5): about the link it came over.
     pub fn is_redirect(&self) -> bool {
-        self.transport == Transport::Icmp && self.icmp_type().0 == if self.ipv4 { 5 } else { 137 }
+        let redirect = match self.family {
+            Family::V4 => 5,
+            Family::V6 => 137,
+        };
+        self.transport == Transport::Icmp && self.icmp_type().0 == redirect
     }
 
     /// Gives the TCP packet (or what an ICMP error quotes of one) the source and destination `new` of its
@@ -245,7 +263,7 @@ impl<'a> Packet<'a> {
         let at = self.transport_at;
         self.bytes[at..at + 2].copy_from_slice(&new.source_port.to_be_bytes());
         self.bytes[at + 2..at + 4].copy_from_slice(&new.destination_port.to_be_bytes());
-        if self.ipv4 {
+        if self.family == Family::V4 {
             self.update(10, |field| change.addresses.update(field));
         }
         // A quote may end before the checksum, or go on with padding (RFC 4884 section 5.1) that can't be
@@ -263,7 +281,7 @@ impl<'a> Packet<'a> {
     ///
     /// Does nothing if the packet quotes no TCP.
     pub fn translate_icmp_error(&mut self, quoted: &Tuple, source: Ipv6Addr, destination: Ipv6Addr) {
-        let (ipv4, at) = (self.ipv4, self.transport_at);
+        let (family, at) = (self.family, self.transport_at);
         let Some(mut quote) = self.quote() else {
             return;
         };
@@ -283,7 +301,7 @@ impl<'a> Packet<'a> {
         };
         let outside = Change::between(&outer, &Tuple { source, destination, ..outer }).addresses;
         self.set_addresses(source, destination);
-        if ipv4 {
+        if family == Family::V4 {
             self.update(10, |field| outside.update(field));
             self.update(at + 2, |field| inside.update(field));
         } else {
@@ -320,17 +338,17 @@ impl<'a> Packet<'a> {
         let bytes = self.bytes.get_mut(self.transport_at + 8..)?;
         let (ip, _) = LaxIpSlice::from_slice(bytes).ok()?;
         let payload = ip.payload();
-        let ipv4 = matches!(ip, LaxIpSlice::Ipv4(_));
+        let family = if matches!(ip, LaxIpSlice::Ipv4(_)) { Family::V4 } else { Family::V6 };
         let (protocol, length) = (payload.ip_number.0, payload.payload.len());
-        let transport = transport(ipv4, protocol);
-        if payload.fragmented || ipv4 != self.ipv4 || transport != Transport::Tcp || length < 8 {
+        let transport = transport(family, protocol);
+        if payload.fragmented || family != self.family || transport != Transport::Tcp || length < 8 {
             return None;
         }
         let transport_at = payload.payload.as_ptr() as usize - bytes.as_ptr() as usize;
         Some(Packet {
             // What follows is not of the quote, but an extension of the ICMP message (RFC 4884).
             bytes: &mut bytes[..transport_at + length],
-            ipv4,
+            family,
             transport_at,
             transport,
             protocol,
@@ -355,7 +373,7 @@ impl<'a> Packet<'a> {
     }
 
     fn set_addresses(&mut self, source: Ipv6Addr, destination: Ipv6Addr) {
-        if self.ipv4 {
+        if self.family == Family::V4 {
             self.bytes[12..16].copy_from_slice(&source.octets()[12..]);
             self.bytes[16..20].copy_from_slice(&destination.octets()[12..]);
         } else {
@@ -390,11 +408,11 @@ pub const fn is_unicast(address: Ipv6Addr) -> bool {
     }
 }
 
-const fn transport(ipv4: bool, protocol: u8) -> Transport {
-    match (ipv4, protocol) {
+const fn transport(family: Family, protocol: u8) -> Transport {
+    match (family, protocol) {
         (_, 6) => Transport::Tcp,
         (_, 17) => Transport::Udp,
-        (true, 1) | (false, 58) => Transport::Icmp,
+        (Family::V4, 1) | (Family::V6, 58) => Transport::Icmp,
         _ => Transport::Other,
     }
 }

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use common::packets::{self, Shape};
 use common::rewrite_script::{check_reject, settings};
 use tcp_over_http::flow::Limits;
+use tcp_over_http::net::Family;
 use tcp_over_http::packet::builder::{self, MAX_LEN};
 use tcp_over_http::packet::datagram::Datagram;
 use tcp_over_http::packet::reject::Reject;
@@ -122,7 +123,7 @@ fn quic_is_refused_byte_for_byte() {
     let payload: Vec<u8> = (0..1200).map(|at| at as u8).collect();
     let mut packet = datagram(&tuple(true, 443), &payload);
     assert_eq!(handle(&mut rewriter(true, true), PLAIN, &mut packet), REFUSED);
-    let source = rewriter(true, true).error_source(true);
+    let source = rewriter(true, true).error_source(Family::V4);
     let answer = check_reject(Reject::Port, &Packet::parse(&mut packet).unwrap(), source);
     let expected = [
         &[0x45, 0, 2, 0x40, 0, 0, 0x40, 0, 64, 1, 0x46, 0x4e, 10, 45, 39, 2, 192, 168, 1, 7][..],
@@ -134,7 +135,7 @@ fn quic_is_refused_byte_for_byte() {
 
     let mut packet = datagram(&tuple(false, 443), &payload);
     assert_eq!(handle(&mut rewriter(true, true), PLAIN, &mut packet), REFUSED);
-    let source = rewriter(true, true).error_source(false);
+    let source = rewriter(true, true).error_source(Family::V6);
     let answer = check_reject(Reject::Port, &Packet::parse(&mut packet).unwrap(), source);
     let expected = [
         &[0x60, 0, 0, 0, 4, 0xd8, 58, 64][..],

@@ -376,7 +376,7 @@ impl Gateway {
         let Ok(packet) = Packet::parse(packet) else {
             return;
         };
-        let source = self.rewriter.borrow().error_source(packet.is_ipv4());
+        let source = self.rewriter.borrow().error_source(packet.family());
         let mut frame = [0; vnet::LEN + MAX_LEN];
         let Some((_, out)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() else {
             return;

@@ -10,6 +10,7 @@ use super::{
     State,
 };
 use crate::flow::nat::{NatSources, Turn};
+use crate::net::Family;
 use crate::packet::{Change, FIN, RST, Tuple};
 use crate::siphash::{self, Key};
 use crate::slots::Slots;
@@ -326,9 +327,9 @@ impl FlowTable {
         };
         let ports = (tuple.source_port as u32) << 16 | tuple.destination_port as u32;
         let ([a, b, c, d], [e, f, g, h]) = (words(tuple.source), words(tuple.destination));
-        match tuple.is_ipv4() {
-            true => siphash::hash(self.key, &[d, h, ports]),
-            false => siphash::hash(self.key, &[a, b, c, d, e, f, g, h, ports]),
+        match tuple.family() {
+            Family::V4 => siphash::hash(self.key, &[d, h, ports]),
+            Family::V6 => siphash::hash(self.key, &[a, b, c, d, e, f, g, h, ports]),
         }
     }
 }

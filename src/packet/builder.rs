@@ -1,7 +1,9 @@
 //! Packets made from scratch: TCP segments, UDP datagrams and the headers of ICMP errors.
 
 use core::net::Ipv6Addr;
+use core::ops::Range;
 
+use crate::net::Family;
 use crate::packet::checksum;
 use crate::packet::datagram::{UDP_CHECKSUM, UDP_HEADER};
 use crate::packet::{IPV4_HEADER, IPV6_HEADER, RST, TCP_CHECKSUM, TCP_HEADER, Tuple};
@@ -22,8 +24,8 @@ pub fn segment(
     flags: u8,
     out: &mut [u8; MAX_LEN],
 ) -> usize {
-    let ipv4 = tuple.is_ipv4();
-    let at = ip_header(ipv4, 6, tuple.source, tuple.destination, TCP_HEADER, out);
+    let family = tuple.family();
+    let at = ip_header(family, 6, tuple.source, tuple.destination, TCP_HEADER, out);
     let tcp = &mut out[at..at + TCP_HEADER];
     tcp.fill(0);
     tcp[0..2].copy_from_slice(&tuple.source_port.to_be_bytes());
@@ -35,8 +37,7 @@ pub fn segment(
     if flags & RST == 0 {
         tcp[14] = u8::MAX; // window
     }
-    let addresses = if ipv4 { 12..20 } else { 8..40 };
-    let pseudo = checksum::pseudo_header(&out[addresses], 6, TCP_HEADER);
+    let pseudo = checksum::pseudo_header(&out[addresses(family)], 6, TCP_HEADER);
     set_checksum(out, at, TCP_CHECKSUM, at + TCP_HEADER, pseudo)
 }
 
@@ -46,16 +47,15 @@ pub fn datagram(tuple: &Tuple, payload: &[u8], out: &mut [u8; MAX_LEN]) -> usize
     if payload.len() > MAX_DATAGRAM {
         return 0;
     }
-    let ipv4 = tuple.is_ipv4();
+    let family = tuple.family();
     let length = UDP_HEADER + payload.len();
-    let at = ip_header(ipv4, 17, tuple.source, tuple.destination, length, out);
+    let at = ip_header(family, 17, tuple.source, tuple.destination, length, out);
     out[at..at + 2].copy_from_slice(&tuple.source_port.to_be_bytes());
     out[at + 2..at + 4].copy_from_slice(&tuple.destination_port.to_be_bytes());
     out[at + 4..at + 6].copy_from_slice(&(length as u16).to_be_bytes());
     out[at + 6..at + 8].fill(0);
     out[at + UDP_HEADER..at + length].copy_from_slice(payload);
-    let addresses = if ipv4 { 12..20 } else { 8..40 };
-    let pseudo = checksum::pseudo_header(&out[addresses], 17, length);
+    let pseudo = checksum::pseudo_header(&out[addresses(family)], 17, length);
     let end = set_checksum(out, at, UDP_CHECKSUM, at + length, pseudo);
     // Zero would say that there is none; the sum is the same.
     if out[at + 6..at + 8] == [0, 0] {
@@ -66,7 +66,7 @@ pub fn datagram(tuple: &Tuple, payload: &[u8], out: &mut [u8; MAX_LEN]) -> usize
 
 /// Writes an IP header for `length` bytes of `protocol`; returns where those begin.
 pub(super) fn ip_header(
-    ipv4: bool,
+    family: Family,
     protocol: u8,
     source: Ipv6Addr,
     destination: Ipv6Addr,
@@ -74,7 +74,7 @@ pub(super) fn ip_header(
     out: &mut [u8; MAX_LEN],
 ) -> usize {
     let (source, destination) = (source.octets(), destination.octets());
-    if !ipv4 {
+    if family == Family::V6 {
         out[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, 0, protocol, HOP_LIMIT]);
         out[4..6].copy_from_slice(&(length as u16).to_be_bytes());
         out[8..24].copy_from_slice(&source);
@@ -88,6 +88,14 @@ pub(super) fn ip_header(
     out[16..20].copy_from_slice(&destination[12..]);
     set_checksum(out, 0, 10, IPV4_HEADER, 0);
     IPV4_HEADER
+}
+
+/// Where an IP header has its addresses.
+pub(super) const fn addresses(family: Family) -> Range<usize> {
+    match family {
+        Family::V4 => 12..20,
+        Family::V6 => 8..40,
+    }
 }
 
 /// Sums `out[at..end]`, whose checksum field at `at + field` is zero, on top of `start`. Returns `end`.

@@ -2,6 +2,7 @@
 
 use core::net::Ipv6Addr;
 
+use crate::net::Family;
 use crate::packet::builder::{MAX_LEN, ip_header, segment, set_checksum};
 use crate::packet::{ACK, IPV4_HEADER, IPV6_HEADER, Packet, RST, checksum};
 
@@ -48,10 +49,10 @@ impl Reject {
     /// `error_source`; a [`Reject::Reset`] comes from the destination of the packet, which must
     /// be unicast and carry TCP.
     pub fn build(self, packet: &Packet, error_source: Ipv6Addr, out: &mut [u8; MAX_LEN]) -> usize {
-        match (self, packet.is_ipv4()) {
+        match (self, packet.family()) {
             (Self::Reset, _) => reset(packet, out),
-            (_, true) => icmpv4(self.icmpv4_code(), packet, error_source, out),
-            (_, false) => icmpv6(self.icmpv6_code(), packet, error_source, out),
+            (_, Family::V4) => icmpv4(self.icmpv4_code(), packet, error_source, out),
+            (_, Family::V6) => icmpv6(self.icmpv6_code(), packet, error_source, out),
         }
     }
 }
@@ -67,7 +68,7 @@ fn reset(packet: &Packet, out: &mut [u8; MAX_LEN]) -> usize {
 
 fn icmpv4(code: u8, packet: &Packet, source: Ipv6Addr, out: &mut [u8; MAX_LEN]) -> usize {
     let quote = packet.bytes().len().min(MAX_ICMPV4 - IPV4_HEADER - 8);
-    let at = ip_header(true, 1, source, packet.source(), 8 + quote, out);
+    let at = ip_header(Family::V4, 1, source, packet.source(), 8 + quote, out);
     out[at..at + 8].copy_from_slice(&[3, code, 0, 0, 0, 0, 0, 0]);
     out[at + 8..at + 8 + quote].copy_from_slice(&packet.bytes()[..quote]);
     set_checksum(out, at, 2, at + 8 + quote, 0)
@@ -75,7 +76,7 @@ fn icmpv4(code: u8, packet: &Packet, source: Ipv6Addr, out: &mut [u8; MAX_LEN]) 
 
 fn icmpv6(code: u8, packet: &Packet, source: Ipv6Addr, out: &mut [u8; MAX_LEN]) -> usize {
     let quote = packet.bytes().len().min(MAX_LEN - IPV6_HEADER - 8);
-    let at = ip_header(false, 58, source, packet.source(), 8 + quote, out);
+    let at = ip_header(Family::V6, 58, source, packet.source(), 8 + quote, out);
     out[at..at + 8].copy_from_slice(&[1, code, 0, 0, 0, 0, 0, 0]);
     out[at + 8..at + 8 + quote].copy_from_slice(&packet.bytes()[..quote]);
     let pseudo = checksum::pseudo_header(&out[8..40], 58, 8 + quote);

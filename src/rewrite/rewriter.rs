@@ -5,6 +5,7 @@ use core::net::Ipv6Addr;
 use super::{Counters, DropReason, Path, Settings, Verdict};
 use crate::flow::subnet::Subnet;
 use crate::flow::{Flow, FlowTable, Limits, NatSource, Side, Slot, State};
+use crate::net::Family;
 use crate::packet::reject::Reject;
 use crate::packet::{self, ACK, Change, ChecksumState, FIN, Packet, RST, SYN, Transport, Tuple};
 use crate::packet::{datagram, vnet};
@@ -75,9 +76,9 @@ impl Rewriter {
     }
 
     /// Where errors about a packet of the family come from.
-    pub fn error_source(&self, ipv4: bool) -> Ipv6Addr {
+    pub fn error_source(&self, family: Family) -> Ipv6Addr {
         match self.settings.ipv6 {
-            Some(ipv6) if !ipv4 => ipv6.error_source(),
+            Some(ipv6) if family == Family::V6 => ipv6.error_source(),
             _ => self.settings.ipv4.error_source(),
         }
     }
@@ -152,7 +153,7 @@ impl Rewriter {
 
     fn judge(&mut self, header: vnet::Header, bytes: &mut [u8], now: Instant) -> Result<Verdict, DropReason> {
         let mut packet = Packet::parse(bytes)?;
-        let subnet = self.subnet(packet.is_ipv4()).ok_or(DropReason::Ipv6Off)?;
+        let subnet = self.subnet(packet.family()).ok_or(DropReason::Ipv6Off)?;
         match packet.transport() {
             Transport::Tcp => {
                 let state = header.checksum_state(&packet).ok_or(DropReason::Malformed)?;
@@ -228,11 +229,11 @@ impl Rewriter {
                         && (self.settings.path == Path::Express || flow.is_finished()) => {}
                 was if self.passes(flow, now) => {
                     if self.settings.path == Path::Rewrite {
-                        let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(DropReason::Ipv6Off)?;
+                        let new = self.translated(flow.nat, packet.family()).ok_or(DropReason::Ipv6Off)?;
                         packet.translate(&new, flow.change, state);
                     }
                     if flags & SYN != 0 {
-                        packet.clamp_mss(self.max_mss(packet.is_ipv4()), state);
+                        packet.clamp_mss(self.max_mss(packet.family()), state);
                     }
                     self.flows.note(slot, Side::Client, flags, now);
                     if was == State::Opening && takes_back {
@@ -248,8 +249,8 @@ impl Rewriter {
     }
 
     fn open(&mut self, tuple: Tuple, isn: u32, now: Instant) -> Result<Verdict, DropReason> {
-        let ipv4 = tuple.is_ipv4();
-        let ours = self.subnet(ipv4).is_some_and(|subnet| subnet.contains(tuple.destination));
+        let family = tuple.family();
+        let ours = self.subnet(family).is_some_and(|subnet| subnet.contains(tuple.destination));
         let no_port = tuple.source_port == 0 || tuple.destination_port == 0;
         if ours || no_port || !packet::is_unicast(tuple.destination) {
             return Err(DropReason::Address);
@@ -258,7 +259,7 @@ impl Rewriter {
             return Err(DropReason::Draining);
         }
         let settings = &self.settings;
-        let change = |nat| match translated(settings, nat, ipv4) {
+        let change = |nat| match translated(settings, nat, family) {
             Some(new) => Change::between(&tuple, &new),
             None => Change::default(),
         };
@@ -280,7 +281,7 @@ impl Rewriter {
         let flow = self.flows.get(slot);
         packet.translate(&flow.tuple.reversed(), flow.change.reversed(), state);
         if flags & SYN != 0 {
-            packet.clamp_mss(self.max_mss(packet.is_ipv4()), state);
+            packet.clamp_mss(self.max_mss(packet.family()), state);
         }
         self.flows.note(slot, Side::Listener, flags, now);
         Ok(Verdict::Forward)
@@ -307,7 +308,7 @@ impl Rewriter {
             return Err(DropReason::Unknown);
         }
         // From the client's side, for the listener. The NAT source stands for all that is on that side.
-        let new = self.translated(flow.nat, packet.is_ipv4()).ok_or(DropReason::Ipv6Off)?;
+        let new = self.translated(flow.nat, packet.family()).ok_or(DropReason::Ipv6Off)?;
         packet.translate_icmp_error(&new.reversed(), new.source, new.destination);
         Ok(Verdict::Forward)
     }
@@ -332,33 +333,36 @@ impl Rewriter {
 
     #[inline] // into each packet's way
     fn nat_source(&self, flow: &Flow) -> Option<Ipv6Addr> {
-        let subnet = self.subnet(flow.tuple.is_ipv4())?;
+        let subnet = self.subnet(flow.tuple.family())?;
         Some(subnet.nat_source(flow.nat.host))
     }
 
-    fn translated(&self, nat: NatSource, ipv4: bool) -> Option<Tuple> {
-        translated(&self.settings, nat, ipv4)
+    fn translated(&self, nat: NatSource, family: Family) -> Option<Tuple> {
+        translated(&self.settings, nat, family)
     }
 
-    const fn subnet(&self, ipv4: bool) -> Option<&Subnet> {
-        match ipv4 {
-            true => Some(&self.settings.ipv4),
-            false => self.settings.ipv6.as_ref(),
+    const fn subnet(&self, family: Family) -> Option<&Subnet> {
+        match family {
+            Family::V4 => Some(&self.settings.ipv4),
+            Family::V6 => self.settings.ipv6.as_ref(),
         }
     }
 
     /// The largest segment that fits the MTU with headers without options (RFC 6691).
-    const fn max_mss(&self, ipv4: bool) -> u16 {
-        let headers = if ipv4 { packet::IPV4_HEADER } else { packet::IPV6_HEADER } + packet::TCP_HEADER;
-        self.settings.mtu.saturating_sub(headers as u16)
+    const fn max_mss(&self, family: Family) -> u16 {
+        let header = match family {
+            Family::V4 => packet::IPV4_HEADER,
+            Family::V6 => packet::IPV6_HEADER,
+        };
+        self.settings.mtu.saturating_sub((header + packet::TCP_HEADER) as u16)
     }
 }
 
 /// How the listener sees a flow with this NAT source.
-fn translated(settings: &Settings, nat: NatSource, ipv4: bool) -> Option<Tuple> {
-    let subnet = match ipv4 {
-        true => &settings.ipv4,
-        false => settings.ipv6.as_ref()?,
+fn translated(settings: &Settings, nat: NatSource, family: Family) -> Option<Tuple> {
+    let subnet = match family {
+        Family::V4 => &settings.ipv4,
+        Family::V6 => settings.ipv6.as_ref()?,
     };
     Some(Tuple {
         source: subnet.nat_source(nat.host),

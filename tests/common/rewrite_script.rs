@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use arbitrary::Arbitrary;
 use tcp_over_http::flow::subnet::Subnet;
 use tcp_over_http::flow::{Limits, Slot, State};
-use tcp_over_http::net::{Ipv4Net, Ipv6Net};
+use tcp_over_http::net::{Family, Ipv4Net, Ipv6Net};
 use tcp_over_http::packet::builder::MAX_LEN;
 use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::vnet;
@@ -228,9 +228,9 @@ impl Gateway {
     pub fn translated(&self, slot: Slot) -> Tuple {
         let flow = self.rewriter.flow(slot);
         let settings = self.rewriter.settings();
-        let subnet = match flow.tuple.is_ipv4() {
-            true => settings.ipv4,
-            false => settings.ipv6.unwrap(),
+        let subnet = match flow.tuple.family() {
+            Family::V4 => settings.ipv4,
+            Family::V6 => settings.ipv6.unwrap(),
         };
         Tuple {
             source: subnet.nat_source(flow.nat.host),
@@ -308,7 +308,7 @@ impl Gateway {
     pub fn error(&mut self, slot: Slot, error: &Error) -> Verdict {
         let seen = self.translated(slot);
         let tuple = self.rewriter.flow(slot).tuple;
-        let ipv4 = tuple.is_ipv4();
+        let ipv4 = tuple.family() == Family::V4;
         let router: Ipv6Addr = match ipv4 {
             true => Ipv4Addr::new(198, 51, 100, 7).to_ipv6_mapped(),
             false => "2001:db8:7::7".parse().unwrap(),
@@ -380,7 +380,7 @@ impl Gateway {
     /// Makes the answer to a packet and checks it.
     fn check_reject(&self, reject: Reject, packet: &mut [u8]) {
         let packet = Packet::parse(packet).expect("only packets are rejected");
-        let source = self.rewriter.error_source(packet.is_ipv4());
+        let source = self.rewriter.error_source(packet.family());
         check_reject(reject, &packet, source);
     }
 }
@@ -405,7 +405,7 @@ pub fn check_reject(reject: Reject, packet: &Packet, error_source: Ipv6Addr) -> 
 
 /// The shape of a SYN after its MSS options have been clamped; of other packets, the same.
 fn clamped(tuple: &Tuple, shape: &Shape) -> Shape {
-    let limit = MTU - if tuple.is_ipv4() { 40 } else { 60 };
+    let limit = MTU - if tuple.family() == Family::V4 { 40 } else { 60 };
     let mut shape = shape.clone();
     if shape.flags & SYN == 0 {
         return shape;
