@@ -2,6 +2,7 @@
 
 use super::values::{self, host};
 use super::{Credentials, UpstreamConfig};
+use crate::http::auth;
 use alloc::borrow::ToOwned;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -41,21 +42,15 @@ pub fn parse(url: &str) -> Result<UpstreamConfig, &'static str> {
     })
 }
 
-/// Checks a user name: RFC 7617 section 2 has no colon and no control character.
 pub fn username(text: &str) -> Result<String, &'static str> {
     match text {
         "" => Err("has no user name"),
-        _ if text.contains(':') => Err("has a colon in the user name"),
-        _ => password(text),
+        _ => auth::check_username(text).map(|()| text.to_owned()),
     }
 }
 
-/// Checks a password: RFC 7617 section 2 has no control character.
 pub fn password(text: &str) -> Result<String, &'static str> {
-    if text.bytes().any(|byte| byte.is_ascii_control()) {
-        return Err("has a control character");
-    }
-    Ok(text.to_owned())
+    auth::check_password(text).map(|()| text.to_owned())
 }
 
 fn credentials(userinfo: &str) -> Result<Credentials, &'static str> {
