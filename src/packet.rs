@@ -89,6 +89,24 @@ pub enum Malformed {
 }
 
 /// One IP packet, checked.
+///
+/// ```
+/// use tcp_over_http::packet::{Packet, SYN, Tuple, builder};
+///
+/// let tuple = Tuple {
+///     source: "::ffff:192.0.2.1".parse()?,
+///     destination: "::ffff:203.0.113.10".parse()?,
+///     source_port: 40_000,
+///     destination_port: 443,
+/// };
+/// let mut bytes = [0; builder::MAX_LEN];
+/// let length = builder::segment(&tuple, 1, 0, SYN, &mut bytes);
+/// assert!(Packet::parse(&mut bytes[..length - 1]).is_err(), "cut off");
+///
+/// let packet = Packet::parse(&mut bytes[..length]).expect("a whole packet");
+/// assert_eq!((packet.tuple(), packet.flags()), (tuple, SYN));
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
 pub struct Packet<'a> {
     bytes: &'a mut [u8],
     family: Family,

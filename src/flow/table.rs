@@ -44,6 +44,30 @@ pub struct Limits {
 }
 
 /// All flows. Memory is taken once, when the table is made; slots are touched when first used.
+///
+/// ```
+/// use tcp_over_http::flow::{FlowTable, Limits, State};
+/// use tcp_over_http::packet::{Change, Tuple};
+/// use tcp_over_http::time::Instant;
+///
+/// let limits = Limits { flows: 64, held: 16, held_per_client: 16 };
+/// let mut table = FlowTable::new(limits, 252, [1, 2]); // a random key, in earnest
+/// let tuple = Tuple {
+///     source: "fd00::7".parse()?,
+///     destination: "2001:db8::1".parse()?,
+///     source_port: 40_000,
+///     destination_port: 443,
+/// };
+/// let now = Instant::from_millis(0);
+/// let slot = table.open(tuple, 1, now, |_| Change::default()).expect("there is room");
+/// table.release(slot, now);
+/// assert!(table.accept(slot, now));
+///
+/// assert_eq!(table.find(&tuple), Some(slot));
+/// assert_eq!(table.find_nat(table.get(slot).nat.port), Some(slot));
+/// assert_eq!(table.get(slot).state(), State::Live);
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
 pub struct FlowTable {
     flows: Vec<Flow>,
     limits: Limits,

@@ -13,6 +13,43 @@ use crate::siphash::Key;
 use crate::time::Instant;
 
 /// Handles packets; owns the flow table.
+///
+/// ```
+/// use tcp_over_http::flow::{Limits, subnet::Subnet};
+/// use tcp_over_http::net::Ipv4Net;
+/// use tcp_over_http::packet::{Packet, SYN, Tuple, builder, vnet};
+/// use tcp_over_http::rewrite::{Path, Rewriter, Settings, Verdict};
+/// use tcp_over_http::time::Instant;
+///
+/// let own = Ipv4Net { addr: [10, 45, 39, 1].into(), prefix: 24 };
+/// let ipv4 = Subnet::new(own.to_ipv6_mapped());
+/// let settings =
+///     Settings { path: Path::Rewrite, ipv4, ipv6: None, listen_port: 12_345, mtu: 1500, dns: true, ping: true };
+/// let limits = Limits { flows: 64, held: 16, held_per_client: 16 };
+/// let mut rewriter = Rewriter::new(settings, limits, [1, 2]); // random, in earnest
+///
+/// // A client's SYN.
+/// let tuple = Tuple {
+///     source: "::ffff:192.168.1.7".parse()?,
+///     destination: "::ffff:203.0.113.10".parse()?,
+///     source_port: 40_000,
+///     destination_port: 443,
+/// };
+/// let mut bytes = [0; builder::MAX_LEN];
+/// let length = builder::segment(&tuple, 1, 0, SYN, &mut bytes);
+/// let (header, now) = (vnet::Header::parse(&vnet::Header::PLAIN), Instant::from_millis(0));
+/// let Verdict::Hold { slot, dial: true } = rewriter.handle(header, &mut bytes[..length], now) else { panic!() };
+///
+/// // The proxy has opened a tunnel: the same SYN passes, and looks as if a NAT source had sent it to the listener.
+/// rewriter.release(slot, now);
+/// assert_eq!(rewriter.handle(header, &mut bytes[..length], now), Verdict::Forward);
+/// let translated = Packet::parse(&mut bytes[..length]).expect("a packet").tuple();
+/// assert_eq!((translated.destination, translated.destination_port), (ipv4.own(), 12_345));
+///
+/// let accepted = rewriter.accept(translated.source, translated.source_port, || None, now);
+/// assert_eq!(accepted, Some(slot));
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
 pub struct Rewriter {
     flows: FlowTable,
     settings: Settings,
