@@ -5,19 +5,21 @@
 //! # The life of a packet
 //!
 //! 1. A client's SYN to `server:443` is routed into the TUN and read as one frame: a virtio header
-//!    ([`vnet`](packet::vnet)) and the packet. [`packet::Packet`] checks it once; after that no accessor can fail.
+//!    ([`vnet`](packet::vnet)) and the packet. [`packet::Packet`] checks it once; after that no accessor
+//!    can fail.
 //! 2. [`rewrite::Rewriter::handle`] finds no flow for it and opens one ([`flow`]): a slot, whose number
-//!    gives it a NAT source on the TUN's [subnet](flow::subnet). Verdict: hold. The daemon keeps the SYN and asks the
-//!    proxy ([CONNECT](http::connect); the proxy's name is resolved with [`dns`]).
-//! 3. The proxy refuses: the daemon forgets the flow and answers what [`Reject`](packet::reject::Reject) makes of the SYN. Or it
-//!    opens a tunnel: the daemon releases the flow and has the same SYN handled again.
+//!    gives it a NAT source on the TUN's [subnet](flow::subnet). Verdict: hold. The daemon keeps the SYN
+//!    and asks the proxy ([CONNECT](http::connect); the proxy's name is resolved with [`dns`]).
+//! 3. The proxy refuses: the daemon forgets the flow and answers what [`Reject`](packet::reject::Reject)
+//!    makes of the SYN. Or it opens a tunnel: the daemon releases the flow and has the same SYN handled
+//!    again.
 //! 4. Now the SYN is translated, `client:p > server:443` to `nat:n > own:listen`, by storing the new
-//!    addresses and adding a constant to its checksums ([`checksum`](packet::checksum)), and written back to the TUN. The
-//!    kernel takes it for a connection to the daemon's listener and answers.
+//!    addresses and adding a constant to its checksums ([`checksum`](packet::checksum)), and written back
+//!    to the TUN. The kernel takes it for a connection to the daemon's listener and answers.
 //! 5. Its SYN-ACK, `own:listen > nat:n`, is routed into the TUN as well: `n` gives the slot, the packet
 //!    becomes `server:443 > client:p`, and the kernel forwards it to the client.
-//! 6. The connection is accepted; its peer, `nat:n`, tells the flow, and a relay joins it with the tunnel.
-//!    All further packets go as in 4 and 5, whole super-packets of up to 64 KiB among them.
+//! 6. The connection is accepted; its peer, `nat:n`, tells the flow, and a relay joins it with the
+//!    tunnel. All further packets go as in 4 and 5, whole super-packets of up to 64 KiB among them.
 //! 7. When the relay has ended and both sides have said FIN, the slot waits for its next use.
 //!
 //! So on the rewrite path. On the express path ([`rewrite::Path`]) only the SYN passes the TUN: released, it goes back
@@ -37,7 +39,8 @@
 //! - **super-packet**: several TCP segments in one packet, which the kernel cuts up when it must.
 //! - **partial checksum**: the sum of the pseudo-header alone; whoever sends the packet does the rest.
 //!
-//! What isn't TCP is refused, but for queries to resolvers, which the daemon answers ([`datagram`](packet::datagram), [`dns`]), and pings.
+//! What isn't TCP is refused, but for queries to resolvers, which the daemon answers
+//! ([`datagram`](packet::datagram), [`dns`]), and pings.
 //!
 //! [`config`] reads configuration files. [`time`] is passed in.
 #![no_std]

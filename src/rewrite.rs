@@ -15,7 +15,9 @@ use core::fmt;
 
 use crate::flow::subnet::Subnet;
 
+mod judge;
 mod rewriter;
+mod token_bucket;
 mod verdict;
 
 pub use rewriter::Rewriter;
