@@ -339,7 +339,6 @@ impl FlowTable {
         }
     }
 
-    #[inline]
     fn find_hashed(&self, tuple: &Tuple, hash: u32) -> Option<Slot> {
         self.slots.find(hash, |slot| self.flows[slot as usize].tuple == *tuple).map(Slot)
     }
