@@ -13,6 +13,7 @@ use std::time::{Duration, Instant as Clock};
 use tcp_over_http::dns::{Cache, FakeIp, Kind, Name, Query, Ranges, Reply, Request};
 use tcp_over_http::flow::subnet::Subnet;
 use tcp_over_http::flow::{FlowTable, Limits, Side, Slot};
+use tcp_over_http::net::{Ipv4Net, Ipv6Net};
 use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{ACK, Change, FIN, SYN, Tuple};
 use tcp_over_http::rewrite::{Path, Rewriter, Settings, Verdict};
@@ -132,7 +133,7 @@ fn find_nat(iterations: u64) -> Duration {
 }
 
 fn life(iterations: u64) -> Duration {
-    let mut table = FlowTable::new(limits(), KEY);
+    let mut table = FlowTable::new(limits(), 253, KEY);
     timed(iterations, |nth| {
         // 10 flows a second, so that slots and NAT sources rest long enough to be used again.
         let now = Instant::from_millis(nth * 100);
@@ -195,7 +196,8 @@ const NAMES: u16 = 2048;
 
 /// A table whose every name is taken, but not used any more.
 fn full_fake_table() -> FakeIp {
-    let mut table = FakeIp::new(Ranges { v4: (FAKE_NETWORK, 15), v6: None }, NAMES, KEY);
+    let mut table =
+        FakeIp::new(Ranges { v4: Ipv4Net { addr: FAKE_NETWORK, prefix: 15 }, v6: None }, NAMES, KEY);
     for nth in 0..NAMES {
         let name = format!("host-{nth}.cdn.example.com");
         assert!(table.assign(&name, 1, Instant::default()).is_some());
@@ -210,12 +212,13 @@ fn query(nth: u16) -> Vec<u8> {
 
 /// A rewriter with one live flow, and the tuples of the flow's packets as they come from both sides.
 fn live(ipv6: bool) -> (Rewriter, Tuple, Tuple) {
-    let own4 = Ipv4Addr::new(10, 45, 39, 1).to_ipv6_mapped();
-    let own6 = Ipv6Addr::new(0xfd45, 0x39, 0, 0, 0, 0, 0, 1);
+    let ipv4 = Subnet::new(Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: 24 }.to_ipv6_mapped());
+    let addr = Ipv6Addr::new(0xfd45, 0x39, 0, 0, 0, 0, 0, 1);
+    let ipv6_subnet = Subnet::new(Ipv6Net { addr, prefix: 64 });
     let settings = Settings {
         path: Path::Rewrite,
-        ipv4: Subnet::new(own4, 96 + 24),
-        ipv6: Some(Subnet::new(own6, 64)),
+        ipv4,
+        ipv6: Some(ipv6_subnet),
         listen_port: LISTEN_PORT,
         mtu: 1500,
         dns: false,
@@ -229,22 +232,22 @@ fn live(ipv6: bool) -> (Rewriter, Tuple, Tuple) {
     let Verdict::Hold { slot, .. } = rewriter.handle(header, &mut syn, now) else {
         panic!("a first SYN is held");
     };
-    rewriter.flows.release(slot, now);
-    rewriter.flows.accept(slot, now);
-    let nat = rewriter.flows.get(slot).nat;
-    let subnet = if ipv6 { Subnet::new(own6, 64) } else { Subnet::new(own4, 96 + 24) };
+    rewriter.release(slot, now);
+    let nat = rewriter.flow(slot).nat;
+    let subnet = if ipv6 { ipv6_subnet } else { ipv4 };
     let listener = Tuple {
         source: subnet.own(),
         destination: subnet.nat_source(nat.host),
         source_port: LISTEN_PORT,
         destination_port: nat.port,
     };
+    assert!(rewriter.accept(listener.destination, nat.port, || None, now).is_some());
     (rewriter, client, listener)
 }
 
 /// A table whose every slot is taken by a flow that waits to be accepted.
 fn full_table() -> FlowTable {
-    let mut table = FlowTable::new(limits(), KEY);
+    let mut table = FlowTable::new(limits(), 253, KEY);
     for nth in 0..FLOWS {
         let slot = open(&mut table, nth.into(), Instant::default());
         table.release(slot, Instant::default());
@@ -260,7 +263,7 @@ fn open(table: &mut FlowTable, nth: u64, now: Instant) -> Slot {
 }
 
 const fn limits() -> Limits {
-    Limits { flows: FLOWS, held: 512, held_per_client: 128, hosts: 253 }
+    Limits { flows: FLOWS, held: 512, held_per_client: 128 }
 }
 
 /// The tuple of one of [`FLOWS`] clients.

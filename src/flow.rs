@@ -38,7 +38,7 @@ pub use nat::{NatSource, REST};
 pub use table::{FlowTable, Limits, MAX_FLOWS, Refusal};
 
 use crate::packet::{Change, Tuple};
-use crate::time::Instant;
+use crate::time::{Instant, Stamp};
 use nat::Turn;
 
 /// How long a flow whose relay has ended may be without a packet, in ms (RFC 5382 REQ-5).
@@ -116,18 +116,13 @@ pub struct Flow {
     /// The client's initial sequence number.
     isn: u32,
     /// Held: first SYN. Otherwise: when the state or, while closing, a packet was last seen.
-    since: Instant,
+    since: Stamp,
     /// Held: last SYN.
-    last_syn: Instant,
+    last_syn: Stamp,
     /// Which of the slot's NAT sources it has.
     turn: Turn,
-    /// Next flow of the same hash bucket; meaningless unless `hashed`.
-    chain: u16,
     /// Whether packets find the flow: no longer, once a newer flow has its tuple.
     hashed: bool,
-    /// Neighbours in the queue of the state.
-    previous: u16,
-    next: u16,
 }
 
 const FIN_CLIENT: u8 = 1;
@@ -144,7 +139,7 @@ impl Flow {
     pub const fn is_translated(&self, now: Instant) -> bool {
         let over = match self.state {
             State::Held | State::Free => true,
-            State::Closed => now.since(self.since) >= LINGER,
+            State::Closed => self.since.age(now) >= LINGER,
             _ => false,
         };
         self.hashed && !over
@@ -162,7 +157,7 @@ impl Flow {
 
     /// Whether a client that repeats its SYN with the usual back-off would have done so by now.
     const fn is_given_up(&self, now: Instant) -> bool {
-        let patience = 2 * self.last_syn.since(self.since); // `since` is below 2^31
-        now.since(self.last_syn) > patience.saturating_add(7_000)
+        let (begun, waited) = (self.since.age(now), self.last_syn.age(now));
+        waited > begun.saturating_sub(waited).saturating_mul(2).saturating_add(7_000)
     }
 }

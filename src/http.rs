@@ -1,6 +1,8 @@
 //! HTTP as it is spoken to a proxy.
 
+pub mod auth;
 pub mod connect;
+pub mod field;
 mod reply;
 
 pub use reply::{MAX_REPLY, ReplyError, ReplyParser, Status};

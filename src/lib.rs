@@ -5,14 +5,14 @@
 //! # The life of a packet
 //!
 //! 1. A client's SYN to `server:443` is routed into the TUN and read as one frame: a virtio header
-//!    ([`vnet`]) and the packet. [`packet::Packet`] checks it once; after that no accessor can fail.
+//!    ([`vnet`](packet::vnet)) and the packet. [`packet::Packet`] checks it once; after that no accessor can fail.
 //! 2. [`rewrite::Rewriter::handle`] finds no flow for it and opens one ([`flow`]): a slot, whose number
-//!    gives it a NAT source on the TUN's [`subnet`]. Verdict: hold. The daemon keeps the SYN and asks the
-//!    proxy ([`connect`]; which one is asked, [`upstream::choice`] says; its name is resolved with [`dns`]).
-//! 3. The proxy refuses: the daemon forgets the flow and answers what [`reject`] makes of the SYN. Or it
+//!    gives it a NAT source on the TUN's [subnet](flow::subnet). Verdict: hold. The daemon keeps the SYN and asks the
+//!    proxy ([CONNECT](http::connect); which one is asked, [`upstream::choice`] says; its name is resolved with [`dns`]).
+//! 3. The proxy refuses: the daemon forgets the flow and answers what [`Reject`](packet::reject::Reject) makes of the SYN. Or it
 //!    opens a tunnel: the daemon releases the flow and has the same SYN handled again.
 //! 4. Now the SYN is translated, `client:p > server:443` to `nat:n > own:listen`, by storing the new
-//!    addresses and adding a constant to its checksums ([`checksum`]), and written back to the TUN. The
+//!    addresses and adding a constant to its checksums ([`checksum`](packet::checksum)), and written back to the TUN. The
 //!    kernel takes it for a connection to the daemon's listener and answers.
 //! 5. Its SYN-ACK, `own:listen > nat:n`, is routed into the TUN as well: `n` gives the slot, the packet
 //!    becomes `server:443 > client:p`, and the kernel forwards it to the client.
@@ -37,9 +37,9 @@
 //! - **super-packet**: several TCP segments in one packet, which the kernel cuts up when it must.
 //! - **partial checksum**: the sum of the pseudo-header alone; whoever sends the packet does the rest.
 //!
-//! What isn't TCP is refused, but for queries to resolvers, which the daemon answers ([`datagram`], [`dns`]), and pings.
+//! What isn't TCP is refused, but for queries to resolvers, which the daemon answers ([`datagram`](packet::datagram), [`dns`]), and pings.
 //!
-//! Configuration files have the syntax that [`uci`] reads. [`time`] is passed in.
+//! [`config`] reads configuration files. [`time`] is passed in.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -55,5 +55,6 @@ pub mod net;
 pub mod packet;
 pub mod rewrite;
 mod siphash;
+mod slots;
 pub mod time;
 pub mod upstream;

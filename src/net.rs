@@ -1,7 +1,16 @@
-//! Addresses with a prefix length, as `option address` and the CIDR lists have them.
+//! Families, and addresses with a prefix length as `option address` and the CIDR lists have them.
 
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A version of the Internet Protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
 
 /// An IPv4 address and the length of its network's prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,7 +57,18 @@ impl Ipv4Net {
         Ipv4Addr::from_bits(self.addr.to_bits() | self.host_mask())
     }
 
-    fn host_mask(self) -> u32 {
+    /// Whether `addr` is one of the network's.
+    pub fn contains(self, addr: Ipv4Addr) -> bool {
+        Self { addr, ..self }.network() == self.network()
+    }
+
+    /// The same among mapped addresses (`::ffff:a.b.c.d`).
+    pub const fn to_ipv6_mapped(self) -> Ipv6Net {
+        Ipv6Net { addr: self.addr.to_ipv6_mapped(), prefix: 96 + self.prefix }
+    }
+
+    /// The bits behind the prefix.
+    pub(crate) fn host_mask(self) -> u32 {
         u32::MAX.checked_shr(self.prefix.into()).unwrap_or(0)
     }
 }
@@ -56,8 +76,17 @@ impl Ipv4Net {
 impl Ipv6Net {
     /// The first address: all host bits 0 (the subnet-router anycast address, RFC 4291 section 2.6.1).
     pub fn network(self) -> Ipv6Addr {
-        let host_mask = u128::MAX.checked_shr(self.prefix.into()).unwrap_or(0);
-        Ipv6Addr::from_bits(self.addr.to_bits() & !host_mask)
+        Ipv6Addr::from_bits(self.addr.to_bits() & !self.host_mask())
+    }
+
+    /// Whether `addr` is one of the network's.
+    pub fn contains(self, addr: Ipv6Addr) -> bool {
+        Self { addr, ..self }.network() == self.network()
+    }
+
+    /// The bits behind the prefix.
+    pub(crate) fn host_mask(self) -> u128 {
+        u128::MAX.checked_shr(self.prefix.into()).unwrap_or(0)
     }
 }
 
@@ -84,16 +113,22 @@ impl IpNet {
         })
     }
 
+    /// The address; in a CIDR the network's first one.
+    pub const fn addr(self) -> IpAddr {
+        match self {
+            IpNet::V4(net) => IpAddr::V4(net.addr),
+            IpNet::V6(net) => IpAddr::V6(net.addr),
+        }
+    }
+
     /// Whether every address of `other` is one of this network too.
     pub fn contains(self, other: Self) -> bool {
         match (self, other) {
             (IpNet::V4(outer), IpNet::V4(inner)) => {
-                outer.prefix <= inner.prefix
-                    && Ipv4Net { addr: inner.addr, ..outer }.network() == outer.network()
+                outer.prefix <= inner.prefix && outer.contains(inner.addr)
             }
             (IpNet::V6(outer), IpNet::V6(inner)) => {
-                outer.prefix <= inner.prefix
-                    && Ipv6Net { addr: inner.addr, ..outer }.network() == outer.network()
+                outer.prefix <= inner.prefix && outer.contains(inner.addr)
             }
             _ => false,
         }

@@ -19,17 +19,20 @@
 
 use core::net::Ipv6Addr;
 
-use etherparse::{IpSlice, Ipv6ExtensionSlice, LaxIpSlice, TcpSlice, ip_number};
+use etherparse::{IpSlice, Ipv6ExtensionSlice, TcpSlice, ip_number};
 
+pub mod builder;
 pub mod checksum;
 pub mod datagram;
 mod echo;
-pub mod make;
+mod icmp;
+pub mod reject;
 mod tuple;
 pub mod vnet;
 
 pub use tuple::{Change, Tuple};
 
+use crate::net::Family;
 use checksum::Delta;
 
 /// Bytes of an IPv4 header without options.
@@ -87,9 +90,27 @@ pub enum Malformed {
 }
 
 /// One IP packet, checked.
+///
+/// ```
+/// use tcp_over_http::packet::{Packet, SYN, Tuple, builder};
+///
+/// let tuple = Tuple {
+///     source: "::ffff:192.0.2.1".parse()?,
+///     destination: "::ffff:203.0.113.10".parse()?,
+///     source_port: 40_000,
+///     destination_port: 443,
+/// };
+/// let mut bytes = [0; builder::MAX_LEN];
+/// let length = builder::segment(&tuple, 1, 0, SYN, &mut bytes);
+/// assert!(Packet::parse(&mut bytes[..length - 1]).is_err(), "cut off");
+///
+/// let packet = Packet::parse(&mut bytes[..length]).expect("a whole packet");
+/// assert_eq!((packet.tuple(), packet.flags()), (tuple, SYN));
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
 pub struct Packet<'a> {
     bytes: &'a mut [u8],
-    ipv4: bool,
+    family: Family,
     /// Offset of the transport header.
     transport_at: usize,
     transport: Transport,
@@ -103,21 +124,22 @@ impl<'a> Packet<'a> {
     /// [`Malformed`] says why not.
     pub fn parse(bytes: &'a mut [u8]) -> Result<Self, Malformed> {
         let ip = IpSlice::from_slice(bytes).map_err(|_| Malformed::Header)?;
-        if let IpSlice::Ipv6(ip) = &ip {
-            use Ipv6ExtensionSlice::{Authentication, Routing};
-            if ip.extensions().clone().into_iter().any(|it| matches!(it, Authentication(_) | Routing(_))) {
-                return Err(Malformed::Extension);
+        let (family, is_translatable) = match &ip {
+            IpSlice::Ipv4(_) => (Family::V4, bytes[9] != ip_number::AUTH.0),
+            IpSlice::Ipv6(ip) => {
+                use Ipv6ExtensionSlice::{Authentication, Routing};
+                let bars = |it| matches!(it, Authentication(_) | Routing(_));
+                (Family::V6, !ip.extensions().clone().into_iter().any(bars))
             }
+        };
+        if !is_translatable {
+            return Err(Malformed::Extension);
         }
         let payload = ip.payload();
         if payload.fragmented {
             return Err(Malformed::Fragment);
         }
-        let ipv4 = matches!(ip, IpSlice::Ipv4(_));
-        if ipv4 && bytes[9] == ip_number::AUTH.0 {
-            return Err(Malformed::Extension);
-        }
-        let transport = transport(ipv4, payload.ip_number.0);
+        let transport = transport(family, payload.ip_number.0);
         let fits = match transport {
             Transport::Tcp => TcpSlice::from_slice(payload.payload).is_ok(),
             Transport::Udp => match payload.payload {
@@ -130,29 +152,26 @@ impl<'a> Packet<'a> {
             Transport::Other => true,
         };
         let transport_at = bytes.len().wrapping_sub(payload.payload.len());
-        let total = if ipv4 { be16(bytes, 2) as usize } else { IPV6_HEADER + be16(bytes, 4) as usize };
+        let total = match family {
+            Family::V4 => be16(bytes, 2) as usize,
+            Family::V6 => IPV6_HEADER + be16(bytes, 4) as usize,
+        };
         if !fits || total != bytes.len() {
             return Err(Malformed::Header);
         }
         let protocol = payload.ip_number.0;
-        let packet = Self { bytes, ipv4, transport_at, transport, protocol };
+        let packet = Self { bytes, family, transport_at, transport, protocol };
         let (source, destination) = (packet.source(), packet.destination());
         let mapped = |address: Ipv6Addr| address.to_ipv4_mapped().is_some();
-        if !ipv4 && (mapped(source) || mapped(destination)) || !is_unicast(source) {
+        if family == Family::V6 && (mapped(source) || mapped(destination)) || !is_unicast(source) {
             return Err(Malformed::Address);
         }
         Ok(packet)
     }
 
-    /// Source and destination of the TCP packet that this ICMP error quotes (RFC 792, RFC 4443 section 2.4),
-    /// which may be as short as the first 8 bytes of TCP. None if it quotes anything else.
-    pub fn quoted_tuple(&mut self) -> Option<Tuple> {
-        self.quote().map(|quote| quote.tuple())
-    }
-
-    /// Whether the packet is IPv4.
-    pub const fn is_ipv4(&self) -> bool {
-        self.ipv4
+    /// The packet's family.
+    pub const fn family(&self) -> Family {
+        self.family
     }
 
     /// What the packet carries.
@@ -177,12 +196,18 @@ impl<'a> Packet<'a> {
 
     /// The source address.
     pub fn source(&self) -> Ipv6Addr {
-        if self.ipv4 { self.ipv4_address(12) } else { self.ipv6_address(8) }
+        match self.family {
+            Family::V4 => self.ipv4_address(12),
+            Family::V6 => self.ipv6_address(8),
+        }
     }
 
     /// The destination address.
     pub fn destination(&self) -> Ipv6Addr {
-        if self.ipv4 { self.ipv4_address(16) } else { self.ipv6_address(24) }
+        match self.family {
+            Family::V4 => self.ipv4_address(16),
+            Family::V6 => self.ipv6_address(24),
+        }
     }
 
     /// Source and destination of a TCP or UDP packet.
@@ -217,26 +242,6 @@ impl<'a> Packet<'a> {
         payload as u32 + (flags & SYN != 0) as u32 + (flags & FIN != 0) as u32
     }
 
-    /// Type and code of an ICMP packet.
-    pub fn icmp_type(&self) -> (u8, u8) {
-        (self.bytes[self.transport_at], self.bytes[self.transport_at + 1])
-    }
-
-    /// Whether this is an ICMP packet that no ICMP error may answer: an error itself, or a redirect
-    /// (RFC 1122 section 3.2.2, RFC 4443 section 2.4 (e)).
-    pub fn is_icmp_error(&self) -> bool {
-        let (kind, _) = match self.transport {
-            Transport::Icmp => self.icmp_type(),
-            _ => return false,
-        };
-        if self.ipv4 { matches!(kind, 3 | 4 | 5 | 11 | 12) } else { kind < 128 || kind == 137 }
-    }
-
-    /// Whether this is an ICMP redirect (RFC 792, RFC 4861 section 4.5): about the link it came over.
-    pub fn is_redirect(&self) -> bool {
-        self.transport == Transport::Icmp && self.icmp_type().0 == if self.ipv4 { 5 } else { 137 }
-    }
-
     /// Gives the TCP packet (or what an ICMP error quotes of one) the source and destination `new` of its
     /// own family, and brings its checksums up to date with `change`.
     pub fn translate(&mut self, new: &Tuple, change: Change, state: ChecksumState) {
@@ -244,7 +249,7 @@ impl<'a> Packet<'a> {
         let at = self.transport_at;
         self.bytes[at..at + 2].copy_from_slice(&new.source_port.to_be_bytes());
         self.bytes[at + 2..at + 4].copy_from_slice(&new.destination_port.to_be_bytes());
-        if self.ipv4 {
+        if self.family == Family::V4 {
             self.update(10, |field| change.addresses.update(field));
         }
         // A quote may end before the checksum, or go on with padding (RFC 4884 section 5.1) that can't be
@@ -254,39 +259,6 @@ impl<'a> Packet<'a> {
                 ChecksumState::Complete => (change.addresses + change.ports).update(field),
                 ChecksumState::Partial => change.addresses.update_partial(field),
             });
-        }
-    }
-
-    /// Translates an ICMP error: the TCP packet that it quotes becomes one of `quoted`, and the error itself
-    /// goes from `source` to `destination` (RFC 5508 section 4).
-    ///
-    /// Does nothing if the packet quotes no TCP.
-    pub fn translate_icmp_error(&mut self, quoted: &Tuple, source: Ipv6Addr, destination: Ipv6Addr) {
-        let (ipv4, at) = (self.ipv4, self.transport_at);
-        let Some(mut quote) = self.quote() else {
-            return;
-        };
-        let change = Change::between(&quote.tuple(), quoted);
-        // Only headers change, so only they are summed: all of them end by this offset.
-        let end = (quote.transport_at + TCP_HEADER).min(quote.bytes.len());
-        let before = checksum::sum(0, &quote.bytes[..end]);
-        quote.translate(quoted, change, ChecksumState::Complete);
-        let after = checksum::sum(0, &quote.bytes[..end]);
-        let inside = Delta::default().replace_word(before, after);
-
-        let outer = Tuple {
-            source: self.source(),
-            destination: self.destination(),
-            source_port: 0,
-            destination_port: 0,
-        };
-        let outside = Change::between(&outer, &Tuple { source, destination, ..outer }).addresses;
-        self.set_addresses(source, destination);
-        if ipv4 {
-            self.update(10, |field| outside.update(field));
-            self.update(at + 2, |field| inside.update(field));
-        } else {
-            self.update(at + 2, |field| (inside + outside).update(field));
         }
     }
 
@@ -311,31 +283,6 @@ impl<'a> Packet<'a> {
         }
     }
 
-    /// The start of a packet that this ICMP error quotes, from its IP header on.
-    fn quote(&mut self) -> Option<Packet<'_>> {
-        if self.transport != Transport::Icmp {
-            return None;
-        }
-        let bytes = self.bytes.get_mut(self.transport_at + 8..)?;
-        let (ip, _) = LaxIpSlice::from_slice(bytes).ok()?;
-        let payload = ip.payload();
-        let ipv4 = matches!(ip, LaxIpSlice::Ipv4(_));
-        let (protocol, length) = (payload.ip_number.0, payload.payload.len());
-        let transport = transport(ipv4, protocol);
-        if payload.fragmented || ipv4 != self.ipv4 || transport != Transport::Tcp || length < 8 {
-            return None;
-        }
-        let transport_at = payload.payload.as_ptr() as usize - bytes.as_ptr() as usize;
-        Some(Packet {
-            // What follows is not of the quote, but an extension of the ICMP message (RFC 4884).
-            bytes: &mut bytes[..transport_at + length],
-            ipv4,
-            transport_at,
-            transport,
-            protocol,
-        })
-    }
-
     /// Bytes of a TCP packet's header.
     fn tcp_header(&self) -> usize {
         (self.bytes[self.transport_at + 12] >> 4) as usize * 4
@@ -354,7 +301,7 @@ impl<'a> Packet<'a> {
     }
 
     fn set_addresses(&mut self, source: Ipv6Addr, destination: Ipv6Addr) {
-        if self.ipv4 {
+        if self.family == Family::V4 {
             self.bytes[12..16].copy_from_slice(&source.octets()[12..]);
             self.bytes[16..20].copy_from_slice(&destination.octets()[12..]);
         } else {
@@ -389,11 +336,11 @@ pub const fn is_unicast(address: Ipv6Addr) -> bool {
     }
 }
 
-const fn transport(ipv4: bool, protocol: u8) -> Transport {
-    match (ipv4, protocol) {
+const fn transport(family: Family, protocol: u8) -> Transport {
+    match (family, protocol) {
         (_, 6) => Transport::Tcp,
         (_, 17) => Transport::Udp,
-        (true, 1) | (false, 58) => Transport::Icmp,
+        (Family::V4, 1) | (Family::V6, 58) => Transport::Icmp,
         _ => Transport::Other,
     }
 }

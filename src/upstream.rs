@@ -2,7 +2,7 @@
 
 pub mod choice;
 
-use crate::packet::make::Reject;
+use crate::packet::reject::Reject;
 
 /// Why no tunnel was opened. The later variants say more about the target, and win when proxies failed differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -7,15 +7,17 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use common::packets::{self, Shape};
 use common::rewrite_script::{check_reject, settings};
 use tcp_over_http::flow::Limits;
+use tcp_over_http::net::Family;
+use tcp_over_http::packet::builder::{self, MAX_LEN};
 use tcp_over_http::packet::datagram::Datagram;
-use tcp_over_http::packet::make::{self, MAX_LEN, Reject};
+use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{Packet, Tuple};
-use tcp_over_http::rewrite::{Drop, Rewriter, Settings, Verdict};
+use tcp_over_http::rewrite::{DropReason, Rewriter, Settings, Verdict};
 use tcp_over_http::time::Instant;
 
 fn rewriter(dns: bool, ping: bool) -> Rewriter {
-    let limits = Limits { flows: 16, held: 16, held_per_client: 16, hosts: 0 };
+    let limits = Limits { flows: 16, held: 16, held_per_client: 16 };
     Rewriter::new(Settings { dns, ping, ..settings(true, false) }, limits, [1, 2])
 }
 
@@ -30,7 +32,7 @@ fn tuple(ipv4: bool, port: u16) -> Tuple {
 
 fn datagram(tuple: &Tuple, payload: &[u8]) -> Vec<u8> {
     let mut out = [0; MAX_LEN];
-    let length = make::datagram(tuple, payload, &mut out);
+    let length = builder::datagram(tuple, payload, &mut out);
     packets::assert_checksums(&out[..length], false);
     out[..length].to_vec()
 }
@@ -69,10 +71,10 @@ fn queries_with_partial_checksums_are_taken_and_broken_ones_are_not() {
         let mut packet = datagram(&tuple(ipv4, 53), b"query");
         let start = packet.len() as u8 - 13;
         packet[usize::from(start) + 6] ^= 0x55;
-        assert_eq!(handle(&mut rewriter, PLAIN, &mut packet), Verdict::Drop(Drop::Malformed));
+        assert_eq!(handle(&mut rewriter, PLAIN, &mut packet), Verdict::Drop(DropReason::Malformed));
         let partial = |offset| [1, 0, 0, 0, 0, 0, start, 0, offset, 0];
         assert_eq!(handle(&mut rewriter, partial(6), &mut packet), Verdict::Dns);
-        assert_eq!(handle(&mut rewriter, partial(16), &mut packet), Verdict::Drop(Drop::Malformed));
+        assert_eq!(handle(&mut rewriter, partial(16), &mut packet), Verdict::Drop(DropReason::Malformed));
     }
 }
 
@@ -80,7 +82,10 @@ fn queries_with_partial_checksums_are_taken_and_broken_ones_are_not() {
 fn nobody_answers_for_a_group() {
     let mut rewriter = rewriter(true, true);
     let tuple = Tuple { destination: "::ffff:224.0.0.251".parse().unwrap(), ..tuple(true, 53) };
-    assert_eq!(handle(&mut rewriter, PLAIN, &mut datagram(&tuple, b"query")), Verdict::Drop(Drop::NotTcp));
+    assert_eq!(
+        handle(&mut rewriter, PLAIN, &mut datagram(&tuple, b"query")),
+        Verdict::Drop(DropReason::NotTcp)
+    );
 }
 
 fn ping(ipv4: bool) -> Vec<u8> {
@@ -118,7 +123,7 @@ fn quic_is_refused_byte_for_byte() {
     let payload: Vec<u8> = (0..1200).map(|at| at as u8).collect();
     let mut packet = datagram(&tuple(true, 443), &payload);
     assert_eq!(handle(&mut rewriter(true, true), PLAIN, &mut packet), REFUSED);
-    let source = rewriter(true, true).error_source(true);
+    let source = rewriter(true, true).error_source(Family::V4);
     let answer = check_reject(Reject::Port, &Packet::parse(&mut packet).unwrap(), source);
     let expected = [
         &[0x45, 0, 2, 0x40, 0, 0, 0x40, 0, 64, 1, 0x46, 0x4e, 10, 45, 39, 2, 192, 168, 1, 7][..],
@@ -130,7 +135,7 @@ fn quic_is_refused_byte_for_byte() {
 
     let mut packet = datagram(&tuple(false, 443), &payload);
     assert_eq!(handle(&mut rewriter(true, true), PLAIN, &mut packet), REFUSED);
-    let source = rewriter(true, true).error_source(false);
+    let source = rewriter(true, true).error_source(Family::V6);
     let answer = check_reject(Reject::Port, &Packet::parse(&mut packet).unwrap(), source);
     let expected = [
         &[0x60, 0, 0, 0, 4, 0xd8, 58, 64][..],

@@ -5,10 +5,10 @@ mod common;
 use common::packets::{self, ACK, SYN, Shape};
 use common::rewrite_script::{MTU, connection, settings};
 use tcp_over_http::flow::{Limits, Slot, State};
-use tcp_over_http::packet::make::Reject;
+use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{FIN, RST, Tuple};
-use tcp_over_http::rewrite::{Drop, Path, Rewriter, Settings, Verdict};
+use tcp_over_http::rewrite::{DropReason, Path, Rewriter, Settings, Verdict};
 use tcp_over_http::time::Instant;
 
 const FIRST: Shape = shape(SYN, 1000);
@@ -39,7 +39,7 @@ struct Gateway {
 impl Gateway {
     fn new() -> Self {
         let settings = Settings { path: Path::Express, ..settings(true, false) };
-        let limits = Limits { flows: 50, held: 10, held_per_client: 4, hosts: 0 };
+        let limits = Limits { flows: 50, held: 10, held_per_client: 4 };
         Self { rewriter: Rewriter::new(settings, limits, [3, 4]), now: Instant::from_millis(0) }
     }
 
@@ -63,7 +63,7 @@ impl Gateway {
     /// A flow whose SYN has passed.
     fn opening(&mut self, tuple: &Tuple, shape: &Shape) -> Slot {
         let slot = self.held(tuple, shape);
-        self.rewriter.flows.release(slot, self.now);
+        self.rewriter.release(slot, self.now);
         assert_eq!(self.client(tuple, shape), Verdict::Forward);
         slot
     }
@@ -74,7 +74,7 @@ impl Gateway {
     }
 
     fn state(&self, slot: Slot) -> State {
-        self.rewriter.flows.get(slot).state()
+        self.rewriter.flow(slot).state()
     }
 }
 
@@ -92,9 +92,9 @@ fn a_connection_from_beginning_to_end() {
         assert_eq!(gateway.client(&tuple, &shape(ACK, 1001)), Verdict::Forward);
         gateway.rewriter.close(slot, gateway.now);
         assert_eq!(gateway.state(slot), State::Closed);
-        assert!(gateway.rewriter.flows.is_idle());
+        assert!(gateway.rewriter.is_idle());
         assert_eq!(gateway.client(&tuple, &shape(FIN | ACK, 1001)), RESET);
-        assert_eq!(gateway.client(&tuple, &shape(RST, 1001)), Verdict::Drop(Drop::Unknown));
+        assert_eq!(gateway.client(&tuple, &shape(RST, 1001)), Verdict::Drop(DropReason::Unknown));
     }
 }
 
@@ -102,8 +102,8 @@ fn a_connection_from_beginning_to_end() {
 fn a_held_flow_lets_nothing_pass() {
     let (mut gateway, tuple) = (Gateway::new(), connection(2));
     let slot = gateway.held(&tuple, &FIRST);
-    assert_eq!(gateway.client(&tuple, &FIRST), Verdict::Drop(Drop::Repeated));
-    assert_eq!(gateway.client(&tuple, &shape(ACK, 1001)), Verdict::Drop(Drop::Unexpected));
+    assert_eq!(gateway.client(&tuple, &FIRST), Verdict::Drop(DropReason::Repeated));
+    assert_eq!(gateway.client(&tuple, &shape(ACK, 1001)), Verdict::Drop(DropReason::Unexpected));
     assert_eq!(gateway.accept(&tuple), None);
     assert_eq!(gateway.client(&tuple, &shape(RST, 1001)), Verdict::Abandoned(slot));
     assert_eq!(gateway.client(&tuple, &shape(ACK, 1001)), RESET);
@@ -139,7 +139,7 @@ fn a_port_used_again_is_a_new_flow() {
         assert_eq!(gateway.state(first), State::Live);
         gateway.rewriter.close(first, gateway.now);
         assert_eq!(gateway.state(second), State::Held);
-        gateway.rewriter.flows.release(second, gateway.now);
+        gateway.rewriter.release(second, gateway.now);
         assert_eq!(gateway.client(&tuple, &again), Verdict::Forward);
         assert_eq!(gateway.accept(&tuple), Some(second));
         gateway.rewriter.close(second, gateway.now);
@@ -166,7 +166,7 @@ fn the_segment_size_is_clamped() {
         packets::tcp(&tuple, &Shape { tcp_options, ..FIRST })
     };
     let slot = gateway.held(&tuple, &FIRST);
-    gateway.rewriter.flows.release(slot, gateway.now);
+    gateway.rewriter.release(slot, gateway.now);
     let mut packet = with(9000);
     let header = vnet::Header::parse(&packets::vnet_header(&packet, &FIRST));
     assert_eq!(gateway.rewriter.handle(header, &mut packet, gateway.now), Verdict::Forward);

@@ -11,7 +11,7 @@ use tcp_over_http::flow::{
 use tcp_over_http::packet::Change;
 use tcp_over_http::time::Instant;
 
-const LIMITS: Limits = Limits { flows: 4, held: 4, held_per_client: 4, hosts: 4 };
+const LIMITS: Limits = Limits { flows: 4, held: 4, held_per_client: 4 };
 
 fn open(table: &mut FlowTable, port: u32, now: Instant) -> Slot {
     table.open(many_tuples(0, port), 1, now, |_| Change::default()).unwrap()
@@ -19,8 +19,8 @@ fn open(table: &mut FlowTable, port: u32, now: Instant) -> Slot {
 
 #[test]
 fn nobody_waits_for_ever() {
-    let mut table = FlowTable::new(LIMITS, [1, 2]);
-    // Over the end of the clock's range.
+    let mut table = FlowTable::new(LIMITS, 4, [1, 2]);
+    // Over the end of a stamp's range.
     let start = Instant::from_millis(u32::MAX as u64 - 10_000);
     let held = open(&mut table, 0, start);
     let opening = open(&mut table, 1, start);
@@ -45,12 +45,12 @@ fn nobody_waits_for_ever() {
     assert_eq!(table.expire(late), Some((closing, State::Closing)));
     assert_eq!(table.expire(late.plus(1_000_000_000)), None);
     assert_eq!(table.get(live).state(), State::Live);
-    assert_eq!(table.occupancy(), (0, 1));
+    assert_eq!((table.count(State::Held), table.count(State::Live)), (0, 1));
 }
 
 #[test]
 fn limits_of_held_flows_can_change() {
-    let mut table = FlowTable::new(LIMITS, [1, 2]);
+    let mut table = FlowTable::new(LIMITS, 4, [1, 2]);
     let now = Instant::default();
     let begin = |table: &mut FlowTable, port| table.open(many_tuples(0, port), 1, now, |_| Change::default());
     table.limit_held(2, 1);
@@ -69,7 +69,7 @@ fn limits_of_held_flows_can_change() {
 /// A client that repeats its SYN is waited for twice as long as it has tried, and longer.
 #[test]
 fn a_clients_patience() {
-    let mut table = FlowTable::new(LIMITS, [1, 2]);
+    let mut table = FlowTable::new(LIMITS, 4, [1, 2]);
     let start = Instant::default();
     let slot = open(&mut table, 0, start);
     for seconds in [1, 3, 7, 15, 31] {
@@ -86,11 +86,10 @@ fn a_clients_patience() {
     assert_eq!(table.expire(last.plus(2_147_483_001)), None);
 }
 
-/// The clock's range is 49 days, and times more than half of it apart can't be told apart: nothing may be
-/// left then that would have to.
+/// A slot's stamps are right for 49 days: nothing may be left then that would need them.
 #[test]
 fn an_old_flow_does_not_come_back() {
-    let mut table = FlowTable::new(LIMITS, [1, 2]);
+    let mut table = FlowTable::new(LIMITS, 4, [1, 2]);
     let mut now = Instant::default();
     for port in 0..4 {
         let slot = open(&mut table, port, now);
@@ -127,8 +126,8 @@ proptest! {
 #[test]
 fn nat_sources_rest_when_few_are_left() {
     for hosts in [1, 2, 5] {
-        let limits = Limits { flows: MAX_FLOWS, held: 100, held_per_client: 100, hosts };
-        let mut model = Model::new(limits, [1, 2], 0);
+        let limits = Limits { flows: MAX_FLOWS, held: 100, held_per_client: 100 };
+        let mut model = Model::new(limits, hosts, [1, 2], 0);
         let few = MAX_FLOWS as usize - 3;
         model.fill(few as u32);
         let (mut opened, mut refused) = (0, 0);

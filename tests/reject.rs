@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use common::packets::{self, ACK, SYN, Shape};
 use common::rewrite_script::{check_reject, connection};
 use etherparse::{Icmpv4Slice, Icmpv6Slice, IpSlice, TcpSlice};
-use tcp_over_http::packet::make::Reject;
+use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{Packet, RST};
 
 const FIN: u8 = 0x01;

@@ -7,10 +7,10 @@ use common::packets::{self, ACK, SYN, Shape};
 use common::rewrite_script::{Error, Gateway, Script, connection, settings};
 use proptest::prelude::*;
 use tcp_over_http::flow::{LINGER, Slot, State};
-use tcp_over_http::packet::make::Reject;
+use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{FIN, RST, Tuple};
-use tcp_over_http::rewrite::{Drop, Verdict};
+use tcp_over_http::rewrite::{DropReason, Verdict};
 
 /// Any `T` that bytes give.
 fn any_of<T: for<'a> Arbitrary<'a> + std::fmt::Debug>(size: usize) -> impl Strategy<Value = T> {
@@ -52,7 +52,7 @@ fn held(gateway: &mut Gateway, nth: u8) -> Slot {
 /// A flow whose SYN has passed.
 fn opening(gateway: &mut Gateway, nth: u8) -> Slot {
     let slot = held(gateway, nth);
-    gateway.rewriter.flows.release(slot, gateway.now);
+    gateway.rewriter.release(slot, gateway.now);
     assert_eq!(gateway.client(&connection(nth), &FIRST), Verdict::Forward);
     slot
 }
@@ -65,8 +65,13 @@ fn with_flow(nth: u8) -> (Gateway, Slot) {
     (gateway, slot)
 }
 
+/// How many flows are held, and how many are live.
+fn occupancy(gateway: &Gateway) -> (u16, u16) {
+    (gateway.rewriter.count(State::Held), gateway.rewriter.count(State::Live))
+}
+
 fn state(gateway: &Gateway, slot: Slot) -> State {
-    gateway.rewriter.flows.get(slot).state()
+    gateway.rewriter.flow(slot).state()
 }
 
 #[test]
@@ -78,20 +83,20 @@ fn a_connection_from_beginning_to_end() {
         assert_eq!(gateway.client(&client, &shape(ACK, 6)), Verdict::Forward);
         assert_eq!(gateway.client(&client, &shape(FIN | ACK, 6)), Verdict::Forward);
         assert_eq!(state(&gateway, slot), State::Live);
-        gateway.rewriter.flows.close(slot, gateway.now);
+        gateway.rewriter.close(slot, gateway.now);
         assert_eq!(state(&gateway, slot), State::Closing);
         assert_eq!(gateway.listener(slot, &shape(FIN | ACK, 7)), Verdict::Forward);
         assert_eq!(state(&gateway, slot), State::Closed);
         // The last ACK, and a FIN again.
         assert_eq!(gateway.client(&client, &shape(ACK, 7)), Verdict::Forward);
         assert_eq!(gateway.listener(slot, &shape(FIN | ACK, 7)), Verdict::Forward);
-        assert_eq!(gateway.rewriter.flows.occupancy(), (0, 0));
+        assert_eq!(occupancy(&gateway), (0, 0));
         // Long after, nobody knows of it.
         gateway.now = gateway.now.plus(LINGER);
         let reset = Verdict::Reject(Reject::Reset);
         assert_eq!(gateway.client(&client, &shape(ACK, 7)), reset);
         assert_eq!(gateway.listener(slot, &shape(ACK, 7)), reset);
-        let unknown = Verdict::Drop(Drop::Unknown);
+        let unknown = Verdict::Drop(DropReason::Unknown);
         assert_eq!(gateway.client(&client, &shape(RST, 7)), unknown);
         assert_eq!(gateway.listener(slot, &shape(RST | ACK, 7)), unknown);
     }
@@ -102,10 +107,10 @@ fn a_held_syn() {
     let mut gateway = gateway();
     let client = connection(2);
     let slot = held(&mut gateway, 2);
-    assert_eq!(gateway.client(&client, &FIRST), Verdict::Drop(Drop::Repeated));
+    assert_eq!(gateway.client(&client, &FIRST), Verdict::Drop(DropReason::Repeated));
     let anew = Verdict::Hold { slot, dial: false };
     assert_eq!(gateway.client(&client, &shape(SYN, 2000)), anew);
-    let unexpected = Verdict::Drop(Drop::Unexpected);
+    let unexpected = Verdict::Drop(DropReason::Unexpected);
     for flags in [ACK, FIN | ACK, SYN | ACK, RST, SYN | FIN] {
         assert_eq!(gateway.client(&client, &shape(flags, 1)), unexpected, "{flags}");
     }
@@ -114,7 +119,7 @@ fn a_held_syn() {
     // The old attempt's RST is none of the new one's.
     assert_eq!(gateway.client(&client, &shape(RST, 1001)), unexpected);
     assert_eq!(gateway.client(&client, &shape(RST, 2001)), Verdict::Abandoned(slot));
-    assert_eq!(gateway.rewriter.flows.occupancy(), (0, 0));
+    assert_eq!(occupancy(&gateway), (0, 0));
     let next = held(&mut gateway, 2);
     assert_ne!(next, slot);
 }
@@ -134,7 +139,7 @@ fn a_port_used_again_is_a_new_flow() {
     let (mut gateway, slot) = with_flow(2);
     // While the old one lives, the kernel has to sort it out.
     assert_eq!(gateway.client(&connection(2), &shape(SYN, 5000)), Verdict::Forward);
-    gateway.rewriter.flows.close(slot, gateway.now);
+    gateway.rewriter.close(slot, gateway.now);
     // The same SYN once more is late, not new.
     assert_eq!(gateway.client(&connection(2), &FIRST), Verdict::Forward);
     let verdict = gateway.client(&connection(2), &shape(SYN, 5000));
@@ -161,19 +166,19 @@ fn bounds() {
             verdict => panic!("{verdict:?}"),
         }
     }
-    let too_many = Verdict::Drop(Drop::TooManyDialsOfClient);
+    let too_many = Verdict::Drop(DropReason::TooManyDialsOfClient);
     assert_eq!(hold(&mut gateway, 5), too_many);
     slots.push(held(&mut gateway, 4));
     slots.push(held(&mut gateway, 3));
     // All six slots are taken. That refusal takes nothing of the client's own bound.
     for slot in &slots[..3] {
-        gateway.rewriter.flows.release(*slot, gateway.now);
+        gateway.rewriter.release(*slot, gateway.now);
     }
     for port in 5..20 {
-        assert_eq!(hold(&mut gateway, port), Verdict::Drop(Drop::TableFull));
+        assert_eq!(hold(&mut gateway, port), Verdict::Drop(DropReason::TableFull));
     }
-    assert_eq!(gateway.rewriter.flows.occupancy(), (3, 0));
-    gateway.rewriter.flows.remove(slots[4], gateway.now);
+    assert_eq!(occupancy(&gateway), (3, 0));
+    gateway.rewriter.remove(slots[4], gateway.now);
     assert!(matches!(hold(&mut gateway, 5), Verdict::Hold { .. }));
 }
 
@@ -182,7 +187,7 @@ fn nothing_new_while_draining() {
     let (mut gateway, slot) = with_flow(2);
     gateway.rewriter.drain();
     let verdict = gateway.client(&connection(3), &FIRST);
-    assert_eq!(verdict, Verdict::Drop(Drop::Draining));
+    assert_eq!(verdict, Verdict::Drop(DropReason::Draining));
     assert_eq!(gateway.client(&connection(2), &shape(ACK, 6)), Verdict::Forward);
     assert_eq!(gateway.listener(slot, &shape(ACK, 6)), Verdict::Forward);
 }
@@ -191,7 +196,7 @@ fn nothing_new_while_draining() {
 fn ipv6_may_be_off() {
     let mut gateway = Gateway::new(settings(false, false), 50, [3, 4], 0);
     let verdict = gateway.client(&connection(3), &FIRST);
-    assert_eq!(verdict, Verdict::Drop(Drop::Ipv6Off));
+    assert_eq!(verdict, Verdict::Drop(DropReason::Ipv6Off));
     held(&mut gateway, 2);
 }
 
@@ -206,19 +211,19 @@ fn destinations_that_nobody_can_connect_to() {
         "::ffff:0.0.0.0",
     ] {
         let tuple = Tuple { destination: destination.parse().unwrap(), ..connection(2) };
-        let address = Verdict::Drop(Drop::Address);
+        let address = Verdict::Drop(DropReason::Address);
         assert_eq!(gateway.client(&tuple, &FIRST), address, "{destination}");
     }
     for destination in ["fd45:39::1", "fd45:39::2:1", "ff02::1", "::"] {
         let tuple = Tuple { destination: destination.parse().unwrap(), ..connection(3) };
-        let address = Verdict::Drop(Drop::Address);
+        let address = Verdict::Drop(DropReason::Address);
         assert_eq!(gateway.client(&tuple, &FIRST), address, "{destination}");
     }
     for (source_port, destination_port) in [(0, 443), (40_000, 0)] {
         let tuple = Tuple { source_port, destination_port, ..connection(2) };
-        assert_eq!(gateway.client(&tuple, &FIRST), Verdict::Drop(Drop::Address));
+        assert_eq!(gateway.client(&tuple, &FIRST), Verdict::Drop(DropReason::Address));
     }
-    assert_eq!(gateway.rewriter.flows.occupancy(), (0, 0));
+    assert_eq!(occupancy(&gateway), (0, 0));
 }
 
 #[test]
@@ -228,7 +233,7 @@ fn a_virtio_header_that_contradicts_the_packet() {
     let before = packet.clone();
     let header = vnet::Header::parse(&[1, 0, 0, 0, 0, 0, 20, 0, 6, 0]);
     let verdict = gateway.rewriter.handle(header, &mut packet, gateway.now);
-    assert_eq!(verdict, Verdict::Drop(Drop::Malformed));
+    assert_eq!(verdict, Verdict::Drop(DropReason::Malformed));
     assert_eq!(packet, before);
 }
 
@@ -252,7 +257,7 @@ fn icmp_errors_of_flows_that_are_not_translated() {
         let slot = held(&mut gateway, nth);
         for about_listener in [true, false] {
             let verdict = gateway.error(slot, &error(about_listener));
-            assert_eq!(verdict, Verdict::Drop(Drop::Unknown));
+            assert_eq!(verdict, Verdict::Drop(DropReason::Unknown));
         }
     }
 }
@@ -266,7 +271,7 @@ fn icmp_errors_that_go_to_somebody_else_are_not_translated() {
     let mut packet = packets::icmp_error(client.source, stranger, (3, 1), [0; 4], &quote);
     let header = vnet::Header::default();
     let verdict = gateway.rewriter.handle(header, &mut packet, gateway.now);
-    assert_eq!(verdict, Verdict::Drop(Drop::Unknown));
+    assert_eq!(verdict, Verdict::Drop(DropReason::Unknown));
 }
 
 /// A redirect is about the link it came over: whoever is on the other side must not follow it.
@@ -279,7 +284,7 @@ fn redirects_are_not_translated() {
     let mut packet = packets::icmp_error(client.source, client.destination, (5, 1), gateway_address, &quote);
     let header = vnet::Header::default();
     let verdict = gateway.rewriter.handle(header, &mut packet, gateway.now);
-    assert_eq!(verdict, Verdict::Drop(Drop::NotTcp));
+    assert_eq!(verdict, Verdict::Drop(DropReason::NotTcp));
 }
 
 #[test]
@@ -294,7 +299,7 @@ fn what_is_not_tcp_is_answered_at_a_bounded_rate() {
     };
     let multicast = "::ffff:224.0.0.251".parse().unwrap();
     let verdict = handle(&mut gateway, multicast);
-    assert_eq!(verdict, Verdict::Drop(Drop::NotTcp));
+    assert_eq!(verdict, Verdict::Drop(DropReason::NotTcp));
     let count = |gateway: &mut Gateway, handle: &mut dyn FnMut(&mut Gateway) -> Verdict| {
         let prohibited = Verdict::Reject(Reject::Prohibited);
         let answered = (0..1_000).filter(|_| handle(gateway) == prohibited);
@@ -308,9 +313,9 @@ fn what_is_not_tcp_is_answered_at_a_bounded_rate() {
     assert_eq!(count(&mut gateway, &mut udp), 100);
     let counters = gateway.rewriter.counters();
     assert_eq!(counters.rejected, 207);
-    assert_eq!(counters.dropped[Drop::RateLimited as usize], 3_000 - 207);
-    assert_eq!(Drop::NAMES[Drop::RateLimited as usize], "rate_limited");
-    assert_eq!(Drop::NAMES[Drop::Draining as usize], "draining");
+    assert_eq!(counters.dropped[DropReason::RateLimited as usize], 3_000 - 207);
+    assert_eq!(DropReason::NAMES[DropReason::RateLimited as usize], "rate_limited");
+    assert_eq!(DropReason::NAMES[DropReason::Draining as usize], "draining");
 }
 
 proptest! {

@@ -7,6 +7,7 @@ use tcp_over_http::dns::{
     Ask, BadRequest, Cache, Domains, FakeIp, Kind, Message, Pending, Ranges, Rcode, Reply, Request,
     local_reply,
 };
+use tcp_over_http::net::{Ipv4Net, Ipv6Net};
 use tcp_over_http::time::Instant;
 
 const NOW: Instant = Instant::from_millis(0);
@@ -46,7 +47,10 @@ fuzz_target!(|bytes: &[u8]| {
         request.reply(reply, &mut out);
         check(&out);
     }
-    let ranges = Ranges { v4: ([198, 18, 0, 0].into(), 15), v6: Some(([0xfd; 16].into(), 64)) };
+    let ranges = Ranges {
+        v4: Ipv4Net { addr: [198, 18, 0, 0].into(), prefix: 15 },
+        v6: Some(Ipv6Net { addr: [0xfd; 16].into(), prefix: 64 }),
+    };
     let mut table = FakeIp::new(ranges, 2, [1, 2]);
     if let Some(reply) = table.answer(&request, NOW) {
         let mut out = Vec::new();

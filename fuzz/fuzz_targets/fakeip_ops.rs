@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use libfuzzer_sys::{arbitrary, fuzz_target};
 use tcp_over_http::dns::{FAKE_TTL, FakeIp, Ranges};
+use tcp_over_http::net::Ipv4Net;
 use tcp_over_http::time::Instant;
 
 #[derive(arbitrary::Arbitrary, Debug)]
@@ -40,7 +41,7 @@ impl Told {
 
 fuzz_target!(|script: Script| {
     let new = || {
-        let v4 = (Ipv4Addr::new(198, 18, 0, 0), 15 + script.prefix % 16);
+        let v4 = Ipv4Net { addr: Ipv4Addr::new(198, 18, 0, 0), prefix: 15 + script.prefix % 16 };
         FakeIp::new(Ranges { v4, v6: None }, script.names.into(), [1, 2])
     };
     let (mut table, mut now) = (new(), 0u64);

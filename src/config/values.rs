@@ -8,6 +8,7 @@ use core::net::{Ipv6Addr, SocketAddr};
 
 use super::host::Host;
 use super::{MARK_MASK, TABLES};
+use crate::http::{auth, field};
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 
 pub fn boolean(text: &str) -> Option<bool> {
@@ -190,37 +191,21 @@ pub fn mark(text: &str) -> Result<u32, &'static str> {
     number(text).filter(|mark| mark & !MARK_MASK == 0).ok_or("is not a mark within 0xff000000")
 }
 
-/// Checks a user name: RFC 7617 section 2 has no colon and no control character.
+/// Checks a user name.
 pub fn username(text: &str) -> Result<String, &'static str> {
     match text {
         "" => Err("has no user name"),
-        _ if text.contains(':') => Err("has a colon in the user name"),
-        _ => password(text),
+        _ => auth::check_username(text).map(|()| text.to_owned()),
     }
 }
 
-/// Checks a password: RFC 7617 section 2 has no control character.
+/// Checks a password.
 pub fn password(text: &str) -> Result<String, &'static str> {
-    if text.bytes().any(|byte| byte.is_ascii_control()) {
-        return Err("has a control character");
-    }
-    Ok(text.to_owned())
+    auth::check_password(text).map(|()| text.to_owned())
 }
 
-/// `Name: value` (RFC 9110 section 5), without what CONNECT can't have or says by itself.
+/// `Name: value`, in this form.
 pub fn header(text: &str) -> Result<String, &'static str> {
-    let (name, value) = text.split_once(':').ok_or("is not `Name: value`")?;
-    let token = |c: u8| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&c);
-    if name.is_empty() || !name.bytes().all(token) {
-        return Err("has no valid header name");
-    }
-    let taken = ["Host", "Content-Length", "Transfer-Encoding"];
-    if taken.iter().any(|taken| name.eq_ignore_ascii_case(taken)) {
-        return Err("is a header that can't be added");
-    }
-    let value = value.trim_matches([' ', '\t']);
-    if value.bytes().any(|c| c != b'\t' && c.is_ascii_control()) {
-        return Err("has a control character");
-    }
+    let (name, value) = field::parse(text)?;
     Ok([name, ": ", value].concat())
 }

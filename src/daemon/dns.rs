@@ -409,6 +409,5 @@ fn domains<'a>(names: impl Iterator<Item = &'a String>) -> Result<Domains, DnsEr
 }
 
 fn ranges(config: &Config) -> Ranges {
-    let (v4, v6) = (config.dns.fakeip_range, config.dns.fakeip_range6);
-    Ranges { v4: (v4.addr, v4.prefix), v6: v6.map(|v6| (v6.addr, v6.prefix)) }
+    Ranges { v4: config.dns.fakeip_range, v6: config.dns.fakeip_range6 }
 }

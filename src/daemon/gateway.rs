@@ -114,7 +114,7 @@ impl Gateway {
         if let Some(dns) = &self.dns {
             dns.configure(self, old, new);
         }
-        self.rewriter.borrow_mut().flows.limit_held(new.max_dials, new.max_dials_per_client);
+        self.rewriter.borrow_mut().limit_held(new.max_dials, new.max_dials_per_client);
     }
 
     /// Our resolver; `None`: names are not ours to resolve.
@@ -204,7 +204,7 @@ impl Gateway {
             dns.tick(self, now);
         }
         loop {
-            let expired = self.rewriter.borrow_mut().flows.expire(now);
+            let expired = self.rewriter.borrow_mut().expire(now);
             match expired {
                 None => return,
                 Some((slot, State::Held | State::Opening)) => self.keep(slot, Kept::Nothing),
@@ -220,7 +220,7 @@ impl Gateway {
 
     /// Whether no flow has anything left to do.
     pub fn is_idle(&self) -> bool {
-        self.rewriter.borrow().flows.is_idle()
+        self.rewriter.borrow().is_idle()
     }
 
     /// Resets an accepted client, and ends its flow.

@@ -209,12 +209,7 @@ fn rewriter_settings(config: &Config, path: Path) -> rewrite::Settings {
 }
 
 const fn limits(config: &Config) -> Limits {
-    Limits {
-        flows: config.max_flows,
-        held: config.max_dials,
-        held_per_client: config.max_dials_per_client,
-        hosts: 0, // the rewriter's to say
-    }
+    Limits { flows: config.max_flows, held: config.max_dials, held_per_client: config.max_dials_per_client }
 }
 
 /// What the daemon could not do when it started.

@@ -22,19 +22,24 @@ mod file;
 mod names;
 mod ranges;
 
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::siphash::{self, Key};
-use crate::time::Instant;
+use crate::slots::Slots;
+use crate::time::{Instant, Stamp};
 pub use answer::FAKE_TTL;
-use names::Names;
+use names::{NO_NAME, Names};
 pub use ranges::Ranges;
 
 /// The most names a table can have.
 const MAX_NAMES: u16 = 65_000;
-/// The end of a list.
-const NIL: u16 = u16::MAX;
+/// The list of the names without flows, the longest unused first...
+const IDLE: u16 = 0;
+/// ...of those that flows use...
+const HELD: u16 = 1;
+/// ...and of slots that have lost their name.
+const VACANT: u16 = 2;
 /// Words of the longest name.
 const MAX_WORDS: usize = 64;
 
@@ -43,23 +48,17 @@ const MAX_WORDS: usize = 64;
 pub struct Entry(u16);
 
 struct Slot {
-    /// Where the name is; unused if there is none.
+    /// Where the name is, or [`NO_NAME`].
     name_at: u32,
     /// When the last client that was told has forgotten.
-    expires: Instant,
+    expires: Stamp,
     /// Which of its addresses the slot has.
     turn: u16,
     /// Flows that use the name.
     holds: u16,
-    has_name: bool,
-    /// The next slot in the same bucket.
-    chain: u16,
-    previous: u16,
-    /// The next slot that may make way, or the next without a name.
-    next: u16,
 }
 
-/// The table. It takes its memory when it is made, and touches it when there are names for it: 22 bytes for each,
+/// The table. It takes its memory when it is made, and touches it when there are names for it: 20 bytes for each,
 /// and the name itself with 3 bytes more, at most 32 on average.
 pub struct FakeIp {
     ranges: Ranges,
@@ -71,18 +70,12 @@ pub struct FakeIp {
     /// From an address of a slot to its next: has no divisor in common with `turns`, so that all have their turn.
     step: u16,
     slots: Vec<Slot>,
+    /// The lists of slots, and the hash of names.
+    links: Slots,
     names: Names,
-    /// Heads of the hash chains; the length is a power of two.
-    buckets: Vec<u16>,
     key: Key,
-    /// Names without flows, the longest unused first.
-    oldest: u16,
-    newest: u16,
-    /// Slots that have lost their name.
-    vacant: u16,
     live: u16,
     changes: u32,
-    refused: u32,
 }
 
 impl FakeIp {
@@ -102,15 +95,11 @@ impl FakeIp {
             first_turn: (siphash::hash(key, &[]) % u32::from(turns)) as u16,
             step: step as u16,
             slots: Vec::with_capacity(limit.into()),
+            links: Slots::new(limit),
             names: Names::new(limit),
-            buckets: vec![NIL; usize::from(limit).next_power_of_two()],
             key,
-            oldest: NIL,
-            newest: NIL,
-            vacant: NIL,
             live: 0,
             changes: 0,
-            refused: 0,
         }
     }
 
@@ -121,25 +110,19 @@ impl FakeIp {
         if let Some(slot) = self.find_name(name) {
             // A longer promise given before still holds.
             let entry = self.slots.get_mut(usize::from(slot))?;
-            if entry.expires.since(now) < ttl || !is_fresh(entry, now) {
-                entry.expires = now.plus(ttl);
-            }
+            entry.expires = entry.expires.instant(now).max(now.plus(ttl)).stamp();
             if entry.holds == 0 {
-                self.unlink(slot);
-                self.link_newest(slot);
+                self.links.move_to_back(slot, IDLE);
             }
             return Some(Entry(slot));
         }
-        let Some(slot) = self.make_way(name.len(), now) else {
-            self.refused = self.refused.wrapping_add(1);
-            return None;
-        };
+        let slot = self.make_way(name.len(), now)?;
         let turn = match self.slots.get(usize::from(slot)) {
             Some(slot) => ((u32::from(slot.turn) + u32::from(self.step)) % u32::from(self.turns)) as u16,
             None => self.first_turn,
         };
         self.fill(slot, turn, name, now.plus(ttl));
-        self.link_newest(slot);
+        self.links.move_to_back(slot, IDLE);
         Some(Entry(slot))
     }
 
@@ -148,7 +131,7 @@ impl FakeIp {
         let number = self.ranges.number(address)?;
         let (turn, slot) = (number / u32::from(self.limit), number % u32::from(self.limit));
         let found = self.slots.get(slot as usize)?;
-        (found.has_name && u32::from(found.turn) == turn).then_some(Entry(slot as u16))
+        (found.name_at != NO_NAME && u32::from(found.turn) == turn).then_some(Entry(slot as u16))
     }
 
     /// Whether an address, IPv4 perhaps mapped, lies in our ranges.
@@ -158,10 +141,7 @@ impl FakeIp {
 
     /// The name of an entry.
     pub fn name(&self, entry: Entry) -> &str {
-        match self.slots.get(usize::from(entry.0)) {
-            Some(slot) if slot.has_name => self.names.get(slot.name_at),
-            _ => "",
-        }
+        self.slots.get(usize::from(entry.0)).map_or("", |slot| self.names.get(slot.name_at))
     }
 
     /// The IPv4 address of an entry.
@@ -177,12 +157,10 @@ impl FakeIp {
     /// A flow uses the name: it keeps its address until as many flows have [released](Self::release) it.
     pub fn hold(&mut self, entry: Entry) {
         if let Some(slot) = self.slots.get_mut(usize::from(entry.0))
-            && slot.has_name
+            && slot.name_at != NO_NAME
         {
             slot.holds += 1;
-            if slot.holds == 1 {
-                self.unlink(entry.0);
-            }
+            self.links.move_to_back(entry.0, HELD);
         }
     }
 
@@ -193,7 +171,7 @@ impl FakeIp {
         {
             slot.holds -= 1;
             if slot.holds == 0 {
-                self.link_newest(entry.0);
+                self.links.move_to_back(entry.0, IDLE);
             }
         }
     }
@@ -213,58 +191,38 @@ impl FakeIp {
         self.changes
     }
 
-    /// Counts the names that got no address.
-    pub const fn refused(&self) -> u32 {
-        self.refused
-    }
-
     /// A slot without a name, and room for a name of `length` bytes.
     fn make_way(&mut self, length: usize, now: Instant) -> Option<u16> {
         while !self.names.has_room(length) {
-            let slot = self.evictable(now)?;
-            self.vacate(slot);
+            self.vacate(now)?;
         }
-        if self.vacant == NIL {
-            let unused = self.slots.len() as u16;
+        if self.links.first(VACANT).is_none() {
+            let unused = self.links.len();
             if unused < self.limit {
                 return Some(unused);
             }
-            let slot = self.evictable(now)?;
-            self.vacate(slot);
+            self.vacate(now)?;
         }
-        let slot = self.vacant;
-        self.vacant = self.slots.get(usize::from(slot))?.next;
-        Some(slot)
+        self.links.first(VACANT)
     }
 
-    /// The name that may make way.
-    fn evictable(&self, now: Instant) -> Option<u16> {
-        let mut at = self.oldest;
-        while let Some(slot) = self.slots.get(usize::from(at)) {
-            if !is_fresh(slot, now) {
-                return Some(at);
-            }
-            at = slot.next;
+    /// Takes away the name that may make way.
+    fn vacate(&mut self, now: Instant) -> Option<()> {
+        let mut at = self.links.first(IDLE)?;
+        while is_fresh(self.slots.get(usize::from(at))?, now) {
+            at = self.links.next(at)?;
         }
-        None
+        let slot = self.slots.get_mut(usize::from(at))?;
+        let name_at = core::mem::replace(&mut slot.name_at, NO_NAME);
+        self.links.unhash(at, hash(self.key, self.names.get(name_at)));
+        self.links.move_to_front(at, VACANT);
+        self.names.remove(name_at);
+        self.live -= 1;
+        Some(())
     }
 
-    /// Takes a slot's name away.
-    fn vacate(&mut self, at: u16) {
-        self.unlink(at);
-        self.unhash(at);
-        let vacant = self.vacant;
-        if let Some(slot) = self.slots.get_mut(usize::from(at)) {
-            slot.has_name = false;
-            slot.next = vacant;
-            self.names.remove(slot.name_at);
-            self.vacant = at;
-            self.live -= 1;
-        }
-    }
-
-    /// Gives a name, for which there is room, to a slot that has none: the first unused one or one that was taken
-    /// from the vacant. The slot is in no list yet.
+    /// Gives a name, for which there is room, to a slot that has none: the first unused one or a vacant one. The
+    /// caller moves it to another list.
     fn fill(&mut self, at: u16, turn: u16, name: &str, expires: Instant) {
         let slots = &mut self.slots;
         let name_at = self.names.add(at, name, |moved, name_at| {
@@ -272,81 +230,21 @@ impl FakeIp {
                 slot.name_at = name_at;
             }
         });
-        let bucket = self.bucket(name);
-        let chain = self.buckets[bucket];
-        self.buckets[bucket] = at;
-        let slot = Slot { name_at, expires, turn, holds: 0, has_name: true, chain, previous: NIL, next: NIL };
+        let slot = Slot { name_at, expires: expires.stamp(), turn, holds: 0 };
         match self.slots.get_mut(usize::from(at)) {
             Some(place) => *place = slot,
-            None => self.slots.push(slot),
+            None => {
+                self.links.add();
+                self.slots.push(slot);
+            }
         }
+        self.links.hash(at, hash(self.key, name));
         self.live += 1;
         self.changes = self.changes.wrapping_add(1);
     }
 
     fn find_name(&self, name: &str) -> Option<u16> {
-        let mut at = self.buckets[self.bucket(name)];
-        while let Some(slot) = self.slots.get(usize::from(at)) {
-            if self.names.get(slot.name_at) == name {
-                return Some(at);
-            }
-            at = slot.chain;
-        }
-        None
-    }
-
-    fn unhash(&mut self, at: u16) {
-        let Some(gone) = self.slots.get(usize::from(at)) else {
-            return;
-        };
-        let (chain, bucket) = (gone.chain, self.bucket(self.names.get(gone.name_at)));
-        let mut before = self.buckets[bucket];
-        if before == at {
-            self.buckets[bucket] = chain;
-        }
-        while let Some(slot) = self.slots.get_mut(usize::from(before)) {
-            if slot.chain == at {
-                slot.chain = chain;
-                return;
-            }
-            before = slot.chain;
-        }
-    }
-
-    fn link_newest(&mut self, at: u16) {
-        let previous = core::mem::replace(&mut self.newest, at);
-        *self.next_of(previous) = at;
-        if let Some(slot) = self.slots.get_mut(usize::from(at)) {
-            (slot.previous, slot.next) = (previous, NIL);
-        }
-    }
-
-    fn unlink(&mut self, at: u16) {
-        let Some(&Slot { previous, next, .. }) = self.slots.get(usize::from(at)) else {
-            return;
-        };
-        *self.next_of(previous) = next;
-        match self.slots.get_mut(usize::from(next)) {
-            Some(slot) => slot.previous = previous,
-            None => self.newest = previous,
-        }
-    }
-
-    /// What links to the slot behind `at`.
-    fn next_of(&mut self, at: u16) -> &mut u16 {
-        match self.slots.get_mut(usize::from(at)) {
-            Some(slot) => &mut slot.next,
-            None => &mut self.oldest,
-        }
-    }
-
-    fn bucket(&self, name: &str) -> usize {
-        let mut words = heapless::Vec::<u32, MAX_WORDS>::new();
-        for chunk in name.as_bytes().chunks(4) {
-            // The longest name fits, and of longer ones these words are enough.
-            let _ = words.push(chunk.iter().fold(0, |word, &byte| word << 8 | u32::from(byte)));
-        }
-        siphash::hash(self.key, &words) as usize & (self.buckets.len() - 1)
+        self.links.find(hash(self.key, name), |slot| self.name(Entry(slot)) == name)
     }
 
     /// How far into its ranges an entry's addresses are.
@@ -358,12 +256,16 @@ impl FakeIp {
 
 /// Whether a client may still have the address in its cache.
 fn is_fresh(slot: &Slot, now: Instant) -> bool {
-    slot.expires.since(now) > 0 && !is_long_gone(slot, now)
+    slot.expires.instant(now) > now
 }
 
-/// Whether it was used weeks ago: such moments look as if they were to come, but lie further ahead than any TTL.
-fn is_long_gone(slot: &Slot, now: Instant) -> bool {
-    slot.expires.since(now) > 1000 * FAKE_TTL
+fn hash(key: Key, name: &str) -> u32 {
+    let mut words = heapless::Vec::<u32, MAX_WORDS>::new();
+    for chunk in name.as_bytes().chunks(4) {
+        // The longest name fits, and of longer ones these words are enough.
+        let _ = words.push(chunk.iter().fold(0, |word, &byte| word << 8 | u32::from(byte)));
+    }
+    siphash::hash(key, &words)
 }
 
 const fn greatest_common_divisor(a: u32, b: u32) -> u32 {

@@ -10,7 +10,7 @@
 //!             all closed by here --^                          ^-- not taken again before here
 //! ```
 
-use crate::time::Instant;
+use crate::time::{Instant, Stamp};
 
 /// How long a NAT source rests before it is used again, in ms: the kernel's TIME_WAIT, 60 s, whose timer may be
 /// late by a few seconds.
@@ -34,7 +34,7 @@ pub struct NatSource {
 pub struct Turn {
     number: u32,
     /// When the half that it is part of began.
-    half_began: Instant,
+    half_began: Stamp,
 }
 
 /// The NAT sources of all slots. A port belongs to one slot, whatever the address.
@@ -68,7 +68,7 @@ impl NatSources {
 
     /// A slot's first turn.
     pub fn first(&self, slot: u16, now: Instant) -> Turn {
-        Turn { number: self.first % self.count(slot), half_began: now }
+        Turn { number: self.first % self.count(slot), half_began: now.stamp() }
     }
 
     /// The turn after `turn`, if its NAT source has rested.
@@ -79,12 +79,12 @@ impl NatSources {
         if !begins_half {
             return Some(Turn { half_began: turn.half_began, ..rested });
         }
-        (now.since(turn.half_began) >= REST).then_some(rested)
+        (turn.half_began.age(now) >= REST).then_some(rested)
     }
 
     /// The turn after `turn` of a slot that has not been in use for [`REST`].
     pub fn next_rested(&self, slot: u16, turn: Turn, now: Instant) -> Turn {
-        Turn { number: (turn.number + 1) % self.count(slot), half_began: now }
+        Turn { number: (turn.number + 1) % self.count(slot), half_began: now.stamp() }
     }
 
     /// How many NAT sources a slot has.

@@ -2,6 +2,8 @@
 
 use core::net::Ipv6Addr;
 
+use crate::net::Ipv6Net;
+
 /// The most NAT source addresses that are used of a subnet.
 const MAX_HOSTS: u32 = 253;
 
@@ -22,14 +24,13 @@ pub struct Subnet {
 }
 
 impl Subnet {
-    /// The subnet of `own` with a prefix of `prefix` bits: 16 to 29 more than 96 for IPv4, 64 to 120
-    /// for IPv6; others are brought into 64 to 125.
-    pub fn new(own: Ipv6Addr, prefix: u8) -> Self {
-        let prefix = prefix.clamp(64, 125);
-        let mask = Ipv6Addr::from_bits(!(u128::MAX >> prefix));
-        let network = own & mask;
+    /// The subnet of our own address. Its prefix has 16 to 29 bits more than 96 for IPv4, 64 to 120 for IPv6;
+    /// others are brought into 64 to 125.
+    pub fn new(own: Ipv6Net) -> Self {
+        let net = Ipv6Net { prefix: own.prefix.clamp(64, 125), ..own };
+        let (own, network, mask) = (net.addr, net.network(), Ipv6Addr::from_bits(!net.host_mask()));
         // Without network, broadcast, own address and error source.
-        let hosts = (1_u32 << (128 - prefix as u32).min(16)) - 4;
+        let hosts = (1_u32 << (128 - net.prefix as u32).min(16)) - 4;
         let near = own.to_bits() - network.to_bits() <= 255;
         Self {
             own,
@@ -78,11 +79,12 @@ impl Subnet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::Ipv4Net;
     use core::net::Ipv4Addr;
     use std::collections::HashSet;
 
     fn v4(own: [u8; 4], prefix: u8) -> Subnet {
-        Subnet::new(Ipv4Addr::from(own).to_ipv6_mapped(), 96 + prefix)
+        Subnet::new(Ipv4Net { addr: own.into(), prefix }.to_ipv6_mapped())
     }
 
     #[test]
@@ -96,8 +98,8 @@ mod tests {
 
     #[test]
     fn addresses_are_distinct_inside_and_never_reserved() {
-        let far = Subnet::new("fd00::1:0:0:1".parse().unwrap(), 64);
-        let mut subnets = std::vec![far, Subnet::new("fd45:39::80".parse().unwrap(), 120)];
+        let v6 = |addr: &str, prefix| Subnet::new(Ipv6Net { addr: addr.parse().unwrap(), prefix });
+        let mut subnets = std::vec![v6("fd00::1:0:0:1", 64), v6("fd45:39::80", 120)];
         for prefix in 16..=29 {
             for last in 0..8 {
                 subnets.push(v4([172, 16, 200, 248 + last], prefix));

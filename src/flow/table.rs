@@ -1,6 +1,6 @@
-//! The table of all flows: slots, the queue of each state, and the hash of tuples.
+//! The table of all flows: what each slot holds, and the moves between states.
 
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 use core::net::Ipv6Addr;
 
 use heapless::index_map::FnvIndexMap;
@@ -10,16 +10,16 @@ use super::{
     State,
 };
 use crate::flow::nat::{NatSources, Turn};
+use crate::net::Family;
 use crate::packet::{Change, FIN, RST, Tuple};
 use crate::siphash::{self, Key};
+use crate::slots::Slots;
 use crate::time::Instant;
 
 /// The most slots a table can have.
 pub const MAX_FLOWS: u16 = 65_000;
 /// Most clients that can have held flows at a time.
 const MAX_HOLDERS: usize = 512;
-/// The end of a list.
-const NIL: u16 = u16::MAX;
 
 /// Why a new flow was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,62 +41,65 @@ pub struct Limits {
     pub held: u16,
     /// Held flows of one client address.
     pub held_per_client: u16,
-    /// Addresses that NAT sources are taken from, at least 1.
-    pub hosts: u8,
-}
-
-/// A doubly linked list through the slots.
-#[derive(Clone, Copy)]
-struct Queue {
-    head: u16,
-    tail: u16,
 }
 
 /// All flows. Memory is taken once, when the table is made; slots are touched when first used.
+///
+/// ```
+/// use tcp_over_http::flow::{FlowTable, Limits, State};
+/// use tcp_over_http::packet::{Change, Tuple};
+/// use tcp_over_http::time::Instant;
+///
+/// let limits = Limits { flows: 64, held: 16, held_per_client: 16 };
+/// let mut table = FlowTable::new(limits, 252, [1, 2]); // a random key, in earnest
+/// let tuple = Tuple {
+///     source: "fd00::7".parse()?,
+///     destination: "2001:db8::1".parse()?,
+///     source_port: 40_000,
+///     destination_port: 443,
+/// };
+/// let now = Instant::from_millis(0);
+/// let slot = table.open(tuple, 1, now, |_| Change::default()).expect("there is room");
+/// table.release(slot, now);
+/// assert!(table.accept(slot, now));
+///
+/// assert_eq!(table.find(&tuple), Some(slot));
+/// assert_eq!(table.find_nat(table.get(slot).nat.port), Some(slot));
+/// assert_eq!(table.get(slot).state(), State::Live);
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
 pub struct FlowTable {
     flows: Vec<Flow>,
     limits: Limits,
-    /// Heads of the hash chains; the length is a power of two.
-    buckets: Vec<u16>,
+    /// A list for each state, those that entered it first in front, and the hash of tuples.
+    slots: Slots,
     key: Key,
     nat: NatSources,
-    /// The flows of each state, those that entered it first at the head.
-    queues: [Queue; 6],
+    /// How many flows are in each state.
+    counts: [u16; 6],
     holders: FnvIndexMap<[u8; 16], u16, MAX_HOLDERS>,
-    held: u16,
-    live: u16,
 }
 
 impl FlowTable {
-    /// An empty table. `key` must be random: it keeps clients from choosing tuples that collide.
-    pub fn new(mut limits: Limits, key: Key) -> Self {
+    /// An empty table, whose NAT sources are taken from `hosts` addresses, at least 1. `key` must be random: it keeps
+    /// clients from choosing tuples that collide.
+    pub fn new(mut limits: Limits, hosts: u8, key: Key) -> Self {
         limits.flows = limits.flows.clamp(1, MAX_FLOWS);
-        limits.hosts = limits.hosts.max(1);
         let first = siphash::hash(key, &[0]);
         Self {
-            flows: Vec::with_capacity(limits.flows as usize),
-            buckets: vec![NIL; (limits.flows as usize).next_power_of_two()],
-            nat: NatSources::new(limits.flows, limits.hosts, first),
+            flows: Vec::with_capacity(limits.flows.into()),
+            slots: Slots::new(limits.flows),
+            nat: NatSources::new(limits.flows, hosts.max(1), first),
             limits,
             key,
-            queues: [Queue { head: NIL, tail: NIL }; 6],
+            counts: [0; 6],
             holders: FnvIndexMap::new(),
-            held: 0,
-            live: 0,
         }
     }
 
     /// The flow that a client's packet belongs to.
     pub fn find(&self, tuple: &Tuple) -> Option<Slot> {
-        let mut at = self.buckets[self.bucket(tuple)];
-        while at != NIL {
-            let flow = &self.flows[at as usize];
-            if flow.tuple == *tuple {
-                return Some(Slot(at));
-            }
-            at = flow.chain;
-        }
-        None
+        self.find_hashed(tuple, self.hash_of(tuple))
     }
 
     /// The flow that a NAT source's port belongs to. The caller compares the address.
@@ -107,13 +110,9 @@ impl FlowTable {
     }
 
     /// A flow. Slots come from this table only, so there is always one.
+    #[inline] // into each packet's way
     pub fn get(&self, slot: Slot) -> &Flow {
         &self.flows[slot.index()]
-    }
-
-    /// How many flows are held, and how many are live.
-    pub const fn occupancy(&self) -> (u16, u16) {
-        (self.held, self.live)
     }
 
     /// From now on that many flows may be held, in all and of one client.
@@ -122,21 +121,14 @@ impl FlowTable {
         self.limits.held_per_client = held_per_client;
     }
 
-    /// How many flows are in `state`. Looks at each of them.
-    pub fn count(&self, state: State) -> usize {
-        let mut at = self.queues[state as usize].head;
-        let mut count = 0;
-        while at != NIL {
-            at = self.flows[at as usize].next;
-            count += 1;
-        }
-        count
+    /// How many flows are in `state`.
+    pub const fn count(&self, state: State) -> u16 {
+        self.counts[state as usize]
     }
 
     /// Whether no flow is left that has anything to do.
     pub fn is_idle(&self) -> bool {
-        let busy = [State::Held, State::Opening, State::Live, State::Closing];
-        busy.iter().all(|state| self.queues[*state as usize].head == NIL)
+        [State::Held, State::Opening, State::Live, State::Closing].iter().all(|state| self.count(*state) == 0)
     }
 
     /// A new flow for the SYN of a client, held. A flow of the same tuple makes way: it lives on if it is
@@ -153,7 +145,7 @@ impl FlowTable {
         now: Instant,
         change: impl FnOnce(NatSource) -> Change,
     ) -> Result<Slot, Refusal> {
-        if self.held >= self.limits.held {
+        if self.count(State::Held) >= self.limits.held {
             return Err(Refusal::TooManyHeld);
         }
         let holder = tuple.source.octets();
@@ -163,13 +155,15 @@ impl FlowTable {
         }
         let (slot, turn) = self.vacant(now).ok_or(Refusal::TableFull)?;
         self.holders.insert(holder, count + 1).map_err(|_| Refusal::TooManyHeld)?;
-        self.held += 1;
-
-        if slot.index() < self.flows.len() {
-            self.unlink(slot);
-            self.unhash(slot);
+        match slot.0 < self.slots.len() {
+            true => {
+                self.unhash(slot);
+                self.counts[self.get(slot).state as usize] -= 1;
+            }
+            false => _ = self.slots.add(),
         }
-        if let Some(old) = self.find(&tuple) {
+        let hash = self.hash_of(&tuple);
+        if let Some(old) = self.find_hashed(&tuple, hash) {
             self.unhash(old);
             // No packet will find it any more, and so none can end it.
             if self.get(old).state == State::Closing {
@@ -184,20 +178,18 @@ impl FlowTable {
             state: State::Held,
             finished: 0,
             isn,
-            since: now,
-            last_syn: now,
+            since: now.stamp(),
+            last_syn: now.stamp(),
             turn,
-            chain: NIL,
-            hashed: false,
-            previous: NIL,
-            next: NIL,
+            hashed: true,
         };
         match self.flows.get_mut(slot.index()) {
             Some(place) => *place = flow,
             None => self.flows.push(flow),
         }
-        self.hash(slot);
-        self.link(slot);
+        self.slots.hash(slot.0, hash);
+        self.slots.move_to_back(slot.0, State::Held as u16);
+        self.counts[State::Held as usize] += 1;
         Ok(slot)
     }
 
@@ -205,11 +197,11 @@ impl FlowTable {
     /// which takes the old one's place.
     pub fn repeat(&mut self, slot: Slot, isn: u32, now: Instant) -> bool {
         let flow = &mut self.flows[slot.index()];
-        flow.last_syn = now;
+        flow.last_syn = now.stamp();
         let new = flow.isn != isn;
         if new {
             flow.isn = isn;
-            flow.since = now;
+            flow.since = now.stamp();
         }
         new
     }
@@ -273,29 +265,28 @@ impl FlowTable {
     /// is forgotten, an opening or closing one is closed. Returns what it was; call until None, every few
     /// seconds at least.
     pub fn expire(&mut self, now: Instant) -> Option<(Slot, State)> {
-        while let Some(slot) = self.head(State::Closed)
-            && now.since(self.get(slot).since) >= LINGER
+        while let Some(slot) = self.first(State::Closed)
+            && self.get(slot).since.age(now) >= LINGER
         {
             self.unhash(slot);
             self.enter(slot, State::Free, now);
         }
         for (state, idle) in [(State::Opening, OPENING_IDLE), (State::Closing, CLOSING_IDLE)] {
-            if let Some(slot) = self.head(state)
-                && now.since(self.get(slot).since) >= idle
+            if let Some(slot) = self.first(state)
+                && self.get(slot).since.age(now) >= idle
             {
                 self.enter(slot, State::Closed, now);
                 return Some((slot, state));
             }
         }
         // Held flows are few, and their patience differs, so they are looked through.
-        let mut at = self.queues[State::Held as usize].head;
-        while at != NIL {
-            let flow = &self.flows[at as usize];
-            if flow.is_given_up(now) {
-                self.remove(Slot(at), now);
-                return Some((Slot(at), State::Held));
+        let mut at = self.first(State::Held);
+        while let Some(slot) = at {
+            if self.get(slot).is_given_up(now) {
+                self.remove(slot, now);
+                return Some((slot, State::Held));
             }
-            at = flow.next;
+            at = self.slots.next(slot.0).map(Slot);
         }
         None
     }
@@ -304,7 +295,7 @@ impl FlowTable {
     /// one never used (memory is touched only when the rate of new flows asks for it), else the one that
     /// has been closed the longest.
     fn vacant(&self, now: Instant) -> Option<(Slot, Turn)> {
-        if let Some(slot) = self.head(State::Free) {
+        if let Some(slot) = self.first(State::Free) {
             let turn = self.nat.next_rested(slot.0, self.get(slot).turn, now);
             return Some((slot, turn));
         }
@@ -312,107 +303,56 @@ impl FlowTable {
         if unused < self.limits.flows {
             return Some((Slot(unused), self.nat.first(unused, now)));
         }
-        let slot = self.head(State::Closed)?;
+        let slot = self.first(State::Closed)?;
         let turn = self.nat.next(slot.0, self.get(slot).turn, now)?;
         Some((slot, turn))
     }
 
     /// The flow that has been in `state` for the longest time.
-    fn head(&self, state: State) -> Option<Slot> {
-        let head = self.queues[state as usize].head;
-        (head != NIL).then_some(Slot(head))
+    fn first(&self, state: State) -> Option<Slot> {
+        self.slots.first(state as u16).map(Slot)
     }
 
-    /// Moves a flow to the end of the queue of `state`.
+    /// Moves a flow to the end of the list of `state`.
     fn enter(&mut self, slot: Slot, state: State, now: Instant) {
-        self.unlink(slot);
         let flow = &mut self.flows[slot.index()];
-        let (was, holder) = (flow.state, flow.tuple.source.octets());
-        flow.state = state;
-        flow.since = now;
-        self.link(slot);
-        match was {
-            State::Held => {
-                self.held -= 1;
-                match self.holders.get_mut(&holder) {
-                    Some(count) if *count > 1 => *count -= 1,
-                    _ => _ = self.holders.swap_remove(&holder),
-                }
+        let was = core::mem::replace(&mut flow.state, state);
+        flow.since = now.stamp();
+        if was == State::Held {
+            let holder = flow.tuple.source.octets();
+            match self.holders.get_mut(&holder) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => _ = self.holders.swap_remove(&holder),
             }
-            State::Live => self.live -= 1,
-            _ => {}
         }
-        if state == State::Live {
-            self.live += 1;
-        }
+        self.counts[was as usize] -= 1;
+        self.counts[state as usize] += 1;
+        self.slots.move_to_back(slot.0, state as u16);
     }
 
-    fn link(&mut self, slot: Slot) {
-        let state = self.flows[slot.index()].state as usize;
-        let tail = self.queues[state].tail;
-        self.flows[slot.index()].previous = tail;
-        self.flows[slot.index()].next = NIL;
-        match tail {
-            NIL => self.queues[state].head = slot.0,
-            _ => self.flows[tail as usize].next = slot.0,
-        }
-        self.queues[state].tail = slot.0;
-    }
-
-    fn unlink(&mut self, slot: Slot) {
-        let Flow { state, previous, next, .. } = self.flows[slot.index()];
-        match previous {
-            NIL => self.queues[state as usize].head = next,
-            _ => self.flows[previous as usize].next = next,
-        }
-        match next {
-            NIL => self.queues[state as usize].tail = previous,
-            _ => self.flows[next as usize].previous = previous,
-        }
-    }
-
-    fn hash(&mut self, slot: Slot) {
-        let bucket = self.bucket(&self.flows[slot.index()].tuple);
-        let flow = &mut self.flows[slot.index()];
-        flow.chain = self.buckets[bucket];
-        flow.hashed = true;
-        self.buckets[bucket] = slot.0;
-    }
-
+    /// Lets no packet find a flow any more.
     fn unhash(&mut self, slot: Slot) {
         let flow = &mut self.flows[slot.index()];
-        if !flow.hashed {
-            return;
-        }
-        flow.hashed = false;
-        let (tuple, chain) = (flow.tuple, flow.chain);
-        let bucket = self.bucket(&tuple);
-        let mut at = self.buckets[bucket];
-        if at == slot.0 {
-            self.buckets[bucket] = chain;
-            return;
-        }
-        while at != NIL {
-            let next = self.flows[at as usize].chain;
-            if next == slot.0 {
-                self.flows[at as usize].chain = chain;
-                return;
-            }
-            at = next;
+        if core::mem::take(&mut flow.hashed) {
+            let tuple = flow.tuple;
+            self.slots.unhash(slot.0, self.hash_of(&tuple));
         }
     }
 
-    fn bucket(&self, tuple: &Tuple) -> usize {
+    fn find_hashed(&self, tuple: &Tuple, hash: u32) -> Option<Slot> {
+        self.slots.find(hash, |slot| self.flows[slot as usize].tuple == *tuple).map(Slot)
+    }
+
+    fn hash_of(&self, tuple: &Tuple) -> u32 {
         let words = |address: Ipv6Addr| {
             let o = address.octets();
             [0, 4, 8, 12].map(|at| u32::from_ne_bytes([o[at], o[at + 1], o[at + 2], o[at + 3]]))
         };
         let ports = (tuple.source_port as u32) << 16 | tuple.destination_port as u32;
         let ([a, b, c, d], [e, f, g, h]) = (words(tuple.source), words(tuple.destination));
-        let hash = match tuple.is_ipv4() {
-            true => siphash::hash(self.key, &[d, h, ports]),
-            false => siphash::hash(self.key, &[a, b, c, d, e, f, g, h, ports]),
-        };
-        hash as usize & (self.buckets.len() - 1)
+        match tuple.family() {
+            Family::V4 => siphash::hash(self.key, &[d, h, ports]),
+            Family::V6 => siphash::hash(self.key, &[a, b, c, d, e, f, g, h, ports]),
+        }
     }
 }

@@ -1,17 +1,14 @@
-//! The CONNECT handshake with an HTTP proxy (RFC 9110 section 9.3.6): request bytes out, reply bytes in.
+//! The request for a tunnel: CONNECT (RFC 9110 section 9.3.6).
 //!
 //! A [`Request`] is made once per proxy and holds what never changes; each connection only adds its [`Target`].
-//! A [`ReplyParser`] walks the reply byte by byte and keeps no header: a few bytes of state serve any number and
-//! size of header fields, however the reply is cut. It stops at the end of the header section, so whatever
-//! follows a 2xx is tunnel data: "any Content-Length or Transfer-Encoding header fields in a 2xx response to
-//! CONNECT" mean nothing (RFC 9110 section 9.3.6). Where RFC 9112 allows a recipient to be lenient it is; what is
-//! not HTTP/1 at all (a TLS alert, an SSH banner) fails at its first wrong byte rather than at a time-out.
 
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use core::net::SocketAddr;
+
+use super::{auth, field};
 
 /// Where a tunnel shall lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +31,21 @@ impl fmt::Display for Target<'_> {
 }
 
 /// What one proxy is sent with every CONNECT; built once, when the configuration is checked.
+///
+/// ```
+/// use tcp_over_http::http::connect::{Request, Target};
+///
+/// let request = Request::new(Some(("user", "password")), &["X-Extra: a".into()])?;
+/// let bytes = request.bytes(Target::Name("www.example.com", 443)).expect("a host name");
+/// assert_eq!(
+///     str::from_utf8(&bytes),
+///     Ok("CONNECT www.example.com:443 HTTP/1.1\r\n\
+///         Host: www.example.com:443\r\n\
+///         Proxy-Authorization: Basic dXNlcjpwYXNzd29yZA==\r\n\
+///         X-Extra: a\r\n\r\n")
+/// );
+/// # Ok::<(), tcp_over_http::http::connect::RequestError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Request {
     /// Everything behind the Host field, with the empty line that ends the request.
@@ -57,21 +69,18 @@ impl Request {
     pub fn new(credentials: Option<(&str, &str)>, headers: &[String]) -> Result<Self, RequestError> {
         let mut fields = Vec::new();
         if let Some((username, password)) = credentials {
-            let control = |text: &str| text.bytes().any(|b| b.is_ascii_control());
-            if username.contains(':') || control(username) || control(password) {
+            if auth::check_username(username).and(auth::check_password(password)).is_err() {
                 return Err(RequestError::Credentials);
             }
-            fields.extend_from_slice(b"Proxy-Authorization: Basic ");
-            let mut pair = Vec::with_capacity(username.len() + 1 + password.len());
-            pair.extend_from_slice(username.as_bytes());
-            pair.push(b':');
-            pair.extend_from_slice(password.as_bytes());
-            push_base64(&mut fields, &pair);
+            fields.extend_from_slice(AUTHORIZATION.as_bytes());
+            fields.extend_from_slice(b": ");
+            auth::push_basic(&mut fields, username, password);
             fields.extend_from_slice(b"\r\n");
         }
         for (index, header) in headers.iter().enumerate() {
-            if !is_field(header, credentials.is_some()) {
-                return Err(RequestError::Header(index));
+            match field::parse(header) {
+                Ok((name, _)) if credentials.is_none() || !name.eq_ignore_ascii_case(AUTHORIZATION) => {}
+                _ => return Err(RequestError::Header(index)),
             }
             fields.extend_from_slice(header.as_bytes());
             fields.extend_from_slice(b"\r\n");
@@ -110,6 +119,9 @@ impl Request {
     }
 }
 
+/// The field with the credentials for a proxy (RFC 9110 section 11.7.2).
+const AUTHORIZATION: &str = "Proxy-Authorization";
+
 /// A DNS name in text (RFC 1035 section 2.3.4), a colon and a port.
 const MAX_AUTHORITY: usize = 253 + 6;
 
@@ -139,43 +151,12 @@ impl core::error::Error for RequestError {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadName;
 
-/// `Name: value` (RFC 9110 section 5), and not a field that the request itself decides.
-fn is_field(header: &str, has_credentials: bool) -> bool {
-    let Some((name, value)) = header.split_once(':') else {
-        return false;
-    };
-    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    let reserved =
-        ["host", "content-length", "transfer-encoding"].iter().any(|r| name.eq_ignore_ascii_case(r));
-    !name.is_empty()
-        && name.bytes().all(token)
-        && value.bytes().all(|b| b == b'\t' || !b.is_ascii_control())
-        && !reserved
-        && !(has_credentials && name.eq_ignore_ascii_case("proxy-authorization"))
-}
-
-/// Base64 with padding (RFC 4648 section 4).
-fn push_base64(out: &mut Vec<u8>, bytes: &[u8]) {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    for chunk in bytes.chunks(3) {
-        let byte = |i: usize| u32::from(chunk.get(i).copied().unwrap_or(0));
-        let word = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for digit in 0..4 {
-            out.push(match digit <= chunk.len() {
-                true => ALPHABET[(word >> (18 - 6 * digit) & 63) as usize],
-                false => b'=',
-            });
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::format;
     use std::string::ToString;
-    use std::vec;
 
     fn text(request: &Request, target: Target<'_>) -> String {
         String::from_utf8(request.bytes(target).unwrap()).unwrap()
@@ -205,25 +186,6 @@ mod tests {
             "CONNECT h:1 HTTP/1.1\r\nHost: h:1\r\n\
              Proxy-Authorization: Basic QWxhZGRpbjpvcGVuOnNlc2FtZQ==\r\nX-Extra: a b\r\nEmpty:\r\n\r\n"
         );
-    }
-
-    #[test]
-    fn base64_is_that_of_rfc_4648() {
-        let cases = [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("fooba", "Zm9vYmE="),
-            ("foobar", "Zm9vYmFy"),
-            ("\u{fffd}~?", "77+9fj8="),
-        ];
-        for (plain, encoded) in cases {
-            let mut out = vec![];
-            push_base64(&mut out, plain.as_bytes());
-            assert_eq!(out, encoded.as_bytes());
-        }
     }
 
     #[test]

@@ -1,4 +1,10 @@
 //! The incremental parser of a proxy's reply (RFC 9112).
+//!
+//! It keeps no header: a few bytes of state serve any number and size of header fields, however the reply is cut. It
+//! stops at the end of the header section, so whatever follows a 2xx is tunnel data: "any Content-Length or
+//! Transfer-Encoding header fields in a 2xx response to CONNECT" mean nothing (RFC 9110 section 9.3.6). Where RFC 9112
+//! allows a recipient to be lenient it is; what is not HTTP/1 at all (a TLS alert, an SSH banner) fails at its first
+//! wrong byte rather than at a time-out.
 
 use core::fmt;
 
@@ -49,6 +55,15 @@ impl fmt::Display for ReplyError {
 impl core::error::Error for ReplyError {}
 
 /// Reads one reply to a CONNECT in pieces of any size; after an error it is of no further use.
+///
+/// ```
+/// use tcp_over_http::http::{ReplyParser, Status};
+///
+/// let mut parser = ReplyParser::new();
+/// assert_eq!(parser.feed(b"HTTP/1.1 200 OK\r\nVia: pro"), Ok(Status::Partial));
+/// // "hello" has come through the tunnel.
+/// assert_eq!(parser.feed(b"xy\r\n\r\nhello"), Ok(Status::Done { status: 200, consumed: 6 }));
+/// ```
 #[derive(Clone, Debug)]
 pub struct ReplyParser {
     left: u32,

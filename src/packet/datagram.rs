@@ -1,5 +1,7 @@
 //! UDP datagrams (RFC 768): the one thing that we answer ourselves is a query for a name.
 
+use crate::net::Family;
+use crate::packet::builder::addresses;
 use crate::packet::checksum;
 use crate::packet::{ChecksumState, Packet, Transport, Tuple};
 
@@ -41,19 +43,20 @@ pub fn is_query(packet: &Packet) -> bool {
 pub fn is_intact(packet: &Packet, state: ChecksumState) -> bool {
     let bytes = packet.bytes();
     let datagram = &bytes[packet.transport_at()..];
-    if state == ChecksumState::Partial || packet.is_ipv4() && datagram[UDP_CHECKSUM..UDP_HEADER] == [0, 0] {
+    if state == ChecksumState::Partial
+        || packet.family() == Family::V4 && datagram[UDP_CHECKSUM..UDP_HEADER] == [0, 0]
+    {
         return true;
     }
-    let addresses = if packet.is_ipv4() { 12..20 } else { 8..40 };
     let length = u16::from_be_bytes([datagram[4], datagram[5]]) as usize;
-    let pseudo = checksum::pseudo_header(&bytes[addresses], 17, length);
+    let pseudo = checksum::pseudo_header(&bytes[addresses(packet.family())], 17, length);
     checksum::sum(pseudo, &datagram[..length]) == u16::MAX
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::make::{MAX_DATAGRAM, MAX_LEN, datagram};
+    use crate::packet::builder::{MAX_DATAGRAM, MAX_LEN, datagram};
     use core::net::Ipv4Addr;
     use proptest::prelude::*;
     use std::vec::Vec;

@@ -1,8 +1,9 @@
 //! Pings: ICMP echo (RFC 792, RFC 4443 section 4).
 
 use super::{Packet, Transport, be16};
+use crate::net::Family;
+use crate::packet::builder::HOP_LIMIT;
 use crate::packet::checksum::Delta;
-use crate::packet::make::HOP_LIMIT;
 
 /// Type of a request and of a reply, in both families.
 const ICMPV4: (u8, u8) = (8, 0);
@@ -24,7 +25,7 @@ impl Packet<'_> {
         self.bytes[at] = self.echo_types().1;
         let icmp = Delta::default().replace_word(before, be16(self.bytes, at));
         self.update(at + 2, |field| icmp.update(field));
-        if !self.ipv4 {
+        if self.family == Family::V6 {
             self.bytes[7] = HOP_LIMIT;
             return;
         }
@@ -35,7 +36,10 @@ impl Packet<'_> {
     }
 
     const fn echo_types(&self) -> (u8, u8) {
-        if self.ipv4 { ICMPV4 } else { ICMPV6 }
+        match self.family {
+            Family::V4 => ICMPV4,
+            Family::V6 => ICMPV6,
+        }
     }
 }
 

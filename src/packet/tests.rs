@@ -94,7 +94,7 @@ fn malformed(packet: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Option<Malform
 fn parse_ipv4() {
     let mut bytes = SYN_V4;
     let packet = Packet::parse(&mut bytes).unwrap();
-    assert!(packet.is_ipv4());
+    assert_eq!(packet.family(), Family::V4);
     assert_eq!(packet.transport(), Transport::Tcp);
     assert_eq!(packet.protocol(), 6);
     assert_eq!(packet.transport_at(), 20);
@@ -110,7 +110,7 @@ fn parse_ipv4() {
 fn parse_ipv6() {
     let mut bytes = ODD_V6;
     let packet = Packet::parse(&mut bytes).unwrap();
-    assert!(!packet.is_ipv4());
+    assert_eq!(packet.family(), Family::V6);
     assert_eq!(packet.transport(), Transport::Tcp);
     assert_eq!(packet.transport_at(), 48);
     assert_eq!(packet.source(), "fd00::7".parse::<Ipv6Addr>().unwrap());
@@ -440,7 +440,7 @@ fn icmp_kinds() {
             if packet.is_icmp_error() {
                 errors.push(kind);
             }
-            let redirect = if packet.is_ipv4() { 5 } else { 137 };
+            let redirect = if packet.family() == Family::V4 { 5 } else { 137 };
             assert_eq!(packet.is_redirect(), kind == redirect);
         }
         errors

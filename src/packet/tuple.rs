@@ -2,6 +2,7 @@
 
 use core::net::Ipv6Addr;
 
+use crate::net::Family;
 use crate::packet::checksum::Delta;
 
 /// Source and destination of a TCP segment. IPv4 addresses are held mapped (`::ffff:a.b.c.d`, RFC 4291
@@ -29,9 +30,13 @@ impl Tuple {
         }
     }
 
-    /// Whether both addresses are IPv4.
-    pub const fn is_ipv4(&self) -> bool {
-        self.source.to_ipv4_mapped().is_some() && self.destination.to_ipv4_mapped().is_some()
+    /// The family of both addresses.
+    #[inline] // into each packet's way
+    pub const fn family(&self) -> Family {
+        match self.source.to_ipv4_mapped() {
+            Some(_) => Family::V4,
+            None => Family::V6,
+        }
     }
 }
 

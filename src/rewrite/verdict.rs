@@ -4,7 +4,7 @@ use core::fmt;
 
 use crate::flow::{Refusal, Slot};
 use crate::packet::Malformed;
-use crate::packet::make::Reject;
+use crate::packet::reject::Reject;
 
 /// What to do with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub enum Verdict {
     /// Drop it and write back the answer that [`Reject::build`] makes of it.
     Reject(Reject),
     /// Drop it.
-    Drop(Drop),
+    Drop(DropReason),
 }
 
 impl fmt::Display for Verdict {
@@ -40,14 +40,14 @@ impl fmt::Display for Verdict {
             Self::ForwardAbandoned(slot) | Self::Abandoned(slot) => write!(f, "abandons {slot}"),
             Self::Dns => f.write_str("a query"),
             Self::Reject(_) => f.write_str("rejected"),
-            Self::Drop(reason) => write!(f, "dropped, {}", Drop::NAMES[*reason as usize]),
+            Self::Drop(reason) => write!(f, "dropped, {}", DropReason::NAMES[*reason as usize]),
         }
     }
 }
 
 /// Why a packet was dropped. Each reason is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drop {
+pub enum DropReason {
     /// Cut off, or its headers contradict each other, or its virtio header contradicts it.
     Malformed,
     /// A fragment.
@@ -78,7 +78,7 @@ pub enum Drop {
     Draining,
 }
 
-impl Drop {
+impl DropReason {
     /// How many reasons there are.
     pub const COUNT: usize = 14;
 
@@ -101,7 +101,7 @@ impl Drop {
     ];
 }
 
-impl From<Malformed> for Drop {
+impl From<Malformed> for DropReason {
     fn from(malformed: Malformed) -> Self {
         match malformed {
             Malformed::Header => Self::Malformed,
@@ -112,7 +112,7 @@ impl From<Malformed> for Drop {
     }
 }
 
-impl From<Refusal> for Drop {
+impl From<Refusal> for DropReason {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::TableFull => Self::TableFull,
@@ -138,5 +138,5 @@ pub struct Counters {
     /// Packets rejected.
     pub rejected: u64,
     /// Packets dropped, by reason.
-    pub dropped: [u64; Drop::COUNT],
+    pub dropped: [u64; DropReason::COUNT],
 }

@@ -45,9 +45,8 @@ impl Script {
             flows: (self.flows % 12 + 1) as u16,
             held: (self.held % 8 + 1) as u16,
             held_per_client: (self.held_per_client % 4 + 1) as u16,
-            hosts: self.hosts % 5 + 1,
         };
-        let mut model = Model::new(limits, self.key, self.start as u64);
+        let mut model = Model::new(limits, self.hosts % 5 + 1, self.key, self.start as u64);
         for operation in &self.operations {
             model.apply(*operation);
             model.check();
@@ -72,6 +71,7 @@ struct Entry {
 pub struct Model {
     table: FlowTable,
     limits: Limits,
+    hosts: u8,
     now: u64,
     /// By slot number.
     entries: Vec<Entry>,
@@ -106,10 +106,11 @@ pub fn many_tuples(client: u32, port: u32) -> Tuple {
 }
 
 impl Model {
-    pub fn new(limits: Limits, key: [u32; 2], now: u64) -> Self {
+    pub fn new(limits: Limits, hosts: u8, key: [u32; 2], now: u64) -> Self {
         Self {
-            table: FlowTable::new(limits, key),
+            table: FlowTable::new(limits, hosts, key),
             limits,
+            hosts,
             now,
             entries: Vec::new(),
             over: VecDeque::new(),
@@ -216,7 +217,7 @@ impl Model {
                 // Only a NAT source that might not have rested is a reason.
                 assert!(expected < unused && !is_free);
                 let ago = self.now - self.entries[expected].since;
-                assert!(self.limits.hosts == 1 || ago < REST as u64);
+                assert!(self.hosts == 1 || ago < REST as u64);
             }
             return false;
         };
@@ -234,7 +235,7 @@ impl Model {
 
         let nat = self.table.get(slot).nat;
         assert_eq!(asked, Some(nat));
-        assert!(nat.host < self.limits.hosts);
+        assert!(nat.host < self.hosts);
         if let Some(closed) = self.closed.get(&(nat.host, nat.port)) {
             assert!(self.now - closed >= REST as u64, "{nat:?} has not rested");
             self.retaken += 1;
@@ -395,7 +396,7 @@ impl Model {
             self.entries.iter().filter(of_state).count() as u16
         };
         let (held, live) = (count(State::Held), count(State::Live));
-        assert_eq!(self.table.occupancy(), (held, live));
+        assert_eq!((self.table.count(State::Held), self.table.count(State::Live)), (held, live));
         let busy = held + live + count(State::Opening) + count(State::Closing);
         assert_eq!(self.table.is_idle(), busy == 0);
 

@@ -5,8 +5,10 @@
 use std::net::Ipv4Addr;
 
 use arbitrary::{Arbitrary, Unstructured};
+use tcp_over_http::net::Family;
+use tcp_over_http::packet::builder::{self, MAX_DATAGRAM, MAX_LEN};
 use tcp_over_http::packet::datagram::{Datagram, is_intact};
-use tcp_over_http::packet::make::{self, MAX_DATAGRAM, MAX_LEN, Reject};
+use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{Change, ChecksumState, Packet, Transport, is_unicast};
 
 pub mod flow_script;
@@ -28,9 +30,9 @@ pub fn any_packet(bytes: &[u8]) {
     let Ok(mut packet) = Packet::parse(&mut buffer) else {
         return;
     };
-    let source = match packet.is_ipv4() {
-        true => Ipv4Addr::new(10, 45, 39, 2).to_ipv6_mapped(),
-        false => "fd45:39::2".parse().unwrap(),
+    let source = match packet.family() {
+        Family::V4 => Ipv4Addr::new(10, 45, 39, 2).to_ipv6_mapped(),
+        Family::V6 => "fd45:39::2".parse().unwrap(),
     };
     let answers = [Reject::Network, Reject::Host, Reject::Prohibited];
     let [mut answer, ..] = answers.map(|reject| rewrite_script::check_reject(reject, &packet, source));
@@ -66,7 +68,9 @@ pub fn any_packet(bytes: &[u8]) {
                 let is_checksum = |field: usize| (field..field + 2).contains(&changed);
                 let options = at + 20..packet.transport_at() + 60;
                 assert!(
-                    is_checksum(at + 16) || packet.is_ipv4() && is_checksum(10) || options.contains(&changed),
+                    is_checksum(at + 16)
+                        || packet.family() == Family::V4 && is_checksum(10)
+                        || options.contains(&changed),
                     "byte {changed}"
                 );
             }
@@ -86,7 +90,7 @@ pub fn any_packet(bytes: &[u8]) {
             _ = is_intact(&packet, ChecksumState::Complete);
             let Datagram { tuple, payload } = Datagram::of(&packet).unwrap();
             let mut out = [0; MAX_LEN];
-            let length = make::datagram(&tuple, payload, &mut out);
+            let length = builder::datagram(&tuple, payload, &mut out);
             assert_eq!(length == 0, payload.len() > MAX_DATAGRAM);
             if let Ok(made) = Packet::parse(&mut out[..length]) {
                 assert!(is_intact(&made, ChecksumState::Complete));

@@ -4,6 +4,7 @@
 use std::net::Ipv6Addr;
 
 use arbitrary::{Arbitrary, Unstructured};
+use tcp_over_http::net::Family;
 use tcp_over_http::packet::Tuple;
 
 pub const SYN: u8 = 0x02;
@@ -121,7 +122,7 @@ impl BytesOf for Unstructured<'_> {
 
 /// The TCP packet of this shape from `tuple.source` to `tuple.destination`, all checksums right.
 pub fn tcp(tuple: &Tuple, shape: &Shape) -> Vec<u8> {
-    let ipv4 = tuple.is_ipv4();
+    let ipv4 = tuple.family() == Family::V4;
     let mut segment = Vec::new();
     segment.extend(tuple.source_port.to_be_bytes());
     segment.extend(tuple.destination_port.to_be_bytes());

@@ -1,13 +1,14 @@
 //! Sequences of packets, daemon operations and time on a rewriter. Packets are made from scratch, and so is
 //! what each must have become: the two must be the same, byte for byte.
 
-use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use arbitrary::Arbitrary;
 use tcp_over_http::flow::subnet::Subnet;
 use tcp_over_http::flow::{Limits, Slot, State};
-use tcp_over_http::packet::make::{MAX_LEN, Reject};
+use tcp_over_http::net::{Family, Ipv4Net, Ipv6Net};
+use tcp_over_http::packet::builder::MAX_LEN;
+use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{Packet, Tuple};
 use tcp_over_http::rewrite::{Path, Rewriter, Settings, Verdict};
@@ -89,19 +90,18 @@ pub struct Error {
 pub struct Gateway {
     pub rewriter: Rewriter,
     pub now: Instant,
-    /// Slots by connection.
-    slots: Vec<(Slot, u8)>,
-    tuples: HashMap<usize, Tuple>,
+    /// The slots that were used, the last one at the end.
+    slots: Vec<Slot>,
 }
 
 pub fn settings(ipv6: bool, small: bool) -> Settings {
     let (prefix4, prefix6) = if small { (29, 120) } else { (24, 64) };
-    let own4 = Ipv4Addr::new(10, 45, 39, 1).to_ipv6_mapped();
-    let own6 = "fd45:39::1".parse().unwrap();
+    let own4 = Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: prefix4 };
+    let own6 = Ipv6Net { addr: "fd45:39::1".parse().unwrap(), prefix: prefix6 };
     Settings {
         path: Path::Rewrite,
-        ipv4: Subnet::new(own4, 96 + prefix4),
-        ipv6: ipv6.then(|| Subnet::new(own6, prefix6)),
+        ipv4: Subnet::new(own4.to_ipv6_mapped()),
+        ipv6: ipv6.then(|| Subnet::new(own6)),
         listen_port: LISTEN_PORT,
         mtu: MTU,
         dns: ipv6,
@@ -151,12 +151,11 @@ impl Script {
 
 impl Gateway {
     pub fn new(settings: Settings, flows: u16, key: [u32; 2], start: u32) -> Self {
-        let limits = Limits { flows, held: 10, held_per_client: 4, hosts: 0 };
+        let limits = Limits { flows, held: 10, held_per_client: 4 };
         Self {
             rewriter: Rewriter::new(settings, limits, key),
             now: Instant::from_millis(start as u64),
             slots: Vec::new(),
-            tuples: HashMap::new(),
         }
     }
 
@@ -191,18 +190,18 @@ impl Gateway {
             }
             Step::Noise { header, bytes } => self.anything(*header, bytes),
             Step::Release(flow) => {
-                self.with(*flow, |gateway, slot| gateway.rewriter.flows.release(slot, gateway.now));
+                self.with(*flow, |gateway, slot| gateway.rewriter.release(slot, gateway.now));
             }
             Step::Accept(flow) => self.with(*flow, |gateway, slot| {
                 gateway.accept(slot);
             }),
             Step::Close(flow) => {
-                self.with(*flow, |gateway, slot| gateway.rewriter.flows.close(slot, gateway.now));
+                self.with(*flow, |gateway, slot| gateway.rewriter.close(slot, gateway.now));
             }
             Step::Remove(flow) => {
-                self.with(*flow, |gateway, slot| gateway.rewriter.flows.remove(slot, gateway.now));
+                self.with(*flow, |gateway, slot| gateway.rewriter.remove(slot, gateway.now));
             }
-            Step::Expire => while self.rewriter.flows.expire(self.now).is_some() {},
+            Step::Expire => while self.rewriter.expire(self.now).is_some() {},
             Step::Wait(milliseconds) => self.now = self.now.plus(*milliseconds as u32 * 4),
             Step::Drain => self.rewriter.drain(),
         }
@@ -210,7 +209,7 @@ impl Gateway {
 
     fn slot(&self, flow: u8) -> Option<Slot> {
         let nth = flow as usize % self.slots.len().max(1);
-        self.slots.get(nth).map(|(slot, _)| *slot)
+        self.slots.get(nth).copied()
     }
 
     fn with(&mut self, flow: u8, then: impl FnOnce(&mut Self, Slot)) {
@@ -219,13 +218,19 @@ impl Gateway {
         }
     }
 
+    /// The flow that was opened last for a tuple.
+    fn newest(&self, tuple: &Tuple) -> Slot {
+        let of_tuple = |slot: &Slot| self.rewriter.flow(*slot).tuple == *tuple;
+        self.slots.iter().copied().rev().find(of_tuple).expect("a flow")
+    }
+
     /// How the listener sees a flow.
     pub fn translated(&self, slot: Slot) -> Tuple {
-        let flow = self.rewriter.flows.get(slot);
+        let flow = self.rewriter.flow(slot);
         let settings = self.rewriter.settings();
-        let subnet = match flow.tuple.is_ipv4() {
-            true => settings.ipv4,
-            false => settings.ipv6.unwrap(),
+        let subnet = match flow.tuple.family() {
+            Family::V4 => settings.ipv4,
+            Family::V6 => settings.ipv6.unwrap(),
         };
         Tuple {
             source: subnet.nat_source(flow.nat.host),
@@ -238,7 +243,7 @@ impl Gateway {
     /// The kernel hands the flow's connection over.
     pub fn accept(&mut self, slot: Slot) -> bool {
         let seen = self.translated(slot);
-        let opening = self.rewriter.flows.get(slot).state() == State::Opening;
+        let opening = self.rewriter.flow(slot).state() == State::Opening;
         let accepted = self.rewriter.accept(seen.source, seen.source_port, || None, self.now);
         assert_eq!(accepted, opening.then_some(slot));
         opening
@@ -257,16 +262,15 @@ impl Gateway {
         let verdict = self.handle(&mut packet, shape);
         match verdict {
             Verdict::Forward | Verdict::ForwardAbandoned(_) => {
-                let slot = self.rewriter.flows.find(tuple).expect("a flow");
+                let slot = self.newest(tuple);
                 let expected = packets::tcp(&self.translated(slot), &clamped(tuple, shape));
                 assert!(packet == expected, "{tuple:?} {shape:?}");
             }
             Verdict::Hold { slot, .. } => {
                 assert!(packet == before);
-                assert_eq!(self.rewriter.flows.get(slot).tuple, *tuple);
-                self.slots.retain(|(known, _)| *known != slot);
-                self.slots.push((slot, 0));
-                self.tuples.insert(slot.index(), *tuple);
+                assert_eq!(self.rewriter.flow(slot).tuple, *tuple);
+                self.slots.retain(|known| *known != slot);
+                self.slots.push(slot);
             }
             Verdict::Reject(reject) => {
                 assert!(packet == before);
@@ -279,10 +283,10 @@ impl Gateway {
 
     /// A packet from the listener, and what it must have become.
     pub fn listener(&mut self, slot: Slot, shape: &Shape) -> Verdict {
-        let tuple = self.rewriter.flows.get(slot).tuple.reversed();
+        let tuple = self.rewriter.flow(slot).tuple.reversed();
         let before = packets::tcp(&self.translated(slot).reversed(), shape);
         let mut packet = before.clone();
-        let translated = self.rewriter.flows.get(slot).is_translated(self.now);
+        let translated = self.rewriter.flow(slot).is_translated(self.now);
         let verdict = self.handle(&mut packet, shape);
         assert_eq!(verdict == Verdict::Forward, translated, "{verdict:?}");
         match verdict {
@@ -303,8 +307,8 @@ impl Gateway {
     /// An ICMP error, and what it must have become.
     pub fn error(&mut self, slot: Slot, error: &Error) -> Verdict {
         let seen = self.translated(slot);
-        let tuple = self.rewriter.flows.get(slot).tuple;
-        let ipv4 = tuple.is_ipv4();
+        let tuple = self.rewriter.flow(slot).tuple;
+        let ipv4 = tuple.family() == Family::V4;
         let router: Ipv6Addr = match ipv4 {
             true => Ipv4Addr::new(198, 51, 100, 7).to_ipv6_mapped(),
             false => "2001:db8:7::7".parse().unwrap(),
@@ -335,8 +339,7 @@ impl Gateway {
         let before = icmp(router, &about);
         packets::assert_checksums(&before, false);
         let mut packet = before.clone();
-        let flows = &self.rewriter.flows;
-        let translated = flows.get(slot).is_translated(self.now);
+        let translated = self.rewriter.flow(slot).is_translated(self.now);
         let verdict = self.handle(&mut packet, &Shape::default());
         match translated {
             true => {
@@ -346,8 +349,9 @@ impl Gateway {
             }
             // The client may have another flow of the same tuple by now.
             false if verdict == Verdict::Forward => {
-                let found = self.rewriter.flows.find(&tuple);
-                assert!(error.about_listener && found.is_some() && found != Some(slot));
+                let newest = self.newest(&tuple);
+                assert!(error.about_listener && newest != slot);
+                assert!(self.rewriter.flow(newest).is_translated(self.now));
             }
             false => {
                 assert!(matches!(verdict, Verdict::Drop(_)));
@@ -376,7 +380,7 @@ impl Gateway {
     /// Makes the answer to a packet and checks it.
     fn check_reject(&self, reject: Reject, packet: &mut [u8]) {
         let packet = Packet::parse(packet).expect("only packets are rejected");
-        let source = self.rewriter.error_source(packet.is_ipv4());
+        let source = self.rewriter.error_source(packet.family());
         check_reject(reject, &packet, source);
     }
 }
@@ -401,7 +405,7 @@ pub fn check_reject(reject: Reject, packet: &Packet, error_source: Ipv6Addr) -> 
 
 /// The shape of a SYN after its MSS options have been clamped; of other packets, the same.
 fn clamped(tuple: &Tuple, shape: &Shape) -> Shape {
-    let limit = MTU - if tuple.is_ipv4() { 40 } else { 60 };
+    let limit = MTU - if tuple.family() == Family::V4 { 40 } else { 60 };
     let mut shape = shape.clone();
     if shape.flags & SYN == 0 {
         return shape;

@@ -20,8 +20,6 @@ pub struct NamesFile {
     /// The table's count of changes, when it was last written.
     written: Cell<u32>,
     written_at: Cell<Instant>,
-    /// Whether that is long enough ago. Moments that are weeks apart look alike, so it is not asked again.
-    has_rested: Cell<bool>,
 }
 
 impl NamesFile {
@@ -35,16 +33,12 @@ impl NamesFile {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => log::warn!("{path}: {error}"),
         }
-        let (written, written_at) = (Cell::new(fake.changes()), Cell::new(now));
-        Self { path: path.to_owned(), written, written_at, has_rested: Cell::default() }
+        Self { path: path.to_owned(), written: Cell::new(fake.changes()), written_at: Cell::new(now) }
     }
 
     /// Writes the file if the table has changed and it is time.
     pub fn save_at_times(&self, fake: &FakeIp, now: Instant) {
-        if now.since(self.written_at.get()) >= PAUSE {
-            self.has_rested.set(true);
-        }
-        if self.has_rested.get() && fake.changes() != self.written.get() {
+        if now.since(self.written_at.get()) >= PAUSE && fake.changes() != self.written.get() {
             self.save(fake, now);
         }
     }
@@ -54,7 +48,6 @@ impl NamesFile {
     pub fn save(&self, fake: &FakeIp, now: Instant) {
         self.written.set(fake.changes());
         self.written_at.set(now);
-        self.has_rested.set(false);
         let mut text = Vec::new();
         fake.save(now, &mut text);
         let new = [&self.path, ".new"].concat();
@@ -82,6 +75,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
     use tcp_over_http::dns::Ranges;
+    use tcp_over_http::net::Ipv4Net;
 
     const DAY: u64 = 86_400_000;
 
@@ -90,7 +84,7 @@ mod tests {
     }
 
     fn table() -> FakeIp {
-        FakeIp::new(Ranges { v4: ([198, 18, 0, 0].into(), 30), v6: None }, 9, [1, 2])
+        FakeIp::new(Ranges { v4: Ipv4Net { addr: [198, 18, 0, 0].into(), prefix: 30 }, v6: None }, 9, [1, 2])
     }
 
     #[test]

@@ -94,12 +94,7 @@ impl Tunnel {
 
     /// Whether asking is of no use for now, and then whether since the proxy forbids it.
     pub fn paused(&self, now: Instant) -> Option<bool> {
-        let (until, is_forbidden) = self.paused.get()?;
-        if now.since(until) == 0 && now != until {
-            return Some(is_forbidden);
-        }
-        self.paused.set(None);
-        None
+        self.paused.get().filter(|&(until, _)| now < until).map(|(_, is_forbidden)| is_forbidden)
     }
 
     /// Asks for a waiter. False if too many wait already.
@@ -144,7 +139,6 @@ impl Tunnel {
 
     /// Gives up what has waited too long.
     pub fn tick(&self, gateway: &Rc<Gateway>, now: Instant) {
-        self.paused(now); // forgotten when it is over: after weeks it would look like a moment to come
         self.give_up(gateway, now, PATIENCE);
         let is_quiet = self.pending.borrow().is_empty();
         let stream = self.stream.borrow().clone();

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use tcp_over_http::config::ConnectMode;
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::http::connect::Target;
-use tcp_over_http::packet::make::Reject;
+use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{Tuple, vnet};
 use tcp_over_http::time::Instant;
 
@@ -22,7 +22,7 @@ const DNS: u16 = 53;
 impl Gateway {
     /// Holds the SYN of a new flow and asks the proxy for a tunnel.
     pub(super) fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
-        let tuple = self.rewriter.borrow().flows.get(slot).tuple;
+        let tuple = self.rewriter.borrow().flow(slot).tuple;
         log::debug!("{slot}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
         let target = server(&tuple);
         let mut parked =
@@ -39,7 +39,7 @@ impl Gateway {
                 Some(name)
             }
             Some(Meaning::Nothing) => {
-                self.rewriter.borrow_mut().flows.remove(slot, now);
+                self.rewriter.borrow_mut().remove(slot, now);
                 self.count(|totals| totals.refused += 1);
                 if let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() {
                     self.reject(Reject::Reset, packet);
@@ -82,7 +82,7 @@ impl Gateway {
             return;
         };
         parked.dial = DialState::InFlight(None); // it has ended: nothing to abort
-        let held = self.rewriter.borrow().flows.get(slot).state() == State::Held;
+        let held = self.rewriter.borrow().flow(slot).state() == State::Held;
         match (result, parked.client.take()) {
             (Ok(opened), Some(client)) => {
                 drop(kept);
@@ -106,7 +106,7 @@ impl Gateway {
                 let mut syn = std::mem::take(&mut parked.syn);
                 drop(kept);
                 self.count(|totals| totals.refused += 1);
-                self.rewriter.borrow_mut().flows.remove(slot, now);
+                self.rewriter.borrow_mut().remove(slot, now);
                 self.keep(slot, Kept::Nothing);
                 let packet = syn.split_first_chunk_mut::<{ vnet::LEN }>();
                 if let (Some(reject), Some((_, packet))) = (failure.rejection(), packet) {
@@ -118,7 +118,7 @@ impl Gateway {
 
     /// Lets a held SYN pass on to the kernel.
     fn release(self: &Rc<Self>, slot: Slot, syn: &mut [u8], now: Instant) {
-        self.rewriter.borrow_mut().flows.release(slot, now);
+        self.rewriter.borrow_mut().release(slot, now);
         self.handle_frame(syn, now);
     }
 }

@@ -27,7 +27,7 @@ impl Gateway {
     pub(super) fn serve_dns(self: &Rc<Self>, slot: Slot, client: TcpStream) {
         _ = sys::set_lingering(&client);
         // Not the peer that the listener sees: that may be a NAT source.
-        let source = self.rewriter.borrow().flows.get(slot).tuple.source;
+        let source = self.rewriter.borrow().flow(slot).tuple.source;
         let task = DnsTask { slot, gateway: Rc::clone(self) };
         let task = spawn(async move {
             if let Ok(client) = tokio::net::TcpStream::from_std(client) {

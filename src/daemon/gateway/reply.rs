@@ -1,6 +1,7 @@
 //! Packets of our own to clients.
 
-use tcp_over_http::packet::make::{self, MAX_LEN, Reject};
+use tcp_over_http::packet::builder::{self, MAX_LEN};
+use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{Packet, Tuple, vnet};
 
 use super::Gateway;
@@ -8,13 +9,13 @@ use super::Gateway;
 impl Gateway {
     /// Sends a client a datagram, unless it is too long for a packet.
     pub fn write_datagram(&self, tuple: &Tuple, payload: &[u8]) {
-        self.write_made(&|packet| make::datagram(tuple, payload, packet));
+        self.write_made(&|packet| builder::datagram(tuple, payload, packet));
     }
 
     /// Answers `packet` with a rejection.
     pub(super) fn reject(&self, reject: Reject, packet: &mut [u8]) {
         if let Ok(packet) = Packet::parse(packet) {
-            let source = self.rewriter.borrow().error_source(packet.is_ipv4());
+            let source = self.rewriter.borrow().error_source(packet.family());
             self.write_made(&|rejection| reject.build(&packet, source, rejection));
         }
     }

@@ -38,11 +38,7 @@ pub struct Subnets {
 impl Subnets {
     /// Those of a configuration.
     pub fn new(config: &Config) -> Self {
-        let ipv4 = config.address;
-        Self {
-            ipv4: Subnet::new(ipv4.addr.to_ipv6_mapped(), 96 + ipv4.prefix),
-            ipv6: config.address6.map(|ipv6| Subnet::new(ipv6.addr, ipv6.prefix)),
-        }
+        Self { ipv4: Subnet::new(config.address.to_ipv6_mapped()), ipv6: config.address6.map(Subnet::new) }
     }
 }
 

@@ -15,7 +15,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use tcp_over_http::packet::make::{self, segment};
+use tcp_over_http::packet::builder::{MAX_LEN, segment};
 use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{ACK, Packet, SYN, Transport, Tuple};
 use tokio::time::timeout;
@@ -93,7 +93,7 @@ pub fn send(
     acknowledgement: u32,
     flags: u8,
 ) -> Result<(), ProbeError> {
-    let mut packet = [0; make::MAX_LEN];
+    let mut packet = [0; MAX_LEN];
     let length = segment(tuple, sequence, acknowledgement, flags, &mut packet);
     let frame = [&vnet::Header::PLAIN, &packet[..length]].concat();
     tun.write(&frame).map_err(ProbeError::Tun)

@@ -65,7 +65,7 @@ impl Status {
             ("closing", State::Closing),
         ];
         for (name, state) in states {
-            status.number(name, rewriter.flows.count(state) as u64);
+            status.number(name, rewriter.count(state).into());
         }
         status.number("opened", counters.flows);
         status.number("refused", totals.refused);
@@ -121,7 +121,7 @@ impl Status {
         }
 
         status.subject("dropped");
-        for (name, count) in rewrite::Drop::NAMES.iter().zip(counters.dropped) {
+        for (name, count) in rewrite::DropReason::NAMES.iter().zip(counters.dropped) {
             status.number(name, count);
         }
         status

@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 
 use super::super::special::local_reply;
-use super::{FakeIp, is_long_gone};
+use super::{FakeIp, IDLE};
 use crate::dns::wire::message::Kind;
 use crate::dns::wire::reply::{Rcode, Reply};
 use crate::dns::wire::request::Request;
@@ -67,10 +67,7 @@ impl FakeIp {
         if self.live < self.limit / 2 && self.names.is_half_empty() {
             return FAKE_TTL;
         }
-        match self.slots.get(usize::from(self.oldest)) {
-            Some(slot) if is_long_gone(slot, now) => FAKE_TTL,
-            Some(slot) => (now.since(slot.expires) / 1000 / RESERVE).clamp(SHORT_TTL, FAKE_TTL),
-            None => SHORT_TTL,
-        }
+        let oldest = self.links.first(IDLE).and_then(|slot| self.slots.get(usize::from(slot)));
+        oldest.map_or(SHORT_TTL, |slot| (slot.expires.age(now) / 1000 / RESERVE).clamp(SHORT_TTL, FAKE_TTL))
     }
 }

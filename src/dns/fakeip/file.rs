@@ -4,12 +4,13 @@ use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use core::net::{IpAddr, Ipv4Addr};
 
-use super::{Entry, FAKE_TTL, FakeIp, NIL, Slot, is_fresh};
+use super::names::NO_NAME;
+use super::{Entry, FAKE_TTL, FakeIp, HELD, IDLE, Slot, VACANT, is_fresh};
 use crate::dns::wire::name::Name;
 use crate::time::Instant;
 
 /// Behind a name that nobody used when it was saved.
-const IDLE: &str = " #idle";
+const IDLE_MARK: &str = " #idle";
 
 impl FakeIp {
     /// Appends the table in the format of a hosts file, those names first whose use is the longest ago:
@@ -19,14 +20,14 @@ impl FakeIp {
     /// 198.18.0.1 www.example.net
     /// ```
     pub fn save(&self, now: Instant, out: &mut Vec<u8>) {
-        let mut at = self.oldest;
-        while let Some(slot) = self.slots.get(usize::from(at)) {
-            self.save_line(at, if is_fresh(slot, now) { "" } else { IDLE }, out);
-            at = slot.next;
-        }
-        for (at, slot) in self.slots.iter().enumerate() {
-            if slot.holds > 0 {
-                self.save_line(at as u16, "", out);
+        for list in [IDLE, HELD] {
+            let mut next = self.links.first(list);
+            while let Some(at) = next
+                && let Some(slot) = self.slots.get(usize::from(at))
+            {
+                let is_used = list == HELD || is_fresh(slot, now);
+                self.save_line(at, if is_used { "" } else { IDLE_MARK }, out);
+                next = self.links.next(at);
             }
         }
     }
@@ -41,14 +42,7 @@ impl FakeIp {
             if let (Some(address), Some(name)) = (words.next(), words.next())
                 && let Ok(address) = address.parse::<Ipv4Addr>()
             {
-                self.load_name(address, name, words.next() == Some(IDLE.trim_ascii()), now);
-            }
-        }
-        // What is left between the slots that have a name now.
-        self.vacant = NIL;
-        for (at, slot) in self.slots.iter_mut().enumerate() {
-            if !slot.has_name {
-                slot.next = core::mem::replace(&mut self.vacant, at as u16);
+                self.load_name(address, name, words.next() == Some(IDLE_MARK.trim_ascii()), now);
             }
         }
         usize::from(self.live - before)
@@ -61,37 +55,20 @@ impl FakeIp {
         if turn >= u32::from(self.turns) {
             return None;
         }
-        let is_taken = self.slots.get(usize::from(at)).is_some_and(|slot| slot.has_name);
+        let is_taken = self.slots.get(usize::from(at)).is_some_and(|slot| slot.name_at != NO_NAME);
         if is_taken || self.find_name(&host).is_some() || !self.names.has_room(host.len()) {
             return None;
         }
-        while self.slots.len() < usize::from(at) {
-            self.slots.push(Slot {
-                name_at: 0,
-                expires: now,
-                turn: self.first_turn,
-                holds: 0,
-                has_name: false,
-                chain: NIL,
-                previous: NIL,
-                next: NIL,
-            });
+        while self.links.len() < at {
+            let between = self.links.add();
+            self.links.move_to_front(between, VACANT);
+            let expires = now.stamp();
+            self.slots.push(Slot { name_at: NO_NAME, expires, turn: self.first_turn, holds: 0 });
         }
         let expires = if is_idle { now } else { now.plus(1000 * FAKE_TTL) };
         self.fill(at, turn as u16, &host, expires);
-        self.link_oldest(at);
+        self.links.move_to_front(at, IDLE);
         Some(())
-    }
-
-    fn link_oldest(&mut self, at: u16) {
-        let next = core::mem::replace(&mut self.oldest, at);
-        match self.slots.get_mut(usize::from(next)) {
-            Some(slot) => slot.previous = at,
-            None => self.newest = at,
-        }
-        if let Some(slot) = self.slots.get_mut(usize::from(at)) {
-            slot.next = next;
-        }
     }
 
     fn save_line(&self, at: u16, mark: &str, out: &mut Vec<u8>) {

@@ -8,6 +8,8 @@ const HEAD: usize = 3;
 const SHARE: usize = 32;
 /// What even the smallest table has, so that a long name fits.
 const LEAST: usize = 1024;
+/// Where the name of a slot is that has none.
+pub(super) const NO_NAME: u32 = u32::MAX;
 /// Instead of the slot of a name that is gone.
 const GONE: [u8; 2] = [0xff; 2];
 

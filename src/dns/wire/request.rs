@@ -27,6 +27,20 @@ const SERVERS: u16 = 0x0400 | AD | 0x000f;
 const DO: u32 = 0x8000;
 
 /// A client's query: one question, well-formed, of opcode QUERY.
+///
+/// ```
+/// use tcp_over_http::dns::{Kind, Reply, Request};
+///
+/// let query = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\x03com\0\0\x01\0\x01";
+/// let request = Request::parse(query).expect("a query");
+/// assert_eq!(request.kind(), Kind::A);
+/// assert_eq!(request.name().host().as_deref(), Some("www.example.com"));
+///
+/// let mut message = Vec::new();
+/// request.reply(&Reply::Address([192, 0, 2, 1].into(), 60), &mut message);
+/// assert!(request.is_answered_by(&message, 7));
+/// assert!(message.ends_with(&[0, 0, 0, 60, 0, 4, 192, 0, 2, 1]));
+/// ```
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
     /// Header and question; the question's name is not compressed.

@@ -3,36 +3,45 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::net::{IpNet, Ipv4Net, Ipv6Net};
+
 /// What a reverse name tells of an address: all of it, or its first bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reverse {
-    /// The bits that the name does not tell are 0.
-    address: IpAddr,
-    /// How many bits the name tells.
-    bits: u8,
+    /// The bits that the name tells are the prefix; the others are 0.
+    net: IpNet,
     /// Whether the name is that of an address, and not of a zone or of something below an address.
     is_whole: bool,
 }
 
 /// Ranges that mean something else in every network, so that nobody outside can tell their names (RFC 6303
 /// section 4, RFC 7793), or nothing at all.
-const PRIVATE: [(Ipv4Addr, u8); 12] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
-    (Ipv4Addr::new(127, 0, 0, 0), 8),
-    (Ipv4Addr::new(169, 254, 0, 0), 16),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(192, 0, 2, 0), 24),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-    (Ipv4Addr::new(198, 18, 0, 0), 15),
-    (Ipv4Addr::new(198, 51, 100, 0), 24),
-    (Ipv4Addr::new(203, 0, 113, 0), 24),
-    (Ipv4Addr::new(240, 0, 0, 0), 4),
+const PRIVATE: [IpNet; 13] = [
+    v4([0, 0, 0, 0], 8),
+    v4([10, 0, 0, 0], 8),
+    v4([100, 64, 0, 0], 10),
+    v4([127, 0, 0, 0], 8),
+    v4([169, 254, 0, 0], 16),
+    v4([172, 16, 0, 0], 12),
+    v4([192, 0, 2, 0], 24),
+    v4([192, 168, 0, 0], 16),
+    v4([198, 18, 0, 0], 15),
+    v4([198, 51, 100, 0], 24),
+    v4([203, 0, 113, 0], 24),
+    v4([240, 0, 0, 0], 4),
+    // Documentation.
+    v6([0x2001, 0xdb8], 32),
 ];
-/// The part of IPv6 that is one network (RFC 4291 section 2.4), and what of it is for documentation.
-const GLOBAL: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
-const DOCUMENTATION: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32);
+/// The part of IPv6 that is one network (RFC 4291 section 2.4).
+const GLOBAL: IpNet = v6([0x2000, 0], 3);
+
+const fn v4([a, b, c, d]: [u8; 4], prefix: u8) -> IpNet {
+    IpNet::V4(Ipv4Net { addr: Ipv4Addr::new(a, b, c, d), prefix })
+}
+
+const fn v6([a, b]: [u16; 2], prefix: u8) -> IpNet {
+    IpNet::V6(Ipv6Net { addr: Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 0), prefix })
+}
 
 impl Reverse {
     /// What a name, itself [in reverse](super::name::NameRef::reversed), tells, unless it lies outside the zones.
@@ -52,30 +61,25 @@ impl Reverse {
             address |= u128::from(number) << (128 - bits);
             rest = below;
         }
-        let address = match ipv4 {
-            Some(_) => Ipv4Addr::from_bits((address >> 96) as u32).into(),
-            None => Ipv6Addr::from_bits(address).into(),
+        let net = match ipv4 {
+            Some(_) => IpNet::V4(Ipv4Net { addr: Ipv4Addr::from_bits((address >> 96) as u32), prefix: bits }),
+            None => IpNet::V6(Ipv6Net { addr: Ipv6Addr::from_bits(address), prefix: bits }),
         };
-        Some(Self { address, bits, is_whole: bits == width && rest.is_empty() })
+        Some(Self { net, is_whole: bits == width && rest.is_empty() })
     }
 
     /// The address, if the name is that of one.
     pub(crate) fn address(&self) -> Option<IpAddr> {
-        self.is_whole.then_some(self.address)
+        self.is_whole.then_some(self.net.addr())
     }
 
     /// Whether the name lies in a zone that is a network's own.
     pub(crate) fn is_private(&self) -> bool {
-        match self.address {
-            IpAddr::V4(ip) => PRIVATE.iter().any(|&(zone, bits)| {
-                self.bits >= bits && (ip.to_bits() ^ zone.to_bits()) >> (32 - bits) == 0
-            }),
-            IpAddr::V6(ip) => {
-                let lies_in =
-                    |(zone, bits): (Ipv6Addr, u8)| (ip.to_bits() ^ zone.to_bits()) >> (128 - bits) == 0;
-                self.bits > 0 && !lies_in(GLOBAL) || self.bits >= DOCUMENTATION.1 && lies_in(DOCUMENTATION)
-            }
-        }
+        let lies_elsewhere = match self.net {
+            IpNet::V4(_) => false,
+            IpNet::V6(net) => net.prefix > 0 && !GLOBAL.contains(self.net),
+        };
+        lies_elsewhere || PRIVATE.iter().any(|zone| zone.contains(self.net))
     }
 }
 

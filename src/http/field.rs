@@ -1,0 +1,50 @@
+//! Header fields (RFC 9110 section 5): what may stand in a request.
+
+/// Fields that a CONNECT has by itself, or can't have (RFC 9110 section 9.3.6).
+const RESERVED: [&str; 3] = ["Host", "Content-Length", "Transfer-Encoding"];
+
+/// Name and value of a field `Name: value` that may be added to a CONNECT, the value without blanks around it.
+///
+/// # Errors
+/// What is wrong with it, to be read behind its name.
+pub fn parse(field: &str) -> Result<(&str, &str), &'static str> {
+    let (name, value) = field.split_once(':').ok_or("is not `Name: value`")?;
+    if name.is_empty() || !name.bytes().all(is_token) {
+        return Err("has no valid header name");
+    }
+    if RESERVED.iter().any(|reserved| name.eq_ignore_ascii_case(reserved)) {
+        return Err("is a header that can't be added");
+    }
+    let value = value.trim_matches([' ', '\t']);
+    if value.bytes().any(|byte| byte != b'\t' && byte.is_ascii_control()) {
+        return Err("has a control character");
+    }
+    Ok((name, value))
+}
+
+/// A character of a token (RFC 9110 section 5.6.2), as names of fields are.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_have_a_token_a_colon_and_a_value() {
+        for (field, expected) in [
+            ("X-Extra: a b", ("X-Extra", "a b")),
+            ("!#$%&'*+-.^_`|~:", ("!#$%&'*+-.^_`|~", "")),
+            ("a:\t b:c\td \t", ("a", "b:c\td")),
+            ("x: \u{e9}", ("x", "\u{e9}")),
+        ] {
+            assert_eq!(parse(field), Ok(expected));
+        }
+        for field in
+            ["", "x", ": y", "x : y", "x\u{fc}: y", "x: y\r\nz: w", "x: \0", "x: \x7f", "hOST: x", "(x): y"]
+        {
+            assert!(parse(field).is_err(), "{field:?}");
+        }
+    }
+}

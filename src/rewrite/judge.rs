@@ -1,0 +1,233 @@
+//! What becomes of a packet: by what it carries, whose it is and where its flow is in its life.
+
+use core::net::Ipv6Addr;
+
+use super::{DropReason, Path, Rewriter, Settings, Verdict};
+use crate::flow::{Flow, NatSource, Side, Slot, State};
+use crate::net::Family;
+use crate::packet::reject::Reject;
+use crate::packet::{self, ACK, Change, ChecksumState, FIN, Packet, RST, SYN, Transport, Tuple};
+use crate::packet::{datagram, vnet};
+use crate::time::Instant;
+
+impl Rewriter {
+    pub(super) fn judge(
+        &mut self,
+        header: vnet::Header,
+        bytes: &mut [u8],
+        now: Instant,
+    ) -> Result<Verdict, DropReason> {
+        let mut packet = Packet::parse(bytes)?;
+        let subnet = self.subnet(packet.family()).ok_or(DropReason::Ipv6Off)?;
+        match packet.transport() {
+            Transport::Tcp => {
+                let state = header.checksum_state(&packet).ok_or(DropReason::Malformed)?;
+                let tuple = packet.tuple();
+                let from_listener = tuple.source_port == self.settings.listen_port
+                    && tuple.source == subnet.own()
+                    && subnet.contains(tuple.destination);
+                match from_listener {
+                    true => self.listener_packet(packet, &tuple, state, now),
+                    false => self.client_packet(packet, &tuple, state, now),
+                }
+            }
+            Transport::Icmp if packet.is_redirect() => Err(DropReason::NotTcp),
+            Transport::Icmp if packet.is_icmp_error() => match header.checksum_state(&packet) {
+                Some(ChecksumState::Complete) => self.icmp_error(packet, subnet.own(), now),
+                _ => Err(DropReason::Malformed),
+            },
+            _ if !packet::is_unicast(packet.destination()) => Err(DropReason::NotTcp),
+            Transport::Udp if self.settings.dns && datagram::is_query(&packet) => {
+                let state = header.checksum_state(&packet).ok_or(DropReason::Malformed)?;
+                if datagram::is_intact(&packet, state) {
+                    Ok(Verdict::Dns)
+                } else {
+                    Err(DropReason::Malformed)
+                }
+            }
+            Transport::Icmp if self.settings.ping && packet.is_echo_request() => {
+                packet.answer_echo();
+                Ok(Verdict::Forward)
+            }
+            _ if !self.errors.take(now) => Err(DropReason::RateLimited),
+            // The one error that each system tells a socket that has sent a datagram, and so a browser its QUIC's
+            // end: Linux would tell of any, Windows of none but this.
+            Transport::Udp => Ok(Verdict::Reject(Reject::Port)),
+            _ => Ok(Verdict::Reject(Reject::Prohibited)),
+        }
+    }
+
+    fn client_packet(
+        &mut self,
+        mut packet: Packet,
+        tuple: &Tuple,
+        state: ChecksumState,
+        now: Instant,
+    ) -> Result<Verdict, DropReason> {
+        let (flags, sequence) = (packet.flags(), packet.sequence());
+        let is_syn = flags & (SYN | ACK | RST | FIN) == SYN;
+        if let Some(slot) = self.flows.find(tuple) {
+            let flow = self.flows.get(slot);
+            let takes_back = flags & RST != 0 && sequence == flow.isn().wrapping_add(1);
+            match flow.state() {
+                State::Held if is_syn => {
+                    let new = self.flows.repeat(slot, sequence, now);
+                    return if new {
+                        Ok(Verdict::Hold { slot, dial: false })
+                    } else {
+                        Err(DropReason::Repeated)
+                    };
+                }
+                State::Held if takes_back => {
+                    self.flows.remove(slot, now);
+                    return Ok(Verdict::Abandoned(slot));
+                }
+                State::Held => return Err(DropReason::Unexpected),
+                // The client uses its port again: a new flow, with a NAT source of its own.
+                State::Closing | State::Closed if is_syn && sequence != flow.isn() => {}
+                // The same of a flow whose connection has ended, though the relay has yet to learn it, or still has
+                // bytes for the server: the next connection must not be accepted in its name. On the express path
+                // a SYN comes here only if the kernel has no more than a TIME_WAIT for the last one.
+                State::Opening | State::Live
+                    if is_syn
+                        && sequence != flow.isn()
+                        && (self.settings.path == Path::Express || flow.is_finished()) => {}
+                was if self.passes(flow, now) => {
+                    if self.settings.path == Path::Rewrite {
+                        let new = self.translated(flow.nat, packet.family()).ok_or(DropReason::Ipv6Off)?;
+                        packet.translate(&new, flow.change, state);
+                    }
+                    if flags & SYN != 0 {
+                        packet.clamp_mss(self.max_mss(packet.family()), state);
+                    }
+                    self.flows.note(slot, Side::Client, flags, now);
+                    if was == State::Opening && takes_back {
+                        self.close(slot, now);
+                        return Ok(Verdict::ForwardAbandoned(slot));
+                    }
+                    return Ok(Verdict::Forward);
+                }
+                _ => {}
+            }
+        }
+        if is_syn { self.open(*tuple, sequence, now) } else { unknown(tuple.destination, flags) }
+    }
+
+    fn open(&mut self, tuple: Tuple, isn: u32, now: Instant) -> Result<Verdict, DropReason> {
+        let family = tuple.family();
+        let ours = self.subnet(family).is_some_and(|subnet| subnet.contains(tuple.destination));
+        let no_port = tuple.source_port == 0 || tuple.destination_port == 0;
+        if ours || no_port || !packet::is_unicast(tuple.destination) {
+            return Err(DropReason::Address);
+        }
+        if self.draining {
+            return Err(DropReason::Draining);
+        }
+        let settings = &self.settings;
+        let change = |nat| match translated(settings, nat, family) {
+            Some(new) => Change::between(&tuple, &new),
+            None => Change::default(),
+        };
+        let slot = self.flows.open(tuple, isn, now, change)?;
+        Ok(Verdict::Hold { slot, dial: true })
+    }
+
+    fn listener_packet(
+        &mut self,
+        mut packet: Packet,
+        tuple: &Tuple,
+        state: ChecksumState,
+        now: Instant,
+    ) -> Result<Verdict, DropReason> {
+        let flags = packet.flags();
+        let Some(slot) = self.find_nat(tuple.destination, tuple.destination_port, now) else {
+            return unknown(tuple.destination, flags);
+        };
+        let flow = self.flows.get(slot);
+        packet.translate(&flow.tuple.reversed(), flow.change.reversed(), state);
+        if flags & SYN != 0 {
+            packet.clamp_mss(self.max_mss(packet.family()), state);
+        }
+        self.flows.note(slot, Side::Listener, flags, now);
+        Ok(Verdict::Forward)
+    }
+
+    /// Translates an ICMP error about a flow's packet, whichever side the packet came from.
+    fn icmp_error(&mut self, mut packet: Packet, own: Ipv6Addr, now: Instant) -> Result<Verdict, DropReason> {
+        let destination = packet.destination();
+        let quoted = packet.quoted_tuple().ok_or(DropReason::NotTcp)?;
+        // An error goes to who sent the packet it is about.
+        if quoted.source != destination {
+            return Err(DropReason::Unknown);
+        }
+        let to_listener = quoted.destination == own && quoted.destination_port == self.settings.listen_port;
+        if to_listener && let Some(slot) = self.find_nat(quoted.source, quoted.source_port, now) {
+            // From the listener's side, for the client. It comes from the server for all the client knows.
+            let tuple = self.flows.get(slot).tuple;
+            packet.translate_icmp_error(&tuple, tuple.destination, tuple.source);
+            return Ok(Verdict::Forward);
+        }
+        let slot = self.flows.find(&quoted.reversed()).ok_or(DropReason::Unknown)?;
+        let flow = self.flows.get(slot);
+        if !flow.is_translated(now) {
+            return Err(DropReason::Unknown);
+        }
+        // From the client's side, for the listener. The NAT source stands for all that is on that side.
+        let new = self.translated(flow.nat, packet.family()).ok_or(DropReason::Ipv6Off)?;
+        packet.translate_icmp_error(&new.reversed(), new.source, new.destination);
+        Ok(Verdict::Forward)
+    }
+
+    /// Whether a packet from the flow's client is given to the kernel. On the express path it comes here if
+    /// the kernel has no socket for it (yet): that is right for a SYN that is sent again, and for the
+    /// router's own connections, of which all packets are routed to the TUN; once the flow is over, only a
+    /// RST is left to say.
+    fn passes(&self, flow: &Flow, now: Instant) -> bool {
+        match self.settings.path {
+            Path::Rewrite => flow.is_translated(now),
+            Path::Express => matches!(flow.state(), State::Opening | State::Live),
+        }
+    }
+
+    /// The flow with the NAT source `address` and `port`, if it is translated.
+    fn find_nat(&self, address: Ipv6Addr, port: u16, now: Instant) -> Option<Slot> {
+        let slot = self.flows.find_nat(port)?;
+        let flow = self.flows.get(slot);
+        (self.nat_source(flow)? == address && flow.is_translated(now)).then_some(slot)
+    }
+
+    fn translated(&self, nat: NatSource, family: Family) -> Option<Tuple> {
+        translated(&self.settings, nat, family)
+    }
+
+    /// The largest segment that fits the MTU with headers without options (RFC 6691).
+    const fn max_mss(&self, family: Family) -> u16 {
+        let header = match family {
+            Family::V4 => packet::IPV4_HEADER,
+            Family::V6 => packet::IPV6_HEADER,
+        };
+        self.settings.mtu.saturating_sub((header + packet::TCP_HEADER) as u16)
+    }
+}
+
+/// How the listener sees a flow with this NAT source.
+fn translated(settings: &Settings, nat: NatSource, family: Family) -> Option<Tuple> {
+    let subnet = match family {
+        Family::V4 => &settings.ipv4,
+        Family::V6 => settings.ipv6.as_ref()?,
+    };
+    Some(Tuple {
+        source: subnet.nat_source(nat.host),
+        destination: subnet.own(),
+        source_port: nat.port,
+        destination_port: settings.listen_port,
+    })
+}
+
+/// A segment of no flow gets a RST, or its sender would go on sending it; a RST never does.
+fn unknown(destination: Ipv6Addr, flags: u8) -> Result<Verdict, DropReason> {
+    match flags & RST == 0 && packet::is_unicast(destination) {
+        true => Ok(Verdict::Reject(Reject::Reset)),
+        false => Err(DropReason::Unknown),
+    }
+}

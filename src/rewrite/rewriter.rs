@@ -1,0 +1,203 @@
+//! The rewriter itself: what it knows, and what the daemon asks and tells it of flows.
+
+use core::net::Ipv6Addr;
+
+use super::token_bucket::TokenBucket;
+use super::{Counters, Path, Settings, Verdict};
+use crate::flow::subnet::Subnet;
+use crate::flow::{Flow, FlowTable, Limits, Slot, State};
+use crate::net::Family;
+use crate::packet::{Tuple, vnet};
+use crate::siphash::Key;
+use crate::time::Instant;
+
+/// Handles packets; owns the flow table.
+///
+/// ```
+/// use tcp_over_http::flow::{Limits, subnet::Subnet};
+/// use tcp_over_http::net::Ipv4Net;
+/// use tcp_over_http::packet::{Packet, SYN, Tuple, builder, vnet};
+/// use tcp_over_http::rewrite::{Path, Rewriter, Settings, Verdict};
+/// use tcp_over_http::time::Instant;
+///
+/// let own = Ipv4Net { addr: [10, 45, 39, 1].into(), prefix: 24 };
+/// let ipv4 = Subnet::new(own.to_ipv6_mapped());
+/// let settings =
+///     Settings { path: Path::Rewrite, ipv4, ipv6: None, listen_port: 12_345, mtu: 1500, dns: true, ping: true };
+/// let limits = Limits { flows: 64, held: 16, held_per_client: 16 };
+/// let mut rewriter = Rewriter::new(settings, limits, [1, 2]); // random, in earnest
+///
+/// // A client's SYN.
+/// let tuple = Tuple {
+///     source: "::ffff:192.168.1.7".parse()?,
+///     destination: "::ffff:203.0.113.10".parse()?,
+///     source_port: 40_000,
+///     destination_port: 443,
+/// };
+/// let mut bytes = [0; builder::MAX_LEN];
+/// let length = builder::segment(&tuple, 1, 0, SYN, &mut bytes);
+/// let (header, now) = (vnet::Header::parse(&vnet::Header::PLAIN), Instant::from_millis(0));
+/// let Verdict::Hold { slot, dial: true } = rewriter.handle(header, &mut bytes[..length], now) else { panic!() };
+///
+/// // The proxy has opened a tunnel: the same SYN passes, and looks as if a NAT source had sent it to the listener.
+/// rewriter.release(slot, now);
+/// assert_eq!(rewriter.handle(header, &mut bytes[..length], now), Verdict::Forward);
+/// let translated = Packet::parse(&mut bytes[..length]).expect("a packet").tuple();
+/// assert_eq!((translated.destination, translated.destination_port), (ipv4.own(), 12_345));
+///
+/// let accepted = rewriter.accept(translated.source, translated.source_port, || None, now);
+/// assert_eq!(accepted, Some(slot));
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
+pub struct Rewriter {
+    pub(super) flows: FlowTable,
+    pub(super) settings: Settings,
+    counters: Counters,
+    /// How often an ICMP error may still be sent.
+    pub(super) errors: TokenBucket,
+    pub(super) draining: bool,
+}
+
+impl Rewriter {
+    /// A rewriter without flows. `key` must be random.
+    pub fn new(settings: Settings, limits: Limits, key: Key) -> Self {
+        let ipv6_hosts = settings.ipv6.map_or(u8::MAX, |subnet| subnet.hosts());
+        let hosts = settings.ipv4.hosts().min(ipv6_hosts);
+        Self {
+            flows: FlowTable::new(limits, hosts, key),
+            settings,
+            counters: Counters::default(),
+            errors: TokenBucket::default(),
+            draining: false,
+        }
+    }
+
+    /// What has happened so far.
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The settings it was made with.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// From now on that many flows may be held, in all and of one client.
+    pub const fn limit_held(&mut self, held: u16, held_per_client: u16) {
+        self.flows.limit_held(held, held_per_client);
+    }
+
+    /// From now on new flows are not taken.
+    pub const fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Whether new flows are not taken any more.
+    pub const fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Whether no flow is left that has anything to do.
+    pub fn is_idle(&self) -> bool {
+        self.flows.is_idle()
+    }
+
+    /// How many flows are in `state`.
+    pub const fn count(&self, state: State) -> u16 {
+        self.flows.count(state)
+    }
+
+    /// The flow of a slot that a verdict named.
+    pub fn flow(&self, slot: Slot) -> &Flow {
+        self.flows.get(slot)
+    }
+
+    /// Where errors about a packet of the family come from.
+    pub fn error_source(&self, family: Family) -> Ipv6Addr {
+        match self.settings.ipv6 {
+            Some(ipv6) if family == Family::V6 => ipv6.error_source(),
+            _ => self.settings.ipv4.error_source(),
+        }
+    }
+
+    /// Lets a held flow's SYN pass: handle it again.
+    pub fn release(&mut self, slot: Slot, now: Instant) {
+        self.flows.release(slot, now);
+    }
+
+    /// Forgets a held flow at once: its next SYN opens a new one.
+    pub fn remove(&mut self, slot: Slot, now: Instant) {
+        self.flows.remove(slot, now);
+    }
+
+    /// The flow of a connection that the listener has accepted from `address` and `port`, if it waits for
+    /// that; it is live then. `local` tells the connection's own end, and is asked only if need be.
+    pub fn accept(
+        &mut self,
+        address: Ipv6Addr,
+        port: u16,
+        local: impl FnOnce() -> Option<(Ipv6Addr, u16)>,
+        now: Instant,
+    ) -> Option<Slot> {
+        let slot = match self.settings.path {
+            Path::Rewrite => {
+                let slot = self.flows.find_nat(port)?;
+                let nat = self.nat_source(self.flows.get(slot))?;
+                (nat == address).then_some(slot)?
+            }
+            Path::Express => {
+                let (destination, destination_port) = local()?;
+                self.flows.find(&Tuple {
+                    source: address,
+                    destination,
+                    source_port: port,
+                    destination_port,
+                })?
+            }
+        };
+        self.flows.accept(slot, now).then_some(slot)
+    }
+
+    /// The flow's relay has ended, or nobody will accept its connection any more.
+    pub fn close(&mut self, slot: Slot, now: Instant) {
+        match self.settings.path {
+            Path::Rewrite => self.flows.close(slot, now),
+            // Its packets do not come here, so there are none to wait for.
+            Path::Express => self.flows.end(slot, now),
+        }
+    }
+
+    /// Ends one flow that has waited too long and returns the state it was in; call until None, every few seconds.
+    pub fn expire(&mut self, now: Instant) -> Option<(Slot, State)> {
+        self.flows.expire(now)
+    }
+
+    /// Decides about the packet `bytes`, which came behind `header`, and changes it in place.
+    pub fn handle(&mut self, header: vnet::Header, bytes: &mut [u8], now: Instant) -> Verdict {
+        self.counters.packets += 1;
+        self.counters.bytes += bytes.len() as u64;
+        let verdict = self.judge(header, bytes, now).unwrap_or_else(Verdict::Drop);
+        match verdict {
+            Verdict::Forward | Verdict::ForwardAbandoned(_) => self.counters.forwarded += 1,
+            Verdict::Hold { dial, .. } => self.counters.flows += dial as u64,
+            Verdict::Dns => self.counters.queries += 1,
+            Verdict::Reject(_) => self.counters.rejected += 1,
+            Verdict::Drop(reason) => self.counters.dropped[reason as usize] += 1,
+            Verdict::Abandoned(_) => {}
+        }
+        verdict
+    }
+
+    #[inline] // into each packet's way
+    pub(super) fn nat_source(&self, flow: &Flow) -> Option<Ipv6Addr> {
+        let subnet = self.subnet(flow.tuple.family())?;
+        Some(subnet.nat_source(flow.nat.host))
+    }
+
+    pub(super) const fn subnet(&self, family: Family) -> Option<&Subnet> {
+        match family {
+            Family::V4 => Some(&self.settings.ipv4),
+            Family::V6 => self.settings.ipv6.as_ref(),
+        }
+    }
+}
