@@ -14,6 +14,7 @@
 use core::fmt;
 use core::net::Ipv6Addr;
 
+use crate::dns;
 use crate::flow::subnet::Subnet;
 use crate::flow::{Flow, FlowTable, Limits, NatSource, Side, Slot, State};
 use crate::packet::datagram;
@@ -192,7 +193,7 @@ impl Rewriter {
                 _ => Err(Drop::Malformed),
             },
             _ if !packet::is_unicast(packet.destination()) => Err(Drop::NotTcp),
-            Transport::Udp if self.settings.dns && datagram::is_query(&packet) => {
+            Transport::Udp if self.settings.dns && packet.tuple().destination_port == dns::PORT => {
                 let state = header.checksum_state(&packet).ok_or(Drop::Malformed)?;
                 if datagram::is_intact(&packet, state) { Ok(Verdict::Dns) } else { Err(Drop::Malformed) }
             }

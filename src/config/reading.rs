@@ -17,6 +17,7 @@ use super::options::Spec;
 use super::sections::{Sections, Values};
 use super::table;
 use super::{Config, Given};
+use crate::dns::PORT;
 use crate::net::IpNet;
 
 /// Resolvers asked through the proxy if none is configured.
@@ -168,7 +169,7 @@ fn check(main: &Values, config: &mut Config) -> Result<(), Fault> {
 fn check_dns(main: &Values, config: &mut Config) -> Result<(), Fault> {
     let dns = &mut config.dns;
     if dns.servers.is_empty() {
-        dns.servers = DNS_SERVERS.map(|ip| SocketAddr::from((ip, 53))).to_vec();
+        dns.servers = DNS_SERVERS.map(|ip| SocketAddr::from((ip, PORT))).to_vec();
     }
     if !dns.direct_domains.is_empty() && dns.direct_servers.is_empty() {
         return Err((main.origin("direct_domain"), Problem::NoDirectServer));

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::net::{Ipv6Addr, SocketAddr};
 
 use super::{Host, MARK_MASK, TABLES};
+use crate::dns;
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 
 pub fn boolean(text: &str) -> Option<bool> {
@@ -140,7 +141,7 @@ pub fn ports(text: &str) -> Result<(u16, u16), &'static str> {
 /// Of a DNS server, which is added to those in `list`.
 pub fn resolver(text: &str, list: &mut Vec<SocketAddr>) -> Result<(), &'static str> {
     let addr = match text.parse() {
-        Ok(ip) => Some(SocketAddr::new(ip, 53)),
+        Ok(ip) => Some(SocketAddr::new(ip, dns::PORT)),
         Err(_) => text.parse().ok().filter(|addr: &SocketAddr| addr.port() != 0),
     };
     list.push(addr.ok_or("is not IP, IP:PORT or [IP]:PORT")?);

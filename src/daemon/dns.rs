@@ -20,7 +20,7 @@ use std::rc::Rc;
 use std::task::Context;
 
 use tcp_over_http::dns::{
-    BadRequest, Cache, Domains, Entry, FakeIp, Name, Ranges, Rcode, Reply, Request, local_reply,
+    BadQuery, Cache, Domains, Entry, FakeIp, Name, Query, Ranges, Rcode, Reply, local_reply,
 };
 use tcp_over_http::packet::Tuple;
 use tcp_over_http::time::Instant;
@@ -235,10 +235,10 @@ impl Dns {
     /// Answers a query, at once or later.
     fn ask(&self, gateway: &Rc<Gateway>, query: &[u8], client: Client) {
         self.count(|counters| counters.queries += 1);
-        let request = match Request::parse(query) {
+        let request = match Query::parse(query) {
             Ok(request) => request,
-            Err(BadRequest::Answer(reply)) => return self.send(gateway, &client, &reply),
-            Err(BadRequest::Ignore) => return,
+            Err(BadQuery::Answer(reply)) => return self.send(gateway, &client, &reply),
+            Err(BadQuery::Ignore) => return,
         };
         let mut out = self.out.take();
         out.clear();
@@ -252,7 +252,7 @@ impl Dns {
     }
 
     /// Appends the answer to `out` if no resolver has to be asked.
-    fn answer_now(&self, gateway: &Gateway, request: &Request, client: &Client, out: &mut Vec<u8>) -> bool {
+    fn answer_now(&self, gateway: &Gateway, request: &Query, client: &Client, out: &mut Vec<u8>) -> bool {
         let now = gateway.now();
         if !self.is_direct(request) {
             if let Some(fake) = &self.fake
@@ -275,7 +275,7 @@ impl Dns {
         is_cached
     }
 
-    fn forward(&self, gateway: &Rc<Gateway>, request: &Request, query: &[u8], client: Client) {
+    fn forward(&self, gateway: &Rc<Gateway>, request: &Query, query: &[u8], client: Client) {
         let now = gateway.now();
         let direct = self.direct(request);
         let is_hopeless = match &direct {
@@ -312,7 +312,7 @@ impl Dns {
         for (index, &waiter) in waiters.iter().enumerate() {
             let waiter = self.waiters.borrow_mut().take(waiter);
             let Some(Waiter { query, client }) = waiter else { continue };
-            let Ok(request) = Request::parse(&query) else { continue };
+            let Ok(request) = Query::parse(&query) else { continue };
             if index == 0 {
                 self.cache.borrow_mut().put(&request, reply, gateway.now());
             }
@@ -333,7 +333,7 @@ impl Dns {
         for &waiter in waiters {
             let waiter = self.waiters.borrow_mut().take(waiter);
             let Some(Waiter { query, client }) = waiter else { continue };
-            if let Ok(request) = Request::parse(&query) {
+            if let Ok(request) = Query::parse(&query) {
                 self.refuse(gateway, &request, &client);
             }
         }
@@ -341,7 +341,7 @@ impl Dns {
 
     /// Says that there is no answer; or that there is nothing, where that is what will be said all the time: the
     /// proxy lets nobody be asked, and whoever has a fake address has no other records.
-    fn refuse(&self, gateway: &Gateway, request: &Request, client: &Client) {
+    fn refuse(&self, gateway: &Gateway, request: &Query, client: &Client) {
         self.count(|counters| counters.failed += 1);
         let is_nothing = self.fake.is_some()
             && !self.is_direct(request)
@@ -355,12 +355,12 @@ impl Dns {
         self.send(gateway, client, &out);
     }
 
-    fn is_direct(&self, request: &Request) -> bool {
+    fn is_direct(&self, request: &Query) -> bool {
         self.direct(request).is_some()
     }
 
     /// Who is asked, if not through the proxy.
-    fn direct(&self, request: &Request) -> Option<Rc<Direct>> {
+    fn direct(&self, request: &Query) -> Option<Rc<Direct>> {
         let proxies = self.proxies.borrow();
         match () {
             () if proxies.names.iter().any(|name| name.as_ref() == request.name()) => {

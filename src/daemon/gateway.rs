@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
+use tcp_over_http::dns::PORT;
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::packet::datagram::Datagram;
@@ -28,9 +29,6 @@ use crate::sys;
 use crate::task::spawn;
 use crate::upstream::{Failure, Opened, Upstreams};
 use tcp_over_http::config::{Config, ConnectMode};
-
-/// The port that resolvers are asked on.
-const DNS: u16 = 53;
 
 /// All that one packet or connection may need. The event loop and the dials share it.
 pub struct Gateway {
@@ -231,7 +229,7 @@ impl Gateway {
         let target = server(&tuple);
         let mut parked =
             Parked { syn: Box::from(&*frame), tunnel: Tunnel::Dialled(None), client: None, held: None };
-        if self.rewriter.borrow().settings().dns && target.port() == DNS {
+        if self.rewriter.borrow().settings().dns && target.port() == PORT {
             parked.tunnel = Tunnel::Dns;
             self.keep(slot, Kept::Parked(Box::new(parked)));
             return self.release(slot, frame, now);

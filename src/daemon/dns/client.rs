@@ -3,7 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Weak;
 
-use tcp_over_http::dns::Request;
+use tcp_over_http::dns::Query;
 use tcp_over_http::packet::Tuple;
 
 use super::stream::Stream;
@@ -37,10 +37,10 @@ impl Client {
     }
 
     /// The most bytes that an answer may have.
-    pub fn limit(&self, request: &Request<'_>) -> usize {
+    pub fn limit(&self, query: &Query<'_>) -> usize {
         match self {
             Self::Tcp(..) => u16::MAX.into(),
-            Self::Udp(..) | Self::Packet(_) => request.udp_limit(),
+            Self::Udp(..) | Self::Packet(_) => query.udp_limit(),
         }
     }
 }
@@ -93,12 +93,13 @@ impl Waiters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tcp_over_http::dns::PORT;
 
     #[test]
     fn a_network_client_leaves_places_to_others() {
         let [one, other] = [1, 2].map(|last| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last));
         let packet = |source| {
-            Client::Packet(Tuple { source, destination: other, source_port: 1, destination_port: 53 })
+            Client::Packet(Tuple { source, destination: other, source_port: 1, destination_port: PORT })
         };
         let mut waiters = Waiters::default();
         let mut add = |client| waiters.add(Waiter { query: Box::default(), client }).ok();

@@ -4,19 +4,16 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
 
-use tcp_over_http::dns::{Ask, Pending, Request};
+use tcp_over_http::dns::{Ask, Pending, Query, Rounds};
 use tcp_over_http::time::Instant;
 use tokio::time::timeout;
 
 use super::client::MAX_WAITERS;
 use crate::gateway::Gateway;
 use crate::task::spawn;
-use crate::upstream::resolver::exchange;
+use crate::upstream::exchange::exchange;
 
-/// Every server gets the first time to answer, then every server the second.
-const ROUNDS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 /// A query is given up after this many ms.
 const PATIENCE: u32 = 10_000;
 /// Queries under way, each with a socket.
@@ -41,7 +38,7 @@ impl Direct {
     }
 
     /// Asks for a waiter. False if too many wait already.
-    pub fn ask(self: &Rc<Self>, gateway: &Rc<Gateway>, request: &Request<'_>, waiter: u32, id: u16) -> bool {
+    pub fn ask(self: &Rc<Self>, gateway: &Rc<Gateway>, request: &Query<'_>, waiter: u32, id: u16) -> bool {
         let ask = self.pending.borrow_mut().ask(request, waiter, id, gateway.now());
         let Ask::New(id) = ask else {
             return matches!(ask, Ask::Joined);
@@ -80,16 +77,15 @@ impl Direct {
     /// no other has a better one.
     async fn resolve(&self, query: &[u8]) -> Option<Vec<u8>> {
         let mut refusal = None;
-        for patience in ROUNDS {
-            for &server in &*self.servers {
-                match timeout(patience, exchange(server, self.mark, query)).await {
-                    Ok(Ok(reply)) if is_refusal(&reply) => refusal = Some(reply),
-                    Ok(Ok(reply)) => return Some(reply),
-                    _ => log::debug!("resolver {server}: no answer"),
+        let mut rounds = Rounds::new(&self.servers);
+        while let Some((server, patience)) = rounds.next() {
+            match timeout(patience, exchange(server, self.mark, query)).await {
+                Ok(Ok(reply)) if is_refusal(&reply) => {
+                    refusal = Some(reply);
+                    rounds.finish();
                 }
-            }
-            if refusal.is_some() {
-                break;
+                Ok(Ok(reply)) => return Some(reply),
+                _ => log::debug!("resolver {server}: no answer"),
             }
         }
         refusal

@@ -17,7 +17,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use tcp_over_http::dns::{Ask, Pending, Request};
+use tcp_over_http::dns::{Ask, Pending, Query};
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::time::Instant;
 
@@ -103,7 +103,7 @@ impl Tunnel {
     }
 
     /// Asks for a waiter. False if too many wait already.
-    pub fn ask(&self, gateway: &Rc<Gateway>, request: &Request<'_>, waiter: u32, id: u16) -> bool {
+    pub fn ask(&self, gateway: &Rc<Gateway>, request: &Query<'_>, waiter: u32, id: u16) -> bool {
         let now = gateway.now();
         let is_quiet = self.pending.borrow().is_empty();
         let ask = self.pending.borrow_mut().ask(request, waiter, id, now);

@@ -3,19 +3,19 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What a reverse name tells of an address: all of it, or its first bits.
+/// An address, or the first bits of one, as a reverse name gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reverse {
-    /// The bits that the name does not tell are 0.
+    /// The bits that the name does not give are 0.
     address: IpAddr,
-    /// How many bits the name tells.
+    /// How many bits the name gives.
     bits: u8,
-    /// Whether the name is that of an address, and not of a zone or of something below an address.
+    /// Whether the name is that of an address, not of a zone or of something below an address.
     is_whole: bool,
 }
 
-/// Ranges that mean something else in every network, so that nobody outside can tell their names (RFC 6303
-/// section 4, RFC 7793), or nothing at all.
+/// Ranges that every network uses for itself, so that nobody outside knows their names (RFC 6303 section 4, RFC 7793),
+/// or that nobody uses.
 const PRIVATE: [(Ipv4Addr, u8); 12] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
@@ -30,12 +30,12 @@ const PRIVATE: [(Ipv4Addr, u8); 12] = [
     (Ipv4Addr::new(203, 0, 113, 0), 24),
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
-/// The part of IPv6 that is one network (RFC 4291 section 2.4), and what of it is for documentation.
+/// The public part of IPv6 (RFC 4291 section 2.4), and its range for documentation.
 const GLOBAL: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 const DOCUMENTATION: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32);
 
 impl Reverse {
-    /// What a name, itself [in reverse](super::name::NameRef::reversed), tells, unless it lies outside the zones.
+    /// Reads a name, its labels [reversed](super::name::NameRef::reversed). `None` outside the reverse zones.
     pub(crate) fn parse(name: &[u8]) -> Option<Self> {
         let ipv4 = name.strip_prefix(b"\x04arpa\x07in-addr");
         let (mut rest, step, width) = match ipv4 {
@@ -64,7 +64,7 @@ impl Reverse {
         self.is_whole.then_some(self.address)
     }
 
-    /// Whether the name lies in a zone that is a network's own.
+    /// Whether the name lies in a private zone.
     pub(crate) fn is_private(&self) -> bool {
         match self.address {
             IpAddr::V4(ip) => PRIVATE.iter().any(|&(zone, bits)| {
