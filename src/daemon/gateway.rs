@@ -20,7 +20,8 @@ use tcp_over_http::packet::{Packet, Tuple};
 use tcp_over_http::rewrite::{Rewriter, Verdict};
 use tcp_over_http::time::Instant;
 
-use crate::dns::{self, Dns, Meaning};
+use crate::clock::Clock;
+use crate::dns::{Dns, Meaning};
 use crate::gateway::kept::{Kept, KeptFlows, Parked, Tunnel};
 use crate::kernel::self_test::ListenerTest;
 use crate::kernel::tun::Tun;
@@ -32,14 +33,14 @@ use tcp_over_http::config::{Config, ConnectMode};
 
 /// All that one packet or connection may need. The event loop and the dials share it.
 pub struct Gateway {
-    tun: Tun,
+    clock: Clock,
+    tun: Rc<Tun>,
     listener_test: ListenerTest,
     rewriter: RefCell<Rewriter>,
     upstreams: RefCell<Rc<Upstreams>>,
     dns: Option<Rc<Dns>>,
     supplies: Supplies,
     mode: Cell<ConnectMode>,
-    started: std::time::Instant,
     /// What is kept for a flow, by slot.
     kept: RefCell<KeptFlows>,
     /// Whose relays have a turn without an event...
@@ -56,29 +57,28 @@ pub struct Totals {
     pub moved: Moved,
     /// Flows refused because of what the proxy said.
     pub refused: u64,
-    /// Frames that the TUN did not take.
-    pub write_errors: u64,
 }
 
 impl Gateway {
     /// A gateway without flows.
     pub fn new(
-        tun: Tun,
+        clock: Clock,
+        tun: Rc<Tun>,
         rewriter: Rewriter,
-        upstreams: Upstreams,
+        upstreams: Rc<Upstreams>,
         dns: Option<Rc<Dns>>,
         supplies: Supplies,
         mode: ConnectMode,
     ) -> Self {
         Self {
+            clock,
             tun,
             listener_test: ListenerTest::new(rewriter.settings()),
             rewriter: RefCell::new(rewriter),
-            upstreams: RefCell::new(Rc::new(upstreams)),
+            upstreams: RefCell::new(upstreams),
             dns,
             supplies,
             mode: Cell::new(mode),
-            started: std::time::Instant::now(),
             kept: RefCell::default(),
             queue: RefCell::default(),
             again: Cell::default(),
@@ -87,7 +87,7 @@ impl Gateway {
     }
 
     /// The TUN.
-    pub const fn tun(&self) -> &Tun {
+    pub fn tun(&self) -> &Tun {
         &self.tun
     }
 
@@ -107,17 +107,18 @@ impl Gateway {
     }
 
     /// Takes over how connections are opened from now on, and by whom. Dials that are under way go on.
-    pub fn configure(self: &Rc<Self>, old: &Config, new: &Config, upstreams: Upstreams) {
+    pub fn configure(&self, old: &Config, new: &Config, upstreams: Upstreams) {
         upstreams.inherit(&self.upstreams());
-        self.upstreams.replace(Rc::new(upstreams));
+        let upstreams = Rc::new(upstreams);
+        self.upstreams.replace(Rc::clone(&upstreams));
         self.mode.set(new.connect);
         if let Some(dns) = &self.dns {
-            dns.configure(self, old, new);
+            dns.configure(old, new, upstreams);
         }
         self.rewriter.borrow_mut().flows.limit_held(new.max_dials, new.max_dials_per_client);
     }
 
-    /// The resolver, unless names are none of our business.
+    /// The resolver, unless `dns` is 'off'.
     pub const fn dns(&self) -> Option<&Rc<Dns>> {
         self.dns.as_ref()
     }
@@ -129,12 +130,12 @@ impl Gateway {
 
     /// The time, for the rewriter.
     pub fn now(&self) -> Instant {
-        Instant::from_millis(self.uptime().as_millis() as u64)
+        self.clock.now()
     }
 
     /// Since the start.
     pub fn uptime(&self) -> Duration {
-        self.started.elapsed()
+        self.clock.uptime()
     }
 
     /// Handles one frame from the TUN.
@@ -149,9 +150,9 @@ impl Gateway {
         let verdict = self.rewriter.borrow_mut().handle(header, packet, now);
         log::trace!("{} bytes: {verdict}", packet.len());
         match verdict {
-            Verdict::Forward => self.write(frame),
+            Verdict::Forward => _ = self.tun.write(frame), // which counts what is lost
             Verdict::ForwardAbandoned(slot) => {
-                self.write(frame);
+                _ = self.tun.write(frame);
                 self.keep(slot, Kept::Nothing);
             }
             Verdict::Hold { slot, dial: true } => self.hold(slot, frame, now),
@@ -201,7 +202,7 @@ impl Gateway {
     pub fn handle_tick(self: &Rc<Self>, now: Instant) {
         self.listener_test.tick(&self.tun);
         if let Some(dns) = &self.dns {
-            dns.tick(self, now);
+            dns.tick(now);
         }
         loop {
             let expired = self.rewriter.borrow_mut().flows.expire(now);
@@ -324,37 +325,24 @@ impl Gateway {
         self.handle_frame(syn, now);
     }
 
-    /// Answers what a captured datagram asks a resolver.
-    fn answer_query(self: &Rc<Self>, packet: &mut [u8]) {
+    /// Answers the query in a captured datagram.
+    fn answer_query(&self, packet: &mut [u8]) {
         if let (Some(dns), Ok(packet)) = (&self.dns, Packet::parse(packet))
             && let Some(Datagram { tuple, payload }) = Datagram::of(&packet)
         {
-            dns.ask_captured(self, payload, tuple);
+            dns.ask_captured(payload, tuple);
         }
     }
 
-    /// Sends a client a datagram; one that is too long to be made is not.
-    pub fn write_datagram(&self, tuple: &Tuple, payload: &[u8]) {
-        let mut frame = [0; vnet::LEN + make::MAX_LEN];
-        if let Some((_, out)) = frame.split_first_chunk_mut::<{ vnet::LEN }>()
-            && let Some((out, _)) = out.split_first_chunk_mut::<{ make::MAX_LEN }>()
-        {
-            let length = make::datagram(tuple, payload, out);
-            if length > 0 {
-                self.write(&frame[..vnet::LEN + length]);
-            }
-        }
-    }
-
-    /// Answers what a client asks that wanted another resolver.
+    /// Answers the queries of a client that has connected to another resolver.
     fn serve_dns(self: &Rc<Self>, slot: Slot, client: TcpStream) {
         _ = sys::set_lingering(&client);
         // Not who the listener sees: that may be a NAT source.
         let source = self.rewriter.borrow().flows.get(slot).tuple.source;
         let task = DnsTask { slot, gateway: Rc::clone(self) };
         let task = spawn(async move {
-            if let Ok(client) = tokio::net::TcpStream::from_std(client) {
-                dns::serve(&task.gateway, client, Some(source)).await;
+            if let (Some(dns), Ok(client)) = (task.gateway.dns(), tokio::net::TcpStream::from_std(client)) {
+                dns.serve(client, Some(source)).await;
             }
             task.gateway.keep(task.slot, Kept::Nothing);
         });
@@ -382,14 +370,7 @@ impl Gateway {
             return;
         };
         let length = reject.build(&packet, source, out);
-        self.write(&frame[..vnet::LEN + length]);
-    }
-
-    fn write(&self, frame: &[u8]) {
-        if let Err(error) = self.tun.write(frame) {
-            log::trace!("a frame of {} bytes was not taken: {error}", frame.len());
-            self.count(|totals| totals.write_errors += 1);
-        }
+        _ = self.tun.write(&frame[..vnet::LEN + length]);
     }
 
     fn keep(&self, slot: Slot, new: Kept) {
@@ -405,7 +386,7 @@ impl Gateway {
     }
 }
 
-/// A client's connection to our resolver, until its end.
+/// A client's connection to our resolver, until it ends.
 struct DnsTask {
     slot: Slot,
     gateway: Rc<Gateway>,

@@ -23,7 +23,6 @@ use std::net::TcpStream;
 
 use tcp_over_http::flow::Slot;
 
-use crate::dns::Held;
 use crate::relay::pipe::{Pipe, Pipes};
 use crate::relay::poller::{Event, Key, Peer, Poller};
 use crate::relay::socket::Socket;
@@ -40,8 +39,6 @@ pub struct Relay {
     down: Direction,
     /// Whether it is in a queue of those that have their turn without an event.
     pub queued: bool,
-    /// The fake address that the client has connected to.
-    pub held: Option<Held>,
 }
 
 /// What all relays share.
@@ -96,7 +93,7 @@ impl Relay {
             // Last, and undone: a pipe that is not given back is missing for ever.
             down.preload(leftover, &supplies.pipes).inspect_err(|_| down.release(&supplies.pipes))?;
         }
-        Ok(Self { client, upstream, up: Direction::default(), down, queued: false, held: None })
+        Ok(Self { client, upstream, up: Direction::default(), down, queued: false })
     }
 
     /// Notes what has happened to one of its sockets.

@@ -28,7 +28,7 @@ impl KeptFlows {
     /// The flow's relay, if it has one.
     pub fn relay(&mut self, slot: Slot) -> Option<&mut Relay> {
         match self.slots.get_mut(slot.index()) {
-            Some(Kept::Relayed(relay)) => Some(relay),
+            Some(Kept::Relayed(relayed)) => Some(&mut relayed.relay),
             _ => None,
         }
     }
@@ -42,9 +42,9 @@ impl KeptFlows {
     }
 
     /// All relays. Ends all else.
-    pub fn into_relays(self) -> impl Iterator<Item = (Slot, Box<Relay>)> {
+    pub fn into_relays(self) -> impl Iterator<Item = (Slot, Box<Relayed>)> {
         (0..).zip(self.slots).filter_map(|(number, kept)| match kept {
-            Kept::Relayed(relay) => Some((Slot::from_number(number), relay)),
+            Kept::Relayed(relayed) => Some((Slot::from_number(number), relayed)),
             Kept::Served(task) => {
                 task.abort();
                 None
@@ -63,7 +63,7 @@ pub enum Kept {
     /// Until it is accepted.
     Parked(Box<Parked>),
     /// Until its relay ends.
-    Relayed(Box<Relay>),
+    Relayed(Box<Relayed>),
     /// Until this task, which answers the client itself, ends.
     Served(AbortHandle),
 }
@@ -78,6 +78,14 @@ pub struct Parked {
     pub client: Option<TcpStream>,
     /// The fake address that the client connects to.
     pub held: Option<Held>,
+}
+
+/// A flow that is being relayed.
+pub struct Relayed {
+    /// Its two connections.
+    pub relay: Relay,
+    /// The fake address that the client has connected to is in use until then.
+    pub _held: Option<Held>,
 }
 
 /// The way to the server.

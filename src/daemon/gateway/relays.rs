@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use tcp_over_http::flow::Slot;
 
 use super::Gateway;
-use crate::gateway::kept::Kept;
+use crate::gateway::kept::{Kept, Relayed};
 use crate::relay::{Moved, Next, Relay};
 use crate::upstream::Opened;
 
@@ -42,8 +42,8 @@ impl Gateway {
     pub fn abort_all(&self) {
         // Out of the borrow first: what is dropped may ask for it.
         let kept = self.kept.take();
-        for (slot, relay) in kept.into_relays() {
-            self.end(slot, relay, Err(io::ErrorKind::ConnectionAborted.into()));
+        for (slot, relayed) in kept.into_relays() {
+            self.end(slot, relayed, Err(io::ErrorKind::ConnectionAborted.into()));
         }
     }
 
@@ -55,13 +55,12 @@ impl Gateway {
             .into_std()
             .and_then(|upstream| Relay::new(slot, client, upstream, &leftover, &self.supplies));
         match relay {
-            Ok(mut relay) => {
-                relay.held = held;
-                self.keep(slot, Kept::Relayed(Box::new(relay)));
+            Ok(relay) => {
+                self.keep(slot, Kept::Relayed(Box::new(Relayed { relay, _held: held })));
                 self.run(slot, |_| ());
             }
             Err(error) => {
-                log::warn!("no relay: {error}");
+                log::warn!("cannot start relay: {error}");
                 self.rewriter.borrow_mut().close(slot, self.now());
                 self.keep(slot, Kept::Nothing);
             }
@@ -94,14 +93,15 @@ impl Gateway {
             Ok(Next::End) => Ok(()),
             Err(error) => Err(error),
         };
-        if let Kept::Relayed(relay) = kept.replace(slot, Kept::Nothing) {
+        if let Kept::Relayed(relayed) = kept.replace(slot, Kept::Nothing) {
             drop(kept);
-            self.end(slot, relay, result);
+            self.end(slot, relayed, result);
         }
     }
 
     /// Ends a relay: in order, or with a reset.
-    fn end(&self, slot: Slot, mut relay: Box<Relay>, result: io::Result<()>) {
+    fn end(&self, slot: Slot, mut relayed: Box<Relayed>, result: io::Result<()>) {
+        let relay = &mut relayed.relay;
         let Moved { up, down } = relay.moved();
         let how: &dyn fmt::Display = match &result {
             Ok(()) => &"closed",
@@ -113,7 +113,7 @@ impl Gateway {
             Err(_) => relay.reset(),
         }
         relay.release(&self.supplies.pipes);
-        drop(relay);
+        drop(relayed);
         self.rewriter.borrow_mut().close(slot, self.now());
     }
 }

@@ -1,5 +1,6 @@
 //! The TUN device.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::task::{Context, Poll, ready};
@@ -18,6 +19,7 @@ const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | l
 /// A TUN device. A frame is a virtio header ([`vnet::Header`]) and one packet or super-packet.
 pub struct Tun {
     file: AsyncFd<File>,
+    write_errors: Cell<u64>,
 }
 
 /// Which step of setting up the device failed.
@@ -63,7 +65,7 @@ impl Tun {
         if offload && let Err(error) = sys::set_offload(&file, OFFLOADS) {
             log::warn!("{name}: no super-packets, the kernel refuses offload: {error}");
         }
-        Ok(Self { file: sys::watch(file).map_err(TunError::Watch)? })
+        Ok(Self { file: sys::watch(file).map_err(TunError::Watch)?, write_errors: Cell::default() })
     }
 
     /// Reads one frame.
@@ -78,6 +80,14 @@ impl Tun {
 
     /// Writes one frame. The kernel takes it at once or not at all: it never asks to wait.
     pub fn write(&self, frame: &[u8]) -> io::Result<()> {
-        self.file.get_ref().write(frame).map(drop)
+        self.file.get_ref().write(frame).map(drop).inspect_err(|error| {
+            log::trace!("a frame of {} bytes was not taken: {error}", frame.len());
+            self.write_errors.set(self.write_errors.get() + 1);
+        })
+    }
+
+    /// How many frames the kernel has not taken.
+    pub const fn write_errors(&self) -> u64 {
+        self.write_errors.get()
     }
 }

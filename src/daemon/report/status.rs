@@ -55,7 +55,7 @@ pub fn report(gateway: &Gateway, config: &Config, form: Form) -> String {
     report.number("bytes", counters.bytes);
     report.number("forwarded", counters.forwarded);
     report.number("rejected", counters.rejected);
-    report.number("write_errors", totals.write_errors);
+    report.number("write_errors", gateway.tun().write_errors());
     report.end();
 
     report.begin("listener");
