@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
 use std::time::{Duration, Instant as Clock};
 
-use tcp_over_http::dns::{Cache, FakeIp, Kind, Name, Query, Ranges, Reply, Request};
+use tcp_over_http::dns::{Cache, FakeIp, Kind, Name, Query, Ranges, Reply};
 use tcp_over_http::flow::subnet::Subnet;
 use tcp_over_http::flow::{FlowTable, Limits, Side, Slot};
 use tcp_over_http::net::{Ipv4Net, Ipv6Net};
@@ -163,11 +163,11 @@ fn fake_query(iterations: u64, times: u16) -> Duration {
     timed(iterations, |nth| {
         // A second for each name, so that the one that makes way is always the oldest.
         let now = Instant::from_millis((1 << 20) + nth * 1000);
-        let request = Request::parse(&queries[nth as usize % queries.len()]).expect("a query");
-        let reply = table.answer(&request, now).expect("an address");
+        let query = Query::parse(&queries[nth as usize % queries.len()]).expect("a query");
+        let reply = table.answer(&query, now).expect("an address");
         assert!(matches!(reply, Reply::Address(..)));
         out.clear();
-        request.reply(&reply, &mut out);
+        query.reply(&reply, &mut out);
     })
 }
 
@@ -176,18 +176,18 @@ fn dns_cached(iterations: u64) -> Duration {
     let mut count = 0;
     while cache.len() == usize::from(count) {
         let bytes = query(count);
-        let request = Request::parse(&bytes).expect("a query");
+        let query = Query::parse(&bytes).expect("a query");
         let mut reply = Vec::new();
-        request.reply(&Reply::Address(FAKE_NETWORK.into(), 3600), &mut reply);
-        cache.put(&request, &reply, Instant::default());
+        query.reply(&Reply::Address(FAKE_NETWORK.into(), 3600), &mut reply);
+        cache.put(&query, &reply, Instant::default());
         count += 1;
     }
     let queries: Vec<Vec<u8>> = (1..count).map(query).collect();
     let mut out = Vec::new();
     timed(iterations, |nth| {
-        let request = Request::parse(&queries[nth as usize % queries.len()]).expect("a query");
+        let query = Query::parse(&queries[nth as usize % queries.len()]).expect("a query");
         out.clear();
-        assert!(cache.get(&request, 512, &mut out, Instant::default()));
+        assert!(cache.get(&query, 512, &mut out, Instant::default()));
     })
 }
 
@@ -207,7 +207,7 @@ fn full_fake_table() -> FakeIp {
 
 fn query(nth: u16) -> Vec<u8> {
     let name = Name::new(&format!("host-{nth}.cdn.example.com")).expect("a name");
-    Query { id: nth, name: &name, kind: Kind::A }.encode().to_vec()
+    Query::compose(nth, &name, Kind::A)
 }
 
 /// A rewriter with one live flow, and the tuples of the flow's packets as they come from both sides.

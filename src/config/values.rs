@@ -8,6 +8,7 @@ use core::net::{Ipv6Addr, SocketAddr};
 
 use super::host::Host;
 use super::{MARK_MASK, TABLES};
+use crate::dns;
 use crate::http::{auth, field};
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -159,7 +160,7 @@ pub fn ports(text: &str) -> Result<(u16, u16), &'static str> {
 /// Adds a DNS server, `IP[:PORT]`, to `list`.
 pub fn resolver(text: &str, list: &mut Vec<SocketAddr>) -> Result<(), &'static str> {
     let addr = match text.parse() {
-        Ok(ip) => Some(SocketAddr::new(ip, 53)),
+        Ok(ip) => Some(SocketAddr::new(ip, dns::PORT)),
         Err(_) => text.parse().ok().filter(|addr: &SocketAddr| addr.port() != 0),
     };
     list.push(addr.ok_or("is not IP, IP:PORT or [IP]:PORT")?);

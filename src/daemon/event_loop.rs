@@ -107,7 +107,7 @@ impl EventLoop {
         self.poll_listeners(cx);
         self.gateway.poll_relays(cx);
         if let Some(dns) = self.gateway.dns() {
-            dns.poll(cx, &self.gateway);
+            dns.poll(cx);
         }
         self.poll_signals(cx);
         self.poll_status(cx);

@@ -22,6 +22,7 @@ use tcp_over_http::packet::vnet;
 use tcp_over_http::rewrite::{Rewriter, Verdict};
 use tcp_over_http::time::Instant;
 
+use crate::clock::Clock;
 use crate::dns::Dns;
 use crate::gateway::kept::{DialState, Kept, KeptFlows};
 use crate::kernel::self_test::SelfTest;
@@ -32,14 +33,14 @@ use crate::upstream::Upstreams;
 
 /// All that one packet or connection may need. Shared by the event loop and the dials.
 pub struct Gateway {
-    tun: Tun,
+    clock: Clock,
+    tun: Rc<Tun>,
     self_test: SelfTest,
     rewriter: RefCell<Rewriter>,
     upstreams: RefCell<Rc<Upstreams>>,
     dns: Option<Rc<Dns>>,
     supplies: Supplies,
     mode: Cell<ConnectMode>,
-    started: std::time::Instant,
     /// What is kept for a flow, by slot.
     kept: RefCell<KeptFlows>,
     /// Flows whose relays get a turn without an event...
@@ -56,29 +57,28 @@ pub struct Totals {
     pub moved: Moved,
     /// Flows refused because of what the proxy said.
     pub refused: u64,
-    /// Frames that the TUN has refused.
-    pub write_errors: u64,
 }
 
 impl Gateway {
     /// A gateway without flows.
     pub fn new(
-        tun: Tun,
+        clock: Clock,
+        tun: Rc<Tun>,
         rewriter: Rewriter,
-        upstreams: Upstreams,
+        upstreams: Rc<Upstreams>,
         dns: Option<Rc<Dns>>,
         supplies: Supplies,
         mode: ConnectMode,
     ) -> Self {
         Self {
+            clock,
             tun,
             self_test: SelfTest::new(rewriter.settings()),
             rewriter: RefCell::new(rewriter),
-            upstreams: RefCell::new(Rc::new(upstreams)),
+            upstreams: RefCell::new(upstreams),
             dns,
             supplies,
             mode: Cell::new(mode),
-            started: std::time::Instant::now(),
             kept: RefCell::default(),
             queue: RefCell::default(),
             again: Cell::default(),
@@ -87,7 +87,7 @@ impl Gateway {
     }
 
     /// The TUN.
-    pub const fn tun(&self) -> &Tun {
+    pub fn tun(&self) -> &Tun {
         &self.tun
     }
 
@@ -107,12 +107,13 @@ impl Gateway {
     }
 
     /// Changes how connections are opened from now on, and by whom. Dials in flight go on as they are.
-    pub fn configure(self: &Rc<Self>, old: &Config, new: &Config, mut upstreams: Upstreams) {
+    pub fn configure(&self, old: &Config, new: &Config, mut upstreams: Upstreams) {
         upstreams.inherit(&self.upstreams());
-        self.upstreams.replace(Rc::new(upstreams));
+        let upstreams = Rc::new(upstreams);
+        self.upstreams.replace(Rc::clone(&upstreams));
         self.mode.set(new.connect);
         if let Some(dns) = &self.dns {
-            dns.configure(self, old, new);
+            dns.configure(old, new, upstreams);
         }
         self.rewriter.borrow_mut().limit_held(new.max_dials, new.max_dials_per_client);
     }
@@ -129,12 +130,12 @@ impl Gateway {
 
     /// The time, for the rewriter.
     pub fn now(&self) -> Instant {
-        Instant::from_millis(self.uptime().as_millis() as u64)
+        self.clock.now()
     }
 
     /// The time since the start.
     pub fn uptime(&self) -> Duration {
-        self.started.elapsed()
+        self.clock.uptime()
     }
 
     /// Handles one frame from the TUN.
@@ -149,9 +150,9 @@ impl Gateway {
         let verdict = self.rewriter.borrow_mut().handle(header, packet, now);
         log::trace!("{} bytes: {verdict}", packet.len());
         match verdict {
-            Verdict::Forward => self.write(frame),
+            Verdict::Forward => _ = self.tun.write(frame), // which counts what is lost
             Verdict::ForwardAbandoned(slot) => {
-                self.write(frame);
+                _ = self.tun.write(frame);
                 self.keep(slot, Kept::Nothing);
             }
             Verdict::Hold { slot, dial: true } => self.hold(slot, frame, now),
@@ -201,7 +202,7 @@ impl Gateway {
     pub fn handle_tick(self: &Rc<Self>, now: Instant) {
         self.self_test.tick(&self.tun);
         if let Some(dns) = &self.dns {
-            dns.tick(self, now);
+            dns.tick(now);
         }
         loop {
             let expired = self.rewriter.borrow_mut().expire(now);
@@ -228,13 +229,6 @@ impl Gateway {
         _ = sys::set_resetting(client);
         self.rewriter.borrow_mut().close(slot, self.now());
         self.keep(slot, Kept::Nothing);
-    }
-
-    fn write(&self, frame: &[u8]) {
-        if let Err(error) = self.tun.write(frame) {
-            log::trace!("a frame of {} bytes was not taken: {error}", frame.len());
-            self.count(|totals| totals.write_errors += 1);
-        }
     }
 
     fn keep(&self, slot: Slot, new: Kept) {

@@ -9,9 +9,10 @@
 //! | names are answered | `dns` |
 //! | it is told what to do | `cli`, `settings` |
 //! | it tells how it is | `report` |
-//! | the system is called | `sys`, `task` |
+//! | the system is called | `sys`, `task`, `clock` |
 
 mod cli;
+mod clock;
 mod dns;
 mod event_loop;
 mod gateway;
@@ -34,6 +35,7 @@ use tcp_over_http::rewrite::{self, Path, Rewriter};
 use tokio::runtime::{Builder, LocalOptions};
 
 use crate::cli::Command;
+use crate::clock::Clock;
 use crate::dns::{Dns, DnsError};
 use crate::event_loop::{End, EventLoop};
 use crate::gateway::Gateway;
@@ -151,7 +153,7 @@ async fn serve(settings: Settings) -> Result<End, StartError> {
         End::Asked | End::Restart => {}
     }
     if let Some(dns) = gateway.dns() {
-        dns.save(gateway.now());
+        dns.save();
     }
     let blocks = leave_blocked && config.on_failure == OnFailure::Block;
     if matches!(end, End::Restart) || matches!(end, End::Asked) && blocks {
@@ -170,15 +172,18 @@ async fn set_up(config: &Config) -> Result<(Rc<Gateway>, Capture), StartError> {
     let pipes = reserve_files(config.max_flows as usize, others)?;
     let [a, b, c, d, e, f, g, h] = sys::random().map_err(StartError::Random)?;
     let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
-    let upstreams = Upstreams::new(config).map_err(StartError::Upstreams)?;
-    let dns = Dns::new(config, Default::default()).map_err(StartError::Dns)?;
+    let clock = Clock::start();
+    let upstreams = Rc::new(Upstreams::new(config).map_err(StartError::Upstreams)?);
     let tun =
         Tun::open(&config.tun, config.offload).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
+    let tun = Rc::new(tun);
+    let dns = dns::Context::new(clock, Rc::clone(&upstreams), Rc::clone(&tun));
+    let dns = Dns::new(config, dns).map_err(StartError::Dns)?;
     let capture = Capture::set_up(config, &tun).await.map_err(StartError::Capture)?;
     let rewriter = Rewriter::new(rewriter_settings(config, capture.path()), limits(config), key);
     let pipes = Pipes::new(pipes, config.pipe_size);
     let supplies = Supplies { pipes, poller: Poller::new().map_err(StartError::EventLoop)? };
-    let gateway = Rc::new(Gateway::new(tun, rewriter, upstreams, dns, supplies, config.connect));
+    let gateway = Rc::new(Gateway::new(clock, tun, rewriter, upstreams, dns, supplies, config.connect));
     Ok((gateway, capture))
 }
 

@@ -3,6 +3,7 @@
 
 pub mod dial;
 mod etc_files;
+pub mod exchange;
 mod lookup;
 pub mod proxy;
 pub mod resolver;

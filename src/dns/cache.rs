@@ -1,25 +1,25 @@
-//! Replies of upstreams, kept for as long as they say.
+//! Replies of upstreams, kept for as long as their TTLs allow.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use super::wire::header::Rcode;
 use super::wire::message::{Kind, Message, Record};
-use super::wire::reply::Rcode;
-use super::wire::request::Request;
+use super::wire::query::Query;
 use crate::time::Instant;
 
-/// Seconds that anything is kept at the most.
+/// The most seconds that a reply is kept.
 const MAX_TTL: u32 = 86_400;
-/// The same for what there is not (RFC 2308 section 5).
+/// The same for a reply that denies something (RFC 2308 section 5).
 const MAX_NEGATIVE_TTL: u32 = 10_800;
-/// Seconds that a server's failure is kept, so that it is not asked in vain all the time (RFC 9520 section 3.2).
+/// Seconds that a server's failure is kept, so that it is not asked again and again (RFC 9520 section 3.2).
 const FAILURE_TTL: u32 = 5;
-/// The largest part of the memory that one reply may take.
+/// One reply may take this fraction of the memory: 1/8.
 const MAX_SHARE: usize = 8;
 
-/// The cache. Replies differ by question and by what clients want of DNSSEC, and the oldest make way for new ones.
+/// The cache. Its key is the question and the client's DNSSEC flags; the oldest replies make room for new ones.
 pub struct Cache {
-    /// In the order in which they came.
+    /// Oldest first.
     replies: Vec<Kept>,
     bytes: usize,
     limit: usize,
@@ -29,22 +29,22 @@ struct Kept {
     /// Of the question.
     hash: u32,
     expires: Instant,
-    /// Milliseconds from when the TTLs of the reply were right until it expires.
+    /// Milliseconds from when the TTLs in the reply were last updated until it expires.
     lifetime: u32,
     variant: u8,
     reply: Box<[u8]>,
 }
 
 impl Cache {
-    /// An empty cache for `limit` bytes, all told.
+    /// An empty cache that takes at most `limit` bytes.
     pub const fn new(limit: usize) -> Self {
         Self { replies: Vec::new(), bytes: 0, limit }
     }
 
-    /// Keeps an upstream's reply to the request, whatever its id, unless it has to be asked for again each time:
-    /// one that is truncated, that says so by its TTL, or that denies something without saying for how long.
-    pub fn put(&mut self, request: &Request<'_>, reply: &[u8], now: Instant) {
-        let Some(message) = Message::parse(reply).filter(|message| request.is_question_of(message)) else {
+    /// Keeps an upstream's reply to the query, whatever its id, unless it must not be cached: it is truncated, its TTL is
+    /// 0, or it denies something without a TTL for that.
+    pub fn put(&mut self, query: &Query<'_>, reply: &[u8], now: Instant) {
+        let Some(message) = Message::parse(reply).filter(|message| query.is_question_of(message)) else {
             return;
         };
         let Some(ttl) = lifetime(&message).filter(|&ttl| ttl > 0) else {
@@ -54,14 +54,14 @@ impl Cache {
         if size > self.limit / MAX_SHARE {
             return;
         }
-        if let Some(old) = self.find(request) {
+        if let Some(old) = self.find(query) {
             self.remove(old);
         }
         self.expire(now);
         while self.bytes + size > self.limit {
             self.remove(0);
         }
-        let (hash, variant) = (hash(request), request.variant());
+        let (hash, variant) = (hash(query), query.variant());
         let mut reply: Box<[u8]> = reply.into();
         change_ttls(&mut reply, |ttl| ttl.min(MAX_TTL));
         self.bytes += size;
@@ -69,10 +69,9 @@ impl Cache {
         self.replies.push(Kept { hash, expires: now.plus(lifetime), lifetime, variant, reply });
     }
 
-    /// Appends the reply for a client, if there is one, with what is left of its TTLs; [`Request::relay`] tells what
-    /// `limit` does.
-    pub fn get(&mut self, request: &Request<'_>, limit: usize, out: &mut Vec<u8>, now: Instant) -> bool {
-        let Some(found) = self.find(request).and_then(|found| self.replies.get_mut(found)) else {
+    /// Appends the reply for a client, if there is one, with the rest of its TTLs; for `limit` see [`Query::relay`].
+    pub fn get(&mut self, query: &Query<'_>, limit: usize, out: &mut Vec<u8>, now: Instant) -> bool {
+        let Some(found) = self.find(query).and_then(|found| self.replies.get_mut(found)) else {
             return false;
         };
         if !found.is_fresh(now) {
@@ -84,7 +83,7 @@ impl Cache {
             change_ttls(&mut found.reply, |ttl| ttl.saturating_sub(age));
             found.lifetime = found.lifetime.saturating_sub(1000 * age);
         }
-        request.relay(&found.reply, limit, out)
+        query.relay(&found.reply, limit, out)
     }
 
     /// Forgets what has expired.
@@ -93,7 +92,7 @@ impl Cache {
         self.bytes = self.replies.iter().map(Kept::size).sum();
     }
 
-    /// Forgets everything.
+    /// Removes everything.
     pub fn clear(&mut self) {
         self.replies.clear();
         self.bytes = 0;
@@ -109,12 +108,12 @@ impl Cache {
         self.replies.is_empty()
     }
 
-    fn find(&self, request: &Request<'_>) -> Option<usize> {
-        let (hash, variant) = (hash(request), request.variant());
+    fn find(&self, query: &Query<'_>) -> Option<usize> {
+        let (hash, variant) = (hash(query), query.variant());
         self.replies.iter().position(|kept| {
             kept.hash == hash
                 && kept.variant == variant
-                && Message::parse(&kept.reply).is_some_and(|message| request.is_question_of(&message))
+                && Message::parse(&kept.reply).is_some_and(|message| query.is_question_of(&message))
         })
     }
 
@@ -133,14 +132,14 @@ impl Kept {
     }
 }
 
-/// FNV-1a of name, type and class. It only saves comparisons: all replies are looked through anyway.
-fn hash(request: &Request<'_>) -> u32 {
-    request.question_bytes().iter().fold(0x811c_9dc5, |hash, byte| {
+/// FNV-1a of name, type and class. It only saves comparisons: the search is linear anyway.
+fn hash(query: &Query<'_>) -> u32 {
+    query.question_bytes().iter().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte.to_ascii_lowercase())).wrapping_mul(0x0100_0193)
     })
 }
 
-/// Seconds that a reply may be kept; none if it says nothing of that, or is not to be believed.
+/// Seconds that a reply may be kept; `None` if it has no TTL or must not be cached.
 fn lifetime(message: &Message<'_>) -> Option<u32> {
     if message.is_truncated() {
         return None;
@@ -153,7 +152,7 @@ fn lifetime(message: &Message<'_>) -> Option<u32> {
             tells_absence |= record.kind == Kind::SOA;
         }
     }
-    let denies = message.rcode() == Rcode::NXDomain as u8 || message.field(6) == 0;
+    let denies = message.rcode() == Rcode::NXDomain as u8 || message.counts()[0] == 0;
     match message.rcode() {
         0 | 3 if denies => tells_absence.then_some(ttl.min(MAX_NEGATIVE_TTL)),
         0 => Some(ttl),
@@ -162,8 +161,7 @@ fn lifetime(message: &Message<'_>) -> Option<u32> {
     }
 }
 
-/// The TTL of a record. That of a zone's start is for the absence of others, and its last field counts, too
-/// (RFC 2308 section 5).
+/// The TTL of a record. That of SOA is for the absence of others, and limited by its last field (RFC 2308 section 5).
 fn ttl_of(record: &Record<'_>) -> u32 {
     match record.data.last_chunk() {
         Some(&minimum) if record.kind == Kind::SOA => record.ttl.min(u32::from_be_bytes(minimum)),
@@ -171,20 +169,20 @@ fn ttl_of(record: &Record<'_>) -> u32 {
     }
 }
 
-/// Sets the TTL of each record to what `change` makes of it.
+/// Applies `change` to the TTL of each record.
 fn change_ttls(reply: &mut [u8], change: impl Fn(u32) -> u32) {
     let Some(message) = Message::parse(reply) else {
         return;
     };
     let mut at = message.question_end();
-    let count: u32 = [6, 8, 10].iter().map(|&at| u32::from(message.field(at))).sum();
+    let count: u32 = message.counts().into_iter().map(u32::from).sum();
     for _ in 0..count {
         let Some(record) = Record::parse(reply, at) else {
             return;
         };
         let (kind, data_at, ttl) = (record.kind, record.data_at, change(ttl_of(&record)));
         at = data_at + record.data.len();
-        // The TTL comes before the length of the data. That of OPT is something else.
+        // The TTL comes before the length of the data. In OPT the field has another meaning.
         if let Some(field) = reply.get_mut(data_at - 6..data_at - 2)
             && kind != Kind::OPT
         {
@@ -195,7 +193,7 @@ fn change_ttls(reply: &mut [u8], change: impl Fn(u32) -> u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wire::request::tests::{Fields, SELF, query, reply};
+    use super::super::wire::query::tests::{Fields, SELF, query, reply};
     use super::*;
     use proptest::prelude::*;
     use std::format;
@@ -208,8 +206,8 @@ mod tests {
         Instant::from_millis(ms)
     }
 
-    fn request(bytes: &[u8]) -> Request<'_> {
-        Request::parse(bytes).unwrap()
+    fn parsed(bytes: &[u8]) -> Query<'_> {
+        Query::parse(bytes).unwrap()
     }
 
     fn ask(name: &str) -> Vec<u8> {
@@ -219,12 +217,12 @@ mod tests {
     /// The TTLs of the cached reply.
     fn get(cache: &mut Cache, bytes: &[u8], now: Instant) -> Option<Vec<u32>> {
         let mut out = b"..".to_vec();
-        if !cache.get(&request(bytes), 65_535, &mut out, now) {
+        if !cache.get(&parsed(bytes), 65_535, &mut out, now) {
             assert_eq!(out, b"..");
             return None;
         }
         let message = Message::parse(&out[2..]).unwrap();
-        assert!(request(bytes).is_answered_by(&out[2..], request(bytes).message_id()));
+        assert!(parsed(bytes).is_answered_by(&out[2..]));
         Some(message.records().map(|record| record.unwrap().ttl).collect())
     }
 
@@ -242,7 +240,7 @@ mod tests {
             OK,
             [&[(SELF, Kind::A, 10, A), (SELF, Kind::A, 4, A)], &[], &[(SELF, Kind::A, 99, A), opt]],
         );
-        cache.put(&request(&bytes), &theirs, at(500));
+        cache.put(&parsed(&bytes), &theirs, at(500));
         for (now, expected) in [
             (500, Some(vec![10, 4, 99, 77])),
             (501, Some(vec![9, 3, 98, 77])),
@@ -262,7 +260,7 @@ mod tests {
     fn questions_are_told_apart() {
         let mut cache = Cache::new(65_536);
         let bytes = ask("www.example");
-        cache.put(&request(&bytes), &reply(&bytes, OK, [&[(SELF, Kind::A, 9, A)], &[], &[]]), at(0));
+        cache.put(&parsed(&bytes), &reply(&bytes, OK, [&[(SELF, Kind::A, 9, A)], &[], &[]]), at(0));
         for other in [
             query(7, 0x0100, "www.example", Kind::AAAA, None),
             query(7, 0x0110, "www.example", Kind::A, None),
@@ -274,9 +272,9 @@ mod tests {
         let plain = query(9, 0, "Www.Example", Kind::A, Some((512, 0, false)));
         assert_eq!(get(&mut cache, &plain, at(0)), Some(vec![9, 0]), "with an OPT of ours");
         let https = query(7, 0x0100, "www.example", Kind(0x41), None);
-        cache.put(&request(&https), &reply(&https, OK, [&[(SELF, Kind(0x41), 9, b"x")], &[], &[]]), at(0));
+        cache.put(&parsed(&https), &reply(&https, OK, [&[(SELF, Kind(0x41), 9, b"x")], &[], &[]]), at(0));
         assert_eq!(get(&mut cache, &query(7, 0x0100, "www.example", Kind(0x61), None), at(0)), None);
-        cache.put(&request(&bytes), &reply(&https, OK, [&[], &[], &[]]), at(0));
+        cache.put(&parsed(&bytes), &reply(&https, OK, [&[], &[], &[]]), at(0));
         assert_eq!(cache.len(), 2);
         cache.clear();
         assert!(cache.is_empty());
@@ -287,7 +285,7 @@ mod tests {
         let bytes = ask("www.example");
         let kept = |flags: u16, sections: [&[Fields<'_>]; 3]| {
             let mut cache = Cache::new(65_536);
-            cache.put(&request(&bytes), &reply(&bytes, flags, sections), at(0));
+            cache.put(&parsed(&bytes), &reply(&bytes, flags, sections), at(0));
             let ttls = get(&mut cache, &bytes, at(0));
             let last = (0..20_000).take_while(|s| get(&mut cache, &bytes, at(1000 * s)).is_some()).count();
             ttls.map(|ttls| (ttls, last))
@@ -317,7 +315,7 @@ mod tests {
         let mut cache = Cache::new(4096);
         let put = |cache: &mut Cache, nth: u64, ttl: u32| {
             let bytes = ask(&format!("{nth}.example"));
-            cache.put(&request(&bytes), &reply(&bytes, OK, [&[(SELF, Kind::A, ttl, A)], &[], &[]]), at(nth));
+            cache.put(&parsed(&bytes), &reply(&bytes, OK, [&[(SELF, Kind::A, ttl, A)], &[], &[]]), at(nth));
         };
         for nth in 100..999 {
             put(&mut cache, nth, 9);
@@ -331,7 +329,7 @@ mod tests {
         assert_eq!((cache.len() as u64, cache.bytes), (count, cache.replies.iter().map(Kept::size).sum()));
         let large = [0; 600];
         let bytes = ask("large.example");
-        cache.put(&request(&bytes), &reply(&bytes, OK, [&[(SELF, Kind::A, 9, &large)], &[], &[]]), at(0));
+        cache.put(&parsed(&bytes), &reply(&bytes, OK, [&[(SELF, Kind::A, 9, &large)], &[], &[]]), at(0));
         assert!(get(&mut cache, &bytes, at(0)).is_none());
         put(&mut cache, 99_000, 9);
         assert_eq!(cache.len(), 1, "what has expired goes first");
@@ -356,7 +354,7 @@ mod tests {
                     },
                     None => {
                         let records = [(SELF, Kind::A, first, A), (SELF, Kind::A, second, A)];
-                        cache.put(&request(&bytes), &reply(&bytes, OK, [&records, &[], &[]]), at(now));
+                        cache.put(&parsed(&bytes), &reply(&bytes, OK, [&records, &[], &[]]), at(now));
                         *untils = [first, second].map(|ttl| now + 1000 * u64::from(ttl));
                     }
                 }

@@ -1,16 +1,16 @@
-//! A set of domains: each stands for itself and all below it.
+//! A set of domains: each covers itself and all names below it.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::wire::name::{BadName, MAX_NAME, Name, NameRef};
 
-/// The set. A domain takes as many bytes as on the wire, and 4 more.
+/// The set. A domain takes 4 bytes more than on the wire.
 #[derive(Default)]
 pub struct Domains {
-    /// Domains [in reverse](NameRef::reversed), each with a 0 behind.
+    /// Domains [reversed](NameRef::reversed), each followed by a 0.
     bytes: Vec<u8>,
-    /// Where the domains begin, in their order. None of them starts with another.
+    /// Offsets of the domains, sorted. No domain is a prefix of another.
     order: Vec<u32>,
 }
 
@@ -18,7 +18,7 @@ impl Domains {
     /// A set of these domains.
     ///
     /// # Errors
-    /// The index of one that is no domain name.
+    /// The index of one that is not a domain name.
     pub fn new(domains: &[String]) -> Result<Self, usize> {
         let mut set = Self::default();
         for (index, domain) in domains.iter().enumerate() {
@@ -39,7 +39,7 @@ impl Domains {
             return Ok(());
         }
         let at = self.order.partition_point(|&other| self.get(other) < key);
-        // Those below it are right behind it in the order, and not needed any more.
+        // Those below it follow right after it, and are not needed any more.
         while self.order.get(at).is_some_and(|&other| self.get(other).starts_with(key)) {
             self.order.remove(at);
         }
@@ -55,13 +55,13 @@ impl Domains {
         self.covers(name.reversed(&mut buffer))
     }
 
-    /// Whether there is no domain.
+    /// Whether the set is empty.
     pub const fn is_empty(&self) -> bool {
         self.order.is_empty()
     }
 
-    /// Whatever comes between a domain and a name below it starts with the domain, too; there is nothing like that
-    /// in the set, so the last domain that does not come behind the name is the only one to look at.
+    /// Whatever sorts between a domain and a name below it starts with the domain, too. The set has nothing like that, so
+    /// only the last domain that does not sort after the name needs a look.
     fn covers(&self, key: &[u8]) -> bool {
         let behind = self.order.partition_point(|&other| self.get(other) <= key);
         let last = behind.checked_sub(1).and_then(|last| self.order.get(last));

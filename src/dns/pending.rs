@@ -1,20 +1,19 @@
-//! Queries that an upstream has not answered yet, and who waits for them.
+//! Queries that an upstream has not answered yet, and the clients that wait for them.
 
 use alloc::{vec, vec::Vec};
 
-use super::wire::request::Request;
+use super::wire::query::Query;
 use crate::time::Instant;
 
-/// The queries on their way. Replies may come in any order (RFC 7766 section 7), and equal questions wait for the
-/// same one.
+/// The queries in flight. Replies may come in any order (RFC 7766 section 7), and equal questions share one query.
 pub struct Pending {
-    queries: Vec<Query>,
+    queries: Vec<InFlight>,
     limit: u16,
     waiters: u16,
 }
 
-struct Query {
-    /// As it was sent; the id is the query's own.
+struct InFlight {
+    /// As it was sent, with an id of its own.
     message: Vec<u8>,
     id: u16,
     since: Instant,
@@ -24,62 +23,68 @@ struct Query {
 /// What becomes of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// Send [`Request::encode`] with this id.
+    /// Send [`Query::encode`] with this id.
     New(u16),
-    /// The same question is on its way.
+    /// The same question is in flight.
     Joined,
-    /// Too many questions are on their way, or too many wait for them.
+    /// Too many questions are in flight, or too many clients wait for them.
     Full,
 }
 
 impl Pending {
-    /// Nothing is on its way, and never more than `limit` queries for `waiters` in all.
+    /// Nothing is in flight, and never more than `limit` queries for `waiters` clients in all.
     pub const fn new(limit: u16, waiters: u16) -> Self {
         Self { queries: Vec::new(), limit, waiters }
     }
 
-    /// A question is to be asked for `waiter`, whatever that number means to the caller. `id` is random; the next
-    /// one that is free is taken.
-    pub fn ask(&mut self, request: &Request<'_>, waiter: u32, mut id: u16, now: Instant) -> Ask {
-        while self.queries.iter().any(|query| query.id == id) {
+    /// Asks a question for `waiter`, a number that has a meaning to the caller alone. `id` is random; the next free one
+    /// is taken.
+    pub fn ask(&mut self, query: &Query<'_>, waiter: u32, mut id: u16, now: Instant) -> Ask {
+        while self.queries.iter().any(|other| other.id == id) {
             id = id.wrapping_add(1);
         }
-        if self.queries.iter().map(|query| query.waiters.len()).sum::<usize>() >= self.waiters.into() {
+        if self.queries.iter().map(|other| other.waiters.len()).sum::<usize>() >= self.waiters.into() {
             return Ask::Full;
         }
         let mut message = Vec::new();
-        request.encode(id, &mut message);
+        query.encode(id, &mut message);
         let is_full = self.queries.len() >= self.limit.into();
-        // But for the id in front, equal questions are equal bytes.
-        match self.queries.iter_mut().find(|query| query.message.get(2..) == message.get(2..)) {
-            Some(query) => {
-                query.waiters.push(waiter);
+        // Apart from the id in front, equal questions are equal bytes.
+        match self.queries.iter_mut().find(|other| other.message.get(2..) == message.get(2..)) {
+            Some(same) => {
+                same.waiters.push(waiter);
                 Ask::Joined
             }
             None if is_full => Ask::Full,
             None => {
-                self.queries.push(Query { message, id, since: now, waiters: vec![waiter] });
+                self.queries.push(InFlight { message, id, since: now, waiters: vec![waiter] });
                 Ask::New(id)
             }
         }
     }
 
-    /// Who waits for a reply. None if nobody does: it comes too late, or answers something else than was asked.
+    /// Returns the waiters that a reply is for. `None` if it comes too late, or answers something that was not asked.
     pub fn answer(&mut self, reply: &[u8]) -> Option<Vec<u32>> {
-        let at = self.queries.iter().position(|query| {
-            Request::parse(&query.message).is_ok_and(|request| request.is_answered_by(reply, query.id))
-        })?;
-        Some(self.queries.swap_remove(at).waiters)
+        self.take(|query| Query::parse(&query.message).is_ok_and(|query| query.is_answered_by(reply)))
     }
 
-    /// Who has waited in vain for `patience` milliseconds; call until None.
+    /// Returns the waiters of the query that was sent as `message`: nobody will answer it.
+    pub fn give_up(&mut self, message: &[u8]) -> Option<Vec<u32>> {
+        self.take(|query| query.message == message)
+    }
+
+    /// Returns the waiters of a query that has waited for `patience` milliseconds; call until `None`.
     pub fn expire(&mut self, now: Instant, patience: u32) -> Option<Vec<u32>> {
-        let at = self.queries.iter().position(|query| now.since(query.since) >= patience)?;
+        self.take(|query| now.since(query.since) >= patience)
+    }
+
+    fn take(&mut self, is_over: impl FnMut(&InFlight) -> bool) -> Option<Vec<u32>> {
+        let at = self.queries.iter().position(is_over)?;
         Some(self.queries.swap_remove(at).waiters)
     }
 
-    /// Appends all queries, each behind its length, for a fresh connection (RFC 7766 section 6.2.4: what a connection
-    /// that breaks leaves unanswered is asked again).
+    /// Appends all queries, each after its length, for a new connection (RFC 7766 section 6.2.4: queries that a broken
+    /// connection leaves unanswered are sent again).
     pub fn encode_all(&self, out: &mut Vec<u8>) {
         for query in &self.queries {
             out.extend_from_slice(&(query.message.len() as u16).to_be_bytes());
@@ -87,12 +92,12 @@ impl Pending {
         }
     }
 
-    /// How many queries are on their way.
+    /// How many queries are in flight.
     pub const fn len(&self) -> usize {
         self.queries.len()
     }
 
-    /// Whether no query is on its way.
+    /// Whether no query is in flight.
     pub const fn is_empty(&self) -> bool {
         self.queries.is_empty()
     }
@@ -101,7 +106,7 @@ impl Pending {
 #[cfg(test)]
 mod tests {
     use super::super::wire::message::Kind;
-    use super::super::wire::request::tests::{query, reply};
+    use super::super::wire::query::tests::{query, reply};
     use super::*;
 
     const OK: u16 = 0x8180;
@@ -111,7 +116,7 @@ mod tests {
     }
 
     fn ask(pending: &mut Pending, bytes: &[u8], waiter: u32, id: u16) -> Ask {
-        pending.ask(&Request::parse(bytes).unwrap(), waiter, id, at(u64::from(waiter)))
+        pending.ask(&Query::parse(bytes).unwrap(), waiter, id, at(u64::from(waiter)))
     }
 
     fn answer(id: u16, name: &str) -> Vec<u8> {
@@ -171,6 +176,20 @@ mod tests {
         assert_eq!(pending.expire(at(1200), 1000), Some(vec![100, 300]));
         assert_eq!(pending.expire(at(1200), 1000), Some(vec![200]));
         assert_eq!(pending.expire(at(1200), 1000), None);
+    }
+
+    #[test]
+    fn what_nobody_answers_is_given_up() {
+        let mut pending = Pending::new(2, 9);
+        let [a, b] = ["a", "b"].map(|name| query(7, 0, name, Kind::A, None));
+        for (bytes, waiter, id) in [(&a, 1, 5), (&b, 2, 6), (&a, 3, 9)] {
+            ask(&mut pending, bytes, waiter, id);
+        }
+        let sent = |id, name| query(id, 0x0120, name, Kind::A, None);
+        assert_eq!(pending.give_up(&sent(6, "a")), None, "an id of another question");
+        assert_eq!(pending.give_up(&sent(5, "a")), Some(vec![1, 3]));
+        assert_eq!(pending.give_up(&sent(5, "a")), None, "twice");
+        assert_eq!(pending.give_up(&sent(6, "b")), Some(vec![2]));
     }
 
     #[test]

@@ -1,30 +1,31 @@
-//! Questions that are answered here, whoever answers the others.
+//! Names that we answer for ourselves, whoever answers for the others.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::wire::header::Rcode;
 use super::wire::message::Kind;
 use super::wire::name::MAX_NAME;
-use super::wire::reply::{Rcode, Reply};
-use super::wire::request::Request;
+use super::wire::query::Query;
+use super::wire::reply::Reply;
 use super::wire::reverse::Reverse;
 
-/// Seconds that a special name is so: it does not change, but a rule of ours might.
+/// TTL of special names: they never change, but our rules might.
 const TTL: u32 = 600;
 
 /// What a special name is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Special {
-    /// There is no such name.
+    /// The name does not exist.
     Nonexistent,
-    /// The name is there, but has no records.
+    /// The name exists, but has no records.
     Empty,
     /// The machine that asks (RFC 6761 section 6.3).
     Localhost,
-    /// Exists for its lack of an IPv6 address, by which clients learn of NAT64 (RFC 7050): there is none here.
+    /// Has no IPv6 address, by which clients learn that there is no NAT64 here (RFC 7050).
     Ipv4Only,
 }
 
-/// Names that no server on the Internet may be asked for, with all below them, [in reverse](super::name::NameRef::reversed).
+/// Names that must not be asked for on the Internet, nor any name below them; [reversed](super::name::NameRef::reversed).
 const SPECIAL: [(&[u8], Special); 9] = [
     (b"\x09localhost", Special::Localhost),
     // RFC 6761 section 6.4.
@@ -37,35 +38,35 @@ const SPECIAL: [(&[u8], Special); 9] = [
     (b"\x03alt", Special::Nonexistent),
     // RFC 8375 section 4: names of this home.
     (b"\x04arpa\x04home", Special::Nonexistent),
-    // RFC 9462 section 6.4: we have no encrypted service, and that of an upstream is not ours to tell.
+    // RFC 9462 section 6.4: we offer no encrypted DNS, and an upstream's does not concern our clients.
     (b"\x04arpa\x08resolver", Special::Empty),
     (b"\x04arpa\x08ipv4only", Special::Ipv4Only),
-    // Asks browsers to leave names to the network's resolver, which chooses the ways that connections take.
+    // Tells browsers to use the network's resolver, as it decides how connections are routed.
     (b"\x03net\x13use-application-dns", Special::Nonexistent),
 ];
 
-/// The reply to what needs nobody else: special names, and questions that have no answer.
-pub fn local_reply(request: &Request<'_>) -> Option<Reply<'static>> {
-    if let Some(rcode) = refusal(request) {
+/// The reply to a query that needs no resolver: special names, and questions that we refuse.
+pub fn local_reply(query: &Query<'_>) -> Option<Reply<'static>> {
+    if let Some(rcode) = refusal(query) {
         return Some(Reply::Failed(rcode));
     }
     let mut buffer = [0; MAX_NAME];
-    let name = request.name().reversed(&mut buffer);
+    let name = query.name().reversed(&mut buffer);
     for (zone, special) in SPECIAL {
         if name.starts_with(zone) {
-            return Some(special_reply(special, request.kind()));
+            return Some(special_reply(special, query.kind()));
         }
     }
     Reverse::parse(name).is_some_and(|reverse| reverse.is_private()).then_some(Reply::NoSuchName(TTL))
 }
 
-/// Why a question has no answer, whatever its name.
-fn refusal(request: &Request<'_>) -> Option<Rcode> {
-    let is_new = request.edns().is_some_and(|edns| edns.version > 0);
-    match request.kind() {
+/// Why a question is refused, whatever its name.
+fn refusal(query: &Query<'_>) -> Option<Rcode> {
+    let is_new = query.edns().is_some_and(|edns| edns.version > 0);
+    match query.kind() {
         _ if is_new => Some(Rcode::BadVers),
-        _ if !request.is_internet() => Some(Rcode::Refused),
-        // RFC 6895 section 3.1: types that are no data. Transfers are not for clients, the others mean nothing here.
+        _ if !query.is_internet() => Some(Rcode::Refused),
+        // RFC 6895 section 3.1: types that are not data. Transfers are not for clients, the others have no meaning here.
         Kind::OPT => Some(Rcode::FormErr),
         Kind::ANY => None,
         Kind(128..=254) => Some(Rcode::Refused),
@@ -86,12 +87,12 @@ fn special_reply(special: Special, kind: Kind) -> Reply<'static> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wire::request::tests::query;
+    use super::super::wire::query::tests::query;
     use super::*;
 
     fn local(name: &str, kind: Kind) -> Option<Reply<'static>> {
         let bytes = query(7, 0x0100, name, kind, None);
-        local_reply(&Request::parse(&bytes).unwrap())
+        local_reply(&Query::parse(&bytes).unwrap())
     }
 
     #[test]
@@ -139,10 +140,10 @@ mod tests {
         let mut bytes = query(7, 0x0100, "version.bind", Kind(16), None);
         let last = bytes.len() - 1;
         bytes[last] = 3;
-        let chaos = local_reply(&Request::parse(&bytes).unwrap());
+        let chaos = local_reply(&Query::parse(&bytes).unwrap());
         assert_eq!(chaos, Some(Reply::Failed(Rcode::Refused)));
         let bytes = query(7, 0x0100, "localhost", Kind::A, Some((512, 1, false)));
-        let newer = local_reply(&Request::parse(&bytes).unwrap());
+        let newer = local_reply(&Query::parse(&bytes).unwrap());
         assert_eq!(newer, Some(Reply::Failed(Rcode::BadVers)));
     }
 }

@@ -1,7 +1,11 @@
-//! The format of DNS messages (RFC 1035 section 4).
+//! The format of messages (RFC 1035 section 4): [`header`], [`name`], and [`message`] made of both; [`query`] and the
+//! two ways to end it, [`reply`] (ours, to a client) and [`answer`] (an upstream's, to us).
 
+pub mod answer;
+pub mod edns;
+pub mod header;
 pub mod message;
 pub mod name;
+pub mod query;
 pub mod reply;
-pub mod request;
 pub mod reverse;

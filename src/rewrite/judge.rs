@@ -3,6 +3,7 @@
 use core::net::Ipv6Addr;
 
 use super::{DropReason, Path, Rewriter, Settings, Verdict};
+use crate::dns;
 use crate::flow::{Flow, NatSource, Side, Slot, State};
 use crate::net::Family;
 use crate::packet::reject::Reject;
@@ -37,7 +38,7 @@ impl Rewriter {
                 _ => Err(DropReason::Malformed),
             },
             _ if !packet::is_unicast(packet.destination()) => Err(DropReason::NotTcp),
-            Transport::Udp if self.settings.dns && datagram::is_query(&packet) => {
+            Transport::Udp if self.settings.dns && packet.tuple().destination_port == dns::PORT => {
                 let state = header.checksum_state(&packet).ok_or(DropReason::Malformed)?;
                 if datagram::is_intact(&packet, state) {
                     Ok(Verdict::Dns)

@@ -1,33 +1,33 @@
-//! Who asks, and those who wait for an answer.
+//! Clients, and those of them that wait for a response.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Weak;
 
-use tcp_over_http::dns::Request;
+use tcp_over_http::dns::Query;
 use tcp_over_http::packet::Tuple;
 
 use super::stream::Stream;
 
-/// Clients that wait for resolvers at a time.
+/// How many clients may wait at a time.
 pub const MAX_WAITERS: u16 = 1024;
 
-/// The same of one network client, or of one connection: the others shall have their share, also of those resolvers
-/// that take the fewest.
+/// How many queries of one network client, or of one connection, may wait: fewer than any resolver takes, so that
+/// something is left for the others.
 pub const MAX_WAITERS_OF_ONE: usize = 48;
 
-/// Where an answer goes.
+/// Where a response goes.
 pub enum Client {
-    /// To a socket of ours, by its number, and who asked there.
+    /// From the server's socket of this number to this address.
     Udp(usize, SocketAddr),
-    /// To a connection, unless that has ended: who waits keeps no file open. And who made it, unless that was on the
+    /// To a connection, unless it has ended: a client that waits keeps no file open. And its source, unless that is on the
     /// loopback.
     Tcp(Weak<Stream>, Option<Ipv6Addr>),
-    /// To the sender of a datagram that was on its way from the first to the second of this.
+    /// To the source of a captured datagram with these addresses and ports.
     Packet(Tuple),
 }
 
 impl Client {
-    /// Whose the query is, unless somebody on the loopback, like dnsmasq, has asked for others.
+    /// The network client. None for the loopback: dnsmasq asks for many.
     const fn source(&self) -> Option<Ipv6Addr> {
         match self {
             Self::Udp(..) => None,
@@ -36,24 +36,24 @@ impl Client {
         }
     }
 
-    /// The most bytes that an answer may have.
-    pub fn limit(&self, request: &Request<'_>) -> usize {
+    /// The most bytes that a response may have.
+    pub fn limit(&self, query: &Query<'_>) -> usize {
         match self {
             Self::Tcp(..) => u16::MAX.into(),
-            Self::Udp(..) | Self::Packet(_) => request.udp_limit(),
+            Self::Udp(..) | Self::Packet(_) => query.udp_limit(),
         }
     }
 }
 
-/// A client and what it asked.
+/// A client that waits, and what it asked.
 pub struct Waiter {
-    /// The whole query.
+    /// The query, whole.
     pub query: Box<[u8]>,
     /// Who asked.
     pub client: Client,
 }
 
-/// All who wait, each with a number.
+/// All clients that wait, each with a number.
 #[derive(Default)]
 pub struct Waiters {
     places: Vec<Option<Waiter>>,
@@ -61,7 +61,7 @@ pub struct Waiters {
 }
 
 impl Waiters {
-    /// Adds one, or gives it back if there are too many.
+    /// Adds one; gives it back if there are too many.
     pub fn add(&mut self, waiter: Waiter) -> Result<u32, Waiter> {
         let source = waiter.client.source();
         let is_same = |other: &&Waiter| other.client.source() == source;
@@ -82,7 +82,7 @@ impl Waiters {
         Ok(number)
     }
 
-    /// Takes one out.
+    /// Removes one.
     pub fn take(&mut self, number: u32) -> Option<Waiter> {
         let waiter = self.places.get_mut(number as usize)?.take()?;
         self.free.push(number);
@@ -93,12 +93,13 @@ impl Waiters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tcp_over_http::dns::PORT;
 
     #[test]
     fn a_network_client_leaves_places_to_others() {
         let [one, other] = [1, 2].map(|last| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last));
         let packet = |source| {
-            Client::Packet(Tuple { source, destination: other, source_port: 1, destination_port: 53 })
+            Client::Packet(Tuple { source, destination: other, source_port: 1, destination_port: PORT })
         };
         let mut waiters = Waiters::default();
         let mut add = |client| waiters.add(Waiter { query: Box::default(), client }).ok();

@@ -1,103 +1,114 @@
-//! Resolvers that are asked directly: a datagram from a socket of its own for each query, then TCP if the answer does
-//! not fit one.
+//! Resolvers that are asked directly: each query in a datagram from a socket of its own, then over TCP if the reply is
+//! truncated.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
 
-use tcp_over_http::dns::{Ask, Pending, Request};
+use tcp_over_http::dns::{Ask, Message, Pending, Query, Rcode, Reply, Rounds};
 use tcp_over_http::time::Instant;
 use tokio::time::timeout;
 
 use super::client::MAX_WAITERS;
-use crate::gateway::Gateway;
+use super::context::Context;
+use super::responder::{Responder, SERV_FAIL};
+use crate::report::limiter::Limiter;
 use crate::task::spawn;
-use crate::upstream::resolver::exchange;
+use crate::upstream::exchange::exchange;
 
-/// Every server gets the first time to answer, then every server the second.
-const ROUNDS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 /// A query is given up after this many ms.
 const PATIENCE: u32 = 10_000;
-/// Queries under way, each with a socket.
+/// Queries in flight, each with a socket.
 pub const MAX_PENDING: u16 = 64;
 
-/// The resolvers, and all who wait for their answers.
-pub struct Direct {
+/// The resolvers, and all who wait for their replies.
+pub struct DirectResolver {
+    context: Rc<Context>,
+    responder: Rc<Responder>,
     servers: Rc<[SocketAddr]>,
     mark: u32,
     pending: RefCell<Pending>,
+    limiter: Limiter,
 }
 
-impl Direct {
+impl DirectResolver {
     /// Asks `servers` in turn, from sockets with `mark` (0: none).
-    pub fn new(servers: &[SocketAddr], mark: u32) -> Self {
-        Self { servers: servers.into(), mark, pending: RefCell::new(Pending::new(MAX_PENDING, MAX_WAITERS)) }
+    pub fn new(context: &Rc<Context>, responder: &Rc<Responder>, servers: &[SocketAddr], mark: u32) -> Self {
+        Self {
+            context: Rc::clone(context),
+            responder: Rc::clone(responder),
+            servers: servers.into(),
+            mark,
+            pending: RefCell::new(Pending::new(MAX_PENDING, MAX_WAITERS)),
+            limiter: Limiter::default(),
+        }
     }
 
-    /// Whether there is anybody to ask.
-    pub fn has_servers(&self) -> bool {
-        !self.servers.is_empty()
+    /// The reply to all queries if there is nobody to ask.
+    pub fn refusal(&self) -> Option<Reply<'static>> {
+        if !self.servers.is_empty() {
+            return None;
+        }
+        if self.limiter.pass(std::time::Instant::now()).is_some() {
+            log::warn!("dns: a client asked for a proxy's name; set who resolves it (list resolver)");
+        }
+        Some(SERV_FAIL)
     }
 
     /// Asks for a waiter. False if too many wait already.
-    pub fn ask(self: &Rc<Self>, gateway: &Rc<Gateway>, request: &Request<'_>, waiter: u32, id: u16) -> bool {
-        let ask = self.pending.borrow_mut().ask(request, waiter, id, gateway.now());
+    pub fn ask(self: &Rc<Self>, query: &Query, waiter: u32, id: u16) -> bool {
+        let ask = self.pending.borrow_mut().ask(query, waiter, id, self.context.now());
         let Ask::New(id) = ask else {
             return matches!(ask, Ask::Joined);
         };
-        let mut query = Vec::new();
-        request.encode(id, &mut query);
-        let (this, gateway) = (Rc::clone(self), Rc::clone(gateway));
+        let mut message = Vec::new();
+        query.encode(id, &mut message);
+        let this = Rc::clone(self);
         spawn(async move {
-            let reply = this.resolve(&query).await;
-            // Without an answer it is as if the query had come back.
-            if let [_, _, flags, ..] = query.as_mut_slice() {
-                *flags |= 0x80;
-            }
-            let waiters = this.pending.borrow_mut().answer(reply.as_ref().unwrap_or(&query));
-            match (waiters, gateway.dns(), &reply) {
-                (Some(waiters), Some(dns), Some(reply)) => dns.answer(&gateway, &waiters, reply),
-                (Some(waiters), Some(dns), None) => dns.fail(&gateway, &waiters),
-                _ => {}
+            let reply = this.resolve(&message).await;
+            let mut pending = this.pending.borrow_mut();
+            let waiters = match &reply {
+                Some(reply) => pending.answer(reply),
+                None => pending.give_up(&message),
+            };
+            drop(pending);
+            match (&reply, waiters.unwrap_or_default()) {
+                (Some(reply), waiters) => this.responder.relay(&waiters, reply),
+                (None, waiters) => this.responder.fail(&waiters, &SERV_FAIL),
             }
         });
         true
     }
 
-    /// Gives up what has waited too long.
-    pub fn tick(&self, gateway: &Rc<Gateway>, now: Instant) {
+    /// Gives up queries that have waited too long.
+    pub fn tick(&self, now: Instant) {
         loop {
             let expired = self.pending.borrow_mut().expire(now, PATIENCE);
-            match (expired, gateway.dns()) {
-                (Some(waiters), Some(dns)) => dns.fail(gateway, &waiters),
-                _ => return,
-            }
+            let Some(waiters) = expired else { return };
+            self.responder.fail(&waiters, &SERV_FAIL);
         }
     }
 
-    /// The first answer; one that the server could not or would not give (RFC 1035 section 4.1.1: RCODE) only if
-    /// no other has a better one.
+    /// The first reply; a refusal only if no server has a better one.
     async fn resolve(&self, query: &[u8]) -> Option<Vec<u8>> {
         let mut refusal = None;
-        for patience in ROUNDS {
-            for &server in &*self.servers {
-                match timeout(patience, exchange(server, self.mark, query)).await {
-                    Ok(Ok(reply)) if is_refusal(&reply) => refusal = Some(reply),
-                    Ok(Ok(reply)) => return Some(reply),
-                    _ => log::debug!("resolver {server}: no answer"),
+        let mut rounds = Rounds::new(&self.servers);
+        while let Some((server, patience)) = rounds.next() {
+            match timeout(patience, exchange(server, self.mark, query)).await {
+                Ok(Ok(reply)) if is_refusal(&reply) => {
+                    refusal = Some(reply);
+                    rounds.finish();
                 }
-            }
-            if refusal.is_some() {
-                break;
+                Ok(Ok(reply)) => return Some(reply),
+                _ => log::debug!("resolver {server}: no answer"),
             }
         }
         refusal
     }
 }
 
+/// The server could not or would not answer.
 fn is_refusal(reply: &[u8]) -> bool {
-    const SERVER_FAILURE: u8 = 2;
-    const REFUSED: u8 = 5;
-    reply.get(3).is_some_and(|flags| matches!(flags & 0xf, SERVER_FAILURE | REFUSED))
+    let rcode = Message::parse(reply).map(|reply| reply.rcode());
+    rcode == Some(Rcode::ServFail as u8) || rcode == Some(Rcode::Refused as u8)
 }

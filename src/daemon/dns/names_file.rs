@@ -1,4 +1,4 @@
-//! The file that keeps names and their addresses over a restart. Written rarely, since it may lie on flash.
+//! The file that keeps names and their addresses across a restart. Written rarely, as it may be on flash.
 
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
@@ -9,12 +9,12 @@ use std::path::Path;
 use tcp_over_http::dns::FakeIp;
 use tcp_over_http::time::Instant;
 
-/// The least time between two writes, in ms, but for the one at the end.
+/// The least time between two writes, in ms; the one at the end does not wait.
 const PAUSE: u32 = 120_000;
-/// No table of ours is longer.
+/// No file that we write is longer.
 const MAX_FILE: u64 = 16 << 20;
 
-/// The file, and what it has of a table.
+/// The file, and how much of the table it has.
 pub struct NamesFile {
     path: String,
     /// The table's count of changes, when it was last written.
@@ -23,7 +23,7 @@ pub struct NamesFile {
 }
 
 impl NamesFile {
-    /// Reads the file into a new table. One that is missing or damaged costs what it held.
+    /// Reads the file into a new table. Names that a missing or damaged file does not have are lost.
     pub fn load(path: &str, fake: &mut FakeIp, now: Instant) -> Self {
         match read(path) {
             Ok(text) => {
@@ -43,7 +43,7 @@ impl NamesFile {
         }
     }
 
-    /// Writes the file: to another one that takes its place. At the end it has to be, for even where no name is new it
+    /// Writes the file: a new one that replaces the old one. To be called at the end even if no name is new: the file also
     /// says which ones are in use.
     pub fn save(&self, fake: &FakeIp, now: Instant) {
         self.written.set(fake.changes());
@@ -63,10 +63,10 @@ fn read(path: &str) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// What clients have looked at is nobody's business.
+/// For the owner's eyes only: it tells what clients have visited.
 fn write(path: &str, text: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    // Not waited for until it is on the disk: what a power cut takes is asked for again.
+    // No fsync: clients ask again for what a power cut takes.
     file.write_all(text)
 }
 

@@ -1,32 +1,34 @@
-//! Where our resolver is asked: UDP and TCP on the loopback addresses (RFC 7766 section 5: both).
+//! The sockets of our resolver: UDP and TCP on the loopback addresses (RFC 7766 section 5: both).
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll};
+use std::task::{self, Poll};
 
 use tcp_over_http::time::Instant;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 use super::client::{Client, MAX_WAITERS_OF_ONE};
+use super::context::Context;
 use super::stream::Stream;
-use crate::gateway::Gateway;
-use crate::task::spawn;
 
 /// The longest query that is read.
 pub const MAX_QUERY: usize = 4096;
-/// How many queries, and connections, are taken before others have their turn.
+/// How many datagrams are received before others have their turn.
 const TURN: usize = 32;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 64;
-/// Connections at a time. One more ends the one that has been idle for the longest time.
+/// Connections at a time. A new one beyond that ends the one that has been idle for longest.
 pub const MAX_STREAMS: usize = 64;
 /// A connection that has been idle for so long, in ms, is closed (RFC 7766 section 6.2.3: seconds).
 const IDLE: u32 = 15_000;
 
-/// The sockets, and the connections that they and others have brought.
+/// Takes a query.
+pub type Ask<'a> = dyn Fn(&[u8], Client) + 'a;
+
+/// The sockets, and all connections of clients.
 pub struct Server {
     datagrams: Vec<UdpSocket>,
     listeners: Vec<TcpListener>,
@@ -45,7 +47,7 @@ impl Server {
         for ip in addresses.into_iter().flatten() {
             let address = SocketAddr::new(ip, port);
             match bind(address) {
-                // The kernel has IPv6 switched off.
+                // IPv6 is switched off.
                 Err(error) if address.is_ipv6() && error.kind() == ErrorKind::AddrNotAvailable => continue,
                 socket => datagrams.push(socket.map_err(|error| (address, error))?),
             }
@@ -54,31 +56,65 @@ impl Server {
         Ok(Self { datagrams, listeners, streams: RefCell::default() })
     }
 
-    /// Takes the queries and connections that have come.
-    pub fn poll(&self, cx: &mut Context, gateway: &Rc<Gateway>) {
+    /// Hands over the queries that have come in datagrams.
+    pub fn poll_datagrams(&self, cx: &mut task::Context, ask: &Ask) {
         for (number, socket) in self.datagrams.iter().enumerate() {
             let mut turn = 0;
             while turn < TURN && socket.poll_recv_ready(cx).is_ready() {
                 turn += 1;
-                take(number, socket, gateway);
+                receive(number, socket, ask);
             }
             if turn == TURN {
                 cx.waker().wake_by_ref();
             }
         }
-        for listener in &self.listeners {
-            // Each of them has a task at once, so that a flood of them is not worth a turn.
-            while let Poll::Ready(Ok((socket, _))) = listener.poll_accept(cx) {
-                let gateway = Rc::clone(gateway);
-                spawn(async move { serve(&gateway, socket, None).await });
-            }
-        }
     }
 
-    /// Answers a query that came to the socket of this number.
+    /// Accepts a connection.
+    pub fn poll_accept(&self, cx: &mut task::Context) -> Poll<TcpStream> {
+        for listener in &self.listeners {
+            if let Poll::Ready(Ok((socket, _))) = listener.poll_accept(cx) {
+                return Poll::Ready(socket);
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Hands over all queries of a connection until the client ends it. `source` is the client unless it is on the
+    /// loopback.
+    pub async fn serve(&self, socket: TcpStream, source: Option<Ipv6Addr>, context: &Context, ask: &Ask<'_>) {
+        let stream = Rc::new(Stream::new(socket, Vec::new(), MAX_QUERY, context.now()));
+        self.add(&stream, context.now());
+        // Weak references: one for each query that waits, and one in the list.
+        let may_ask = || Rc::weak_count(&stream) <= MAX_WAITERS_OF_ONE;
+        let mut handle = |query: &[u8]| {
+            stream.touch(context.now());
+            ask(query, Client::Tcp(Rc::downgrade(&stream), source));
+            may_ask()
+        };
+        let asks = poll_fn(|cx| {
+            if may_ask() {
+                return stream.poll(cx, &mut handle);
+            }
+            // Nothing more is read; a response will wake us.
+            _ = stream.poll_flush(cx)?;
+            Poll::Pending
+        });
+        if asks.await.is_err() {
+            return;
+        }
+        // The client has ended its side: it gets the responses that are still to come.
+        _ = poll_fn(|cx| match stream.poll_flush(cx) {
+            Poll::Ready(Ok(())) if Rc::weak_count(&stream) > 1 => Poll::Pending,
+            poll => poll,
+        })
+        .await;
+    }
+
+    /// Sends a response from the socket of this number.
     pub fn send(&self, socket: usize, client: SocketAddr, reply: &[u8]) {
         if let Some(socket) = self.datagrams.get(socket) {
-            // What the socket does not take is lost, as datagrams are: the client asks again.
+            // A response that does not fit the socket's buffer is lost, as datagrams are: the client asks again.
             _ = socket.try_send_to(reply, client);
         }
     }
@@ -96,14 +132,14 @@ impl Server {
         });
     }
 
-    /// Makes room for one more connection.
+    /// Adds a connection. If there are too many, closes the idlest.
     fn add(&self, stream: &Rc<Stream>, now: Instant) {
         let mut streams = self.streams.borrow_mut();
         streams.retain(|stream| stream.strong_count() > 0);
         if streams.len() >= MAX_STREAMS {
             let use_of = |stream: &Weak<Stream>| stream.upgrade().map(|it| now.since(it.last_used()));
             let idlest = (0..streams.len()).rev().max_by_key(|&nth| use_of(&streams[nth]));
-            // It ends when its task has its turn: it must not be chosen again before.
+            // It ends when its task has its turn, and must not be chosen again before.
             if let Some(stream) = idlest.and_then(|nth| streams.remove(nth).upgrade()) {
                 stream.close();
             }
@@ -112,43 +148,12 @@ impl Server {
     }
 }
 
-/// Takes a datagram, if there is one. An error is one that an earlier answer has met.
-fn take(number: usize, socket: &UdpSocket, gateway: &Rc<Gateway>) {
+/// Receives a datagram, if there is one. An error is that of an earlier response.
+fn receive(number: usize, socket: &UdpSocket, ask: &Ask) {
     let mut query = [0; MAX_QUERY];
-    if let (Ok((length, client)), Some(dns)) = (socket.try_recv_from(&mut query), gateway.dns()) {
-        dns.ask(gateway, query.get(..length).unwrap_or_default(), Client::Udp(number, client));
+    if let Ok((length, client)) = socket.try_recv_from(&mut query) {
+        ask(query.get(..length).unwrap_or_default(), Client::Udp(number, client));
     }
-}
-
-/// Answers all queries of a connection until the client, `source` unless it is on the loopback, ends it.
-pub async fn serve(gateway: &Rc<Gateway>, socket: TcpStream, source: Option<Ipv6Addr>) {
-    let Some(dns) = gateway.dns() else { return };
-    let stream = Rc::new(Stream::new(socket, Vec::new(), MAX_QUERY, gateway.now()));
-    dns.server.add(&stream, gateway.now());
-    // Whoever waits for an answer knows the stream, and the list does.
-    let may_ask = || Rc::weak_count(&stream) <= MAX_WAITERS_OF_ONE;
-    let mut handle = |query: &[u8]| {
-        stream.touch(gateway.now());
-        dns.ask(gateway, query, Client::Tcp(Rc::downgrade(&stream), source));
-        may_ask()
-    };
-    let asks = poll_fn(|cx| {
-        if may_ask() {
-            return stream.poll(cx, &mut handle);
-        }
-        // No more is read; an answer will wake us.
-        _ = stream.poll_flush(cx)?;
-        Poll::Pending
-    });
-    if asks.await.is_err() {
-        return;
-    }
-    // The client asks no more: it gets the answers that are still to come.
-    _ = poll_fn(|cx| match stream.poll_flush(cx) {
-        Poll::Ready(Ok(())) if Rc::weak_count(&stream) > 1 => Poll::Pending,
-        poll => poll,
-    })
-    .await;
 }
 
 fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
@@ -188,8 +193,9 @@ mod tests {
                 server.add(&stream, now);
                 streams.push(stream);
             }
-            let is_open =
-                |cx: &mut Context, stream: &Stream| !matches!(stream.poll_flush(cx), Poll::Ready(Err(_)));
+            let is_open = |cx: &mut task::Context, stream: &Stream| {
+                !matches!(stream.poll_flush(cx), Poll::Ready(Err(_)))
+            };
             poll_fn(|cx| {
                 let open: Vec<bool> = streams.iter().map(|stream| is_open(cx, stream)).collect();
                 assert_eq!(open, [vec![false; EXTRA], vec![true; MAX_STREAMS]].concat());

@@ -1,5 +1,5 @@
-//! A connection that carries messages, each with its length in front (RFC 1035 section 4.2.2, RFC 7766): a client's
-//! to us, or ours to a resolver.
+//! A TCP connection with a client or a resolver: messages, each with its length in front (RFC 1035 section 4.2.2, RFC
+//! 7766).
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
@@ -12,27 +12,27 @@ use tokio::net::TcpStream;
 const LENGTH: usize = 2;
 /// How much is read at a time.
 const CHUNK: usize = 4096;
-/// No more is read or handed over while this much waits to be sent: whoever asks has to take the answers, too.
+/// While more than this waits to be sent, nothing is read or handed over: the peer has to take its answers first.
 const MAX_OUTGOING: usize = 64 << 10;
 
-/// Takes a message, and says whether it takes another one now.
+/// Takes a message; returns whether it takes another one now.
 pub type Handle<'a> = dyn FnMut(&[u8]) -> bool + 'a;
 
 /// The connection, shared by the task that polls it and all that send on it.
 pub struct Stream {
     socket: TcpStream,
-    /// The longest message that is taken, in bytes.
+    /// The longest message that is accepted, in bytes.
     max_message: usize,
     incoming: RefCell<Vec<u8>>,
     outgoing: RefCell<Vec<u8>>,
     waker: Cell<Option<Waker>>,
-    /// When it last brought a message, or was sent one while all was quiet.
+    /// When a message last came, or was sent while nothing was in flight.
     last_used: Cell<Instant>,
     is_closed: Cell<bool>,
 }
 
 impl Stream {
-    /// Messages on `socket`; `leftover` are bytes that have been read from it already.
+    /// Messages on `socket`; `leftover` has been read from it already.
     pub fn new(socket: TcpStream, leftover: Vec<u8>, max_message: usize, now: Instant) -> Self {
         Self {
             socket,
@@ -45,7 +45,7 @@ impl Stream {
         }
     }
 
-    /// Sends a message; more than 65,535 bytes are none.
+    /// Sends a message, unless it has more than 65,535 bytes.
     pub fn send(&self, message: &[u8]) {
         if let Ok(length) = u16::try_from(message.len()) {
             let mut outgoing = self.outgoing.borrow_mut();
@@ -61,7 +61,7 @@ impl Stream {
         self.wake();
     }
 
-    /// Ends it: whoever polls it is told.
+    /// Closes it: whoever polls it gets an error.
     pub fn close(&self) {
         self.is_closed.set(true);
         self.wake();
@@ -72,17 +72,17 @@ impl Stream {
         self.last_used.get()
     }
 
-    /// It is used now.
+    /// Sets when it was last used.
     pub fn touch(&self, now: Instant) {
         self.last_used.set(now);
     }
 
-    /// Sends what there is to send, and hands each message that comes to `handle`, which says whether it takes
-    /// another one now: if not, somebody has to poll again. Ready when the other side has
-    /// ended its stream, with an error when it broke off, broke the format or the stream was closed.
+    /// Sends what waits to be sent, and hands each message that comes to `handle`. When that takes no more, somebody has to
+    /// poll again. Ready when the peer has ended its side; with an error when the connection broke, a message was too
+    /// long, or the stream was closed.
     pub fn poll(&self, cx: &mut Context, handle: &mut Handle) -> Poll<io::Result<()>> {
         let delivered = self.deliver(handle)?;
-        // Before it is read: what is left then has this called again when it can be sent.
+        // Before reading: if something is left to send, this also registers for when it can be sent.
         _ = self.poll_flush(cx)?;
         if self.is_full() {
             return Poll::Pending;
@@ -102,11 +102,11 @@ impl Stream {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return Poll::Ready(Err(error)),
         }
-        cx.waker().wake_by_ref(); // to send, and there may be more, but others have their turn
+        cx.waker().wake_by_ref(); // to send, and to read more; others have their turn first
         Poll::Pending
     }
 
-    /// Sends what there is to send. Ready when that is all.
+    /// Sends what waits to be sent. Ready when nothing is left.
     pub fn poll_flush(&self, cx: &mut Context) -> Poll<io::Result<()>> {
         self.waker.set(Some(cx.waker().clone()));
         loop {
@@ -126,14 +126,14 @@ impl Stream {
         }
     }
 
-    /// Whether the other side has to take answers before it may ask on.
+    /// Whether the peer has to take answers before it may ask on.
     fn is_full(&self) -> bool {
         self.outgoing.borrow().len() > MAX_OUTGOING
     }
 
-    /// Hands over the messages that are there whole: false if some may be left, because the answers are too many.
+    /// Hands over complete messages: false if some may be left, as `handle` takes no more or the peer takes too little.
     fn deliver(&self, handle: &mut Handle) -> io::Result<bool> {
-        // Out of the borrow, for `handle` may do anything.
+        // Not borrowed meanwhile: `handle` may do anything.
         let mut incoming = self.incoming.take();
         let (mut done, mut delivered) = (0, !self.is_full());
         while let Some((length, rest)) = incoming.get(done..).and_then(|bytes| bytes.split_first_chunk()) {

@@ -4,6 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
 use tcp_over_http::config::ConnectMode;
+use tcp_over_http::dns::PORT;
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::packet::reject::Reject;
@@ -16,9 +17,6 @@ use crate::dns::Meaning;
 use crate::task::spawn;
 use crate::upstream::{Failure, Opened};
 
-/// The port that resolvers are asked on.
-const DNS: u16 = 53;
-
 impl Gateway {
     /// Holds the SYN of a new flow and asks the proxy for a tunnel.
     pub(super) fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
@@ -27,7 +25,7 @@ impl Gateway {
         let target = server(&tuple);
         let mut parked =
             Parked { syn: Box::from(&*frame), dial: DialState::InFlight(None), client: None, held: None };
-        if self.rewriter.borrow().settings().dns && target.port() == DNS {
+        if self.rewriter.borrow().settings().dns && target.port() == PORT {
             parked.dial = DialState::Unneeded;
             self.keep(slot, Kept::Parked(Box::new(parked)));
             return self.release(slot, frame, now);

@@ -9,17 +9,16 @@ use tcp_over_http::packet::datagram::Datagram;
 
 use super::Gateway;
 use super::kept::Kept;
-use crate::dns;
 use crate::sys;
 use crate::task::spawn;
 
 impl Gateway {
     /// Answers the query in a captured datagram.
-    pub(super) fn answer_query(self: &Rc<Self>, packet: &mut [u8]) {
+    pub(super) fn answer_query(&self, packet: &mut [u8]) {
         if let (Some(dns), Ok(packet)) = (&self.dns, Packet::parse(packet))
             && let Some(Datagram { tuple, payload }) = Datagram::of(&packet)
         {
-            dns.ask_captured(self, payload, tuple);
+            dns.ask_captured(payload, tuple);
         }
     }
 
@@ -30,8 +29,8 @@ impl Gateway {
         let source = self.rewriter.borrow().flow(slot).tuple.source;
         let task = DnsTask { slot, gateway: Rc::clone(self) };
         let task = spawn(async move {
-            if let Ok(client) = tokio::net::TcpStream::from_std(client) {
-                dns::serve(&task.gateway, client, Some(source)).await;
+            if let (Some(dns), Ok(client)) = (task.gateway.dns(), tokio::net::TcpStream::from_std(client)) {
+                dns.serve(client, Some(source)).await;
             }
             task.gateway.keep(task.slot, Kept::Nothing);
         });

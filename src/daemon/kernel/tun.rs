@@ -1,9 +1,11 @@
 //! The TUN device.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::task::{Context, Poll, ready};
 
+use tcp_over_http::packet::builder::MAX_LEN;
 use tcp_over_http::packet::vnet;
 use tokio::io::unix::AsyncFd;
 
@@ -18,6 +20,7 @@ const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | l
 /// A TUN device. A frame is a virtio header ([`vnet::Header`]) and one packet or super-packet.
 pub struct Tun {
     file: AsyncFd<File>,
+    write_errors: Cell<u64>,
 }
 
 /// Which step of setting up the device failed.
@@ -63,7 +66,7 @@ impl Tun {
         if offload && let Err(error) = sys::set_offload(&file, OFFLOADS) {
             log::warn!("{name}: no super-packets, the kernel refuses offload: {error}");
         }
-        Ok(Self { file: sys::watch(file).map_err(TunError::Watch)? })
+        Ok(Self { file: sys::watch(file).map_err(TunError::Watch)?, write_errors: Cell::default() })
     }
 
     /// Reads one frame.
@@ -78,6 +81,23 @@ impl Tun {
 
     /// Writes one frame. The kernel takes it at once or not at all: it never asks to wait.
     pub fn write(&self, frame: &[u8]) -> io::Result<()> {
-        self.file.get_ref().write(frame).map(drop)
+        self.file.get_ref().write(frame).map(drop).inspect_err(|error| {
+            log::trace!("a frame of {} bytes was not taken: {error}", frame.len());
+            self.write_errors.set(self.write_errors.get() + 1);
+        })
+    }
+
+    /// Writes the packet that `make` makes, of the length that it returns; 0: none.
+    pub fn write_made(&self, make: &dyn Fn(&mut [u8; MAX_LEN]) -> usize) {
+        let mut frame = [0; vnet::LEN + MAX_LEN];
+        let length = frame.last_chunk_mut().map_or(0, make);
+        if length > 0 {
+            _ = self.write(&frame[..vnet::LEN + length]); // which counts what is lost
+        }
+    }
+
+    /// How many frames the kernel has not taken.
+    pub const fn write_errors(&self) -> u64 {
+        self.write_errors.get()
     }
 }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::thread::sleep;
 use std::time::Duration;
 
+use tcp_over_http::dns;
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::rewrite::Path;
 
@@ -17,7 +18,7 @@ use crate::settings::Settings;
 use crate::sys;
 use crate::upstream::Upstreams;
 use crate::upstream::dial::{self, HandshakeError};
-use crate::upstream::resolver;
+use crate::upstream::exchange::any_address;
 use tcp_over_http::config::Config;
 
 /// For the proxy's answer: one that allows a port where the target drops packets may stay silent for long.
@@ -27,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const PORTS: [(u16, &str); 4] = [
     (443, "https needs it: have the proxy allow it for this machine"),
     (80, "plain http will not work: have the proxy allow it (squid: SSL_ports)"),
-    (53, "DNS over TCP will not work: use dns 'fakeip'"),
+    (dns::PORT, "DNS over TCP will not work: use dns 'fakeip'"),
     (22, "ssh will not work: have the proxy allow it if that is wanted"),
 ];
 
@@ -233,7 +234,7 @@ async fn examine_proxy(
 /// Whether the route to the proxy leads into the TUN despite the mark: the kernel then picks the TUN's address.
 fn is_captured(config: &Config, proxy: SocketAddr) -> bool {
     // Bound to a parsed address: a text would link the C library's resolver.
-    let local = UdpSocket::bind(SocketAddr::new(resolver::any_address(proxy), 0)).and_then(|socket| {
+    let local = UdpSocket::bind(SocketAddr::new(any_address(proxy), 0)).and_then(|socket| {
         if config.mark != 0 {
             sys::set_mark(&socket, config.mark)?;
         }

@@ -80,7 +80,7 @@ impl Status {
         status.number("bytes", counters.bytes);
         status.number("forwarded", counters.forwarded);
         status.number("rejected", counters.rejected);
-        status.number("write_errors", totals.write_errors);
+        status.number("write_errors", gateway.tun().write_errors());
 
         status.subject("listener");
         let (families, tests) = gateway.self_test().results();

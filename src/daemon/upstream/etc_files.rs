@@ -1,13 +1,12 @@
-//! What `/etc/hosts` and `/etc/resolv.conf` say, read at the time of use.
+//! The contents of `/etc/hosts` and `/etc/resolv.conf`, read each time.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
-use tcp_over_http::dns::MAX_ADDRESSES;
+use tcp_over_http::dns::{self, MAX_ADDRESSES};
 
-const DNS_PORT: u16 = 53;
-/// As many as libc takes from resolv.conf.
+/// As many as libc reads from resolv.conf.
 const MAX_SERVERS: usize = 3;
 
 /// The addresses of a name in a file like `/etc/hosts`, IPv4 first.
@@ -35,16 +34,16 @@ pub fn nameservers(path: &Path) -> Vec<SocketAddr> {
         if let (Some("nameserver"), Some(Ok(address))) = (words.next(), words.next().map(str::parse))
             && servers.len() < MAX_SERVERS
         {
-            servers.push(SocketAddr::new(address, DNS_PORT));
+            servers.push(SocketAddr::new(address, dns::PORT));
         }
     });
     if servers.is_empty() {
-        servers.push((Ipv4Addr::LOCALHOST, DNS_PORT).into());
+        servers.push((Ipv4Addr::LOCALHOST, dns::PORT).into());
     }
     servers
 }
 
-/// A file that cannot be read has no lines.
+/// A file that cannot be read counts as empty.
 fn for_each_line(path: &Path, mut each: impl FnMut(&str)) {
     let Ok(file) = File::open(path) else { return };
     for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {

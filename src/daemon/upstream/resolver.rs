@@ -1,33 +1,26 @@
-//! From a name to addresses: `/etc/hosts`, then DNS from the daemon's own sockets.
+//! From a name to addresses: `/etc/hosts`, then DNS over sockets of our own.
 //!
-//! No thread and no libc: getaddrinfo would block the one loop, and its sockets could not be marked, so its queries
-//! might be routed into our own device.
+//! Not getaddrinfo: it would block the event loop, and its sockets could not be marked, so its queries might be routed
+//! into our own device.
 
 use crate::sys;
 use crate::upstream::etc_files::{hosts, nameservers};
+use crate::upstream::exchange::exchange;
 use log::debug;
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::io::{self, ErrorKind};
-use std::net::{self, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
-use tcp_over_http::dns::{Answer, Kind, Name, Query, ReplyError, Request};
-use tokio::io::Interest;
-use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tcp_over_http::dns::{Answer, Kind, Name, Query, ReplyError, Rounds};
 use tokio::time::{Instant, timeout_at};
 
+/// How long addresses from `/etc/hosts` are valid.
 const HOSTS_TTL: Duration = Duration::from_secs(60);
-/// Every server gets the first time to answer, then every server the second.
-const ROUNDS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
-/// How long the other family's answer may take once one has brought addresses.
+/// How long to wait for the other family once one has an address.
 const GRACE: Duration = Duration::from_millis(300);
-/// No UDP answer is longer than 512 bytes without EDNS, nor than what we ask for with it; a server that exceeds that a
-/// little is still understood.
-const MAX_DATAGRAM: usize = 1500;
-
 /// Why a name has no addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResolveError {
@@ -51,13 +44,13 @@ impl fmt::Display for ResolveError {
 
 impl std::error::Error for ResolveError {}
 
-/// At least one address, and how long they are good for.
+/// At least one address, and how long they are valid.
 pub type Resolved = (Vec<IpAddr>, Duration);
 
-/// Who the uplink says to ask, where `/etc/resolv.conf` names the dnsmasq of the machine (OpenWrt).
+/// The uplink's servers, where `/etc/resolv.conf` names the dnsmasq of the machine (OpenWrt).
 const UPLINK: &str = "/tmp/resolv.conf.d/resolv.conf.auto";
 
-/// Who is asked, and how.
+/// Finds the addresses of names.
 pub struct Resolver {
     servers: Vec<SocketAddr>,
     mark: u32,
@@ -70,13 +63,13 @@ impl Resolver {
         Self { servers: servers.to_vec(), mark, past_dnsmasq: false }
     }
 
-    /// In the place of `/etc/resolv.conf`, asks whom the uplink says to ask, where that is known: dnsmasq would ask
-    /// our own resolver, and that the proxy whose name it wants.
+    /// Asks the uplink's servers, where they are known, instead of those in `/etc/resolv.conf`: dnsmasq would ask our own
+    /// resolver, and that one the proxy whose name we are looking for.
     pub fn past_dnsmasq(self, yes: bool) -> Self {
         Self { past_dnsmasq: yes, ..self }
     }
 
-    /// The addresses of a name, given as text and for the wire, and how long they are good for.
+    /// The addresses of a name, given as text and in wire format, and how long they are valid.
     ///
     /// # Errors
     /// [`ResolveError`]
@@ -94,15 +87,11 @@ impl Resolver {
             true => nameservers(Path::new("/etc/resolv.conf")),
             false => self.servers.clone(),
         };
-        for patience in ROUNDS {
-            for &server in &servers {
-                match self.ask(server, wire, patience).await {
-                    Ok(Err(ResolveError::Unanswered)) => {
-                        debug!("resolver {server}: no answer for {name}")
-                    }
-                    Ok(verdict) => return verdict,
-                    Err(error) => debug!("resolver {server}: {error}"),
-                }
+        for (server, patience) in Rounds::new(&servers) {
+            match self.ask(server, wire, patience).await {
+                Ok(Err(ResolveError::Unanswered)) => debug!("resolver {server}: no answer for {name}"),
+                Ok(verdict) => return verdict,
+                Err(error) => debug!("resolver {server}: {error}"),
             }
         }
         Err(ResolveError::Unanswered)
@@ -117,11 +106,10 @@ impl Resolver {
     ) -> io::Result<Result<Resolved, ResolveError>> {
         let [a, b, c, d] = sys::random()?;
         let queries = [
-            Query { id: u16::from_ne_bytes([a, b]), name, kind: Kind::A },
-            Query { id: u16::from_ne_bytes([c, d]), name, kind: Kind::AAAA },
+            Query::compose(u16::from_ne_bytes([a, b]), name, Kind::A),
+            Query::compose(u16::from_ne_bytes([c, d]), name, Kind::AAAA),
         ];
-        let mut exchanges =
-            [&queries[0], &queries[1]].map(|query| exchange(server, self.mark, &query.encode()));
+        let mut exchanges = queries.each_ref().map(|query| exchange(server, self.mark, query));
         let mut replies = [None, None];
         let mut deadline = Instant::now() + patience;
         while replies.contains(&None) {
@@ -142,7 +130,10 @@ impl Resolver {
                 Err(_) => break,
             };
             if let (Some(query), Some(place)) = (queries.get(index), replies.get_mut(index)) {
-                let answer = query.answer(&reply);
+                let answer = match Query::parse(query) {
+                    Ok(query) => query.answer(&reply),
+                    Err(_) => Err(ReplyError::Malformed), // never: it is ours
+                };
                 if answer.as_ref().is_ok_and(|answer| !answer.addresses.is_empty()) {
                     deadline = deadline.min(Instant::now() + GRACE);
                 }
@@ -153,102 +144,7 @@ impl Resolver {
     }
 }
 
-/// A reply that is on its way, of a type that all who ask share.
-pub type Exchange = Pin<Box<dyn Future<Output = io::Result<Vec<u8>>>>>;
-
-/// Sends a query to `server` in a datagram, from a socket with `mark` (0: none) and a random port that the kernel
-/// chooses, and again over TCP if the reply does not fit one. What does not answer it is passed over.
-pub fn exchange(server: SocketAddr, mark: u32, query: &[u8]) -> Exchange {
-    let query = query.to_vec();
-    Box::pin(async move {
-        let socket = udp_socket(server, mark)?;
-        socket.send(&query)?; // a new socket's buffer takes it
-        let socket = UdpSocket::from_std(socket)?;
-        loop {
-            // A port where nobody listens shows as an error alone.
-            if socket.ready(Interest::READABLE | Interest::ERROR).await?.is_error() {
-                return Err(socket.take_error()?.unwrap_or(ErrorKind::ConnectionRefused.into()));
-            }
-            let Some(reply) = receive(&socket, &query)? else { continue };
-            return match is_truncated(&reply) {
-                true => exchange_tcp(server, mark, &query).await,
-                false => Ok(reply),
-            };
-        }
-    })
-}
-
-/// Takes a datagram that answers the query, if there is one.
-fn receive(socket: &UdpSocket, query: &[u8]) -> io::Result<Option<Vec<u8>>> {
-    let mut buffer = [0; MAX_DATAGRAM];
-    match socket.try_recv(&mut buffer) {
-        Ok(length) => {
-            let id = query.first_chunk().map_or(0, |&id| u16::from_be_bytes(id));
-            let reply = buffer.get(..length).unwrap_or_default();
-            let is_answer = Request::parse(query).is_ok_and(|request| request.is_answered_by(reply, id));
-            Ok(is_answer.then(|| reply.to_vec()))
-        }
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// The TC bit (RFC 1035 section 4.1.1).
-fn is_truncated(reply: &[u8]) -> bool {
-    reply.get(2).is_some_and(|flags| flags & 2 != 0)
-}
-
-fn udp_socket(server: SocketAddr, mark: u32) -> io::Result<net::UdpSocket> {
-    let socket = net::UdpSocket::bind(SocketAddr::new(any_address(server), 0))?;
-    socket.set_nonblocking(true)?;
-    if mark != 0 {
-        sys::set_mark(&socket, mark)?;
-    }
-    socket.connect(server)?;
-    Ok(socket)
-}
-
-/// Sends a query over TCP, and reads the reply. RFC 1035 section 4.2.2: the length goes in front, both ways.
-async fn exchange_tcp(server: SocketAddr, mark: u32, query: &[u8]) -> io::Result<Vec<u8>> {
-    let socket = match server {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    if mark != 0 {
-        sys::set_mark(&socket, mark)?;
-    }
-    let stream = socket.connect(server).await?;
-    let length = (query.len() as u16).to_be_bytes();
-    // A new socket's buffer takes these few bytes whole.
-    if stream.try_write(&[&length, query].concat())? != length.len() + query.len() {
-        return Err(ErrorKind::WriteZero.into());
-    }
-    let mut reply = Vec::new();
-    loop {
-        if let Some((length, rest)) = reply.split_first_chunk()
-            && let Some(message) = rest.get(..usize::from(u16::from_be_bytes(*length)))
-        {
-            return Ok(message.to_vec());
-        }
-        stream.readable().await?;
-        read_more(&stream, &mut reply)?;
-    }
-}
-
-fn read_more(stream: &TcpStream, reply: &mut Vec<u8>) -> io::Result<()> {
-    let mut buffer = [0; MAX_DATAGRAM];
-    match stream.try_read(&mut buffer) {
-        Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
-        Ok(length) => {
-            reply.extend_from_slice(buffer.get(..length).unwrap_or_default());
-            Ok(())
-        }
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// IPv4 before IPv6: a proxy that has both is reached either way, and IPv4 without IPv6 is the common case.
+/// IPv4 before IPv6: a proxy that has both can be reached either way, and networks without IPv6 are common.
 fn combine(replies: &[Option<Result<Answer, ReplyError>>; 2]) -> Result<Resolved, ResolveError> {
     let answers = || replies.iter().flatten().flatten().filter(|answer| !answer.addresses.is_empty());
     if let Some(ttl) = answers().map(|answer| answer.ttl).min() {
@@ -262,14 +158,6 @@ fn combine(replies: &[Option<Result<Answer, ReplyError>>; 2]) -> Result<Resolved
         [Some(Ok(_)), Some(Ok(_))] => ResolveError::NoAddress,
         _ => ResolveError::Unanswered,
     })
-}
-
-/// The address that stands for all of the machine's own that can reach `server`.
-pub fn any_address(server: SocketAddr) -> IpAddr {
-    match server {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    }
 }
 
 #[cfg(test)]

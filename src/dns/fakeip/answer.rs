@@ -1,31 +1,32 @@
-//! What the table says to a client.
+//! The table's replies to clients.
 
 use core::net::IpAddr;
 
 use super::super::special::local_reply;
 use super::{FakeIp, IDLE};
+use crate::dns::wire::header::Rcode;
 use crate::dns::wire::message::Kind;
-use crate::dns::wire::reply::{Rcode, Reply};
-use crate::dns::wire::request::Request;
+use crate::dns::wire::query::Query;
+use crate::dns::wire::reply::Reply;
 use crate::time::Instant;
 
-/// Seconds that an address is good for.
+/// TTL of a fake address.
 pub const FAKE_TTL: u32 = 60;
-/// The same when new names are many.
+/// The same while many names are new.
 const SHORT_TTL: u32 = 1;
-/// How much longer than its TTL a name must live at the present pace.
+/// How many times its TTL a name must live at the present rate.
 const RESERVE: u32 = 4;
 
 impl FakeIp {
-    /// The reply to a request, with an address if it asks for one. HTTPS and SVCB records do not exist here: they
-    /// may hold addresses, and keys for a server (ECH) that would hide names from the proxy; without them clients
-    /// do as they always did (RFC 9460 section 3). Special names are left to [`local_reply`].
+    /// The reply to a query, with an address if it asks for one. HTTPS and SVCB records do not exist here: they may hold
+    /// addresses, and keys for a server (ECH) that would hide names from the proxy; without them clients behave as
+    /// before (RFC 9460 section 3). Special names are left to [`local_reply`].
     ///
-    /// None for types that say nothing of addresses: somebody else may know.
-    pub fn answer(&mut self, request: &Request<'_>, now: Instant) -> Option<Reply<'_>> {
-        if request.is_internet()
-            && request.kind() == Kind::PTR
-            && let Some(address) = request.address()
+    /// `None` for types that have nothing to do with addresses: a resolver may know.
+    pub fn answer(&mut self, query: &Query<'_>, now: Instant) -> Option<Reply<'_>> {
+        if query.is_internet()
+            && query.kind() == Kind::PTR
+            && let Some(address) = query.address()
             && self.contains(address)
         {
             return Some(match self.find(address) {
@@ -33,22 +34,22 @@ impl FakeIp {
                 None => Reply::NoSuchName(SHORT_TTL),
             });
         }
-        if let Some(reply) = local_reply(request) {
+        if let Some(reply) = local_reply(query) {
             return Some(reply);
         }
-        match request.kind() {
-            Kind::A | Kind::AAAA => Some(self.address_reply(request, now)),
+        match query.kind() {
+            Kind::A | Kind::AAAA => Some(self.address_reply(query, now)),
             Kind::HTTPS | Kind::SVCB => Some(Reply::NoData(FAKE_TTL)),
             Kind::ANY => Some(Reply::Any),
             _ => None,
         }
     }
 
-    fn address_reply(&mut self, request: &Request<'_>, now: Instant) -> Reply<'static> {
-        let Some(host) = request.name().host() else {
+    fn address_reply(&mut self, query: &Query<'_>, now: Instant) -> Reply<'static> {
+        let Some(host) = query.name().host() else {
             return Reply::NoSuchName(FAKE_TTL);
         };
-        if request.kind() == Kind::AAAA && self.ranges.v6.is_none() {
+        if query.kind() == Kind::AAAA && self.ranges.v6.is_none() {
             return Reply::NoData(FAKE_TTL);
         }
         let ttl = self.ttl(now);
@@ -57,12 +58,12 @@ impl FakeIp {
         };
         let ipv4 = IpAddr::V4(self.v4(entry));
         match self.v6(entry) {
-            Some(ipv6) if request.kind() == Kind::AAAA => Reply::Address(ipv6.into(), ttl),
+            Some(ipv6) if query.kind() == Kind::AAAA => Reply::Address(ipv6.into(), ttl),
             _ => Reply::Address(ipv4, ttl),
         }
     }
 
-    /// Seconds that a client may keep an address: less than a name lives at the pace at which new ones come.
+    /// Seconds that a client may cache an address: less than a name lives at the rate at which new ones come.
     fn ttl(&self, now: Instant) -> u32 {
         if self.live < self.limit / 2 && self.names.is_half_empty() {
             return FAKE_TTL;

@@ -1,6 +1,6 @@
 use super::*;
-use crate::dns::wire::request::tests::query;
-use crate::dns::{Kind, Rcode, Reply, Request};
+use crate::dns::wire::query::tests::query;
+use crate::dns::{Kind, Query, Rcode, Reply};
 use crate::net::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, HashSet};
@@ -182,8 +182,7 @@ fn long_names_share_the_memory() {
 
 fn answer(table: &mut FakeIp, name: &str, kind: Kind, now: Instant) -> Option<String> {
     let bytes = query(7, 0x0100, name, kind, None);
-    let request = Request::parse(&bytes).unwrap();
-    let reply = table.answer(&request, now)?;
+    let reply = table.answer(&Query::parse(&bytes).unwrap(), now)?;
     Some(match reply {
         Reply::Address(address, ttl) => format!("{address} {ttl}"),
         Reply::Pointer(host, _) => host.to_string(),
@@ -192,7 +191,7 @@ fn answer(table: &mut FakeIp, name: &str, kind: Kind, now: Instant) -> Option<St
 }
 
 #[test]
-fn requests_are_answered() {
+fn queries_are_answered() {
     let mut table = FakeIp::new(WIDE, 8, KEY);
     let text = |text: &str| Some(text.to_string());
     let v4 = answer(&mut table, "WWW.Example.com", Kind::A, at(0)).unwrap();
@@ -243,8 +242,7 @@ fn ttls_get_short_when_names_come_fast() {
         assert_eq!(ttl(&mut table, nth, at(0)), "1");
     }
     let bytes = query(7, 0x0100, "8.example", Kind::A, None);
-    let request = Request::parse(&bytes).unwrap();
-    assert_eq!(table.answer(&request, at(0)), Some(Reply::Failed(Rcode::ServFail)));
+    assert_eq!(table.answer(&Query::parse(&bytes).unwrap(), at(0)), Some(Reply::Failed(Rcode::ServFail)));
     for nth in 8..50 {
         assert_eq!(ttl(&mut table, nth, at(u64::from(nth) * 1000)), "1");
     }
@@ -443,7 +441,7 @@ fn an_address_is_good_for_long_after_weeks_of_rest() {
     }
     for day in [1, 24, 25, 30, 49, 50] {
         let bytes = query(1, 0x0100, "3.old", Kind::A, None);
-        let reply = fake.answer(&Request::parse(&bytes).unwrap(), at(day * DAY));
+        let reply = fake.answer(&Query::parse(&bytes).unwrap(), at(day * DAY));
         assert!(matches!(reply, Some(Reply::Address(_, FAKE_TTL))), "day {day}: {reply:?}");
     }
 }
@@ -454,7 +452,7 @@ fn long_names_leave_room_for_others() {
     let mut fake = FakeIp::new(WIDE, 2048, KEY);
     let mut ask = |name: &str, now| {
         let bytes = query(1, 0x0100, name, Kind::A, None);
-        let reply = fake.answer(&Request::parse(&bytes).unwrap(), now);
+        let reply = fake.answer(&Query::parse(&bytes).unwrap(), now);
         assert!(matches!(reply, Some(Reply::Address(..))), "{name}: {reply:?}");
     };
     let label = "x".repeat(60);

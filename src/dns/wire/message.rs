@@ -1,10 +1,10 @@
 //! The layout of a message (RFC 1035 section 4).
 
+use super::header::{HEADER, OPCODE, QR, RCODE, TC};
 use super::name::NameRef;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Bytes of the header.
-pub(crate) const HEADER: usize = 12;
+/// The class of the Internet.
 pub(crate) const CLASS_IN: u16 = 1;
 
 /// The type of a record.
@@ -16,26 +16,26 @@ impl Kind {
     pub const A: Self = Self(1);
     /// The name that this one is an alias of.
     pub const CNAME: Self = Self(5);
-    /// The start of a zone, whose last field says how long an absence may be believed (RFC 2308 section 4).
+    /// The start of a zone; its last field says how long an absence may be cached (RFC 2308 section 4).
     pub const SOA: Self = Self(6);
     /// The name of an address.
     pub const PTR: Self = Self(12);
-    /// What is left of an answer to [`Kind::ANY`] (RFC 8482 section 4.2).
+    /// The minimal answer to [`Kind::ANY`] (RFC 8482 section 4.2).
     pub const HINFO: Self = Self(13);
     /// An IPv6 address (RFC 3596).
     pub const AAAA: Self = Self(28);
-    /// No record of any name, but the extensions of the message (RFC 6891 section 6.1).
+    /// Not a record but the message's extensions (RFC 6891 section 6.1).
     pub const OPT: Self = Self(41);
     /// Where a service is, and with which protocols (RFC 9460).
     pub const SVCB: Self = Self(64);
     /// The same for HTTP (RFC 9460 section 9).
     pub const HTTPS: Self = Self(65);
-    /// All that there is.
+    /// All records of the name.
     pub const ANY: Self = Self(255);
 }
 
-/// A message whose header and question are well-formed. Its records are checked on the way, since a truncated
-/// message may end inside one.
+/// A message whose header and question are well-formed. Records are checked as they are read, since a truncated message
+/// may end inside one.
 #[derive(Clone, Copy)]
 pub struct Message<'a> {
     bytes: &'a [u8],
@@ -73,12 +73,12 @@ impl<'a> Message<'a> {
         Some(message)
     }
 
-    /// The offset behind the question.
+    /// The offset of the end of the question.
     pub(crate) const fn question_end(&self) -> usize {
         self.records
     }
 
-    /// What ties a reply to its query.
+    /// The id, which a reply repeats from its query.
     pub fn id(&self) -> u16 {
         self.field(0)
     }
@@ -89,17 +89,17 @@ impl<'a> Message<'a> {
 
     /// Whether this is a reply to a standard query (QR and OPCODE).
     pub fn is_reply(&self) -> bool {
-        self.flags() & 0xf800 == 0x8000
+        self.flags() & (QR | OPCODE) == QR
     }
 
     /// Whether the rest did not fit (TC).
     pub fn is_truncated(&self) -> bool {
-        self.flags() & 0x0200 != 0
+        self.flags() & TC != 0
     }
 
-    /// The server's verdict; 0 is success.
+    /// The response code; 0 is success.
     pub fn rcode(&self) -> u8 {
-        (self.flags() & 0x000f) as u8
+        (self.flags() & RCODE) as u8
     }
 
     /// The question, if there is one.
@@ -107,24 +107,29 @@ impl<'a> Message<'a> {
         self.question
     }
 
-    /// The answer section, each record `None` from where the message is malformed.
+    /// The records of the answer section; the last is `None` if it is malformed.
     pub fn answers(&self) -> Records<'a> {
         Records { bytes: self.bytes, at: self.records, left: self.field(6).into() }
     }
 
-    /// The records of all sections, each `None` from where the message is malformed.
+    /// The records of all sections; the last is `None` if it is malformed.
     pub(crate) fn records(&self) -> Records<'a> {
-        let left = [6, 8, 10].iter().map(|&at| u32::from(self.field(at))).sum();
+        let left = self.counts().into_iter().map(u32::from).sum();
         Records { bytes: self.bytes, at: self.records, left }
     }
 
+    /// How many records the answer, authority and additional sections have.
+    pub(crate) fn counts(&self) -> [u16; 3] {
+        [6, 8, 10].map(|at| self.field(at))
+    }
+
     /// A field of the header, whose presence `parse` has checked.
-    pub(crate) fn field(&self, at: usize) -> u16 {
+    fn field(&self, at: usize) -> u16 {
         u16_at(self.bytes, at).unwrap_or_default()
     }
 }
 
-/// A walk along the records of a section.
+/// An iterator over the records of one or more sections.
 #[derive(Clone)]
 pub struct Records<'a> {
     bytes: &'a [u8],
@@ -133,7 +138,7 @@ pub struct Records<'a> {
 }
 
 impl<'a> Iterator for Records<'a> {
-    /// `None` inside: the record is malformed; the walk ends there.
+    /// `None` inside: the record is malformed; the iteration ends there.
     type Item = Option<Record<'a>>;
 
     fn next(&mut self) -> Option<Option<Record<'a>>> {
@@ -152,13 +157,13 @@ impl<'a> Iterator for Records<'a> {
 pub struct Record<'a> {
     /// Whose record this is.
     pub name: NameRef<'a>,
-    /// What the data mean.
+    /// Its type.
     pub kind: Kind,
     /// 1 is the Internet.
     pub class: u16,
-    /// Seconds that the record may be kept.
+    /// Seconds that the record may be cached.
     pub ttl: u32,
-    /// The data as they came.
+    /// The data, as received.
     pub data: &'a [u8],
     bytes: &'a [u8],
     /// Offset of the data in the message.

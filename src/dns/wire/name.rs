@@ -2,7 +2,7 @@
 
 use core::fmt::{self, Write};
 
-use super::message::HEADER;
+use super::header::HEADER;
 
 /// Bytes of the longest name on the wire (RFC 1035 section 2.3.4).
 pub(crate) const MAX_NAME: usize = 255;
@@ -10,14 +10,14 @@ const MAX_LABEL: usize = 63;
 /// No honest name has more pointers than it can have labels.
 const MAX_POINTERS: u8 = 127;
 
-/// A name of its own, in wire format without compression.
+/// An owned name, in wire format without compression.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name(heapless::Vec<u8, MAX_NAME>);
 
-/// A host name in text, without a dot at its end (RFC 1035 section 2.3.4: two bytes less than on the wire).
+/// A host name as text, without a dot at its end (two bytes less than on the wire, RFC 1035 section 2.3.4).
 pub type HostName = heapless::String<{ MAX_NAME - 2 }>;
 
-/// A text is no domain name: empty, a label of 0 or over 63 bytes, over 255 bytes in all, or not printable ASCII.
+/// A text is not a domain name: empty, a label of 0 or over 63 bytes, over 255 bytes in all, or not printable ASCII.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadName;
 
@@ -45,13 +45,13 @@ impl Name {
         &self.0
     }
 
-    /// The name as one that may be compared with those in a message.
+    /// The name in a form that compares with those in a message.
     pub fn as_ref(&self) -> NameRef<'_> {
         NameRef { message: &self.0, at: 0 }
     }
 }
 
-/// A name inside a message, perhaps compressed; known to be well-formed. Equal whatever the case of its letters.
+/// A name inside a message, perhaps compressed; known to be well-formed. Comparison ignores case.
 #[derive(Clone, Copy)]
 pub struct NameRef<'a> {
     message: &'a [u8],
@@ -59,8 +59,8 @@ pub struct NameRef<'a> {
 }
 
 impl<'a> NameRef<'a> {
-    /// Reads the name at the offset `at`, and tells the offset behind it. `None` if it is malformed: it runs out of
-    /// the message, is too long, or a pointer in it leads to the header or to what has not ended before it.
+    /// Reads the name at the offset `at`; returns it and the offset of its end. `None` if it is malformed: it runs over
+    /// the end of the message, is too long, or has a pointer to the header or to bytes that are not before it.
     pub(crate) fn parse(message: &'a [u8], at: usize) -> Option<(Self, usize)> {
         let name = Self { message, at };
         let mut labels = name.labels();
@@ -68,9 +68,9 @@ impl<'a> NameRef<'a> {
         labels.is_complete.then_some((name, labels.end))
     }
 
-    /// The name in text and lowercase, if it may be one of a host on the Internet: letters, digits, hyphens and
+    /// The name as lowercase text, if it may be that of a host on the Internet: letters, digits, hyphens and
     /// underscores in two labels or more, the last of which begins with a letter, so that no address can be
-    /// mistaken for a name (RFC 1123 section 2.1; names without a dot mean nothing outside, RFC 7085 section 4).
+    /// mistaken for a name (RFC 1123 section 2.1). Names without a dot only have a local meaning (RFC 7085 section 4).
     pub fn host(&self) -> Option<HostName> {
         let mut host = HostName::new();
         let mut last = &[][..];
@@ -87,8 +87,8 @@ impl<'a> NameRef<'a> {
         (last.len() < host.len() && last.first()?.is_ascii_alphabetic()).then_some(host)
     }
 
-    /// The labels from right to left in lowercase, each behind its length: the length of `com`, `com`, the length of
-    /// `example`, `example`. What such a name starts with are the names above it.
+    /// The labels from right to left in lowercase, each after its length: `\x03com\x07example`. The names above it are
+    /// prefixes of this.
     pub(crate) fn reversed<'b>(&self, buffer: &'b mut [u8; MAX_NAME]) -> &'b [u8] {
         let mut start = buffer.len();
         for label in self.labels() {
@@ -150,18 +150,18 @@ impl fmt::Debug for NameRef<'_> {
     }
 }
 
-/// A walk along the labels of a name; ends early where the name is malformed.
+/// An iterator over the labels of a name; ends early where the name is malformed.
 #[derive(Clone)]
 pub struct Labels<'a> {
-    /// As much of the message as the present run of labels may lie in.
+    /// The part of the message that the present run of labels may lie in.
     message: &'a [u8],
     at: usize,
-    /// Where the present run of labels began. What a pointer in it leads to must end before (RFC 1035 section 4.1.4:
-    /// a prior occurrence), so every walk ends.
+    /// Where the present run of labels began. The target of a pointer in it must end before that (RFC 1035 section
+    /// 4.1.4: a prior occurrence), so the iteration ends.
     start: usize,
-    /// The offset behind the name, where the message goes on; 0 until the first pointer or the root.
+    /// The offset of the name's end, where the message goes on; 0 until the first pointer or the root.
     end: usize,
-    /// Bytes that the name may still have, the root aside.
+    /// Bytes that the name may still have, without the root.
     left: usize,
     pointers: u8,
     is_complete: bool,
@@ -187,7 +187,7 @@ impl<'a> Iterator for Labels<'a> {
                 0b11 => {
                     let low = *self.message.get(self.at + 1)?;
                     let target = usize::from(u16::from_be_bytes([length & 0x3f, low]));
-                    // The header is no name, and changes when a message is passed on.
+                    // The header is not a name, and changes when a message is passed on.
                     if target < HEADER || self.pointers == MAX_POINTERS {
                         return None;
                     }

@@ -1,56 +1,37 @@
-//! What we say to a client ourselves.
+//! Replies of our own.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
-use super::message::{CLASS_IN, HEADER, Kind};
-use super::request::{MAX_DATAGRAM, Request};
+use super::edns::push_opt;
+use super::header::{HEADER, Rcode, push_fields};
+use super::message::{CLASS_IN, Kind};
+use super::query::Query;
 
-/// Bytes of an OPT record without options.
-pub(crate) const OPT_LENGTH: usize = 11;
-/// Points to the question's name.
+/// A pointer to the question's name.
 const TO_QUESTION: u16 = 0xc000 | HEADER as u16;
-/// Seconds that the answer to ANY is good for.
+/// TTL of the answer to ANY.
 const ANY_TTL: u32 = 3600;
-
-/// How a reply ends (IANA, DNS RCODEs).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rcode {
-    /// All is well.
-    NoError = 0,
-    /// The query breaks the format.
-    FormErr = 1,
-    /// There is no telling.
-    ServFail = 2,
-    /// The name does not exist.
-    NXDomain = 3,
-    /// This kind of query is not known here.
-    NotImp = 4,
-    /// This is nothing that is answered here.
-    Refused = 5,
-    /// The client's version of EDNS is not known here (RFC 6891 section 6.1.3).
-    BadVers = 16,
-}
 
 /// A reply of our own. TTLs are in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply<'a> {
-    /// One address of the kind asked for.
+    /// One address, of the type asked for.
     Address(IpAddr, u32),
-    /// The host that an address belongs to.
+    /// The name of an address.
     Pointer(&'a str, u32),
-    /// To a question for everything (RFC 8482 section 4.2).
+    /// The minimal answer to ANY (RFC 8482 section 4.2).
     Any,
-    /// The name has no records of that type, and will have none for a while (RFC 2308).
+    /// The name has no records of that type; the TTL says for how long that may be cached (RFC 2308).
     NoData(u32),
-    /// There is no such name, and will be none for a while.
+    /// The name does not exist; the same.
     NoSuchName(u32),
     /// No answer.
     Failed(Rcode),
 }
 
-impl Request<'_> {
-    /// Appends a reply. It has 512 bytes at the most, so it is never truncated.
+impl Query<'_> {
+    /// Appends a reply. It has at most 512 bytes, so it is never truncated.
     pub fn reply(&self, reply: &Reply<'_>, out: &mut Vec<u8>) {
         let rcode = match reply {
             Reply::NoSuchName(_) => Rcode::NXDomain,
@@ -81,27 +62,15 @@ impl Request<'_> {
         }
     }
 
-    /// Points to the name above the question's: a name that does not exist has no zone of its own.
+    /// A pointer to the name above the question's: a name that does not exist is not a zone.
     fn parent(&self) -> u16 {
         let first = self.name().labels().next().map_or(0, |label| 1 + label.len());
         TO_QUESTION + first as u16
     }
 }
 
-/// Our side of the extensions: the size that we take, no options.
-pub(crate) fn push_opt(out: &mut Vec<u8>, extended_rcode: u8, dnssec_ok: bool) {
-    out.push(0);
-    for field in
-        [Kind::OPT.0, MAX_DATAGRAM as u16, u16::from(extended_rcode) << 8, u16::from(dnssec_ok) << 15, 0]
-    {
-        out.extend_from_slice(&field.to_be_bytes());
-    }
-}
-
 fn push_record(out: &mut Vec<u8>, owner: u16, kind: Kind, ttl: u32, data: &[u8]) {
-    for field in [owner, kind.0, CLASS_IN, (ttl >> 16) as u16, ttl as u16, data.len() as u16] {
-        out.extend_from_slice(&field.to_be_bytes());
-    }
+    push_fields(out, &[owner, kind.0, CLASS_IN, (ttl >> 16) as u16, ttl as u16, data.len() as u16]);
     out.extend_from_slice(data);
 }
 
@@ -119,8 +88,8 @@ fn push_pointer(out: &mut Vec<u8>, host: &str, ttl: u32) {
     }
 }
 
-/// The record that lets a client remember an absence, for as long as the lesser of its TTL and its last field
-/// (RFC 2308 section 5). Server and mailbox are the root: there is nobody to ask.
+/// The record that lets a client cache an absence, for the lesser of its TTL and its last field (RFC 2308 section 5).
+/// Server and mailbox are the root: there is nobody to ask.
 fn push_soa(out: &mut Vec<u8>, owner: u16, ttl: u32) {
     let mut data = [0; 22];
     data[5] = 1; // serial number
@@ -131,7 +100,7 @@ fn push_soa(out: &mut Vec<u8>, owner: u16, ttl: u32) {
 #[cfg(test)]
 mod tests {
     use super::super::message::Message;
-    use super::super::request::tests::{SELF, query, reply};
+    use super::super::query::tests::{SELF, query, reply};
     use super::*;
     use std::vec;
     use std::vec::Vec;
@@ -141,7 +110,7 @@ mod tests {
 
     fn replied(bytes: &[u8], reply: Reply<'_>) -> Vec<u8> {
         let mut out = vec![];
-        Request::parse(bytes).unwrap().reply(&reply, &mut out);
+        Query::parse(bytes).unwrap().reply(&reply, &mut out);
         out
     }
 

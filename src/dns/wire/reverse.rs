@@ -44,7 +44,7 @@ const fn v6([a, b]: [u16; 2], prefix: u8) -> IpNet {
 }
 
 impl Reverse {
-    /// What a name, itself [in reverse](super::name::NameRef::reversed), tells, unless it lies outside the zones.
+    /// Reads a name, its labels [reversed](super::name::NameRef::reversed). `None` outside the reverse zones.
     pub(crate) fn parse(name: &[u8]) -> Option<Self> {
         let ipv4 = name.strip_prefix(b"\x04arpa\x07in-addr");
         let (mut rest, step, width) = match ipv4 {
@@ -73,7 +73,7 @@ impl Reverse {
         self.is_whole.then_some(self.net.addr())
     }
 
-    /// Whether the name lies in a zone that is a network's own.
+    /// Whether the name lies in a private zone.
     pub(crate) fn is_private(&self) -> bool {
         let lies_elsewhere = match self.net {
             IpNet::V4(_) => false,

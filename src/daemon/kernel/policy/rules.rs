@@ -1,5 +1,6 @@
 //! The rules, in the order of the table in `policy.rs`.
 
+use tcp_over_http::dns;
 use tcp_over_http::rewrite::Path;
 
 use super::rule::{FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, Rule};
@@ -34,8 +35,6 @@ const TCP: u8 = libc::IPPROTO_TCP as u8;
 const UDP: u8 = libc::IPPROTO_UDP as u8;
 /// QUIC's port (RFC 9114 section 3.1).
 const HTTPS: u16 = 443;
-/// The port of resolvers (RFC 1035 section 4.2).
-const DOMAIN: u16 = 53;
 
 /// The rules that lead to these routes, in the order to add them: the capture last, so that neither our
 /// own connections nor local networks are captured meanwhile.
@@ -66,7 +65,7 @@ pub fn rules(config: &Config, path: Path, tun: &str, routes: &[Route]) -> Vec<Ru
             }
             if config.dns.spares_own() {
                 for protocol in [TCP, UDP] {
-                    rules.goto(FAKE, END).device(SELF).of(protocol, Some((DOMAIN, DOMAIN)));
+                    rules.goto(FAKE, END).device(SELF).of(protocol, Some((dns::PORT, dns::PORT)));
                 }
             }
             rules.select();
@@ -147,14 +146,14 @@ impl Rules<'_> {
         let (table, rejects_all) = (*table, self.config.non_tcp == NonTcp::Reject);
         let rejects_quic = self.config.quic == Quic::Reject;
         let hijacks = self.config.dns.hijacks();
-        let udp = [(rejects_quic, HTTPS), (hijacks, DOMAIN)].map(|(is, port)| (is && !rejects_all, port));
+        let udp = [(rejects_quic, HTTPS), (hijacks, dns::PORT)].map(|(is, port)| (is && !rejects_all, port));
         if *auto_route {
             self.lookup(MAIN_FIRST, MAIN).but_default().ip_proto = if rejects_all { 0 } else { TCP };
         }
         if ports.is_empty() {
             self.lookup(CAPTURED, table).of(TCP, None);
         } else if hijacks {
-            self.lookup(CAPTURED, table).of(TCP, Some((DOMAIN, DOMAIN)));
+            self.lookup(CAPTURED, table).of(TCP, Some((dns::PORT, dns::PORT)));
         }
         for &ports in ports {
             self.lookup(CAPTURED, table).of(TCP, Some(ports));

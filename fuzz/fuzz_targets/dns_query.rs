@@ -4,8 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use tcp_over_http::dns::{
-    Ask, BadRequest, Cache, Domains, FakeIp, Kind, Message, Pending, Ranges, Rcode, Reply, Request,
-    local_reply,
+    Ask, BadQuery, Cache, Domains, FakeIp, Kind, Message, Pending, Query, Ranges, Rcode, Reply, local_reply,
 };
 use tcp_over_http::net::{Ipv4Net, Ipv6Net};
 use tcp_over_http::time::Instant;
@@ -17,22 +16,21 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((&length, rest)) = bytes.split_first() else {
         return;
     };
-    let (query, reply) = rest.split_at(rest.len().min(length.into()));
-    let request = match Request::parse(query) {
-        Ok(request) => request,
-        Err(BadRequest::Ignore) => {
-            assert!(query.len() < 12 || query[2] & 0x80 != 0);
+    let (message, reply) = rest.split_at(rest.len().min(length.into()));
+    let query = match Query::parse(message) {
+        Ok(query) => query,
+        Err(BadQuery::Ignore) => {
+            assert!(message.len() < 12 || message[2] & 0x80 != 0);
             return;
         }
-        Err(BadRequest::Answer(answer)) => {
-            assert!(Message::parse(&answer).is_some_and(|answer| answer.is_reply() || query[2] & 0x78 != 0));
+        Err(BadQuery::Answer(answer)) => {
+            assert!(Message::parse(&answer).is_some_and(|answer| answer.is_reply() || message[2] & 0x78 != 0));
             return;
         }
     };
-    let id = u16::from_be_bytes([query[0], query[1]]);
     let check = |out: &[u8]| {
         assert!(out.len() <= 512);
-        assert!(request.is_answered_by(out, id) && is_whole(out));
+        assert!(query.is_answered_by(out) && is_whole(out));
     };
     let mut replies = vec![
         Reply::Any,
@@ -41,10 +39,10 @@ fuzz_target!(|bytes: &[u8]| {
         Reply::Failed(Rcode::BadVers),
         Reply::Pointer("www.example", 1),
     ];
-    replies.extend(local_reply(&request));
+    replies.extend(local_reply(&query));
     for reply in &replies {
         let mut out = Vec::new();
-        request.reply(reply, &mut out);
+        query.reply(reply, &mut out);
         check(&out);
     }
     let ranges = Ranges {
@@ -52,24 +50,24 @@ fuzz_target!(|bytes: &[u8]| {
         v6: Some(Ipv6Net { addr: [0xfd; 16].into(), prefix: 64 }),
     };
     let mut table = FakeIp::new(ranges, 2, [1, 2]);
-    if let Some(reply) = table.answer(&request, NOW) {
+    if let Some(reply) = table.answer(&query, NOW) {
         let mut out = Vec::new();
-        request.reply(&reply, &mut out);
+        query.reply(&reply, &mut out);
         check(&out);
     }
-    if let Some(host) = request.name().host() {
+    if let Some(host) = query.name().host() {
         assert!(host.len() <= 253 && !host.contains("..") && host.contains('.'));
         let set = Domains::new(&[host.as_str().into()]).expect("a host is a domain");
-        assert!(set.contains(request.name()));
+        assert!(set.contains(query.name()));
     }
 
     let mut pending = Pending::new(1, 2);
-    assert_eq!(pending.ask(&request, 7, 99, NOW), Ask::New(99));
-    assert_eq!(pending.ask(&request, 8, 99, NOW), Ask::Joined);
+    assert_eq!(pending.ask(&query, 7, 99, NOW), Ask::New(99));
+    assert_eq!(pending.ask(&query, 8, 99, NOW), Ask::Joined);
     let mut encoded = Vec::new();
-    request.encode(99, &mut encoded);
-    let ours = Request::parse(&encoded).ok().expect("our own query is well-formed");
-    assert!(ours.is_same(&request));
+    query.encode(99, &mut encoded);
+    let ours = Query::parse(&encoded).ok().expect("our own query is well-formed");
+    assert!(ours.is_same(&query));
 
     // The query's question under the reply's header and records, so that many replies are to this query.
     let mut theirs = encoded[..encoded.len() - if encoded[11] == 1 { 11 } else { 0 }].to_vec();
@@ -80,24 +78,24 @@ fuzz_target!(|bytes: &[u8]| {
     theirs[2] |= 0x80;
     theirs[6..12].copy_from_slice(&header[2..]);
     theirs.extend_from_slice(records);
-    let is_answer = request.is_answered_by(&theirs, 99);
+    let is_answer = ours.is_answered_by(&theirs);
     assert_eq!(pending.answer(&theirs).is_some(), is_answer);
-    for limit in [512, request.udp_limit(), 65_535] {
+    for limit in [512, query.udp_limit(), 65_535] {
         let mut out = Vec::new();
-        if request.relay(&theirs, limit, &mut out) {
+        if query.relay(&theirs, limit, &mut out) {
             assert!(out.len() <= limit && is_answer && is_whole(&out));
-            assert!(request.is_answered_by(&out, id));
+            assert!(query.is_answered_by(&out));
         } else {
             assert!(out.is_empty());
         }
     }
     let mut cache = Cache::new(65_536);
-    cache.put(&request, &theirs, NOW);
+    cache.put(&query, &theirs, NOW);
     assert!(cache.len() <= 1);
     let mut last = None;
     for ms in [0, 1, 900, 5000, 100_000, 86_400_000] {
         let mut out = Vec::new();
-        if !cache.get(&request, 65_535, &mut out, NOW.plus(ms)) {
+        if !cache.get(&query, 65_535, &mut out, NOW.plus(ms)) {
             assert!(out.is_empty());
             last = Some(vec![]);
             continue;

@@ -1,52 +1,57 @@
 //! Resolvers that are asked through the proxy: one connection, kept, to one of them at a time.
 //!
 //! # Theory of operation
-//! All queries go to one resolver, pipelined (RFC 7766 section 6.2.1.1). There is a connection as long as it is used.
-//! A **round** makes a new one: the resolvers are tried in order, the one that worked last first; when one has not
-//! been connected in 2.5 s the next is tried beside it, and who is first wins. Every query that waits is sent on a
-//! new connection. A connection that ends with queries open makes a new round: with the same resolver first if it had
-//! answered anything, else with the next one. One that is silent for 4 s with queries open is given up likewise.
+//! All queries go to one resolver, pipelined (RFC 7766 section 6.2.1.1). The connection lasts as long as it is used.
+//! A **round** opens one: the resolvers are tried in order, beginning with the one that worked last; a resolver that is
+//! not connected after 2.5 s gets the next one as a rival, and the first to connect wins. All pending queries are sent on
+//! a new connection. If a connection ends while queries are pending, a new round begins: with the same resolver if it
+//! had answered anything, else with the next one. So it does when a connection is silent for 4 s with queries pending.
 //!
-//! A round in which nobody could be connected **fails**, as do connections to all of them that bring nothing: all who
-//! wait are told, and so is everybody else for a while, without another try.
+//! A round **fails** when no resolver could be connected, or when connections to all of them brought no reply. Then all
+//! queries are refused, also new ones for a while, and nothing is tried.
 //!
-//! A reload lets a failed round be forgotten; with other proxies there is a new connection.
+//! A reload ends that while; other proxies get a new connection.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use tcp_over_http::dns::{Ask, Pending, Request};
-use tcp_over_http::http::connect::Target;
+use tcp_over_http::config::DnsMode;
+use tcp_over_http::dns::{Ask, PORT, Pending, Query, Reply};
 use tcp_over_http::time::Instant;
 
-use super::Dns;
 use super::client::MAX_WAITERS;
+use super::context::Context;
+use super::responder::{Responder, SERV_FAIL};
 use super::stream::Stream;
-use crate::gateway::Gateway;
 use crate::report::limiter::Limiter;
 use crate::task::spawn;
 use crate::upstream::{Failure, Opened};
-use tcp_over_http::config::DnsMode;
 
-/// Queries under way.
+/// Queries in flight.
 const MAX_PENDING: u16 = 256;
-/// In ms: until another resolver is tried beside the one that is being connected...
+/// In ms: how long a resolver is being connected before the next one is tried as well...
 const HEAD_START: u32 = 2500;
-/// ...a resolver that says nothing is given up...
+/// ...how long a resolver may be silent with queries pending...
 const SILENCE: u32 = 4000;
-/// ...a connection that nobody needs is closed...
+/// ...how long a connection is kept without queries...
 const IDLE: u32 = 30_000;
-/// ...a query is given up...
+/// ...how long a query may take...
 const PATIENCE: u32 = 10_000;
-/// ...and after a round has failed the next one may begin. If the proxy forbids it, later where there is another way.
+/// ...and how long nothing is tried after a round has failed...
 const PAUSE: u32 = 2000;
+/// ...if the proxy forbids port 53...
 const PAUSE_FORBIDDEN: u32 = 10_000;
+/// ...and if fake addresses make resolvers dispensable.
 const PAUSE_NEEDLESS: u32 = 300_000;
+/// Negative TTL, in seconds, when no resolver can be asked.
+const UNKNOWN_TTL: u32 = 60;
 
-/// The connection to a resolver, and all who wait for its answers.
-pub struct Tunnel {
+/// The connection to a resolver, and all who wait for its replies.
+pub struct ProxiedResolver {
+    context: Rc<Context>,
+    responder: Rc<Responder>,
     servers: Vec<SocketAddr>,
     mode: DnsMode,
     pending: RefCell<Pending>,
@@ -54,32 +59,39 @@ pub struct Tunnel {
     /// The resolver that comes first in a round.
     first: Cell<usize>,
     round: Cell<Round>,
-    /// How many connections in a row, the present one included, have brought no answer.
+    /// How many connections in a row, the present one included, have brought no reply.
     useless: Cell<usize>,
-    /// Until when nothing is tried, and whether that is since the proxy forbids it.
+    /// Until when nothing is tried, and whether the reason is that the proxy forbids it.
     paused: Cell<Option<(Instant, bool)>>,
     limiter: Limiter,
 }
 
-/// The making of a connection.
+/// The attempt to open a connection.
 #[derive(Clone, Copy, Default)]
 struct Round {
-    /// Tells apart what was tried through other proxies.
+    /// Changes with the proxies: an attempt of another era is ignored.
     era: u32,
     /// How many resolvers have been tried.
     tried: usize,
-    /// How many of these tries have not ended.
+    /// How many of these attempts have not ended.
     open: usize,
-    /// When the last one began.
+    /// When the last attempt began.
     begun: Instant,
-    /// What the proxy said to one, if it said that it will not.
+    /// The status with which the proxy refused one of them.
     status: Option<u16>,
 }
 
-impl Tunnel {
-    /// Nothing is connected until somebody asks.
-    pub fn new(servers: &[SocketAddr], mode: DnsMode) -> Self {
+impl ProxiedResolver {
+    /// Connects to one of `servers` when the first query comes.
+    pub fn new(
+        context: &Rc<Context>,
+        responder: &Rc<Responder>,
+        servers: &[SocketAddr],
+        mode: DnsMode,
+    ) -> Self {
         Self {
+            context: Rc::clone(context),
+            responder: Rc::clone(responder),
             servers: servers.to_vec(),
             mode,
             pending: RefCell::new(Pending::new(MAX_PENDING, MAX_WAITERS)),
@@ -92,16 +104,26 @@ impl Tunnel {
         }
     }
 
-    /// Whether asking is of no use for now, and then whether since the proxy forbids it.
-    pub fn paused(&self, now: Instant) -> Option<bool> {
+    /// The reply to all queries while nothing is tried: that the name has no such records, where that will not change: the
+    /// proxy lets nobody be asked, and a name with a fake address has no other records.
+    pub fn refusal(&self) -> Option<Reply<'static>> {
+        let is_forbidden = self.paused(self.context.now())?;
+        Some(match is_forbidden && self.mode == DnsMode::FakeIp {
+            true => Reply::NoData(UNKNOWN_TTL),
+            false => SERV_FAIL,
+        })
+    }
+
+    /// Whether nothing is tried for now, and then whether the reason is that the proxy forbids it.
+    fn paused(&self, now: Instant) -> Option<bool> {
         self.paused.get().filter(|&(until, _)| now < until).map(|(_, is_forbidden)| is_forbidden)
     }
 
     /// Asks for a waiter. False if too many wait already.
-    pub fn ask(&self, gateway: &Rc<Gateway>, request: &Request<'_>, waiter: u32, id: u16) -> bool {
-        let now = gateway.now();
+    pub fn ask(self: &Rc<Self>, query: &Query, waiter: u32, id: u16) -> bool {
+        let now = self.context.now();
         let is_quiet = self.pending.borrow().is_empty();
-        let ask = self.pending.borrow_mut().ask(request, waiter, id, now);
+        let ask = self.pending.borrow_mut().ask(query, waiter, id, now);
         let Ask::New(id) = ask else {
             return matches!(ask, Ask::Joined);
         };
@@ -111,35 +133,35 @@ impl Tunnel {
                     stream.touch(now);
                 }
                 let mut message = Vec::new();
-                request.encode(id, &mut message);
+                query.encode(id, &mut message);
                 stream.send(&message);
             }
-            None if self.round.get().open == 0 => self.begin_round(gateway, now),
-            None => {} // once there is a connection
+            None if self.round.get().open == 0 => self.begin_round(),
+            None => {} // sent once there is a connection
         }
         true
     }
 
-    /// Has the next query try again: the proxies may allow something else now.
+    /// Ends the pause after a failed round: the proxies may allow more now.
     pub fn forget_failure(&self) {
         self.paused.set(None);
     }
 
-    /// Begins anew, with other proxies. Who waits goes on waiting.
-    pub fn reset(&self, gateway: &Rc<Gateway>) {
+    /// Opens a new connection, through other proxies. Pending queries stay.
+    pub fn reset(self: &Rc<Self>) {
         self.useless.set(0);
         self.round.set(Round { era: self.round.get().era.wrapping_add(1), ..Round::default() });
         let stream = self.stream.borrow().clone();
         match stream {
             Some(stream) => stream.close(),
             None if self.pending.borrow().is_empty() => {}
-            None => self.begin_round(gateway, gateway.now()),
+            None => self.begin_round(),
         }
     }
 
-    /// Gives up what has waited too long.
-    pub fn tick(&self, gateway: &Rc<Gateway>, now: Instant) {
-        self.give_up(gateway, now, PATIENCE);
+    /// Gives up what has waited too long, and closes what is idle.
+    pub fn tick(self: &Rc<Self>, now: Instant) {
+        self.give_up(now, PATIENCE);
         let is_quiet = self.pending.borrow().is_empty();
         let stream = self.stream.borrow().clone();
         match stream {
@@ -152,20 +174,20 @@ impl Tunnel {
             None => {
                 let round = self.round.get();
                 if round.open > 0 && !is_quiet && now.since(round.begun) >= HEAD_START {
-                    self.try_next(gateway, now);
+                    self.try_next();
                 }
             }
         }
     }
 
-    fn begin_round(&self, gateway: &Rc<Gateway>, now: Instant) {
+    fn begin_round(self: &Rc<Self>) {
         let Round { era, open, .. } = self.round.get();
         self.round.set(Round { era, open, ..Round::default() });
-        self.try_next(gateway, now);
+        self.try_next();
     }
 
     /// Tries the next resolver of the round, if there is one.
-    fn try_next(&self, gateway: &Rc<Gateway>, now: Instant) {
+    fn try_next(self: &Rc<Self>) {
         let mut round = self.round.get();
         let nth = (self.first.get() + round.tried) % self.servers.len().max(1);
         let (true, Some(&server)) = (round.tried < self.servers.len(), self.servers.get(nth)) else {
@@ -173,25 +195,23 @@ impl Tunnel {
         };
         round.tried += 1;
         round.open += 1;
-        round.begun = now;
+        round.begun = self.context.now();
         self.round.set(round);
-        let gateway = Rc::clone(gateway);
+        let this = Rc::clone(self);
         spawn(async move {
-            let result = gateway.upstreams().open(Target::Ip(server)).await;
-            if let Some(dns) = gateway.dns() {
-                dns.tunnel.tried(&gateway, round.era, nth, result);
-            }
+            let result = this.context.open(server).await;
+            this.tried(round.era, nth, result);
         });
     }
 
-    fn tried(&self, gateway: &Rc<Gateway>, era: u32, nth: usize, result: Result<Opened, Failure>) {
-        let now = gateway.now();
+    /// An attempt has ended.
+    fn tried(self: &Rc<Self>, era: u32, nth: usize, result: Result<Opened, Failure>) {
         let mut round = self.round.get();
         if era != round.era {
             return;
         }
         round.open = round.open.saturating_sub(1);
-        // 407 says nothing of ports.
+        // 407 does not depend on the port.
         if let Err(Failure::Refused { status: status @ (400..=406 | 408..=499) }) = result {
             round.status = Some(status);
         }
@@ -199,18 +219,19 @@ impl Tunnel {
         match result {
             Ok(opened) if self.stream.borrow().is_none() => {
                 self.first.set(nth);
-                self.converse(gateway, opened, now);
+                self.converse(opened);
             }
-            Ok(_) => {} // another was faster
+            Ok(_) => {} // another one was faster
             Err(_) if self.stream.borrow().is_some() => {}
-            Err(_) if round.tried < self.servers.len() => self.try_next(gateway, now),
-            Err(_) if round.open == 0 => self.fail(gateway, round.status, now),
+            Err(_) if round.tried < self.servers.len() => self.try_next(),
+            Err(_) if round.open == 0 => self.fail(round.status),
             Err(_) => {}
         }
     }
 
-    /// Nobody could be connected.
-    fn fail(&self, gateway: &Rc<Gateway>, status: Option<u16>, now: Instant) {
+    /// The round has failed; `status` if the proxy refused to connect.
+    fn fail(&self, status: Option<u16>) {
+        let now = self.context.now();
         let is_forbidden = status.is_some();
         let (pause, level, advice) = match (is_forbidden, self.mode) {
             (false, _) => (PAUSE, log::Level::Warn, ""),
@@ -222,53 +243,50 @@ impl Tunnel {
         if let (Some(status), Some(_)) = (status, self.limiter.pass(std::time::Instant::now())) {
             log::log!(
                 level,
-                "dns: the proxy forbids CONNECT to port 53 with status {status} (squid: SSL_ports){advice}"
+                "dns: the proxy forbids CONNECT to port {PORT} with status {status} (squid: SSL_ports){advice}"
             );
         }
-        self.give_up(gateway, now, 0);
+        self.give_up(now, 0);
     }
 
-    /// Tells all who have waited for `patience` ms.
-    fn give_up(&self, gateway: &Rc<Gateway>, now: Instant, patience: u32) {
+    /// Gives up queries that have waited for `patience` ms.
+    fn give_up(&self, now: Instant, patience: u32) {
         loop {
             let expired = self.pending.borrow_mut().expire(now, patience);
-            match (expired, gateway.dns()) {
-                (Some(waiters), Some(dns)) => dns.fail(gateway, &waiters),
-                _ => return,
-            }
+            let Some(waiters) = expired else { return };
+            self.responder.fail(&waiters, &self.refusal().unwrap_or(SERV_FAIL));
         }
     }
 
-    /// Asks all that waits on a new connection, and takes its answers until it ends.
-    fn converse(&self, gateway: &Rc<Gateway>, opened: Opened, now: Instant) {
-        let stream = Rc::new(Stream::new(opened.stream, opened.leftover, u16::MAX.into(), now));
+    /// Sends all pending queries on a new connection, and takes its replies until it ends.
+    fn converse(self: &Rc<Self>, opened: Opened) {
+        let stream = Stream::new(opened.stream, opened.leftover, u16::MAX.into(), self.context.now());
+        let stream = Rc::new(stream);
         let mut messages = Vec::new();
         self.pending.borrow().encode_all(&mut messages);
         stream.send_all(&messages);
         self.useless.set(self.useless.get() + 1);
         self.stream.replace(Some(Rc::clone(&stream)));
-        let gateway = Rc::clone(gateway);
+        let this = Rc::clone(self);
         spawn(async move {
-            let Some(dns) = gateway.dns() else { return };
             let mut handle = |reply: &[u8]| {
-                dns.tunnel.answered(&gateway, dns, &stream, reply);
+                this.answered(&stream, reply);
                 true
             };
             _ = poll_fn(|cx| stream.poll(cx, &mut handle)).await;
-            dns.tunnel.ended(&gateway);
+            this.ended();
         });
     }
 
-    fn answered(&self, gateway: &Rc<Gateway>, dns: &Dns, stream: &Stream, reply: &[u8]) {
-        stream.touch(gateway.now());
+    fn answered(&self, stream: &Stream, reply: &[u8]) {
+        stream.touch(self.context.now());
         self.useless.set(0);
         let waiters = self.pending.borrow_mut().answer(reply);
-        if let Some(waiters) = waiters {
-            dns.answer(gateway, &waiters, reply);
-        }
+        self.responder.relay(&waiters.unwrap_or_default(), reply);
     }
 
-    fn ended(&self, gateway: &Rc<Gateway>) {
+    /// The connection has ended.
+    fn ended(self: &Rc<Self>) {
         self.stream.replace(None);
         if self.pending.borrow().is_empty() {
             return;
@@ -278,8 +296,8 @@ impl Tunnel {
             self.first.set((self.first.get() + 1) % self.servers.len().max(1));
         }
         match useless <= self.servers.len() {
-            true => self.begin_round(gateway, gateway.now()),
-            false => self.fail(gateway, None, gateway.now()),
+            true => self.begin_round(),
+            false => self.fail(None),
         }
     }
 }

@@ -1,0 +1,51 @@
+//! All that DNS needs of the rest of the daemon: a clock, tunnels through the proxies, and a writer of datagrams.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use tcp_over_http::http::connect::Target;
+use tcp_over_http::packet::{Tuple, builder};
+use tcp_over_http::time::Instant;
+
+use crate::clock::Clock;
+use crate::kernel::tun::Tun;
+use crate::upstream::{Failure, Opened, Upstreams};
+
+/// Shared by all parts of DNS; knows none of them.
+pub struct Context {
+    clock: Clock,
+    upstreams: RefCell<Rc<Upstreams>>,
+    tun: Rc<Tun>,
+}
+
+impl Context {
+    /// Opens tunnels with `upstreams`, and sends datagrams on `tun`.
+    pub fn new(clock: Clock, upstreams: Rc<Upstreams>, tun: Rc<Tun>) -> Self {
+        Self { clock, upstreams: RefCell::new(upstreams), tun }
+    }
+
+    /// The time.
+    pub fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    /// Opens a tunnel to a resolver.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub async fn open(&self, resolver: SocketAddr) -> Result<Opened, Failure> {
+        let upstreams = Rc::clone(&self.upstreams.borrow());
+        upstreams.open(Target::Ip(resolver)).await
+    }
+
+    /// Opens tunnels with other proxies from now on.
+    pub fn replace_upstreams(&self, upstreams: Rc<Upstreams>) {
+        self.upstreams.replace(upstreams);
+    }
+
+    /// Sends a datagram to a client, as if from the resolver that it asked. One that is too long is dropped.
+    pub fn send_datagram(&self, tuple: &Tuple, payload: &[u8]) {
+        self.tun.write_made(&|packet| builder::datagram(tuple, payload, packet));
+    }
+}

@@ -1,0 +1,84 @@
+//! The names that have fake addresses, in memory and in their file.
+
+use std::cell::{RefCell, RefMut};
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use tcp_over_http::config::Config;
+use tcp_over_http::dns::{Entry, FakeIp, Ranges};
+use tcp_over_http::time::Instant;
+
+use super::names_file::NamesFile;
+use crate::sys;
+
+/// The table and its file.
+pub struct FakeNames {
+    table: RefCell<FakeIp>,
+    file: NamesFile,
+}
+
+/// What an address stands for.
+pub enum Meaning {
+    /// For itself.
+    Address,
+    /// For a name, which keeps the address as long as this is held.
+    Name(String, Held),
+    /// For a name that is forgotten, or never was.
+    Nothing,
+}
+
+/// A fake address in use: until this is dropped, no other name gets it.
+pub struct Held {
+    names: Rc<FakeNames>,
+    entry: Entry,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.names.table.borrow_mut().release(self.entry);
+    }
+}
+
+impl FakeNames {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// If there are no random numbers.
+    pub fn load(config: &Config, now: Instant) -> io::Result<Self> {
+        let [a, b, c, d, e, f, g, h] = sys::random()?;
+        let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
+        let ranges = Ranges { v4: config.dns.fakeip_range, v6: config.dns.fakeip_range6 };
+        let mut table = FakeIp::new(ranges, config.dns.fakeip_names, key);
+        let file = NamesFile::load(&config.dns.fakeip_file, &mut table, now);
+        Ok(Self { table: RefCell::new(table), file })
+    }
+
+    /// The table.
+    pub fn table(&self) -> RefMut<'_, FakeIp> {
+        self.table.borrow_mut()
+    }
+
+    /// What a client means that connects to this address.
+    pub fn meaning(self: &Rc<Self>, address: IpAddr) -> Meaning {
+        let mut table = self.table.borrow_mut();
+        if !table.contains(address) {
+            return Meaning::Address;
+        }
+        let Some(entry) = table.find(address) else {
+            return Meaning::Nothing;
+        };
+        table.hold(entry);
+        Meaning::Name(table.name(entry).to_owned(), Held { names: Rc::clone(self), entry })
+    }
+
+    /// Writes the file if names have changed and the last time is long enough ago.
+    pub fn tick(&self, now: Instant) {
+        self.file.save_at_times(&self.table.borrow(), now);
+    }
+
+    /// Writes the file.
+    pub fn save(&self, now: Instant) {
+        self.file.save(&self.table.borrow(), now);
+    }
+}

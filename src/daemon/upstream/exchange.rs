@@ -1,0 +1,113 @@
+//! A query to one server and its reply: over UDP, and again over TCP if the reply is truncated.
+
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::net::{self, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+
+use tcp_over_http::dns::{Message, Query};
+use tokio::io::Interest;
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+
+use crate::sys;
+
+/// A UDP reply has at most 512 bytes without EDNS, and with it at most what we say we accept; this leaves room for a
+/// server that exceeds that a little.
+const MAX_DATAGRAM: usize = 1500;
+
+/// A reply in flight. Boxed: one type for all callers.
+pub type Exchange = Pin<Box<dyn Future<Output = io::Result<Vec<u8>>>>>;
+
+/// Sends a query to `server` in a datagram, from a socket with `mark` (0: none) and a random port that the kernel
+/// chooses, and again over TCP if the reply does not fit a datagram. Datagrams that are not a reply to it are ignored.
+pub fn exchange(server: SocketAddr, mark: u32, query: &[u8]) -> Exchange {
+    let query = query.to_vec();
+    Box::pin(async move {
+        let socket = udp_socket(server, mark)?;
+        socket.send(&query)?; // a new socket's buffer takes it
+        let socket = UdpSocket::from_std(socket)?;
+        loop {
+            // ICMP's "port unreachable" shows up as an error only.
+            if socket.ready(Interest::READABLE | Interest::ERROR).await?.is_error() {
+                return Err(socket.take_error()?.unwrap_or(ErrorKind::ConnectionRefused.into()));
+            }
+            let Some(reply) = receive(&socket, &query)? else { continue };
+            return match Message::parse(&reply).is_some_and(|reply| reply.is_truncated()) {
+                true => exchange_tcp(server, mark, &query).await,
+                false => Ok(reply),
+            };
+        }
+    })
+}
+
+/// Receives a datagram, if there is one and it is a reply to the query.
+fn receive(socket: &UdpSocket, query: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let mut buffer = [0; MAX_DATAGRAM];
+    match socket.try_recv(&mut buffer) {
+        Ok(length) => {
+            let reply = buffer.get(..length).unwrap_or_default();
+            let is_reply = Query::parse(query).is_ok_and(|query| query.is_answered_by(reply));
+            Ok(is_reply.then(|| reply.to_vec()))
+        }
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn udp_socket(server: SocketAddr, mark: u32) -> io::Result<net::UdpSocket> {
+    let socket = net::UdpSocket::bind(SocketAddr::new(any_address(server), 0))?;
+    socket.set_nonblocking(true)?;
+    if mark != 0 {
+        sys::set_mark(&socket, mark)?;
+    }
+    socket.connect(server)?;
+    Ok(socket)
+}
+
+/// Sends a query over TCP, and reads the reply; each has its length in front (RFC 1035 section 4.2.2).
+async fn exchange_tcp(server: SocketAddr, mark: u32, query: &[u8]) -> io::Result<Vec<u8>> {
+    let socket = match server {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if mark != 0 {
+        sys::set_mark(&socket, mark)?;
+    }
+    let stream = socket.connect(server).await?;
+    let length = (query.len() as u16).to_be_bytes();
+    // A new socket's buffer takes these few bytes whole.
+    if stream.try_write(&[&length, query].concat())? != length.len() + query.len() {
+        return Err(ErrorKind::WriteZero.into());
+    }
+    let mut reply = Vec::new();
+    loop {
+        if let Some((length, rest)) = reply.split_first_chunk()
+            && let Some(message) = rest.get(..usize::from(u16::from_be_bytes(*length)))
+        {
+            return Ok(message.to_vec());
+        }
+        stream.readable().await?;
+        read_more(&stream, &mut reply)?;
+    }
+}
+
+fn read_more(stream: &TcpStream, reply: &mut Vec<u8>) -> io::Result<()> {
+    let mut buffer = [0; MAX_DATAGRAM];
+    match stream.try_read(&mut buffer) {
+        Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+        Ok(length) => {
+            reply.extend_from_slice(buffer.get(..length).unwrap_or_default());
+            Ok(())
+        }
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The unspecified address of the family of `server`.
+pub fn any_address(server: SocketAddr) -> IpAddr {
+    match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
