@@ -61,10 +61,10 @@ def count(case, number, directory):
 
 def run(case, number, directory):
     sys.path.insert(0, str(PROJECT / "tests/e2e"))
-    import emulator
-    import netns
-    from faultproxy import FaultProxy
-    from gateway import Gateway, upstream
+    from lab import emulator
+    from lab import netns
+    from lab.faultproxy import FaultProxy
+    from lab.gateway import Gateway, upstream
 
     network = netns.Network()
     try:

@@ -8,14 +8,14 @@ import tempfile
 
 import pytest
 
-import emulator
-import netns
-from capture import Capture, LeakCapture
-from dnsservers import PORT, RECORDS, Dnsmasq, Unbound
-from faultproxy import FaultProxy
-from gateway import PATH, Gateway, upstream
-from netns import PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6
-from servers import WebServer
+from lab import emulator
+from lab import netns
+from lab.capture import Capture, LeakCapture
+from lab.dnsservers import PORT, RECORDS, Dnsmasq, Unbound
+from lab.faultproxy import FaultProxy
+from lab.gateway import PATH, Gateway, upstream
+from lab.netns import PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6
+from lab.servers import WebServer
 
 # The daemon's options to capture all.
 CAPTURE_ALL = ("--auto-route", "1")

@@ -8,12 +8,12 @@ import socket
 
 import pytest
 
-from gateway import NFT_TABLE, PATH, tables, upstream
-from netns import (
+from lab.gateway import NFT_TABLE, PATH, tables, upstream
+from lab.netns import (
     CLIENT, CLIENT6, ROUTER_WAN, ROUTER_WAN6, SERVER, SERVER6, SERVER_OTHER, finish_connect, retransmits,
 )
 from test_routes import assert_direct, assert_proxied
-from wait import WAIT, until
+from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="it is about the rules")
 

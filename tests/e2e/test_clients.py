@@ -7,10 +7,10 @@ import xml.etree.ElementTree
 
 import pytest
 
-from gateway import PATH
-from netns import SERVER, command, literal
-from proxies import HonestProxy, Tinyproxy
-from servers import Iperf, Sshd, WebServer, random_file
+from lab.gateway import PATH
+from lab.netns import SERVER, command, literal
+from lab.proxies import HonestProxy, Tinyproxy
+from lab.servers import Iperf, Sshd, WebServer, random_file
 
 MIB = 1 << 20
 # No proxy, no settings of the machine's: the gateway must do.

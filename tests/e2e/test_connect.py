@@ -7,10 +7,10 @@ import struct
 
 import pytest
 
-from faultproxy import OK, reply
-from gateway import upstream
-from netns import CLIENT, CLIENT_OTHER, NOBODY, PROXY, PROXY6, SERVER, SERVER6, connecting, finish_connect, literal, retransmits
-from wait import WAIT, until
+from lab.faultproxy import OK, reply
+from lab.gateway import upstream
+from lab.netns import CLIENT, CLIENT_OTHER, NOBODY, PROXY, PROXY6, SERVER, SERVER6, connecting, finish_connect, literal, retransmits
+from lab.wait import WAIT, until
 
 SYN_ONLY = "tcp[tcpflags] & (tcp-syn|tcp-ack) = tcp-syn"
 SYN_ONLY_6 = "ip6[53] & 0x12 = 0x02"

@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from dnsservers import ELSEWHERE, ELSEWHERE6, NAME, PLAIN, PORT, Unbound, answer_to, dig, dig_full, framed, getaddrinfo, is_truncated, query, rcode, read_framed, with_resolver
-from faultproxy import OK, reply
-from netns import CLIENT_OTHER, NOBODY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6, SERVER_OTHER
-from proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
-from wait import WAIT, until
+from lab.dnsservers import ELSEWHERE, ELSEWHERE6, NAME, PLAIN, PORT, Unbound, answer_to, dig, dig_full, framed, getaddrinfo, is_truncated, query, rcode, read_framed, with_resolver
+from lab.faultproxy import OK, reply
+from lab.netns import CLIENT_OTHER, NOBODY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6, SERVER_OTHER
+from lab.proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
+from lab.wait import WAIT, until
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import pytest
 
-from faultproxy import reply
-from gateway import TABLE, TUN, upstream
-from netns import PROXY, SERVER
-from proxies import StrictSquid
+from lab.faultproxy import reply
+from lab.gateway import TABLE, TUN, upstream
+from lab.netns import PROXY, SERVER
+from lab.proxies import StrictSquid
 
 pytestmark = pytest.mark.native(why="it misses the rules, rightly")
 

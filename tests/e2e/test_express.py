@@ -7,11 +7,11 @@ import socket
 
 import pytest
 
-from gateway import NFT_TABLE, TUN, tables
-from netns import CLIENT, CLIENT6, finish_connect, literal
+from lab.gateway import NFT_TABLE, TUN, tables
+from lab.netns import CLIENT, CLIENT6, finish_connect, literal
 from test_packets import TCP, Wire
 from test_routes import assert_proxied, works
-from wait import until
+from lab.wait import until
 
 pytestmark = pytest.mark.path("express", why="it is about the other one")
 

@@ -7,11 +7,11 @@ import struct
 
 import pytest
 
-from dnsservers import ELSEWHERE, ELSEWHERE6, NAME, PLAIN, PORT, Unbound, dig, dig_full, getaddrinfo, query, rcode, with_resolver
-from netns import PROXY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, connecting, finish_connect
-from proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
+from lab.dnsservers import ELSEWHERE, ELSEWHERE6, NAME, PLAIN, PORT, Unbound, dig, dig_full, getaddrinfo, query, rcode, with_resolver
+from lab.netns import PROXY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, connecting, finish_connect
+from lab.proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
 from test_reload import Configured
-from wait import WAIT, until
+from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="their rules, and marks")
 

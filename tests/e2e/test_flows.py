@@ -9,13 +9,13 @@ import threading
 
 import pytest
 
-from faultproxy import OK, reset
-from gateway import PATH, PROJECT, TUN
-from netns import CLIENT, PROXY, SERVER, SERVER6, connecting, finish_connect, retransmits
-from servers import wait_port
-from wait import until
+from lab.faultproxy import OK, reset
+from lab.gateway import PATH, PROJECT, TUN
+from lab.netns import CLIENT, PROXY, SERVER, SERVER6, connecting, finish_connect, retransmits
+from lab.servers import wait_port
+from lab.wait import until
 
-LOAD = PROJECT / "tests" / "e2e" / "load.py"
+LOAD = PROJECT / "tests" / "e2e" / "lab" / "load.py"
 
 
 def load(gateway, client, internet, server, rate, seconds):

@@ -17,8 +17,8 @@ from scapy.layers.inet6 import (  # noqa: E402
 )
 from scapy.packet import Raw  # noqa: E402
 
-from netns import CLIENT, CLIENT6, SERVER6, connecting, finish_connect
-from wait import until
+from lab.netns import CLIENT, CLIENT6, SERVER6, connecting, finish_connect
+from lab.wait import until
 
 PORT = 33333
 ETH_P_IP, ETH_P_IPV6 = 0x0800, 0x86DD

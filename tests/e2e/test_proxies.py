@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
-from gateway import PASSWORD, upstream
-from netns import CLIENT, CLIENT6, PROXY, PROXY6, SERVER, finish_connect, literal
-from proxies import Apache, HonestProxy, Privoxy, Squid, StrictSquid, Tinyproxy
-from servers import WebServer
-from wait import WAIT, until
+from lab.gateway import PASSWORD, upstream
+from lab.netns import CLIENT, CLIENT6, PROXY, PROXY6, SERVER, finish_connect, literal
+from lab.proxies import Apache, HonestProxy, Privoxy, Squid, StrictSquid, Tinyproxy
+from lab.servers import WebServer
+from lab.wait import WAIT, until
 
 ALL = [Squid, Tinyproxy, Privoxy, Apache, HonestProxy]
 

@@ -12,10 +12,10 @@ import time
 
 import pytest
 
-import faultproxy
-from faultproxy import OK
-from netns import WAIT, finish_connect
-from wait import until
+from lab import faultproxy
+from lab.faultproxy import OK
+from lab.netns import WAIT, finish_connect
+from lab.wait import until
 
 MIB = 1 << 20
 

@@ -8,12 +8,12 @@ import threading
 
 import pytest
 
-from dnsservers import ELSEWHERE, Unbound, answer_to, framed, query, read_framed
-from faultproxy import OK
-from gateway import PASSWORD, READY, TABLE, TABLES, TUN, upstream
-from netns import PROXY, PROXY_OTHER, RESOLVER, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
+from lab.dnsservers import ELSEWHERE, Unbound, answer_to, framed, query, read_framed
+from lab.faultproxy import OK
+from lab.gateway import PASSWORD, READY, TABLE, TABLES, TUN, upstream
+from lab.netns import PROXY, PROXY_OTHER, RESOLVER, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
 from test_routes import assert_direct, assert_proxied
-from wait import WAIT, until
+from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="rules change, and a new run is not emulated")
 

@@ -8,13 +8,13 @@ import socket
 
 import pytest
 
-from dnsservers import Unbound, dig
-from gateway import PATH, TABLE, TUN, upstream
-from netns import CLIENT, CLIENT_OTHER, PROXY, RESOLVER, ROUTER_LAN, ROUTER_WAN, SERVER, SERVER6, finish_connect, literal
-from proxies import HonestProxy
-from router import CONFIG, RUN, Router, pack
-from servers import WebServer
-from wait import WAIT, until
+from lab.dnsservers import Unbound, dig
+from lab.gateway import PATH, TABLE, TUN, upstream
+from lab.netns import CLIENT, CLIENT_OTHER, PROXY, RESOLVER, ROUTER_LAN, ROUTER_WAN, SERVER, SERVER6, finish_connect, literal
+from lab.proxies import HonestProxy
+from lab.router import CONFIG, RUN, Router, pack
+from lab.servers import WebServer
+from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="the router starts the daemon itself")
 

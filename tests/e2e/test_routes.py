@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from capture import Capture, LeakCapture
-from faultproxy import OK
-from gateway import DEFAULT_RULES, TABLE, TUN
-from netns import (
+from lab.capture import Capture, LeakCapture
+from lab.faultproxy import OK
+from lab.gateway import DEFAULT_RULES, TABLE, TUN
+from lab.netns import (
     CLIENT, NOBODY, PROXY, PROXY6, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect, retransmits, with_mounts,
 )
-from wait import WAIT, until
+from lab.wait import WAIT, until
 
 
 def assert_proxied(space, proxy, address, port=80):

@@ -7,10 +7,10 @@ import stat
 
 import pytest
 
-from faultproxy import reply
-from gateway import PATH, TUN, upstream
-from netns import PROXY, PROXY_OTHER, SERVER, finish_connect
-from wait import until
+from lab.faultproxy import reply
+from lab.gateway import PATH, TUN, upstream
+from lab.netns import PROXY, PROXY_OTHER, SERVER, finish_connect
+from lab.wait import until
 
 UPSTREAM = {
     "name", "resting", "attempts", "opened", "refused_403", "refused_407", "refused_4xx", "refused_5xx", "refused_other",

@@ -8,12 +8,12 @@ import threading
 
 import pytest
 
-from faultproxy import OK, reply
-from gateway import PASSWORD, upstream
-from netns import NOBODY, PROXY, PROXY6, PROXY_OTHER, RESOLVER, SERVER, connecting, finish_connect
-from proxies import HonestProxy
-from servers import Resolver
-from wait import WAIT, until
+from lab.faultproxy import OK, reply
+from lab.gateway import PASSWORD, upstream
+from lab.netns import NOBODY, PROXY, PROXY6, PROXY_OTHER, RESOLVER, SERVER, connecting, finish_connect
+from lab.proxies import HonestProxy
+from lab.servers import Resolver
+from lab.wait import WAIT, until
 
 BASIC = "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).decode()
 

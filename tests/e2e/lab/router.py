@@ -16,10 +16,10 @@ import tarfile
 import threading
 import time
 
-import netns
-from gateway import DEFAULT_RULES, PATH, PROJECT, TABLE, TABLES, TUN, binary, upstream
-from netns import RESOLVER, ROUTER_LAN, ROUTER_LAN6, Namespace, batch, command
-from wait import until
+from lab import netns
+from lab.gateway import DEFAULT_RULES, PATH, PROJECT, TABLE, TABLES, TUN, binary, upstream
+from lab.netns import RESOLVER, ROUTER_LAN, ROUTER_LAN6, Namespace, batch, command
+from lab.wait import until
 
 DOUBLES = pathlib.Path(__file__).parent / "openwrt"
 SERVICE = "/etc/init.d/tcp-over-http"

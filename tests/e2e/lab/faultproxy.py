@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 
-from wait import WAIT
+from lab.wait import WAIT
 
 OK = b"HTTP/1.1 200 Connection established\r\n\r\n"
 

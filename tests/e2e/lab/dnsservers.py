@@ -4,8 +4,8 @@ import os
 import socket
 import struct
 
-from netns import SERVER, SERVER6, with_mounts
-from wait import WAIT, until
+from lab.netns import SERVER, SERVER6, with_mounts
+from lab.wait import WAIT, until
 
 # Nothing of this machine's settings.
 PLAIN = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C"}

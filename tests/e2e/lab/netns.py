@@ -27,7 +27,7 @@ import struct
 import subprocess
 import time
 
-from wait import WAIT, until
+from lab.wait import WAIT, until
 
 CLIENT, CLIENT_OTHER, ROUTER_LAN = "10.1.0.2", "10.1.0.3", "10.1.0.1"
 CLIENT6, CLIENT6_OTHER, ROUTER_LAN6 = "fd01::2", "fd01::3", "fd01::1"
