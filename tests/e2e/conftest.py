@@ -8,13 +8,15 @@ import tempfile
 
 import pytest
 
-from lab import emulator
-from lab import netns
+from lab import emulator, netns
 from lab.capture import Capture, LeakCapture
+from lab.configured import Configured
+from lab.connections import open_tunnel
 from lab.dnsservers import PORT, RECORDS, Dnsmasq, Unbound
 from lab.faultproxy import FaultProxy
 from lab.gateway import PATH, Gateway, upstream
 from lab.netns import PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6
+from lab.proxies import HonestProxy
 from lab.servers import WebServer
 
 # The daemon's options to capture all.
@@ -131,6 +133,18 @@ def proxy(fault_proxy):
 
 
 @pytest.fixture
+def honest(internet, directory):
+    """A real proxy that says what became of its own connect."""
+    return HonestProxy(internet, directory)
+
+
+@pytest.fixture
+def configured(gateway, directory):
+    """A gateway with a configuration file, not started yet."""
+    return Configured(gateway, directory)
+
+
+@pytest.fixture
 def lan(router, directory):
     """dnsmasq for the LAN, in front of our resolver, as on a router."""
     return Dnsmasq(router, directory, [ROUTER_LAN, ROUTER_LAN6], [f"127.0.0.1#{PORT}"])
@@ -159,14 +173,12 @@ def tunnel(proxy, gateway, client, server):
     gateway()
     ends = []
 
-    def open_tunnel(port=4000):
-        near = client.begin_connect(server, port)
+    def another(port=4000):
+        near, connection = open_tunnel(client, proxy, server, port)
         ends.append(near)
-        far = proxy.open().sock
-        assert netns.finish_connect(near) == 0
-        return near, far
+        return near, connection.sock
 
-    yield open_tunnel
+    yield another
     for end in ends:
         end.close()
 

@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from lab.connections import open_tunnel
 from lab.faultproxy import OK, reply
 from lab.gateway import upstream
 from lab.netns import CLIENT, CLIENT_OTHER, NOBODY, PROXY, PROXY6, SERVER, SERVER6, connecting, finish_connect, literal, retransmits
@@ -179,9 +180,7 @@ def carries(sock):
 def test_closed_port_beside_open_one(gateway, proxy, client, server):
     """A refusal touches nobody else."""
     gateway()
-    first = client.begin_connect(server, 80)
-    answered = proxy.open()
-    assert finish_connect(first) == 0
+    first, answered = open_tunnel(client, proxy, server)
     second = client.begin_connect(server, 81)
     proxy.open(reply(502)).close()
     assert finish_connect(second) == errno.ECONNREFUSED
@@ -261,9 +260,7 @@ def test_dials_are_bounded_in_all(gateway, proxy, client):
 def test_unknown_flow_gets_a_reset(gateway, proxy, client, server):
     """A connection that the gateway knows nothing of (it was restarted) ends at once instead of hanging."""
     daemon = gateway()
-    sock = client.begin_connect(server, 80)
-    proxy.open()
-    assert finish_connect(sock) == 0
+    sock, _ = open_tunnel(client, proxy, server)
     daemon.kill()
     daemon.start()
     with pytest.raises(ConnectionResetError):

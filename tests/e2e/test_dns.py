@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from lab.dnsservers import ELSEWHERE, ELSEWHERE6, NAME, PLAIN, PORT, Unbound, answer_to, dig, dig_full, framed, getaddrinfo, is_truncated, query, rcode, read_framed, with_resolver
+from lab.dnsservers import ELSEWHERE, ELSEWHERE6, NAME, PORT, Unbound, answer_to, dig, dig_full, framed, getaddrinfo, is_truncated, query, rcode, read_framed, with_resolver
 from lab.faultproxy import OK, reply
-from lab.netns import CLIENT_OTHER, NOBODY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6, SERVER_OTHER
+from lab.netns import CLIENT_OTHER, NOBODY, PLAIN, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6, SERVER_OTHER
 from lab.proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
 from lab.wait import WAIT, until
 

@@ -7,10 +7,10 @@ import struct
 
 import pytest
 
-from lab.dnsservers import ELSEWHERE, ELSEWHERE6, NAME, PLAIN, PORT, Unbound, dig, dig_full, getaddrinfo, query, rcode, with_resolver
-from lab.netns import PROXY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, connecting, finish_connect
+from lab.connections import assert_carries, open_tunnel
+from lab.dnsservers import ELSEWHERE, ELSEWHERE6, NAME, PORT, Unbound, dig, dig_full, getaddrinfo, query, rcode, with_resolver
+from lab.netns import PLAIN, PROXY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, connecting, finish_connect
 from lab.proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
-from test_reload import Configured
 from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="their rules, and marks")
@@ -68,12 +68,9 @@ def test_connect_carries_the_name(fakeip, proxy, client, router, kind, leaks):
     fakeip()
     address, = resolve(router, NAME, kind)
     for space in (client, router):
-        near = space.begin_connect(address, 443)
-        connection = proxy.open()
+        near, connection = open_tunnel(space, proxy, address, 443)
         assert connection.target == f"{NAME}:443"
-        assert finish_connect(near) == 0
-        near.sendall(b"question")
-        assert connection.sock.recv(100) == b"question"
+        assert_carries(near, connection.sock)
         near.close()
         connection.close()
     leaks.assert_none()
@@ -92,10 +89,8 @@ def test_fake_addresses_are_captured_whatever_is_bypassed(fakeip, proxy, client,
     fakeip("--bypass", "198.18.0.0/16", "--bypass", "198.0.0.0/8", "--bypass", "fd00::/8", routes=())
     router.run("ip", "route", "add", "198.18.0.0/15", "via", "100.64.0.2")
     for kind in ("A", "AAAA"):
-        near = client.begin_connect(resolve(router, NAME, kind)[0], 443)
-        connection = proxy.open()
+        near, connection = open_tunnel(client, proxy, resolve(router, NAME, kind)[0], 443)
         assert connection.target == f"{NAME}:443"
-        assert finish_connect(near) == 0
     leaks.assert_none()
 
 
@@ -213,9 +208,8 @@ def test_the_proxys_own_name(gateway, fault_proxy, client, router, internet, dir
         upstreams=[f"http://{name}:3128"],
     )
     assert dig(client, ELSEWHERE, name) == [PROXY]
-    near = client.begin_connect(dig(client, ELSEWHERE, NAME)[0], 443)
-    assert proxy.open().target == f"{NAME}:443"
-    assert finish_connect(near) == 0
+    near, connection = open_tunnel(client, proxy, dig(client, ELSEWHERE, NAME)[0], 443)
+    assert connection.target == f"{NAME}:443"
     assert {asked for asked, _ in far.queries()} == {name}
 
 
@@ -238,10 +232,8 @@ def test_names_survive_a_restart(fakeip, proxy, client, router, directory):
     assert "7.corp.example" in (directory / "names").read_text()
     daemon.start()
     for name, address in [*list(addresses.items())[::5], ("7.corp.example", address6)]:
-        near = client.begin_connect(address, 443)
-        connection = proxy.open()
+        near, connection = open_tunnel(client, proxy, address, 443)
         assert connection.target == f"{name}:443"
-        assert finish_connect(near) == 0
         connection.close()
     assert {name: resolve(router, name)[0] for name in addresses} == addresses
     assert not list(directory.glob("names.*")), "no half-written file is left"
@@ -260,10 +252,8 @@ def test_more_names_than_the_table_has(fakeip, proxy, client, router):
     """10,000 names through a table of 1,000; a name that a connection uses keeps its address."""
     fakeip("--fakeip-names", "1000", log_level="info")
     address, = resolve(router, NAME)
-    near = client.begin_connect(address, 443)
-    connection = proxy.open()
+    near, connection = open_tunnel(client, proxy, address, 443)
     assert connection.target == f"{NAME}:443"
-    assert finish_connect(near) == 0
     sock = router.socket("127.0.0.1", socket.SOCK_DGRAM)
     sock.settimeout(WAIT)
     given, refused = {}, 0
@@ -335,11 +325,6 @@ def test_quic_to_fake_addresses_is_refused_at_once(fakeip, client, router, kind,
 # --- a running daemon ---
 
 
-@pytest.fixture
-def configured(gateway, directory):
-    return Configured(gateway, directory)
-
-
 def test_reload_keeps_names(configured, proxy, client, router, directory, leaks):
     """A change that needs another run keeps the process, and who has an address gets to the same name."""
     fakeip = f"option dns fakeip\noption fakeip_file {directory}/names"
@@ -347,9 +332,8 @@ def test_reload_keeps_names(configured, proxy, client, router, directory, leaks)
     address, = resolve(router, NAME)
     before = daemon.process.pid
     configured.restart(main=f"{fakeip}\noption ping answer")
-    near = client.begin_connect(address, 443)
-    assert proxy.open().target == f"{NAME}:443"
-    assert finish_connect(near) == 0
+    near, connection = open_tunnel(client, proxy, address, 443)
+    assert connection.target == f"{NAME}:443"
     assert daemon.process.pid == before and resolve(router, NAME) == [address]
     assert client.run("ping", "-c1", "-W20", address).returncode == 0
     configured.restart(main="option dns off")
@@ -366,9 +350,8 @@ def test_reload_of_proxies(configured, fault_proxy, client, internet, directory)
     assert is_fake(dig(client, ELSEWHERE, "proxy.corp.example")[0])
     configured.reload("changed", main=main, upstreams=("http://proxy.corp.example:3128",))
     until(lambda: dig(client, ELSEWHERE, "proxy.corp.example") == [PROXY], "the proxy's name is resolved")
-    near = client.begin_connect(dig(client, ELSEWHERE, NAME)[0], 443)
-    assert proxy.open().target == f"{NAME}:443"
-    assert finish_connect(near) == 0
+    near, connection = open_tunnel(client, proxy, dig(client, ELSEWHERE, NAME)[0], 443)
+    assert connection.target == f"{NAME}:443"
 
 
 def test_reload_tries_a_proxy_again_that_forbade_it(configured, far, client, internet, directory):

@@ -8,64 +8,21 @@ import threading
 
 import pytest
 
+from lab.configured import RESTARTED
+from lab.connections import assert_direct, assert_proxied, assert_proxied_among_others, open_tunnel
 from lab.dnsservers import ELSEWHERE, Unbound, answer_to, framed, query, read_framed
 from lab.faultproxy import OK
 from lab.gateway import PASSWORD, READY, TABLE, TABLES, TUN, upstream
 from lab.netns import PROXY, PROXY_OTHER, RESOLVER, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
-from test_routes import assert_direct, assert_proxied
 from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="rules change, and a new run is not emulated")
-
-RESTARTED = r"changed: starting anew"
-
-
-class Configured:
-    """A gateway with a file, to be changed."""
-
-    def __init__(self, gateway, directory):
-        self.path = directory / "config"
-        self.make = lambda **more: gateway("--config", str(self.path), upstreams=(), routes=(), log_level=None, **more)
-
-    def write(self, main="", upstreams=(upstream(),)):
-        main = main if "log_level" in main else f"{main}\noption log_level debug"
-        urls = "\n".join(f"list upstream {url}" for url in upstreams)
-        # In one piece, as uci does it: the daemon may read at any moment.
-        new = self.path.with_suffix(".new")
-        new.write_text(f"config tcp-over-http main\noption auto_route 1\n{urls}\n{main}\n")
-        new.rename(self.path)
-        return self
-
-    def start(self, **more):
-        self.daemon = self.make(**more)
-        return self.daemon
-
-    def reload(self, pattern, **more):
-        """Writes, signals, and waits for a line behind the signal; returns the offset in the log."""
-        if more:
-            self.write(**more)
-        offset = len(self.daemon.log())
-        self.daemon.signal(signal.SIGHUP)
-        self.daemon.wait_log(pattern, offset)
-        return offset
-
-    def restart(self, **more):
-        """A reload that another run answers."""
-        self.daemon.wait_ready(self.reload(RESTARTED, **more))
-
-
-@pytest.fixture
-def configured(gateway, directory):
-    return Configured(gateway, directory)
-
 
 def test_live(configured, proxy, fault_proxy, client, internet, leaks):
     """A transfer goes on while the proxies, the networks and the log level change; what comes then has the new ones."""
     daemon = configured.write().start()
     assert_proxied(client, proxy, SERVER)
-    near = client.begin_connect(SERVER, 4000)
-    far = proxy.open()
-    assert finish_connect(near) == 0
+    near, far = open_tunnel(client, proxy, SERVER, 4000)
     sent, stop = [0], threading.Event()
 
     def transfer():
@@ -235,9 +192,7 @@ def test_another_run(configured, proxy, client, server, leaks, on_failure):
     daemon = configured.write(lines).start()
     fresh = assert_same_process(daemon, 1500)
     assert_proxied(client, proxy, server)
-    near = client.begin_connect(server, 80)
-    far = proxy.open()
-    assert finish_connect(near) == 0
+    near, far = open_tunnel(client, proxy, server)
     stop = threading.Event()
     threads = [threading.Thread(target=knock, args=(space, stop, server)) for space in (client, daemon.router)]
     for thread in threads:
@@ -259,23 +214,9 @@ def test_another_run(configured, proxy, client, server, leaks, on_failure):
     with pytest.raises(ConnectionResetError):
         near.recv(100)
     far.close()
-    assert_proxied_behind_knocks(client, proxy, server)
+    assert_proxied_among_others(client, proxy, server, 80)
     leaks.assert_none()
     daemon.stop()
-
-
-def assert_proxied_behind_knocks(space, proxy, server):
-    """A connection works, once the proxy has got rid of those that knocked."""
-    near = space.begin_connect(server, 80)
-    while True:
-        connection = proxy.accept()
-        with contextlib.suppress(OSError, AssertionError):
-            connection.read_request()
-            if connection.port == 80:
-                break
-        connection.close()
-    connection.send(OK)
-    assert finish_connect(near) == 0
 
 
 def knock(space, stop, server):
@@ -300,7 +241,7 @@ def test_another_run_has_other_numbers(configured, proxy, client, leaks):
     configured.restart(main=other)
     stop.set()
     thread.join()
-    assert_proxied_behind_knocks(client, proxy, SERVER)
+    assert_proxied_among_others(client, proxy, SERVER, 80)
     router = daemon.router
     for family in ("-4", "-6"):
         rules = router.ip(family, "rule", "show")
@@ -332,9 +273,7 @@ def test_another_run_that_cannot_start(configured, proxy, client, internet, on_f
 def test_terminated_while_it_drains(configured, proxy, client):
     """Who asks for the end gets it, not another run."""
     daemon = configured.write("option drain_timeout 300").start()
-    near = client.begin_connect(SERVER, 80)
-    proxy.open()
-    assert finish_connect(near) == 0
+    near, _ = open_tunnel(client, proxy, SERVER)
     configured.reload(RESTARTED, main="option drain_timeout 300\noption mtu 1400")
     daemon.signal(signal.SIGHUP)  # changes nothing now
     daemon.signal(signal.SIGTERM)

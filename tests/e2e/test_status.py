@@ -7,6 +7,7 @@ import stat
 
 import pytest
 
+from lab.connections import open_tunnel
 from lab.faultproxy import reply
 from lab.gateway import PATH, TUN, upstream
 from lab.netns import PROXY, PROXY_OTHER, SERVER, finish_connect
@@ -66,9 +67,7 @@ def test_counts_what_happens(gateway, proxy, client):
 def test_a_proxy_that_is_down(gateway, fault_proxy, client):
     other = fault_proxy(PROXY_OTHER)
     daemon = gateway(upstreams=(upstream(), upstream(PROXY_OTHER)))
-    near = client.begin_connect(SERVER, 80)
-    other.open()
-    assert finish_connect(near) == 0
+    near, _ = open_tunnel(client, other, SERVER)
     down, up = daemon.status()["upstreams"]
     assert down["unreachable"] == 1 and down["resting"] and not down["opened"]
     assert up["opened"] == 1 and not up["resting"]
@@ -76,9 +75,7 @@ def test_a_proxy_that_is_down(gateway, fault_proxy, client):
 
 def test_text_is_for_people_and_the_log(gateway, proxy, client):
     daemon = gateway(log_level="info")
-    near = client.begin_connect(SERVER, 80)
-    proxy.open()
-    assert finish_connect(near) == 0
+    near, _ = open_tunnel(client, proxy, SERVER)
     # The client knows of its connection before the daemon has accepted it.
     text = until(lambda: text_with(daemon, "1 live"), "the connection is live")
     assert f"upstream: {PROXY}:3128, 1 attempts, 1 opened" in text and "flows:    4096 max, 1 live, 1 opened\n" in text
@@ -97,9 +94,7 @@ def text_with(daemon, part):
 
 def test_says_that_it_drains(gateway, proxy, client):
     daemon = gateway("--drain-timeout", "300")
-    near = client.begin_connect(SERVER, 80)
-    proxy.open()
-    assert finish_connect(near) == 0
+    near, _ = open_tunnel(client, proxy, SERVER)
     daemon.signal(signal.SIGTERM)
     until(lambda: daemon.status()["draining"], "the daemon drains")
     daemon.signal(signal.SIGTERM)
@@ -139,9 +134,7 @@ def test_takes_nobody_elses_place(gateway, proxy, directory, client, kind):
         listener.listen()
     daemon = gateway("--status-socket", str(path))
     daemon.wait_log(r"WARN.*status_socket .*taken: ")
-    near = client.begin_connect(SERVER, 80)
-    proxy.open()
-    assert finish_connect(near) == 0
+    near, _ = open_tunnel(client, proxy, SERVER)
     daemon.stop()
     assert path.exists()
 
@@ -169,8 +162,6 @@ def test_silent_clients_hold_up_nobody(gateway, proxy, client):
         silent.append(one)
     until(lambda: files() == before, "no file is kept")
     assert daemon.status()["flows"]["opened"] == 0
-    near = client.begin_connect(SERVER, 80)
-    proxy.open()
-    assert finish_connect(near) == 0
+    near, _ = open_tunnel(client, proxy, SERVER)
     # What they were told is there when they do read.
     assert all(one.recv(1 << 20).count(b"\0") == 1 for one in silent)

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from lab.connections import assert_carries, assert_proxied, open_tunnel
 from lab.faultproxy import OK, reply
 from lab.gateway import PASSWORD, upstream
 from lab.netns import NOBODY, PROXY, PROXY6, PROXY_OTHER, RESOLVER, SERVER, connecting, finish_connect
@@ -16,15 +17,6 @@ from lab.servers import Resolver
 from lab.wait import WAIT, until
 
 BASIC = "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).decode()
-
-
-def assert_tunnel(near, connection):
-    """The connection works both ways."""
-    assert finish_connect(near) == 0
-    near.sendall(b"question")
-    assert connection.sock.recv(100) == b"question"
-    connection.send(b"answer")
-    assert near.recv(100) == b"answer"
 
 
 def test_request(gateway, proxy, client, server):
@@ -39,7 +31,8 @@ def test_request(gateway, proxy, client, server):
     assert connection.header("host") == authority
     assert connection.header("proxy-authorization") is None
     connection.send(OK)
-    assert_tunnel(near, connection)
+    assert finish_connect(near) == 0
+    assert_carries(near, connection.sock)
 
 
 @pytest.mark.parametrize("wants", [
@@ -54,9 +47,8 @@ def test_request(gateway, proxy, client, server):
 ], ids=["1.0", "no reason", "202", "length", "chunked", "60 headers", "long header", "bare LF"])
 def test_replies_that_open(gateway, proxy, client, wants):
     gateway()
-    near = client.begin_connect(SERVER, 80)
-    connection = proxy.open(wants)
-    assert_tunnel(near, connection)
+    near, connection = open_tunnel(client, proxy, SERVER, answer=wants)
+    assert_carries(near, connection.sock)
 
 
 @pytest.mark.parametrize("answer", [
@@ -80,8 +72,7 @@ def test_garbage(gateway, proxy, client, answer):
     except OSError:
         pass  # the gateway has had enough
     assert finish_connect(near) != 0
-    again = client.begin_connect(SERVER, 80)
-    assert_tunnel(again, proxy.open())
+    assert_proxied(client, proxy, SERVER)
     assert daemon.running()
 
 
@@ -116,15 +107,15 @@ def test_reply_byte_by_byte(gateway, proxy, client):
     for byte in OK:
         assert connecting(near)
         connection.send(bytes([byte]))
-    assert_tunnel(near, connection)
+    assert finish_connect(near) == 0
+    assert_carries(near, connection.sock)
 
 
 def test_interim_reply(gateway, proxy, client):
     """A 1xx comes before the answer (RFC 9110 section 15.2)."""
     gateway()
-    near = client.begin_connect(SERVER, 80)
-    connection = proxy.open(b"HTTP/1.1 100 Continue\r\n\r\n" + OK)
-    assert_tunnel(near, connection)
+    near, connection = open_tunnel(client, proxy, SERVER, answer=b"HTTP/1.1 100 Continue\r\n\r\n" + OK)
+    assert_carries(near, connection.sock)
 
 
 def test_closes_before_the_reply(gateway, proxy, client):
@@ -167,18 +158,14 @@ def test_never_answers(gateway, proxy, client):
     stuck = client.begin_connect(SERVER, 80)
     proxy.accept().read_request()
     for _ in range(10):
-        near = client.begin_connect(SERVER, 81)
-        assert_tunnel(near, proxy.open())
-        near.close()
+        assert_proxied(client, proxy, SERVER, 81)
     assert finish_connect(stuck) == errno.EHOSTUNREACH
 
 
 def test_client_gone_ends_the_dial(gateway, proxy, client):
     """A tunnel whose client has closed is closed too."""
     gateway()
-    near = client.begin_connect(SERVER, 80)
-    connection = proxy.open()
-    assert finish_connect(near) == 0
+    near, connection = open_tunnel(client, proxy, SERVER)
     near.close()
     assert connection.sock.recv(1) == b""
 
@@ -231,8 +218,7 @@ def test_proxy_killed_and_restarted(gateway, client, internet, directory):
 def test_upstream_over_ipv6(gateway, fault_proxy, client, server, leaks):
     proxy = fault_proxy(PROXY6)
     gateway(upstreams=[upstream(PROXY6)])
-    near = client.begin_connect(server, 80)
-    assert_tunnel(near, proxy.open())
+    assert_proxied(client, proxy, server)
     leaks.assert_none()
 
 
@@ -253,23 +239,20 @@ def resolver(internet):
 
 def test_upstream_by_name(gateway, proxy, client, resolver):
     gateway("--resolver", RESOLVER, upstreams=[upstream(NAME)])
-    near = client.begin_connect(SERVER, 80)
-    assert_tunnel(near, proxy.open())
+    assert_proxied(client, proxy, SERVER)
     assert resolver.queries
 
 
 def test_upstream_by_name_over_ipv6(gateway, fault_proxy, client, resolver):
     proxy = fault_proxy(PROXY6)
     gateway("--resolver", f"{RESOLVER}:53", upstreams=[upstream("six." + NAME)])
-    near = client.begin_connect(SERVER, 80)
-    assert_tunnel(near, proxy.open())
+    assert_proxied(client, proxy, SERVER)
 
 
 @pytest.mark.parametrize("name", ["two." + NAME, "dead." + NAME], ids=["first refuses", "first is dead"])
 def test_upstream_with_a_dead_address(gateway, proxy, client, resolver, name):
     gateway("--resolver", RESOLVER, "--connect-timeout", "1", upstreams=[upstream(name)])
-    near = client.begin_connect(SERVER, 80)
-    assert_tunnel(near, proxy.open())
+    assert_proxied(client, proxy, SERVER)
 
 
 def test_unknown_name(gateway, client, resolver):
@@ -294,15 +277,13 @@ def test_resolver_comes_later(gateway, proxy, client, internet):
 @pytest.mark.parametrize("first", [PROXY_OTHER, NOBODY], ids=["refuses", "is dead"])
 def test_second_upstream(gateway, proxy, client, first):
     gateway("--connect-timeout", "1", upstreams=[upstream(first), upstream()])
-    near = client.begin_connect(SERVER, 80)
-    assert_tunnel(near, proxy.open())
+    assert_proxied(client, proxy, SERVER)
 
 
 def test_first_upstream_comes_first(gateway, proxy, fault_proxy, client):
     other = fault_proxy(PROXY_OTHER)
     gateway(upstreams=[upstream(), upstream(PROXY_OTHER)])
-    near = client.begin_connect(SERVER, 80)
-    assert_tunnel(near, proxy.open())
+    assert_proxied(client, proxy, SERVER)
     assert not other.pending()
 
 
@@ -347,21 +328,19 @@ config upstream 'corp'
 	list header 'X-Other: red'
 """)
     daemon = gateway("--config", path, upstreams=(), routes=(), log_level="trace")
-    near = client.begin_connect(SERVER, 80)
-    connection = proxy.open()
+    near, connection = open_tunnel(client, proxy, SERVER)
     assert connection.header("proxy-authorization") == BASIC
     assert connection.header("x-team") == "blue"
     assert connection.header("x-other") == "red"
-    assert_tunnel(near, connection)
+    assert_carries(near, connection.sock)
     assert_secret(daemon)
 
 
 def test_credentials_in_the_environment(gateway, proxy, client):
     daemon = gateway(upstreams=(), env={"TCP_OVER_HTTP_UPSTREAM": upstream(user="me")}, log_level="trace")
-    near = client.begin_connect(SERVER, 80)
-    connection = proxy.open()
+    near, connection = open_tunnel(client, proxy, SERVER)
     assert connection.header("proxy-authorization") == BASIC
-    assert_tunnel(near, connection)
+    assert_carries(near, connection.sock)
     assert_secret(daemon)
 
 

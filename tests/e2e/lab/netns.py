@@ -41,6 +41,9 @@ SERVER_OTHER = "198.51.100.10"
 # Routed to the internet, but nobody has it.
 NOBODY = "203.0.113.99"
 
+# An environment with nothing of this machine's settings, no proxy above all.
+PLAIN = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C"}
+
 CLONE_NEWNET = 0x40000000
 # <net/tcp_states.h>
 SYN_SENT, CLOSE = 2, 7

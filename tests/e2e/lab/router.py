@@ -180,6 +180,12 @@ class Router:
         new.write_text(text)
         new.rename(self.root / CONFIG)
 
+    def serve(self, *lines, **more):
+        """Configures and boots, and waits for the daemon."""
+        self.configure(*lines, **more)
+        self.boot()
+        self.wait_ready()
+
     def start_procd(self):
         log = open(self.log_path, "ab")
         env = {"PATH": "/router/bin", "RUST_BACKTRACE": "1"}
