@@ -175,10 +175,11 @@ def tunnel(proxy, gateway, client, server):
 
     def another(port=4000):
         near, connection = open_tunnel(client, proxy, server, port)
-        ends.append(near)
+        ends.extend((near, connection.sock))
         return near, connection.sock
 
     yield another
+    # Both: a gateway that is told to end gives those that go on some time.
     for end in ends:
         end.close()
 

@@ -19,6 +19,7 @@ import errno
 import itertools
 import json
 import os
+import pathlib
 import re
 import select
 import signal
@@ -94,7 +95,8 @@ class Namespace:
         return [] if result.returncode else json.loads(result.stdout or "[]")
 
     def sysctl(self, key, value):
-        self.run("sysctl", "-q", "-w", f"{key}={value}")
+        with self.enter():
+            pathlib.Path("/proc/sys", key.replace(".", "/")).write_text(str(value))
 
     def nft(self, rules):
         """Loads nftables rules from text."""
@@ -229,9 +231,14 @@ class Network:
             f"route add 10.1.0.0/24 via {ROUTER_WAN}",
             f"route add fd01::/64 via {ROUTER_WAN6}",
         )
+        # A first solicitation may be lost while a carrier comes up: repeated sooner than after a second, as long as ever.
+        for space, devices in ((self.client, ("lan",)), (self.router, ("lan", "wan")), (self.internet, ("wan",))):
+            for device in devices:
+                space.sysctl(f"net.ipv6.neigh.{device}.retrans_time_ms", 100)
+                space.sysctl(f"net.ipv6.neigh.{device}.mcast_solicit", 30)
         # Carrier and addresses come up asynchronously.
-        until(lambda: self.client.run("ping", "-c1", "-W1", INTERNET, check=False).returncode == 0, "IPv4 works")
-        until(lambda: self.client.run("ping", "-c1", "-W1", INTERNET6, check=False).returncode == 0, "IPv6 works")
+        until(lambda: self.client.run("ping", "-c1", "-W0.2", INTERNET, check=False).returncode == 0, "IPv4 works")
+        until(lambda: self.client.run("ping", "-c1", "-W0.2", INTERNET6, check=False).returncode == 0, "IPv6 works")
 
     def close(self):
         for space in self.namespaces:
