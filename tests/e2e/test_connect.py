@@ -99,7 +99,7 @@ def test_proxy_has_no_route(gateway, router, client, server):
 def test_reply_times_out(gateway, proxy, client, server):
     gateway("--reply-timeout", "1")
     sock = client.begin_connect(server, 443)
-    proxy.accept().read_request()
+    proxy.accept_request()
     assert finish_connect(sock) == errno.EHOSTUNREACH
 
 
@@ -122,8 +122,7 @@ def test_connect_early(gateway, proxy, client, server):
     sock = client.begin_connect(server, 443)
     assert finish_connect(sock) == 0
     sock.sendall(b"early bird")
-    connection = proxy.accept()
-    connection.read_request()
+    connection = proxy.accept_request()
     assert connection.request.endswith(b"\r\n\r\n"), "data before the reply"
     connection.send(OK)
     assert connection.sock.recv(100) == b"early bird"
@@ -141,8 +140,7 @@ def test_repeated_syn_is_one_connect(gateway, proxy, client, server, capture):
     syns = capture(client, "lan", f"dst host {server} and ({SYN_ONLY_6 if ':' in server else SYN_ONLY})")
     gateway()
     sock = client.begin_connect(server, 443)
-    connection = proxy.accept()
-    connection.read_request()
+    connection = proxy.accept_request()
     until(lambda: len(syns.packets()) >= 3, "the client repeats its SYN twice")
     connection.send(OK)
     assert finish_connect(sock) == 0
@@ -156,8 +154,7 @@ def test_client_gives_up(gateway, proxy, client, server):
     gateway()
     sock = client.begin_connect(server, 443)
     source, port = sock.getsockname()[:2]
-    old = proxy.accept()
-    old.read_request()
+    old = proxy.accept_request()
     sock.close()
     again = client.begin_connect(server, 443, source, port)
     old.send(OK)

@@ -159,8 +159,7 @@ def test_failover_between_resolvers(forwarding, proxy, client):
     def ask(number, *steps):
         sock.sendto(query(f"{number}.example"), (ELSEWHERE, 53))
         for target, step in steps:
-            connection = proxy.accept()
-            connection.read_request()
+            connection = proxy.accept_request()
             assert connection.target == target
             step(connection)
         assert sock.recv(1000).endswith(socket.inet_aton(SERVER))

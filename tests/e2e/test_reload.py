@@ -105,8 +105,7 @@ def test_secrets_are_not_shown(configured, proxy, client):
     configured.write().start()
     configured.reload("reload: upstream, changed: connections go on", upstreams=(upstream(user="me"),))
     near = client.begin_connect(SERVER, 80)
-    connection = proxy.accept()
-    connection.read_request()
+    connection = proxy.accept_request()
     assert connection.header("proxy-authorization") and PASSWORD not in configured.daemon.log()
     near.close()
 
@@ -115,13 +114,11 @@ def test_connect_mode(configured, proxy, client):
     """A SYN that is held when the mode changes is released all the same; then connections are accepted at once, and back."""
     configured.write().start()
     held = client.begin_connect(SERVER, 80)
-    first = proxy.accept()
-    first.read_request()
+    first = proxy.accept_request()
     configured.reload("connect, changed", main="option connect early")
     assert connecting(held)
     early = client.connect(SERVER, 80)
-    second = proxy.accept()
-    second.read_request()
+    second = proxy.accept_request()
     configured.reload("connect, changed", main="")
     for connection, near in ((first, held), (second, early)):
         connection.send(OK)
@@ -129,20 +126,18 @@ def test_connect_mode(configured, proxy, client):
         near.sendall(b"question")
         assert connection.sock.recv(100) == b"question"
     late = client.begin_connect(SERVER, 80)
-    proxy.accept().read_request()
+    proxy.accept_request()
     assert connecting(late)
 
 
 def test_dial_limits(configured, proxy, client):
     daemon = configured.write("option max_dials 1").start()
     first = client.begin_connect(SERVER, 80)
-    one = proxy.accept()
-    one.read_request()
+    one = proxy.accept_request()
     second = client.begin_connect(SERVER, 81)
     until(lambda: daemon.status()["dropped"]["too_many_dials"], "the second is dropped")
     configured.reload("max_dials, changed", main="option max_dials 2")
-    two = proxy.accept()  # when the client tries again
-    two.read_request()
+    two = proxy.accept_request()  # when the client tries again
     for connection, near in ((one, first), (two, second)):
         connection.send(OK)
         assert finish_connect(near) == 0

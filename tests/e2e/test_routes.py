@@ -93,8 +93,7 @@ def test_clients_can_reach_the_proxy_through_the_proxy(gateway, proxy, client):
     """A client's own connection to the proxy's address is one like any other, not a loop."""
     gateway()
     near = client.begin_connect(PROXY, 3128)
-    connection = proxy.accept()
-    connection.read_request()
+    connection = proxy.accept_request()
     assert connection.target == f"{PROXY}:3128"
     connection.send(OK)
     assert finish_connect(near) == 0

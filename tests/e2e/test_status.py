@@ -35,8 +35,7 @@ def test_counts_what_happens(gateway, proxy, client):
     assert first["flows"] == {"max": 4096, "held": 0, "opening": 0, "live": 0, "closing": 0, "opened": 0, "refused": 0}
 
     near = client.begin_connect(SERVER, 80)
-    connection = proxy.accept()
-    connection.read_request()
+    connection = proxy.accept_request()
     assert daemon.status()["flows"]["held"] == 1
     connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
     assert finish_connect(near) == 0

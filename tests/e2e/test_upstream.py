@@ -64,8 +64,7 @@ def test_garbage(gateway, proxy, client, answer):
     """Garbage fails this connection, at once, and no other."""
     daemon = gateway()
     near = client.begin_connect(SERVER, 80)
-    connection = proxy.accept()
-    connection.read_request()
+    connection = proxy.accept_request()
     try:
         connection.send(answer)
         connection.close()
@@ -82,8 +81,7 @@ def test_reply_cut_at_every_byte(gateway, proxy, client):
     answer = b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n"
     for cut in range(1, len(answer)):
         near = client.begin_connect(SERVER, 80)
-        connection = proxy.accept()
-        connection.read_request()
+        connection = proxy.accept_request()
         connection.send(answer[:cut])
         assert connecting(near), cut
         connection.send(answer[cut:] + b"hello")
@@ -91,8 +89,7 @@ def test_reply_cut_at_every_byte(gateway, proxy, client):
         assert near.recv(5) == b"hello", cut
         near.close()
         near = client.begin_connect(SERVER, 80)
-        connection = proxy.accept()
-        connection.read_request()
+        connection = proxy.accept_request()
         connection.send(answer[:cut])
         connection.close()
         assert finish_connect(near) != 0, cut
@@ -102,8 +99,7 @@ def test_reply_cut_at_every_byte(gateway, proxy, client):
 def test_reply_byte_by_byte(gateway, proxy, client):
     gateway()
     near = client.begin_connect(SERVER, 80)
-    connection = proxy.accept()
-    connection.read_request()
+    connection = proxy.accept_request()
     for byte in OK:
         assert connecting(near)
         connection.send(bytes([byte]))
@@ -121,8 +117,7 @@ def test_interim_reply(gateway, proxy, client):
 def test_closes_before_the_reply(gateway, proxy, client):
     gateway()
     near = client.begin_connect(SERVER, 80)
-    connection = proxy.accept()
-    connection.read_request()
+    connection = proxy.accept_request()
     connection.close()
     assert finish_connect(near) != 0
 
@@ -156,7 +151,7 @@ def test_never_answers(gateway, proxy, client):
     """One connection waits for an answer that never comes; others don't wait for it."""
     gateway("--reply-timeout", "10")
     stuck = client.begin_connect(SERVER, 80)
-    proxy.accept().read_request()
+    proxy.accept_request()
     for _ in range(10):
         assert_proxied(client, proxy, SERVER, 81)
     assert finish_connect(stuck) == errno.EHOSTUNREACH
