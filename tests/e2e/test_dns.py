@@ -113,6 +113,7 @@ def test_one_connection_carries_all(forwarding, proxy, far, client, router, inte
     leaks.assert_none()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_equal_queries_share_an_answer(forwarding, proxy, client, internet):
     forwarding()
     socks = [client.socket(ELSEWHERE, socket.SOCK_DGRAM) for _ in range(5)]
@@ -132,6 +133,7 @@ def test_equal_queries_share_an_answer(forwarding, proxy, client, internet):
         connection.sock.recv(1)
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_connection_that_ends_is_made_again(forwarding, proxy, client):
     """The resolver may close at any time: the next query, and one that waits, get a new connection."""
     forwarding()
@@ -150,6 +152,7 @@ def test_a_connection_that_ends_is_made_again(forwarding, proxy, client):
         connection.close()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_failover_between_resolvers(forwarding, proxy, client):
     """Who can't be connected, is silent or ends without an answer, makes way for the next one, who stays."""
     forwarding(servers=("192.0.2.1", "192.0.2.2:5300"))
@@ -177,6 +180,7 @@ def test_failover_between_resolvers(forwarding, proxy, client):
     ask(5, (two, lambda connection: None), (one, answers)).close()  # the proxy is silent
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_nobody_answers(forwarding, proxy, client):
     """The client is told soon, and the next one at once."""
     forwarding()
@@ -190,6 +194,7 @@ def test_nobody_answers(forwarding, proxy, client):
     assert not proxy.pending()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_proxy_that_forbids_port_53(forwarding, client, internet, directory, leaks):
     """Squid as Debian ships it: the log says what to do, once, and clients are told at once."""
     StrictSquid(internet, directory)
@@ -213,6 +218,7 @@ def test_without_dns_nothing_is_touched(gateway, client, router, internet, direc
     assert not [line for line in router.run("ss", "-Hlnu").stdout.splitlines() if f":{PORT}" in line]
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_port_that_is_taken(gateway, router, directory):
     """The start fails with a word about it, and nothing is captured or left."""
     taken = router.listen("127.0.0.1", PORT)
@@ -240,12 +246,14 @@ def test_direct_domains(gateway, proxy, far, client, router):
     assert len(far.queries()) == asked, "from the cache"
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_direct_server_that_is_silent(gateway, client, directory):
     """The next one is asked; if there is none, the client is told."""
     gateway("--dns", "proxy", "--direct-domain", "corp.example", "--direct-server", NOBODY)
     assert "status: SERVFAIL" in dig_full(client, ELSEWHERE, NAME)
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_direct_server_that_refuses(gateway, far, client, internet, directory):
     """The next one is asked; if there is none, the client is told."""
     refusing = Unbound(internet, directory, [SERVER_OTHER], [], name="refusing", extra='server:\n    local-zone: "corp.example." always_refuse')
@@ -261,6 +269,7 @@ def test_a_direct_server_that_refuses(gateway, far, client, internet, directory)
 # --- bounds ---
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_garbage_does_no_harm(forwarding, proxy, far, client, router, internet):
     """Queries cut off, changed, repeated; connections that say nothing, too much, or break off."""
     proxy.serve(bridge(internet))
@@ -280,6 +289,7 @@ def test_garbage_does_no_harm(forwarding, proxy, far, client, router, internet):
     assert daemon.running()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_more_connections_than_are_kept(forwarding, proxy, far, router, internet):
     """One more ends one that is idle; all who ask get answers."""
     proxy.serve(bridge(internet))
@@ -294,6 +304,7 @@ def test_more_connections_than_are_kept(forwarding, proxy, far, router, internet
     assert ended and not has_ended(streams[-1])
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_more_connections_that_wait_than_are_kept(forwarding, proxy, router):
     """One that is ended is closed at once, not when its answer comes: it is a file, and these are numbered."""
     forwarding()
@@ -316,6 +327,7 @@ def has_ended(stream):
         return True
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_client_that_takes_no_answers(forwarding, proxy, far, client, router, internet):
     """It is not read from any more, and others are served."""
     proxy.serve(bridge(internet))
@@ -341,6 +353,7 @@ def test_a_client_that_takes_no_answers(forwarding, proxy, far, client, router, 
     assert dig(client, ELSEWHERE, NAME) == [SERVER]
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_client_that_asks_for_too_much(forwarding, proxy, client, router):
     """Whatever number of connections it has, there is room for others."""
     forwarding()

@@ -56,6 +56,7 @@ def test_fake_addresses(fakeip, router, leaks):
     leaks.assert_none()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_no_ipv6(fakeip, router):
     fakeip("--ipv6", "0")
     assert is_fake(resolve(router, NAME)[0])
@@ -142,6 +143,7 @@ def test_a_page_by_its_name(fakeip, kind, path, lan, far, page, client, internet
     leaks.assert_none()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 @pytest.mark.parametrize("kind", [Squid, NamedTinyproxy, NamedHonest], ids=["squid", "tinyproxy", "honest"])
 def test_a_name_that_does_not_exist(fakeip, kind, far, client, router, internet, directory):
     """It gets an address, and the connection says the truth."""
@@ -170,6 +172,7 @@ def test_resolvers_of_clients(fakeip, proxy, lan, client, directory, server, lea
 # --- names that are not given fake addresses ---
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_other_types_beside_fake_addresses(fakeip, far, client, internet, directory, leaks):
     """They are asked for through the proxy."""
     Squid(internet, directory)
@@ -180,6 +183,7 @@ def test_other_types_beside_fake_addresses(fakeip, far, client, internet, direct
     leaks.assert_none()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_other_types_where_the_proxy_forbids_to_ask(fakeip, client, internet, directory, leaks):
     """There are none, then."""
     StrictSquid(internet, directory)
@@ -190,6 +194,7 @@ def test_other_types_where_the_proxy_forbids_to_ask(fakeip, client, internet, di
     leaks.assert_none()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_direct_domains(fakeip, proxy, far, client):
     """They have their real addresses, all others fake ones."""
     fakeip("--direct-domain", "corp.example", "--direct-server", RESOLVER)
@@ -213,6 +218,7 @@ def test_the_proxys_own_name(gateway, fault_proxy, client, router, internet, dir
     assert {asked for asked, _ in far.queries()} == {name}
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_the_proxys_own_name_with_nobody_to_resolve_it(gateway, client, directory):
     """The machine's resolver is ours: that is said, and not asked around in a circle."""
     daemon = gateway("--dns", "fakeip", "--fakeip-file", directory / "names", upstreams=["http://proxy.corp.example:3128"])
@@ -239,6 +245,7 @@ def test_names_survive_a_restart(fakeip, proxy, client, router, directory):
     assert not list(directory.glob("names.*")), "no half-written file is left"
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_damaged_file_does_no_harm(fakeip, proxy, client, router, directory):
     (directory / "names").write_bytes(b"198.18.0.9 kept.example\n198.18.0.9\xff x\nnonsense\n1.2.3.4 alien.example\n" + bytes(100))
     fakeip()
@@ -341,6 +348,7 @@ def test_reload_keeps_names(configured, proxy, client, router, directory, leaks)
     leaks.assert_none()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_reload_of_proxies(configured, fault_proxy, client, internet, directory):
     """Other proxies, live: their names are resolved directly from then on."""
     Unbound(internet, directory, [RESOLVER], [f"proxy.corp.example. 300 IN A {PROXY}"])
@@ -354,6 +362,7 @@ def test_reload_of_proxies(configured, fault_proxy, client, internet, directory)
     assert connection.target == f"{NAME}:443"
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_reload_tries_a_proxy_again_that_forbade_it(configured, far, client, internet, directory):
     """Names of other types than addresses are not given up for minutes."""
     strict = StrictSquid(internet, directory)

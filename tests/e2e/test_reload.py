@@ -60,6 +60,7 @@ def test_live(configured, proxy, fault_proxy, client, internet, leaks):
     far.close()
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_a_resolver_that_is_down(configured, proxy, client, internet, directory):
     """What it has said of a proxy's name stays good over a reload."""
     resolver = Unbound(internet, directory, [RESOLVER], [f"proxy.corp.example. 300 IN A {PROXY}"])
@@ -73,6 +74,7 @@ def test_a_resolver_that_is_down(configured, proxy, client, internet, directory)
     configured.daemon.wait_log("proxy.corp.example: .*its last addresses stay in use", offset)
 
 
+@pytest.mark.once(why="the configuration knows no path")
 def test_nothing_changed(configured, proxy, client):
     daemon = configured.write().start()
     pid = daemon.status()
@@ -81,6 +83,7 @@ def test_nothing_changed(configured, proxy, client):
     assert daemon.status()["uptime"] >= pid["uptime"]
 
 
+@pytest.mark.once(why="the configuration knows no path")
 @pytest.mark.parametrize("text, error", [
     ("config tcp-over-http main\n\toption mtu '12'\n", r"config:2:13: mtu: '12'"),
     ("config tcp-over-http main\n\toption auto_rout '1'\n", r"config:2:9: unknown option"),
@@ -100,6 +103,7 @@ def test_bad_file(configured, proxy, client, text, error):
     assert daemon.running()
 
 
+@pytest.mark.once(why="the configuration knows no path")
 def test_secrets_are_not_shown(configured, proxy, client):
     """A changed password is a changed upstream; the log is looked through at the end of every test."""
     configured.write().start()
@@ -296,6 +300,7 @@ def mtu(daemon):
     return links and links[0]["mtu"]
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_names_are_asked_through_the_new_proxy(configured, fault_proxy, client):
     """The connection that is kept to the resolver leads through the old one."""
     old, new = fault_proxy(), fault_proxy(PROXY_OTHER)

@@ -76,6 +76,7 @@ def assert_refused(fetch, space, leaks):
     leaks.assert_none()
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_installed_it_does_nothing(box, client, fetch):
     box.boot()
     assert box.pid() == 0
@@ -211,6 +212,7 @@ DAMAGED = {
 }
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 @pytest.mark.parametrize("what", DAMAGED)
 def test_a_damaged_configuration_does_not_turn_it_off(box, honest, client, leaks, fetch, what):
     box.serve()
@@ -237,6 +239,7 @@ def test_restarted_with_a_bad_configuration_it_waits_for_a_better_one(box, hones
     leaks.assert_none()
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_a_start_with_another_configuration_is_a_reload(box, honest, client, fetch):
     box.serve()
     offset = len(box.log())
@@ -269,6 +272,7 @@ def test_a_network_restart_blocks_nothing_that_no_daemon_takes(box, honest, clie
     assert fetch(client, SERVER)[0]
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_a_bad_configuration_at_boot_refuses_all(box, client, leaks, fetch):
     box.configure("option nonsense '1'")
     box.boot()
@@ -302,6 +306,7 @@ def test_other_numbers(box, honest, client, leaks, fetch, before):
     assert box.traces() == []
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_a_file_that_is_there_later(box, honest, client, leaks, fetch):
     """As on a disk that is mounted after the start: nobody has to do anything."""
     box.configure("list bypass_file '/mnt/list'")
@@ -316,6 +321,7 @@ def test_a_file_that_is_there_later(box, honest, client, leaks, fetch):
     leaks.assert_none()
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 @pytest.mark.parametrize("line", ["option max_flows '0xx'", "option mark '1 2'", "option drain_timeout 'soon'"])
 def test_a_number_that_is_none(box, client, leaks, fetch, line):
     """The script goes on to what keeps traffic from leaking."""
@@ -325,6 +331,7 @@ def test_a_number_that_is_none(box, client, leaks, fetch, line):
     assert_refused(fetch, client, leaks)
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_refused_from_the_first_moment(box, honest, client, leaks, fetch):
     """No daemon: a program that can't be started is what boot looks like for as long as it takes to start one."""
     box.configure()
@@ -410,6 +417,7 @@ def test_nothing_is_left_behind(box, honest, client, fetch, how):
         assert left == [f"/{CONFIG}"]
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 @pytest.mark.parametrize("dns", ["fakeip", "proxy"])
 def test_dnsmasq_asks_the_daemon(box, honest, client, internet, directory, fetch, dns):
     """Each instance, for all names but those that it knows; until the service stops."""
@@ -450,6 +458,7 @@ def test_dnsmasq_asks_the_daemon(box, honest, client, internet, directory, fetch
     assert not state.exists() or "rebind_protection" not in state.read_text()
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_dnsmasq_is_left_alone(box, honest):
     """Where names are none of ours, it is not restarted for nothing."""
     box.serve()
@@ -462,6 +471,7 @@ def test_dnsmasq_is_left_alone(box, honest):
     assert pids() == before
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_dnsmasq_asks_nobody_else(box, honest, client, internet, directory):
     """Its own servers for all names would answer as well; those for domains are still asked."""
     data = ["www.corp.example. 300 IN A 192.88.99.7", *(f"n{i}.example.com. 300 IN A 192.88.99.8" for i in range(20))]
@@ -488,6 +498,7 @@ def test_dnsmasq_asks_nobody_else(box, honest, client, internet, directory):
     assert "server" not in (box.root / "var/state/dhcp").read_text()
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_servers_that_dnsmasq_does_not_take(box, client, leaks):
     """With a bad configuration it serves on as it did."""
     box.configure("option dns 'fakeip'", "option dns_port '5453x'")
@@ -496,6 +507,7 @@ def test_servers_that_dnsmasq_does_not_take(box, client, leaks):
     assert until(lambda: dig(client, ROUTER_LAN, "printer.lan", check=False), "dnsmasq answers") == ["10.1.0.9"]
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_one_conf_dir_for_all(box, honest, client):
     """Until OpenWrt 23.05: at boot, where no instance's file tells yet."""
     script = box.root / "etc/init.d/dnsmasq"
@@ -509,6 +521,7 @@ def test_one_conf_dir_for_all(box, honest, client):
     assert box.traces() == []
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 @pytest.mark.parametrize("dns", ["fakeip", "proxy"])
 def test_dnsmasq_asks_for_some_domains(box, honest, client, internet, directory, dns):
     """Those of the list come through the daemon, all others go where they went; rebind protection stays on for them."""

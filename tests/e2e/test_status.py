@@ -63,6 +63,7 @@ def test_counts_what_happens(gateway, proxy, client):
     assert daemon.status()["bytes"] == {"up": 8, "down": 10}
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_a_proxy_that_is_down(gateway, fault_proxy, client):
     other = fault_proxy(PROXY_OTHER)
     daemon = gateway(upstreams=(upstream(), upstream(PROXY_OTHER)))
@@ -99,6 +100,7 @@ def test_says_that_it_drains(gateway, proxy, client):
     daemon.signal(signal.SIGTERM)
 
 
+@pytest.mark.once(why="the status socket knows no path")
 def test_only_its_user_may_ask(gateway, proxy):
     """From the beginning: no moment in which it is open to others (the umask does not matter either)."""
     daemon = gateway()
@@ -106,6 +108,7 @@ def test_only_its_user_may_ask(gateway, proxy):
     assert stat.S_ISSOCK(mode) and stat.S_IMODE(mode) == 0o600
 
 
+@pytest.mark.once(why="the status socket knows no path")
 def test_goes_with_the_daemon(gateway, proxy):
     """A clean end removes the socket; a crash leaves it, and the next start takes its place."""
     daemon = gateway()
@@ -121,6 +124,7 @@ def test_goes_with_the_daemon(gateway, proxy):
     assert gone.returncode == 1 and "no daemon answers at" in gone.stderr
 
 
+@pytest.mark.once(why="the status socket knows no path")
 @pytest.mark.parametrize("kind", ["file", "another daemon's"])
 def test_takes_nobody_elses_place(gateway, proxy, directory, client, kind):
     """The daemon goes on without, and removes nothing at its end."""
@@ -138,6 +142,7 @@ def test_takes_nobody_elses_place(gateway, proxy, directory, client, kind):
     assert path.exists()
 
 
+@pytest.mark.once(why="the status socket knows no path")
 def test_removes_only_its_own(gateway, proxy):
     daemon = gateway()
     path = daemon.status_socket
@@ -147,6 +152,7 @@ def test_removes_only_its_own(gateway, proxy):
     assert path.read_text() == "precious"
 
 
+@pytest.mark.once(why="the status socket knows no path")
 def test_silent_clients_hold_up_nobody(gateway, proxy, client):
     """Clients that connect and neither read nor leave: no file, and no time, is kept for them."""
     daemon = gateway()

@@ -19,6 +19,7 @@ from lab.wait import WAIT, until
 BASIC = "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).decode()
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_request(gateway, proxy, client, server):
     """The request is a complete HTTP/1.1 CONNECT with nothing that a proxy could stumble over."""
     gateway()
@@ -35,6 +36,7 @@ def test_request(gateway, proxy, client, server):
     assert_carries(near, connection.sock)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 @pytest.mark.parametrize("wants", [
     b"HTTP/1.0 200 OK\r\n\r\n",
     b"HTTP/1.1 200\r\n\r\n",
@@ -51,6 +53,7 @@ def test_replies_that_open(gateway, proxy, client, wants):
     assert_carries(near, connection.sock)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 @pytest.mark.parametrize("answer", [
     b"SSH-2.0-OpenSSH_9.2\r\n",
     b"\x15\x03\x01\x00\x02\x02\x46",
@@ -75,6 +78,7 @@ def test_garbage(gateway, proxy, client, answer):
     assert daemon.running()
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_reply_cut_at_every_byte(gateway, proxy, client):
     """A reply in two pieces, cut anywhere, opens; a reply that ends anywhere before its end fails."""
     gateway()
@@ -96,6 +100,7 @@ def test_reply_cut_at_every_byte(gateway, proxy, client):
         near.close()
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_reply_byte_by_byte(gateway, proxy, client):
     gateway()
     near = client.begin_connect(SERVER, 80)
@@ -107,6 +112,7 @@ def test_reply_byte_by_byte(gateway, proxy, client):
     assert_carries(near, connection.sock)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_interim_reply(gateway, proxy, client):
     """A 1xx comes before the answer (RFC 9110 section 15.2)."""
     gateway()
@@ -147,6 +153,7 @@ def test_resets_after_the_reply(gateway, proxy, client, server):
             near.recv(1)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_never_answers(gateway, proxy, client):
     """One connection waits for an answer that never comes; others don't wait for it."""
     gateway("--reply-timeout", "10")
@@ -232,24 +239,28 @@ def resolver(internet):
     resolver.close()
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_upstream_by_name(gateway, proxy, client, resolver):
     gateway("--resolver", RESOLVER, upstreams=[upstream(NAME)])
     assert_proxied(client, proxy, SERVER)
     assert resolver.queries
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_upstream_by_name_over_ipv6(gateway, fault_proxy, client, resolver):
     proxy = fault_proxy(PROXY6)
     gateway("--resolver", f"{RESOLVER}:53", upstreams=[upstream("six." + NAME)])
     assert_proxied(client, proxy, SERVER)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 @pytest.mark.parametrize("name", ["two." + NAME, "dead." + NAME], ids=["first refuses", "first is dead"])
 def test_upstream_with_a_dead_address(gateway, proxy, client, resolver, name):
     gateway("--resolver", RESOLVER, "--connect-timeout", "1", upstreams=[upstream(name)])
     assert_proxied(client, proxy, SERVER)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_unknown_name(gateway, client, resolver):
     """A name that does not exist is a proxy that can't be reached, and no reason to end."""
     daemon = gateway("--resolver", RESOLVER, upstreams=[upstream("nowhere.toh.test")])
@@ -257,6 +268,7 @@ def test_unknown_name(gateway, client, resolver):
     assert daemon.running()
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_resolver_comes_later(gateway, proxy, client, internet):
     """Started without a working resolver (boot before the WAN is up), works once there is one."""
     gateway("--resolver", RESOLVER, "--connect-timeout", "1", upstreams=[upstream(NAME)])
@@ -269,12 +281,14 @@ def test_resolver_comes_later(gateway, proxy, client, internet):
         resolver.close()
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 @pytest.mark.parametrize("first", [PROXY_OTHER, NOBODY], ids=["refuses", "is dead"])
 def test_second_upstream(gateway, proxy, client, first):
     gateway("--connect-timeout", "1", upstreams=[upstream(first), upstream()])
     assert_proxied(client, proxy, SERVER)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_first_upstream_comes_first(gateway, proxy, fault_proxy, client):
     other = fault_proxy(PROXY_OTHER)
     gateway(upstreams=[upstream(), upstream(PROXY_OTHER)])
@@ -282,6 +296,7 @@ def test_first_upstream_comes_first(gateway, proxy, fault_proxy, client):
     assert not other.pending()
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_refusal_is_final(gateway, proxy, fault_proxy, client):
     """What a proxy says of the server holds: the second is not asked for another opinion."""
     other = fault_proxy(PROXY_OTHER)
@@ -308,6 +323,7 @@ def config_file(directory, text):
     return path
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_credentials_in_the_file(gateway, proxy, client, directory):
     path = config_file(directory, f"""
 config tcp-over-http 'main'
@@ -331,6 +347,7 @@ config upstream 'corp'
     assert_secret(daemon)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_credentials_in_the_environment(gateway, proxy, client):
     daemon = gateway(upstreams=(), env={"TCP_OVER_HTTP_UPSTREAM": upstream(user="me")}, log_level="trace")
     near, connection = open_tunnel(client, proxy, SERVER)
@@ -339,6 +356,7 @@ def test_credentials_in_the_environment(gateway, proxy, client):
     assert_secret(daemon)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_wrong_password_is_logged_without_it(gateway, proxy, client):
     """A 407 is worth a warning that names the proxy and its status, and nothing secret."""
     daemon = gateway(upstreams=(), env={"TCP_OVER_HTTP_UPSTREAM": upstream(user="me")}, log_level="trace")
@@ -349,6 +367,7 @@ def test_wrong_password_is_logged_without_it(gateway, proxy, client):
     assert_secret(daemon)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 @pytest.mark.native(why="rules tell when it runs")
 def test_warnings_are_limited(gateway, proxy, client):
     """A proxy that fails everything does not fill the disk."""
