@@ -231,12 +231,12 @@ class Network:
             f"route add 10.1.0.0/24 via {ROUTER_WAN}",
             f"route add fd01::/64 via {ROUTER_WAN6}",
         )
-        # A first solicitation may be lost while a carrier comes up: repeated sooner than after a second, as long as ever.
+        # A carrier that comes up may lose the first ARP or ND solicitation: repeat it after 100 ms and not a second later,
+        # and give up no sooner.
         for space, devices in ((self.client, ("lan",)), (self.router, ("lan", "wan")), (self.internet, ("wan",))):
-            for device in devices:
-                space.sysctl(f"net.ipv6.neigh.{device}.retrans_time_ms", 100)
-                space.sysctl(f"net.ipv6.neigh.{device}.mcast_solicit", 30)
-        # Carrier and addresses come up asynchronously.
+            for neighbours in (f"net.{kind}.neigh.{device}" for kind in ("ipv4", "ipv6") for device in devices):
+                space.sysctl(f"{neighbours}.retrans_time_ms", 100)
+                space.sysctl(f"{neighbours}.mcast_solicit", 30)
         until(lambda: self.client.run("ping", "-c1", "-W0.2", INTERNET, check=False).returncode == 0, "IPv4 works")
         until(lambda: self.client.run("ping", "-c1", "-W0.2", INTERNET6, check=False).returncode == 0, "IPv6 works")
 
