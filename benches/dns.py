@@ -3,7 +3,7 @@
 
     sudo benches/dns.py [SECONDS]
 
-Each resolver is asked on the loopback of the tests' router namespace (tests/e2e/netns.py), by one process with 1 and
+Each resolver is asked on the loopback of the tests' router namespace (tests/e2e/lab/netns.py), by one process with 1 and
 with 32 queries under way, for 1,000 names in turn; rounds are interleaved, the median of three is shown. "forwarded"
 has names that nobody has asked for before, through the bench's proxy to unbound. TOH_BIN and BENCH_TOOLS say which
 binaries are measured and measure (target/release, benches/tools/target/release).
@@ -20,10 +20,10 @@ import tempfile
 PROJECT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT / "tests" / "e2e"))
 
-from dnsservers import Dnsmasq, Unbound  # noqa: E402
-from gateway import Gateway, upstream  # noqa: E402
-from netns import PROXY, RESOLVER, Network  # noqa: E402
-from servers import wait_port  # noqa: E402
+from lab.dnsservers import Dnsmasq, Unbound  # noqa: E402
+from lab.gateway import Gateway, upstream  # noqa: E402
+from lab.netns import PROXY, RESOLVER, Network  # noqa: E402
+from lab.servers import wait_port  # noqa: E402
 
 TOOLS = os.environ.get("BENCH_TOOLS", PROJECT / "benches" / "tools" / "target" / "release" / "bench-tools")
 ROUNDS = int(os.environ.get("ROUNDS", 3))

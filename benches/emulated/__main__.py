@@ -61,10 +61,10 @@ def count(case, number, directory):
 
 def run(case, number, directory):
     sys.path.insert(0, str(PROJECT / "tests/e2e"))
-    import emulator
-    import netns
-    from faultproxy import FaultProxy
-    from gateway import Gateway, upstream
+    from lab import emulator, netns
+    from lab.connections import open_tunnel
+    from lab.faultproxy import FaultProxy
+    from lab.gateway import Gateway, upstream
 
     network = netns.Network()
     try:
@@ -75,9 +75,8 @@ def run(case, number, directory):
         daemon = Gateway(network.router, pathlib.Path(directory), options)
         daemon.start()
         for _ in range(number if case == "connection" else 1):
-            near = network.client.begin_connect(netns.SERVER, 4000)
-            far = proxy.open().sock
-            assert netns.finish_connect(near) == 0
+            near, connection = open_tunnel(network.client, proxy, netns.SERVER, 4000)
+            far = connection.sock
             if case != "connection":
                 transfer(*((far, near) if case.startswith("down") else (near, far)), number * MEGABYTE)
             far.close()

@@ -265,35 +265,29 @@ def _route(lab: Lab, device: str):
     lab.run("router", ["ip", "route", "replace", SERVER_NET, "dev", device])
 
 
+def _prerouting(lab: Lab, chain: str):
+    """Loads the router's chain for what comes from the client, with these rules."""
+    rules = f"table ip bench {{\n  chain prerouting {{\n{chain}\n  }}\n}}\n"
+    lab.run("router", ["nft", "-f", "-"], rules)
+
+
 def _redirect(lab: Lab):
-    lab.run(
-        "router",
-        ["nft", "-f", "-"],
+    _prerouting(
+        lab,
         f"""
-table ip bench {{
-  chain prerouting {{
     type nat hook prerouting priority dstnat
-    iifname {CLIENT_LINK} ip daddr {SERVER_NET} tcp dport 1-65535 redirect to :{REDIRECT_PORT}
-  }}
-}}
-""",
+    iifname {CLIENT_LINK} ip daddr {SERVER_NET} tcp dport 1-65535 redirect to :{REDIRECT_PORT}""",
     )
 
 
 def _tproxy(lab: Lab):
-    lab.run(
-        "router",
-        ["nft", "-f", "-"],
+    _prerouting(
+        lab,
         f"""
-table ip bench {{
-  chain prerouting {{
     type filter hook prerouting priority mangle
     meta l4proto tcp socket transparent 1 meta mark set 1 accept
     iifname {CLIENT_LINK} ip daddr {SERVER_NET} meta l4proto tcp tproxy to :{REDIRECT_PORT} \\
-      meta mark set 1 accept
-  }}
-}}
-""",
+      meta mark set 1 accept""",
     )
     lab.run("router", ["ip", "rule", "add", "fwmark", "1", "lookup", "100"])
     lab.run("router", ["ip", "route", "add", "local", "default", "dev", "lo", "table", "100"])

@@ -8,14 +8,16 @@ import tempfile
 
 import pytest
 
-import emulator
-import netns
-from capture import Capture, LeakCapture
-from dnsservers import PORT, RECORDS, Dnsmasq, Unbound
-from faultproxy import FaultProxy
-from gateway import PATH, Gateway, upstream
-from netns import PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6
-from servers import WebServer
+from lab import emulator, netns
+from lab.capture import Capture, LeakCapture
+from lab.configured import Configured
+from lab.connections import open_tunnel
+from lab.dnsservers import PORT, RECORDS, Dnsmasq, Unbound
+from lab.faultproxy import FaultProxy
+from lab.gateway import PATH, Gateway, upstream
+from lab.netns import PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6
+from lab.proxies import HonestProxy
+from lab.servers import WebServer
 
 # The daemon's options to capture all.
 CAPTURE_ALL = ("--auto-route", "1")
@@ -42,6 +44,9 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("long") and os.environ.get("TOH_LONG") != "1":
             item.add_marker(pytest.mark.skip(reason="minutes long: TOH_LONG=1"))
+        for mark in item.iter_markers("once"):
+            if PATH != "rewrite":
+                item.add_marker(pytest.mark.skip(reason=f"runs with the rewrite path: {mark.kwargs['why']}"))
         for mark in item.iter_markers("native"):
             if emulator.RUNNER:
                 item.add_marker(pytest.mark.skip(reason=f"not under {emulator.RUNNER[0]}: {mark.kwargs['why']}"))
@@ -131,6 +136,18 @@ def proxy(fault_proxy):
 
 
 @pytest.fixture
+def honest(internet, directory):
+    """A real proxy that says what became of its own connect."""
+    return HonestProxy(internet, directory)
+
+
+@pytest.fixture
+def configured(gateway, directory):
+    """A gateway with a configuration file, not started yet."""
+    return Configured(gateway, directory)
+
+
+@pytest.fixture
 def lan(router, directory):
     """dnsmasq for the LAN, in front of our resolver, as on a router."""
     return Dnsmasq(router, directory, [ROUTER_LAN, ROUTER_LAN6], [f"127.0.0.1#{PORT}"])
@@ -159,14 +176,13 @@ def tunnel(proxy, gateway, client, server):
     gateway()
     ends = []
 
-    def open_tunnel(port=4000):
-        near = client.begin_connect(server, port)
-        ends.append(near)
-        far = proxy.open().sock
-        assert netns.finish_connect(near) == 0
-        return near, far
+    def another(port=4000):
+        near, connection = open_tunnel(client, proxy, server, port)
+        ends.extend((near, connection.sock))
+        return near, connection.sock
 
-    yield open_tunnel
+    yield another
+    # Both: a gateway that is told to end gives those that go on some time.
     for end in ends:
         end.close()
 

@@ -8,36 +8,30 @@ import socket
 
 import pytest
 
-from gateway import NFT_TABLE, PATH, tables, upstream
-from netns import (
+from lab.connections import assert_carries, assert_direct, assert_proxied, open_tunnel, refused
+from lab.gateway import NFT_TABLE, PATH, tables, upstream
+from lab.netns import (
     CLIENT,
     CLIENT6,
+    CLIENT6_OTHER,
+    CLIENT_OTHER,
     ROUTER_WAN,
     ROUTER_WAN6,
     SERVER,
     SERVER6,
     SERVER_OTHER,
-    finish_connect,
     retransmits,
 )
-from test_routes import assert_direct, assert_proxied
-from wait import WAIT, until
+from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="it is about the rules")
-
-# Another client of the same network.
-NEIGHBOUR, NEIGHBOUR6 = "10.1.0.3", "fd01::3"
 
 
 def test_only_these_clients(gateway, proxy, client, internet):
     gateway("--client", f"{CLIENT}/32", "--client", f"{CLIENT6}/128")
-    for server, other in ((SERVER, NEIGHBOUR), (SERVER6, NEIGHBOUR6)):
+    for server, other in ((SERVER, CLIENT_OTHER), (SERVER6, CLIENT6_OTHER)):
         assert_proxied(client, proxy, server)
-        listener = internet.listen(server)
-        near = client.connect(*listener.getsockname()[:2], source=other)
-        listener.accept()[0].close()
-        near.close()
-        assert not proxy.pending()
+        assert_direct(client, internet.listen(server), proxy, source=other)
 
 
 def test_only_this_device(gateway, proxy, client, router, internet):
@@ -56,12 +50,10 @@ def test_only_these_ports(gateway, proxy, client, internet):
 @pytest.mark.parametrize("local", ["0", "1"])
 def test_a_proxy_in_the_lan(gateway, fault_proxy, client, internet, server, local):
     """What it sends itself must not come back to it."""
-    own, other = (CLIENT6, NEIGHBOUR6) if ":" in server else (CLIENT, NEIGHBOUR)
+    own, other = (CLIENT6, CLIENT6_OTHER) if ":" in server else (CLIENT, CLIENT_OTHER)
     proxy = fault_proxy(own, space=client)
     gateway("--local", local, upstreams=(upstream(own),))
-    near = client.begin_connect(server, 80, source=other)
-    proxy.open()
-    assert finish_connect(near) == 0
+    near, _ = open_tunnel(client, proxy, server, source=other)
     listener = internet.listen(server, 80)
     far = client.connect(server, 80, source=own)
     listener.accept()[0].close()
@@ -73,7 +65,7 @@ def test_a_proxy_in_the_lan(gateway, fault_proxy, client, internet, server, loca
 @pytest.mark.parametrize("options", [("--client", "10.1.0.2", "--client", "fd01::2"), ("--port", "80")], ids=["client", "port"])
 def test_refused_is_what_was_selected(gateway, proxy, client, internet, server, options):
     """When the daemon is gone: that, and nothing else."""
-    other = NEIGHBOUR6 if ":" in server else NEIGHBOUR
+    other = CLIENT6_OTHER if ":" in server else CLIENT_OTHER
     daemon = gateway(*options)
     assert_proxied(client, proxy, server)
     daemon.kill()
@@ -143,10 +135,7 @@ def exchange(internet, source, address, port, listener):
     """A connection from outside works both ways."""
     near = internet.connect(address, port, source=source)
     far, _ = listener.accept()
-    far.sendall(b"welcome")
-    assert near.recv(100) == b"welcome"
-    near.sendall(b"thanks")
-    assert far.recv(100) == b"thanks"
+    assert_carries(far, near)
     near.close()
     far.close()
 
@@ -175,9 +164,7 @@ def test_connections_from_outside(gateway, proxy, network, inbound, server):
 def test_the_firewall_forgets_who_began(gateway, proxy, network, server, leaks, space):
     """What answers a client after that looks like the beginning of a connection from outside, and isn't."""
     daemon, space = gateway(), getattr(network, space)
-    near = space.begin_connect(server, 80)
-    connection = proxy.open()
-    assert finish_connect(near) == 0
+    near, connection = open_tunnel(space, proxy, server)
     for _ in range(2):
         network.router.forget_connections()
         connection.send(b"answer")
@@ -219,11 +206,6 @@ def test_without_nft_more_is_captured(gateway, proxy, network, inbound, server, 
     until(lambda: retransmits(near), "no answer comes")
     near.close()
     assert_proxied(network.client, proxy, server)
-
-
-def refused(space, server):
-    error = space.connect_errno(server, 80)
-    return error not in (0, errno.ETIMEDOUT)
 
 
 def test_blocked_until_it_runs(gateway, proxy, network, client, internet, server, leaks):

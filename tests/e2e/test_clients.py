@@ -2,24 +2,16 @@
 
 import hashlib
 import json
-import os
 import xml.etree.ElementTree
 
 import pytest
 
-from gateway import PATH
-from netns import SERVER, command, literal
-from proxies import HonestProxy, Tinyproxy
-from servers import Iperf, Sshd, WebServer, random_file
+from lab.gateway import PATH
+from lab.netns import PLAIN, SERVER, command, literal
+from lab.proxies import Tinyproxy
+from lab.servers import Iperf, Sshd, WebServer, random_file
 
 MIB = 1 << 20
-# No proxy, no settings of the machine's: the gateway must do.
-PLAIN = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C"}
-
-
-@pytest.fixture
-def honest(internet, directory):
-    return HonestProxy(internet, directory)
 
 
 @pytest.fixture

@@ -7,10 +7,23 @@ import struct
 
 import pytest
 
-from faultproxy import OK, reply
-from gateway import upstream
-from netns import CLIENT, CLIENT_OTHER, NOBODY, PROXY, PROXY6, SERVER, SERVER6, connecting, finish_connect, literal, retransmits
-from wait import WAIT, until
+from lab.connections import open_tunnel
+from lab.faultproxy import OK, reply
+from lab.gateway import upstream
+from lab.netns import (
+    CLIENT,
+    CLIENT_OTHER,
+    NOBODY,
+    PROXY,
+    PROXY6,
+    SERVER,
+    SERVER6,
+    connecting,
+    finish_connect,
+    literal,
+    retransmits,
+)
+from lab.wait import WAIT, until
 
 SYN_ONLY = "tcp[tcpflags] & (tcp-syn|tcp-ack) = tcp-syn"
 SYN_ONLY_6 = "ip6[53] & 0x12 = 0x02"
@@ -98,7 +111,7 @@ def test_proxy_has_no_route(gateway, router, client, server):
 def test_reply_times_out(gateway, proxy, client, server):
     gateway("--reply-timeout", "1")
     sock = client.begin_connect(server, 443)
-    proxy.accept().read_request()
+    proxy.accept_request()
     assert finish_connect(sock) == errno.EHOSTUNREACH
 
 
@@ -121,8 +134,7 @@ def test_connect_early(gateway, proxy, client, server):
     sock = client.begin_connect(server, 443)
     assert finish_connect(sock) == 0
     sock.sendall(b"early bird")
-    connection = proxy.accept()
-    connection.read_request()
+    connection = proxy.accept_request()
     assert connection.request.endswith(b"\r\n\r\n"), "data before the reply"
     connection.send(OK)
     assert connection.sock.recv(100) == b"early bird"
@@ -140,8 +152,7 @@ def test_repeated_syn_is_one_connect(gateway, proxy, client, server, capture):
     syns = capture(client, "lan", f"dst host {server} and ({SYN_ONLY_6 if ':' in server else SYN_ONLY})")
     gateway()
     sock = client.begin_connect(server, 443)
-    connection = proxy.accept()
-    connection.read_request()
+    connection = proxy.accept_request()
     until(lambda: len(syns.packets()) >= 3, "the client repeats its SYN twice")
     connection.send(OK)
     assert finish_connect(sock) == 0
@@ -155,8 +166,7 @@ def test_client_gives_up(gateway, proxy, client, server):
     gateway()
     sock = client.begin_connect(server, 443)
     source, port = sock.getsockname()[:2]
-    old = proxy.accept()
-    old.read_request()
+    old = proxy.accept_request()
     sock.close()
     again = client.begin_connect(server, 443, source, port)
     old.send(OK)
@@ -179,9 +189,7 @@ def carries(sock):
 def test_closed_port_beside_open_one(gateway, proxy, client, server):
     """A refusal touches nobody else."""
     gateway()
-    first = client.begin_connect(server, 80)
-    answered = proxy.open()
-    assert finish_connect(first) == 0
+    first, answered = open_tunnel(client, proxy, server)
     second = client.begin_connect(server, 81)
     proxy.open(reply(502)).close()
     assert finish_connect(second) == errno.ECONNREFUSED
@@ -261,9 +269,7 @@ def test_dials_are_bounded_in_all(gateway, proxy, client):
 def test_unknown_flow_gets_a_reset(gateway, proxy, client, server):
     """A connection that the gateway knows nothing of (it was restarted) ends at once instead of hanging."""
     daemon = gateway()
-    sock = client.begin_connect(server, 80)
-    proxy.open()
-    assert finish_connect(sock) == 0
+    sock, _ = open_tunnel(client, proxy, server)
     daemon.kill()
     daemon.start()
     with pytest.raises(ConnectionResetError):

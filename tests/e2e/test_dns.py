@@ -6,11 +6,10 @@ import threading
 
 import pytest
 
-from dnsservers import (
+from lab.dnsservers import (
     ELSEWHERE,
     ELSEWHERE6,
     NAME,
-    PLAIN,
     PORT,
     Unbound,
     answer_to,
@@ -24,10 +23,10 @@ from dnsservers import (
     read_framed,
     with_resolver,
 )
-from faultproxy import OK, reply
-from netns import CLIENT_OTHER, NOBODY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6, SERVER_OTHER
-from proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
-from wait import WAIT, until
+from lab.faultproxy import OK, reply
+from lab.netns import CLIENT_OTHER, NOBODY, PLAIN, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6, SERVER_OTHER
+from lab.proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
+from lab.wait import WAIT, until
 
 
 @pytest.fixture
@@ -130,6 +129,7 @@ def test_one_connection_carries_all(forwarding, proxy, far, client, router, inte
     leaks.assert_none()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_equal_queries_share_an_answer(forwarding, proxy, client, internet):
     forwarding()
     socks = [client.socket(ELSEWHERE, socket.SOCK_DGRAM) for _ in range(5)]
@@ -149,6 +149,7 @@ def test_equal_queries_share_an_answer(forwarding, proxy, client, internet):
         connection.sock.recv(1)
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_connection_that_ends_is_made_again(forwarding, proxy, client):
     """The resolver may close at any time: the next query, and one that waits, get a new connection."""
     forwarding()
@@ -167,6 +168,7 @@ def test_a_connection_that_ends_is_made_again(forwarding, proxy, client):
         connection.close()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_failover_between_resolvers(forwarding, proxy, client):
     """Who can't be connected, is silent or ends without an answer, makes way for the next one, who stays."""
     forwarding(servers=("192.0.2.1", "192.0.2.2:5300"))
@@ -176,8 +178,7 @@ def test_failover_between_resolvers(forwarding, proxy, client):
     def ask(number, *steps):
         sock.sendto(query(f"{number}.example"), (ELSEWHERE, 53))
         for target, step in steps:
-            connection = proxy.accept()
-            connection.read_request()
+            connection = proxy.accept_request()
             assert connection.target == target
             step(connection)
         assert sock.recv(1000).endswith(socket.inet_aton(SERVER))
@@ -195,6 +196,7 @@ def test_failover_between_resolvers(forwarding, proxy, client):
     ask(5, (two, lambda connection: None), (one, answers)).close()  # the proxy is silent
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_nobody_answers(forwarding, proxy, client):
     """The client is told soon, and the next one at once."""
     forwarding()
@@ -208,6 +210,7 @@ def test_nobody_answers(forwarding, proxy, client):
     assert not proxy.pending()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_proxy_that_forbids_port_53(forwarding, client, internet, directory, leaks):
     """Squid as Debian ships it: the log says what to do, once, and clients are told at once."""
     StrictSquid(internet, directory)
@@ -231,6 +234,7 @@ def test_without_dns_nothing_is_touched(gateway, client, router, internet, direc
     assert not [line for line in router.run("ss", "-Hlnu").stdout.splitlines() if f":{PORT}" in line]
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_port_that_is_taken(gateway, router, directory):
     """The start fails with a word about it, and nothing is captured or left."""
     taken = router.listen("127.0.0.1", PORT)
@@ -258,12 +262,14 @@ def test_direct_domains(gateway, proxy, far, client, router):
     assert len(far.queries()) == asked, "from the cache"
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_direct_server_that_is_silent(gateway, client, directory):
     """The next one is asked; if there is none, the client is told."""
     gateway("--dns", "proxy", "--direct-domain", "corp.example", "--direct-server", NOBODY)
     assert "status: SERVFAIL" in dig_full(client, ELSEWHERE, NAME)
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_direct_server_that_refuses(gateway, far, client, internet, directory):
     """The next one is asked; if there is none, the client is told."""
     zone = 'server:\n    local-zone: "corp.example." always_refuse'
@@ -280,6 +286,7 @@ def test_a_direct_server_that_refuses(gateway, far, client, internet, directory)
 # --- bounds ---
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_garbage_does_no_harm(forwarding, proxy, far, client, router, internet):
     """Queries cut off, changed, repeated; connections that say nothing, too much, or break off."""
     proxy.serve(bridge(internet))
@@ -299,6 +306,7 @@ def test_garbage_does_no_harm(forwarding, proxy, far, client, router, internet):
     assert daemon.running()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_more_connections_than_are_kept(forwarding, proxy, far, router, internet):
     """One more ends one that is idle; all who ask get answers."""
     proxy.serve(bridge(internet))
@@ -313,6 +321,7 @@ def test_more_connections_than_are_kept(forwarding, proxy, far, router, internet
     assert ended and not has_ended(streams[-1])
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_more_connections_that_wait_than_are_kept(forwarding, proxy, router):
     """One that is ended is closed at once, not when its answer comes: it is a file, and these are numbered."""
     forwarding()
@@ -335,6 +344,7 @@ def has_ended(stream):
         return True
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_client_that_takes_no_answers(forwarding, proxy, far, client, router, internet):
     """It is not read from any more, and others are served."""
     proxy.serve(bridge(internet))
@@ -360,6 +370,7 @@ def test_a_client_that_takes_no_answers(forwarding, proxy, far, client, router, 
     assert dig(client, ELSEWHERE, NAME) == [SERVER]
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_client_that_asks_for_too_much(forwarding, proxy, client, router):
     """Whatever number of connections it has, there is room for others."""
     forwarding()

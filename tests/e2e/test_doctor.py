@@ -2,10 +2,10 @@
 
 import pytest
 
-from faultproxy import reply
-from gateway import TABLE, TUN, upstream
-from netns import PROXY, SERVER
-from proxies import StrictSquid
+from lab.faultproxy import reply
+from lab.gateway import TABLE, TUN, upstream
+from lab.netns import PROXY, SERVER
+from lab.proxies import StrictSquid
 
 pytestmark = pytest.mark.native(why="it misses the rules, rightly")
 
@@ -55,6 +55,7 @@ def test_healthy(gateway, answering, target):
     assert {connection.target for connection in proxy.connections} == {f"{target}:{port}" for port in (443, 80, 53, 22)}
 
 
+@pytest.mark.once(why="this check knows no path")
 def test_no_daemon(gateway, answering):
     answering()
     daemon = gateway()
@@ -90,27 +91,32 @@ def test_routes_are_gone(gateway, answering, router):
     only(examine(daemon)["FAIL"], "rules and routes are there: somebody")
 
 
+@pytest.mark.once(why="this check knows no path")
 def test_proxy_is_down(gateway):
     daemon = gateway(upstreams=(upstream("192.0.2.10", 3129),))
     only(examine(daemon)["FAIL"], "upstream 192.0.2.10:3129: Connection refused")
 
 
+@pytest.mark.once(why="this check knows no path")
 def test_proxy_is_no_proxy(gateway, answering):
     answering(port_443=b"SSH-2.0-OpenSSH_9.2\r\n")
     only(examine(gateway())["FAIL"], "check the port")
 
 
+@pytest.mark.once(why="this check knows no path")
 def test_unknown_name(gateway, router):
     daemon = gateway("--resolver", "127.0.0.1:5", upstreams=("http://proxy.invalid:3128",))
     only(examine(daemon)["FAIL"], "upstream proxy.invalid:3128: no resolver answers: list resolver")
 
 
+@pytest.mark.once(why="this check knows no path")
 @pytest.mark.parametrize("user, text", [(None, "wants credentials, none configured"), ("me", "refuses the credentials")])
 def test_authentication(gateway, answering, user, text):
     answering(port_443=BASIC)
     only(examine(gateway(upstreams=(upstream(user=user),)))["FAIL"], f"407: {text}: check username and password")
 
 
+@pytest.mark.once(why="this check knows no path")
 def test_ports_that_are_refused(gateway, answering):
     answering(port_80=403, port_53=403, port_22=405)
     found = examine(gateway())
@@ -118,16 +124,19 @@ def test_ports_that_are_refused(gateway, answering):
     only(found["warn"], "port 80: status 403: plain http", "port 53: status 403: DNS over TCP", "port 22: status 405: ssh")
 
 
+@pytest.mark.once(why="this check knows no path")
 def test_https_is_refused(gateway, answering):
     answering(port_443=403)
     only(examine(gateway())["FAIL"], "port 443: status 403")
 
 
+@pytest.mark.once(why="this check knows no path")
 def test_target_is_not_reached(gateway, answering):
     answering(port_443=503)
     only(examine(gateway())["FAIL"], "port 443: status 503: it does not reach the target")
 
 
+@pytest.mark.once(why="this check knows no path")
 def test_real_squid(gateway, internet, directory):
     """With the ports of its default configuration."""
     StrictSquid(internet, directory)
@@ -138,6 +147,7 @@ def test_real_squid(gateway, internet, directory):
     server.close()
 
 
+@pytest.mark.once(why="this check knows no path")
 def test_ipv6_leaks(gateway, answering):
     answering()
     found = examine(gateway("--ipv6", "0"))
@@ -145,6 +155,7 @@ def test_ipv6_leaks(gateway, answering):
     only(found["warn"], "there is a default route for IPv6")
 
 
+@pytest.mark.once(why="this check knows no path")
 def test_strict_filter(gateway, answering, router):
     answering()
     daemon = gateway()
@@ -152,6 +163,7 @@ def test_strict_filter(gateway, answering, router):
     only(examine(daemon)["warn"], "rp_filter of wan is strict")
 
 
+@pytest.mark.once(why="this check knows no path")
 def test_loop(gateway, answering, router):
     """Routes by hand, and no mark."""
     answering()
@@ -161,6 +173,7 @@ def test_loop(gateway, answering, router):
     assert any("connections enter toh0: they would be captured" in line for line in found["FAIL"]), found
 
 
+@pytest.mark.once(why="this check knows no path")
 def test_configuration_is_wrong(gateway, answering, directory):
     answering()
     daemon = gateway()

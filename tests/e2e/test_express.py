@@ -7,11 +7,11 @@ import socket
 
 import pytest
 
-from gateway import NFT_TABLE, TUN, tables
-from netns import CLIENT, CLIENT6, finish_connect, literal
-from test_packets import TCP, Wire
-from test_routes import assert_proxied, works
-from wait import until
+from lab.connections import assert_proxied, open_tunnel, works
+from lab.gateway import NFT_TABLE, TUN, tables
+from lab.netns import CLIENT, CLIENT6, finish_connect, literal
+from lab.wait import until
+from lab.wire import TCP, Wire
 
 pytestmark = pytest.mark.path("express", why="it is about the other one")
 
@@ -95,9 +95,7 @@ def test_tables_deleted_from_outside(gateway, proxy, client, router, server, lea
     """Restored; what lives lives on, and nothing goes around the proxy meanwhile."""
     daemon = gateway()
     before = tables(router)
-    near = client.begin_connect(server, 80)
-    far = proxy.open()
-    assert finish_connect(near) == 0
+    near, far = open_tunnel(client, proxy, server)
     for _ in range(3):
         offset = len(daemon.log())
         family = "ip6" if ":" in server else "ip"
@@ -122,9 +120,7 @@ def test_while_the_tables_are_gone(gateway, proxy, client, router, server, leaks
     nft = directory / "nft"
     nft.symlink_to(shutil.which("nft"))
     daemon = gateway(env={"PATH": str(directory)})
-    near = client.begin_connect(server, 80)
-    proxy.open()
-    assert finish_connect(near) == 0
+    near, _ = open_tunnel(client, proxy, server)
     nft.unlink()
     router.run("nft", "flush", "ruleset")
     daemon.wait_log("deleted from outside: run nft")
@@ -163,9 +159,7 @@ def test_crash_then_rewriting(gateway, proxy, client, router, server, leaks):
 def test_data_after_a_crash(gateway, proxy, client, server, leaks):
     """Packets of a connection whose socket died with the daemon are reset or refused."""
     daemon = gateway()
-    near = client.begin_connect(server, 80)
-    proxy.open()
-    assert finish_connect(near) == 0
+    near, _ = open_tunnel(client, proxy, server)
     daemon.kill()
     with pytest.raises(OSError):
         for _ in range(10):
@@ -245,9 +239,7 @@ table inet others {{
 def test_client_network_gone(gateway, proxy, client, router, server, leaks):
     """What the server still sends to a client whose network is gone does not leave by the default route."""
     gateway()
-    near = client.begin_connect(server, 80)
-    far = proxy.open()
-    assert finish_connect(near) == 0
+    _near, far = open_tunnel(client, proxy, server)
     router.run("ip", "link", "set", "lan", "down")
     far.send(b"x" * 1000)
     client = CLIENT6 if ":" in server else CLIENT

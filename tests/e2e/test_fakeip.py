@@ -7,11 +7,11 @@ import struct
 
 import pytest
 
-from dnsservers import ELSEWHERE, ELSEWHERE6, NAME, PLAIN, PORT, Unbound, dig, dig_full, getaddrinfo, query, rcode, with_resolver
-from netns import PROXY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, connecting, finish_connect
-from proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
-from test_reload import Configured
-from wait import WAIT, until
+from lab.connections import assert_carries, open_tunnel
+from lab.dnsservers import ELSEWHERE, ELSEWHERE6, NAME, PORT, Unbound, dig, dig_full, getaddrinfo, query, rcode, with_resolver
+from lab.netns import PLAIN, PROXY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, connecting, finish_connect
+from lab.proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
+from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="their rules, and marks")
 
@@ -56,6 +56,7 @@ def test_fake_addresses(fakeip, router, leaks):
     leaks.assert_none()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_no_ipv6(fakeip, router):
     fakeip("--ipv6", "0")
     assert is_fake(resolve(router, NAME)[0])
@@ -68,12 +69,9 @@ def test_connect_carries_the_name(fakeip, proxy, client, router, kind, leaks):
     fakeip()
     address, = resolve(router, NAME, kind)
     for space in (client, router):
-        near = space.begin_connect(address, 443)
-        connection = proxy.open()
+        near, connection = open_tunnel(space, proxy, address, 443)
         assert connection.target == f"{NAME}:443"
-        assert finish_connect(near) == 0
-        near.sendall(b"question")
-        assert connection.sock.recv(100) == b"question"
+        assert_carries(near, connection.sock)
         near.close()
         connection.close()
     leaks.assert_none()
@@ -92,10 +90,8 @@ def test_fake_addresses_are_captured_whatever_is_bypassed(fakeip, proxy, client,
     fakeip("--bypass", "198.18.0.0/16", "--bypass", "198.0.0.0/8", "--bypass", "fd00::/8", routes=())
     router.run("ip", "route", "add", "198.18.0.0/15", "via", "100.64.0.2")
     for kind in ("A", "AAAA"):
-        near = client.begin_connect(resolve(router, NAME, kind)[0], 443)
-        connection = proxy.open()
+        _near, connection = open_tunnel(client, proxy, resolve(router, NAME, kind)[0], 443)
         assert connection.target == f"{NAME}:443"
-        assert finish_connect(near) == 0
     leaks.assert_none()
 
 
@@ -147,6 +143,7 @@ def test_a_page_by_its_name(fakeip, kind, path, lan, far, page, client, internet
     leaks.assert_none()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 @pytest.mark.parametrize("kind", [Squid, NamedTinyproxy, NamedHonest], ids=["squid", "tinyproxy", "honest"])
 def test_a_name_that_does_not_exist(fakeip, kind, far, client, router, internet, directory):
     """It gets an address, and the connection says the truth."""
@@ -175,6 +172,7 @@ def test_resolvers_of_clients(fakeip, proxy, lan, client, directory, server, lea
 # --- names that are not given fake addresses ---
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_other_types_beside_fake_addresses(fakeip, far, client, internet, directory, leaks):
     """They are asked for through the proxy."""
     Squid(internet, directory)
@@ -185,6 +183,7 @@ def test_other_types_beside_fake_addresses(fakeip, far, client, internet, direct
     leaks.assert_none()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_other_types_where_the_proxy_forbids_to_ask(fakeip, client, internet, directory, leaks):
     """There are none, then."""
     StrictSquid(internet, directory)
@@ -195,6 +194,7 @@ def test_other_types_where_the_proxy_forbids_to_ask(fakeip, client, internet, di
     leaks.assert_none()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_direct_domains(fakeip, proxy, far, client):
     """They have their real addresses, all others fake ones."""
     fakeip("--direct-domain", "corp.example", "--direct-server", RESOLVER)
@@ -213,12 +213,12 @@ def test_the_proxys_own_name(gateway, fault_proxy, client, router, internet, dir
         upstreams=[f"http://{name}:3128"],
     )
     assert dig(client, ELSEWHERE, name) == [PROXY]
-    near = client.begin_connect(dig(client, ELSEWHERE, NAME)[0], 443)
-    assert proxy.open().target == f"{NAME}:443"
-    assert finish_connect(near) == 0
+    _near, connection = open_tunnel(client, proxy, dig(client, ELSEWHERE, NAME)[0], 443)
+    assert connection.target == f"{NAME}:443"
     assert {asked for asked, _ in far.queries()} == {name}
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_the_proxys_own_name_with_nobody_to_resolve_it(gateway, client, directory):
     """The machine's resolver is ours: that is said, and not asked around in a circle."""
     daemon = gateway("--dns", "fakeip", "--fakeip-file", directory / "names", upstreams=["http://proxy.corp.example:3128"])
@@ -238,15 +238,14 @@ def test_names_survive_a_restart(fakeip, proxy, client, router, directory):
     assert "7.corp.example" in (directory / "names").read_text()
     daemon.start()
     for name, address in [*list(addresses.items())[::5], ("7.corp.example", address6)]:
-        near = client.begin_connect(address, 443)
-        connection = proxy.open()
+        _near, connection = open_tunnel(client, proxy, address, 443)
         assert connection.target == f"{name}:443"
-        assert finish_connect(near) == 0
         connection.close()
     assert {name: resolve(router, name)[0] for name in addresses} == addresses
     assert not list(directory.glob("names.*")), "no half-written file is left"
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_a_damaged_file_does_no_harm(fakeip, proxy, client, router, directory):
     lines = b"198.18.0.9 kept.example\n198.18.0.9\xff x\nnonsense\n1.2.3.4 alien.example\n"
     (directory / "names").write_bytes(lines + bytes(100))
@@ -261,10 +260,8 @@ def test_more_names_than_the_table_has(fakeip, proxy, client, router):
     """10,000 names through a table of 1,000; a name that a connection uses keeps its address."""
     fakeip("--fakeip-names", "1000", log_level="info")
     address, = resolve(router, NAME)
-    near = client.begin_connect(address, 443)
-    connection = proxy.open()
+    near, connection = open_tunnel(client, proxy, address, 443)
     assert connection.target == f"{NAME}:443"
-    assert finish_connect(near) == 0
     sock = router.socket("127.0.0.1", socket.SOCK_DGRAM)
     sock.settimeout(WAIT)
     given, refused = {}, 0
@@ -336,11 +333,6 @@ def test_quic_to_fake_addresses_is_refused_at_once(fakeip, client, router, kind,
 # --- a running daemon ---
 
 
-@pytest.fixture
-def configured(gateway, directory):
-    return Configured(gateway, directory)
-
-
 def test_reload_keeps_names(configured, proxy, client, router, directory, leaks):
     """A change that needs another run keeps the process, and who has an address gets to the same name."""
     fakeip = f"option dns fakeip\noption fakeip_file {directory}/names"
@@ -348,9 +340,8 @@ def test_reload_keeps_names(configured, proxy, client, router, directory, leaks)
     address, = resolve(router, NAME)
     before = daemon.process.pid
     configured.restart(main=f"{fakeip}\noption ping answer")
-    near = client.begin_connect(address, 443)
-    assert proxy.open().target == f"{NAME}:443"
-    assert finish_connect(near) == 0
+    _near, connection = open_tunnel(client, proxy, address, 443)
+    assert connection.target == f"{NAME}:443"
     assert daemon.process.pid == before and resolve(router, NAME) == [address]
     assert client.run("ping", "-c1", "-W20", address).returncode == 0
     configured.restart(main="option dns off")
@@ -358,6 +349,7 @@ def test_reload_keeps_names(configured, proxy, client, router, directory, leaks)
     leaks.assert_none()
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_reload_of_proxies(configured, fault_proxy, client, internet, directory):
     """Other proxies, live: their names are resolved directly from then on."""
     Unbound(internet, directory, [RESOLVER], [f"proxy.corp.example. 300 IN A {PROXY}"])
@@ -367,11 +359,11 @@ def test_reload_of_proxies(configured, fault_proxy, client, internet, directory)
     assert is_fake(dig(client, ELSEWHERE, "proxy.corp.example")[0])
     configured.reload("changed", main=main, upstreams=("http://proxy.corp.example:3128",))
     until(lambda: dig(client, ELSEWHERE, "proxy.corp.example") == [PROXY], "the proxy's name is resolved")
-    near = client.begin_connect(dig(client, ELSEWHERE, NAME)[0], 443)
-    assert proxy.open().target == f"{NAME}:443"
-    assert finish_connect(near) == 0
+    _near, connection = open_tunnel(client, proxy, dig(client, ELSEWHERE, NAME)[0], 443)
+    assert connection.target == f"{NAME}:443"
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_reload_tries_a_proxy_again_that_forbade_it(configured, far, client, internet, directory):
     """Names of other types than addresses are not given up for minutes."""
     strict = StrictSquid(internet, directory)

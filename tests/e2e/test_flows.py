@@ -9,13 +9,14 @@ import threading
 
 import pytest
 
-from faultproxy import OK, reset
-from gateway import PATH, PROJECT, TUN
-from netns import CLIENT, PROXY, SERVER, SERVER6, connecting, finish_connect, retransmits
-from servers import wait_port
-from wait import until
+from lab.connections import open_tunnel
+from lab.faultproxy import OK, reset
+from lab.gateway import PATH, PROJECT, TUN
+from lab.netns import CLIENT, PROXY, SERVER, SERVER6, connecting, finish_connect, retransmits
+from lab.servers import wait_port
+from lab.wait import until
 
-LOAD = PROJECT / "tests" / "e2e" / "load.py"
+LOAD = PROJECT / "tests" / "e2e" / "lab" / "load.py"
 
 
 def load(gateway, client, internet, server, rate, seconds):
@@ -57,9 +58,7 @@ def test_a_port_used_again_after_a_reset(gateway, proxy, client, server):
     gateway()
     source = None
     for number in range(30):
-        near = client.begin_connect(server, 80, *source or ())
-        connection = proxy.open()
-        assert finish_connect(near) == 0
+        near, connection = open_tunnel(client, proxy, server, 80, *source or ())
         if number % 2:
             near.sendall(b"question")
             assert connection.sock.recv(100) == b"question"
@@ -70,9 +69,7 @@ def test_a_port_used_again_after_a_reset(gateway, proxy, client, server):
 def test_a_port_used_again_while_bytes_are_under_way(gateway, proxy, client, server):
     """A connection that both ends have ended, and whose last bytes the server is slow to take, is not in the way."""
     gateway()
-    near = client.begin_connect(server, 80)
-    slow = proxy.open()
-    assert finish_connect(near) == 0
+    near, slow = open_tunnel(client, proxy, server)
     slow.sock.shutdown(socket.SHUT_WR)
     assert near.recv(1) == b""
     sent, received = 0, 0
@@ -84,9 +81,7 @@ def test_a_port_used_again_while_bytes_are_under_way(gateway, proxy, client, ser
     near.close()
     while client.run("ss", "-Htn", "sport", "=", f":{port}").stdout:
         received += len(slow.sock.recv(1 << 16))
-    near = client.begin_connect(server, 80, address, port)
-    connection = proxy.open()
-    assert finish_connect(near) == 0
+    near, connection = open_tunnel(client, proxy, server, 80, address, port)
     near.sendall(b"question")
     assert connection.sock.recv(100) == b"question"
     while data := slow.sock.recv(1 << 18):
@@ -96,9 +91,7 @@ def test_a_port_used_again_while_bytes_are_under_way(gateway, proxy, client, ser
 
 def attempt(client, server, proxy):
     """A connection that works and whose far end has been closed."""
-    near = client.begin_connect(server, 80)
-    connection = proxy.open()
-    assert finish_connect(near) == 0
+    near, connection = open_tunnel(client, proxy, server)
     connection.send(b"bye")
     connection.close()
     assert near.recv(10) == b"bye" and near.recv(10) == b""
@@ -110,9 +103,7 @@ def test_full_table_spares_the_living(gateway, proxy, client, server):
     gateway("--max-flows", "16", "--max-dials", "16", "--max-dials-per-client", "16")
     ends = []
     for _ in range(16):
-        near = client.begin_connect(server, 80)
-        connection = proxy.open()
-        assert finish_connect(near) == 0
+        near, connection = open_tunnel(client, proxy, server)
         ends.append((near, connection))
     late = client.begin_connect(server, 81)
     until(lambda: retransmits(late) >= 1 or not connecting(late), "the late one is not answered, or refused")
@@ -156,9 +147,7 @@ table inet filter {{
 def test_icmp_error_from_the_client(gateway, proxy, client, server, capture):
     """A client's firewall that rejects our packets by ICMP does no harm to others, whatever it quotes."""
     gateway()
-    near = client.begin_connect(server, 80)
-    connection = proxy.open()
-    assert finish_connect(near) == 0
+    near, connection = open_tunnel(client, proxy, server)
     port = near.getsockname()[1]
     icmp = "icmpv6 type" if ":" in server else "icmp type"
     client.nft(f"""
@@ -171,9 +160,7 @@ table inet filter {{
     sent = capture(client, "lan", "icmp[icmptype] = icmp-unreach or (icmp6 and ip6[40] = 1)")
     connection.send(b"x" * 1000)
     until(lambda: sent.packets(), f"the client's {icmp} error")
-    other = client.begin_connect(server, 81)
-    far = proxy.open()
-    assert finish_connect(other) == 0
+    other, far = open_tunnel(client, proxy, server, 81)
     far.send(b"unharmed")
     assert other.recv(100) == b"unharmed"
 
@@ -196,9 +183,7 @@ def test_segment_size(gateway, proxy, client, server, capture, mtu):
     headers = 60 if six else 40
     syn_acks = capture(client, "lan", "ip6[53] & 0x12 = 0x12" if six else "tcp[tcpflags] & (tcp-syn|tcp-ack) = (tcp-syn|tcp-ack)")
     gateway("--mtu", str(mtu), log_level="info")
-    near = client.begin_connect(server, 80)
-    connection = proxy.open()
-    assert finish_connect(near) == 0
+    near, connection = open_tunnel(client, proxy, server)
     value = mss_option(syn_acks.packets()[0], headers - 20)
     assert value is not None and 500 < value <= (mtu if PATH == "rewrite" else 1500) - headers
     # And bulk gets through, both ways.
@@ -215,9 +200,7 @@ def test_small_lan(gateway, proxy, client, router, server, mtu):
     client.run("ip", "link", "set", "lan", "mtu", "1300")
     router.run("ip", "link", "set", "lan", "mtu", "1300")
     gateway("--mtu", str(mtu), log_level="info")
-    near = client.begin_connect(server, 80)
-    connection = proxy.open()
-    assert finish_connect(near) == 0
+    near, connection = open_tunnel(client, proxy, server)
     threading.Thread(target=connection.send, args=(b"z" * 1_000_000,), daemon=True).start()
     left = 1_000_000
     while left:

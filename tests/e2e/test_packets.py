@@ -1,19 +1,11 @@
 """Odd packets: IP options, extension headers, fragments, and bytes that are no packets at all."""
 
-import contextlib
-import logging
 import random
-import socket
 import struct
 
 import pytest
-
-from netns import CLIENT, CLIENT6, SERVER6, connecting, finish_connect
-from wait import until
-
-logging.getLogger("scapy").setLevel(logging.ERROR)  # before it is imported
-from scapy.layers.inet import ICMP, IP, TCP, IPOption_NOP, IPOption_RR, fragment  # noqa: E402
-from scapy.layers.inet6 import (  # noqa: E402
+from scapy.layers.inet import ICMP, IP, TCP, IPOption_NOP, IPOption_RR, fragment
+from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6PacketTooBig,
     IPv6,
@@ -23,61 +15,12 @@ from scapy.layers.inet6 import (  # noqa: E402
     PadN,
     fragment6,
 )
-from scapy.packet import Raw  # noqa: E402
+from scapy.packet import Raw
 
-PORT = 33333
-ETH_P_IP, ETH_P_IPV6 = 0x0800, 0x86DD
-
-
-class Wire:
-    """Sends and receives whole IP packets of one made-up connection on the client's link."""
-
-    def __init__(self, client, router, server):
-        self.server = server
-        self.source = CLIENT6 if ":" in server else CLIENT
-        self.kind = IPv6 if ":" in server else IP
-        with client.enter():
-            self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
-        self.sock.bind(("lan", 3))
-        self.sock.setblocking(False)
-        hardware = router.ip("link", "show", "lan")[0]["address"]
-        self.router = bytes.fromhex(hardware.replace(":", ""))
-        # The client's kernel knows nothing of this connection and must not reset it.
-        client.nft(f"""
-table inet quiet {{
-    chain input {{
-        type filter hook input priority 0
-        tcp dport {PORT} drop
-    }}
-}}""")
-        # Neighbours are known beforehand: no resolution in between.
-        client.run("ping", "-c1", "-W20", "fd01::1" if ":" in server else "10.1.0.1")
-
-    def ip(self, **fields):
-        return self.kind(src=self.source, dst=self.server, **fields)
-
-    def send(self, packet):
-        data = packet if isinstance(packet, bytes) else bytes(packet)
-        protocol = ETH_P_IPV6 if data[0] >> 4 == 6 else ETH_P_IP
-        self.sock.sendto(data, ("lan", protocol, 0, 0, self.router))
-
-    def receive(self, wanted):
-        """The next packet to our port that wanted(tcp) likes."""
-
-        def look():
-            try:
-                data, (_, protocol, *_) = self.sock.recvfrom(65535)
-            except BlockingIOError:
-                return None
-            if protocol not in (ETH_P_IP, ETH_P_IPV6):
-                return None
-            packet = (IPv6 if protocol == ETH_P_IPV6 else IP)(data)
-            tcp = packet.getlayer(TCP)
-            if tcp is not None and packet.src == self.server and tcp.dport == PORT and wanted(tcp):
-                return tcp
-            return None
-
-        return until(look, "the packet", interval=0.001)
+from lab.connections import assert_proxied_among_others
+from lab.netns import CLIENT, CLIENT6, SERVER6, connecting
+from lab.wait import until
+from lab.wire import PORT, Wire
 
 
 @pytest.fixture
@@ -134,25 +77,17 @@ def test_connection_with_odd_headers(gateway, proxy, wire, server, number):
 def test_wrong_checksum_is_no_data(gateway, proxy, wire, client, server):
     """A damaged packet stays damaged: the rewriter must not repair its checksum."""
     gateway()
-    base = {"sport": PORT, "dport": 80}
-    wire.send(wire.ip() / TCP(**base, flags="S", seq=1000))
-    connection = proxy.open()
-    answer = wire.receive(lambda tcp: tcp.flags == "SA")
-    wire.send(wire.ip() / TCP(**base, flags="A", seq=1001, ack=answer.seq + 1))
-    wire.send(wire.ip() / TCP(**base, flags="PA", seq=1001, ack=answer.seq + 1, chksum=0x1234) / Raw(b"damaged!"))
-    wire.send(wire.ip() / TCP(**base, flags="PA", seq=1001, ack=answer.seq + 1) / Raw(b"flawless"))
+    connection, fields = wire.open(proxy)
+    wire.send(wire.ip() / TCP(**fields, flags="PA", chksum=0x1234) / Raw(b"damaged!"))
+    wire.send(wire.ip() / TCP(**fields, flags="PA") / Raw(b"flawless"))
     assert connection.sock.recv(100) == b"flawless"
 
 
 def test_reset_on_the_wire(gateway, proxy, wire, server):
     """A client's RST, as packets tell it, reaches the proxy as a reset."""
     gateway()
-    base = {"sport": PORT, "dport": 80}
-    wire.send(wire.ip() / TCP(**base, flags="S", seq=1000))
-    connection = proxy.open()
-    answer = wire.receive(lambda tcp: tcp.flags == "SA")
-    wire.send(wire.ip() / TCP(**base, flags="A", seq=1001, ack=answer.seq + 1))
-    wire.send(wire.ip() / TCP(**base, flags="R", seq=1001, ack=0))
+    connection, fields = wire.open(proxy)
+    wire.send(wire.ip() / TCP(**fields | {"ack": 0}, flags="R"))
     with pytest.raises(ConnectionResetError):
         connection.sock.recv(1)
 
@@ -180,7 +115,7 @@ def test_odd_flags(gateway, proxy, wire, client, server, flags):
     """What port scanners and the bored send opens nothing and harms nothing."""
     daemon = gateway()
     wire.send(wire.ip() / TCP(sport=PORT, dport=80, flags=flags, seq=1, ack=1))
-    assert_works(client, proxy, server)
+    assert_proxied_among_others(client, proxy, server, 4321)
     assert not proxy.pending()
     assert daemon.running()
 
@@ -199,7 +134,7 @@ def test_fragments_are_dropped(gateway, proxy, wire, client, router, server):
         wire.send(piece)
     until(lambda: daemon.dropped() > before, "a drop counted")
     assert not proxy.pending()
-    assert_works(client, proxy, server)
+    assert_proxied_among_others(client, proxy, server, 4321)
 
 
 def malformed(server, random):
@@ -253,22 +188,8 @@ def test_malformed_packets(gateway, fault_proxy, wire, client, router, server):
     # What was a SYN after all may have been dialled.
     while proxy.pending():
         pass
-    other = client.begin_connect(server, 4321)
-    until(lambda: opened(proxy, 4321), "a good connection after all that")
-    assert finish_connect(other) == 0
+    assert_proxied_among_others(client, proxy, server, 4321)
     assert daemon.running()
-
-
-def opened(proxy, port):
-    """Accepts a connection; opens it and is true if it is the one to port, else closes it, or it has ended by itself."""
-    connection = proxy.accept()
-    with contextlib.suppress(OSError, AssertionError):
-        connection.read_request()
-    if b"\r\n\r\n" not in connection.request or connection.port != port:
-        connection.close()
-        return False
-    connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
-    return True
 
 
 def test_icmp_errors_of_nobody(gateway, proxy, wire, client, server):
@@ -282,7 +203,7 @@ def test_icmp_errors_of_nobody(gateway, proxy, wire, client, server):
     for kind in kinds:
         for length in (0, 1, 20, 28, 40, len(quoted)):
             wire.send(wire.ip() / kind / Raw(quoted[:length]))
-    assert_works(client, proxy, server)
+    assert_proxied_among_others(client, proxy, server, 4321)
     assert daemon.running()
 
 
@@ -294,22 +215,8 @@ def test_packets_to_the_gateways_own_subnet(gateway, proxy, client, router, serv
         near = client.begin_connect(target, 12345)
         until(lambda: not connecting(near), "an answer or an error") if target.endswith("1") else None
         near.close()
-    assert_works(client, proxy, server)
+    assert_proxied_among_others(client, proxy, server, 4321)
     assert daemon.running()
-
-
-def assert_works(client, proxy, server):
-    """An ordinary connection works."""
-    near = client.begin_connect(server, 4321)
-    until(lambda: opened(proxy, 4321), "it comes to the proxy")
-    connection = proxy.connections[-1]
-    assert finish_connect(near) == 0
-    near.sendall(b"question")
-    assert connection.sock.recv(100) == b"question"
-    connection.send(b"answer")
-    assert near.recv(100) == b"answer"
-    near.close()
-    connection.close()
 
 
 def test_pings_of_captured_addresses(gateway, client, leaks):

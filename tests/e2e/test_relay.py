@@ -12,10 +12,11 @@ import time
 
 import pytest
 
-import faultproxy
-from faultproxy import OK
-from netns import WAIT, finish_connect
-from wait import until
+from lab import faultproxy
+from lab.connections import open_tunnel
+from lab.faultproxy import OK
+from lab.netns import WAIT, finish_connect
+from lab.wait import until
 
 MIB = 1 << 20
 
@@ -241,10 +242,8 @@ def test_reset_after_half_close(tunnel, direction):
 def test_reset_after_own_half_close(gateway, proxy, client, server, direction):
     """A reset arrives also when nobody would read from who sends it any more; nothing is left of the flow."""
     daemon = gateway()
-    near = client.begin_connect(server, 4000)
-    ends = near, proxy.open().sock
-    assert finish_connect(near) == 0
-    source, sink = pick(ends, direction)
+    near, connection = open_tunnel(client, proxy, server)
+    source, sink = pick((near, connection.sock), direction)
     source.shutdown(socket.SHUT_WR)
     assert sink.recv(1) == b""
     faultproxy.reset(source)
@@ -258,10 +257,8 @@ def test_reset_after_own_half_close(gateway, proxy, client, server, direction):
 def test_bytes_behind_the_reply(gateway, proxy, client, server, size):
     """What the server says first may come in one segment with the proxy's 200."""
     gateway()
-    near = client.begin_connect(server, 22)
     data = random.Random(7).randbytes(size)
-    connection = proxy.open(OK + data)
-    assert finish_connect(near) == 0
+    near, connection = open_tunnel(client, proxy, server, 22, answer=OK + data)
     assert receive_exactly(near, size) == data
     near.sendall(b"and now me")
     assert receive_exactly(connection.sock, 10) == b"and now me"

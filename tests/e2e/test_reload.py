@@ -8,64 +8,21 @@ import threading
 
 import pytest
 
-from dnsservers import ELSEWHERE, Unbound, answer_to, framed, query, read_framed
-from faultproxy import OK
-from gateway import PASSWORD, READY, TABLE, TABLES, TUN, upstream
-from netns import PROXY, PROXY_OTHER, RESOLVER, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
-from test_routes import assert_direct, assert_proxied
-from wait import WAIT, until
+from lab.configured import RESTARTED
+from lab.connections import assert_direct, assert_proxied, assert_proxied_among_others, open_tunnel
+from lab.dnsservers import ELSEWHERE, Unbound, answer_to, framed, query, read_framed
+from lab.faultproxy import OK
+from lab.gateway import PASSWORD, READY, TABLE, TABLES, TUN, upstream
+from lab.netns import PROXY, PROXY_OTHER, RESOLVER, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
+from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="rules change, and a new run is not emulated")
-
-RESTARTED = r"changed .*; restarting"
-
-
-class Configured:
-    """A gateway with a file, to be changed."""
-
-    def __init__(self, gateway, directory):
-        self.path = directory / "config"
-        self.make = lambda **more: gateway("--config", str(self.path), upstreams=(), routes=(), log_level=None, **more)
-
-    def write(self, main="", upstreams=(upstream(),)):
-        main = main if "log_level" in main else f"{main}\noption log_level debug"
-        urls = "\n".join(f"list upstream {url}" for url in upstreams)
-        # In one piece, as uci does it: the daemon may read at any moment.
-        new = self.path.with_suffix(".new")
-        new.write_text(f"config tcp-over-http main\noption auto_route 1\n{urls}\n{main}\n")
-        new.rename(self.path)
-        return self
-
-    def start(self, **more):
-        self.daemon = self.make(**more)
-        return self.daemon
-
-    def reload(self, pattern, **more):
-        """Writes, signals, and waits for a line behind the signal; returns the offset in the log."""
-        if more:
-            self.write(**more)
-        offset = len(self.daemon.log())
-        self.daemon.signal(signal.SIGHUP)
-        self.daemon.wait_log(pattern, offset)
-        return offset
-
-    def restart(self, **more):
-        """A reload that another run answers."""
-        self.daemon.wait_ready(self.reload(RESTARTED, **more))
-
-
-@pytest.fixture
-def configured(gateway, directory):
-    return Configured(gateway, directory)
-
 
 def test_live(configured, proxy, fault_proxy, client, internet, leaks):
     """A transfer goes on while the proxies, the networks and the log level change; what comes then has the new ones."""
     daemon = configured.write().start()
     assert_proxied(client, proxy, SERVER)
-    near = client.begin_connect(SERVER, 4000)
-    far = proxy.open()
-    assert finish_connect(near) == 0
+    near, far = open_tunnel(client, proxy, SERVER, 4000)
     sent, stop = [0], threading.Event()
 
     def transfer():
@@ -103,6 +60,7 @@ def test_live(configured, proxy, fault_proxy, client, internet, leaks):
     far.close()
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_a_resolver_that_is_down(configured, proxy, client, internet, directory):
     """What it has said of a proxy's name stays good over a reload."""
     resolver = Unbound(internet, directory, [RESOLVER], [f"proxy.corp.example. 300 IN A {PROXY}"])
@@ -116,6 +74,7 @@ def test_a_resolver_that_is_down(configured, proxy, client, internet, directory)
     configured.daemon.wait_log("proxy.corp.example: .*its last addresses stay in use", offset)
 
 
+@pytest.mark.once(why="the configuration knows no path")
 def test_nothing_changed(configured, proxy, client):
     daemon = configured.write().start()
     pid = daemon.status()
@@ -124,6 +83,7 @@ def test_nothing_changed(configured, proxy, client):
     assert daemon.status()["uptime"] >= pid["uptime"]
 
 
+@pytest.mark.once(why="the configuration knows no path")
 @pytest.mark.parametrize("text, error", [
     ("config tcp-over-http main\n\toption mtu '12'\n", r"config:2:13: mtu: '12'"),
     ("config tcp-over-http main\n\toption auto_rout '1'\n", r"config:2:9: unknown option"),
@@ -143,13 +103,13 @@ def test_bad_file(configured, proxy, client, text, error):
     assert daemon.running()
 
 
+@pytest.mark.once(why="the configuration knows no path")
 def test_secrets_are_not_shown(configured, proxy, client):
     """A changed password is a changed upstream; the log is looked through at the end of every test."""
     configured.write().start()
     configured.reload("reload: changed upstream; connections go on", upstreams=(upstream(user="me"),))
     near = client.begin_connect(SERVER, 80)
-    connection = proxy.accept()
-    connection.read_request()
+    connection = proxy.accept_request()
     assert connection.header("proxy-authorization") and PASSWORD not in configured.daemon.log()
     near.close()
 
@@ -158,13 +118,11 @@ def test_connect_mode(configured, proxy, client):
     """A SYN that is held when the mode changes is released all the same; then connections are accepted at once, and back."""
     configured.write().start()
     held = client.begin_connect(SERVER, 80)
-    first = proxy.accept()
-    first.read_request()
+    first = proxy.accept_request()
     configured.reload("changed connect;", main="option connect early")
     assert connecting(held)
     early = client.connect(SERVER, 80)
-    second = proxy.accept()
-    second.read_request()
+    second = proxy.accept_request()
     configured.reload("changed connect;", main="")
     for connection, near in ((first, held), (second, early)):
         connection.send(OK)
@@ -172,20 +130,18 @@ def test_connect_mode(configured, proxy, client):
         near.sendall(b"question")
         assert connection.sock.recv(100) == b"question"
     late = client.begin_connect(SERVER, 80)
-    proxy.accept().read_request()
+    proxy.accept_request()
     assert connecting(late)
 
 
 def test_dial_limits(configured, proxy, client):
     daemon = configured.write("option max_dials 1").start()
     first = client.begin_connect(SERVER, 80)
-    one = proxy.accept()
-    one.read_request()
+    one = proxy.accept_request()
     second = client.begin_connect(SERVER, 81)
     until(lambda: daemon.status()["dropped"]["too_many_dials"], "the second is dropped")
     configured.reload("changed max_dials;", main="option max_dials 2")
-    two = proxy.accept()  # when the client tries again
-    two.read_request()
+    two = proxy.accept_request()  # when the client tries again
     for connection, near in ((one, first), (two, second)):
         connection.send(OK)
         assert finish_connect(near) == 0
@@ -235,9 +191,7 @@ def test_another_run(configured, proxy, client, server, leaks, on_failure):
     daemon = configured.write(lines).start()
     fresh = assert_same_process(daemon, 1500)
     assert_proxied(client, proxy, server)
-    near = client.begin_connect(server, 80)
-    far = proxy.open()
-    assert finish_connect(near) == 0
+    near, far = open_tunnel(client, proxy, server)
     stop = threading.Event()
     threads = [threading.Thread(target=knock, args=(space, stop, server)) for space in (client, daemon.router)]
     for thread in threads:
@@ -259,23 +213,9 @@ def test_another_run(configured, proxy, client, server, leaks, on_failure):
     with pytest.raises(ConnectionResetError):
         near.recv(100)
     far.close()
-    assert_proxied_behind_knocks(client, proxy, server)
+    assert_proxied_among_others(client, proxy, server, 80)
     leaks.assert_none()
     daemon.stop()
-
-
-def assert_proxied_behind_knocks(space, proxy, server):
-    """A connection works, once the proxy has got rid of those that knocked."""
-    near = space.begin_connect(server, 80)
-    while True:
-        connection = proxy.accept()
-        with contextlib.suppress(OSError, AssertionError):
-            connection.read_request()
-            if connection.port == 80:
-                break
-        connection.close()
-    connection.send(OK)
-    assert finish_connect(near) == 0
 
 
 def knock(space, stop, server):
@@ -298,7 +238,7 @@ def test_another_run_has_other_numbers(configured, proxy, client, leaks):
     configured.restart(main=other)
     stop.set()
     thread.join()
-    assert_proxied_behind_knocks(client, proxy, SERVER)
+    assert_proxied_among_others(client, proxy, SERVER, 80)
     router = daemon.router
     for family in ("-4", "-6"):
         rules = router.ip(family, "rule", "show")
@@ -330,9 +270,7 @@ def test_another_run_that_cannot_start(configured, proxy, client, internet, on_f
 def test_terminated_while_it_drains(configured, proxy, client):
     """Who asks for the end gets it, not another run."""
     daemon = configured.write("option drain_timeout 300").start()
-    near = client.begin_connect(SERVER, 80)
-    proxy.open()
-    assert finish_connect(near) == 0
+    _near, _ = open_tunnel(client, proxy, SERVER)
     configured.reload(RESTARTED, main="option drain_timeout 300\noption mtu 1400")
     daemon.signal(signal.SIGHUP)  # changes nothing now
     daemon.signal(signal.SIGTERM)
@@ -360,6 +298,7 @@ def mtu(daemon):
     return links and links[0]["mtu"]
 
 
+@pytest.mark.once(why="how names are answered knows no path")
 def test_names_are_asked_through_the_new_proxy(configured, fault_proxy, client):
     """The connection that is kept to the resolver leads through the old one."""
     old, new = fault_proxy(), fault_proxy(PROXY_OTHER)

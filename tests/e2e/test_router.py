@@ -8,13 +8,13 @@ import socket
 
 import pytest
 
-from dnsservers import Unbound, dig
-from gateway import PATH, TABLE, TUN, upstream
-from netns import CLIENT, CLIENT_OTHER, PROXY, RESOLVER, ROUTER_LAN, ROUTER_WAN, SERVER, SERVER6, finish_connect, literal
-from proxies import HonestProxy
-from router import CONFIG, RUN, Router, pack
-from servers import WebServer
-from wait import WAIT, until
+from lab.connections import assert_carries, open_tunnel
+from lab.dnsservers import Unbound, dig
+from lab.gateway import PATH, TABLE, TUN, upstream
+from lab.netns import CLIENT, CLIENT_OTHER, PROXY, RESOLVER, ROUTER_LAN, ROUTER_WAN, SERVER, SERVER6, finish_connect, literal
+from lab.router import CONFIG, RUN, Router, pack
+from lab.servers import WebServer
+from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="the router starts the daemon itself")
 
@@ -37,11 +37,6 @@ def box(network, directory, package):
         yield router
     finally:
         router.close()
-
-
-@pytest.fixture
-def honest(internet, directory):
-    return HonestProxy(internet, directory)
 
 
 @pytest.fixture
@@ -69,7 +64,8 @@ def fetch(web):
     return get
 
 
-def assert_proxied(fetch, space):
+def assert_fetched(fetch, space):
+    """Pages of both families arrive; that they came through the proxy, or did not, is for others to say."""
     for address in (SERVER, SERVER6):
         assert fetch(space, address) == (True, ""), address
 
@@ -81,19 +77,18 @@ def assert_refused(fetch, space, leaks):
     leaks.assert_none()
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_installed_it_does_nothing(box, client, fetch):
     box.boot()
     assert box.pid() == 0
-    assert_proxied(fetch, client)  # by nobody
+    assert_fetched(fetch, client)  # by nobody
     assert TUN not in box.nft()
 
 
 def test_everybody_who_may_use_wan_is_proxied(box, honest, client, leaks, fetch):
-    box.configure()
-    box.boot()
-    box.wait_ready()
-    assert_proxied(fetch, client)
-    assert_proxied(fetch, box.guest)
+    box.serve()
+    assert_fetched(fetch, client)
+    assert_fetched(fetch, box.guest)
     leaks.assert_none()
     # NET_BIND_SERVICE, NET_ADMIN and SYS_RESOURCE, nothing else that root may.
     status = (box.root / f"proc/{box.pid()}/status").read_text()
@@ -106,9 +101,7 @@ def test_everybody_who_may_use_wan_is_proxied(box, honest, client, leaks, fetch)
 
 def test_many_at_once_are_no_flood(box, honest, client, web, leaks):
     """fw4 takes 25 SYNs a second for the router itself; proxied connections are none of these."""
-    box.configure("option max_dials_per_client '512'")
-    box.boot()
-    box.wait_ready()
+    box.serve("option max_dials_per_client '512'")
     sockets = [client.begin_connect(SERVER, web[SERVER].port) for _ in range(AT_ONCE)]
     for sock in sockets:
         assert finish_connect(sock) == 0
@@ -119,9 +112,7 @@ def test_many_at_once_are_no_flood(box, honest, client, web, leaks):
 
 
 def test_quic_is_refused_at_once(box, honest, client, leaks):
-    box.configure()
-    box.boot()
-    box.wait_ready()
+    box.serve()
     for address in (SERVER, SERVER6):
         with client.socket(address, socket.SOCK_DGRAM) as sock:
             sock.settimeout(WAIT)
@@ -135,33 +126,26 @@ def test_quic_is_refused_at_once(box, honest, client, leaks):
 
 def test_a_forwarded_port_is_not_captured(box, honest, client, internet):
     listener = client.listen(CLIENT, 8080)
-    box.configure()
-    box.boot()
-    box.wait_ready()
+    box.serve()
     for action in ("reload", "restart"):
         near = internet.connect(ROUTER_WAN, 8080)
         far, _ = listener.accept()
-        near.sendall(b"question")
-        assert far.recv(100) == b"question"
-        far.sendall(b"answer")
-        assert near.recv(100) == b"answer"
+        assert_carries(near, far)
         box.run("/etc/init.d/firewall", action)
 
 
 @pytest.mark.parametrize("action", ["reload", "restart", "stop and start"])
 def test_the_firewall_comes_and_goes(box, honest, client, leaks, fetch, action):
-    box.configure()
-    box.boot()
-    box.wait_ready()
-    assert_proxied(fetch, client)
+    box.serve()
+    assert_fetched(fetch, client)
     for step in action.split(" and "):
         box.run("/etc/init.d/firewall", step)
         if step == "stop":
             # Nothing protects anything now; but nothing leaks either.
             until(lambda: fetch(client, SERVER)[0], "it works without a firewall")
             leaks.assert_none()
-    assert_proxied(fetch, client)
-    assert_proxied(fetch, box.guest)
+    assert_fetched(fetch, client)
+    assert_fetched(fetch, box.guest)
     leaks.assert_none()
     assert box.nft().count(f'iifname "{TUN}" ip daddr 10.45.39.1') == 1
 
@@ -182,10 +166,8 @@ def test_a_broken_firewall_is_left_alone(box, honest, client, fetch):
 
 
 def test_a_killed_daemon_comes_back(box, honest, client, leaks, fetch):
-    box.configure()
-    box.boot()
-    box.wait_ready()
-    assert_proxied(fetch, client)
+    box.serve()
+    assert_fetched(fetch, client)
     old = box.pid()
     os.kill(old, signal.SIGKILL)
     until(lambda: box.pid() != old, "it is gone")
@@ -193,32 +175,26 @@ def test_a_killed_daemon_comes_back(box, honest, client, leaks, fetch):
     assert_refused(fetch, box.guest, leaks)
     until(lambda: box.pid() not in (0, old), "procd starts it again")
     until(lambda: fetch(client, SERVER)[0], "it works again")
-    assert_proxied(fetch, client)
+    assert_fetched(fetch, client)
     leaks.assert_none()
 
 
 def test_a_reload_drops_no_connection(box, fault_proxy, client, leaks):
     proxy = fault_proxy()
-    box.configure()
-    box.boot()
-    box.wait_ready()
-    near = client.begin_connect(SERVER, 4000)
-    far = proxy.open().sock
-    assert finish_connect(near) == 0
+    box.serve()
+    near, connection = open_tunnel(client, proxy, SERVER, 4000)
     old = box.pid()
     box.configure("list bypass '198.51.100.0/24'")
     box.run("/usr/libexec/procd-call", "config", "tcp-over-http")
     until(lambda: "198.51.100.0/24" in str(box.space.ip("route", "show", "table", "7480")), "the route is bypassed")
     near.sendall(b"still")
-    assert far.recv(5) == b"still"
+    assert connection.sock.recv(5) == b"still"
     assert box.pid() == old
     leaks.assert_none()
 
 
 def test_a_bad_configuration_does_not_end_what_runs(box, honest, client, leaks, fetch):
-    box.configure()
-    box.boot()
-    box.wait_ready()
+    box.serve()
     old = box.pid()
     box.configure("option nonsense '1'")
     for action in ("reload", "start"):
@@ -226,7 +202,7 @@ def test_a_bad_configuration_does_not_end_what_runs(box, honest, client, leaks, 
         assert result.returncode != 0 and "nonsense" in result.stderr, action
     until(lambda: "nonsense" in box.syslog(), "the log says what is wrong")
     assert box.pid() == old
-    assert_proxied(fetch, client)
+    assert_fetched(fetch, client)
     leaks.assert_none()
 
 
@@ -237,24 +213,21 @@ DAMAGED = {
 }
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 @pytest.mark.parametrize("what", DAMAGED)
 def test_a_damaged_configuration_does_not_turn_it_off(box, honest, client, leaks, fetch, what):
-    box.configure()
-    box.boot()
-    box.wait_ready()
+    box.serve()
     old = box.pid()
     (box.root / CONFIG).write_text(f"config tcp-over-http 'main'\n{DAMAGED[what]}")
     assert box.service("reload", check=False).returncode != 0
     assert box.pid() == old
-    assert_proxied(fetch, client)
+    assert_fetched(fetch, client)
     leaks.assert_none()
 
 
 def test_restarted_with_a_bad_configuration_it_waits_for_a_better_one(box, honest, client, leaks, fetch):
     """Also while the old daemon is still being ended."""
-    box.configure("option drain_timeout '3'")
-    box.boot()
-    box.wait_ready()
+    box.serve("option drain_timeout '3'")
     offset = len(box.log())
     box.configure("option nonsense '1'")
     assert "nonsense" in box.service("restart", check=False).stderr
@@ -267,10 +240,9 @@ def test_restarted_with_a_bad_configuration_it_waits_for_a_better_one(box, hones
     leaks.assert_none()
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_a_start_with_another_configuration_is_a_reload(box, honest, client, fetch):
-    box.configure()
-    box.boot()
-    box.wait_ready()
+    box.serve()
     offset = len(box.log())
     box.configure("option keepalive '30'")
     box.service("start")
@@ -279,9 +251,7 @@ def test_a_start_with_another_configuration_is_a_reload(box, honest, client, fet
 
 def test_a_network_restart_changes_nothing_for_a_daemon(box, honest, client, fetch):
     """Nor does it apply what was written meanwhile, be it valid or not."""
-    box.configure("option auto_route '0'", "list route '192.88.99.0/24'")
-    box.boot()
-    box.wait_ready()
+    box.serve("option auto_route '0'", "list route '192.88.99.0/24'")
     for line in ("option auto_route '1'", "option nonsense '1'"):
         box.configure(line)
         box.run("sh", "/etc/hotplug.d/iface/05-tcp-over-http", env={"ACTION": "ifup", "INTERFACE": "loopback"})
@@ -303,6 +273,7 @@ def test_a_network_restart_blocks_nothing_that_no_daemon_takes(box, honest, clie
     assert fetch(client, SERVER)[0]
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_a_bad_configuration_at_boot_refuses_all(box, client, leaks, fetch):
     box.configure("option nonsense '1'")
     box.boot()
@@ -328,7 +299,7 @@ def test_other_numbers(box, honest, client, leaks, fetch, before):
     box.configure(*NUMBERS)
     box.service("start" if before else "restart")
     box.wait_ready(offset)
-    assert_proxied(fetch, client)
+    assert_fetched(fetch, client)
     leaks.assert_none()
     assert not [rule for rule in box.space.ip("rule") if 900 <= rule["priority"] < 1000]
     assert not box.space.ip("route", "show", "table", TABLE, check=False)
@@ -336,6 +307,7 @@ def test_other_numbers(box, honest, client, leaks, fetch, before):
     assert box.traces() == []
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_a_file_that_is_there_later(box, honest, client, leaks, fetch):
     """As on a disk that is mounted after the start: nobody has to do anything."""
     box.configure("list bypass_file '/mnt/list'")
@@ -346,10 +318,11 @@ def test_a_file_that_is_there_later(box, honest, client, leaks, fetch):
     path.parent.mkdir(exist_ok=True)
     path.write_text("192.88.99.0/24\n")
     box.wait_ready()
-    assert_proxied(fetch, client)
+    assert_fetched(fetch, client)
     leaks.assert_none()
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 @pytest.mark.parametrize("line", ["option max_flows '0xx'", "option mark '1 2'", "option drain_timeout 'soon'"])
 def test_a_number_that_is_none(box, client, leaks, fetch, line):
     """The script goes on to what keeps traffic from leaking."""
@@ -359,6 +332,7 @@ def test_a_number_that_is_none(box, client, leaks, fetch, line):
     assert_refused(fetch, client, leaks)
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_refused_from_the_first_moment(box, honest, client, leaks, fetch):
     """No daemon: a program that can't be started is what boot looks like for as long as it takes to start one."""
     box.configure()
@@ -372,32 +346,26 @@ def test_refused_from_the_first_moment(box, honest, client, leaks, fetch):
 
 
 def test_direct_lets_out_what_no_daemon_takes(box, honest, client, fetch):
-    box.configure("option on_failure 'direct'")
-    box.boot()
-    box.wait_ready()
-    assert_proxied(fetch, client)
+    box.serve("option on_failure 'direct'")
+    assert_fetched(fetch, client)
     old = box.pid()
     os.kill(old, signal.SIGKILL)
     until(lambda: box.pid() != old, "it is gone")
-    assert_proxied(fetch, client)  # by nobody
+    assert_fetched(fetch, client)  # by nobody
 
 
 def test_restart_refuses_meanwhile(box, honest, client, leaks, fetch):
-    box.configure()
-    box.boot()
-    box.wait_ready()
+    box.serve()
     old = box.pid()
     box.service("restart")
     until(lambda: fetch(client, SERVER)[0], "it works again")
     assert box.pid() != old
-    assert_proxied(fetch, client)
+    assert_fetched(fetch, client)
     leaks.assert_none()
 
 
 def test_shutdown_refuses(box, honest, client, leaks, fetch):
-    box.configure()
-    box.boot()
-    box.wait_ready()
+    box.serve()
     box.service("shutdown")
     until(lambda: box.pid() == 0, "it ends")
     assert_refused(fetch, client, leaks)
@@ -405,9 +373,7 @@ def test_shutdown_refuses(box, honest, client, leaks, fetch):
 
 def test_an_upgrade_runs_the_new_program(box, honest, client, leaks, fetch):
     """apk puts the files in their place and says `start`; opkg stops the old one first."""
-    box.configure()
-    box.boot()
-    box.wait_ready()
+    box.serve()
     old = box.pid()
     box.service("start")
     assert box.pid() == old, "nothing has changed"
@@ -431,10 +397,8 @@ def test_an_upgrade_runs_the_new_program(box, honest, client, leaks, fetch):
 
 @pytest.mark.parametrize("how", ["stop", "disable in the configuration", "remove"])
 def test_nothing_is_left_behind(box, honest, client, fetch, how):
-    box.configure("option dns 'fakeip'")
-    box.boot()
-    box.wait_ready()
-    assert_proxied(fetch, client)
+    box.serve("option dns 'fakeip'")
+    assert_fetched(fetch, client)
     until(lambda: dig(client, ROUTER_LAN, "www.corp.example", check=False), "a name has an address")
     match how:
         case "stop":
@@ -446,7 +410,7 @@ def test_nothing_is_left_behind(box, honest, client, fetch, how):
             box.service("reload")
     assert box.pid() == 0
     assert box.traces() == []
-    assert_proxied(fetch, client)  # by nobody
+    assert_fetched(fetch, client)  # by nobody
     # The name's address is for the next run, if there is to be one.
     assert (box.run_dir / "tcp-over-http.names").exists() == (how != "remove")
     if how == "remove":
@@ -454,6 +418,7 @@ def test_nothing_is_left_behind(box, honest, client, fetch, how):
         assert left == [f"/{CONFIG}"]
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 @pytest.mark.parametrize("dns", ["fakeip", "proxy"])
 def test_dnsmasq_asks_the_daemon(box, honest, client, internet, directory, fetch, dns):
     """Each instance, for all names but those that it knows; until the service stops."""
@@ -461,9 +426,7 @@ def test_dnsmasq_asks_the_daemon(box, honest, client, internet, directory, fetch
     name, real = "www.corp.example", "192.88.99.7"
     unbound = Unbound(internet, directory, [RESOLVER], [f"{name}. 300 IN A {real}", f"proxy.corp.example. 300 IN A {PROXY}"])
     asked = lambda: [address for port in (53, 5300) for address in dig(client, ROUTER_LAN, name, port=port, check=False)]
-    box.configure(f"option dns '{dns}'", f"list dns_server '{RESOLVER}'", upstreams=[upstream("proxy.corp.example")])
-    box.boot()
-    box.wait_ready()
+    box.serve(f"option dns '{dns}'", f"list dns_server '{RESOLVER}'", upstreams=[upstream("proxy.corp.example")])
     first = until(lambda: len(both := asked()) == 2 and both, "both answer")
     if dns == "fakeip":
         assert all(address.startswith("198.1") for address in first) and len(first) == 2
@@ -496,11 +459,10 @@ def test_dnsmasq_asks_the_daemon(box, honest, client, internet, directory, fetch
     assert not state.exists() or "rebind_protection" not in state.read_text()
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_dnsmasq_is_left_alone(box, honest):
     """Where names are none of ours, it is not restarted for nothing."""
-    box.configure()
-    box.boot()
-    box.wait_ready()
+    box.serve()
     pids = lambda: {path.name: path.read_text() for path in box.run_dir.glob("dnsmasq.*.pid")}
     before = until(lambda: len(pids()) == 2 and pids(), "both instances run")
     offset = len(box.log())
@@ -510,6 +472,7 @@ def test_dnsmasq_is_left_alone(box, honest):
     assert pids() == before
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_dnsmasq_asks_nobody_else(box, honest, client, internet, directory):
     """Its own servers for all names would answer as well; those for domains are still asked."""
     data = ["www.corp.example. 300 IN A 192.88.99.7", *(f"n{i}.example.com. 300 IN A 192.88.99.8" for i in range(20))]
@@ -517,9 +480,7 @@ def test_dnsmasq_asks_nobody_else(box, honest, client, internet, directory):
     dhcp = box.root / "etc/config/dhcp"
     own = f"config dnsmasq\n\tlist server '{RESOLVER}'\n\tlist server '/corp.example/{RESOLVER}'\n"
     dhcp.write_text(own)
-    box.configure("option dns 'fakeip'", "option dns_hijack '0'")
-    box.boot()
-    box.wait_ready()
+    box.serve("option dns 'fakeip'", "option dns_hijack '0'")
     ask = lambda name: dig(client, ROUTER_LAN, name, check=False)
     names = [f"n{i}.example.com" for i in range(20)]
     until(lambda: ask(names[0]), "dnsmasq answers")
@@ -538,6 +499,7 @@ def test_dnsmasq_asks_nobody_else(box, honest, client, internet, directory):
     assert "server" not in (box.root / "var/state/dhcp").read_text()
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_servers_that_dnsmasq_does_not_take(box, client, leaks):
     """With a bad configuration it serves on as it did: here its own, of which what is for one domain is passed on."""
     box.boot()
@@ -548,14 +510,13 @@ def test_servers_that_dnsmasq_does_not_take(box, client, leaks):
     assert until(lambda: dig(client, ROUTER_LAN, "printer.lan", check=False), "dnsmasq answers") == ["10.1.0.9"]
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 def test_one_conf_dir_for_all(box, honest, client):
     """Until OpenWrt 23.05: at boot, where no instance's file tells yet."""
     script = box.root / "etc/init.d/dnsmasq"
     script.write_text(script.read_text().replace("/tmp/dnsmasq.$1.d", "/tmp/dnsmasq.d"))
     (box.root / "etc/config/dhcp").write_text("config dnsmasq\n\nconfig dnsmasq 'other'\n\toption port '5300'\n")
-    box.configure("option dns 'fakeip'", "option dns_hijack '0'")
-    box.boot()
-    box.wait_ready()
+    box.serve("option dns 'fakeip'", "option dns_hijack '0'")
     for port in (53, 5300):
         answer = until(lambda: dig(client, ROUTER_LAN, "www.corp.example", port=port, check=False), "an instance answers")
         assert answer[0].startswith("198.1")
@@ -563,15 +524,14 @@ def test_one_conf_dir_for_all(box, honest, client):
     assert box.traces() == []
 
 
+@pytest.mark.once(why="the service's scripts know no path")
 @pytest.mark.parametrize("dns", ["fakeip", "proxy"])
 def test_dnsmasq_asks_for_some_domains(box, honest, client, internet, directory, dns):
     """Those of the list come through the daemon, all others go where they went; rebind protection stays on for them."""
     blocked, other, private = "www.blocked.example", "www.corp.example", "evil.corp.example"
     data = [f"{blocked}. 300 IN A 192.88.99.7", f"{other}. 300 IN A 192.88.99.8", f"{private}. 300 IN A 10.1.0.2"]
     unbound = Unbound(internet, directory, [RESOLVER], data)
-    box.configure(f"option dns '{dns}'", f"list dns_server '{RESOLVER}'", "list dns_domain 'blocked.example'")
-    box.boot()
-    box.wait_ready()
+    box.serve(f"option dns '{dns}'", f"list dns_server '{RESOLVER}'", "list dns_domain 'blocked.example'")
     ask = lambda name, kind="A": dig(client, ROUTER_LAN, name, kind)
     again = lambda name: dig(client, ROUTER_LAN, name, check=False)
     assert until(lambda: again(other), "the uplink's resolver answers") == ["192.88.99.8"]
@@ -605,9 +565,7 @@ def test_status_for_rpcd(box, honest, client, fetch):
     plugin = "/usr/libexec/rpcd/tcp-over-http"
     assert json.loads(box.run(plugin, "list").stdout) == {"status": {}}
     assert json.loads(box.run(plugin, "call", "status", input="{}").stdout) == {"running": False}
-    box.configure()
-    box.boot()
-    box.wait_ready()
-    assert_proxied(fetch, client)
+    box.serve()
+    assert_fetched(fetch, client)
     said = json.loads(box.run(plugin, "call", "status", input="{}").stdout)
     assert said["running"] is True and said["path"] == PATH

@@ -7,10 +7,11 @@ import stat
 
 import pytest
 
-from faultproxy import reply
-from gateway import PATH, TUN, upstream
-from netns import PROXY, PROXY_OTHER, SERVER, finish_connect
-from wait import until
+from lab.connections import open_tunnel
+from lab.faultproxy import reply
+from lab.gateway import PATH, TUN, upstream
+from lab.netns import PROXY, PROXY_OTHER, SERVER, finish_connect
+from lab.wait import until
 
 UPSTREAM = {
     "name", "resting", "attempts", "opened", "refused_403", "refused_407", "refused_4xx", "refused_5xx", "refused_other",
@@ -34,8 +35,7 @@ def test_counts_what_happens(gateway, proxy, client):
     assert first["flows"] == {"max": 4096, "held": 0, "opening": 0, "live": 0, "closing": 0, "opened": 0, "refused": 0}
 
     near = client.begin_connect(SERVER, 80)
-    connection = proxy.accept()
-    connection.read_request()
+    connection = proxy.accept_request()
     assert daemon.status()["flows"]["held"] == 1
     connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
     assert finish_connect(near) == 0
@@ -63,12 +63,11 @@ def test_counts_what_happens(gateway, proxy, client):
     assert daemon.status()["bytes"] == {"up": 8, "down": 10}
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_a_proxy_that_is_down(gateway, fault_proxy, client):
     other = fault_proxy(PROXY_OTHER)
     daemon = gateway(upstreams=(upstream(), upstream(PROXY_OTHER)))
-    near = client.begin_connect(SERVER, 80)
-    other.open()
-    assert finish_connect(near) == 0
+    _near, _ = open_tunnel(client, other, SERVER)
     down, up = daemon.status()["upstreams"]
     assert down["unreachable"] == 1 and down["resting"] and not down["opened"]
     assert up["opened"] == 1 and not up["resting"]
@@ -76,9 +75,7 @@ def test_a_proxy_that_is_down(gateway, fault_proxy, client):
 
 def test_text_is_for_people_and_the_log(gateway, proxy, client):
     daemon = gateway(log_level="info")
-    near = client.begin_connect(SERVER, 80)
-    proxy.open()
-    assert finish_connect(near) == 0
+    _near, _ = open_tunnel(client, proxy, SERVER)
     # The client knows of its connection before the daemon has accepted it.
     text = until(lambda: text_with(daemon, "1 live"), "the connection is live")
     assert f"upstream: {PROXY}:3128, 1 attempts, 1 opened" in text and "flows:    4096 max, 1 live, 1 opened\n" in text
@@ -97,14 +94,13 @@ def text_with(daemon, part):
 
 def test_says_that_it_drains(gateway, proxy, client):
     daemon = gateway("--drain-timeout", "300")
-    near = client.begin_connect(SERVER, 80)
-    proxy.open()
-    assert finish_connect(near) == 0
+    _near, _ = open_tunnel(client, proxy, SERVER)
     daemon.signal(signal.SIGTERM)
     until(lambda: daemon.status()["draining"], "the daemon drains")
     daemon.signal(signal.SIGTERM)
 
 
+@pytest.mark.once(why="the status socket knows no path")
 def test_only_its_user_may_ask(gateway, proxy):
     """From the beginning: no moment in which it is open to others (the umask does not matter either)."""
     daemon = gateway()
@@ -112,6 +108,7 @@ def test_only_its_user_may_ask(gateway, proxy):
     assert stat.S_ISSOCK(mode) and stat.S_IMODE(mode) == 0o600
 
 
+@pytest.mark.once(why="the status socket knows no path")
 def test_goes_with_the_daemon(gateway, proxy):
     """A clean end removes the socket; a crash leaves it, and the next start takes its place."""
     daemon = gateway()
@@ -127,6 +124,7 @@ def test_goes_with_the_daemon(gateway, proxy):
     assert gone.returncode == 1 and "no daemon answers at" in gone.stderr
 
 
+@pytest.mark.once(why="the status socket knows no path")
 @pytest.mark.parametrize("kind", ["file", "another daemon's"])
 def test_takes_nobody_elses_place(gateway, proxy, directory, client, kind):
     """The daemon goes on without, and removes nothing at its end."""
@@ -139,13 +137,12 @@ def test_takes_nobody_elses_place(gateway, proxy, directory, client, kind):
         listener.listen()
     daemon = gateway("--status-socket", str(path))
     daemon.wait_log(r"WARN.*status_socket .*taken: ")
-    near = client.begin_connect(SERVER, 80)
-    proxy.open()
-    assert finish_connect(near) == 0
+    _near, _ = open_tunnel(client, proxy, SERVER)
     daemon.stop()
     assert path.exists()
 
 
+@pytest.mark.once(why="the status socket knows no path")
 def test_removes_only_its_own(gateway, proxy):
     daemon = gateway()
     path = daemon.status_socket
@@ -155,6 +152,7 @@ def test_removes_only_its_own(gateway, proxy):
     assert path.read_text() == "precious"
 
 
+@pytest.mark.once(why="the status socket knows no path")
 def test_silent_clients_hold_up_nobody(gateway, proxy, client):
     """Clients that connect and neither read nor leave: no file, and no time, is kept for them."""
     daemon = gateway()
@@ -169,8 +167,6 @@ def test_silent_clients_hold_up_nobody(gateway, proxy, client):
         silent.append(one)
     until(lambda: files() == before, "no file is kept")
     assert daemon.status()["flows"]["opened"] == 0
-    near = client.begin_connect(SERVER, 80)
-    proxy.open()
-    assert finish_connect(near) == 0
+    _near, _ = open_tunnel(client, proxy, SERVER)
     # What they were told is there when they do read.
     assert all(one.recv(1 << 20).count(b"\0") == 1 for one in silent)

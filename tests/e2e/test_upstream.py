@@ -8,25 +8,18 @@ import threading
 
 import pytest
 
-from faultproxy import OK, reply
-from gateway import PASSWORD, upstream
-from netns import NOBODY, PROXY, PROXY6, PROXY_OTHER, RESOLVER, SERVER, connecting, finish_connect
-from proxies import HonestProxy
-from servers import Resolver
-from wait import WAIT, until
+from lab.connections import assert_carries, assert_proxied, open_tunnel
+from lab.faultproxy import OK, reply
+from lab.gateway import PASSWORD, upstream
+from lab.netns import NOBODY, PROXY, PROXY6, PROXY_OTHER, RESOLVER, SERVER, connecting, finish_connect
+from lab.proxies import HonestProxy
+from lab.servers import Resolver
+from lab.wait import WAIT, until
 
 BASIC = "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).decode()
 
 
-def assert_tunnel(near, connection):
-    """The connection works both ways."""
-    assert finish_connect(near) == 0
-    near.sendall(b"question")
-    assert connection.sock.recv(100) == b"question"
-    connection.send(b"answer")
-    assert near.recv(100) == b"answer"
-
-
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_request(gateway, proxy, client, server):
     """The request is a complete HTTP/1.1 CONNECT with nothing that a proxy could stumble over."""
     gateway()
@@ -39,9 +32,11 @@ def test_request(gateway, proxy, client, server):
     assert connection.header("host") == authority
     assert connection.header("proxy-authorization") is None
     connection.send(OK)
-    assert_tunnel(near, connection)
+    assert finish_connect(near) == 0
+    assert_carries(near, connection.sock)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 @pytest.mark.parametrize("wants", [
     b"HTTP/1.0 200 OK\r\n\r\n",
     b"HTTP/1.1 200\r\n\r\n",
@@ -54,11 +49,11 @@ def test_request(gateway, proxy, client, server):
 ], ids=["1.0", "no reason", "202", "length", "chunked", "60 headers", "long header", "bare LF"])
 def test_replies_that_open(gateway, proxy, client, wants):
     gateway()
-    near = client.begin_connect(SERVER, 80)
-    connection = proxy.open(wants)
-    assert_tunnel(near, connection)
+    near, connection = open_tunnel(client, proxy, SERVER, answer=wants)
+    assert_carries(near, connection.sock)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 @pytest.mark.parametrize("answer", [
     b"SSH-2.0-OpenSSH_9.2\r\n",
     b"\x15\x03\x01\x00\x02\x02\x46",
@@ -72,27 +67,25 @@ def test_garbage(gateway, proxy, client, answer):
     """Garbage fails this connection, at once, and no other."""
     daemon = gateway()
     near = client.begin_connect(SERVER, 80)
-    connection = proxy.accept()
-    connection.read_request()
+    connection = proxy.accept_request()
     try:
         connection.send(answer)
         connection.close()
     except OSError:
         pass  # the gateway has had enough
     assert finish_connect(near) != 0
-    again = client.begin_connect(SERVER, 80)
-    assert_tunnel(again, proxy.open())
+    assert_proxied(client, proxy, SERVER)
     assert daemon.running()
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_reply_cut_at_every_byte(gateway, proxy, client):
     """A reply in two pieces, cut anywhere, opens; a reply that ends anywhere before its end fails."""
     gateway()
     answer = b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n"
     for cut in range(1, len(answer)):
         near = client.begin_connect(SERVER, 80)
-        connection = proxy.accept()
-        connection.read_request()
+        connection = proxy.accept_request()
         connection.send(answer[:cut])
         assert connecting(near), cut
         connection.send(answer[cut:] + b"hello")
@@ -100,38 +93,37 @@ def test_reply_cut_at_every_byte(gateway, proxy, client):
         assert near.recv(5) == b"hello", cut
         near.close()
         near = client.begin_connect(SERVER, 80)
-        connection = proxy.accept()
-        connection.read_request()
+        connection = proxy.accept_request()
         connection.send(answer[:cut])
         connection.close()
         assert finish_connect(near) != 0, cut
         near.close()
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_reply_byte_by_byte(gateway, proxy, client):
     gateway()
     near = client.begin_connect(SERVER, 80)
-    connection = proxy.accept()
-    connection.read_request()
+    connection = proxy.accept_request()
     for byte in OK:
         assert connecting(near)
         connection.send(bytes([byte]))
-    assert_tunnel(near, connection)
+    assert finish_connect(near) == 0
+    assert_carries(near, connection.sock)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_interim_reply(gateway, proxy, client):
     """A 1xx comes before the answer (RFC 9110 section 15.2)."""
     gateway()
-    near = client.begin_connect(SERVER, 80)
-    connection = proxy.open(b"HTTP/1.1 100 Continue\r\n\r\n" + OK)
-    assert_tunnel(near, connection)
+    near, connection = open_tunnel(client, proxy, SERVER, answer=b"HTTP/1.1 100 Continue\r\n\r\n" + OK)
+    assert_carries(near, connection.sock)
 
 
 def test_closes_before_the_reply(gateway, proxy, client):
     gateway()
     near = client.begin_connect(SERVER, 80)
-    connection = proxy.accept()
-    connection.read_request()
+    connection = proxy.accept_request()
     connection.close()
     assert finish_connect(near) != 0
 
@@ -161,24 +153,21 @@ def test_resets_after_the_reply(gateway, proxy, client, server):
             near.recv(1)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_never_answers(gateway, proxy, client):
     """One connection waits for an answer that never comes; others don't wait for it."""
     gateway("--reply-timeout", "10")
     stuck = client.begin_connect(SERVER, 80)
-    proxy.accept().read_request()
+    proxy.accept_request()
     for _ in range(10):
-        near = client.begin_connect(SERVER, 81)
-        assert_tunnel(near, proxy.open())
-        near.close()
+        assert_proxied(client, proxy, SERVER, 81)
     assert finish_connect(stuck) == errno.EHOSTUNREACH
 
 
 def test_client_gone_ends_the_dial(gateway, proxy, client):
     """A tunnel whose client has closed is closed too."""
     gateway()
-    near = client.begin_connect(SERVER, 80)
-    connection = proxy.open()
-    assert finish_connect(near) == 0
+    near, connection = open_tunnel(client, proxy, SERVER)
     near.close()
     assert connection.sock.recv(1) == b""
 
@@ -231,8 +220,7 @@ def test_proxy_killed_and_restarted(gateway, client, internet, directory):
 def test_upstream_over_ipv6(gateway, fault_proxy, client, server, leaks):
     proxy = fault_proxy(PROXY6)
     gateway(upstreams=[upstream(PROXY6)])
-    near = client.begin_connect(server, 80)
-    assert_tunnel(near, proxy.open())
+    assert_proxied(client, proxy, server)
     leaks.assert_none()
 
 
@@ -251,27 +239,28 @@ def resolver(internet):
     resolver.close()
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_upstream_by_name(gateway, proxy, client, resolver):
     gateway("--resolver", RESOLVER, upstreams=[upstream(NAME)])
-    near = client.begin_connect(SERVER, 80)
-    assert_tunnel(near, proxy.open())
+    assert_proxied(client, proxy, SERVER)
     assert resolver.queries
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_upstream_by_name_over_ipv6(gateway, fault_proxy, client, resolver):
     proxy = fault_proxy(PROXY6)
     gateway("--resolver", f"{RESOLVER}:53", upstreams=[upstream("six." + NAME)])
-    near = client.begin_connect(SERVER, 80)
-    assert_tunnel(near, proxy.open())
+    assert_proxied(client, proxy, SERVER)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 @pytest.mark.parametrize("name", ["two." + NAME, "dead." + NAME], ids=["first refuses", "first is dead"])
 def test_upstream_with_a_dead_address(gateway, proxy, client, resolver, name):
     gateway("--resolver", RESOLVER, "--connect-timeout", "1", upstreams=[upstream(name)])
-    near = client.begin_connect(SERVER, 80)
-    assert_tunnel(near, proxy.open())
+    assert_proxied(client, proxy, SERVER)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_unknown_name(gateway, client, resolver):
     """A name that does not exist is a proxy that can't be reached, and no reason to end."""
     daemon = gateway("--resolver", RESOLVER, upstreams=[upstream("nowhere.toh.test")])
@@ -279,6 +268,7 @@ def test_unknown_name(gateway, client, resolver):
     assert daemon.running()
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_resolver_comes_later(gateway, proxy, client, internet):
     """Started without a working resolver (boot before the WAN is up), works once there is one."""
     gateway("--resolver", RESOLVER, "--connect-timeout", "1", upstreams=[upstream(NAME)])
@@ -291,21 +281,22 @@ def test_resolver_comes_later(gateway, proxy, client, internet):
         resolver.close()
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 @pytest.mark.parametrize("first", [PROXY_OTHER, NOBODY], ids=["refuses", "is dead"])
 def test_second_upstream(gateway, proxy, client, first):
     gateway("--connect-timeout", "1", upstreams=[upstream(first), upstream()])
-    near = client.begin_connect(SERVER, 80)
-    assert_tunnel(near, proxy.open())
+    assert_proxied(client, proxy, SERVER)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_first_upstream_comes_first(gateway, proxy, fault_proxy, client):
     other = fault_proxy(PROXY_OTHER)
     gateway(upstreams=[upstream(), upstream(PROXY_OTHER)])
-    near = client.begin_connect(SERVER, 80)
-    assert_tunnel(near, proxy.open())
+    assert_proxied(client, proxy, SERVER)
     assert not other.pending()
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_refusal_is_final(gateway, proxy, fault_proxy, client):
     """What a proxy says of the server holds: the second is not asked for another opinion."""
     other = fault_proxy(PROXY_OTHER)
@@ -332,6 +323,7 @@ def config_file(directory, text):
     return path
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_credentials_in_the_file(gateway, proxy, client, directory):
     path = config_file(directory, f"""
 config tcp-over-http 'main'
@@ -347,24 +339,24 @@ config upstream 'corp'
 	list header 'X-Other: red'
 """)
     daemon = gateway("--config", path, upstreams=(), routes=(), log_level="trace")
-    near = client.begin_connect(SERVER, 80)
-    connection = proxy.open()
+    near, connection = open_tunnel(client, proxy, SERVER)
     assert connection.header("proxy-authorization") == BASIC
     assert connection.header("x-team") == "blue"
     assert connection.header("x-other") == "red"
-    assert_tunnel(near, connection)
+    assert_carries(near, connection.sock)
     assert_secret(daemon)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_credentials_in_the_environment(gateway, proxy, client):
     daemon = gateway(upstreams=(), env={"TCP_OVER_HTTP_UPSTREAM": upstream(user="me")}, log_level="trace")
-    near = client.begin_connect(SERVER, 80)
-    connection = proxy.open()
+    near, connection = open_tunnel(client, proxy, SERVER)
     assert connection.header("proxy-authorization") == BASIC
-    assert_tunnel(near, connection)
+    assert_carries(near, connection.sock)
     assert_secret(daemon)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_wrong_password_is_logged_without_it(gateway, proxy, client):
     """A 407 is worth a warning that names the proxy and its status, and nothing secret."""
     daemon = gateway(upstreams=(), env={"TCP_OVER_HTTP_UPSTREAM": upstream(user="me")}, log_level="trace")
@@ -375,6 +367,7 @@ def test_wrong_password_is_logged_without_it(gateway, proxy, client):
     assert_secret(daemon)
 
 
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
 @pytest.mark.native(why="rules tell when it runs")
 def test_warnings_are_limited(gateway, proxy, client):
     """A proxy that fails everything does not fill the disk."""

@@ -15,7 +15,7 @@ const SERVERS: u16 = AA | AD | RCODE;
 /// A query: one question, well-formed, of opcode QUERY.
 ///
 /// ```
-/// use tcp_over_http::dns::{Kind, Reply, Query};
+/// use tcp_over_http::dns::{Kind, Query, Reply};
 ///
 /// let bytes = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\x03com\0\0\x01\0\x01";
 /// let query = Query::parse(bytes).expect("a query");
@@ -24,7 +24,7 @@ const SERVERS: u16 = AA | AD | RCODE;
 ///
 /// let mut message = Vec::new();
 /// query.reply(&Reply::Address([192, 0, 2, 1].into(), 60), &mut message);
-/// assert!(query.is_answered_by(&message, 7));
+/// assert!(query.is_answered_by(&message));
 /// assert!(message.ends_with(&[0, 0, 0, 60, 0, 4, 192, 0, 2, 1]));
 /// ```
 #[derive(Clone, Copy)]

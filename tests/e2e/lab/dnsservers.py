@@ -1,14 +1,10 @@
 """Real DNS servers and clients, each with its smallest configuration, in a namespace."""
 
-import os
 import socket
 import struct
 
-from netns import SERVER, SERVER6, with_mounts
-from wait import WAIT, until
-
-# Nothing of this machine's settings.
-PLAIN = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C"}
+from lab.netns import PLAIN, SERVER, SERVER6, with_mounts
+from lab.wait import WAIT, until
 
 # The daemon's own resolver.
 PORT = 5453

@@ -11,8 +11,8 @@ import ssl
 import struct
 import threading
 
-from netns import command
-from wait import until
+from lab.netns import command
+from lab.wait import until
 
 
 class WebServer:

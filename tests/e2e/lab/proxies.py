@@ -8,9 +8,9 @@ import pwd
 import shutil
 import sys
 
-from gateway import PASSWORD, PROJECT
-from netns import PROXY, PROXY6, command
-from wait import until
+from lab.gateway import PASSWORD, PROJECT
+from lab.netns import PROXY, PROXY6, command
+from lab.wait import until
 
 
 class Proxy:
@@ -191,6 +191,6 @@ class HonestProxy(Proxy):
     """Ours: connect errors as statuses that tell them apart."""
 
     def configure(self):
-        script = PROJECT / "tests" / "e2e" / "honestproxy.py"
+        script = PROJECT / "tests" / "e2e" / "lab" / "honestproxy.py"
         self.log_path = self.directory / "output"
         return [sys.executable, script, self.port, CONNECT_TIMEOUT, PROXY, PROXY6]

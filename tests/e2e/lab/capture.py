@@ -4,7 +4,7 @@ import ctypes
 import socket
 import struct
 
-from netns import literal
+from lab.netns import literal
 
 ETH_P_ALL = 0x0003
 SO_ATTACH_FILTER = 26

@@ -16,10 +16,10 @@ import tarfile
 import threading
 import time
 
-import netns
-from gateway import DEFAULT_RULES, PATH, PROJECT, TABLE, TABLES, TUN, binary, upstream
-from netns import RESOLVER, ROUTER_LAN, ROUTER_LAN6, Namespace, batch, command
-from wait import until
+from lab import netns
+from lab.gateway import DEFAULT_RULES, PATH, PROJECT, TABLE, TABLES, TUN, binary, upstream
+from lab.netns import RESOLVER, ROUTER_LAN, ROUTER_LAN6, Namespace, batch, command
+from lab.wait import WAIT, until
 
 DOUBLES = pathlib.Path(__file__).parent / "openwrt"
 SERVICE = "/etc/init.d/tcp-over-http"
@@ -88,7 +88,8 @@ class Router:
         self.log_socket.bind(str(self.root / "dev/log"))
         self.logged = []
         # All the time: whoever writes to a full socket waits.
-        threading.Thread(target=self.collect, daemon=True).start()
+        self.collector = threading.Thread(target=self.collect, daemon=True)
+        self.collector.start()
         self.run_dir = self.root / "run"
         for folder in ("etc/config", "etc/rc.d", "usr/lib/opkg/info", "run/lock", "router/bin"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
@@ -180,6 +181,12 @@ class Router:
         new.write_text(text)
         new.rename(self.root / CONFIG)
 
+    def serve(self, *lines, **more):
+        """Configures and boots, and waits for the daemon."""
+        self.configure(*lines, **more)
+        self.boot()
+        self.wait_ready()
+
     def start_procd(self):
         log = open(self.log_path, "ab")
         env = {"PATH": "/router/bin", "RUST_BACKTRACE": "1"}
@@ -263,8 +270,10 @@ class Router:
         return found + sorted(files)
 
     def close(self):
-        # Wakes who receives.
+        # Wakes who receives; open it would keep /dev from being unmounted.
         self.log_socket.shutdown(socket.SHUT_RDWR)
+        self.collector.join(WAIT)
+        self.log_socket.close()
         if self.procd and self.procd.poll() is None:
             self.space.stop(self.procd)
         for pid in map(int, command("ip", "netns", "pids", self.space.name).stdout.split()):

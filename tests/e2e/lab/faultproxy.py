@@ -1,9 +1,8 @@
 """A scripted CONNECT proxy: the test accepts each connection and decides what becomes of it.
 
     proxy = FaultProxy(internet, PROXY, 3128)
-    connection = proxy.accept()          # the gateway dialled
-    connection.read_request()            # CONNECT ...
-    connection.send(OK)                  # from here on connection.sock is the far end of the client's connection
+    connection = proxy.accept_request()  # the gateway dialled and sent its CONNECT
+    connection.send(OK)  # from here on connection.sock is the far end of the client's connection
 """
 
 import contextlib
@@ -12,7 +11,7 @@ import socket
 import struct
 import threading
 
-from wait import WAIT
+from lab.wait import WAIT
 
 OK = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
@@ -58,10 +57,15 @@ class FaultProxy:
         sock.close()
         return True
 
-    def open(self, answer=OK):
-        """Accepts a connection and its request, and answers."""
+    def accept_request(self):
+        """Accepts a connection and its request; the answer is up to the test."""
         connection = self.accept()
         connection.read_request()
+        return connection
+
+    def open(self, answer=OK):
+        """Accepts a connection and its request, and answers."""
+        connection = self.accept_request()
         connection.send(answer)
         return connection
 

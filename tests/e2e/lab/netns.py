@@ -19,6 +19,7 @@ import errno
 import itertools
 import json
 import os
+import pathlib
 import re
 import select
 import signal
@@ -27,7 +28,7 @@ import struct
 import subprocess
 import time
 
-from wait import WAIT, until
+from lab.wait import WAIT, until
 
 CLIENT, CLIENT_OTHER, ROUTER_LAN = "10.1.0.2", "10.1.0.3", "10.1.0.1"
 CLIENT6, CLIENT6_OTHER, ROUTER_LAN6 = "fd01::2", "fd01::3", "fd01::1"
@@ -40,6 +41,9 @@ SERVER, SERVER6 = "203.0.113.10", "2001:db8:5::10"
 SERVER_OTHER = "198.51.100.10"
 # Routed to the internet, but nobody has it.
 NOBODY = "203.0.113.99"
+
+# An environment with nothing of this machine's settings, no proxy above all.
+PLAIN = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C"}
 
 CLONE_NEWNET = 0x40000000
 # <net/tcp_states.h>
@@ -91,7 +95,8 @@ class Namespace:
         return [] if result.returncode else json.loads(result.stdout or "[]")
 
     def sysctl(self, key, value):
-        self.run("sysctl", "-q", "-w", f"{key}={value}")
+        with self.enter():
+            pathlib.Path("/proc/sys", key.replace(".", "/")).write_text(str(value))
 
     def nft(self, rules):
         """Loads nftables rules from text."""
@@ -226,9 +231,14 @@ class Network:
             f"route add 10.1.0.0/24 via {ROUTER_WAN}",
             f"route add fd01::/64 via {ROUTER_WAN6}",
         )
-        # Carrier and addresses come up asynchronously.
-        until(lambda: self.client.run("ping", "-c1", "-W1", INTERNET, check=False).returncode == 0, "IPv4 works")
-        until(lambda: self.client.run("ping", "-c1", "-W1", INTERNET6, check=False).returncode == 0, "IPv6 works")
+        # A carrier that comes up may lose the first ARP or ND solicitation: repeat it after 100 ms and not a second later,
+        # and give up no sooner.
+        for space, devices in ((self.client, ("lan",)), (self.router, ("lan", "wan")), (self.internet, ("wan",))):
+            for neighbours in (f"net.{kind}.neigh.{device}" for kind in ("ipv4", "ipv6") for device in devices):
+                space.sysctl(f"{neighbours}.retrans_time_ms", 100)
+                space.sysctl(f"{neighbours}.mcast_solicit", 30)
+        until(lambda: self.client.run("ping", "-c1", "-W0.2", INTERNET, check=False).returncode == 0, "IPv4 works")
+        until(lambda: self.client.run("ping", "-c1", "-W0.2", INTERNET6, check=False).returncode == 0, "IPv6 works")
 
     def close(self):
         for space in self.namespaces:

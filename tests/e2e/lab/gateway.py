@@ -8,14 +8,14 @@ import signal
 import subprocess
 import time
 
-import emulator
-from netns import PROXY
-from wait import WAIT, until
+from lab import emulator
+from lab.netns import PROXY
+from lab.wait import WAIT, until
 
 TUN = "toh0"
 TABLE = 7480
 PASSWORD = "hunter2-must-not-show"
-PROJECT = pathlib.Path(__file__).resolve().parents[2]
+PROJECT = pathlib.Path(__file__).resolve().parents[3]
 READY = "listening on port"
 # The path that the tests are run on.
 PATH = os.environ.get("TOH_PATH", "rewrite")
