@@ -3,7 +3,7 @@
 //! | what | modules |
 //! |---|---|
 //! | packets come in, verdicts are carried out | `event_loop`, `tun`, `gateway`, `kept`, `limiter` |
-//! | traffic is captured | `capture`: `policy` (what), `route` over `netlink` (done), `firewall`, `probe`, `listener_test` |
+//! | traffic is captured | `capture`: `route` over `netlink`, `firewall` by `nft`, `probe`, `self_test` |
 //! | connections are accepted | `listener` |
 //! | tunnels are made | `upstream`: `proxy`, `lookup` by `resolver`, `dial` |
 //! | bytes are moved | `relay`, `socket`, `pipe`, `poller` |
@@ -29,6 +29,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::{env, fmt, io};
 
+use tcp_over_http::capture::{Owner, Subnets};
 use tcp_over_http::flow::Limits;
 use tcp_over_http::rewrite::{self, Path, Rewriter};
 use tokio::runtime::{Builder, LocalOptions};
@@ -37,7 +38,7 @@ use crate::cli::Command;
 use crate::dns::{Dns, DnsError};
 use crate::event_loop::{End, EventLoop};
 use crate::gateway::Gateway;
-use crate::kernel::capture::{Capture, CaptureError, Subnets};
+use crate::kernel::capture::{Capture, CaptureError};
 use crate::kernel::route::RouteError;
 use crate::kernel::tun::{Tun, TunError};
 use crate::kernel::{firewall, route};
@@ -91,7 +92,7 @@ fn main() -> ExitCode {
 /// Removes what an earlier run, or `block`, has left.
 fn unblock(config: &Config) -> Result<(), RouteError> {
     firewall::sweep(config);
-    route::clear(config)
+    route::clear(&Owner::new(config))
 }
 
 /// Runs within the runtime. One type of future: what is compiled for each is more code than the allocation is work.
