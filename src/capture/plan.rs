@@ -8,7 +8,6 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::{self, Vec};
 use core::fmt;
-use core::iter::Enumerate;
 use core::mem;
 
 use super::netlink::Message;
@@ -52,7 +51,7 @@ pub struct Plan {
     rules: Vec<Found<Rule>>,
     /// The last priorities of this run, and of earlier ones with other numbers.
     ends: Vec<u32>,
-    /// The tables that our rules lead to.
+    /// Other tables that our rules lead to: those of earlier runs.
     tables: Vec<u32>,
     /// Which of the desired routes are there.
     there: Vec<bool>,
@@ -72,7 +71,7 @@ impl Plan {
             rules: Vec::new(),
             ends: Vec::new(),
             tables: Vec::new(),
-            there: alloc::vec![false; desired.routes.len()],
+            there: alloc::vec![false; desired.routes().count()],
             stale: Vec::new(),
             desired,
         }
@@ -92,53 +91,56 @@ impl Plan {
         let jumps = rules.iter().filter(|(_, rule)| rule.iif == owner.tun && rule.target != 0);
         ends.extend(jumps.map(|(_, rule)| rule.target));
         ends.push(owner.first_rule.saturating_add(LAST_RULE));
-        ends.sort_unstable();
-        ends.dedup();
         rules.retain(|(_, rule)| {
             let mut runs = ends.iter().map(|end| end.saturating_sub(LAST_RULE)..=*end);
             runs.any(|run| run.contains(&rule.priority))
                 || owner.owns_table(rule.table)
                 || rule.iif == owner.tun
         });
-        tables.extend(rules.iter().map(|(_, rule)| rule.table));
-        tables.sort_unstable();
-        tables.dedup();
+        for (_, rule) in rules {
+            if !owner.owns_table(rule.table) && !tables.contains(&rule.table) {
+                tables.push(rule.table);
+            }
+        }
     }
 
     /// Takes the body of an `RTM_NEWROUTE`.
     pub fn see_route(&mut self, body: &[u8]) {
         let Some(route) = Route::parse(body).filter(|route| route.protocol == OURS) else { return };
-        if !self.owner.owns_table(route.table) && self.tables.binary_search(&route.table).is_err() {
+        if !self.owner.owns_table(route.table) && !self.tables.contains(&route.table) {
             return;
         }
         match self.desired.find(&route) {
             // If it is another with the key of a desired one, that one will take its place.
-            Some(number) => self.there[number] = self.desired.routes[number] == route,
+            Some((number, desired)) => self.there[number] = route == desired,
             None => self.stale.push((body.to_vec(), route)),
         }
     }
 
     /// How many of the desired rules and routes have not been seen.
     pub fn missing(&self) -> usize {
-        self.missing_rules().count() + self.there.iter().filter(|there| !**there).count()
+        self.missing_rules().count() + self.missing_routes().count()
     }
 
-    /// What to ask the kernel for; the plan has seen nothing then.
+    /// What to ask the kernel for. They leave the plan without what it has seen to delete.
     pub fn requests(&mut self) -> Requests {
         let add_rules: Vec<Rule> = self.missing_rules().cloned().collect();
+        let add_routes: Vec<Route> = self.missing_routes().collect();
         // Routes first: a rule that leads to none captures nothing. The jumps past the capture before other rules:
         // nobody must fall from a rule that selects to the jump behind it.
         let Self { desired, ends, .. } = self;
         let stale = mem::take(&mut self.rules).into_iter().filter(|(_, rule)| !desired.rules.contains(rule));
-        let (jumps, others): (Vec<_>, Vec<_>) =
-            stale.partition(|(_, rule)| ends.binary_search(&rule.target).is_ok());
+        let (jumps, others): (Vec<_>, Vec<_>) = stale.partition(|(_, rule)| ends.contains(&rule.target));
         Requests {
-            desired: Rc::clone(desired),
-            add_routes: mem::take(&mut self.there).into_iter().enumerate(),
+            add_routes: add_routes.into_iter(),
             add_rules: add_rules.into_iter(),
             delete_routes: mem::take(&mut self.stale).into_iter(),
             delete_rules: [jumps.into_iter(), others.into_iter()],
         }
+    }
+
+    fn missing_routes(&self) -> impl Iterator<Item = Route> {
+        self.desired.routes().zip(&self.there).filter(|(_, there)| !**there).map(|(route, _)| route)
     }
 
     fn missing_rules(&self) -> impl Iterator<Item = &Rule> {
@@ -148,8 +150,7 @@ impl Plan {
 
 /// Requests, to be sent in this order, up to the first to add something that fails.
 pub struct Requests {
-    desired: Rc<Desired>,
-    add_routes: Enumerate<vec::IntoIter<bool>>,
+    add_routes: vec::IntoIter<Route>,
     add_rules: vec::IntoIter<Rule>,
     delete_routes: vec::IntoIter<Found<Route>>,
     delete_rules: [vec::IntoIter<Found<Rule>>; 2],
@@ -172,8 +173,7 @@ impl Iterator for Requests {
     type Item = (Action, Message);
 
     fn next(&mut self) -> Option<Self::Item> {
-        if let Some((number, _)) = self.add_routes.find(|(_, there)| !there) {
-            let route = self.desired.routes[number];
+        if let Some(route) = self.add_routes.next() {
             return Some((Action::AddRoute(route), route.add()));
         }
         if let Some(rule) = self.add_rules.next() {
@@ -212,5 +212,123 @@ impl fmt::Display for Action {
             Self::DeleteRoute(Route { net, table, .. }) => write!(f, "delete route {net} from table {table}"),
             Self::DeleteRule(priority) => write!(f, "delete rule {priority}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+    use crate::net::IpNet;
+    use crate::rewrite::Path;
+
+    const TUN: &str = "toh0";
+
+    fn config() -> Config {
+        let text = "config tcp-over-http main\noption auto_route 1\nlist upstream http://192.0.2.1\n";
+        Config::from_uci(text).unwrap()
+    }
+
+    fn nets(list: &[&str]) -> Vec<IpNet> {
+        list.iter().map(|text| IpNet::parse(text).unwrap()).collect()
+    }
+
+    fn desired(config: &Config, path: Path) -> Rc<Desired> {
+        Rc::new(Desired::new(config, path, TUN, Some(7)))
+    }
+
+    /// The plan of a kernel that has what was desired before.
+    fn plan(config: &Config, before: &Desired, after: &Rc<Desired>) -> Plan {
+        let mut plan = Plan::new(Owner::new(config), Rc::clone(after));
+        for rule in &before.rules {
+            plan.see_rule(rule.add().body());
+        }
+        plan.end_rules();
+        for route in before.routes() {
+            plan.see_route(route.add().body());
+        }
+        plan
+    }
+
+    fn actions(config: &Config, before: &Desired, after: &Rc<Desired>) -> Vec<String> {
+        plan(config, before, after).requests().map(|(action, _)| action.to_string()).collect()
+    }
+
+    #[test]
+    fn what_is_there_stays() {
+        for path in [Path::Rewrite, Path::Express] {
+            let (config, nothing) = (config(), Desired::default());
+            let desired = desired(&config, path);
+            let all = desired.rules.len() + desired.routes().count();
+            assert_eq!(plan(&config, &nothing, &desired).missing(), all);
+            assert_eq!(actions(&config, &nothing, &desired).len(), all);
+            assert_eq!(plan(&config, &desired, &desired).missing(), 0);
+            assert_eq!(actions(&config, &desired, &desired), [""; 0]);
+            assert_eq!(actions(&config, &desired, &Rc::default()).len(), all);
+        }
+    }
+
+    #[test]
+    fn only_what_differs_is_changed_and_additions_come_first() {
+        let mut config = config();
+        config.bypass = nets(&["10.0.0.0/8", "172.16.0.0/12"]);
+        let before = desired(&config, Path::Rewrite);
+        config.bypass = nets(&["10.0.0.0/8", "192.168.0.0/16"]);
+        config.interfaces = std::vec!["lan0".to_string()];
+        config.address6 = None;
+        let after = desired(&config, Path::Rewrite);
+        let actions = actions(&config, &before, &after);
+        let first_deletion = actions.iter().position(|it| it.starts_with("delete")).unwrap();
+        let (added, deleted) = actions.split_at(first_deletion);
+        assert_eq!(added[0], "add route 192.168.0.0/16 to table 7480");
+        assert!(added[1..].iter().all(|it| it.starts_with("add rule ")), "{added:?}");
+        assert!(deleted.iter().all(|it| it.starts_with("delete ")), "{deleted:?}");
+        assert_eq!(deleted[0], "delete route 172.16.0.0/12 from table 7480");
+        assert!(deleted.contains(&"delete route ::/0 from table 7480".to_string()));
+        assert!(deleted.contains(&"delete rule 920".to_string()), "IPv6 is off");
+    }
+
+    /// A route with the key of a desired one is replaced, and so must not be deleted: IPv6 would take one for the
+    /// other.
+    #[test]
+    fn what_is_replaced_is_not_deleted() {
+        let mut config = config();
+        config.auto_route = false;
+        config.routes = nets(&["2001:db8::/32"]);
+        config.bypass = nets(&["2001:db8:1::/48"]);
+        let before = desired(&config, Path::Express);
+        config.routes = nets(&["2001:db8:1::/48", "2001:db8:2::/48"]);
+        config.bypass = nets(&["2001:db8::/48"]);
+        let after = desired(&config, Path::Express);
+        let requests: Vec<_> = plan(&config, &before, &after).requests().map(|(action, _)| action).collect();
+        for action in &requests {
+            if let Action::DeleteRoute(route) = action {
+                assert!(after.routes().all(|it| it.key() != route.key()), "{route:?}");
+            }
+        }
+        let replaced = after.routes().find(|it| it.net == nets(&["2001:db8:1::/48"])[0]).unwrap();
+        assert!(requests.contains(&Action::AddRoute(replaced)));
+    }
+
+    #[test]
+    fn others_are_left_alone() {
+        let mut config = config();
+        let ours = desired(&config, Path::Rewrite);
+        config.tun = "toh7".to_string();
+        (config.table, config.rule_priority) = (9000, 2000);
+        let other = Rc::new(Desired::new(&config, Path::Rewrite, "toh7", Some(8)));
+        assert!(actions(&config, &ours, &other).iter().all(|it| it.starts_with("add ")));
+        // Until one of the numbers is its own: then it was an earlier run.
+        config.table = 7480;
+        let deleted = actions(&config, &ours, &Rc::default());
+        assert!(deleted.iter().any(|it| it.starts_with("delete route")));
+    }
+
+    #[test]
+    fn no_fault() {
+        assert!(Action::AddRule(900).is_done(EEXIST) && !Action::AddRule(900).is_done(ENOENT));
+        assert!(Action::DeleteRule(900).is_done(ENOENT) && Action::DeleteRule(900).is_deletion());
+        assert!(!Action::AddRule(900).is_deletion());
     }
 }

@@ -3,9 +3,9 @@
 use alloc::borrow::ToOwned;
 use alloc::vec::Vec;
 
-use super::route::RTN_THROW;
+use super::routes::Group;
 use super::rule::{FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, Rule};
-use super::{OURS, Route, V4, V6, family_of};
+use super::{OURS, V4, V6, family_of};
 use crate::config::{Config, Host, MARK_MASK, NonTcp, Quic};
 use crate::net::IpNet;
 use crate::rewrite::Path;
@@ -44,14 +44,12 @@ const DOMAIN: u16 = 53;
 
 /// The rules that lead to these routes, in the order to add them: the capture last, so that neither our
 /// own connections nor local networks are captured meanwhile.
-pub fn rules(config: &Config, path: Path, tun: &str, routes: &[Route]) -> Vec<Rule> {
+pub fn rules(config: &Config, path: Path, tun: &str, groups: &[Group]) -> Vec<Rule> {
     let mut all = Vec::new();
     for family in [V4, V6] {
-        let has = |table: u32| routes.iter().any(|it| family_of(it.net) == family && it.table == table);
-        let captures = routes
-            .iter()
-            .any(|it| family_of(it.net) == family && it.table == config.table && it.kind != RTN_THROW);
-        if !captures && !has(config.table.saturating_add(1)) {
+        let captures_in = |table| groups.iter().any(|it| it.table() == table && it.captures(family));
+        let captures = captures_in(config.table);
+        if !captures && !captures_in(config.table.saturating_add(1)) {
             continue;
         }
         let mut rules = Rules { config, family, all: &mut all };

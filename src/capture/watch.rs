@@ -28,7 +28,8 @@ pub fn judge(notifications: &[u8], tun: u32, desired: &Desired) -> Option<Event>
             // What is the loopback's can't be put back before it is up.
             RTM_NEWLINK if link::is_up(body) => index == LOOPBACK,
             RTM_NEWLINK | RTM_DELADDR => index == tun,
-            RTM_DELROUTE => Route::parse(body).is_some_and(|route| desired.has_route(&route)),
+            RTM_DELROUTE => Route::parse(body)
+                .is_some_and(|route| desired.find(&route).is_some_and(|(_, it)| it == route)),
             RTM_DELRULE => Rule::parse(body).is_some_and(|rule| desired.rules.contains(&rule)),
             _ => false,
         };
