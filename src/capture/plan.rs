@@ -47,21 +47,17 @@ impl Owner {
 pub struct Plan {
     owner: Owner,
     desired: Rc<Desired>,
-    /// Ours.
-    rules: Vec<Found<Rule>>,
+    /// Our rules, each with the message that deletes it.
+    rules: Vec<(Rule, Message)>,
     /// The last priorities of this run, and of earlier ones with other numbers.
     ends: Vec<u32>,
     /// Other tables that our rules lead to: those of earlier runs.
     tables: Vec<u32>,
     /// Which of the desired routes are there.
     there: Vec<bool>,
-    /// Our routes that are not desired.
-    stale: Vec<Found<Route>>,
+    /// Deletes our routes that are not desired.
+    stale: Vec<(Action, Message)>,
 }
-
-/// A rule or a route that was found, and its message, which deletes it when it is sent back: as with `ip rule flush`,
-/// nothing in it can be missed.
-type Found<T> = (Vec<u8>, T);
 
 impl Plan {
     /// A plan that has seen nothing yet.
@@ -77,10 +73,11 @@ impl Plan {
         }
     }
 
-    /// Takes the body of an `RTM_NEWRULE`.
+    /// Takes the body of an `RTM_NEWRULE`, which deletes the rule when it is sent back: as with `ip rule flush`, nothing
+    /// in it can be missed.
     pub fn see_rule(&mut self, body: &[u8]) {
         let ours = Rule::parse(body).filter(|rule| rule.protocol == OURS);
-        self.rules.extend(ours.map(|rule| (body.to_vec(), rule)));
+        self.rules.extend(ours.map(|rule| (rule, Message::new(RTM_DELRULE, 0, body))));
     }
 
     /// All rules have been seen: tells ours from those of another run beside this one, which has another device, and
@@ -88,23 +85,23 @@ impl Plan {
     pub fn end_rules(&mut self) {
         let Self { owner, rules, ends, tables, .. } = self;
         // Each run has a rule that lets what comes from the device jump to its end.
-        let jumps = rules.iter().filter(|(_, rule)| rule.iif == owner.tun && rule.target != 0);
-        ends.extend(jumps.map(|(_, rule)| rule.target));
+        let jumps = rules.iter().filter(|(rule, _)| rule.iif == owner.tun && rule.target != 0);
+        ends.extend(jumps.map(|(rule, _)| rule.target));
         ends.push(owner.first_rule.saturating_add(LAST_RULE));
-        rules.retain(|(_, rule)| {
+        rules.retain(|(rule, _)| {
             let mut runs = ends.iter().map(|end| end.saturating_sub(LAST_RULE)..=*end);
             runs.any(|run| run.contains(&rule.priority))
                 || owner.owns_table(rule.table)
                 || rule.iif == owner.tun
         });
-        for (_, rule) in rules {
+        for (rule, _) in rules {
             if !owner.owns_table(rule.table) && !tables.contains(&rule.table) {
                 tables.push(rule.table);
             }
         }
     }
 
-    /// Takes the body of an `RTM_NEWROUTE`.
+    /// Takes the body of an `RTM_NEWROUTE`, likewise.
     pub fn see_route(&mut self, body: &[u8]) {
         let Some(route) = Route::parse(body).filter(|route| route.protocol == OURS) else { return };
         if !self.owner.owns_table(route.table) && !self.tables.contains(&route.table) {
@@ -113,47 +110,48 @@ impl Plan {
         match self.desired.find(&route) {
             // If it is another with the key of a desired one, that one will take its place.
             Some((number, desired)) => self.there[number] = route == desired,
-            None => self.stale.push((body.to_vec(), route)),
+            None => self.stale.push((Action::DeleteRoute(route), Message::new(RTM_DELROUTE, 0, body))),
         }
     }
 
-    /// How many of the desired rules and routes have not been seen.
-    pub fn missing(&self) -> usize {
-        self.missing_rules().count() + self.missing_routes().count()
-    }
-
-    /// What to ask the kernel for. They leave the plan without what it has seen to delete.
+    /// What to ask the kernel for, all but what the plan has seen.
     pub fn requests(&mut self) -> Requests {
-        let add_rules: Vec<Rule> = self.missing_rules().cloned().collect();
-        let add_routes: Vec<Route> = self.missing_routes().collect();
-        // Routes first: a rule that leads to none captures nothing. The jumps past the capture before other rules:
-        // nobody must fall from a rule that selects to the jump behind it.
         let Self { desired, ends, .. } = self;
-        let stale = mem::take(&mut self.rules).into_iter().filter(|(_, rule)| !desired.rules.contains(rule));
-        let (jumps, others): (Vec<_>, Vec<_>) = stale.partition(|(_, rule)| ends.contains(&rule.target));
-        Requests {
-            add_routes: add_routes.into_iter(),
-            add_rules: add_rules.into_iter(),
-            delete_routes: mem::take(&mut self.stale).into_iter(),
-            delete_rules: [jumps.into_iter(), others.into_iter()],
+        let missing = desired.routes().zip(&self.there).filter(|(_, there)| !**there);
+        let add_routes: Vec<Route> = missing.map(|(route, _)| route).collect();
+        // Routes first: a rule that leads to none captures nothing.
+        let mut others = Vec::new();
+        for rule in &desired.rules {
+            if !self.rules.iter().any(|(found, _)| found == rule) {
+                others.push((Action::AddRule(rule.priority), rule.add()));
+            }
         }
-    }
-
-    fn missing_routes(&self) -> impl Iterator<Item = Route> {
-        self.desired.routes().zip(&self.there).filter(|(_, there)| !**there).map(|(route, _)| route)
-    }
-
-    fn missing_rules(&self) -> impl Iterator<Item = &Rule> {
-        self.desired.rules.iter().filter(|rule| !self.rules.iter().any(|(_, found)| found == *rule))
+        others.append(&mut self.stale);
+        // The jumps past the capture before other rules: nobody must fall from a rule that selects to the jump behind it.
+        let (jumps, rest): (Vec<_>, Vec<_>) =
+            mem::take(&mut self.rules).into_iter().partition(|(rule, _)| ends.contains(&rule.target));
+        for (rule, deletion) in jumps.into_iter().chain(rest) {
+            if !desired.rules.contains(&rule) {
+                others.push((Action::DeleteRule(rule.priority), deletion));
+            }
+        }
+        Requests { add_routes: add_routes.into_iter(), others: others.into_iter() }
     }
 }
 
 /// Requests, to be sent in this order, up to the first to add something that fails.
 pub struct Requests {
     add_routes: vec::IntoIter<Route>,
-    add_rules: vec::IntoIter<Rule>,
-    delete_routes: vec::IntoIter<Found<Route>>,
-    delete_rules: [vec::IntoIter<Found<Rule>>; 2],
+    others: vec::IntoIter<(Action, Message)>,
+}
+
+impl Iterator for Requests {
+    type Item = (Action, Message);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let addition = self.add_routes.next().map(|route| (Action::AddRoute(route), route.add()));
+        addition.or_else(|| self.others.next())
+    }
 }
 
 /// What a request does.
@@ -167,24 +165,6 @@ pub enum Action {
     DeleteRoute(Route),
     /// Deletes a rule of this priority.
     DeleteRule(u32),
-}
-
-impl Iterator for Requests {
-    type Item = (Action, Message);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if let Some(route) = self.add_routes.next() {
-            return Some((Action::AddRoute(route), route.add()));
-        }
-        if let Some(rule) = self.add_rules.next() {
-            return Some((Action::AddRule(rule.priority), rule.add()));
-        }
-        if let Some((body, route)) = self.delete_routes.next() {
-            return Some((Action::DeleteRoute(route), Message::new(RTM_DELROUTE, 0, &body)));
-        }
-        let (body, rule) = self.delete_rules.iter_mut().find_map(Iterator::next)?;
-        Some((Action::DeleteRule(rule.priority), Message::new(RTM_DELRULE, 0, &body)))
-    }
 }
 
 impl Action {
@@ -261,9 +241,7 @@ mod tests {
             let (config, nothing) = (config(), Desired::default());
             let desired = desired(&config, path);
             let all = desired.rules.len() + desired.routes().count();
-            assert_eq!(plan(&config, &nothing, &desired).missing(), all);
             assert_eq!(actions(&config, &nothing, &desired).len(), all);
-            assert_eq!(plan(&config, &desired, &desired).missing(), 0);
             assert_eq!(actions(&config, &desired, &desired), [""; 0]);
             assert_eq!(actions(&config, &desired, &Rc::default()).len(), all);
         }

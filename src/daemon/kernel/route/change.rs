@@ -94,9 +94,13 @@ impl Change {
 
     /// Changes nothing, and counts the rules and routes that are missing.
     pub fn count_missing(mut self) -> Result<usize, RouteError> {
-        let Stage::Looking(plan) = &mut self.stage else { return Ok(0) };
-        while !self.socket.receive(&mut |received| plan.see_route(received.body)).map_err(RouteError::List)? {
+        loop {
+            if let Stage::Asking(requests) = self.stage {
+                return Ok(requests.filter(|(action, _)| !action.is_deletion()).count());
+            }
+            if let Poll::Ready(result) = self.step() {
+                result?;
+            }
         }
-        Ok(plan.missing())
     }
 }
