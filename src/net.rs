@@ -107,10 +107,23 @@ impl IpNet {
             }
             Some(digits) => digits.parse().ok().filter(|&bits| bits <= longest)?,
         };
-        Some(match addr {
+        Some(IpNet::new(addr, prefix))
+    }
+
+    /// A network of the address's family; `prefix` is at most 32 or 128.
+    pub const fn new(addr: IpAddr, prefix: u8) -> Self {
+        match addr {
             IpAddr::V4(addr) => IpNet::V4(Ipv4Net { addr, prefix }),
             IpAddr::V6(addr) => IpNet::V6(Ipv6Net { addr, prefix }),
-        })
+        }
+    }
+
+    /// Bits of the network part.
+    pub const fn prefix(self) -> u8 {
+        match self {
+            IpNet::V4(net) => net.prefix,
+            IpNet::V6(net) => net.prefix,
+        }
     }
 
     /// The address; in a CIDR the network's first one.

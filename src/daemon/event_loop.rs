@@ -9,9 +9,8 @@ use std::time::Duration;
 use tcp_over_http::rewrite::Path;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use crate::StartError;
 use crate::gateway::Gateway;
-use crate::kernel::capture::Capture;
+use crate::kernel::capture::{self, Capture, CaptureError};
 use crate::kernel::tun::MAX_FRAME;
 use crate::report::control::StatusSocket;
 use crate::report::logger;
@@ -51,6 +50,15 @@ pub enum End {
     Tun(io::Error),
 }
 
+/// A configuration that is being taken over.
+struct Reload {
+    new: Box<Config>,
+    upstreams: Upstreams,
+    changes: Changes,
+    /// Another has been asked for.
+    again: bool,
+}
+
 /// What the loop waits for.
 pub struct EventLoop {
     gateway: Rc<Gateway>,
@@ -59,6 +67,8 @@ pub struct EventLoop {
     config: Box<Config>,
     /// What the next run is to have, once connections have ended for it.
     next: Option<Box<Config>>,
+    /// A reload that has yet to end.
+    reload: Option<Reload>,
     status_socket: Option<StatusSocket>,
     buffer: Box<[u8]>,
     tick: Interval,
@@ -85,6 +95,7 @@ impl EventLoop {
             settings,
             config,
             next: None,
+            reload: None,
             buffer: vec![0; ALIGN + MAX_FRAME].into_boxed_slice(),
             tick: every(TICK),
             deadline: None,
@@ -114,8 +125,11 @@ impl EventLoop {
         while self.tick.poll_tick(cx).is_ready() {
             self.gateway.handle_tick(self.gateway.now());
         }
-        if self.capture.poll_gone(cx).is_ready() {
-            return Poll::Ready(End::TunGone);
+        while let Poll::Ready(event) = self.capture.poll_event(cx) {
+            match event {
+                capture::Event::Gone => return Poll::Ready(End::TunGone),
+                capture::Event::Reconfigured(result) => self.end_reload(result),
+            }
         }
         self.poll_drained()
     }
@@ -186,10 +200,14 @@ impl EventLoop {
         self.tick = every(DRAIN_TICK);
     }
 
-    /// Reads the configuration again and takes over what has changed: at once, or by another run.
+    /// Reads the configuration again and takes over what has changed: without a pause, or by another run.
     fn reload(&mut self) {
         if self.deadline.is_some() {
             return; // another run, if there is to be one, reads it anyway
+        }
+        if let Some(reload) = &mut self.reload {
+            reload.again = true;
+            return;
         }
         let new = match self.settings.load() {
             Ok(new) => Box::new(new),
@@ -197,27 +215,38 @@ impl EventLoop {
         };
         let changes = Changes::new(&self.config, &new);
         if changes.need_restart() {
+            log::info!("reload: {changes}");
             self.next = Some(new);
-        } else if let Err(error) = self.configure(new) {
-            return log::error!("reload: {error}");
+            return self.drain(self.config.drain_timeout);
         }
-        log::info!("reload: {changes}");
-        if self.next.is_some() {
-            self.drain(self.config.drain_timeout);
+        // What may fail comes first.
+        match Upstreams::new(&new) {
+            Ok(upstreams) => {
+                self.capture.reconfigure(&new);
+                self.reload = Some(Reload { new, upstreams, changes, again: false });
+            }
+            Err(error) => log::error!("reload: {error}"),
         }
     }
 
-    /// Takes over a configuration that needs no other run. What may fail comes first.
-    fn configure(&mut self, new: Box<Config>) -> Result<(), StartError> {
-        let upstreams = Upstreams::new(&new).map_err(StartError::Upstreams)?;
-        self.capture.reconfigure(&new).map_err(StartError::Capture)?;
-        self.gateway.configure(&self.config, &new, upstreams);
-        logger::set_level(new.log_level);
-        if new.status_socket != self.config.status_socket {
-            self.status_socket = status_socket(&new);
+    /// The kernel does as the new configuration says, or refuses to.
+    fn end_reload(&mut self, result: Result<(), CaptureError>) {
+        let Some(Reload { new, upstreams, changes, again }) = self.reload.take() else { return };
+        match result {
+            Ok(()) => {
+                self.gateway.configure(&self.config, &new, upstreams);
+                logger::set_level(new.log_level);
+                if new.status_socket != self.config.status_socket {
+                    self.status_socket = status_socket(&new);
+                }
+                self.config = new;
+                log::info!("reload: {changes}");
+            }
+            Err(error) => log::error!("reload: {error}"),
         }
-        self.config = new;
-        Ok(())
+        if again {
+            self.reload();
+        }
     }
 
     fn poll_status(&self, cx: &mut Context) {

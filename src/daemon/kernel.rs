@@ -4,7 +4,7 @@ pub mod capture;
 pub mod firewall;
 pub mod listener;
 pub mod netlink;
-pub mod policy;
+pub mod nft;
 pub mod probe;
 pub mod route;
 pub mod self_test;

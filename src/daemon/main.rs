@@ -30,6 +30,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::{env, fmt, io};
 
+use tcp_over_http::capture::{Owner, Subnets};
 use tcp_over_http::flow::Limits;
 use tcp_over_http::rewrite::{self, Path, Rewriter};
 use tokio::runtime::{Builder, LocalOptions};
@@ -39,7 +40,7 @@ use crate::clock::Clock;
 use crate::dns::{Dns, DnsError};
 use crate::event_loop::{End, EventLoop};
 use crate::gateway::Gateway;
-use crate::kernel::capture::{Capture, CaptureError, Subnets};
+use crate::kernel::capture::{Capture, CaptureError};
 use crate::kernel::route::RouteError;
 use crate::kernel::tun::{Tun, TunError};
 use crate::kernel::{firewall, route};
@@ -95,7 +96,7 @@ fn main() -> ExitCode {
 /// Removes what an earlier run, or `block`, has left.
 fn unblock(config: &Config) -> Result<(), RouteError> {
     firewall::sweep(config);
-    route::clear(config)
+    route::clear(&Owner::new(config))
 }
 
 /// Runs within the runtime. One type of future: what is compiled for each is more code than the allocation is work.

@@ -5,18 +5,19 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use tcp_over_http::flow::subnet::Subnet;
+use tcp_over_http::capture::{self, Desired, Subnets, nft};
 use tcp_over_http::rewrite::Path;
 
 use crate::kernel::firewall::{self, Firewall, FirewallError};
 use crate::kernel::listener::{self, Listener};
 use crate::kernel::probe::{ProbeError, probe};
-use crate::kernel::route::{Event, RouteError, Routes};
+use crate::kernel::route::{RouteError, Routes};
 use crate::kernel::tun::Tun;
 use crate::sys;
-use tcp_over_http::config::{Config, OnFailure, PathChoice};
+use tcp_over_http::config::{Config, PathChoice};
 
 /// The routes, the listeners, and the firewall's tables.
 pub struct Capture {
@@ -24,22 +25,24 @@ pub struct Capture {
     listeners: Vec<Listener>,
     routes: Routes,
     firewall: Option<Firewall>,
+    /// What is to be taken over.
+    next: Option<Next>,
 }
 
-/// The TUN's subnets.
-#[derive(Clone, Copy)]
-pub struct Subnets {
-    /// IPv4.
-    pub ipv4: Subnet,
-    /// IPv6, unless it is off.
-    pub ipv6: Option<Subnet>,
+/// A configuration that is to be taken over.
+struct Next {
+    /// The rules and routes, once the firewall has its tables.
+    desired: Rc<Desired>,
+    /// Whether the firewall is to have any.
+    exempts: bool,
 }
 
-impl Subnets {
-    /// Those of a configuration.
-    pub fn new(config: &Config) -> Self {
-        Self { ipv4: Subnet::new(config.address.to_ipv6_mapped()), ipv6: config.address6.map(Subnet::new) }
-    }
+/// What happens to it.
+pub enum Event {
+    /// The TUN is gone.
+    Gone,
+    /// [`Capture::reconfigure`] has ended.
+    Reconfigured(Result<(), CaptureError>),
 }
 
 impl Capture {
@@ -49,16 +52,35 @@ impl Capture {
     /// [`CaptureError`]. What captures traffic stays in place if `on_failure` says so.
     pub async fn set_up(config: &Config, tun: &Tun) -> Result<Self, CaptureError> {
         match config.path {
-            PathChoice::Rewrite => Self::rewrite(config),
-            PathChoice::Express => Self::express(config, tun).await,
-            PathChoice::Auto => match Self::express(config, tun).await {
+            PathChoice::Rewrite => Self::try_path(config, tun, Path::Rewrite).await,
+            PathChoice::Express => Self::try_path(config, tun, Path::Express).await,
+            PathChoice::Auto => match Self::try_path(config, tun, Path::Express).await {
                 Ok(capture) => Ok(capture),
                 Err(error) => {
                     log::info!("the express path does not work here: {error}");
-                    Self::rewrite(config)
+                    Self::try_path(config, tun, Path::Rewrite).await
                 }
             },
         }
+    }
+
+    async fn try_path(config: &Config, tun: &Tun, path: Path) -> Result<Self, CaptureError> {
+        // Before anything is captured: an answer that came to us would get a RST.
+        let firewall = match path {
+            Path::Rewrite => exemptions(config),
+            Path::Express => Some(Firewall::install(config, path).map_err(CaptureError::Firewall)?),
+        };
+        let routes = Routes::install(config, path, &config.tun).map_err(CaptureError::Routes)?;
+        let listeners = listen(config, path)?;
+        if path == Path::Express {
+            let subnets = Subnets::new(config);
+            let subnets = [Some(subnets.ipv4), subnets.ipv6].into_iter().flatten();
+            for (listener, subnet) in listeners.iter().zip(subnets) {
+                probe(tun, listener, subnet.error_source()).await.map_err(CaptureError::Probe)?;
+            }
+        }
+        let (routes, firewall) = (routes.keep(), firewall.map(Firewall::keep));
+        Ok(Self { path, listeners, routes, firewall, next: None })
     }
 
     /// The path.
@@ -71,48 +93,60 @@ impl Capture {
         &self.listeners
     }
 
-    /// Puts back what others take away. Ready when the TUN is gone.
-    pub fn poll_gone(&mut self, cx: &mut Context) -> Poll<()> {
-        while let Poll::Ready(event) = self.routes.poll_event(cx) {
-            match event {
-                Event::Gone => return Poll::Ready(()),
-                Event::Restore => match self.routes.restore() {
-                    Ok(()) => log::warn!("routes were changed from outside: restored"),
-                    // The device may be on its way out: that would be the next event.
-                    Err(error) => log::warn!("routes were changed from outside: {error}"),
-                },
-            }
-        }
-        if let Some(firewall) = &mut self.firewall {
-            while firewall.poll_deleted(cx).is_ready() {
-                match firewall.restore() {
-                    Ok(()) => log::warn!("the firewall's table was deleted from outside: restored"),
-                    Err(error) => log::error!("the firewall's table was deleted from outside: {error}"),
-                }
-            }
-        }
-        Poll::Pending
-    }
-
-    /// Takes over what is captured from now on; what goes through the listeners goes on.
-    ///
-    /// # Errors
-    /// [`CaptureError`]; all is as it was then, as far as the kernel lets it.
-    pub fn reconfigure(&mut self, config: &Config) -> Result<(), CaptureError> {
+    /// Takes over what is captured from now on; what goes through the listeners goes on. [`Event::Reconfigured`] tells
+    /// how that ends: with an error, all is as it was, as far as the kernel lets it. One at a time.
+    pub fn reconfigure(&mut self, config: &Config) {
         for listener in &self.listeners {
             _ = sys::set_keepalive(listener, config.keepalive); // accepted sockets inherit it
         }
-        match self.path {
-            // What was there stays where it can't be replaced.
-            Path::Rewrite => {
-                self.firewall = exemptions(config).or(self.firewall.take().filter(|_| config.captures()))
-            }
-            Path::Express => {
-                self.firewall =
-                    Some(Firewall::install(config, Path::Express).map_err(CaptureError::Firewall)?);
+        let exempts = nft::is_needed(config, self.path);
+        if self.firewall.is_none() && exempts {
+            self.firewall = Firewall::new(config).inspect_err(warn_of_missing_exemptions).ok();
+        }
+        if let Some(firewall) = &mut self.firewall {
+            firewall.replace(config, self.path);
+        }
+        self.next = Some(Next { desired: self.routes.desired(config, self.path), exempts });
+    }
+
+    /// Puts back what others take away, and takes over what it is to.
+    pub fn poll_event(&mut self, cx: &mut Context) -> Poll<Event> {
+        while let Poll::Ready(event) = self.routes.poll_event(cx) {
+            match event {
+                capture::Event::Gone => return Poll::Ready(Event::Gone),
+                capture::Event::Restore => self.routes.restore_later(),
             }
         }
-        self.routes.reconfigure(config, self.path).map_err(CaptureError::Routes)
+        while let Some(firewall) = &mut self.firewall
+            && let Poll::Ready(result) = firewall.poll_replaced(cx)
+        {
+            if let Err(error) = self.end_replacement(result) {
+                self.next = None;
+                return Poll::Ready(Event::Reconfigured(Err(CaptureError::Firewall(error))));
+            }
+        }
+        if !self.firewall.as_ref().is_some_and(Firewall::is_replacing)
+            && let Some(next) = self.next.take()
+        {
+            self.routes.replace(next.desired);
+        }
+        let replaced = self.routes.poll_replaced(cx);
+        replaced.map(|result| Event::Reconfigured(result.map_err(CaptureError::Routes)))
+    }
+
+    /// Whether the path can do with what has become of the firewall's tables.
+    fn end_replacement(&mut self, result: Result<(), FirewallError>) -> Result<(), FirewallError> {
+        if self.path == Path::Express {
+            return result;
+        }
+        let exempts = self.next.as_ref().is_some_and(|next| next.exempts);
+        match result {
+            Err(error) if exempts => warn_of_missing_exemptions(&error),
+            _ => {}
+        }
+        // What was there stays where it can't be replaced.
+        self.firewall = self.firewall.take().filter(|firewall| exempts && firewall.is_there());
+        Ok(())
     }
 
     /// Leaves what refuses the traffic that the next run of the daemon will capture, and nothing else.
@@ -122,7 +156,7 @@ impl Capture {
         if let Err(error) = self.routes.hand_over(next, self.path) {
             log::warn!("{error}");
         }
-        stale.into_iter().for_each(forget);
+        stale.into_iter().for_each(Firewall::remove);
     }
 
     /// Removes all of it.
@@ -130,87 +164,22 @@ impl Capture {
         if let Err(error) = self.routes.remove() {
             log::warn!("{error}");
         }
-        self.firewall.into_iter().for_each(forget);
-    }
-
-    fn rewrite(config: &Config) -> Result<Self, CaptureError> {
-        // Before anything is captured: an answer that came to us would get a RST.
-        let firewall = exemptions(config);
-        let result = match Routes::install(config, Path::Rewrite, &config.tun) {
-            Ok(routes) => match listen(config, Path::Rewrite) {
-                Ok(listeners) => return Ok(Self { path: Path::Rewrite, listeners, routes, firewall }),
-                Err(error) => {
-                    give_up(config, routes);
-                    Err(error)
-                }
-            },
-            Err(error) => Err(CaptureError::Routes(error)),
-        };
-        if config.on_failure == OnFailure::Direct {
-            firewall.into_iter().for_each(forget);
-        }
-        result
-    }
-
-    async fn express(config: &Config, tun: &Tun) -> Result<Self, CaptureError> {
-        let firewall = Firewall::install(config, Path::Express).map_err(CaptureError::Firewall)?;
-        let routes = match Routes::install(config, Path::Express, &config.tun) {
-            Ok(routes) => routes,
-            Err(error) => {
-                forget(firewall);
-                return Err(CaptureError::Routes(error));
-            }
-        };
-        let result = match listen(config, Path::Express) {
-            Ok(listeners) => {
-                let subnets = Subnets::new(config);
-                let sources =
-                    [Some(subnets.ipv4), subnets.ipv6].map(|subnet| subnet.map(|it| it.error_source()));
-                let mut result = Ok(());
-                for (listener, source) in listeners.iter().zip(sources.into_iter().flatten()) {
-                    result = result.and(probe(tun, listener, source).await.map_err(CaptureError::Probe));
-                }
-                result.map(|()| listeners)
-            }
-            Err(error) => Err(error),
-        };
-        match result {
-            Ok(listeners) => Ok(Self { path: Path::Express, listeners, routes, firewall: Some(firewall) }),
-            Err(error) => {
-                give_up(config, routes);
-                forget(firewall);
-                Err(error)
-            }
-        }
+        self.firewall.into_iter().for_each(Firewall::remove);
     }
 }
 
-/// The firewall's tables of the rewrite path, which also works without.
+/// The firewall's tables of the rewrite path.
 fn exemptions(config: &Config) -> Option<Firewall> {
-    if !config.captures() {
+    if !nft::is_needed(config, Path::Rewrite) {
         firewall::sweep(config);
         return None;
     }
-    let installed = Firewall::install(config, Path::Rewrite);
-    installed
-        .inspect_err(|error| log::warn!("answers to connections from outside are captured, too: {error}"))
-        .ok()
+    Firewall::install(config, Path::Rewrite).inspect_err(warn_of_missing_exemptions).ok()
 }
 
-/// Removes the firewall's tables; if that fails, the log says so.
-fn forget(firewall: Firewall) {
-    if let Err(error) = firewall.remove() {
-        log::warn!("{error}");
-    }
-}
-
-/// A start that fails leaves captured traffic refused, unless it may go directly.
-fn give_up(config: &Config, routes: Routes) {
-    if config.on_failure == OnFailure::Direct
-        && let Err(error) = routes.remove()
-    {
-        log::warn!("{error}");
-    }
+/// The rewrite path also works without the firewall.
+fn warn_of_missing_exemptions(error: &FirewallError) {
+    log::warn!("answers to connections from outside are captured, too: {error}");
 }
 
 fn listen(config: &Config, path: Path) -> Result<Vec<Listener>, CaptureError> {

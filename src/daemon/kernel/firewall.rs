@@ -1,49 +1,38 @@
-//! The firewall's tables of our own, one a family (`dup` is not to be had in `inet`).
-//!
-//! - **exempt**, on both paths: what answers a connection from outside (a port forward, a service of this machine)
-//!   is marked, and so not captured (`policy.rs`). Connection tracking knows who began, unless it was told to
-//!   forget or did so after hours of silence: then whoever speaks first seems to. Hence a mark on connections that
-//!   seem to begin with us.
-//! - **deliver**, on the express path: a released SYN is given to the transparent listener, and what belongs to a
-//!   connection of ours to that connection's socket.
-//!
-//! Replaced as a whole by `nft -f`, so that there is never half of them. Firewalls that are restarted may delete
-//! them; a watch tells. Until they are back, more is captured than should be, and released SYNs are refused by the
-//! routing rules, not forwarded.
+//! The firewall's tables of [`tcp_over_http::capture::nft`]: put in place, watched, replaced.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::task::{Context, Poll};
+use std::io::{self, Read};
+use std::mem;
+use std::task::{Context, Poll, ready};
 
+use tcp_over_http::capture::nft as text;
 use tcp_over_http::rewrite::Path;
 use tokio::io::unix::AsyncFd;
 
-use crate::kernel::capture::Subnets;
 use crate::kernel::netlink;
-use crate::sys::{self, process};
-use tcp_over_http::config::{Config, MARK_MASK};
+use crate::kernel::nft::{self, Nft, NftError};
+use crate::sys;
+use tcp_over_http::config::{Config, OnFailure};
 
-/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE` (<linux/netfilter/nfnetlink.h>, nf_tables.h).
-const NEW_TABLE: u16 = 10 << 8;
-/// The same with `NFT_MSG_DELTABLE`.
-const DELETE_TABLE: u16 = 10 << 8 | 2;
-/// `NFTA_TABLE_NAME`
-const TABLE_NAME: u16 = 1;
-/// Length of `struct nfgenmsg`.
-const BODY: usize = 4;
 /// `NFNLGRP_NFTABLES` as a mask.
 const WATCHED: u32 = 1 << (7 - 1);
 
-/// The table, installed.
+/// The tables, and a watch over them.
 pub struct Firewall {
     name: String,
-    rules: String,
+    /// The commands that put them in place; none if they are not to be there.
+    commands: String,
     watch: AsyncFd<File>,
+    /// What is under way, and the commands that were there before, unless it is to restore the tables.
+    run: Option<(Nft, Option<String>)>,
+    /// The commands that are to come next.
+    next: Option<String>,
+    /// Whether the tables are deleted when this is dropped.
+    undo: bool,
 }
 
-/// Why the firewall's table is not there.
+/// Why the firewall's tables are not there.
 #[derive(Debug)]
 pub enum FirewallError {
     /// Marks are off, and sockets are told by them.
@@ -51,9 +40,7 @@ pub enum FirewallError {
     /// Watching the firewall.
     Watch(io::Error),
     /// Running `nft`.
-    Run(io::Error),
-    /// What `nft` says.
-    Refused(String),
+    Nft(NftError),
 }
 
 impl fmt::Display for FirewallError {
@@ -61,53 +48,120 @@ impl fmt::Display for FirewallError {
         match self {
             Self::NoMark => f.write_str("it needs a mark"),
             Self::Watch(error) => write!(f, "watch the firewall: {error}"),
-            Self::Run(error) => write!(f, "run nft: {error}"),
-            Self::Refused(text) => write!(f, "nft: {}", text.lines().next().unwrap_or("refuses")),
+            Self::Nft(error) => write!(f, "{error}"),
         }
     }
 }
 
 impl Firewall {
-    /// Installs the table. Must be called within the tokio runtime.
+    /// A watch; there are to be no tables yet. Must be called within the tokio runtime.
+    ///
+    /// # Errors
+    /// The configuration has no mark, or the kernel lacks nftables.
+    pub fn new(config: &Config) -> Result<Self, FirewallError> {
+        if config.mark == 0 {
+            return Err(FirewallError::NoMark);
+        }
+        let watch = sys::netlink(libc::NETLINK_NETFILTER, WATCHED).and_then(sys::watch);
+        let watch = watch.map_err(FirewallError::Watch)?;
+        let name = text::name(config);
+        Ok(Self { name, commands: String::new(), watch, run: None, next: None, undo: false })
+    }
+
+    /// Puts the tables in place, and blocks until they are. Must be called within the tokio runtime.
+    ///
+    /// If they are not [kept](Firewall::keep) since something else fails, they go with `on_failure 'direct'`. Those of
+    /// the express path always do: its rules refuse all that they capture.
     ///
     /// # Errors
     /// `nft` is not there, or the kernel lacks what the path needs: tproxy, socket and dup, or connection tracking.
     pub fn install(config: &Config, path: Path) -> Result<Self, FirewallError> {
-        if config.mark == 0 {
-            return Err(FirewallError::NoMark);
-        }
-        let name = name(config);
-        let rules = rules(&name, config, path);
-        let watch = sys::netlink(libc::NETLINK_NETFILTER, WATCHED).and_then(sys::watch);
-        let firewall = Self { name, rules, watch: watch.map_err(FirewallError::Watch)? };
-        firewall.restore()?;
+        let mut firewall = Self::new(config)?;
+        firewall.commands = text::replace(&firewall.name, config, path);
+        nft::run(&firewall.commands).map_err(FirewallError::Nft)?;
+        firewall.undo = path == Path::Express || config.on_failure == OnFailure::Direct;
         Ok(firewall)
     }
 
-    /// Brings the table to what it should be.
-    pub fn restore(&self) -> Result<(), FirewallError> {
-        nft(&self.rules)
+    /// Lets the tables stay.
+    pub fn keep(mut self) -> Self {
+        self.undo = false;
+        self
     }
 
-    /// Whether a run with `config` has a table of this name.
+    /// Has others take their place, or none where a path needs none. [`Firewall::poll_replaced`] does it.
+    pub fn replace(&mut self, config: &Config, path: Path) {
+        self.next = Some(text::replace(&self.name, config, path));
+    }
+
+    /// Puts back tables that others delete, which the log tells. Ready when a replacement has ended; if it has failed,
+    /// the tables are as before.
+    pub fn poll_replaced(&mut self, cx: &mut Context) -> Poll<Result<(), FirewallError>> {
+        loop {
+            let (result, before) = if let Some((nft, _)) = &mut self.run {
+                // While it runs, news are half of what it does.
+                let result = ready!(nft.poll(cx));
+                (result, self.run.take().and_then(|(_, before)| before))
+            } else {
+                let before = if let Some(next) = self.next.take() {
+                    Some(mem::replace(&mut self.commands, next))
+                } else {
+                    ready!(self.poll_deleted(cx));
+                    None
+                };
+                match Nft::start(&self.commands) {
+                    Ok(nft) => {
+                        self.run = Some((nft, before));
+                        continue;
+                    }
+                    Err(error) => (Err(error), before),
+                }
+            };
+            match (before, result) {
+                (Some(_), Ok(())) => return Poll::Ready(Ok(())),
+                (Some(before), Err(error)) => {
+                    self.commands = before;
+                    return Poll::Ready(Err(FirewallError::Nft(error)));
+                }
+                (None, Ok(())) => log::warn!("the firewall's table was deleted from outside: restored"),
+                (None, Err(error)) => {
+                    log::error!("the firewall's table was deleted from outside: {error}");
+                }
+            }
+        }
+    }
+
+    /// Whether a replacement has yet to end.
+    pub fn is_replacing(&self) -> bool {
+        self.next.is_some() || self.run.as_ref().is_some_and(|(_, before)| before.is_some())
+    }
+
+    /// Whether there are to be any tables.
+    pub fn is_there(&self) -> bool {
+        !self.commands.is_empty()
+    }
+
+    /// Whether a run with `config` has tables of this name.
     pub fn belongs_to(&self, config: &Config) -> bool {
-        self.name == name(config)
+        self.name == text::name(config)
     }
 
-    /// Deletes the table.
-    pub fn remove(self) -> Result<(), FirewallError> {
-        nft(&delete(&self.name))
+    /// Deletes the tables, and blocks until they are gone. The log tells if that fails.
+    pub fn remove(mut self) {
+        self.undo = true;
     }
 
-    /// Ready when somebody else has deleted the table.
-    pub fn poll_deleted(&mut self, cx: &mut Context) -> Poll<()> {
+    /// Ready when somebody else has deleted the tables.
+    fn poll_deleted(&mut self, cx: &mut Context) -> Poll<()> {
         let mut buffer = Vec::new();
         let mut deleted = false;
         // To the end of the news: a replacement, as we do it, deletes and adds.
         while let Poll::Ready(Ok(mut ready)) = self.watch.poll_read_ready(cx) {
             buffer.resize(netlink::READ_SIZE, 0);
             match ready.try_io(|watch| watch.get_ref().read(&mut buffer)) {
-                Ok(Ok(length)) => follow(&self.name, buffer.get(..length).unwrap_or_default(), &mut deleted),
+                Ok(Ok(length)) => {
+                    text::follow(&self.name, buffer.get(..length).unwrap_or_default(), &mut deleted)
+                }
                 // News were lost: it may have been ours.
                 Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => deleted = true,
                 Ok(Err(_)) => break,
@@ -118,263 +172,20 @@ impl Firewall {
     }
 }
 
-/// What these notifications make of the tables of this name.
-fn follow(name: &str, notifications: &[u8], deleted: &mut bool) {
-    let is_name = |(kind, value): (u16, &[u8])| {
-        kind == TABLE_NAME && value.strip_suffix(b"\0") == Some(name.as_bytes())
-    };
-    for message in netlink::messages(notifications) {
-        if matches!(message.kind, NEW_TABLE | DELETE_TABLE) && netlink::attrs(message.body, BODY).any(is_name)
+impl Drop for Firewall {
+    fn drop(&mut self) {
+        self.run = None; // which waits for its end
+        if self.undo
+            && let Err(error) = nft::run(&text::delete(&self.name))
         {
-            *deleted = message.kind == DELETE_TABLE;
+            log::warn!("{error}");
         }
     }
 }
 
 /// Deletes what an earlier run has left, if there is an `nft` to do it.
 pub fn sweep(config: &Config) {
-    if let Err(error) = nft(&delete(&name(config))) {
+    if let Err(error) = nft::run(&text::delete(&text::name(config))) {
         log::debug!("no firewall tables to delete: {error}");
-    }
-}
-
-fn name(config: &Config) -> String {
-    format!("tcp_over_http_{}", config.tun.replace(|c: char| !c.is_ascii_alphanumeric(), "_"))
-}
-
-/// The commands that replace the tables.
-fn rules(name: &str, config: &Config, path: Path) -> String {
-    let mut rules = delete(name);
-    let subnets = Subnets::new(config);
-    let mut family = |family, listener: IpAddr, behind: IpAddr| {
-        _ = writeln!(rules, "table {family} {name} {{");
-        if config.captures() {
-            exempt(&mut rules, config, path);
-        }
-        if path == Path::Express {
-            deliver(&mut rules, config, SocketAddr::new(listener, config.listen_port), behind);
-        }
-        rules.push_str("}\n");
-    };
-    let behind = subnets.ipv4.error_source().to_canonical();
-    family("ip", Ipv4Addr::LOCALHOST.into(), behind);
-    if let Some(subnet) = subnets.ipv6 {
-        family("ip6", Ipv6Addr::LOCALHOST.into(), subnet.error_source().into());
-    }
-    rules
-}
-
-/// Marks the answers to connections from outside, unless they bear a mark of ours.
-fn exempt(rules: &mut String, config: &Config, path: Path) {
-    let (tun, keep) = (&config.tun, !MARK_MASK);
-    let (begun, exempt) = (config.begun_mark(), config.exempt_mark());
-    let begins = format!("ct direction original ct mark set ct mark & {keep:#010x} | {begun:#010x}\n");
-    let answers = format!(
-        "ct direction reply ct mark & {MARK_MASK:#010x} != {begun:#010x} meta mark & {MARK_MASK:#010x} == 0 \
-         meta mark set meta mark & {keep:#010x} | {exempt:#010x}\n"
-    );
-    let delivered = match path {
-        Path::Express => {
-            format!("meta mark & {MARK_MASK:#010x} == {:#010x} {begins}", config.deliver_mark())
-        }
-        Path::Rewrite => String::new(),
-    };
-    _ = write!(
-        rules,
-        "chain exempt_forwarded {{\n\
-         type filter hook prerouting priority mangle + 11; policy accept;\n\
-         iifname \"{tun}\" {begins}\
-         {answers}\
-         }}\n\
-         chain exempt_local {{\n\
-         type route hook output priority mangle + 11; policy accept;\n\
-         {delivered}\
-         {answers}\
-         }}\n"
-    );
-}
-
-/// Delivers to `listener`; `behind` is any address behind the TUN.
-fn deliver(rules: &mut String, config: &Config, listener: SocketAddr, behind: IpAddr) {
-    let tun = &config.tun;
-    let (keep, deliver) = (!MARK_MASK, config.deliver_mark());
-    let syn = "tcp flags & (fin | syn | rst | ack) == syn";
-    let set = format!("meta mark set meta mark & {keep:#010x} | {deliver:#010x} accept");
-    // Behind mangle's own place, so that others' marks are set by then and ours is added to them.
-    //
-    // A SYN for which there is a socket in TIME_WAIT or SYN_RECV must come to us like any other, but the
-    // kernel does not forward what it has found a socket for (`ip_forward()` drops it): hence a copy. Full
-    // sockets, also listeners that others' rules have chosen by now, are told by having a mark to read.
-    //
-    // Otherwise not `socket mark`: a connection that is being opened has none. Other programs' transparent
-    // sockets match as well, and are local as well.
-    _ = write!(
-        rules,
-        "chain deliver {{\n\
-         type filter hook prerouting priority mangle + 10; policy accept;\n\
-         meta l4proto != tcp accept\n\
-         iifname \"{tun}\" {syn} tproxy to {listener} {set}\n\
-         iifname \"{tun}\" {syn} accept\n\
-         {syn} socket mark >= 0 accept\n\
-         {syn} socket transparent 1 dup to {behind} device \"{tun}\" drop\n\
-         {syn} accept\n\
-         socket transparent 1 {set}\n\
-         }}\n"
-    );
-}
-
-/// The commands that delete the tables whether they are there or not.
-fn delete(name: &str) -> String {
-    ["ip", "ip6"].map(|family| format!("add table {family} {name}\ndelete table {family} {name}\n")).concat()
-}
-
-/// Has `nft` do it. What it says goes to a file: an error is a line and some context.
-fn nft(commands: &str) -> Result<(), FirewallError> {
-    let run = || {
-        let mut input = process::memory_file()?;
-        input.write_all(commands.as_bytes())?;
-        input.rewind()?;
-        let mut output = process::memory_file()?;
-        let done = process::run(&[c"nft", c"-f", c"-"], &input, &output)?;
-        let mut said = Vec::new();
-        if !done {
-            output.rewind()?;
-            output.read_to_end(&mut said)?;
-        }
-        Ok((done, said))
-    };
-    match run() {
-        Ok((true, _)) => Ok(()),
-        Ok((false, said)) => Err(FirewallError::Refused(String::from_utf8_lossy(&said).into_owned())),
-        Err(error) => Err(FirewallError::Run(error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NAME: &str = "tcp_over_http_toh0";
-
-    fn config(ipv6: &str) -> Config {
-        let text = format!(
-            "config tcp-over-http 'main'\n\toption tun 'toh0'\n\toption ipv6 '{ipv6}'\n\tlist upstream 'http://192.0.2.1'\n"
-        );
-        Config::from_uci(&text).unwrap()
-    }
-
-    /// The whole text, that a change of it is seen.
-    #[test]
-    fn the_rules() {
-        let text = rules(NAME, &config("0"), Path::Express);
-        assert_eq!(
-            text,
-            "add table ip tcp_over_http_toh0\n\
-             delete table ip tcp_over_http_toh0\n\
-             add table ip6 tcp_over_http_toh0\n\
-             delete table ip6 tcp_over_http_toh0\n\
-             table ip tcp_over_http_toh0 {\n\
-             chain deliver {\n\
-             type filter hook prerouting priority mangle + 10; policy accept;\n\
-             meta l4proto != tcp accept\n\
-             iifname \"toh0\" tcp flags & (fin | syn | rst | ack) == syn tproxy to 127.0.0.1:12345 \
-             meta mark set meta mark & 0x00ffffff | 0x75000000 accept\n\
-             iifname \"toh0\" tcp flags & (fin | syn | rst | ack) == syn accept\n\
-             tcp flags & (fin | syn | rst | ack) == syn socket mark >= 0 accept\n\
-             tcp flags & (fin | syn | rst | ack) == syn socket transparent 1 dup to 10.45.39.2 \
-             device \"toh0\" drop\n\
-             tcp flags & (fin | syn | rst | ack) == syn accept\n\
-             socket transparent 1 meta mark set meta mark & 0x00ffffff | 0x75000000 accept\n\
-             }\n}\n"
-        );
-    }
-
-    #[test]
-    fn ipv6_has_a_table_of_its_own() {
-        let text = rules(NAME, &config("1"), Path::Express);
-        assert!(text.contains("table ip6 tcp_over_http_toh0 {\n"));
-        assert!(text.contains("tproxy to [::1]:12345 "));
-        assert!(text.starts_with(rules(NAME, &config("0"), Path::Express).as_str()));
-    }
-
-    #[test]
-    fn answers_to_connections_from_outside_are_exempt() {
-        let mut config = config("0");
-        config.auto_route = true;
-        let text = rules(NAME, &config, Path::Rewrite);
-        let begins = "ct direction original ct mark set ct mark & 0x00ffffff | 0x7c000000\n";
-        let answers = "ct direction reply ct mark & 0xff000000 != 0x7c000000 meta mark & 0xff000000 == 0 \
-                       meta mark set meta mark & 0x00ffffff | 0x76000000\n";
-        assert!(text.ends_with(&format!(
-            "table ip tcp_over_http_toh0 {{\n\
-             chain exempt_forwarded {{\n\
-             type filter hook prerouting priority mangle + 11; policy accept;\n\
-             iifname \"toh0\" {begins}\
-             {answers}\
-             }}\n\
-             chain exempt_local {{\n\
-             type route hook output priority mangle + 11; policy accept;\n\
-             {answers}\
-             }}\n}}\n"
-        )));
-        let text = rules(NAME, &config, Path::Express);
-        assert!(text.contains(&format!("meta mark & 0xff000000 == 0x75000000 {begins}{answers}")));
-    }
-
-    #[test]
-    fn names_are_words() {
-        let mut config = config("0");
-        config.tun = "br-0.7".to_owned();
-        assert_eq!(name(&config), "tcp_over_http_br_0_7");
-    }
-
-    #[test]
-    fn marks_are_told_apart() {
-        let mut config = config("0");
-        for byte in 1..=0xff_u32 {
-            config.mark = byte << 24;
-            let mut marks =
-                [0, config.mark, config.deliver_mark(), config.exempt_mark(), config.begun_mark()];
-            assert!(marks.iter().all(|mark| mark & !MARK_MASK == 0));
-            marks.sort_unstable();
-            assert!(marks.is_sorted_by(|a, b| a < b));
-        }
-    }
-
-    /// `struct nlmsghdr`, `struct nfgenmsg` and a name.
-    fn notification(kind: u16, name: &str) -> Vec<u8> {
-        let name = [name.as_bytes(), b"\0"].concat();
-        let mut attr =
-            [&(4 + name.len() as u16).to_ne_bytes()[..], &TABLE_NAME.to_ne_bytes(), &name].concat();
-        attr.resize(attr.len().next_multiple_of(4), 0);
-        let length = (16 + BODY + attr.len()) as u32;
-        let header = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &[0; 10]].concat();
-        [&header[..], &[2, 0, 0, 0], &attr].concat()
-    }
-
-    #[test]
-    fn follows_its_own_tables() {
-        let after = |list: &[(u16, &str)]| {
-            let bytes: Vec<u8> = list.iter().flat_map(|(kind, name)| notification(*kind, name)).collect();
-            let mut deleted = false;
-            follow(NAME, &bytes, &mut deleted);
-            // A cut message says nothing.
-            follow(
-                NAME,
-                bytes.get(..bytes.len().saturating_sub(1)).unwrap_or_default(),
-                &mut deleted.clone(),
-            );
-            deleted
-        };
-        assert!(!after(&[]));
-        assert!(after(&[(DELETE_TABLE, NAME)]));
-        assert!(!after(&[(DELETE_TABLE, "others")]));
-        assert!(!after(&[(DELETE_TABLE, "tcp_over_http_toh01")]));
-        // As we do it.
-        assert!(!after(&[(DELETE_TABLE, NAME), (NEW_TABLE, NAME)]));
-        // A restart of the firewall.
-        assert!(after(&[(DELETE_TABLE, NAME), (NEW_TABLE, "fw4")]));
-        // Rules and chains bear the table's name as well.
-        assert!(!after(&[(10 << 8 | 8, NAME)]));
     }
 }

@@ -66,7 +66,7 @@ fn listen_on(address: SocketAddr, config: &Config, path: Path) -> io::Result<Lis
         Path::Rewrite => socket.bind_device(Some(config.tun.as_bytes()))?,
         Path::Express => {
             sys::set_transparent(&socket, address.is_ipv4())?;
-            // What they send is not captured, and leaves only to clients (`policy.rs`).
+            // What they send is not captured, and leaves only to clients (`tcp_over_http::capture`).
             sys::set_mark(&socket, config.deliver_mark())?;
         }
     }

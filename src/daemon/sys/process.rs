@@ -3,8 +3,8 @@
 
 use std::ffi::{CStr, c_char, c_int};
 use std::fs::{self, File};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::{io, ptr};
 
 use super::check;
@@ -14,9 +14,13 @@ unsafe extern "C" {
     static environ: *const *mut c_char;
 }
 
-/// Runs a program of PATH and blocks until it has ended. It reads `input` and writes stdout and stderr to `output`:
-/// files, which cannot fill up like a pipe. Returns whether it exited with 0.
-pub fn run(argv: &[&CStr], input: &File, output: &File) -> io::Result<bool> {
+/// A program that was started. Waited for at the latest when it is dropped.
+pub struct Child {
+    id: libc::pid_t,
+}
+
+/// Starts a program of PATH. It reads `input`, and what it says to stdout and stderr goes to `output`.
+pub fn spawn(argv: &[&CStr], input: impl AsFd, output: impl AsFd) -> io::Result<Child> {
     let pointers = null_terminated(argv);
     let Some(name) = argv.first() else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -28,6 +32,7 @@ pub fn run(argv: &[&CStr], input: &File, output: &File) -> io::Result<bool> {
     let mut actions = unsafe { actions.assume_init() };
     let mut id = 0;
     let mut spawned = Ok(());
+    let (input, output) = (input.as_fd(), output.as_fd());
     for (from, to) in
         [(input, libc::STDIN_FILENO), (output, libc::STDOUT_FILENO), (output, libc::STDERR_FILENO)]
     {
@@ -52,10 +57,24 @@ pub fn run(argv: &[&CStr], input: &File, output: &File) -> io::Result<bool> {
     });
     // SAFETY: initialized, and not used from here on.
     unsafe { libc::posix_spawn_file_actions_destroy(&mut actions) };
-    spawned.and_then(|()| wait(id))
+    spawned.map(|()| Child { id })
 }
 
-/// Whether a child of ours has exited with 0, once it has.
+impl Child {
+    /// Blocks until it has ended; whether it exited with 0.
+    pub fn wait(&mut self) -> io::Result<bool> {
+        wait(mem::take(&mut self.id))
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.id != 0 {
+            _ = wait(self.id);
+        }
+    }
+}
+
 fn wait(id: libc::pid_t) -> io::Result<bool> {
     loop {
         let mut status: c_int = 0;
@@ -174,7 +193,7 @@ mod tests {
         let (mut stdin, mut output) = (memory_file().unwrap(), memory_file().unwrap());
         stdin.write_all(input.as_bytes()).unwrap();
         stdin.rewind().unwrap();
-        let ended = run(&[c"sh", c"-c", script], &stdin, &output);
+        let ended = spawn(&[c"sh", c"-c", script], &stdin, &output).and_then(|mut child| child.wait());
         let mut said = String::new();
         output.rewind().unwrap();
         output.read_to_string(&mut said).unwrap();
@@ -194,9 +213,9 @@ mod tests {
         assert!(!shell(c"exit 3", "").0.unwrap());
         assert!(!shell(c"kill -KILL $$", "").0.unwrap());
         let file = memory_file().unwrap();
-        let error = run(&[c"/nonexistent"], &file, &file).unwrap_err();
+        let error = spawn(&[c"/nonexistent"], &file, &file).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        assert!(run(&[], &file, &file).is_err());
+        assert!(spawn(&[], &file, &file).is_err());
     }
 
     #[test]

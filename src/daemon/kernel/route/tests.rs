@@ -369,7 +369,7 @@ fn a_crash_blocks_until_the_next_start() {
 
         // What ends them all knows the device, too.
         (config.rule_priority, config.table) = (900, 7480);
-        super::clear(&config).unwrap();
+        super::clear(&Owner::new(&config)).unwrap();
         assert_eq!(state(), before);
     });
 }
@@ -499,7 +499,13 @@ impl World {
 
     fn try_install_for(&self, path: Path, config: &Config) -> Result<Routes, RouteError> {
         let _runtime = self.0.enter();
-        Routes::install(config, path, TUN)
+        Routes::install(config, path, TUN).map(Routes::keep)
+    }
+
+    /// Changes what is captured, as the event loop has it done.
+    fn reconfigure(&self, routes: &mut Routes, config: &Config) -> Result<(), RouteError> {
+        routes.replace(routes.desired(config, Path::Rewrite));
+        self.0.block_on(poll_fn(|cx| routes.poll_replaced(cx)))
     }
 
     /// The event that there is. The kernel queues events while it makes the change, so that the wait is

@@ -127,13 +127,16 @@ fn jumps_past_the_capture_go_first() {
         config.clients = nets(&["192.168.7.0/24"]);
         let mut routes = world.install(&config);
         let mut watch = sys::netlink(libc::NETLINK_ROUTE, libc::RTMGRP_IPV4_RULE as u32).unwrap();
-        routes.reconfigure(&auto_route(), Path::Rewrite).unwrap();
+        world.reconfigure(&mut routes, &auto_route()).unwrap();
         assert_eq!(from("192.168.7.9", "lan0"), TUN);
         let mut targets = Vec::new();
         let mut buffer = vec![0; netlink::READ_SIZE];
         while let Ok(length) = watch.read(&mut buffer) {
-            let deleted = netlink::messages(&buffer[..length]).filter(|it| it.kind == libc::RTM_DELRULE);
-            targets.extend(deleted.filter_map(|it| Rule::parse(it.body)).map(|rule| rule.target));
+            let deleted = tcp_over_http::capture::netlink::messages(&buffer[..length])
+                .filter(|it| it.kind == libc::RTM_DELRULE);
+            targets.extend(
+                deleted.filter_map(|it| tcp_over_http::capture::Rule::parse(it.body)).map(|rule| rule.target),
+            );
         }
         // Neither device nor client; the device, the client, what is our own, and what jumps are to.
         assert_eq!(targets[..2], [920; 2]);
@@ -275,7 +278,7 @@ fn blocked() {
         world.install(&config).hand_over(&config, Path::Rewrite).unwrap();
         close(tun);
         assert_eq!(express_state(), blocked);
-        clear(&config).unwrap();
+        clear(&Owner::new(&config)).unwrap();
         assert_eq!(express_state(), before);
     });
 }

@@ -1,11 +1,15 @@
-//! The rules, in the order of the table in `policy.rs`.
+//! The rules, as the table in `capture.rs` has them.
 
-use tcp_over_http::dns;
-use tcp_over_http::rewrite::Path;
+use alloc::borrow::ToOwned;
+use alloc::vec::Vec;
 
+use super::routes::Group;
 use super::rule::{FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, Rule};
-use super::{OURS, Route, V4, V6, family_of, net};
-use tcp_over_http::config::{Config, Host, MARK_MASK, NonTcp, Quic};
+use super::{OURS, V4, V6, family_of};
+use crate::config::{Config, Host, MARK_MASK, NonTcp, Quic};
+use crate::dns;
+use crate::net::IpNet;
+use crate::rewrite::Path;
 
 // Priorities, from `rule_priority` on.
 
@@ -28,24 +32,23 @@ const END: u32 = 20;
 /// The rule behind all others, P + this.
 pub const LAST_RULE: u32 = END;
 
-const MAIN: u32 = libc::RT_TABLE_MAIN as u32;
+/// `RT_TABLE_MAIN` (<linux/rtnetlink.h>)
+const MAIN: u32 = 254;
 /// What stands for the machine itself as the device that packets come from.
 const SELF: &str = "lo";
-const TCP: u8 = libc::IPPROTO_TCP as u8;
-const UDP: u8 = libc::IPPROTO_UDP as u8;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 /// QUIC's port (RFC 9114 section 3.1).
 const HTTPS: u16 = 443;
 
 /// The rules that lead to these routes, in the order to add them: the capture last, so that neither our
 /// own connections nor local networks are captured meanwhile.
-pub fn rules(config: &Config, path: Path, tun: &str, routes: &[Route]) -> Vec<Rule> {
+pub fn rules(config: &Config, path: Path, tun: &str, groups: &[Group]) -> Vec<Rule> {
     let mut all = Vec::new();
     for family in [V4, V6] {
-        let has = |table: u32| routes.iter().any(|it| family_of(&it.net) == family && it.table == table);
-        let captures = routes
-            .iter()
-            .any(|it| family_of(&it.net) == family && it.table == config.table && it.kind != libc::RTN_THROW);
-        if !captures && !has(config.table.saturating_add(1)) {
+        let captures_in = |table| groups.iter().any(|it| it.table() == table && it.captures(family));
+        let captures = captures_in(config.table);
+        if !captures && !captures_in(config.table.saturating_add(1)) {
             continue;
         }
         let mut rules = Rules { config, family, all: &mut all };
@@ -60,7 +63,7 @@ pub fn rules(config: &Config, path: Path, tun: &str, routes: &[Route]) -> Vec<Ru
         }
         if captures {
             rules.spare_proxies();
-            for range in config.dns.fake_ranges().filter(|range| family_of(range) == family) {
+            for range in config.dns.fake_ranges().filter(|range| family_of(*range) == family) {
                 rules.lookup(FAKE, config.table).dst = Some(range);
             }
             if config.dns.spares_own() {
@@ -100,8 +103,8 @@ impl Rules<'_> {
     fn spare_proxies(&mut self) {
         for upstream in &self.config.upstreams {
             let Host::Ip(address) = upstream.host else { continue };
-            let host = net(address, if address.is_ipv4() { 32 } else { 128 });
-            if family_of(&host) == self.family {
+            let host = IpNet::new(address, if address.is_ipv4() { 32 } else { 128 });
+            if family_of(host) == self.family {
                 self.goto(MARKED, END).src = Some(host);
             }
         }
@@ -129,7 +132,7 @@ impl Rules<'_> {
         }
         for (nets, offset, target) in [(client_bypass, NOT_CLIENTS, END), (clients, CLIENTS, CAPTURE)] {
             for net in nets {
-                if family_of(net) == self.family {
+                if family_of(*net) == self.family {
                     self.goto(offset, target).src = Some(*net);
                 }
             }

@@ -1,18 +1,45 @@
 //! A route of our tables, and its netlink messages.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{V4, V6, family_of, net, octets, prefix_of};
-use crate::kernel::netlink::{self, Message, NLM_F_CREATE, NLM_F_REPLACE};
-use tcp_over_http::net::IpNet;
+use super::netlink::{self, Message, NLM_F_CREATE, NLM_F_REPLACE};
+use super::{V4, V6, family_of};
+use crate::net::IpNet;
+
+// <linux/rtnetlink.h>
+
+/// The kind of a message: a route is to be added.
+pub const RTM_NEWROUTE: u16 = 24;
+/// A route is gone, or is to be deleted.
+pub const RTM_DELROUTE: u16 = 25;
+/// Routes are asked for.
+pub const RTM_GETROUTE: u16 = 26;
+
+/// Through a device.
+pub const RTN_UNICAST: u8 = 1;
+/// To this machine.
+pub const RTN_LOCAL: u8 = 2;
+/// Refused.
+pub const RTN_UNREACHABLE: u8 = 7;
+/// The rules that follow decide.
+pub const RTN_THROW: u8 = 9;
+
+const RT_SCOPE_UNIVERSE: u8 = 0;
+const RT_SCOPE_LINK: u8 = 253;
+const RT_SCOPE_HOST: u8 = 254;
+
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_PRIORITY: u16 = 6;
+const RTA_TABLE: u16 = 15;
 
 /// Length of `struct rtmsg`.
 const BODY: usize = 12;
 
 /// A route in our table.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// What it leads to.
+    /// What it is for.
     pub net: IpNet,
     /// `RTN_UNICAST` through the TUN, `RTN_LOCAL`, `RTN_UNREACHABLE` or `RTN_THROW`.
     pub kind: u8,
@@ -27,24 +54,34 @@ pub struct Route {
 }
 
 impl Route {
-    /// The request that adds it, in the place of one with the same prefix and metric if there is one.
+    /// What the kernel has one of: a route with the same key takes another's place.
+    pub const fn key(&self) -> (IpNet, u32, u32) {
+        (self.net, self.table, self.metric)
+    }
+
+    /// The request for all routes.
+    pub fn list() -> Message {
+        Message::new(RTM_GETROUTE, 0, &[0; BODY])
+    }
+
+    /// The request that adds it, in the place of one with the same key if there is one.
     pub fn add(&self) -> Message {
         let scope = match self.kind {
-            libc::RTN_UNICAST => libc::RT_SCOPE_LINK,
-            libc::RTN_LOCAL => libc::RT_SCOPE_HOST,
-            _ => libc::RT_SCOPE_UNIVERSE,
+            RTN_UNICAST => RT_SCOPE_LINK,
+            RTN_LOCAL => RT_SCOPE_HOST,
+            _ => RT_SCOPE_UNIVERSE,
         };
-        let (family, prefix) = (family_of(&self.net), prefix_of(&self.net));
+        let (family, prefix) = (family_of(self.net), self.net.prefix());
         let (protocol, kind) = (self.protocol, self.kind);
         let body = [family, prefix, 0, 0, 0, protocol, scope, kind, 0, 0, 0, 0];
-        let mut message = Message::new(libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &body);
+        let mut message = Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &body);
         message = message
-            .attr(libc::RTA_DST, &octets(&self.net))
-            .attr_u32(libc::RTA_TABLE, self.table)
-            .attr_u32(libc::RTA_PRIORITY, self.metric);
+            .attr_addr(RTA_DST, self.net.addr())
+            .attr_u32(RTA_TABLE, self.table)
+            .attr_u32(RTA_PRIORITY, self.metric);
         match self.oif {
             0 => message,
-            oif => message.attr_u32(libc::RTA_OIF, oif),
+            oif => message.attr_u32(RTA_OIF, oif),
         }
     }
 
@@ -57,7 +94,7 @@ impl Route {
             _ => return None,
         };
         let mut route = Route {
-            net: net(unspecified, header[1]),
+            net: IpNet::new(unspecified, header[1]),
             kind: header[7],
             metric: 0,
             table: header[4].into(),
@@ -67,16 +104,14 @@ impl Route {
         for (kind, value) in netlink::attrs(body, BODY) {
             let number = netlink::u32_at(value, 0);
             match (kind, &mut route.net) {
-                (libc::RTA_DST, IpNet::V4(net)) => net.addr = netlink::array_at(value, 0)?.into(),
-                (libc::RTA_DST, IpNet::V6(net)) => {
+                (RTA_DST, IpNet::V4(net)) => net.addr = netlink::array_at(value, 0)?.into(),
+                (RTA_DST, IpNet::V6(net)) => {
                     net.addr = netlink::array_at::<16>(value, 0)?.into();
                 }
-                (libc::RTA_TABLE, _) => route.table = number,
-                (libc::RTA_PRIORITY, _) => route.metric = number,
+                (RTA_TABLE, _) => route.table = number,
+                (RTA_PRIORITY, _) => route.metric = number,
                 // IPv6 shows routes without a device as if they were through `lo`.
-                (libc::RTA_OIF, _) if matches!(route.kind, libc::RTN_UNICAST | libc::RTN_LOCAL) => {
-                    route.oif = number
-                }
+                (RTA_OIF, _) if matches!(route.kind, RTN_UNICAST | RTN_LOCAL) => route.oif = number,
                 _ => {}
             }
         }
@@ -86,7 +121,9 @@ impl Route {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{METRIC_TUN, OURS};
+    use std::vec;
+
+    use super::super::OURS;
     use super::*;
 
     /// The most that may follow the last value.
@@ -95,18 +132,14 @@ mod tests {
     fn some_routes() -> [Route; 2] {
         let throw = Route {
             net: IpNet::parse("10.0.0.0/8").unwrap(),
-            kind: libc::RTN_THROW,
-            metric: METRIC_TUN,
+            kind: RTN_THROW,
+            metric: 1024,
             table: 7480,
             oif: 0,
             protocol: OURS,
         };
-        let unicast = Route {
-            net: IpNet::parse("2001:db8::/32").unwrap(),
-            kind: libc::RTN_UNICAST,
-            oif: 3,
-            ..throw.clone()
-        };
+        let unicast =
+            Route { net: IpNet::parse("2001:db8::/32").unwrap(), kind: RTN_UNICAST, oif: 3, ..throw };
         [throw, unicast]
     }
 
@@ -120,8 +153,8 @@ mod tests {
     /// `ip route replace 10.0.0.0/8 dev IFINDEX-3 table 7480 proto 116 metric 1024`, as strace shows it.
     #[test]
     fn writes_a_route_as_iproute2_does() {
-        let mut route = some_routes()[0].clone();
-        route.kind = libc::RTN_UNICAST;
+        let mut route = some_routes()[0];
+        route.kind = RTN_UNICAST;
         route.oif = 3;
         let attr =
             |kind: u16, value: [u8; 4]| [&8u16.to_ne_bytes()[..], &kind.to_ne_bytes(), &value].concat();
@@ -140,7 +173,7 @@ mod tests {
         for route in some_routes() {
             let message = route.add();
             for cut in 0..message.body().len() - PADDING {
-                assert_ne!(Route::parse(&message.body()[..cut]), Some(route.clone()));
+                assert_ne!(Route::parse(&message.body()[..cut]), Some(route));
             }
         }
     }

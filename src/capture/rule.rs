@@ -1,10 +1,21 @@
 //! A policy rule, and its netlink messages.
 
-use std::net::IpAddr;
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use core::net::IpAddr;
 
-use super::{V4, net, octets, prefix_of};
-use crate::kernel::netlink::{self, Message, NLM_F_CREATE, NLM_F_EXCL};
-use tcp_over_http::net::IpNet;
+use super::V4;
+use super::netlink::{self, Message, NLM_F_CREATE, NLM_F_EXCL};
+use crate::net::IpNet;
+
+// <linux/rtnetlink.h>
+
+/// The kind of a message: a rule is new, or is to be added.
+pub const RTM_NEWRULE: u16 = 32;
+/// A rule is gone, or is to be deleted.
+pub const RTM_DELRULE: u16 = 33;
+/// Rules are asked for.
+pub const RTM_GETRULE: u16 = 34;
 
 // <linux/fib_rules.h>
 
@@ -12,7 +23,7 @@ use tcp_over_http::net::IpNet;
 pub const FR_ACT_TO_TBL: u8 = 1;
 /// Go on at another priority.
 pub const FR_ACT_GOTO: u8 = 2;
-/// Nothing: something to go on at.
+/// Nothing: a place to go on at.
 pub const FR_ACT_NOP: u8 = 3;
 
 const FRA_DST: u16 = 1;
@@ -83,11 +94,16 @@ impl Rule {
         protocol: 0,
     };
 
+    /// The request for all rules.
+    pub fn list() -> Message {
+        Message::new(RTM_GETRULE, 0, &[0; BODY])
+    }
+
     /// The request that adds it; fails with EEXIST if it is there.
     pub fn add(&self) -> Message {
-        let (dst, src) = (self.dst.as_ref().map_or(0, prefix_of), self.src.as_ref().map_or(0, prefix_of));
+        let (dst, src) = (self.dst.map_or(0, IpNet::prefix), self.src.map_or(0, IpNet::prefix));
         let body = [self.family, dst, src, 0, 0, 0, 0, self.action, 0, 0, 0, 0];
-        let mut message = Message::new(libc::RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, &body)
+        let mut message = Message::new(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, &body)
             .attr_u32(FRA_PRIORITY, self.priority)
             .attr(FRA_PROTOCOL, &[self.protocol]);
         if !self.iif.is_empty() {
@@ -98,7 +114,7 @@ impl Rule {
         }
         for (kind, net) in [(FRA_DST, self.dst), (FRA_SRC, self.src)] {
             if let Some(net) = net {
-                message = message.attr(kind, &octets(&net));
+                message = message.attr_addr(kind, net.addr());
             }
         }
         if self.ip_proto != 0 {
@@ -127,7 +143,7 @@ impl Rule {
             match kind {
                 FRA_IIFNAME => {
                     let name = value.split(|&byte| byte == 0).next().unwrap_or_default();
-                    rule.iif = String::from_utf8_lossy(name).into_owned();
+                    rule.iif = str::from_utf8(name).unwrap_or_default().to_owned();
                 }
                 FRA_GOTO => rule.target = number,
                 FRA_PRIORITY => rule.priority = number,
@@ -156,14 +172,14 @@ fn network(family: u8, address: &[u8], prefix: u8) -> Option<IpNet> {
         V4 => IpAddr::from(netlink::array_at::<4>(address, 0)?),
         _ => IpAddr::from(netlink::array_at::<16>(address, 0)?),
     };
-    Some(net(address, prefix))
+    Some(IpNet::new(address, prefix))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{OURS, V4, V6};
+    use super::super::{OURS, V6};
     use super::*;
-    use tcp_over_http::config::MARK_MASK;
+    use crate::config::MARK_MASK;
 
     /// The most that may follow the last value.
     const PADDING: usize = 3;

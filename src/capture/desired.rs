@@ -1,0 +1,46 @@
+//! What the kernel is to have.
+
+use alloc::vec::Vec;
+
+use super::routes::{Group, NotCaptured, routes};
+use super::rules::rules;
+use super::{Route, Rule};
+use crate::config::Config;
+use crate::rewrite::Path;
+
+/// Rules and routes. There may be thousands of routes.
+#[derive(Default)]
+pub struct Desired {
+    /// The rules, in the order to add them.
+    pub rules: Vec<Rule>,
+    /// The routes, likewise.
+    pub(super) groups: Vec<Group>,
+    /// Configured networks that are not among them.
+    pub ignored: Vec<NotCaptured>,
+}
+
+impl Desired {
+    /// What a configuration asks for, with a TUN of this name and index; without an index what refuses all that is
+    /// captured, until there is a daemon.
+    pub fn new(config: &Config, path: Path, tun: &str, index: Option<u32>) -> Self {
+        let (groups, ignored) = routes(config, path, index);
+        Self { rules: rules(config, path, tun, &groups), groups, ignored }
+    }
+
+    /// The routes, in the order to add them.
+    pub fn routes(&self) -> impl Iterator<Item = Route> {
+        self.groups.iter().flat_map(|group| group.nets.iter().map(|net| group.route(*net)))
+    }
+
+    /// The number of the route that has the key of this one, and that route.
+    pub fn find(&self, route: &Route) -> Option<(usize, Route)> {
+        let mut before = 0;
+        for group in &self.groups {
+            if let Some(number) = group.find(route) {
+                return Some((before + number, group.route(route.net)));
+            }
+            before += group.nets.len();
+        }
+        None
+    }
+}

@@ -1,0 +1,69 @@
+//! Messages about network devices and their addresses.
+
+use core::net::IpAddr;
+
+use super::netlink::{self, Message, NLM_F_CREATE, NLM_F_REPLACE};
+use super::{V4, V6};
+use crate::net::IpNet;
+
+// <linux/rtnetlink.h>
+
+/// The kind of a message: a device is new or has changed, or is to be changed.
+pub const RTM_NEWLINK: u16 = 16;
+/// A device is gone.
+pub const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_NEWADDR: u16 = 20;
+/// An address is gone.
+pub const RTM_DELADDR: u16 = 21;
+
+/// <linux/if_link.h>
+const IFLA_IFNAME: u16 = 3;
+/// <linux/if_addr.h>
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_F_NODAD: u8 = 2;
+/// <linux/if.h>
+const IFF_UP: u32 = 1;
+
+/// Length of `struct ifinfomsg`: family, type, index, flags, and which flags to change.
+const BODY: usize = 16;
+
+/// The request for the device of this name.
+pub fn find(name: &str) -> Message {
+    Message::new(RTM_GETLINK, 0, &[0; BODY]).attr_text(IFLA_IFNAME, name)
+}
+
+/// The request that brings a device up.
+pub fn bring_up(index: u32) -> Message {
+    let mut body = [0; BODY];
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    body[8..12].copy_from_slice(&IFF_UP.to_ne_bytes());
+    body[12..16].copy_from_slice(&IFF_UP.to_ne_bytes());
+    Message::new(RTM_NEWLINK, 0, &body)
+}
+
+/// The request that gives a device an address and its network. Without duplicate detection it can be bound at once;
+/// there is nobody on a TUN who could have it too.
+pub fn add_address(index: u32, net: IpNet) -> Message {
+    let (family, flags) = match net {
+        IpNet::V4(_) => (V4, 0),
+        IpNet::V6(_) => (V6, IFA_F_NODAD),
+    };
+    let [a, b, c, d] = index.to_ne_bytes();
+    let body = [family, net.prefix(), flags, 0, a, b, c, d];
+    let address: IpAddr = net.addr();
+    Message::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &body)
+        .attr_addr(IFA_LOCAL, address)
+        .attr_addr(IFA_ADDRESS, address)
+}
+
+/// The device that a message is about: `struct ifinfomsg` and `struct ifaddrmsg` have its index in one place.
+pub fn index(body: &[u8]) -> u32 {
+    netlink::u32_at(body, 4)
+}
+
+/// Whether the device that a message is about is up.
+pub fn is_up(body: &[u8]) -> bool {
+    netlink::u32_at(body, 8) & IFF_UP != 0
+}

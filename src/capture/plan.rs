@@ -1,0 +1,312 @@
+//! From what the kernel has to what it is to have.
+//!
+//! What is missing is added first, and only then what is ours and not desired is deleted: a start after a crash or with
+//! other options opens no gap through which traffic could leak. To install is to do it for the first time, to restore
+//! is to do it again, to remove is to desire nothing.
+
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::{self, Vec};
+use core::fmt;
+use core::mem;
+
+use super::netlink::Message;
+use super::route::{RTM_DELROUTE, Route};
+use super::rule::{RTM_DELRULE, Rule};
+use super::rules::LAST_RULE;
+use super::{Desired, OURS};
+use crate::config::{Config, TABLES};
+
+// <asm-generic/errno-base.h>
+
+const ENOENT: i32 = 2;
+const ESRCH: i32 = 3;
+const EEXIST: i32 = 17;
+
+/// What our rules and routes are known by, and so those of an earlier run with the same device, table or priority.
+#[derive(Clone)]
+pub struct Owner {
+    tun: String,
+    first_rule: u32,
+    table: u32,
+}
+
+impl Owner {
+    /// The runs with this device, table or priority.
+    pub fn new(config: &Config) -> Self {
+        Self { tun: config.tun.clone(), first_rule: config.rule_priority, table: config.table }
+    }
+
+    fn owns_table(&self, table: u32) -> bool {
+        (self.table..self.table.saturating_add(TABLES)).contains(&table)
+    }
+}
+
+/// The rules and routes that were found, held against the desired ones. It is to see all rules,
+/// [their end](Plan::end_rules), all routes.
+pub struct Plan {
+    owner: Owner,
+    desired: Rc<Desired>,
+    /// Our rules, each with the message that deletes it.
+    rules: Vec<(Rule, Message)>,
+    /// The last priorities of this run, and of earlier ones with other numbers.
+    ends: Vec<u32>,
+    /// Other tables that our rules lead to: those of earlier runs.
+    tables: Vec<u32>,
+    /// Which of the desired routes are there.
+    there: Vec<bool>,
+    /// Deletes our routes that are not desired.
+    stale: Vec<(Action, Message)>,
+}
+
+impl Plan {
+    /// A plan that has seen nothing yet.
+    pub fn new(owner: Owner, desired: Rc<Desired>) -> Self {
+        Self {
+            owner,
+            rules: Vec::new(),
+            ends: Vec::new(),
+            tables: Vec::new(),
+            there: alloc::vec![false; desired.routes().count()],
+            stale: Vec::new(),
+            desired,
+        }
+    }
+
+    /// Takes the body of an `RTM_NEWRULE`, which deletes the rule when it is sent back: as with `ip rule flush`, nothing
+    /// in it can be missed.
+    pub fn see_rule(&mut self, body: &[u8]) {
+        let ours = Rule::parse(body).filter(|rule| rule.protocol == OURS);
+        self.rules.extend(ours.map(|rule| (rule, Message::new(RTM_DELRULE, 0, body))));
+    }
+
+    /// All rules have been seen: tells ours from those of another run beside this one, which has another device, and
+    /// none of these numbers.
+    pub fn end_rules(&mut self) {
+        let Self { owner, rules, ends, tables, .. } = self;
+        // Each run has a rule that lets what comes from the device jump to its end.
+        let jumps = rules.iter().filter(|(rule, _)| rule.iif == owner.tun && rule.target != 0);
+        ends.extend(jumps.map(|(rule, _)| rule.target));
+        ends.push(owner.first_rule.saturating_add(LAST_RULE));
+        rules.retain(|(rule, _)| {
+            let mut runs = ends.iter().map(|end| end.saturating_sub(LAST_RULE)..=*end);
+            runs.any(|run| run.contains(&rule.priority))
+                || owner.owns_table(rule.table)
+                || rule.iif == owner.tun
+        });
+        for (rule, _) in rules {
+            if !owner.owns_table(rule.table) && !tables.contains(&rule.table) {
+                tables.push(rule.table);
+            }
+        }
+    }
+
+    /// Takes the body of an `RTM_NEWROUTE`, likewise.
+    pub fn see_route(&mut self, body: &[u8]) {
+        let Some(route) = Route::parse(body).filter(|route| route.protocol == OURS) else { return };
+        if !self.owner.owns_table(route.table) && !self.tables.contains(&route.table) {
+            return;
+        }
+        match self.desired.find(&route) {
+            // If it is another with the key of a desired one, that one will take its place.
+            Some((number, desired)) => self.there[number] = route == desired,
+            None => self.stale.push((Action::DeleteRoute(route), Message::new(RTM_DELROUTE, 0, body))),
+        }
+    }
+
+    /// What to ask the kernel for, all but what the plan has seen.
+    pub fn requests(&mut self) -> Requests {
+        let Self { desired, ends, .. } = self;
+        let missing = desired.routes().zip(&self.there).filter(|(_, there)| !**there);
+        let add_routes: Vec<Route> = missing.map(|(route, _)| route).collect();
+        // Routes first: a rule that leads to none captures nothing.
+        let mut others = Vec::new();
+        for rule in &desired.rules {
+            if !self.rules.iter().any(|(found, _)| found == rule) {
+                others.push((Action::AddRule(rule.priority), rule.add()));
+            }
+        }
+        others.append(&mut self.stale);
+        // The jumps past the capture before other rules: nobody must fall from a rule that selects to the jump behind it.
+        let (jumps, rest): (Vec<_>, Vec<_>) =
+            mem::take(&mut self.rules).into_iter().partition(|(rule, _)| ends.contains(&rule.target));
+        for (rule, deletion) in jumps.into_iter().chain(rest) {
+            if !desired.rules.contains(&rule) {
+                others.push((Action::DeleteRule(rule.priority), deletion));
+            }
+        }
+        Requests { add_routes: add_routes.into_iter(), others: others.into_iter() }
+    }
+}
+
+/// Requests, to be sent in this order, up to the first to add something that fails.
+pub struct Requests {
+    add_routes: vec::IntoIter<Route>,
+    others: vec::IntoIter<(Action, Message)>,
+}
+
+impl Iterator for Requests {
+    type Item = (Action, Message);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let addition = self.add_routes.next().map(|route| (Action::AddRoute(route), route.add()));
+        addition.or_else(|| self.others.next())
+    }
+}
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Adds a route.
+    AddRoute(Route),
+    /// Adds a rule of this priority.
+    AddRule(u32),
+    /// Deletes a route.
+    DeleteRoute(Route),
+    /// Deletes a rule of this priority.
+    DeleteRule(u32),
+}
+
+impl Action {
+    /// Whether it is no fault if the kernel refuses with this `errno`: somebody else has done it.
+    pub const fn is_done(self, errno: i32) -> bool {
+        match self {
+            Self::AddRoute(_) => false,
+            Self::AddRule(_) => errno == EEXIST,
+            Self::DeleteRoute(_) => errno == ESRCH,
+            Self::DeleteRule(_) => errno == ENOENT,
+        }
+    }
+
+    /// Whether the others are to be tried if it fails.
+    pub const fn is_deletion(self) -> bool {
+        matches!(self, Self::DeleteRoute(_) | Self::DeleteRule(_))
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddRoute(Route { net, table, .. }) => write!(f, "add route {net} to table {table}"),
+            Self::AddRule(priority) => write!(f, "add rule {priority}"),
+            Self::DeleteRoute(Route { net, table, .. }) => write!(f, "delete route {net} from table {table}"),
+            Self::DeleteRule(priority) => write!(f, "delete rule {priority}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+    use crate::net::IpNet;
+    use crate::rewrite::Path;
+
+    const TUN: &str = "toh0";
+
+    fn config() -> Config {
+        let text = "config tcp-over-http main\noption auto_route 1\nlist upstream http://192.0.2.1\n";
+        Config::from_uci(text).unwrap()
+    }
+
+    fn nets(list: &[&str]) -> Vec<IpNet> {
+        list.iter().map(|text| IpNet::parse(text).unwrap()).collect()
+    }
+
+    fn desired(config: &Config, path: Path) -> Rc<Desired> {
+        Rc::new(Desired::new(config, path, TUN, Some(7)))
+    }
+
+    /// The plan of a kernel that has what was desired before.
+    fn plan(config: &Config, before: &Desired, after: &Rc<Desired>) -> Plan {
+        let mut plan = Plan::new(Owner::new(config), Rc::clone(after));
+        for rule in &before.rules {
+            plan.see_rule(rule.add().body());
+        }
+        plan.end_rules();
+        for route in before.routes() {
+            plan.see_route(route.add().body());
+        }
+        plan
+    }
+
+    fn actions(config: &Config, before: &Desired, after: &Rc<Desired>) -> Vec<String> {
+        plan(config, before, after).requests().map(|(action, _)| action.to_string()).collect()
+    }
+
+    #[test]
+    fn what_is_there_stays() {
+        for path in [Path::Rewrite, Path::Express] {
+            let (config, nothing) = (config(), Desired::default());
+            let desired = desired(&config, path);
+            let all = desired.rules.len() + desired.routes().count();
+            assert_eq!(actions(&config, &nothing, &desired).len(), all);
+            assert_eq!(actions(&config, &desired, &desired), [""; 0]);
+            assert_eq!(actions(&config, &desired, &Rc::default()).len(), all);
+        }
+    }
+
+    #[test]
+    fn only_what_differs_is_changed_and_additions_come_first() {
+        let mut config = config();
+        config.bypass = nets(&["10.0.0.0/8", "172.16.0.0/12"]);
+        let before = desired(&config, Path::Rewrite);
+        config.bypass = nets(&["10.0.0.0/8", "192.168.0.0/16"]);
+        config.interfaces = std::vec!["lan0".to_string()];
+        config.address6 = None;
+        let after = desired(&config, Path::Rewrite);
+        let actions = actions(&config, &before, &after);
+        let first_deletion = actions.iter().position(|it| it.starts_with("delete")).unwrap();
+        let (added, deleted) = actions.split_at(first_deletion);
+        assert_eq!(added[0], "add route 192.168.0.0/16 to table 7480");
+        assert!(added[1..].iter().all(|it| it.starts_with("add rule ")), "{added:?}");
+        assert!(deleted.iter().all(|it| it.starts_with("delete ")), "{deleted:?}");
+        assert_eq!(deleted[0], "delete route 172.16.0.0/12 from table 7480");
+        assert!(deleted.contains(&"delete route ::/0 from table 7480".to_string()));
+        assert!(deleted.contains(&"delete rule 920".to_string()), "IPv6 is off");
+    }
+
+    /// A route with the key of a desired one is replaced, and so must not be deleted: IPv6 would take one for the
+    /// other.
+    #[test]
+    fn what_is_replaced_is_not_deleted() {
+        let mut config = config();
+        config.auto_route = false;
+        config.routes = nets(&["2001:db8::/32"]);
+        config.bypass = nets(&["2001:db8:1::/48"]);
+        let before = desired(&config, Path::Express);
+        config.routes = nets(&["2001:db8:1::/48", "2001:db8:2::/48"]);
+        config.bypass = nets(&["2001:db8::/48"]);
+        let after = desired(&config, Path::Express);
+        let requests: Vec<_> = plan(&config, &before, &after).requests().map(|(action, _)| action).collect();
+        for action in &requests {
+            if let Action::DeleteRoute(route) = action {
+                assert!(after.routes().all(|it| it.key() != route.key()), "{route:?}");
+            }
+        }
+        let replaced = after.routes().find(|it| it.net == nets(&["2001:db8:1::/48"])[0]).unwrap();
+        assert!(requests.contains(&Action::AddRoute(replaced)));
+    }
+
+    #[test]
+    fn others_are_left_alone() {
+        let mut config = config();
+        let ours = desired(&config, Path::Rewrite);
+        config.tun = "toh7".to_string();
+        (config.table, config.rule_priority) = (9000, 2000);
+        let other = Rc::new(Desired::new(&config, Path::Rewrite, "toh7", Some(8)));
+        assert!(actions(&config, &ours, &other).iter().all(|it| it.starts_with("add ")));
+        // Until one of the numbers is its own: then it was an earlier run.
+        config.table = 7480;
+        let deleted = actions(&config, &ours, &Rc::default());
+        assert!(deleted.iter().any(|it| it.starts_with("delete route")));
+    }
+
+    #[test]
+    fn no_fault() {
+        assert!(Action::AddRule(900).is_done(EEXIST) && !Action::AddRule(900).is_done(ENOENT));
+        assert!(Action::DeleteRule(900).is_done(ENOENT) && Action::DeleteRule(900).is_deletion());
+        assert!(!Action::AddRule(900).is_deletion());
+    }
+}

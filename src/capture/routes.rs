@@ -1,0 +1,252 @@
+//! The routes of our tables.
+
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::route::{RTN_LOCAL, RTN_THROW, RTN_UNICAST, RTN_UNREACHABLE, Route};
+use super::{LOOPBACK, OURS, family_of};
+use crate::config::{Config, OnFailure};
+use crate::net::{IpNet, Ipv4Net};
+use crate::rewrite::Path;
+
+/// Metrics in our table, lower wins. Explicit, since the families' defaults differ.
+const METRIC_TUN: u32 = 1024;
+const METRIC_BLOCK: u32 = 4096;
+
+/// Multicast can't be TCP; without its own route it would follow the default one into the TUN.
+const MULTICAST: IpNet = IpNet::V4(Ipv4Net { addr: Ipv4Addr::new(224, 0, 0, 0), prefix: 4 });
+
+/// All addresses, of each family.
+const ALL: [IpNet; 2] =
+    [IpNet::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), IpNet::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0)];
+
+/// A configured network that can't be captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotCaptured {
+    /// The network.
+    pub net: IpNet,
+    /// The reason.
+    pub why: Why,
+}
+
+/// Why a network isn't captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It is one of IPv6, which is off.
+    Ipv6Off,
+    /// It is part of a network that is bypassed.
+    Bypassed,
+}
+
+impl fmt::Display for NotCaptured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = match self.why {
+            Why::Ipv6Off => "IPv6 is off",
+            Why::Bypassed => "it is bypassed",
+        };
+        write!(f, "route {} is not captured: {why}", self.net)
+    }
+}
+
+/// Routes that differ only in what they are for.
+pub struct Group {
+    /// What they are for, in order.
+    pub nets: Rc<[IpNet]>,
+    /// All else, with one of the networks.
+    template: Route,
+}
+
+impl Group {
+    /// The route for a network.
+    pub const fn route(&self, net: IpNet) -> Route {
+        Route { net, ..self.template }
+    }
+
+    /// The table that they are in.
+    pub const fn table(&self) -> u32 {
+        self.template.table
+    }
+
+    /// Whether there are any of this family, and they capture.
+    pub fn captures(&self, family: u8) -> bool {
+        self.template.kind != RTN_THROW && self.nets.iter().any(|net| family_of(*net) == family)
+    }
+
+    /// The number of the network of a route that has the same key as the one here.
+    pub fn find(&self, route: &Route) -> Option<usize> {
+        let is_here = self.route(route.net).key() == route.key();
+        self.nets.binary_search(&route.net).ok().filter(|_| is_here)
+    }
+}
+
+/// The routes that a configuration asks for, in the order to add them, and what it asks for in vain. Without a TUN
+/// those that refuse what is captured, whatever `on_failure` says.
+pub fn routes(config: &Config, path: Path, tun: Option<u32>) -> (Vec<Group>, Vec<NotCaptured>) {
+    let (bypass, captured, ignored) = networks(config);
+    let (table, deliver, guard) =
+        (config.table, config.table.saturating_add(1), config.table.saturating_add(2));
+    let mut groups = Vec::new();
+    let mut add = |nets: &Rc<[IpNet]>, table, kind, metric, oif| {
+        if let Some(&net) = nets.first() {
+            let template = Route { net, kind, metric, table, oif, protocol: OURS };
+            groups.push(Group { nets: Rc::clone(nets), template });
+        }
+    };
+    if path == Path::Express {
+        let all = ALL.into_iter().filter(|net| is_usable(*net, config)).collect();
+        add(&all, deliver, RTN_LOCAL, METRIC_TUN, LOOPBACK);
+    }
+    if !captured.is_empty() {
+        // First what must not be captured.
+        if path == Path::Express {
+            add(&bypass, guard, RTN_THROW, METRIC_TUN, 0);
+            add(&captured, guard, RTN_UNREACHABLE, METRIC_TUN, 0);
+        }
+        add(&bypass, table, RTN_THROW, METRIC_TUN, 0);
+        if let Some(tun) = tun {
+            add(&captured, table, RTN_UNICAST, METRIC_TUN, tun);
+        }
+        if tun.is_none() || config.on_failure == OnFailure::Block {
+            add(&captured, table, RTN_UNREACHABLE, METRIC_BLOCK, 0);
+        }
+    }
+    (groups, ignored)
+}
+
+/// What is bypassed, what is captured, both in order, and what can't be.
+fn networks(config: &Config) -> (Rc<[IpNet]>, Rc<[IpNet]>, Vec<NotCaptured>) {
+    let mut bypass = config.bypass.clone();
+    let mut captured = config.routes.clone();
+    if config.auto_route {
+        bypass.push(MULTICAST);
+        captured.extend(ALL.iter().filter(|net| is_usable(**net, config)));
+    }
+    bypass.retain(|net| is_usable(*net, config));
+    sort(&mut bypass);
+    sort(&mut captured);
+    let mut widest = bypass.clone();
+    widest.dedup_by(|net, before| before.contains(*net));
+    let mut ignored = Vec::new();
+    captured.retain(|&net| {
+        let why = if !is_usable(net, config) {
+            Why::Ipv6Off
+        } else if is_within(net, &widest) {
+            Why::Bypassed
+        } else {
+            return true;
+        };
+        ignored.push(NotCaptured { net, why });
+        false
+    });
+    // Fake addresses lead nowhere else, whatever is bypassed.
+    for range in config.dns.fake_ranges() {
+        bypass.retain(|net| !range.contains(*net));
+        captured.retain(|net| !range.contains(*net));
+        captured.push(range);
+    }
+    sort(&mut captured);
+    (bypass.into(), captured.into(), ignored)
+}
+
+fn is_usable(net: IpNet, config: &Config) -> bool {
+    config.address6.is_some() || matches!(net, IpNet::V4(_))
+}
+
+/// Puts networks in order, each once.
+fn sort(nets: &mut Vec<IpNet>) {
+    nets.sort_unstable();
+    nets.dedup();
+}
+
+/// Whether one of `nets`, which are in order and none of which contains another, contains the network.
+fn is_within(net: IpNet, nets: &[IpNet]) -> bool {
+    let behind = nets.partition_point(|it| *it <= net);
+    nets.get(behind.wrapping_sub(1)).is_some_and(|it| it.contains(net))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn config() -> Config {
+        Config::from_uci("config tcp-over-http main\nlist upstream http://192.0.2.1\n").unwrap()
+    }
+
+    fn all(groups: &[Group]) -> Vec<Route> {
+        groups.iter().flat_map(|group| group.nets.iter().map(|net| group.route(*net))).collect()
+    }
+
+    fn nets(list: &[&str]) -> Vec<IpNet> {
+        list.iter().map(|text| IpNet::parse(text).unwrap()).collect()
+    }
+
+    #[test]
+    fn what_is_asked_for_in_vain() {
+        let mut config = config();
+        config.address6 = None;
+        config.routes = nets(&["2001:db8::/32", "10.1.0.0/16", "192.0.2.0/24", "10.0.0.0/8"]);
+        config.bypass = nets(&["2001:db8::/48", "10.0.0.0/8", "10.1.2.0/24", "192.0.2.128/25"]);
+        let (groups, ignored) = routes(&config, Path::Rewrite, Some(7));
+        let routes = all(&groups);
+        assert!(routes.iter().any(|it| it.kind == RTN_UNICAST && it.oif == 7));
+        let said: Vec<_> = ignored.iter().map(std::string::ToString::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "route 10.0.0.0/8 is not captured: it is bypassed",
+                "route 10.1.0.0/16 is not captured: it is bypassed",
+                "route 2001:db8::/32 is not captured: IPv6 is off",
+            ]
+        );
+        let left = nets(&["192.0.2.0/24"]);
+        assert!(routes.iter().filter(|it| it.kind != RTN_THROW).all(|it| left.contains(&it.net)));
+    }
+
+    /// A handful of networks, many of them within others.
+    fn some_nets() -> impl Strategy<Value = Vec<IpNet>> {
+        let net = |(bits, prefix): (u32, u8)| {
+            let addr = Ipv4Addr::from_bits(bits.checked_shl(27).unwrap_or(0));
+            IpNet::V4(Ipv4Net { addr: Ipv4Net { addr, prefix }.network(), prefix })
+        };
+        prop::collection::vec((0..32_u32, 0..=6_u8).prop_map(net), 0..12)
+    }
+
+    proptest! {
+        #[test]
+        fn none_that_is_bypassed_is_captured(wanted in some_nets(), bypass in some_nets()) {
+            let mut config = config();
+            (config.routes, config.bypass) = (wanted.clone(), bypass.clone());
+            let (groups, ignored) = routes(&config, Path::Rewrite, Some(7));
+            let routes = all(&groups);
+            for net in wanted {
+                let bypassed = bypass.iter().any(|it| it.contains(net));
+                let captured = routes.iter().any(|it| it.net == net && it.kind == RTN_UNICAST);
+                prop_assert_eq!(captured, !bypassed);
+                let said = ignored.contains(&NotCaptured { net, why: Why::Bypassed });
+                prop_assert_eq!(said, bypassed);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_twice() {
+        let mut config = config();
+        config.auto_route = true;
+        config.routes = nets(&["0.0.0.0/0", "192.0.2.0/24", "192.0.2.0/24"]);
+        config.bypass = vec![MULTICAST; 3];
+        for path in [Path::Rewrite, Path::Express] {
+            let (groups, ignored) = routes(&config, path, Some(7));
+            let routes = all(&groups);
+            assert_eq!(ignored, []);
+            for (index, route) in routes.iter().enumerate() {
+                assert!(routes[..index].iter().all(|it| it.key() != route.key()), "{route:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! nft(8), run with commands.
+
+use std::ffi::CStr;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::unix::AsyncFd;
+
+use crate::sys;
+use crate::sys::process::{self, Child};
+
+const COMMAND: [&CStr; 3] = [c"nft", c"-f", c"-"];
+/// How much of what it says is kept: an error is a line and some context.
+const SAID: usize = 1024;
+
+/// Why it has not done what it was to do.
+#[derive(Debug)]
+pub enum NftError {
+    /// It can't be run.
+    Run(io::Error),
+    /// What it says.
+    Refused(String),
+}
+
+impl fmt::Display for NftError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Run(error) => write!(f, "run nft: {error}"),
+            Self::Refused(text) => write!(f, "nft: {}", text.lines().next().unwrap_or("refuses")),
+        }
+    }
+}
+
+/// A run under way.
+pub struct Nft {
+    child: Child,
+    /// What it says, up to its end.
+    output: AsyncFd<File>,
+    said: Vec<u8>,
+}
+
+impl Nft {
+    /// Starts it. Must be called within the tokio runtime.
+    pub fn start(commands: &str) -> Result<Self, NftError> {
+        let begin = || {
+            let (child, output) = spawn(commands)?;
+            output.set_nonblocking(true)?;
+            let output = sys::watch(File::from(OwnedFd::from(output)))?;
+            Ok(Self { child, output, said: Vec::new() })
+        };
+        begin().map_err(NftError::Run)
+    }
+
+    /// Ready when it has ended.
+    pub fn poll(&mut self, cx: &mut Context) -> Poll<Result<(), NftError>> {
+        let mut buffer = [0; SAID];
+        loop {
+            let mut ready = match ready!(self.output.poll_read_ready(cx)) {
+                Ok(ready) => ready,
+                Err(error) => return Poll::Ready(Err(NftError::Run(error))),
+            };
+            match ready.try_io(|output| output.get_ref().read(&mut buffer)) {
+                Ok(Ok(0)) => return Poll::Ready(end(&mut self.child, &self.said)),
+                Ok(Ok(length)) if self.said.len() < SAID => self.said.extend_from_slice(&buffer[..length]),
+                Ok(Err(error)) => return Poll::Ready(Err(NftError::Run(error))),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Runs it and blocks until it has ended.
+pub fn run(commands: &str) -> Result<(), NftError> {
+    let mut said = Vec::new();
+    let (mut child, mut output) = spawn(commands).map_err(NftError::Run)?;
+    output.read_to_end(&mut said).map_err(NftError::Run)?;
+    end(&mut child, &said)
+}
+
+fn spawn(commands: &str) -> io::Result<(Child, UnixStream)> {
+    let mut input = process::memory_file()?;
+    input.write_all(commands.as_bytes())?;
+    input.rewind()?;
+    let (ours, its) = UnixStream::pair()?;
+    Ok((process::spawn(&COMMAND, &input, &its)?, ours))
+}
+
+/// It has closed its output, and so it is at its end.
+fn end(child: &mut Child, said: &[u8]) -> Result<(), NftError> {
+    match child.wait() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(NftError::Refused(String::from_utf8_lossy(said).into_owned())),
+        Err(error) => Err(NftError::Run(error)),
+    }
+}

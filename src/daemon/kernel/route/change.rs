@@ -1,0 +1,106 @@
+//! What is done to bring the kernel to a desired state, in steps of less than a millisecond.
+
+use std::mem;
+use std::rc::Rc;
+use std::task::Poll;
+
+use tcp_over_http::capture::{Desired, Owner, Plan, Requests, Route, Rule};
+
+use super::RouteError;
+use crate::kernel::netlink::{self, Socket};
+
+/// Requests of one step.
+const STEP: usize = 32;
+
+/// A change that is under way.
+pub struct Change {
+    socket: Socket,
+    stage: Stage,
+    /// The last deletion that has failed.
+    result: Result<(), RouteError>,
+}
+
+enum Stage {
+    /// Routes are listed.
+    Looking(Plan),
+    /// Requests are sent.
+    Asking(Requests),
+}
+
+impl Change {
+    /// Begins one: lists the rules.
+    pub fn begin(owner: &Owner, desired: &Rc<Desired>) -> Result<Self, RouteError> {
+        let mut socket = Socket::open().map_err(RouteError::Open)?;
+        let mut plan = Plan::new(owner.clone(), Rc::clone(desired));
+        let mut list = || -> Result<(), netlink::Error> {
+            socket.begin_dump(Rule::list())?;
+            while !socket.receive(&mut |received| plan.see_rule(received.body))? {}
+            Ok(())
+        };
+        match list() {
+            // A kernel without policy rules has none of ours.
+            Err(cause) if cause.errno() != libc::EOPNOTSUPP => return Err(RouteError::List(cause)),
+            _ => plan.end_rules(),
+        }
+        socket.begin_dump(Route::list()).map_err(RouteError::List)?;
+        Ok(Self { socket, stage: Stage::Looking(plan), result: Ok(()) })
+    }
+
+    /// One of nothing but these requests.
+    pub fn of(requests: Requests) -> Result<Self, RouteError> {
+        let socket = Socket::open().map_err(RouteError::Open)?;
+        Ok(Self { socket, stage: Stage::Asking(requests), result: Ok(()) })
+    }
+
+    /// Does a step. Ready at the end: it ends with the first request to add something that fails, and goes on after
+    /// those to delete something.
+    pub fn step(&mut self) -> Poll<Result<(), RouteError>> {
+        match &mut self.stage {
+            Stage::Looking(plan) => {
+                match self.socket.receive(&mut |received| plan.see_route(received.body)) {
+                    Ok(false) => {}
+                    Ok(true) => self.stage = Stage::Asking(plan.requests()),
+                    Err(cause) => return Poll::Ready(Err(RouteError::List(cause))),
+                }
+            }
+            Stage::Asking(requests) => {
+                for _ in 0..STEP {
+                    let Some((action, message)) = requests.next() else {
+                        return Poll::Ready(mem::replace(&mut self.result, Ok(())));
+                    };
+                    match self.socket.request(message) {
+                        Err(cause) if !action.is_done(cause.errno()) => {
+                            self.result = Err(RouteError::Change(action, cause));
+                            if !action.is_deletion() {
+                                return Poll::Ready(mem::replace(&mut self.result, Ok(())));
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Does all of it.
+    pub fn finish(mut self) -> Result<(), RouteError> {
+        loop {
+            if let Poll::Ready(result) = self.step() {
+                return result;
+            }
+        }
+    }
+
+    /// Changes nothing, and counts the rules and routes that are missing.
+    pub fn count_missing(mut self) -> Result<usize, RouteError> {
+        loop {
+            if let Stage::Asking(requests) = self.stage {
+                return Ok(requests.filter(|(action, _)| !action.is_deletion()).count());
+            }
+            if let Poll::Ready(result) = self.step() {
+                result?;
+            }
+        }
+    }
+}
