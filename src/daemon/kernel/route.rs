@@ -1,6 +1,6 @@
 //! The TUN's settings, and the rules and routes of [`tcp_over_http::capture`]: set up, watched, changed.
 
-use std::fmt;
+use std::fmt::{self, Display};
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem;
@@ -157,9 +157,11 @@ impl Routes {
                     self.lost = Some("routes were changed by a reload that failed");
                     return Poll::Ready(Err(error));
                 }
-                (Purpose::Restore(why), Ok(())) => warn!("{why}: restored"),
-                // The device may be on its way out: that would be the next event.
-                (Purpose::Restore(why), Err(error)) => warn!("{why}: {error}"),
+                (Purpose::Restore(why), result) => {
+                    // If the device is on its way out, that will be the next event.
+                    let end = result.as_ref().map_or_else(|error| error as &dyn Display, |()| &"restored");
+                    warn!("{why}: {end}");
+                }
             }
         }
     }
@@ -279,7 +281,7 @@ pub enum RouteError {
     List(netlink::Error),
 }
 
-impl fmt::Display for RouteError {
+impl Display for RouteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Open(cause) => write!(f, "open a netlink socket: {cause}"),
