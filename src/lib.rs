@@ -39,6 +39,8 @@
 //!
 //! What isn't TCP is refused, but for queries to resolvers, which the daemon answers ([`datagram`], [`dns`]), and pings.
 //!
+//! What the kernel is told so that all this happens is in [`capture`]: rules, routes, the firewall's text.
+//!
 //! Configuration files have the syntax that [`uci`] reads. [`time`] is passed in.
 #![no_std]
 #![forbid(unsafe_code)]
