@@ -3,7 +3,7 @@
 
     sudo benches/reload.py [NETWORKS]
 
-A client sends a small piece every millisecond through the gateway, in the tests' namespaces (tests/e2e/netns.py);
+A client sends a small piece every millisecond through the gateway, in the tests' namespaces (tests/e2e/lab/netns.py);
 the figures are the longest time between two arrivals at the other end and how long the reload took, the median of
 five rounds. "nothing" is as long a time without a reload: what the machine itself does to the relay. TOH_BIN says
 which binary is measured, TOH_PATH (rewrite, express) on which path.
@@ -22,9 +22,9 @@ import time
 PROJECT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT / "tests" / "e2e"))
 
-from faultproxy import FaultProxy  # noqa: E402
-from gateway import PATH, Gateway, upstream  # noqa: E402
-from netns import PROXY, SERVER, Network, finish_connect  # noqa: E402
+from lab.faultproxy import FaultProxy  # noqa: E402
+from lab.gateway import PATH, Gateway, upstream  # noqa: E402
+from lab.netns import PROXY, SERVER, Network, finish_connect  # noqa: E402
 
 ROUNDS = int(os.environ.get("ROUNDS", 5))
 PERIOD = 0.001

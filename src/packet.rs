@@ -43,6 +43,10 @@ pub const IPV6_HEADER: usize = 40;
 pub const TCP_HEADER: usize = 20;
 /// Offset of the checksum in a TCP header.
 pub const TCP_CHECKSUM: usize = 16;
+/// Bytes of a UDP header.
+pub const UDP_HEADER: usize = 8;
+/// Offset of the checksum in a UDP header.
+pub const UDP_CHECKSUM: usize = 6;
 
 /// TCP flag FIN, in byte 13 of the header.
 pub const FIN: u8 = 0x01;

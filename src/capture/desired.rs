@@ -28,6 +28,7 @@ impl Desired {
     }
 
     /// The routes, in the order to add them.
+    #[cfg(test)]
     pub fn routes(&self) -> impl Iterator<Item = Route> {
         self.groups.iter().flat_map(|group| group.nets.iter().map(|net| group.route(*net)))
     }

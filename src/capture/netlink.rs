@@ -38,6 +38,7 @@ const HEADER: usize = 16;
 const ATTR_HEADER: usize = 4;
 
 /// A request that is being written.
+#[derive(Default)]
 pub struct Message(Vec<u8>);
 
 impl Message {

@@ -67,7 +67,7 @@ impl Plan {
             rules: Vec::new(),
             ends: Vec::new(),
             tables: Vec::new(),
-            there: alloc::vec![false; desired.routes().count()],
+            there: alloc::vec![false; desired.groups.iter().map(|group| group.nets.len()).sum()],
             stale: Vec::new(),
             desired,
         }
@@ -116,10 +116,17 @@ impl Plan {
 
     /// What to ask the kernel for, all but what the plan has seen.
     pub fn requests(&mut self) -> Requests {
-        let Self { desired, ends, .. } = self;
-        let missing = desired.routes().zip(&self.there).filter(|(_, there)| !**there);
-        let add_routes: Vec<Route> = missing.map(|(route, _)| route).collect();
+        let desired = &self.desired;
         // Routes first: a rule that leads to none captures nothing.
+        let mut add_routes = Vec::new();
+        let mut there = self.there.iter();
+        for group in &desired.groups {
+            for net in group.nets.iter() {
+                if there.next() == Some(&false) {
+                    add_routes.push(group.route(*net));
+                }
+            }
+        }
         let mut others = Vec::new();
         for rule in &desired.rules {
             if !self.rules.iter().any(|(found, _)| found == rule) {
@@ -128,11 +135,11 @@ impl Plan {
         }
         others.append(&mut self.stale);
         // The jumps past the capture before other rules: nobody must fall from a rule that selects to the jump behind it.
-        let (jumps, rest): (Vec<_>, Vec<_>) =
-            mem::take(&mut self.rules).into_iter().partition(|(rule, _)| ends.contains(&rule.target));
-        for (rule, deletion) in jumps.into_iter().chain(rest) {
-            if !desired.rules.contains(&rule) {
-                others.push((Action::DeleteRule(rule.priority), deletion));
+        for are_jumps in [true, false] {
+            for (rule, deletion) in &mut self.rules {
+                if self.ends.contains(&rule.target) == are_jumps && !desired.rules.contains(rule) {
+                    others.push((Action::DeleteRule(rule.priority), mem::take(deletion)));
+                }
             }
         }
         Requests { add_routes: add_routes.into_iter(), others: others.into_iter() }

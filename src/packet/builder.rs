@@ -5,8 +5,8 @@ use core::ops::Range;
 
 use crate::net::Family;
 use crate::packet::checksum;
-use crate::packet::datagram::{UDP_CHECKSUM, UDP_HEADER};
 use crate::packet::{IPV4_HEADER, IPV6_HEADER, RST, TCP_CHECKSUM, TCP_HEADER, Tuple};
+use crate::packet::{UDP_CHECKSUM, UDP_HEADER};
 
 /// The longest packet made here: an ICMPv6 error with its quote (RFC 4443 section 2.4 (c): no longer than the
 /// minimum MTU).

@@ -4,11 +4,7 @@ use crate::net::Family;
 use crate::packet::builder::addresses;
 use crate::packet::checksum;
 use crate::packet::{ChecksumState, Packet, Transport, Tuple};
-
-/// Bytes of a UDP header.
-pub const UDP_HEADER: usize = 8;
-/// Offset of the checksum in a UDP header.
-pub const UDP_CHECKSUM: usize = 6;
+use crate::packet::{UDP_CHECKSUM, UDP_HEADER};
 
 /// A datagram in a packet.
 #[derive(Clone, Copy, Debug)]

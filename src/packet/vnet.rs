@@ -1,6 +1,6 @@
 //! The header that stands before each packet on a TUN with `IFF_VNET_HDR`.
 
-use crate::packet::datagram::UDP_CHECKSUM;
+use crate::packet::UDP_CHECKSUM;
 use crate::packet::{ChecksumState, Packet, TCP_CHECKSUM, Transport};
 
 /// Bytes of the header.

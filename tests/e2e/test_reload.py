@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -12,7 +13,7 @@ from lab.configured import RESTARTED
 from lab.connections import assert_direct, assert_proxied, assert_proxied_among_others, open_tunnel
 from lab.dnsservers import ELSEWHERE, Unbound, answer_to, framed, query, read_framed
 from lab.faultproxy import OK
-from lab.gateway import PASSWORD, READY, TABLE, TABLES, TUN, upstream
+from lab.gateway import PASSWORD, PATH, READY, TABLE, TABLES, TUN, upstream
 from lab.netns import PROXY, PROXY_OTHER, RESOLVER, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
 from lab.wait import WAIT, until
 
@@ -156,6 +157,84 @@ def test_capture_changes(configured, proxy, client, internet):
     assert_proxied(client, proxy, SERVER_OTHER)
     configured.reload("changed auto_route;", main="option auto_route 0")
     assert_direct(client, internet.listen(SERVER), proxy)
+
+
+class SlowNft:
+    """An nft in front of the real one, which can be had wait, or be missing."""
+
+    def __init__(self, directory):
+        self.path, self.hold, self.waits = (directory / name for name in ("nft", "hold", "waits"))
+        self.env = {"PATH": str(directory)}
+        self.be_there()
+
+    def be_there(self):
+        self.path.write_text(
+            f'#!/bin/sh\n'
+            f'while [ -e {self.hold} ]; do : >{self.waits}; {shutil.which("sleep")} 0.05; done\n'
+            f'exec {shutil.which("nft")} "$@"\n'
+        )
+        self.path.chmod(0o755)
+
+
+def test_nft_takes_its_time(configured, proxy, client, internet, directory):
+    """Connections are opened and go on meanwhile; of the changes asked for meanwhile, the last counts."""
+    nft = SlowNft(directory)
+    daemon = configured.write().start(env=nft.env)
+    near = client.begin_connect(SERVER, 4000)
+    far = proxy.open()
+    assert finish_connect(near) == 0
+    nft.hold.touch()
+    configured.write("list bypass 198.51.100.0/24")
+    daemon.signal(signal.SIGHUP)
+    until(nft.waits.exists, "nft runs")
+    near.sendall(b"question")
+    assert far.sock.recv(100) == b"question"
+    assert_proxied(client, proxy, SERVER_OTHER)
+    for main in ("list bypass 192.0.2.0/24", "list bypass 203.0.113.0/24"):
+        configured.write(main)
+        daemon.signal(signal.SIGHUP)
+    assert "reload:" not in daemon.log()
+    nft.hold.unlink()
+    daemon.wait_log(r"reload: bypass, changed[\s\S]*reload: bypass, changed")
+    far.send(b"answer")
+    assert near.recv(100) == b"answer"
+    assert_direct(client, internet.listen(SERVER), proxy)
+    assert_proxied(client, proxy, SERVER_OTHER)
+    near.close()
+    far.close()
+
+
+def test_nft_is_missing(configured, proxy, client, internet, directory):
+    """The express path changes nothing then; rewriting does without."""
+    nft = SlowNft(directory)
+    daemon = configured.write().start(env=nft.env)
+    nft.path.unlink()
+    main = "list bypass 198.51.100.0/24"
+    if PATH == "express":
+        configured.reload("ERROR.*reload: run nft", main=main)
+        assert_proxied(client, proxy, SERVER_OTHER)
+    else:
+        configured.reload("reload: bypass, changed", main=main)
+        assert "answers to connections from outside are captured, too: run nft" in daemon.log()
+        assert_direct(client, internet.listen(SERVER_OTHER), proxy)
+    nft.be_there()
+    configured.reload("INFO.*reload: ")
+    assert_direct(client, internet.listen(SERVER_OTHER), proxy)
+    assert_proxied(client, proxy, SERVER)
+
+
+def test_terminated_while_nft_runs(configured, proxy, client, directory):
+    """Whatever the reload would have done, nothing is left."""
+    nft = SlowNft(directory)
+    daemon = configured.write().start(env=nft.env)
+    nft.hold.touch()
+    configured.write("list bypass 198.51.100.0/24")
+    daemon.signal(signal.SIGHUP)
+    until(nft.waits.exists, "nft runs")
+    daemon.signal(signal.SIGTERM)
+    daemon.wait_log("ending;")
+    nft.hold.unlink()
+    daemon.stop()
 
 
 def assert_same_process(daemon, mtu):

@@ -51,16 +51,18 @@ impl Capture {
     /// # Errors
     /// [`CaptureError`]. What captures traffic stays in place if `on_failure` says so.
     pub async fn set_up(config: &Config, tun: &Tun) -> Result<Self, CaptureError> {
-        match config.path {
-            PathChoice::Rewrite => Self::try_path(config, tun, Path::Rewrite).await,
-            PathChoice::Express => Self::try_path(config, tun, Path::Express).await,
-            PathChoice::Auto => match Self::try_path(config, tun, Path::Express).await {
-                Ok(capture) => Ok(capture),
-                Err(error) => {
+        let mut path = match config.path {
+            PathChoice::Rewrite => Path::Rewrite,
+            PathChoice::Express | PathChoice::Auto => Path::Express,
+        };
+        loop {
+            match Self::try_path(config, tun, path).await {
+                Err(error) if config.path == PathChoice::Auto && path == Path::Express => {
                     log::info!("the express path does not work here: {error}");
-                    Self::try_path(config, tun, Path::Rewrite).await
+                    path = Path::Rewrite;
                 }
-            },
+                result => return result,
+            }
         }
     }
 

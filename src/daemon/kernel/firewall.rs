@@ -1,11 +1,12 @@
 //! The firewall's tables of [`tcp_over_http::capture::nft`]: put in place, watched, replaced.
 
-use std::fmt;
+use std::fmt::{self, Display};
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem;
 use std::task::{Context, Poll, ready};
 
+use log::Level;
 use tcp_over_http::capture::nft as text;
 use tcp_over_http::rewrite::Path;
 use tokio::io::unix::AsyncFd;
@@ -43,7 +44,7 @@ pub enum FirewallError {
     Nft(NftError),
 }
 
-impl fmt::Display for FirewallError {
+impl Display for FirewallError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::NoMark => f.write_str("it needs a mark"),
@@ -123,9 +124,10 @@ impl Firewall {
                     self.commands = before;
                     return Poll::Ready(Err(FirewallError::Nft(error)));
                 }
-                (None, Ok(())) => log::warn!("the firewall's table was deleted from outside: restored"),
-                (None, Err(error)) => {
-                    log::error!("the firewall's table was deleted from outside: {error}");
+                (None, result) => {
+                    let end = result.as_ref().map_or_else(|error| error as &dyn Display, |()| &"restored");
+                    let level = if result.is_ok() { Level::Warn } else { Level::Error };
+                    log::log!(level, "the firewall's table was deleted from outside: {end}");
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! The TUN's settings, and the rules and routes of [`tcp_over_http::capture`]: set up, watched, changed.
 
-use std::fmt;
+use std::fmt::{self, Display};
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem;
@@ -16,14 +16,13 @@ use super::netlink::{self, Socket};
 use super::sysctl;
 use crate::sys;
 use tcp_over_http::config::{Config, OnFailure};
-use tcp_over_http::net::{IpNet, Ipv4Net, Ipv6Net};
+use tcp_over_http::net::IpNet;
 
 mod change;
+mod device;
 
 use change::Change;
-
-/// Packets that the kernel queues for us before it drops (the TUN driver's own default is 500).
-pub const TXQUEUELEN: i32 = 1000;
+use device::Device;
 
 /// The multicast groups that tell of what we have set up (`<linux/rtnetlink.h>`; IPv6 rules have no `RTMGRP_*`). Routes
 /// of IPv4 go only with the TUN; those of IPv6 that need no device are the loopback's for the kernel, which deletes
@@ -37,11 +36,7 @@ const WATCHED: u32 = (libc::RTMGRP_LINK
 
 /// What the daemon has changed in the kernel, and a watch over it.
 pub struct Routes {
-    tun: String,
-    ifindex: u32,
-    mtu: u16,
-    address: Ipv4Net,
-    address6: Option<Ipv6Net>,
+    device: Device,
     owner: Owner,
     /// What is to be there, also while it is being changed to that.
     desired: Rc<Desired>,
@@ -73,7 +68,7 @@ impl Routes {
     /// can't start again.
     pub fn install(config: &Config, path: Path, tun: &str) -> Result<Self, RouteError> {
         let mut socket = Socket::open().map_err(RouteError::Open)?;
-        let ifindex = find_device(&mut socket, tun)?;
+        let device = Device::find(&mut socket, tun, config)?;
         // At boot it may be down, and some routes are its. Only then: whoever takes it down later, as netifd does when
         // it starts, wants to be who brings it up.
         socket
@@ -82,11 +77,7 @@ impl Routes {
         let watch =
             sys::netlink(libc::NETLINK_ROUTE, WATCHED).and_then(sys::watch).map_err(RouteError::Open)?;
         let mut installed = Routes {
-            tun: tun.to_owned(),
-            ifindex,
-            mtu: config.mtu,
-            address: config.address,
-            address6: config.address6,
+            device,
             owner: Owner::new(config),
             desired: Rc::default(),
             watch,
@@ -119,7 +110,7 @@ impl Routes {
 
     /// What a configuration asks for; the log tells what of it can't be had.
     pub fn desired(&self, config: &Config, path: Path) -> Rc<Desired> {
-        let desired = Desired::new(config, path, &self.tun, Some(self.ifindex));
+        let desired = Desired::new(config, path, &self.device.name, Some(self.device.index));
         for ignored in &desired.ignored {
             warn!("{ignored}");
         }
@@ -143,11 +134,11 @@ impl Routes {
                 let Some((_, purpose)) = self.change.take() else { continue };
                 (result, purpose)
             } else {
-                let (begun, purpose) = if let Some(next) = self.next.take() {
+                let (begun, purpose) = if let Some(why) = self.lost.take() {
+                    (self.begin_restore(), Purpose::Restore(why))
+                } else if let Some(next) = self.next.take() {
                     let before = mem::replace(&mut self.desired, next);
                     (Change::begin(&self.owner, &self.desired), Purpose::Replace(before))
-                } else if let Some(why) = self.lost.take() {
-                    (self.begin_restore(), Purpose::Restore(why))
                 } else {
                     return Poll::Pending;
                 };
@@ -166,9 +157,11 @@ impl Routes {
                     self.lost = Some("routes were changed by a reload that failed");
                     return Poll::Ready(Err(error));
                 }
-                (Purpose::Restore(why), Ok(())) => warn!("{why}: restored"),
-                // The device may be on its way out: that would be the next event.
-                (Purpose::Restore(why), Err(error)) => warn!("{why}: {error}"),
+                (Purpose::Restore(why), result) => {
+                    // If the device is on its way out, that will be the next event.
+                    let end = result.as_ref().map_or_else(|error| error as &dyn Display, |()| &"restored");
+                    warn!("{why}: {end}");
+                }
             }
         }
     }
@@ -199,7 +192,7 @@ impl Routes {
             buffer.resize(netlink::READ_SIZE, 0);
             let event = match ready.try_io(|watch| watch.get_ref().read(&mut buffer)) {
                 Ok(Ok(length)) => {
-                    capture::judge(buffer.get(..length).unwrap_or_default(), self.ifindex, &self.desired)
+                    capture::judge(buffer.get(..length).unwrap_or_default(), self.device.index, &self.desired)
                 }
                 // Notifications were lost (ENOBUFS): anything may have happened.
                 Ok(Err(_)) => Some(Event::Restore),
@@ -227,35 +220,8 @@ impl Routes {
     }
 
     fn begin_restore(&self) -> Result<Change, RouteError> {
-        self.set_up_device(&mut Socket::open().map_err(RouteError::Open)?)?;
+        self.device.set_up(&mut Socket::open().map_err(RouteError::Open)?)?;
         Change::begin(&self.owner, &self.desired)
-    }
-
-    fn set_up_device(&self, socket: &mut Socket) -> Result<(), RouteError> {
-        let tun = &self.tun;
-        // Replies bear the servers' addresses, which strict filtering would look for behind another device.
-        sysctl::set(&format!("net/ipv4/conf/{tun}/rp_filter"), "2");
-        // The router's own connections come back to it with its own address.
-        sysctl::set(&format!("net/ipv4/conf/{tun}/accept_local"), "1");
-        if self.address6.is_some() {
-            sysctl::set(&format!("net/ipv6/conf/{tun}/disable_ipv6"), "0");
-            sysctl::set(&format!("net/ipv6/conf/{tun}/accept_ra"), "0");
-        }
-        // Up first, alone: the watch would take news of another change in a device that is down for a loss.
-        socket
-            .request(link::bring_up(self.ifindex))
-            // By ioctl: as attributes, qemu-user would take a big-endian machine's numbers for its own.
-            .and_then(|()| Ok(sys::set_mtu(&*socket, tun, self.mtu)?))
-            .map_err(|cause| RouteError::SetLink(tun.clone(), cause))?;
-        if let Err(error) = sys::set_queue_length(&*socket, tun, TXQUEUELEN) {
-            warn!("{tun}: a queue of {TXQUEUELEN} packets: {error}");
-        }
-        for net in [Some(IpNet::V4(self.address)), self.address6.map(IpNet::V6)].into_iter().flatten() {
-            socket
-                .request(link::add_address(self.ifindex, net))
-                .map_err(|cause| RouteError::SetAddress(net, tun.clone(), cause))?;
-        }
-        Ok(())
     }
 }
 
@@ -287,22 +253,15 @@ fn refusing(config: &Config, path: Path) -> Rc<Desired> {
 
 /// How many of the rules and routes of a running daemon are not there.
 pub fn missing(config: &Config, path: Path) -> Result<usize, RouteError> {
-    let ifindex = find_device(&mut Socket::open().map_err(RouteError::Open)?, &config.tun)?;
-    let desired = Rc::new(Desired::new(config, path, &config.tun, Some(ifindex)));
+    let mut socket = Socket::open().map_err(RouteError::Open)?;
+    let tun = Device::find(&mut socket, &config.tun, config)?;
+    let desired = Rc::new(Desired::new(config, path, &config.tun, Some(tun.index)));
     Change::begin(&Owner::new(config), &desired)?.count_missing()
 }
 
 /// Deletes the rules and routes of all runs with the device, the table or the priority of one.
 pub fn clear(owner: &Owner) -> Result<(), RouteError> {
     Change::begin(owner, &Rc::default())?.finish()
-}
-
-fn find_device(socket: &mut Socket, name: &str) -> Result<u32, RouteError> {
-    let mut index = 0;
-    socket
-        .get(link::find(name), &mut |received| index = link::index(received.body))
-        .map_err(|cause| RouteError::FindDevice(name.to_owned(), cause))?;
-    Ok(index)
 }
 
 /// Why the kernel's configuration couldn't be changed; each names the action that failed.
@@ -322,7 +281,7 @@ pub enum RouteError {
     List(netlink::Error),
 }
 
-impl fmt::Display for RouteError {
+impl Display for RouteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Open(cause) => write!(f, "open a netlink socket: {cause}"),

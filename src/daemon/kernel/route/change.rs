@@ -1,16 +1,18 @@
-//! What is done to bring the kernel to a desired state, in steps of less than a millisecond.
+//! What is done to bring the kernel to a desired state, in steps that others don't have to wait for.
 
 use std::mem;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use tcp_over_http::capture::{Desired, Owner, Plan, Requests, Route, Rule};
 
 use super::RouteError;
 use crate::kernel::netlink::{self, Socket};
 
-/// Requests of one step.
-const STEP: usize = 32;
+/// How long requests are sent in one step. Each takes some microseconds, unless somebody else holds the kernel's one
+/// lock for all that is about routes.
+const STEP: Duration = Duration::from_micros(500);
 
 /// A change that is under way.
 pub struct Change {
@@ -64,7 +66,8 @@ impl Change {
                 }
             }
             Stage::Asking(requests) => {
-                for _ in 0..STEP {
+                let end = Instant::now() + STEP;
+                while Instant::now() < end {
                     let Some((action, message)) = requests.next() else {
                         return Poll::Ready(mem::replace(&mut self.result, Ok(())));
                     };
