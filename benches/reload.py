@@ -28,8 +28,9 @@ from lab.netns import PROXY, SERVER, Network, finish_connect  # noqa: E402
 
 ROUNDS = int(os.environ.get("ROUNDS", 5))
 PERIOD = 0.001
-# What a round without a reload waits, in seconds.
+# Seconds of a round without a reload, and before each.
 IDLE = 0.5
+SETTLE = 0.1
 
 
 def main():
@@ -112,26 +113,23 @@ class Lab:
 
 
 def send(near, far, control):
-    """Sends pieces until it is told to end; tells the longest time between two arrivals."""
+    """Sends pieces until it is told to end; tells when it is under way, and then the longest time between two arrivals."""
     near.setblocking(False)
-    begun = last = due = time.monotonic()
-    longest = 0
-    started = False
-    while not control.poll() if started else True:
-        now = time.monotonic()
-        if now >= due:
+    due = last = time.monotonic()
+    settled, longest = due + SETTLE, None
+    while not control.poll():
+        if time.monotonic() >= due:
             near.send(b"x" * 16)
             due += PERIOD
         if select.select([far], [], [], max(due - time.monotonic(), 0))[0]:
             far.recv(65536)
             now = time.monotonic()
-            if started:
+            if longest is not None:
                 longest = max(longest, now - last)
             last = now
-        if not started and now > begun + 0.1:
-            started = True
-            control.send(None)
-    control.recv()
+            if longest is None and now > settled:
+                longest = 0
+                control.send(None)
     control.send(longest)
 
 

@@ -1,7 +1,5 @@
 //! Messages about network devices and their addresses.
 
-use core::net::IpAddr;
-
 use super::netlink::{self, Message, NLM_F_CREATE, NLM_F_REPLACE};
 use super::{V4, V6};
 use crate::net::IpNet;
@@ -52,10 +50,9 @@ pub fn add_address(index: u32, net: IpNet) -> Message {
     };
     let [a, b, c, d] = index.to_ne_bytes();
     let body = [family, net.prefix(), flags, 0, a, b, c, d];
-    let address: IpAddr = net.addr();
     Message::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &body)
-        .attr_addr(IFA_LOCAL, address)
-        .attr_addr(IFA_ADDRESS, address)
+        .attr_addr(IFA_LOCAL, net.addr())
+        .attr_addr(IFA_ADDRESS, net.addr())
 }
 
 /// The device that a message is about: `struct ifinfomsg` and `struct ifaddrmsg` have its index in one place.
@@ -66,4 +63,29 @@ pub fn index(body: &[u8]) -> u32 {
 /// Whether the device that a message is about is up.
 pub fn is_up(body: &[u8]) -> bool {
     netlink::u32_at(body, 8) & IFF_UP != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `ip addr add 10.45.39.1/24 dev IFINDEX-7`, as strace shows it, less the broadcast address.
+    #[test]
+    fn writes_an_address_as_iproute2_does() {
+        let message = add_address(7, IpNet::parse("10.45.39.1/24").unwrap());
+        let attr = |kind: u16| [&8_u16.to_ne_bytes()[..], &kind.to_ne_bytes(), &[10, 45, 39, 1]].concat();
+        let body = [&[2, 24, 0, 0][..], &7_u32.to_ne_bytes(), &attr(IFA_LOCAL), &attr(IFA_ADDRESS)].concat();
+        assert_eq!(message.body(), body);
+        assert_eq!(index(message.body()), 7);
+        let message = add_address(7, IpNet::parse("fd45:39::1/64").unwrap());
+        assert_eq!(message.body()[..4], [10, 64, IFA_F_NODAD, 0]);
+    }
+
+    #[test]
+    fn brings_up() {
+        let message = bring_up(7);
+        assert_eq!(index(message.body()), 7);
+        assert!(is_up(message.body()));
+        assert!(!is_up(&[0; BODY]) && !is_up(&[]));
+    }
 }

@@ -136,7 +136,7 @@ impl Capture {
         replaced.map(|result| Event::Reconfigured(result.map_err(CaptureError::Routes)))
     }
 
-    /// Whether the path can do with what has become of the firewall's tables.
+    /// Without the firewall's tables there is no express path; the rewrite path goes on, with a warning.
     fn end_replacement(&mut self, result: Result<(), FirewallError>) -> Result<(), FirewallError> {
         if self.path == Path::Express {
             return result;

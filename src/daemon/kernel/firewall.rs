@@ -100,7 +100,7 @@ impl Firewall {
     pub fn poll_replaced(&mut self, cx: &mut Context) -> Poll<Result<(), FirewallError>> {
         loop {
             let (result, before) = if let Some((nft, _)) = &mut self.run {
-                // While it runs, news are half of what it does.
+                // While it runs, notifications tell half of what it does.
                 let result = ready!(nft.poll(cx));
                 (result, self.run.take().and_then(|(_, before)| before))
             } else {
@@ -157,14 +157,14 @@ impl Firewall {
     fn poll_deleted(&mut self, cx: &mut Context) -> Poll<()> {
         let mut buffer = Vec::new();
         let mut deleted = false;
-        // To the end of the news: a replacement, as we do it, deletes and adds.
+        // To the last notification: a replacement deletes and adds.
         while let Poll::Ready(Ok(mut ready)) = self.watch.poll_read_ready(cx) {
             buffer.resize(netlink::READ_SIZE, 0);
             match ready.try_io(|watch| watch.get_ref().read(&mut buffer)) {
                 Ok(Ok(length)) => {
                     text::follow(&self.name, buffer.get(..length).unwrap_or_default(), &mut deleted)
                 }
-                // News were lost: it may have been ours.
+                // Notifications were lost: it may have been ours.
                 Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => deleted = true,
                 Ok(Err(_)) => break,
                 Err(_) => {}

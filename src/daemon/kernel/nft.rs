@@ -37,10 +37,10 @@ impl fmt::Display for NftError {
 
 /// A run under way.
 pub struct Nft {
-    child: Child,
-    /// What it says, up to its end.
+    /// What it says, up to its end. Closed before it is waited for.
     output: AsyncFd<File>,
     said: Vec<u8>,
+    child: Child,
 }
 
 impl Nft {

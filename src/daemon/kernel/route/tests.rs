@@ -45,7 +45,11 @@ impl World {
 
     /// Changes what is captured, as the event loop has it done.
     fn reconfigure(&self, routes: &mut Routes, config: &Config) -> Result<(), RouteError> {
-        routes.replace(routes.desired(config, Path::Rewrite));
+        self.reconfigure_for(Path::Rewrite, routes, config)
+    }
+
+    fn reconfigure_for(&self, path: Path, routes: &mut Routes, config: &Config) -> Result<(), RouteError> {
+        routes.replace(routes.desired(config, path));
         self.0.block_on(poll_fn(|cx| routes.poll_replaced(cx)))
     }
 

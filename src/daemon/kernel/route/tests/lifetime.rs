@@ -235,3 +235,29 @@ fn one_thing_after_the_other() {
         assert_eq!(world.event(&mut routes), None);
     });
 }
+
+/// What was captured is bypassed and the other way round, with the same networks: as if it had been so from the start.
+#[test]
+fn routes_take_the_place_of_others() {
+    in_namespace(|world| {
+        let [one, other] = [["198.51.100.0/24", "2001:db8:a::/48"], ["203.0.113.0/24", "2001:db8:b::/48"]]
+            .map(|list| nets(&list));
+        let there = Config { routes: one.clone(), bypass: other.clone(), ..config() };
+        let back = Config { routes: other, bypass: one, ..config() };
+        for path in [Path::Rewrite, Path::Express] {
+            let tun = open_tun();
+            let mut routes = world.try_install_for(path, &there).unwrap();
+            let first = express_state();
+            world.reconfigure_for(path, &mut routes, &back).unwrap();
+            let second = express_state();
+            assert_ne!(first, second);
+            world.reconfigure_for(path, &mut routes, &there).unwrap();
+            assert_eq!(express_state(), first);
+            routes.remove().unwrap();
+            let routes = world.try_install_for(path, &back).unwrap();
+            assert_eq!(express_state(), second);
+            routes.remove().unwrap();
+            close(tun);
+        }
+    });
+}
