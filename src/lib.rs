@@ -37,6 +37,8 @@
 //! - **super-packet**: several TCP segments in one packet, which the kernel cuts up when it must.
 //! - **partial checksum**: the sum of the pseudo-header alone; whoever sends the packet does the rest.
 //!
+//! A third path has only its handshake so far, which the daemon does not speak yet: [`forward`].
+//!
 //! What isn't TCP is refused, but for queries to resolvers, which the daemon answers ([`datagram`](packet::datagram), [`dns`]), and pings.
 //!
 //! What the kernel is told so that all this happens is in [`capture`]: rules, routes, the firewall's text. [`config`] decides
@@ -52,6 +54,7 @@ pub mod capture;
 pub mod config;
 pub mod dns;
 pub mod flow;
+pub mod forward;
 pub mod http;
 pub mod net;
 pub mod packet;

@@ -239,6 +239,21 @@ impl<'a> Packet<'a> {
         self.bytes[self.transport_at + 13]
     }
 
+    /// The window of a TCP packet, as it is in the header.
+    pub fn window(&self) -> u16 {
+        be16(self.bytes, self.transport_at + 14)
+    }
+
+    /// The options of a TCP packet.
+    pub fn tcp_options(&self) -> &[u8] {
+        &self.bytes[self.transport_at + TCP_HEADER..self.transport_at + self.tcp_header()]
+    }
+
+    /// The payload of a TCP packet.
+    pub fn tcp_payload(&self) -> &[u8] {
+        &self.bytes[self.transport_at + self.tcp_header()..]
+    }
+
     /// How much sequence space a TCP packet takes: payload bytes, SYN and FIN (RFC 9293 section 3.4).
     pub fn sequence_length(&self) -> u32 {
         let payload = self.bytes.len() - self.transport_at - self.tcp_header();

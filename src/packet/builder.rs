@@ -24,21 +24,47 @@ pub fn segment(
     flags: u8,
     out: &mut [u8; MAX_LEN],
 ) -> usize {
-    let family = tuple.family();
-    let at = ip_header(family, 6, tuple.source, tuple.destination, TCP_HEADER, out);
-    let tcp = &mut out[at..at + TCP_HEADER];
-    tcp.fill(0);
-    tcp[0..2].copy_from_slice(&tuple.source_port.to_be_bytes());
-    tcp[2..4].copy_from_slice(&tuple.destination_port.to_be_bytes());
-    tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
-    tcp[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
-    tcp[12] = (TCP_HEADER as u8 / 4) << 4;
-    tcp[13] = flags;
-    if flags & RST == 0 {
-        tcp[14] = u8::MAX; // window
+    let window = if flags & RST == 0 { 0xff00 } else { 0 };
+    let header = Tcp { tuple: *tuple, sequence, acknowledgement, flags, window };
+    header.write(&[], &[], out)
+}
+
+/// A TCP header without its options (RFC 9293 section 3.1).
+#[derive(Clone, Copy, Debug)]
+pub struct Tcp {
+    /// From where to where.
+    pub tuple: Tuple,
+    /// The sequence number.
+    pub sequence: u32,
+    /// The acknowledgement number.
+    pub acknowledgement: u32,
+    /// Byte 13 of the header.
+    pub flags: u8,
+    /// The window as it is in the header.
+    pub window: u16,
+}
+
+impl Tcp {
+    /// Writes the packet with `options`, a multiple of 4 bytes, and `payload` into `out`, which must have room for
+    /// it, and returns its length.
+    pub(crate) fn write(&self, options: &[u8], payload: &[u8], out: &mut [u8]) -> usize {
+        let family = self.tuple.family();
+        let header = TCP_HEADER + options.len();
+        let length = header + payload.len();
+        let at = ip_header(family, 6, self.tuple.source, self.tuple.destination, length, out);
+        let tcp = &mut out[at..at + length];
+        tcp[0..2].copy_from_slice(&self.tuple.source_port.to_be_bytes());
+        tcp[2..4].copy_from_slice(&self.tuple.destination_port.to_be_bytes());
+        tcp[4..8].copy_from_slice(&self.sequence.to_be_bytes());
+        tcp[8..12].copy_from_slice(&self.acknowledgement.to_be_bytes());
+        tcp[12..14].copy_from_slice(&[(header as u8 / 4) << 4, self.flags]);
+        tcp[14..16].copy_from_slice(&self.window.to_be_bytes());
+        tcp[16..TCP_HEADER].fill(0);
+        tcp[TCP_HEADER..header].copy_from_slice(options);
+        tcp[header..].copy_from_slice(payload);
+        let pseudo = checksum::pseudo_header(&out[addresses(family)], 6, length);
+        set_checksum(out, at, TCP_CHECKSUM, at + length, pseudo)
     }
-    let pseudo = checksum::pseudo_header(&out[addresses(family)], 6, TCP_HEADER);
-    set_checksum(out, at, TCP_CHECKSUM, at + TCP_HEADER, pseudo)
 }
 
 /// Writes a UDP datagram (RFC 768) into `out` and returns the packet's length; 0 if `payload` is longer than
@@ -71,7 +97,7 @@ pub(super) fn ip_header(
     source: Ipv6Addr,
     destination: Ipv6Addr,
     length: usize,
-    out: &mut [u8; MAX_LEN],
+    out: &mut [u8],
 ) -> usize {
     let (source, destination) = (source.octets(), destination.octets());
     if family == Family::V6 {
@@ -99,13 +125,7 @@ pub(super) const fn addresses(family: Family) -> Range<usize> {
 }
 
 /// Sums `out[at..end]`, whose checksum field at `at + field` is zero, on top of `start`. Returns `end`.
-pub(super) fn set_checksum(
-    out: &mut [u8; MAX_LEN],
-    at: usize,
-    field: usize,
-    end: usize,
-    start: u16,
-) -> usize {
+pub(super) fn set_checksum(out: &mut [u8], at: usize, field: usize, end: usize, start: u16) -> usize {
     let value = !checksum::sum(start, &out[at..end]);
     out[at + field..at + field + 2].copy_from_slice(&value.to_be_bytes());
     end

@@ -1,0 +1,41 @@
+//! A TCP segment of a handshake, with options and payload.
+
+use super::options::Options;
+use crate::net::Family;
+use crate::packet::builder::Tcp;
+use crate::packet::{IPV4_HEADER, IPV6_HEADER, TCP_HEADER};
+
+/// The longest packet that is made.
+pub const MAX_SEGMENT: usize = 1500;
+
+/// A TCP segment.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment<'a> {
+    /// The header.
+    pub tcp: Tcp,
+    /// In a SYN all, in others the timestamps.
+    pub options: Options,
+    /// The payload.
+    pub payload: &'a [u8],
+}
+
+impl Segment<'_> {
+    /// The longest payload that fits beside all options.
+    pub const fn max_payload(family: Family) -> usize {
+        let ip = match family {
+            Family::V4 => IPV4_HEADER,
+            Family::V6 => IPV6_HEADER,
+        };
+        MAX_SEGMENT - TCP_HEADER - Options::MAX - ip
+    }
+
+    /// Writes the whole packet into `out` and returns its length. A payload longer than
+    /// [`max_payload`](Self::max_payload) is cut off there.
+    pub fn write(&self, out: &mut [u8; MAX_SEGMENT]) -> usize {
+        let most = Self::max_payload(self.tcp.tuple.family());
+        let payload = self.payload.get(..most).unwrap_or(self.payload);
+        let mut options = [0; Options::MAX];
+        let length = self.options.write(&mut options);
+        self.tcp.write(&options[..length], payload, out)
+    }
+}
