@@ -10,7 +10,6 @@ use tcp_over_http::time::Instant;
 use tokio::time::timeout;
 
 use super::client::MAX_WAITERS;
-use super::context::Context;
 use super::responder::{Responder, SERV_FAIL};
 use crate::report::limiter::Limiter;
 use crate::task::spawn;
@@ -23,7 +22,6 @@ pub const MAX_PENDING: u16 = 64;
 
 /// The resolvers, and all who wait for their replies.
 pub struct DirectResolver {
-    context: Rc<Context>,
     responder: Rc<Responder>,
     servers: Rc<[SocketAddr]>,
     mark: u32,
@@ -33,9 +31,8 @@ pub struct DirectResolver {
 
 impl DirectResolver {
     /// Asks `servers` in turn, from sockets with `mark` (0: none).
-    pub fn new(context: &Rc<Context>, responder: &Rc<Responder>, servers: &[SocketAddr], mark: u32) -> Self {
+    pub fn new(responder: &Rc<Responder>, servers: &[SocketAddr], mark: u32) -> Self {
         Self {
-            context: Rc::clone(context),
             responder: Rc::clone(responder),
             servers: servers.into(),
             mark,
@@ -57,7 +54,7 @@ impl DirectResolver {
 
     /// Asks for a waiter. False if too many wait already.
     pub fn ask(self: &Rc<Self>, query: &Query, waiter: u32, id: u16) -> bool {
-        let ask = self.pending.borrow_mut().ask(query, waiter, id, self.context.now());
+        let ask = self.pending.borrow_mut().ask(query, waiter, id, self.responder.context.now());
         let Ask::New(id) = ask else {
             return matches!(ask, Ask::Joined);
         };
