@@ -154,9 +154,8 @@ impl Dns {
     pub fn tick(&self, now: Instant) {
         self.responder.server.tick(now);
         self.proxied.tick(now);
-        self.direct.tick(now);
-        let proxies = Rc::clone(&self.proxies.borrow().resolver);
-        proxies.tick(now);
+        self.direct.tick();
+        self.proxies.borrow().resolver.tick();
         self.responder.tick(now);
         if let Some(fake) = &self.fake {
             fake.tick(now);

@@ -154,7 +154,7 @@ impl ProxiedResolver {
 
     /// Gives up what has waited too long, and closes what is idle.
     pub fn tick(self: &Rc<Self>, now: Instant) {
-        self.give_up(now, PATIENCE);
+        self.give_up(PATIENCE);
         let is_quiet = self.pending.borrow().is_empty();
         let stream = self.stream.borrow().clone();
         match stream {
@@ -243,16 +243,12 @@ impl ProxiedResolver {
                 "dns: the proxy forbids CONNECT to port {PORT} with status {status} (squid: SSL_ports){advice}"
             );
         }
-        self.give_up(now, 0);
+        self.give_up(0);
     }
 
     /// Gives up queries that have waited for `patience` ms.
-    fn give_up(&self, now: Instant, patience: u32) {
-        loop {
-            let expired = self.pending.borrow_mut().expire(now, patience);
-            let Some(waiters) = expired else { return };
-            self.responder.fail(&waiters, &self.refusal().unwrap_or(SERV_FAIL));
-        }
+    fn give_up(&self, patience: u32) {
+        self.responder.expire(&self.pending, patience, &self.refusal().unwrap_or(SERV_FAIL));
     }
 
     /// Sends all pending queries on a new connection, and takes its replies until it ends.

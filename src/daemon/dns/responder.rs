@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use tcp_over_http::dns::{Cache, Query, Rcode, Reply};
+use tcp_over_http::dns::{Cache, Pending, Query, Rcode, Reply};
 use tcp_over_http::time::Instant;
 
 use super::client::{Client, Waiter, Waiters};
@@ -130,6 +130,15 @@ impl Responder {
     pub fn fail(&self, waiters: &[u32], reply: &Reply) {
         for &waiter in waiters {
             self.end_wait(waiter, &|query, client| self.refuse(query, client, reply));
+        }
+    }
+
+    /// The same to those whose queries have been pending for `patience` ms.
+    pub fn expire(&self, pending: &RefCell<Pending>, patience: u32, reply: &Reply) {
+        loop {
+            let expired = pending.borrow_mut().expire(self.context.now(), patience);
+            let Some(waiters) = expired else { return };
+            self.fail(&waiters, reply);
         }
     }
 
