@@ -26,6 +26,7 @@ mod server;
 mod stream;
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
@@ -55,8 +56,6 @@ pub const FILES: usize = server::MAX_STREAMS + 2 * direct::MAX_PENDING as usize 
 
 /// The resolver.
 pub struct Dns {
-    context: Rc<Context>,
-    server: Rc<Server>,
     responder: Rc<Responder>,
     fake: Option<Rc<FakeNames>>,
     proxied: Rc<ProxiedResolver>,
@@ -103,31 +102,28 @@ impl Dns {
             return Ok(None);
         }
         let server = Server::new(dns.port, config.address6.is_some());
-        let server = Rc::new(server.map_err(|(address, error)| DnsError::Listen(address, error))?);
+        let server = server.map_err(|(address, error)| DnsError::Listen(address, error))?;
         let fake = match dns.mode {
             DnsMode::FakeIp => {
                 Some(Rc::new(FakeNames::load(config, context.now()).map_err(DnsError::Random)?))
             }
             _ => None,
         };
-        let context = Rc::new(context);
-        let responder = Rc::new(Responder::new(Rc::clone(&context), Rc::clone(&server)));
+        let responder = Rc::new(Responder::new(context, server));
         Ok(Some(Rc::new(Self {
-            server,
             fake,
-            proxied: Rc::new(ProxiedResolver::new(&context, &responder, &dns.servers, dns.mode)),
+            proxied: Rc::new(ProxiedResolver::new(&responder, &dns.servers, dns.mode)),
             direct_domains: domains(&dns.direct_domains)?,
-            direct: Rc::new(DirectResolver::new(&context, &responder, &dns.direct_servers, config.mark)),
-            proxies: RefCell::new(proxies(config, &context, &responder)?),
-            context,
+            direct: Rc::new(DirectResolver::new(&responder, &dns.direct_servers, config.mark)),
+            proxies: RefCell::new(proxies(config, &responder)?),
             responder,
         })))
     }
 
     /// Adopts a changed configuration: new tunnels, and who resolves the proxies' names.
     pub fn configure(&self, old: &Config, new: &Config, upstreams: Rc<Upstreams>) {
-        self.context.replace_upstreams(upstreams);
-        match proxies(new, &self.context, &self.responder) {
+        self.responder.context.replace_upstreams(upstreams);
+        match proxies(new, &self.responder) {
             Ok(proxies) => drop(self.proxies.replace(proxies)),
             Err(error) => log::warn!("{error}"),
         }
@@ -139,9 +135,9 @@ impl Dns {
 
     /// Takes the queries and connections of clients.
     pub fn poll(self: &Rc<Self>, cx: &mut task::Context) {
-        self.server.poll_datagrams(cx, &|query, client| self.ask(query, client));
+        self.responder.server.poll_datagrams(cx, &|query, client| self.ask(query, client));
         // Each connection gets a task at once, so that a flood of them is not worth a turn.
-        while let Poll::Ready(socket) = self.server.poll_accept(cx) {
+        while let Poll::Ready(socket) = self.responder.server.poll_accept(cx) {
             let dns = Rc::clone(self);
             spawn(async move { dns.serve(socket, None).await });
         }
@@ -149,17 +145,17 @@ impl Dns {
 
     /// Answers all queries on a connection until the client ends it. `source` is the client unless it is on the loopback.
     pub async fn serve(&self, socket: TcpStream, source: Option<Ipv6Addr>) {
-        let ask = |query: &[u8], client| self.ask(query, client);
-        self.server.serve(socket, source, &self.context, &ask).await;
+        let Responder { context, server, .. } = &*self.responder;
+        let mut connection = server.connect(socket, source, context.now());
+        poll_fn(|cx| connection.poll(cx, context.now(), &|query, client| self.ask(query, client))).await;
     }
 
     /// Call it every second or so.
     pub fn tick(&self, now: Instant) {
-        self.server.tick(now);
+        self.responder.server.tick(now);
         self.proxied.tick(now);
-        self.direct.tick(now);
-        let proxies = Rc::clone(&self.proxies.borrow().resolver);
-        proxies.tick(now);
+        self.direct.tick();
+        self.proxies.borrow().resolver.tick();
         self.responder.tick(now);
         if let Some(fake) = &self.fake {
             fake.tick(now);
@@ -169,7 +165,7 @@ impl Dns {
     /// Writes the file of names.
     pub fn save(&self) {
         if let Some(fake) = &self.fake {
-            fake.save(self.context.now());
+            fake.save(self.responder.context.now());
         }
     }
 
@@ -212,7 +208,7 @@ impl Dns {
     /// Sends a reply that depends on nothing but the name and the type, if there is one.
     fn reply_locally(&self, query: &Query, client: &Client) -> bool {
         let mut fake = self.fake.as_ref().map(|fake| fake.table());
-        let fake = fake.as_mut().and_then(|table| table.answer(query, self.context.now()));
+        let fake = fake.as_mut().and_then(|table| table.answer(query, self.responder.context.now()));
         let Some(reply) = fake.or_else(|| local_reply(query)) else {
             return false;
         };
@@ -254,14 +250,14 @@ impl Dns {
     }
 }
 
-fn proxies(config: &Config, context: &Rc<Context>, responder: &Rc<Responder>) -> Result<Proxies, DnsError> {
+fn proxies(config: &Config, responder: &Rc<Responder>) -> Result<Proxies, DnsError> {
     let names = config.upstreams.iter().filter_map(|upstream| match &upstream.host {
         Host::Name(name) => Some(Name::new(name).map_err(|_| DnsError::Name(name.clone()))),
         Host::Ip(_) => None,
     });
     let names = names.collect::<Result<_, _>>()?;
     let servers = if config.resolvers.is_empty() { &config.dns.direct_servers } else { &config.resolvers };
-    let resolver = Rc::new(DirectResolver::new(context, responder, servers, config.mark));
+    let resolver = Rc::new(DirectResolver::new(responder, servers, config.mark));
     Ok(Proxies { names, resolver })
 }
 

@@ -150,9 +150,9 @@ impl Gateway {
         let verdict = self.rewriter.borrow_mut().handle(header, packet, now);
         log::trace!("{} bytes: {verdict}", packet.len());
         match verdict {
-            Verdict::Forward => _ = self.tun.write(frame), // which counts what is lost
+            Verdict::Forward => self.tun.write(frame),
             Verdict::ForwardAbandoned(slot) => {
-                _ = self.tun.write(frame);
+                self.tun.write(frame);
                 self.keep(slot, Kept::Nothing);
             }
             Verdict::Hold { slot, dial: true } => self.hold(slot, frame, now),

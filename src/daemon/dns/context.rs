@@ -1,16 +1,14 @@
 //! All that DNS needs of the rest of the daemon: a clock, tunnels through the proxies, and a writer of datagrams.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
 use std::rc::Rc;
 
-use tcp_over_http::http::connect::Target;
 use tcp_over_http::packet::{Tuple, builder};
 use tcp_over_http::time::Instant;
 
 use crate::clock::Clock;
 use crate::kernel::tun::Tun;
-use crate::upstream::{Failure, Opened, Upstreams};
+use crate::upstream::Upstreams;
 
 /// Shared by all parts of DNS; knows none of them.
 pub struct Context {
@@ -30,13 +28,9 @@ impl Context {
         self.clock.now()
     }
 
-    /// Opens a tunnel to a resolver.
-    ///
-    /// # Errors
-    /// [`Failure`]
-    pub async fn open(&self, resolver: SocketAddr) -> Result<Opened, Failure> {
-        let upstreams = Rc::clone(&self.upstreams.borrow());
-        upstreams.open(Target::Ip(resolver)).await
+    /// The proxies, which open tunnels.
+    pub fn upstreams(&self) -> Rc<Upstreams> {
+        Rc::clone(&self.upstreams.borrow())
     }
 
     /// Opens tunnels with other proxies from now on.

@@ -6,11 +6,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use tcp_over_http::dns::{Ask, Message, Pending, Query, Rcode, Reply, Rounds};
-use tcp_over_http::time::Instant;
 use tokio::time::timeout;
 
 use super::client::MAX_WAITERS;
-use super::context::Context;
 use super::responder::{Responder, SERV_FAIL};
 use crate::report::limiter::Limiter;
 use crate::task::spawn;
@@ -23,9 +21,8 @@ pub const MAX_PENDING: u16 = 64;
 
 /// The resolvers, and all who wait for their replies.
 pub struct DirectResolver {
-    context: Rc<Context>,
     responder: Rc<Responder>,
-    servers: Rc<[SocketAddr]>,
+    servers: Vec<SocketAddr>,
     mark: u32,
     pending: RefCell<Pending>,
     limiter: Limiter,
@@ -33,11 +30,10 @@ pub struct DirectResolver {
 
 impl DirectResolver {
     /// Asks `servers` in turn, from sockets with `mark` (0: none).
-    pub fn new(context: &Rc<Context>, responder: &Rc<Responder>, servers: &[SocketAddr], mark: u32) -> Self {
+    pub fn new(responder: &Rc<Responder>, servers: &[SocketAddr], mark: u32) -> Self {
         Self {
-            context: Rc::clone(context),
             responder: Rc::clone(responder),
-            servers: servers.into(),
+            servers: servers.to_vec(),
             mark,
             pending: RefCell::new(Pending::new(MAX_PENDING, MAX_WAITERS)),
             limiter: Limiter::default(),
@@ -57,7 +53,7 @@ impl DirectResolver {
 
     /// Asks for a waiter. False if too many wait already.
     pub fn ask(self: &Rc<Self>, query: &Query, waiter: u32, id: u16) -> bool {
-        let ask = self.pending.borrow_mut().ask(query, waiter, id, self.context.now());
+        let ask = self.pending.borrow_mut().ask(query, waiter, id, self.responder.context.now());
         let Ask::New(id) = ask else {
             return matches!(ask, Ask::Joined);
         };
@@ -66,27 +62,27 @@ impl DirectResolver {
         let this = Rc::clone(self);
         spawn(async move {
             let reply = this.resolve(&message).await;
-            let mut pending = this.pending.borrow_mut();
-            let waiters = match &reply {
-                Some(reply) => pending.answer(reply),
-                None => pending.give_up(&message),
-            };
-            drop(pending);
-            match (&reply, waiters.unwrap_or_default()) {
-                (Some(reply), waiters) => this.responder.relay(&waiters, reply),
-                (None, waiters) => this.responder.fail(&waiters, &SERV_FAIL),
-            }
+            this.end(&message, reply.as_deref());
         });
         true
     }
 
-    /// Gives up queries that have waited too long.
-    pub fn tick(&self, now: Instant) {
-        loop {
-            let expired = self.pending.borrow_mut().expire(now, PATIENCE);
-            let Some(waiters) = expired else { return };
-            self.responder.fail(&waiters, &SERV_FAIL);
+    /// Tells those who wait for the reply to `message`.
+    fn end(&self, message: &[u8], reply: Option<&[u8]>) {
+        let waiters = match reply {
+            Some(reply) => self.pending.borrow_mut().answer(reply),
+            None => self.pending.borrow_mut().give_up(message),
+        };
+        let waiters = waiters.unwrap_or_default();
+        match reply {
+            Some(reply) => self.responder.relay(&waiters, reply),
+            None => self.responder.fail(&waiters, &SERV_FAIL),
         }
+    }
+
+    /// Gives up queries that have waited too long.
+    pub fn tick(&self) {
+        self.responder.expire(&self.pending, PATIENCE, &SERV_FAIL);
     }
 
     /// The first reply; a refusal only if no server has a better one.

@@ -19,10 +19,10 @@ use std::rc::Rc;
 
 use tcp_over_http::config::DnsMode;
 use tcp_over_http::dns::{Ask, PORT, Pending, Query, Reply};
+use tcp_over_http::http::connect::Target;
 use tcp_over_http::time::Instant;
 
 use super::client::MAX_WAITERS;
-use super::context::Context;
 use super::responder::{Responder, SERV_FAIL};
 use super::stream::Stream;
 use crate::report::limiter::Limiter;
@@ -50,7 +50,6 @@ const UNKNOWN_TTL: u32 = 60;
 
 /// The connection to a resolver, and all who wait for its replies.
 pub struct ProxiedResolver {
-    context: Rc<Context>,
     responder: Rc<Responder>,
     servers: Vec<SocketAddr>,
     mode: DnsMode,
@@ -83,14 +82,8 @@ struct Round {
 
 impl ProxiedResolver {
     /// Connects to one of `servers` when the first query comes.
-    pub fn new(
-        context: &Rc<Context>,
-        responder: &Rc<Responder>,
-        servers: &[SocketAddr],
-        mode: DnsMode,
-    ) -> Self {
+    pub fn new(responder: &Rc<Responder>, servers: &[SocketAddr], mode: DnsMode) -> Self {
         Self {
-            context: Rc::clone(context),
             responder: Rc::clone(responder),
             servers: servers.to_vec(),
             mode,
@@ -107,7 +100,7 @@ impl ProxiedResolver {
     /// The reply to all queries while nothing is tried: that the name has no such records, where that will not change: the
     /// proxy lets nobody be asked, and a name with a fake address has no other records.
     pub fn refusal(&self) -> Option<Reply<'static>> {
-        let is_forbidden = self.paused(self.context.now())?;
+        let is_forbidden = self.paused(self.now())?;
         Some(match is_forbidden && self.mode == DnsMode::FakeIp {
             true => Reply::NoData(UNKNOWN_TTL),
             false => SERV_FAIL,
@@ -121,7 +114,7 @@ impl ProxiedResolver {
 
     /// Asks for a waiter. False if too many wait already.
     pub fn ask(self: &Rc<Self>, query: &Query, waiter: u32, id: u16) -> bool {
-        let now = self.context.now();
+        let now = self.now();
         let is_quiet = self.pending.borrow().is_empty();
         let ask = self.pending.borrow_mut().ask(query, waiter, id, now);
         let Ask::New(id) = ask else {
@@ -161,7 +154,7 @@ impl ProxiedResolver {
 
     /// Gives up what has waited too long, and closes what is idle.
     pub fn tick(self: &Rc<Self>, now: Instant) {
-        self.give_up(now, PATIENCE);
+        self.give_up(PATIENCE);
         let is_quiet = self.pending.borrow().is_empty();
         let stream = self.stream.borrow().clone();
         match stream {
@@ -180,6 +173,10 @@ impl ProxiedResolver {
         }
     }
 
+    fn now(&self) -> Instant {
+        self.responder.context.now()
+    }
+
     fn begin_round(self: &Rc<Self>) {
         let Round { era, open, .. } = self.round.get();
         self.round.set(Round { era, open, ..Round::default() });
@@ -195,11 +192,11 @@ impl ProxiedResolver {
         };
         round.tried += 1;
         round.open += 1;
-        round.begun = self.context.now();
+        round.begun = self.now();
         self.round.set(round);
         let this = Rc::clone(self);
         spawn(async move {
-            let result = this.context.open(server).await;
+            let result = this.responder.context.upstreams().open(Target::Ip(server)).await;
             this.tried(round.era, nth, result);
         });
     }
@@ -231,7 +228,7 @@ impl ProxiedResolver {
 
     /// The round has failed; `status` if the proxy refused to connect.
     fn fail(&self, status: Option<u16>) {
-        let now = self.context.now();
+        let now = self.now();
         let is_forbidden = status.is_some();
         let (pause, level, advice) = match (is_forbidden, self.mode) {
             (false, _) => (PAUSE, log::Level::Warn, ""),
@@ -246,21 +243,17 @@ impl ProxiedResolver {
                 "dns: the proxy forbids CONNECT to port {PORT} with status {status} (squid: SSL_ports){advice}"
             );
         }
-        self.give_up(now, 0);
+        self.give_up(0);
     }
 
     /// Gives up queries that have waited for `patience` ms.
-    fn give_up(&self, now: Instant, patience: u32) {
-        loop {
-            let expired = self.pending.borrow_mut().expire(now, patience);
-            let Some(waiters) = expired else { return };
-            self.responder.fail(&waiters, &self.refusal().unwrap_or(SERV_FAIL));
-        }
+    fn give_up(&self, patience: u32) {
+        self.responder.expire(&self.pending, patience, &self.refusal().unwrap_or(SERV_FAIL));
     }
 
     /// Sends all pending queries on a new connection, and takes its replies until it ends.
     fn converse(self: &Rc<Self>, opened: Opened) {
-        let stream = Stream::new(opened.stream, opened.leftover, u16::MAX.into(), self.context.now());
+        let stream = Stream::new(opened.stream, opened.leftover, u16::MAX.into(), self.now());
         let stream = Rc::new(stream);
         let mut messages = Vec::new();
         self.pending.borrow().encode_all(&mut messages);
@@ -279,7 +272,7 @@ impl ProxiedResolver {
     }
 
     fn answered(&self, stream: &Stream, reply: &[u8]) {
-        stream.touch(self.context.now());
+        stream.touch(self.now());
         self.useless.set(0);
         let waiters = self.pending.borrow_mut().answer(reply);
         self.responder.relay(&waiters.unwrap_or_default(), reply);

@@ -1,9 +1,8 @@
 //! Responses to clients: at once, or when a resolver has answered.
 
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
 
-use tcp_over_http::dns::{Cache, Query, Rcode, Reply};
+use tcp_over_http::dns::{Cache, Pending, Query, Rcode, Reply};
 use tcp_over_http::time::Instant;
 
 use super::client::{Client, Waiter, Waiters};
@@ -18,8 +17,10 @@ pub const SERV_FAIL: Reply<'static> = Reply::Failed(Rcode::ServFail);
 
 /// Sends responses; keeps the clients that wait for one, and the replies of resolvers.
 pub struct Responder {
-    context: Rc<Context>,
-    server: Rc<Server>,
+    /// What DNS needs of others.
+    pub context: Context,
+    /// The sockets that clients ask on.
+    pub server: Server,
     cache: RefCell<Cache>,
     waiters: RefCell<Waiters>,
     /// A buffer for responses, to be used again.
@@ -44,7 +45,7 @@ pub struct Counters {
 
 impl Responder {
     /// Nobody waits, and nothing is cached.
-    pub fn new(context: Rc<Context>, server: Rc<Server>) -> Self {
+    pub fn new(context: Context, server: Server) -> Self {
         Self {
             context,
             server,
@@ -129,6 +130,15 @@ impl Responder {
     pub fn fail(&self, waiters: &[u32], reply: &Reply) {
         for &waiter in waiters {
             self.end_wait(waiter, &|query, client| self.refuse(query, client, reply));
+        }
+    }
+
+    /// The same to those whose queries have been pending for `patience` ms.
+    pub fn expire(&self, pending: &RefCell<Pending>, patience: u32, reply: &Reply) {
+        loop {
+            let expired = pending.borrow_mut().expire(self.context.now(), patience);
+            let Some(waiters) = expired else { return };
+            self.fail(&waiters, reply);
         }
     }
 

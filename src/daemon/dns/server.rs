@@ -1,17 +1,15 @@
 //! The sockets of our resolver: UDP and TCP on the loopback addresses (RFC 7766 section 5: both).
 
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::{Rc, Weak};
-use std::task::{self, Poll};
+use std::task::{self, Poll, ready};
 
 use tcp_over_http::time::Instant;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 use super::client::{Client, MAX_WAITERS_OF_ONE};
-use super::context::Context;
 use super::stream::Stream;
 
 /// The longest query that is read.
@@ -80,35 +78,11 @@ impl Server {
         Poll::Pending
     }
 
-    /// Hands over all queries of a connection until the client ends it. `source` is the client unless it is on the
-    /// loopback.
-    pub async fn serve(&self, socket: TcpStream, source: Option<Ipv6Addr>, context: &Context, ask: &Ask<'_>) {
-        let stream = Rc::new(Stream::new(socket, Vec::new(), MAX_QUERY, context.now()));
-        self.add(&stream, context.now());
-        // Weak references: one for each query that waits, and one in the list.
-        let may_ask = || Rc::weak_count(&stream) <= MAX_WAITERS_OF_ONE;
-        let mut handle = |query: &[u8]| {
-            stream.touch(context.now());
-            ask(query, Client::Tcp(Rc::downgrade(&stream), source));
-            may_ask()
-        };
-        let asks = poll_fn(|cx| {
-            if may_ask() {
-                return stream.poll(cx, &mut handle);
-            }
-            // Nothing more is read; a response will wake us.
-            _ = stream.poll_flush(cx)?;
-            Poll::Pending
-        });
-        if asks.await.is_err() {
-            return;
-        }
-        // The client has ended its side: it gets the responses that are still to come.
-        _ = poll_fn(|cx| match stream.poll_flush(cx) {
-            Poll::Ready(Ok(())) if Rc::weak_count(&stream) > 1 => Poll::Pending,
-            poll => poll,
-        })
-        .await;
+    /// Takes a connection. `source` is the client unless it is on the loopback.
+    pub fn connect(&self, socket: TcpStream, source: Option<Ipv6Addr>, now: Instant) -> Connection {
+        let stream = Rc::new(Stream::new(socket, Vec::new(), MAX_QUERY, now));
+        self.add(&stream, now);
+        Connection { stream, source, is_over: false }
     }
 
     /// Sends a response from the socket of this number.
@@ -148,6 +122,40 @@ impl Server {
     }
 }
 
+/// A client's connection.
+pub struct Connection {
+    stream: Rc<Stream>,
+    source: Option<Ipv6Addr>,
+    /// The client has ended its side.
+    is_over: bool,
+}
+
+impl Connection {
+    /// Hands over queries and sends responses. Ready when the client has ended its side and has got all responses, or
+    /// when the connection broke.
+    pub fn poll(&mut self, cx: &mut task::Context, now: Instant, ask: &Ask) -> Poll<()> {
+        let stream = &self.stream;
+        // Weak references: one for each query that waits, and one in the server's list.
+        let may_ask = || Rc::weak_count(stream) <= MAX_WAITERS_OF_ONE;
+        let mut handle = |query: &[u8]| {
+            stream.touch(now);
+            ask(query, Client::Tcp(Rc::downgrade(stream), self.source));
+            may_ask()
+        };
+        if !self.is_over && may_ask() {
+            match ready!(stream.poll(cx, &mut handle)) {
+                Ok(()) => self.is_over = true,
+                Err(_) => return Poll::Ready(()),
+            }
+        }
+        match stream.poll_flush(cx) {
+            // A response will wake us.
+            Poll::Ready(Ok(())) if !self.is_over || Rc::weak_count(stream) > 1 => Poll::Pending,
+            poll => poll.map(drop),
+        }
+    }
+}
+
 /// Receives a datagram, if there is one. An error is that of an earlier response.
 fn receive(number: usize, socket: &UdpSocket, ask: &Ask) {
     let mut query = [0; MAX_QUERY];
@@ -174,6 +182,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 mod tests {
     use super::*;
     use crate::upstream::resolver::tests::run;
+    use std::future::poll_fn;
 
     /// More at once than there may be, before the task of any has its turn.
     #[test]

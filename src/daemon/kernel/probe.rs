@@ -96,7 +96,7 @@ pub fn send(
     let mut packet = [0; MAX_LEN];
     let length = segment(tuple, sequence, acknowledgement, flags, &mut packet);
     let frame = [&vnet::Header::PLAIN, &packet[..length]].concat();
-    tun.write(&frame).map_err(ProbeError::Tun)
+    tun.try_write(&frame).map_err(ProbeError::Tun)
 }
 
 /// Waits for the SYN-ACK; returns its sequence number. Whatever else comes is dropped: it will be sent again.

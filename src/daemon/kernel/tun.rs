@@ -79,12 +79,17 @@ impl Tun {
         }
     }
 
-    /// Writes one frame. The kernel takes it at once or not at all: it never asks to wait.
-    pub fn write(&self, frame: &[u8]) -> io::Result<()> {
-        self.file.get_ref().write(frame).map(drop).inspect_err(|error| {
+    /// Writes one frame, which is lost if the kernel does not take it.
+    pub fn write(&self, frame: &[u8]) {
+        if let Err(error) = self.try_write(frame) {
             log::trace!("a frame of {} bytes was not taken: {error}", frame.len());
             self.write_errors.set(self.write_errors.get() + 1);
-        })
+        }
+    }
+
+    /// Writes one frame. The kernel takes it at once or not at all: it never asks to wait.
+    pub fn try_write(&self, frame: &[u8]) -> io::Result<()> {
+        self.file.get_ref().write(frame).map(drop)
     }
 
     /// Writes the packet that `make` makes, of the length that it returns; 0: none.
@@ -92,11 +97,11 @@ impl Tun {
         let mut frame = [0; vnet::LEN + MAX_LEN];
         let length = frame.last_chunk_mut().map_or(0, make);
         if length > 0 {
-            _ = self.write(&frame[..vnet::LEN + length]); // which counts what is lost
+            self.write(&frame[..vnet::LEN + length]);
         }
     }
 
-    /// How many frames the kernel has not taken.
+    /// How many frames have been lost.
     pub const fn write_errors(&self) -> u64 {
         self.write_errors.get()
     }

@@ -13,7 +13,7 @@ const MAX_SERVERS: usize = 3;
 pub fn hosts(path: &Path, name: &str) -> Vec<IpAddr> {
     let name = name.strip_suffix('.').unwrap_or(name);
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for_each_line(path, |line| {
+    for_each_line(path, &mut |line| {
         let mut words = line.split('#').next().unwrap_or_default().split_ascii_whitespace();
         if let Some(Ok(address)) = words.next().map(str::parse::<IpAddr>)
             && addresses.len() < MAX_ADDRESSES
@@ -29,7 +29,7 @@ pub fn hosts(path: &Path, name: &str) -> Vec<IpAddr> {
 /// The servers in a file like `/etc/resolv.conf`; without any, the local one (resolv.conf(5)).
 pub fn nameservers(path: &Path) -> Vec<SocketAddr> {
     let mut servers = Vec::new();
-    for_each_line(path, |line| {
+    for_each_line(path, &mut |line| {
         let mut words = line.split_ascii_whitespace();
         if let (Some("nameserver"), Some(Ok(address))) = (words.next(), words.next().map(str::parse))
             && servers.len() < MAX_SERVERS
@@ -44,7 +44,7 @@ pub fn nameservers(path: &Path) -> Vec<SocketAddr> {
 }
 
 /// A file that cannot be read counts as empty.
-fn for_each_line(path: &Path, mut each: impl FnMut(&str)) {
+fn for_each_line(path: &Path, each: &mut dyn FnMut(&str)) {
     let Ok(file) = File::open(path) else { return };
     for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
         if let Ok(line) = str::from_utf8(&line) {

@@ -1,5 +1,6 @@
 //! The addresses that an upstream's reply holds.
 
+use alloc::vec::Vec;
 use core::net::IpAddr;
 
 use super::header::Rcode;
@@ -15,7 +16,7 @@ const MAX_ALIASES: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// In the answer's order, the first [`MAX_ADDRESSES`] of them.
-    pub addresses: heapless::Vec<IpAddr, MAX_ADDRESSES>,
+    pub addresses: Vec<IpAddr>,
     /// Seconds for which all records used are valid, aliases included; 0 without addresses.
     pub ttl: u32,
 }
@@ -57,7 +58,7 @@ impl Query<'_> {
 
     /// The records may come in any order, so each alias takes a pass of its own.
     fn addresses(&self, message: &Message<'_>) -> Option<Answer> {
-        let mut addresses = heapless::Vec::new();
+        let mut addresses = Vec::new();
         let mut owner = self.name();
         let mut ttl = u32::MAX;
         for _ in 0..=MAX_ALIASES {
@@ -68,8 +69,10 @@ impl Query<'_> {
                     continue;
                 }
                 if record.kind == self.kind() {
-                    // Addresses beyond the capacity are left out.
-                    let _ = addresses.push(record.ip()?);
+                    let address = record.ip()?;
+                    if addresses.len() < MAX_ADDRESSES {
+                        addresses.push(address);
+                    }
                     ttl = ttl.min(record.ttl);
                 } else if record.kind == Kind::CNAME {
                     alias = Some((record.cname()?, record.ttl));
@@ -95,7 +98,6 @@ mod tests {
     use super::super::name::Name;
     use super::*;
     use proptest::prelude::*;
-    use std::vec::Vec;
 
     const ID: u16 = 0x1234;
     const OK: u16 = 0x8180;
