@@ -245,7 +245,7 @@ impl Peer {
         if self.reset {
             return Vec::new();
         }
-        if now % 64 == 0 && std::mem::take(&mut self.more) {
+        if now.is_multiple_of(64) && std::mem::take(&mut self.more) {
             return self.data();
         }
         if now < self.repeat_at {
