@@ -105,10 +105,12 @@ impl EventLoop {
     }
 
     /// Runs until a signal ends it or the TUN is gone. Gives back what captures traffic, since what becomes of
-    /// that depends on the end, and the configuration by now, which is the next run's if there is to be one.
+    /// that depends on the end, and the configuration by now: the next run's if there is to be one, or that of a reload
+    /// which has not ended.
     pub async fn run(mut self) -> (End, Capture, Box<Config>) {
         let end = poll_fn(|cx| self.poll(cx)).await;
-        (end, self.capture, self.next.unwrap_or(self.config))
+        let unfinished = self.reload.map(|reload| reload.new);
+        (end, self.capture, self.next.or(unfinished).unwrap_or(self.config))
     }
 
     fn poll(&mut self, cx: &mut Context) -> Poll<End> {

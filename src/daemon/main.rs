@@ -111,7 +111,7 @@ fn block_on(future: impl Future<Output = ExitCode> + 'static) -> ExitCode {
 async fn run(settings: Settings) -> ExitCode {
     match serve(settings).await {
         Ok(End::Asked) => return ExitCode::SUCCESS,
-        Ok(End::Restart) => log::error!("start anew: {}", sys::process::execute_again()),
+        Ok(End::Restart) => log::error!("restart: {}", sys::process::execute_again()),
         Ok(End::TunGone | End::Tun(_)) => {}
         Err(StartError::Config(error)) => return fail(&error, error.exit_code()),
         Err(error) => log::error!("{error}"),
@@ -128,7 +128,17 @@ async fn serve(settings: Settings) -> Result<End, StartError> {
     if restarted {
         sys::set_process_name();
     }
-    let config = Box::new(settings.load().map_err(StartError::Config)?);
+    let config = match settings.load() {
+        Ok(config) => Box::new(config),
+        Err(error) => {
+            // Refused, since the run before has left it so.
+            let readable = settings.load_readable();
+            if restarted && readable.on_failure == OnFailure::Direct {
+                _ = unblock(&readable);
+            }
+            return Err(StartError::Config(error));
+        }
+    };
     logger::init(config.log_level);
     let (gateway, capture) = match set_up(&config).await {
         Ok(done) => done,
@@ -180,10 +190,12 @@ async fn set_up(config: &Config) -> Result<(Rc<Gateway>, Capture), StartError> {
     let tun = Rc::new(tun);
     let dns = dns::Context::new(clock, Rc::clone(&upstreams), Rc::clone(&tun));
     let dns = Dns::new(config, dns).map_err(StartError::Dns)?;
+    let poller = Poller::new().map_err(StartError::EventLoop)?;
+    // Last of what may fail: it undoes itself only until it has succeeded.
     let capture = Capture::set_up(config, &tun).await.map_err(StartError::Capture)?;
     let rewriter = Rewriter::new(rewriter_settings(config, capture.path()), limits(config), key);
     let pipes = Pipes::new(pipes, config.pipe_size);
-    let supplies = Supplies { pipes, poller: Poller::new().map_err(StartError::EventLoop)? };
+    let supplies = Supplies { pipes, poller };
     let gateway = Rc::new(Gateway::new(clock, tun, rewriter, upstreams, dns, supplies, config.connect));
     Ok((gateway, capture))
 }

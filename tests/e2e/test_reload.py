@@ -195,7 +195,7 @@ def test_nft_takes_its_time(configured, proxy, client, internet, directory):
         daemon.signal(signal.SIGHUP)
     assert "reload:" not in daemon.log()
     nft.hold.unlink()
-    daemon.wait_log(r"reload: bypass, changed[\s\S]*reload: bypass, changed")
+    daemon.wait_log(r"reload: changed bypass;[\s\S]*reload: changed bypass;")
     far.send(b"answer")
     assert near.recv(100) == b"answer"
     assert_direct(client, internet.listen(SERVER), proxy)
@@ -214,7 +214,7 @@ def test_nft_is_missing(configured, proxy, client, internet, directory):
         configured.reload("ERROR.*reload: run nft", main=main)
         assert_proxied(client, proxy, SERVER_OTHER)
     else:
-        configured.reload("reload: bypass, changed", main=main)
+        configured.reload("reload: changed bypass;", main=main)
         assert "answers to connections from outside are captured, too: run nft" in daemon.log()
         assert_direct(client, internet.listen(SERVER_OTHER), proxy)
     nft.be_there()

@@ -142,7 +142,8 @@ class Router:
         """As opkg: the files, then postinst."""
         members = {name: self.directory / "ipk" / name for name in ("data.tar.gz", "control.tar.gz")}
         with tarfile.open(package) as outer:
-            outer.extractall(self.directory / "ipk", filter="data")
+            outer.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 knows none
+            outer.extractall(self.directory / "ipk")
         command("tar", "-C", self.root, "--keep-directory-symlink", "-xzf", members["data.tar.gz"])
         with tarfile.open(members["data.tar.gz"]) as data:
             self.files = [info.name.removeprefix(".") for info in data if not info.isdir()]
