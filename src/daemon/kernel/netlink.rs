@@ -22,10 +22,10 @@ pub enum Error {
 }
 
 impl Error {
-    /// The kernel's `errno`; 0 if it has said nothing.
-    pub const fn errno(&self) -> i32 {
+    /// The `errno`, be it of the socket, as under qemu-user, or of the answer; 0 if there is none.
+    pub fn errno(&self) -> i32 {
         match self {
-            Error::Socket(_) => 0,
+            Error::Socket(error) => error.raw_os_error().unwrap_or(0),
             Error::Refused(refusal) => refusal.errno,
         }
     }
