@@ -128,28 +128,16 @@ async fn serve(settings: Settings) -> Result<End, StartError> {
     if restarted {
         sys::set_process_name();
     }
-    let config = match settings.load() {
-        Ok(config) => Box::new(config),
-        Err(error) => {
-            // Refused, since the run before has left it so.
-            let readable = settings.load_readable();
-            if restarted && readable.on_failure == OnFailure::Direct {
-                _ = unblock(&readable);
-            }
-            return Err(StartError::Config(error));
+    // The run before has left traffic refused. If this one does not start, that holds only if it may not go directly.
+    let give_way = |config: &Config| {
+        if restarted && config.on_failure == OnFailure::Direct {
+            _ = unblock(config);
         }
     };
+    let loaded = settings.load().inspect_err(|_| give_way(&settings.load_readable()));
+    let config = Box::new(loaded.map_err(StartError::Config)?);
     logger::init(config.log_level);
-    let (gateway, capture) = match set_up(&config).await {
-        Ok(done) => done,
-        Err(error) => {
-            // Refused, since the run before has left it so.
-            if restarted && config.on_failure == OnFailure::Direct {
-                _ = unblock(&config);
-            }
-            return Err(error);
-        }
-    };
+    let (gateway, capture) = set_up(&config).await.inspect_err(|_| give_way(&config))?;
     let ready = format!("{}: listening on port {}, {} path", config.tun, config.listen_port, capture.path());
     if let Err(error) = sys::keep_capabilities(CAPABILITIES) {
         log::warn!("give up privileges: {error}");
