@@ -201,8 +201,9 @@ fn u16_at(bytes: &[u8], offset: usize) -> u16 {
     array_at(bytes, offset).map_or(0, u16::from_ne_bytes)
 }
 
+/// `NLMSG_ALIGN` and `NLA_ALIGN`; a length that lies may be all that `usize` holds, and stays beyond the end.
 fn align(length: usize) -> usize {
-    length.next_multiple_of(4)
+    length.saturating_add(3) & !3
 }
 
 #[cfg(test)]
