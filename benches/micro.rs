@@ -16,7 +16,7 @@ use tcp_over_http::flow::{FlowTable, Limits, Side, Slot};
 use tcp_over_http::net::{Ipv4Net, Ipv6Net};
 use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{ACK, Change, FIN, SYN, Tuple};
-use tcp_over_http::rewrite::{Path, Rewriter, Settings, Verdict};
+use tcp_over_http::rewrite::{Rewriter, Settings, Verdict};
 use tcp_over_http::time::Instant;
 
 /// Does its work so many times; returns how long that took, without what comes before.
@@ -216,7 +216,6 @@ fn live(ipv6: bool) -> (Rewriter, Tuple, Tuple) {
     let addr = Ipv6Addr::new(0xfd45, 0x39, 0, 0, 0, 0, 0, 1);
     let ipv6_subnet = Subnet::new(Ipv6Net { addr, prefix: 64 });
     let settings = Settings {
-        path: Path::Rewrite,
         ipv4,
         ipv6: Some(ipv6_subnet),
         listen_port: LISTEN_PORT,
@@ -241,7 +240,7 @@ fn live(ipv6: bool) -> (Rewriter, Tuple, Tuple) {
         source_port: LISTEN_PORT,
         destination_port: nat.port,
     };
-    assert!(rewriter.accept(listener.destination, nat.port, || None, now).is_some());
+    assert!(rewriter.accept(listener.destination, nat.port, now).is_some());
     (rewriter, client, listener)
 }
 

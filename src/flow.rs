@@ -14,8 +14,6 @@
 //!    +--------- Closed <----------------+-------------+--------------------+
 //! ```
 //!
-//! On the express path, where the kernel's packets don't come by, Opening and Live end as Closed at once.
-//!
 //! - **Held**: the SYN waits outside the kernel until the proxy has answered. Bounded, in all and per client.
 //! - **Opening**: the SYN has been given to the kernel, the connection has not been accepted yet.
 //! - **Live**: a relay has it. Ends only when the relay does; nothing that happens to the table hurts it.

@@ -1,5 +1,6 @@
 //! Families, and addresses with a prefix length as `option address` and the CIDR lists have them.
 
+use alloc::vec::Vec;
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -145,6 +146,12 @@ impl IpNet {
             }
             _ => false,
         }
+    }
+
+    /// Puts networks in order and keeps those that no other contains.
+    pub fn widest(nets: &mut Vec<Self>) {
+        nets.sort_unstable();
+        nets.dedup_by(|net, before| before.contains(*net));
     }
 
     /// Whether the two have an address in common.

@@ -74,6 +74,8 @@ pub enum ConfigErrorKind {
     NoUpstream,
     /// Upstream connections would be captured.
     Loop,
+    /// The forward path without the mark that it needs.
+    Forward,
     /// Domains to resolve directly, and nobody to ask.
     NoDirectServer,
     /// A network has addresses of another one.
@@ -148,6 +150,7 @@ impl fmt::Display for ConfigError {
                 write!(f, "no upstream: {} names none, nor do --upstream and {VARIABLE}", self.file)
             }
             ConfigErrorKind::Loop => f.write_str("mark: upstream connections would be captured without one"),
+            ConfigErrorKind::Forward => f.write_str("path: 'forward' needs a mark"),
             ConfigErrorKind::NoDirectServer => f.write_str("direct_domain: needs a direct_server"),
             ConfigErrorKind::Overlap { option, other } => write!(f, "{option}: overlaps {other}"),
             ConfigErrorKind::AboveLimit { option, limit } => write!(f, "{option}: more than {limit}"),

@@ -6,8 +6,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::{Ipv6Addr, SocketAddr};
 
+use super::MARK_MASK;
 use super::host::Host;
-use super::{MARK_MASK, TABLES};
 use crate::dns;
 use crate::http::{auth, field};
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
@@ -178,14 +178,10 @@ pub fn socket(path: &str) -> Result<String, &'static str> {
     if valid { Ok(path.to_owned()) } else { Err("is not an absolute path of at most 107 bytes") }
 }
 
-/// The first of [`TABLES`], none the kernel's own: 0 unspecified, 253 default, 254 main, 255 local (rtnetlink.h).
+/// A routing table that is not the kernel's own: 0 unspecified, 253 default, 254 main, 255 local (rtnetlink.h).
 pub fn table(text: &str) -> Result<u32, &'static str> {
-    number(text)
-        .filter(|first| {
-            let last = first.checked_add(TABLES - 1);
-            *first > 0 && last.is_some_and(|last| last < 253 || *first > 255)
-        })
-        .ok_or("is not the first of 3 tables to use (1-250, 256-4294967293)")
+    let usable = number(text).filter(|table| !matches!(table, 0 | 253..=255));
+    usable.ok_or("is not a table to use (1-252, 256-4294967295)")
 }
 
 pub fn mark(text: &str) -> Result<u32, &'static str> {

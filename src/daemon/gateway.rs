@@ -16,6 +16,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
+use tcp_over_http::capture::Path;
 use tcp_over_http::config::{Config, ConnectMode};
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::packet::vnet;
@@ -24,6 +25,7 @@ use tcp_over_http::time::Instant;
 
 use crate::clock::Clock;
 use crate::dns::Dns;
+use crate::forward::{Forwarder, Taken};
 use crate::gateway::kept::{DialState, Kept, KeptFlows};
 use crate::kernel::self_test::SelfTest;
 use crate::kernel::tun::Tun;
@@ -40,6 +42,7 @@ pub struct Gateway {
     upstreams: RefCell<Rc<Upstreams>>,
     dns: Option<Rc<Dns>>,
     supplies: Supplies,
+    forwarder: Option<Rc<Forwarder>>,
     mode: Cell<ConnectMode>,
     /// What is kept for a flow, by slot.
     kept: RefCell<KeptFlows>,
@@ -57,6 +60,8 @@ pub struct Totals {
     pub moved: Moved,
     /// Flows refused because of what the proxy said.
     pub refused: u64,
+    /// Connections that the kernel carries since.
+    pub forwarded: u64,
 }
 
 impl Gateway {
@@ -68,6 +73,7 @@ impl Gateway {
         upstreams: Rc<Upstreams>,
         dns: Option<Rc<Dns>>,
         supplies: Supplies,
+        forwarder: Option<Rc<Forwarder>>,
         mode: ConnectMode,
     ) -> Self {
         Self {
@@ -78,12 +84,18 @@ impl Gateway {
             upstreams: RefCell::new(upstreams),
             dns,
             supplies,
+            forwarder,
             mode: Cell::new(mode),
             kept: RefCell::default(),
             queue: RefCell::default(),
             again: Cell::default(),
             totals: Cell::default(),
         }
+    }
+
+    /// How clients' connections get to proxies.
+    pub const fn path(&self) -> Path {
+        if self.forwarder.is_some() { Path::Forward } else { Path::Relay }
     }
 
     /// The TUN.
@@ -147,6 +159,10 @@ impl Gateway {
             return;
         }
         let header = vnet::Header::parse(header);
+        let taken = self.forwarder.as_ref().map(|forwarder| forwarder.take(header, packet, now));
+        if let Some(Taken::Yes(_)) = taken {
+            return;
+        }
         let verdict = self.rewriter.borrow_mut().handle(header, packet, now);
         log::trace!("{} bytes: {verdict}", packet.len());
         match verdict {
@@ -156,6 +172,10 @@ impl Gateway {
                 self.keep(slot, Kept::Nothing);
             }
             Verdict::Hold { slot, dial: true } => self.hold(slot, frame, now),
+            // The sequence numbers that the proxy was told are no longer the client's.
+            Verdict::Hold { slot, dial: false } if matches!(taken, Some(Taken::Restarted(_))) => {
+                self.hold(slot, frame, now);
+            }
             Verdict::Hold { slot, dial: false } => self.replace_syn(slot, frame),
             Verdict::Abandoned(slot) => self.keep(slot, Kept::Nothing),
             Verdict::Dns => self.answer_query(packet),
@@ -166,8 +186,7 @@ impl Gateway {
 
     /// A connection has come to the listener.
     pub fn handle_accepted(self: &Rc<Self>, client: TcpStream, peer: SocketAddr, now: Instant) {
-        let local = || client.local_addr().ok().map(|local| (mapped(local.ip()), local.port()));
-        let accepted = self.rewriter.borrow_mut().accept(mapped(peer.ip()), peer.port(), local, now);
+        let accepted = self.rewriter.borrow_mut().accept(mapped(peer.ip()), peer.port(), now);
         let Some(slot) = accepted else {
             log::debug!("accepted {peer}, which belongs to no flow; reset");
             _ = sys::set_resetting(&client);
@@ -201,6 +220,9 @@ impl Gateway {
     /// Forgets flows that have waited too long. Called once a second or so.
     pub fn handle_tick(self: &Rc<Self>, now: Instant) {
         self.self_test.tick(&self.tun);
+        if let Some(forwarder) = &self.forwarder {
+            forwarder.tick(now);
+        }
         if let Some(dns) = &self.dns {
             dns.tick(now);
         }

@@ -1,6 +1,7 @@
 //! Has the upstream proxies open tunnels. Which of them is asked next is the library's to decide:
 //! [`tcp_over_http::upstream::choice`].
 
+mod connection;
 pub mod dial;
 mod etc_files;
 pub mod exchange;
@@ -11,7 +12,9 @@ pub mod stats;
 
 pub use tcp_over_http::upstream::Failure;
 
+use crate::forward::{self, Forwarder};
 use crate::sys;
+use crate::upstream::connection::Connection;
 use crate::upstream::dial::{HandshakeError, Reply};
 use crate::upstream::proxy::{Proxy, Warning};
 use crate::upstream::resolver::Resolver;
@@ -34,6 +37,22 @@ pub struct Opened {
     pub stream: TcpStream,
     /// Bytes from the target that came with the proxy's reply; empty, and then not allocated, if there were none.
     pub leftover: Vec<u8>,
+}
+
+/// How a connection to a proxy came about.
+pub enum Carried {
+    /// By a socket of ours: it has to be relayed.
+    Relayed(Opened),
+    /// In the client's own name: the kernel carries it.
+    Forwarded,
+}
+
+/// A client whose connection may be forwarded.
+pub struct Client<'a> {
+    /// What forwards it.
+    pub forwarder: &'a Rc<Forwarder>,
+    /// Its SYN, as it came from the TUN.
+    pub syn: &'a RefCell<Box<[u8]>>,
 }
 
 /// All proxies of the configuration.
@@ -91,10 +110,21 @@ impl Upstreams {
     /// # Errors
     /// [`Failure`]: the refusal of the one that answered, or the most telling failure of all of them.
     pub async fn open(&self, target: Target<'_>) -> Result<Opened, Failure> {
+        match self.carry(target, None).await? {
+            Carried::Relayed(opened) => Ok(opened),
+            Carried::Forwarded => Err(Failure::BadTarget), // nobody's client
+        }
+    }
+
+    /// As [`open`](Self::open), in the name of `client` where that can be.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn carry(&self, target: Target<'_>, client: Option<Client<'_>>) -> Result<Carried, Failure> {
         let mut attempt = Attempt::default();
         while let Some(asked) = self.next(&mut attempt) {
-            match self.ask(asked.index, target).await {
-                Ok(opened) => return Ok(opened),
+            match self.ask(asked.index, target, client.as_ref()).await {
+                Ok(carried) => return Ok(carried),
                 Err(failure) => {
                     self.choice.borrow_mut().failed(&mut attempt, asked, failure, self.now());
                 }
@@ -122,13 +152,19 @@ impl Upstreams {
     }
 
     /// Asks one proxy.
-    async fn ask(&self, index: usize, target: Target<'_>) -> Result<Opened, Failure> {
+    async fn ask(
+        &self,
+        index: usize,
+        target: Target<'_>,
+        client: Option<&Client<'_>>,
+    ) -> Result<Carried, Failure> {
         let proxy = &self.proxies[index];
         let request = proxy.request.bytes(target).map_err(|_| Failure::BadTarget)?;
         proxy.count(|stats| stats.attempts = stats.attempts.wrapping_add(1));
         let begun = Instant::now();
-        let stream = match self.connect(index).await {
-            Ok(stream) => stream,
+        let begin = |address| client?.begin(&request, address);
+        let connection = match self.reach(index, &begin).await {
+            Ok(connection) => connection,
             Err(error) if is_exhausted(&error) => {
                 proxy.warn(Warning::Exhausted, format_args!("{error}"));
                 return Err(Failure::Exhausted);
@@ -138,10 +174,10 @@ impl Upstreams {
                 return Err(Failure::Unreachable);
             }
         };
-        match dial::handshake(&stream, request, self.reply_timeout).await {
+        match connection.handshake(request, self.reply_timeout).await {
             Ok(reply) => {
                 self.choice.borrow_mut().answered(index);
-                self.answered(proxy, target, begun, stream, reply)
+                self.answered(proxy, target, begun, connection, reply)
             }
             Err(HandshakeError::TimedOut) => {
                 proxy.failed(Warning::TimedOut, format_args!("no answer in time"));
@@ -158,20 +194,33 @@ impl Upstreams {
         }
     }
 
-    /// Connects to one of the addresses of the proxy of this index, the one that worked last first.
+    /// Connects to one of the addresses of the proxy of this index with a socket.
     ///
     /// # Errors
     /// Its name has no address; or what the last address said.
     pub async fn connect(&self, index: usize) -> io::Result<TcpStream> {
+        match self.reach(index, &|_| None).await? {
+            Connection::Socket(stream) => Ok(stream),
+            Connection::Packets(_) => Err(io::ErrorKind::InvalidInput.into()), // nobody's client
+        }
+    }
+
+    /// Connects to one of the proxy's addresses, the one that worked last first; where `begin` has begun, by that.
+    async fn reach(
+        &self,
+        index: usize,
+        begin: &dyn Fn(SocketAddr) -> Option<forward::Attempt>,
+    ) -> io::Result<Connection> {
         let proxy = &self.proxies[index];
         let addresses = proxy.addresses().await.map_err(io::Error::other)?;
         let first = self.choice.borrow().first_address(index, &addresses);
         let mut failure = io::Error::from(io::ErrorKind::NotFound);
         for &ip in addresses.iter().cycle().skip(first).take(addresses.len()) {
-            match dial::connect(SocketAddr::new(ip, proxy.port), self.mark, self.connect_timeout).await {
-                Ok(stream) => {
+            let address = SocketAddr::new(ip, proxy.port);
+            match Connection::connect(address, begin(address), self.mark, self.connect_timeout).await {
+                Ok(connection) => {
                     self.choice.borrow_mut().connected(index, ip);
-                    return Ok(stream);
+                    return Ok(connection);
                 }
                 Err(error) => {
                     debug!("upstream {}: {ip}: {error}", proxy.name);
@@ -191,9 +240,9 @@ impl Upstreams {
         proxy: &Proxy,
         target: Target<'_>,
         begun: Instant,
-        stream: TcpStream,
+        connection: Connection,
         reply: Reply,
-    ) -> Result<Opened, Failure> {
+    ) -> Result<Carried, Failure> {
         let latency = u32::try_from(begun.elapsed().as_millis()).unwrap_or(u32::MAX);
         let status = reply.status;
         proxy.count(|stats| stats.answered(status, latency));
@@ -205,12 +254,26 @@ impl Upstreams {
             }
             return Err(Failure::Refused { status });
         }
+        let stream = match connection {
+            Connection::Socket(stream) => stream,
+            Connection::Packets(attempt) => {
+                attempt.keep();
+                return Ok(Carried::Forwarded);
+            }
+        };
         // Only now: refused connections, of which a port scan makes many, are spared these calls.
         let _ = stream.set_nodelay(true);
         if self.keepalive != 0 {
             let _ = sys::set_keepalive(&stream, self.keepalive);
         }
-        Ok(Opened { stream, leftover: reply.leftover })
+        Ok(Carried::Relayed(Opened { stream, leftover: reply.leftover }))
+    }
+}
+
+impl Client<'_> {
+    /// Begins to ask the proxy at `address` in its name, if that can be.
+    fn begin(&self, request: &[u8], address: SocketAddr) -> Option<forward::Attempt> {
+        self.forwarder.begin(&mut self.syn.borrow_mut(), request, address)
     }
 }
 

@@ -232,13 +232,6 @@ impl FlowTable {
         }
     }
 
-    /// The flow's relay has ended, or nobody will accept it any more, and no packet of it is to be expected.
-    pub fn end(&mut self, slot: Slot, now: Instant) {
-        if matches!(self.get(slot).state, State::Opening | State::Live) {
-            self.enter(slot, State::Closed, now);
-        }
-    }
-
     /// Forgets a held flow at once: its next SYN is a new flow.
     pub fn remove(&mut self, slot: Slot, now: Instant) {
         if self.get(slot).state == State::Held {

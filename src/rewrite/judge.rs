@@ -2,9 +2,9 @@
 
 use core::net::Ipv6Addr;
 
-use super::{DropReason, Path, Rewriter, Settings, Verdict};
+use super::{DropReason, Rewriter, Settings, Verdict};
 use crate::dns;
-use crate::flow::{Flow, NatSource, Side, Slot, State};
+use crate::flow::{NatSource, Side, Slot, State};
 use crate::net::Family;
 use crate::packet::reject::Reject;
 use crate::packet::{self, ACK, Change, ChecksumState, FIN, Packet, RST, SYN, Transport, Tuple};
@@ -87,17 +87,11 @@ impl Rewriter {
                 // The client uses its port again: a new flow, with a NAT source of its own.
                 State::Closing | State::Closed if is_syn && sequence != flow.isn() => {}
                 // The same of a flow whose connection has ended, though the relay has yet to learn it, or still has
-                // bytes for the server: the next connection must not be accepted in its name. On the express path
-                // a SYN comes here only if the kernel has no more than a TIME_WAIT for the last one.
-                State::Opening | State::Live
-                    if is_syn
-                        && sequence != flow.isn()
-                        && (self.settings.path == Path::Express || flow.is_finished()) => {}
-                was if self.passes(flow, now) => {
-                    if self.settings.path == Path::Rewrite {
-                        let new = self.translated(flow.nat, packet.family()).ok_or(DropReason::Ipv6Off)?;
-                        packet.translate(&new, flow.change, state);
-                    }
+                // bytes for the server: the next connection must not be accepted in its name.
+                State::Opening | State::Live if is_syn && sequence != flow.isn() && flow.is_finished() => {}
+                was if flow.is_translated(now) => {
+                    let new = self.translated(flow.nat, packet.family()).ok_or(DropReason::Ipv6Off)?;
+                    packet.translate(&new, flow.change, state);
                     if flags & SYN != 0 {
                         packet.clamp_mss(self.max_mss(packet.family()), state);
                     }
@@ -177,17 +171,6 @@ impl Rewriter {
         let new = self.translated(flow.nat, packet.family()).ok_or(DropReason::Ipv6Off)?;
         packet.translate_icmp_error(&new.reversed(), new.source, new.destination);
         Ok(Verdict::Forward)
-    }
-
-    /// Whether a packet from the flow's client is given to the kernel. On the express path it comes here if
-    /// the kernel has no socket for it (yet): that is right for a SYN that is sent again, and for the
-    /// router's own connections, of which all packets are routed to the TUN; once the flow is over, only a
-    /// RST is left to say.
-    fn passes(&self, flow: &Flow, now: Instant) -> bool {
-        match self.settings.path {
-            Path::Rewrite => flow.is_translated(now),
-            Path::Express => matches!(flow.state(), State::Opening | State::Live),
-        }
     }
 
     /// The flow with the NAT source `address` and `port`, if it is translated.

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from lab.connections import assert_carries, assert_direct, assert_proxied, open_tunnel, refused
-from lab.gateway import NFT_TABLE, PATH, tables, upstream
+from lab.gateway import NFT_TABLE, tables, upstream
 from lab.netns import (
     CLIENT,
     CLIENT6,
@@ -195,10 +195,9 @@ def test_connections_from_outside_while_it_is_gone(gateway, proxy, network, inbo
     exchange(network.internet, source, router, 22, service)
 
 
+@pytest.mark.path("relay", why="forwarding needs nft")
 def test_without_nft_more_is_captured(gateway, proxy, network, inbound, server, directory):
     """The answers are refused then, and the daemon says so; nothing else changes."""
-    if PATH == "express":
-        pytest.skip("the express path needs nft")
     source, router, *_ = inbound
     daemon = gateway(env={"PATH": str(directory)})
     assert "answers to connections from outside are captured" in daemon.log()

@@ -1,5 +1,6 @@
 //! From a SYN that is held to the proxy's answer.
 
+use std::cell::RefCell;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
@@ -15,7 +16,7 @@ use super::Gateway;
 use super::kept::{DialState, Kept, Parked};
 use crate::dns::Meaning;
 use crate::task::spawn;
-use crate::upstream::{Failure, Opened};
+use crate::upstream::{Carried, Client, Failure, Opened};
 
 impl Gateway {
     /// Holds the SYN of a new flow and asks the proxy for a tunnel.
@@ -23,8 +24,9 @@ impl Gateway {
         let tuple = self.rewriter.borrow().flow(slot).tuple;
         log::debug!("{slot}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
         let target = server(&tuple);
+        let syn = Rc::new(RefCell::new(Box::from(&*frame)));
         let mut parked =
-            Parked { syn: Box::from(&*frame), dial: DialState::InFlight(None), client: None, held: None };
+            Parked { syn: Rc::clone(&syn), dial: DialState::InFlight(None), client: None, held: None };
         if self.rewriter.borrow().settings().dns && target.port() == PORT {
             parked.dial = DialState::Unneeded;
             self.keep(slot, Kept::Parked(Box::new(parked)));
@@ -48,14 +50,20 @@ impl Gateway {
         };
         self.keep(slot, Kept::Parked(Box::new(parked)));
         let gateway = Rc::clone(self);
+        let is_honest = self.mode.get() == ConnectMode::Honest;
         let dial = spawn(async move {
             let target = match &name {
                 Some(name) => Target::Name(name, target.port()),
                 None => Target::Ip(target),
             };
             let upstreams = gateway.upstreams();
-            let result = upstreams.open(target).await;
-            gateway.handle_dialled(slot, result);
+            let forwarder = gateway.forwarder.as_ref().filter(|_| is_honest);
+            let client = forwarder.map(|forwarder| Client { forwarder, syn: &syn });
+            match upstreams.carry(target, client).await {
+                Ok(Carried::Forwarded) => gateway.handle_forwarded(slot),
+                Ok(Carried::Relayed(opened)) => gateway.handle_dialled(slot, Ok(opened)),
+                Err(failure) => gateway.handle_dialled(slot, Err(failure)),
+            }
         });
         if let Some(parked) = self.kept.borrow_mut().parked(slot) {
             parked.dial = DialState::InFlight(Some(dial));
@@ -68,8 +76,18 @@ impl Gateway {
     /// The client has sent another SYN from the same port; the dial under way is for the same server.
     pub(super) fn replace_syn(&self, slot: Slot, frame: &[u8]) {
         if let Some(parked) = self.kept.borrow_mut().parked(slot) {
-            parked.syn = Box::from(frame);
+            parked.syn.replace(Box::from(frame));
         }
+    }
+
+    /// The kernel carries the connection: nothing is left to do for it.
+    fn handle_forwarded(&self, slot: Slot) {
+        if let Some(parked) = self.kept.borrow_mut().parked(slot) {
+            parked.dial = DialState::InFlight(None); // it has ended: nothing to abort
+        }
+        self.rewriter.borrow_mut().remove(slot, self.now());
+        self.keep(slot, Kept::Nothing);
+        self.count(|totals| totals.forwarded += 1);
     }
 
     /// The dial has ended.
@@ -88,7 +106,7 @@ impl Gateway {
             }
             (Ok(opened), None) => {
                 parked.dial = DialState::Opened(opened);
-                let mut syn = std::mem::take(&mut parked.syn);
+                let mut syn = parked.syn.take();
                 drop(kept);
                 if held {
                     self.release(slot, &mut syn, now);
@@ -101,7 +119,7 @@ impl Gateway {
             }
             (Err(_), None) if !held => parked.dial = DialState::Failed,
             (Err(failure), None) => {
-                let mut syn = std::mem::take(&mut parked.syn);
+                let mut syn = parked.syn.take();
                 drop(kept);
                 self.count(|totals| totals.refused += 1);
                 self.rewriter.borrow_mut().remove(slot, now);

@@ -1,6 +1,8 @@
 //! What the daemon keeps for each flow, from its SYN until its relay ends.
 
+use std::cell::RefCell;
 use std::net::TcpStream;
+use std::rc::Rc;
 
 use tcp_over_http::flow::Slot;
 use tokio::task::AbortHandle;
@@ -71,7 +73,7 @@ pub enum Kept {
 /// A flow that is dialled, or waits to be accepted.
 pub struct Parked {
     /// The SYN: virtio header and packet.
-    pub syn: Box<[u8]>,
+    pub syn: Rc<RefCell<Box<[u8]>>>,
     /// How far the dial is.
     pub dial: DialState,
     /// The client, if accepted before the proxy has answered (`connect 'early'`).

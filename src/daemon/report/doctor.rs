@@ -7,11 +7,11 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::thread::sleep;
 use std::time::Duration;
 
+use tcp_over_http::capture::Path;
 use tcp_over_http::dns;
 use tcp_over_http::http::connect::Target;
-use tcp_over_http::rewrite::Path;
 
-use crate::kernel::{route, sysctl};
+use crate::kernel::{firewall, route, sysctl};
 use crate::report::status::Form;
 use crate::report::{control, json};
 use crate::settings::Settings;
@@ -125,10 +125,14 @@ fn daemon(findings: &mut Findings, config: &Config) {
         let bound = UdpSocket::bind(SocketAddr::new(address, 0));
         findings.judge(format_args!("{} has {address}", config.tun), bound.err().map(|_| NO_ADDRESS));
     }
-    let is_express = json::find(&status, &["path"]) == Some("\"express\"");
-    let path = if is_express { Path::Express } else { Path::Rewrite };
+    let is_forward = json::find(&status, &["path"]) == Some("\"forward\"");
+    let path = if is_forward { Path::Forward } else { Path::Relay };
     let is_whole = route::missing(config, path).is_ok_and(|missing| missing == 0);
     findings.judge(format_args!("rules and routes are there"), (!is_whole).then_some(NO_RULE));
+    if is_forward {
+        let is_there = firewall::is_there(config);
+        findings.judge(format_args!("the firewall's tables are there"), (!is_there).then_some(NO_RULE));
+    }
 
     // Being asked for its status has the daemon test for up to two seconds; the first result may be of a test that
     // had begun before.

@@ -2,11 +2,13 @@
 
 use std::fmt::{self, Write};
 
+use tcp_over_http::capture::Path;
 use tcp_over_http::config::Config;
 use tcp_over_http::flow::State;
 use tcp_over_http::rewrite;
 
 use crate::gateway::Gateway;
+use crate::kernel::conntrack;
 use crate::report::json::Json;
 use crate::upstream::stats::Stats;
 
@@ -53,7 +55,7 @@ impl Status {
         let mut status = Self::default();
         status.text("version", env!("CARGO_PKG_VERSION").to_owned());
         status.number("uptime", gateway.uptime().as_secs());
-        status.text("path", rewriter.settings().path.to_string());
+        status.text("path", gateway.path().to_string());
         status.flag("draining", rewriter.is_draining());
 
         status.subject("flows");
@@ -68,7 +70,18 @@ impl Status {
             status.number(name, rewriter.count(state).into());
         }
         status.number("opened", counters.flows);
+        status.number("forwarded", totals.forwarded);
         status.number("refused", totals.refused);
+
+        if gateway.path() == Path::Forward {
+            let mut entries = conntrack::forwarded(config.mark).unwrap_or_default();
+            entries.retain(|entry| entry.is_live);
+            let bytes = |way: usize| entries.iter().map(|entry| entry.bytes[way]).sum();
+            status.subject("forwarding");
+            status.number("live", entries.len() as u64);
+            status.number("up", bytes(0));
+            status.number("down", bytes(1));
+        }
 
         status.subject("bytes");
         status.number("up", totals.moved.up);
