@@ -26,7 +26,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Display, Write as _};
-use core::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::netlink::{self, Message};
 use super::{Path, Subnets, Uplinks};
@@ -66,6 +66,12 @@ pub const RELEASED: u32 = 0xc000;
 /// ...and of packets that we send to clients.
 pub const TO_CLIENT: u32 = 0xc000;
 
+/// Is forwarded to many, and never TCP.
+const MULTICAST: [IpNet; 2] = [
+    IpNet::new(IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4),
+    IpNet::new(IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
+];
+
 /// The tables' name, in both families.
 pub fn name(config: &Config) -> String {
     format!("tcp_over_http_{}", config.tun.replace(|c: char| !c.is_ascii_alphanumeric(), "_"))
@@ -98,7 +104,7 @@ pub struct Tables<'a> {
     pub path: Path,
     /// Whether a daemon reads the TUN.
     pub is_running: bool,
-    /// Where default routes lead.
+    /// What is nearby, and where default routes lead.
     pub uplinks: &'a Uplinks,
     /// The proxies' addresses: the first has the number 1.
     pub proxies: &'a [SocketAddr],
@@ -151,9 +157,9 @@ impl Chains<'_> {
             self.forwarded();
         }
         if path == Path::Forward {
-            self.to_proxy();
+            self.handshake_chains();
             match is_running {
-                true => self.from_proxy(),
+                true => self.reply_chains(),
                 false => self.spare_released(),
             }
         }
@@ -249,7 +255,11 @@ impl Chains<'_> {
         }
         let fakes: Vec<_> = config.dns.fake_ranges().collect();
         self.nets("daddr", &fakes, "goto take");
-        if !config.interfaces.is_empty() {
+        if config.interfaces.is_empty() {
+            if !uplinks.devices.is_empty() {
+                _ = writeln!(self.rules, "iif {} accept", Set(&uplinks.devices));
+            }
+        } else {
             let names: Vec<_> = config.interfaces.iter().map(|name| format!("\"{name}\"")).collect();
             _ = writeln!(self.rules, "iifname != {} accept", Set(&names));
         }
@@ -260,9 +270,10 @@ impl Chains<'_> {
         }
         self.nets("daddr", &config.bypass, "accept");
         self.nets("daddr", &config.routes, "goto captured");
-        if config.auto_route && !uplinks.devices.is_empty() {
-            self.nets("daddr", &uplinks.networks, "accept");
-            _ = writeln!(self.rules, "oif {} goto captured", Set(&uplinks.devices));
+        if config.auto_route {
+            let networks = [&uplinks.networks[..], &MULTICAST].concat();
+            self.nets("daddr", &networks, "accept");
+            self.rules.push_str("goto captured\n");
         }
         self.rules.push_str("}\n");
     }
@@ -279,7 +290,7 @@ impl Chains<'_> {
     }
 
     /// The way of a handshake's packets to the proxy, and NAT: which is conntrack's from the first packet on.
-    fn to_proxy(&mut self) {
+    fn handshake_chains(&mut self) {
         let Tables { config, proxies, is_running, .. } = *self.tables;
         let State { handshake, answered, released } = State::of(config);
         let ours = format!("meta mark & {STATES:#010x} {{ {handshake}, {answered} }}");
@@ -335,7 +346,7 @@ impl Chains<'_> {
 
     /// The way back; a released connection's packets meet one rule here. What a relay sends to a client conntrack must
     /// not see, which would take it for invalid: it has not seen the SYN.
-    fn from_proxy(&mut self) {
+    fn reply_chains(&mut self) {
         let State { handshake, answered, released } = State::of(self.tables.config);
         let tun = &self.tables.config.tun;
         let take = format!("dup to {} device \"{tun}\" drop", self.behind);
@@ -370,44 +381,40 @@ impl Chains<'_> {
         );
     }
 
-    /// Marks the answers to connections from outside, unless they bear a mark of ours, where policy rules capture.
+    /// Marks the answers to connections from outside, unless they bear a mark of ours, where policy rules capture, and on
+    /// the relay path what comes in by an uplink: neighbours there have no business with the proxy.
     fn exempt(&mut self) {
-        let Tables { config, path, .. } = *self.tables;
-        let answers = format!(
-            "ct direction reply ct mark & {MARK_MASK:#010x} != {:#010x} meta mark & {MARK_MASK:#010x} == 0 \
-             meta mark set meta mark & {:#010x} | {:#010x}\n",
-            config.begun_mark(),
-            !MARK_MASK,
-            config.exempt_mark()
+        let Tables { config, path, uplinks, .. } = *self.tables;
+        let (keep, begun, exempt) = (!MARK_MASK, config.begun_mark(), config.exempt_mark());
+        let spare = format!(
+            "meta mark & {MARK_MASK:#010x} == 0 meta mark set meta mark & {keep:#010x} | {exempt:#010x}\n"
+        );
+        let answers = format!("ct direction reply ct mark & {MARK_MASK:#010x} != {begun:#010x} {spare}");
+        if path == Path::Forward && !config.local {
+            return;
+        }
+        _ = write!(
+            self.rules,
+            "chain exempt_forwarded {{\n\
+             type filter hook prerouting priority mangle + 11; policy accept;\n\
+             iifname \"{}\" ct direction original ct mark set ct mark & {keep:#010x} | {begun:#010x}\n",
+            config.tun
         );
         if path == Path::Relay {
-            _ = write!(
-                self.rules,
-                "chain exempt_forwarded {{\n\
-                 type filter hook prerouting priority mangle + 11; policy accept;\n\
-                 iifname \"{}\" {}\n\
-                 {answers}\
-                 }}\n",
-                config.tun,
-                begins(config)
-            );
+            self.rules.push_str(&answers);
+            if config.interfaces.is_empty() && !uplinks.devices.is_empty() {
+                _ = write!(self.rules, "iif {} {spare}", Set(&uplinks.devices));
+            }
         }
-        if path == Path::Relay || config.local {
-            _ = write!(
-                self.rules,
-                "chain exempt_local {{\n\
-                 type route hook output priority mangle + 11; policy accept;\n\
-                 {answers}\
-                 }}\n"
-            );
-        }
+        _ = write!(
+            self.rules,
+            "}}\n\
+             chain exempt_local {{\n\
+             type route hook output priority mangle + 11; policy accept;\n\
+             {answers}\
+             }}\n"
+        );
     }
-}
-
-/// Marks connections that seem to begin with what we send to clients.
-fn begins(config: &Config) -> String {
-    let (keep, begun) = (!MARK_MASK, config.begun_mark());
-    format!("ct direction original ct mark set ct mark & {keep:#010x} | {begun:#010x}")
 }
 
 /// The states with the configured mark.

@@ -1,4 +1,6 @@
-//! Where the default routes lead: `auto_route` captures what would leave there.
+//! What the main table reaches without a default route, which `auto_route` doesn't capture, and where default routes lead.
+//!
+//! By destination rather than by device: what is new, be it an uplink or a network, is captured until the firewall knows it.
 
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -25,15 +27,16 @@ pub const fn default_prefix(family: u8) -> u8 {
     }
 }
 
-/// The devices of the default routes in all tables, and what of the main table is reached through them without one.
+/// Networks nearby, and the way to all others.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Uplinks {
-    /// Their indices, in order.
+    /// The devices of the default routes in all tables, by index, in order; none where there are no others: clients of a
+    /// one-armed gateway come from there.
     pub devices: Vec<u32>,
-    /// Networks of other routes through them, in order, none within another.
+    /// The networks of all other routes of the main table, in order, none within another.
     pub networks: Vec<IpNet>,
-    /// While routes are being seen: all others, with their device.
-    pub(super) others: Vec<(IpNet, u32)>,
+    /// While routes are being seen: whether any but a default one has another device.
+    pub(super) others: Vec<u32>,
 }
 
 impl Uplinks {
@@ -81,8 +84,9 @@ impl Uplinks {
         devices.retain(|device| *device != tun);
         if prefix <= default_prefix(family) {
             self.devices.extend(devices);
-        } else if table == MAIN {
-            self.others.extend(devices.iter().map(|device| (IpNet::new(destination, prefix), *device)));
+        } else if table == MAIN && !devices.is_empty() {
+            self.others.extend(devices);
+            self.networks.push(IpNet::new(destination, prefix));
         }
     }
 
@@ -90,9 +94,10 @@ impl Uplinks {
     pub fn finish(mut self) -> Self {
         self.devices.sort_unstable();
         self.devices.dedup();
-        let through = core::mem::take(&mut self.others).into_iter();
-        let through = through.filter(|(_, device)| self.devices.binary_search(device).is_ok());
-        self.networks = through.map(|(net, _)| net).collect();
+        let others = core::mem::take(&mut self.others);
+        if others.iter().all(|device| self.devices.contains(device)) {
+            self.devices.clear();
+        }
         IpNet::widest(&mut self.networks);
         self
     }
@@ -105,6 +110,8 @@ pub fn concerns(body: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
+
     use super::*;
     use crate::capture::route::RTM_NEWROUTE;
 
@@ -128,34 +135,47 @@ mod tests {
         uplinks.finish()
     }
 
+    fn lan() -> Message {
+        route("192.168.1.0/24", MAIN).attr_u32(RTA_OIF, 4)
+    }
+
     #[test]
     fn default_routes_of_all_tables_and_what_is_nearer() {
         let found = uplinks(&[
             route("0.0.0.0/0", MAIN).attr_u32(RTA_OIF, 3),
             route("::/0", 100).attr_u32(RTA_OIF, 2),
             route("0.0.0.0/0", 7480).attr_u32(RTA_OIF, 9),
+            route("10.45.39.0/24", MAIN).attr_u32(RTA_OIF, 9),
             route("192.0.2.0/24", MAIN).attr_u32(RTA_OIF, 3),
             route("192.0.2.128/25", MAIN).attr_u32(RTA_OIF, 3),
             route("198.51.100.0/24", 100).attr_u32(RTA_OIF, 3),
-            route("192.168.1.0/24", MAIN).attr_u32(RTA_OIF, 4),
+            lan(),
         ]);
-        assert_eq!((found.devices, found.networks), (alloc::vec![2, 3], alloc::vec![net("192.0.2.0/24")]));
+        let networks = vec![net("192.0.2.0/24"), net("192.168.1.0/24")];
+        assert_eq!((found.devices, found.networks), (vec![2, 3], networks));
     }
 
     #[test]
     fn halves_count_as_default() {
-        let halves = ["0.0.0.0/1", "128.0.0.0/1", "2000::/3"];
-        for (device, half) in (5..).zip(halves) {
-            assert_eq!(uplinks(&[route(half, MAIN).attr_u32(RTA_OIF, device)]).devices, [device]);
+        for half in ["0.0.0.0/1", "128.0.0.0/1", "2000::/3"] {
+            let found = uplinks(&[route(half, MAIN).attr_u32(RTA_OIF, 5), lan()]);
+            assert_eq!((found.devices, found.networks), (vec![5], vec![net("192.168.1.0/24")]));
         }
-        assert_eq!(uplinks(&[route("64.0.0.0/2", MAIN).attr_u32(RTA_OIF, 5)]), Uplinks::default());
+        let found = uplinks(&[route("64.0.0.0/2", MAIN).attr_u32(RTA_OIF, 5), lan()]);
+        assert_eq!((found.devices, found.networks.len()), (vec![], 2));
+    }
+
+    #[test]
+    fn one_arm() {
+        let default = route("0.0.0.0/0", MAIN).attr_u32(RTA_OIF, 4);
+        assert_eq!(uplinks(&[default, lan()]).devices, []);
     }
 
     #[test]
     fn all_hops_of_one_route() {
         let hop = |index: u32| [&8_u16.to_ne_bytes()[..], &[0, 0], &index.to_ne_bytes()].concat();
         let hops = [hop(3), hop(6)].concat();
-        assert_eq!(uplinks(&[route("0.0.0.0/0", MAIN).attr(RTA_MULTIPATH, &hops)]).devices, [3, 6]);
+        assert_eq!(uplinks(&[route("0.0.0.0/0", MAIN).attr(RTA_MULTIPATH, &hops), lan()]).devices, [3, 6]);
         for cut in 0..hops.len() {
             uplinks(&[route("0.0.0.0/0", MAIN).attr(RTA_MULTIPATH, &hops[..cut])]);
         }

@@ -375,7 +375,7 @@ mod tests {
         }
 
         /// From the proxy, as NAT has it before routing; `sequence` is the client's that it acknowledges up to.
-        fn from_proxy(&mut self, sequence: u32, acknowledgement: u32, flags: u8, payload: &[u8]) -> Taken {
+        fn proxy_sends(&mut self, sequence: u32, acknowledgement: u32, flags: u8, payload: &[u8]) -> Taken {
             let back =
                 Tuple { destination: tuple("::").source, destination_port: 40_000, ..to_proxy().reversed() };
             self.take(packet(back, sequence, acknowledgement, flags, payload)).0
@@ -384,8 +384,8 @@ mod tests {
         /// The proxy accepts, and opens the tunnel.
         fn open(&mut self, client: u32) {
             let first = client.wrapping_add(1).wrapping_sub(REQUEST.len() as u32);
-            self.from_proxy(7000, first, SYN | ACK, &[]);
-            self.from_proxy(7001, client.wrapping_add(1), ACK, b"HTTP/1.1 200 OK\r\n\r\n");
+            self.proxy_sends(7000, first, SYN | ACK, &[]);
+            self.proxy_sends(7001, client.wrapping_add(1), ACK, b"HTTP/1.1 200 OK\r\n\r\n");
         }
     }
 
@@ -400,7 +400,10 @@ mod tests {
         let mut world = World::new();
         let id = world.begin("::ffff:203.0.113.1", 5000);
         assert_eq!(world.handshakes.outcome(id), Outcome::Pending);
-        assert_eq!(world.from_proxy(7000, 5001 - REQUEST.len() as u32, SYN | ACK, &[]), Taken::Yes(Some(id)));
+        assert_eq!(
+            world.proxy_sends(7000, 5001 - REQUEST.len() as u32, SYN | ACK, &[]),
+            Taken::Yes(Some(id))
+        );
         assert_eq!(world.handshakes.outcome(id), Outcome::Connected);
         world.open(5000);
         assert_eq!(world.handshakes.outcome(id), Outcome::Opened { status: 200 });

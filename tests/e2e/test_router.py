@@ -90,9 +90,9 @@ def test_everybody_who_may_use_wan_is_proxied(box, honest, client, leaks, fetch)
     assert_fetched(fetch, client)
     assert_fetched(fetch, box.guest)
     leaks.assert_none()
-    # NET_BIND_SERVICE, NET_ADMIN and SYS_RESOURCE, nothing else that root may.
+    # NET_BIND_SERVICE, NET_ADMIN, NET_RAW and SYS_RESOURCE, nothing else that root may.
     status = (box.root / f"proc/{box.pid()}/status").read_text()
-    assert int(re.search(r"CapEff:\s*(\w+)", status)[1], 16) & ~(1 << 10 | 1 << 12 | 1 << 24) == 0
+    assert int(re.search(r"CapEff:\s*(\w+)", status)[1], 16) & ~(1 << 10 | 1 << 12 | 1 << 13 | 1 << 24) == 0
     # Whom a rule keeps from wan it keeps from the proxy, too.
     assert fetch(client, SERVER, "--interface", CLIENT_OTHER)[0] is False
     # The firewall still protects the router itself.
@@ -171,8 +171,10 @@ def test_a_killed_daemon_comes_back(box, honest, client, leaks, fetch):
     old = box.pid()
     os.kill(old, signal.SIGKILL)
     until(lambda: box.pid() != old, "it is gone")
-    assert_refused(fetch, client, leaks)
-    assert_refused(fetch, box.guest, leaks)
+    # On the forward path the firewall drops for 10 s: who comes meanwhile waits for the daemon.
+    if PATH == "relay":
+        assert_refused(fetch, client, leaks)
+        assert_refused(fetch, box.guest, leaks)
     until(lambda: box.pid() not in (0, old), "procd starts it again")
     until(lambda: fetch(client, SERVER)[0], "it works again")
     assert_fetched(fetch, client)

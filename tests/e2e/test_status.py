@@ -10,7 +10,7 @@ import pytest
 from lab.connections import open_tunnel
 from lab.faultproxy import reply
 from lab.gateway import PATH, TUN, upstream
-from lab.netns import PROXY, PROXY_OTHER, SERVER, finish_connect
+from lab.netns import PROXY, PROXY_OTHER, SERVER, SERVER6, finish_connect
 from lab.wait import until
 
 UPSTREAM = {
@@ -26,15 +26,19 @@ def refused(client, proxy, answer):
     near.close()
 
 
+FLOWS = {"max": 4096, "held": 0, "opening": 0, "live": 0, "closing": 0, "opened": 0, "forwarded": 0, "refused": 0}
+
+
 def test_counts_what_happens(gateway, proxy, client):
     """Flows, bytes of a relay that goes on, refusals by class, drops."""
     daemon = gateway()
     first = daemon.status()
     assert first["version"] and first["path"] == PATH and first["tun"]["name"] == TUN and not first["draining"]
     assert set(first["upstreams"][0]) == UPSTREAM
-    assert first["flows"] == {"max": 4096, "held": 0, "opening": 0, "live": 0, "closing": 0, "opened": 0, "refused": 0}
+    assert first["flows"] == FLOWS
 
-    near = client.begin_connect(SERVER, 80)
+    server = SERVER if PATH == "relay" else SERVER6  # of the other family than the proxy's: relayed on both paths
+    near = client.begin_connect(server, 80)
     connection = proxy.accept_request()
     assert daemon.status()["flows"]["held"] == 1
     connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -75,7 +79,7 @@ def test_a_proxy_that_is_down(gateway, fault_proxy, client):
 
 def test_text_is_for_people_and_the_log(gateway, proxy, client):
     daemon = gateway(log_level="info")
-    _near, _ = open_tunnel(client, proxy, SERVER)
+    _near, _ = open_tunnel(client, proxy, SERVER6)  # relayed
     # The client knows of its connection before the daemon has accepted it.
     text = until(lambda: text_with(daemon, "1 live"), "the connection is live")
     assert f"upstream: {PROXY}:3128, 1 attempts, 1 opened" in text and "flows:    4096 max, 1 live, 1 opened\n" in text
@@ -94,7 +98,7 @@ def text_with(daemon, part):
 
 def test_says_that_it_drains(gateway, proxy, client):
     daemon = gateway("--drain-timeout", "300")
-    _near, _ = open_tunnel(client, proxy, SERVER)
+    _near, _ = open_tunnel(client, proxy, SERVER6)  # relayed
     daemon.signal(signal.SIGTERM)
     until(lambda: daemon.status()["draining"], "the daemon drains")
     daemon.signal(signal.SIGTERM)

@@ -186,7 +186,11 @@ impl Capture {
             match result {
                 Ok(()) if firewall.is_replacing() => {}
                 Ok(()) => self.set_installed(self.told),
-                Err(error) if self.path() == Path::Relay => warn_of_missing_tables(&error),
+                // Relaying does without: there is no nft, or the kernel lacks what they need.
+                Err(error) if !firewall.has_tables() => {
+                    warn_of_missing_tables(&error);
+                    self.firewall = None;
+                }
                 Err(error) if self.next.take().is_some() => {
                     return Poll::Ready(Event::Reconfigured(Err(CaptureError::Firewall(error))));
                 }
@@ -216,13 +220,10 @@ impl Capture {
 
     /// Leaves what refuses the traffic that the next run of the daemon will capture, and nothing else.
     pub fn hand_over(self, next: &Config) {
-        let tables = Tables {
-            config: next,
-            path: self.path(),
-            is_running: false,
-            uplinks: &self.uplinks,
-            proxies: &[],
-        };
+        // Until it is there, whatever its `on_failure`.
+        let next = &Config { on_failure: OnFailure::Block, ..next.clone() };
+        let path = self.path();
+        let tables = Tables { config: next, path, is_running: false, uplinks: &self.uplinks, proxies: &[] };
         let commands = tables.replace();
         // A table of another name would never be found again; one of the same is replaced.
         let stale = self.firewall.filter(|firewall| !firewall.belongs_to(next));

@@ -131,6 +131,11 @@ impl Firewall {
         }
     }
 
+    /// Whether there are to be any tables.
+    pub fn has_tables(&self) -> bool {
+        !self.commands.is_empty()
+    }
+
     /// Whether a replacement has yet to end.
     pub fn is_replacing(&self) -> bool {
         self.next.is_some() || self.run.as_ref().is_some_and(|(_, before)| before.is_some())

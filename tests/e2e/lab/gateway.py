@@ -149,7 +149,7 @@ class Gateway:
 
 def tables(router):
     """The rules of the daemon's firewall tables, one a family; empty where there is none."""
-    return [router.run("nft", "list", "table", family, NFT_TABLE, check=False).stdout for family in ("ip", "ip6")]
+    return [router.run("nft", "-s", "list", "table", family, NFT_TABLE, check=False).stdout for family in ("ip", "ip6")]
 
 
 def is_relayed(server):
