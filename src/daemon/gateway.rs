@@ -66,6 +66,7 @@ pub struct Totals {
 
 impl Gateway {
     /// A gateway without flows.
+    #[expect(clippy::too_many_arguments, reason = "each is made elsewhere, and needed by the first packet")]
     pub fn new(
         clock: Clock,
         tun: Rc<Tun>,
