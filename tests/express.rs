@@ -102,7 +102,7 @@ fn a_connection_from_beginning_to_end() {
 fn a_held_flow_lets_nothing_pass() {
     let (mut gateway, tuple) = (Gateway::new(), connection(2));
     let slot = gateway.held(&tuple, &FIRST);
-    assert_eq!(gateway.client(&tuple, &FIRST), Verdict::Drop(DropReason::Repeated));
+    assert_eq!(gateway.client(&tuple, &FIRST), Verdict::Hold { slot, dial: false });
     assert_eq!(gateway.client(&tuple, &shape(ACK, 1001)), Verdict::Drop(DropReason::Unexpected));
     assert_eq!(gateway.accept(&tuple), None);
     assert_eq!(gateway.client(&tuple, &shape(RST, 1001)), Verdict::Abandoned(slot));

@@ -57,6 +57,8 @@ pub struct Totals {
     pub moved: Moved,
     /// Flows refused because of what the proxy said.
     pub refused: u64,
+    /// Flows ended to make room for others.
+    pub yielded: u64,
 }
 
 impl Gateway {
@@ -146,8 +148,12 @@ impl Gateway {
         if self.self_test.take(&self.tun, packet) {
             return;
         }
-        let header = vnet::Header::parse(header);
-        let verdict = self.rewriter.borrow_mut().handle(header, packet, now);
+        let verdict = self.rewriter.borrow_mut().handle(vnet::Header::parse(header), packet, now);
+        self.carry_out(verdict, frame, now);
+    }
+
+    fn carry_out(self: &Rc<Self>, verdict: Verdict, frame: &mut [u8], now: Instant) {
+        let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() else { return };
         log::trace!("{} bytes: {verdict}", packet.len());
         match verdict {
             Verdict::Forward => self.tun.write(frame),

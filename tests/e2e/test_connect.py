@@ -4,6 +4,7 @@ import errno
 import select
 import socket
 import struct
+import time
 
 import pytest
 
@@ -236,23 +237,26 @@ def test_syn_flood_leaves_others_working(gateway, proxy, client):
             connection.send(connection.sock.recv(100))
 
     proxy.serve(answer)
+    begun = time.monotonic()
     send_syns(client, CLIENT_OTHER, 5000)
     until(lambda: len(flood) >= 32, "the flood's share of dials")
     for _ in range(20):
         with client.connect(SERVER, 80, source=CLIENT) as sock:
             sock.sendall(b"me too")
             assert sock.recv(100) == b"me too"
-    assert len(flood) == 32
+    # Once a second the oldest may give way.
+    assert 32 <= len(flood) <= 32 * (1 + time.monotonic() - begun)
     assert daemon.summary()["flows held"] == 32
 
 
 def test_dials_are_bounded_in_all(gateway, proxy, client):
-    """With max_dials in flight the next SYN is not answered; when one is done, the client's next try works."""
-    gateway("--max-dials", "4", "--max-dials-per-client", "4")
+    """With max_dials in flight, no client having more than one, the SYN of another is not answered; when one is done, its
+    next try works."""
+    gateway("--max-dials", "2", "--max-dials-per-client", "2")
     waiting = []
     first = []
-    for _ in range(4):
-        waiting.append(client.begin_connect(SERVER, 80))
+    for server in (SERVER, SERVER6):
+        waiting.append(client.begin_connect(server, 80))
         first.append(proxy.accept())
     late = client.begin_connect(SERVER, 81, source=CLIENT_OTHER)
     # Its SYN and at least one repetition come to nothing.
@@ -261,7 +265,7 @@ def test_dials_are_bounded_in_all(gateway, proxy, client):
     for connection in first:
         connection.read_request()
         connection.send(OK)
-    assert [finish_connect(sock) for sock in waiting] == [0] * 4
+    assert [finish_connect(sock) for sock in waiting] == [0] * 2
     proxy.open()
     assert finish_connect(late) == 0
 

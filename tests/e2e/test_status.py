@@ -32,7 +32,7 @@ def test_counts_what_happens(gateway, proxy, client):
     first = daemon.status()
     assert first["version"] and first["path"] == PATH and first["tun"]["name"] == TUN and not first["draining"]
     assert set(first["upstreams"][0]) == UPSTREAM
-    assert first["flows"] == {"max": 4096, "held": 0, "opening": 0, "live": 0, "closing": 0, "opened": 0, "refused": 0}
+    assert first["flows"] == {"max": 4096, "held": 0, "opening": 0, "live": 0, "closing": 0, "opened": 0, "refused": 0, "yielded": 0}
 
     near = client.begin_connect(SERVER, 80)
     connection = proxy.accept_request()

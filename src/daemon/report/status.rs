@@ -69,6 +69,7 @@ impl Status {
         }
         status.number("opened", counters.flows);
         status.number("refused", totals.refused);
+        status.number("yielded", totals.yielded);
 
         status.subject("bytes");
         status.number("up", totals.moved.up);
