@@ -303,10 +303,11 @@ impl Model {
         is_full: bool,
     ) {
         let is_opened: &dyn Fn(&Entry) -> bool = &Entry::is_opened;
+        let (held, held_per_client) = (self.limits.held as usize, self.limits.held_per_client as usize);
         let count_all = self.entries.iter().filter(|entry| entry.is_opened()).count();
-        let opened = self.count_of(client, is_opened);
-        let (too_many, of_client) =
-            (count_all >= self.limits.held as usize, opened >= self.limits.held_per_client as usize);
+        let few = count_all < held.min(held_per_client);
+        let opened = if few { 0 } else { self.count_of(client, is_opened) };
+        let (too_many, of_client) = (count_all >= held, opened >= held_per_client);
         let of_group = too_many || of_client;
         if !of_group && !is_full {
             assert_eq!(yielded, None);
