@@ -25,6 +25,7 @@ from lab.netns import (
     retransmits,
 )
 from lab.wait import WAIT, until
+from lab.wire import PORT, TCP, Wire
 
 SYN_ONLY = "tcp[tcpflags] & (tcp-syn|tcp-ack) = tcp-syn"
 SYN_ONLY_6 = "ip6[53] & 0x12 = 0x02"
@@ -159,6 +160,34 @@ def test_repeated_syn_is_one_connect(gateway, proxy, client, server, capture):
     assert finish_connect(sock) == 0
     sock.sendall(b"x")
     assert connection.sock.recv(10) == b"x"
+    assert not proxy.pending()
+
+
+def test_refused_syn_is_refused_again(gateway, proxy, client, router, server):
+    """A SYN that comes once more after its refusal, as Linux may send one, is refused, and the proxy is not asked."""
+    daemon = gateway()
+    wire = Wire(client, router, server)
+    syn = wire.ip() / TCP(sport=PORT, dport=80, flags="S", seq=1000)
+    wire.send(syn)
+    proxy.open(reply(502)).close()
+    for _ in range(3):
+        wire.receive(lambda tcp: "R" in tcp.flags)
+        wire.send(syn)
+    wire.receive(lambda tcp: "R" in tcp.flags)
+    assert not proxy.pending()
+    assert daemon.summary()["flows opened"] == 1
+
+
+def test_the_last_syn_is_answered(gateway, proxy, client, router, server):
+    """A client that does without options in a later SYN gets them in no answer, from the one tunnel."""
+    daemon = gateway()
+    wire = Wire(client, router, server)
+    for options in ([("MSS", 1400), ("WScale", 7), ("SAckOK", b"")], [("MSS", 1400)]):
+        wire.send(wire.ip() / TCP(sport=PORT, dport=80, flags="S", seq=1000, options=options))
+    until(lambda: daemon.summary()["dropped repeated_syn"] == 1, "both have come")
+    proxy.open()
+    answer = wire.receive(lambda tcp: tcp.flags == "SA")
+    assert [name for name, _ in answer.options] == ["MSS"]
     assert not proxy.pending()
 
 
