@@ -105,6 +105,7 @@ impl Status {
             status.number("unreachable", stats.unreachable.into());
             status.number("timed_out", stats.timed_out.into());
             status.number("bad_reply", stats.bad_reply.into());
+            status.number("retried", stats.retried.into());
             status.number("ms_shortest", stats.shortest.into());
             status.number("ms_mean", stats.mean());
             status.number("ms_last", stats.last.into());
