@@ -123,15 +123,16 @@ def test_interim_reply(gateway, proxy, client):
 def test_closes_before_the_reply(gateway, proxy, client):
     gateway()
     near = client.begin_connect(SERVER, 80)
-    connection = proxy.accept_request()
-    connection.close()
+    for _ in range(2):
+        proxy.accept_request().close()
     assert finish_connect(near) != 0
 
 
 def test_resets_before_the_reply(gateway, proxy, client):
     gateway()
     near = client.begin_connect(SERVER, 80)
-    proxy.accept().reset()
+    for _ in range(2):
+        proxy.accept().reset()
     assert finish_connect(near) != 0
 
 
