@@ -104,6 +104,11 @@ impl ReplyParser {
         })
     }
 
+    /// Whether a byte of the reply has come.
+    pub const fn has_begun(&self) -> bool {
+        self.left < MAX_REPLY
+    }
+
     /// Whether a 407 offered the Basic scheme (RFC 9110 section 11.7.1), the only one that we speak.
     pub fn offers_basic(&self) -> bool {
         self.offers_basic

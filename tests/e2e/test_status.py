@@ -15,8 +15,18 @@ from lab.wait import until
 
 UPSTREAM = {
     "name", "resting", "attempts", "opened", "refused_403", "refused_407", "refused_4xx", "refused_5xx", "refused_other",
-    "unreachable", "timed_out", "bad_reply", "ms_shortest", "ms_mean", "ms_last",
+    "unreachable", "timed_out", "bad_reply", "retried", "ms_shortest", "ms_mean", "ms_last",
 }
+
+
+def test_packets_are_counted_once(gateway, proxy, client, router, server):
+    """No more of them than the kernel has given, though some were held meanwhile."""
+    daemon = gateway()
+    for _ in range(30):
+        open_tunnel(client, proxy, server)
+    counted = daemon.status()["tun"]["packets"]
+    given = router.ip("-s", "link", "show", TUN)[0]["stats64"]["tx"]["packets"]
+    assert 60 <= counted <= given
 
 
 def refused(client, proxy, answer):
@@ -26,7 +36,7 @@ def refused(client, proxy, answer):
     near.close()
 
 
-FLOWS = {"max": 4096, "held": 0, "opening": 0, "live": 0, "closing": 0, "opened": 0, "forwarded": 0, "refused": 0}
+FLOWS = {"max": 4096, "held": 0, "opening": 0, "live": 0, "closing": 0, "opened": 0, "forwarded": 0, "refused": 0, "yielded": 0}
 
 
 def test_counts_what_happens(gateway, proxy, client):

@@ -198,6 +198,10 @@ fn values_are_checked_together() {
     let line = "option max_dials 100\noption max_dials_per_client 101";
     assert_eq!(error(line), "FILE:4:29: max_dials_per_client: more than max_dials");
     // Defaults follow.
+    let config = with("option max_flows 65000").unwrap();
+    assert_eq!(config.too_few_ports("32768\t60999\n"), Some(28_232));
+    assert_eq!(config.too_few_ports("1\t65000\n"), None);
+    assert_eq!(config.too_few_ports(""), None);
     let config = with("option max_flows 64").unwrap();
     assert_eq!((config.max_dials, config.max_dials_per_client), (64, 64));
 }

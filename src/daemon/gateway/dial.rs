@@ -21,6 +21,10 @@ use crate::upstream::{Carried, Client, Failure, Opened};
 impl Gateway {
     /// Holds the SYN of a new flow and asks the proxy for a tunnel.
     pub(super) fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
+        let yielded = self.rewriter.borrow_mut().take_yielded();
+        if let Some(yielded) = yielded {
+            self.give_up(yielded);
+        }
         let tuple = self.rewriter.borrow().flow(slot).tuple;
         log::debug!("{slot}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
         let target = server(&tuple);
@@ -122,20 +126,27 @@ impl Gateway {
                 let mut syn = parked.syn.take();
                 drop(kept);
                 self.count(|totals| totals.refused += 1);
-                self.rewriter.borrow_mut().remove(slot, now);
-                self.keep(slot, Kept::Nothing);
                 let packet = syn.split_first_chunk_mut::<{ vnet::LEN }>();
-                if let (Some(reject), Some((_, packet))) = (failure.rejection(), packet) {
-                    self.reject(reject, packet);
+                match (failure.rejection(), packet) {
+                    (Some(reject), Some((_, packet))) => {
+                        self.rewriter.borrow_mut().refuse(slot, reject, now);
+                        self.reject(reject, packet);
+                    }
+                    _ => self.rewriter.borrow_mut().remove(slot, now),
                 }
+                self.keep(slot, Kept::Nothing);
             }
         }
     }
 
     /// Lets a held SYN pass on to the kernel.
     fn release(self: &Rc<Self>, slot: Slot, syn: &mut [u8], now: Instant) {
-        self.rewriter.borrow_mut().release(slot, now);
-        self.handle_frame(syn, now);
+        let Some((header, packet)) = syn.split_first_chunk_mut::<{ vnet::LEN }>() else { return };
+        let mut rewriter = self.rewriter.borrow_mut();
+        rewriter.release(slot, now);
+        let verdict = rewriter.handle_again(vnet::Header::parse(header), packet, now);
+        drop(rewriter);
+        self.carry_out(verdict, syn, false, now);
     }
 }
 

@@ -215,7 +215,7 @@ async fn examine_proxy(
             Err(HandshakeError::Garbage(error)) => {
                 return findings.fail(format_args!("upstream {name}: {error}"), NO_HTTP);
             }
-            Err(HandshakeError::Closed) => CLOSED,
+            Err(HandshakeError::Closed | HandshakeError::CutOff) => CLOSED,
             Err(HandshakeError::TimedOut) => SILENT,
         };
         let what = format_args!("upstream {name}: CONNECT to port {port}");

@@ -54,7 +54,8 @@ fn receive(socket: &UdpSocket, query: &[u8]) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-fn udp_socket(server: SocketAddr, mark: u32) -> io::Result<net::UdpSocket> {
+/// A socket that is connected to `server`: there are a route and an address to come from.
+pub fn udp_socket(server: SocketAddr, mark: u32) -> io::Result<net::UdpSocket> {
     let socket = net::UdpSocket::bind(SocketAddr::new(any_address(server), 0))?;
     socket.set_nonblocking(true)?;
     if mark != 0 {
