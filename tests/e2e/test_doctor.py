@@ -156,6 +156,17 @@ def test_ipv6_leaks(gateway, answering):
 
 
 @pytest.mark.once(why="this check knows no path")
+def test_fake_addresses_are_private(gateway, answering, directory):
+    """Chrome's Local Network Access takes fc00::/7 for local, and 198.18.0.0/15 and 2001:2::/48 for public."""
+    answering()
+    options = ("--dns", "fakeip", "--fakeip-file", directory / "names")
+    daemon = gateway(*options)
+    assert not examine(daemon)["warn"]
+    daemon.stop()
+    only(examine(gateway(*options, "--fakeip-range6", "fd45:3a::/64"))["warn"], "fakeip_range6 fd45:3a::/64 is private")
+
+
+@pytest.mark.once(why="this check knows no path")
 def test_strict_filter(gateway, answering, router):
     answering()
     daemon = gateway()

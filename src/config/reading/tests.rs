@@ -48,7 +48,7 @@ fn an_upstream_is_enough() {
     assert_eq!(texts(&dns.servers), ["1.1.1.1:53", "9.9.9.9:53"]);
     assert!(dns.direct_domains.is_empty() && dns.direct_servers.is_empty());
     assert_eq!(dns.fakeip_range.to_string(), "198.18.0.0/15");
-    assert_eq!(dns.fakeip_range6.unwrap().to_string(), "fd45:3a::/64");
+    assert_eq!(dns.fakeip_range6.unwrap().to_string(), "2001:2::/64");
     assert_eq!((dns.fakeip_names, dns.fakeip_file.as_str()), (2048, "/var/run/tcp-over-http.names"));
     assert!(dns.fake_ranges().next().is_none(), "off");
     assert_eq!(config.upstreams.len(), 1);

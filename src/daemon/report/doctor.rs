@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tcp_over_http::dns;
 use tcp_over_http::http::connect::Target;
+use tcp_over_http::net::IpNet;
 use tcp_over_http::rewrite::Path;
 
 use crate::kernel::{route, sysctl};
@@ -41,6 +42,8 @@ const NO_INPUT: &str =
 const STRICT: &str = "answers of a proxy behind it may be dropped: set it to 2";
 const HARDWARE: &str = "if connections stall, set flow_offloading_hw '0'; in software it does no harm";
 const LEAK: &str = "it goes around the proxy: set ipv6 '1', or give clients no IPv6";
+const PRIVATE: &str =
+    "browsers take these for the local network and block pages: leave fakeip_range6 out, for 2001:2::/64";
 const NO_NAME: &str = "list resolver '...', or give its address as host";
 const NO_PROXY: &str = "check host and port, and the way there";
 const LOOP: &str = "they would be captured: set a mark";
@@ -172,6 +175,11 @@ fn system(findings: &mut Findings, config: &Config) {
     }
     if config.address6.is_none() && config.captures() && has_ipv6() {
         findings.warn(format_args!("there is a default route for IPv6, and ipv6 is 0 here"), LEAK);
+    }
+    if let Some(IpNet::V6(range)) = config.dns.fake_ranges().last()
+        && range.addr.is_unique_local()
+    {
+        findings.warn(format_args!("fakeip_range6 {range} is private"), PRIVATE);
     }
 }
 

@@ -11,7 +11,7 @@ use std::vec;
 const KEY: Key = [1, 2];
 const WIDE: Ranges = Ranges {
     v4: Ipv4Net { addr: Ipv4Addr::new(198, 18, 0, 0), prefix: 15 },
-    v6: Some(Ipv6Net { addr: Ipv6Addr::new(0xfd45, 0x3a, 0, 0, 0, 0, 0, 0), prefix: 64 }),
+    v6: Some(Ipv6Net { addr: Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0), prefix: 64 }),
 };
 const SECOND: u32 = 1000;
 
@@ -53,14 +53,14 @@ fn one_entry_has_both_addresses() {
             assert_eq!(table.find(address), Some(entry));
         }
         assert_eq!(table.name(entry), name);
-        let far = v6.to_bits() - 0xfd45_003a_u128.rotate_right(32);
+        let far = v6.to_bits() - 0x2001_0002_u128.rotate_right(32);
         assert_eq!(far, u128::from(v4.to_bits() - 0xc612_0000));
     }
-    for address in ["198.18.0.0", "198.19.255.255", "fd45:3a::", "fd45:3a::ffff:ffff:ffff:ffff"] {
+    for address in ["198.18.0.0", "198.19.255.255", "2001:2::", "2001:2::ffff:ffff:ffff:ffff"] {
         let address = address.parse().unwrap();
         assert!(table.contains(address) && table.find(address).is_none(), "{address}");
     }
-    for address in ["198.17.255.255", "198.20.0.0", "fd45:3a:0:1::", "fd45:39:ffff::1", "::1"] {
+    for address in ["198.17.255.255", "198.20.0.0", "2001:2:0:1::", "2001:1:ffff::1", "::1"] {
         let address = address.parse().unwrap();
         assert!(!table.contains(address) && table.find(address).is_none(), "{address}");
     }
@@ -272,11 +272,26 @@ fn tables_survive_a_restart() {
     assert_eq!(new.load(text.as_bytes(), at(0)), 0, "what is there stays");
 }
 
+/// As an update does whose default is another range, and a user.
+#[test]
+fn names_keep_their_ipv4_addresses_in_another_range_of_ipv6() {
+    let private = Ipv6Net { addr: Ipv6Addr::new(0xfd45, 0x3a, 0, 0, 0, 0, 0, 0), prefix: 64 };
+    let mut old = FakeIp::new(Ranges { v6: Some(private), ..WIDE }, 2048, KEY);
+    let was = old.assign("www.example", FAKE_TTL, at(0)).unwrap();
+    for v6 in [WIDE.v6, None] {
+        let mut new = FakeIp::new(Ranges { v6, ..WIDE }, 2048, [3, 4]);
+        assert_eq!(new.load(saved(&old, at(0)).as_bytes(), at(0)), 1);
+        let is = new.find(old.v4(was).into()).unwrap();
+        assert_eq!((new.name(is), new.v4(is)), ("www.example", old.v4(was)));
+        assert_eq!(new.v6(is).map(|v6| new.find(v6.into())), v6.map(|_| Some(is)));
+    }
+}
+
 #[test]
 fn bad_lines_are_skipped() {
     let text = b"198.18.0.1 a.example\n\xff\xff\n198.18.0.2\n198.18.0.3 nodot\n192.0.2.1 b.example\n\
         198.18.0.0 c.example\n198.18.0.300 d.example\n\n 198.18.0.4\te.EXAMPLE  #idle \n198.18.0.5 e.example\r\n\
-        198.18.0.1 f.example\n198.18.0.6 a b\n198.18.0.7 x..y\nfd45:3a::9 g.example\n198.18.0.1";
+        198.18.0.1 f.example\n198.18.0.6 a b\n198.18.0.7 x..y\n2001:2::9 g.example\n198.18.0.1";
     let mut table = table(16, 1);
     assert_eq!(table.load(text, at(0)), 2);
     assert_eq!(saved(&table, at(0)), "198.18.0.5 e.example\n198.18.0.1 f.example\n");
