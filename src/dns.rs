@@ -30,7 +30,7 @@ pub use domains::Domains;
 pub use fakeip::{Entry, FAKE_TTL, FakeIp, Ranges};
 pub use pending::{Ask, Pending};
 pub use round::Rounds;
-pub use special::local_reply;
+pub use special::{is_time_server, local_reply};
 pub use wire::answer::{Answer, MAX_ADDRESSES, ReplyError};
 pub use wire::edns::Edns;
 pub use wire::header::Rcode;

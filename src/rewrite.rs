@@ -12,6 +12,7 @@
 //! and has the same SYN handled again, which now passes, or refuses it.
 
 use core::fmt;
+use core::net::Ipv6Addr;
 
 use crate::flow::subnet::Subnet;
 
@@ -40,6 +41,13 @@ impl fmt::Display for Path {
             Self::Rewrite => "rewrite",
             Self::Express => "express",
         })
+    }
+}
+
+impl Settings {
+    /// Whether an address, IPv4 perhaps mapped, is one of the TUN's own.
+    pub fn is_own(&self, address: Ipv6Addr) -> bool {
+        [Some(self.ipv4), self.ipv6].into_iter().flatten().any(|subnet| subnet.own() == address)
     }
 }
 

@@ -33,7 +33,7 @@ use std::rc::Rc;
 use std::task::{self, Poll};
 
 use tcp_over_http::config::{Config, DnsMode, Host};
-use tcp_over_http::dns::{BadQuery, Domains, Name, Query, local_reply};
+use tcp_over_http::dns::{BadQuery, Domains, Name, Query, Reply, is_time_server, local_reply};
 use tcp_over_http::packet::Tuple;
 use tcp_over_http::time::Instant;
 use tokio::net::TcpStream;
@@ -212,7 +212,11 @@ impl Dns {
         let Some(reply) = fake.or_else(|| local_reply(query)) else {
             return false;
         };
-        self.responder.count(|counters| counters.local += 1);
+        let is_time = matches!(reply, Reply::Address(..)) && is_time_server(query.name());
+        self.responder.count(|counters| {
+            counters.local += 1;
+            counters.time += u32::from(is_time && self.fake.is_some());
+        });
         self.responder.reply(query, client, &reply);
         true
     }

@@ -57,6 +57,8 @@ pub struct Totals {
     pub moved: Moved,
     /// Flows refused because of what the proxy said.
     pub refused: u64,
+    /// Flows of other machines: the kernel gives this one's the TUN's address.
+    pub from_lan: u64,
 }
 
 impl Gateway {

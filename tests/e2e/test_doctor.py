@@ -2,10 +2,12 @@
 
 import pytest
 
+from lab.dnsservers import PORT, dig
 from lab.faultproxy import reply
 from lab.gateway import TABLE, TUN, upstream
 from lab.netns import PROXY, SERVER
 from lab.proxies import StrictSquid
+from lab.wait import until
 
 pytestmark = pytest.mark.native(why="it misses the rules, rightly")
 
@@ -27,6 +29,25 @@ def examine(daemon, target=SERVER):
 def only(lines, *wanted):
     """There is a line for each of the texts, and no other."""
     assert len(lines) == len(wanted) and all(text in line for text, line in zip(wanted, lines)), lines
+
+
+@pytest.fixture
+def gateway_unused(gateway):
+    return gateway.unused
+
+
+@pytest.fixture
+def gateway(gateway, client):
+    """One that a client has used already."""
+
+    def start(*options, **more):
+        daemon = gateway(*options, **more)
+        client.begin_connect(SERVER, 443).close()
+        until(lambda: daemon.status()["flows"]["from_lan"] or not more.get("routes", True), "the client's SYN comes")
+        return daemon
+
+    start.unused = gateway
+    return start
 
 
 @pytest.fixture
@@ -52,7 +73,8 @@ def test_healthy(gateway, answering, target):
     assert not found["FAIL"] and not found["warn"], found
     only(found["ok"], "/dev/net/tun", "daemon answers", "has 10.45.39.1", "has fd45:39::1", "rules and routes",
          "ipv4 gets from toh0", "ipv6 gets from toh0", "port 443", "port 80", "port 53", "port 22")
-    assert {connection.target for connection in proxy.connections} == {f"{target}:{port}" for port in (443, 80, 53, 22)}
+    wanted = {f"{target}:{port}" for port in (443, 80, 53, 22)}
+    assert {connection.target for connection in proxy.connections} == wanted | {f"{SERVER}:443"}
 
 
 @pytest.mark.once(why="this check knows no path")
@@ -164,6 +186,26 @@ def test_fake_addresses_are_private(gateway, answering, directory):
     assert not examine(daemon)["warn"]
     daemon.stop()
     only(examine(gateway(*options, "--fakeip-range6", "fd45:3a::/64"))["warn"], "fakeip_range6 fd45:3a::/64 is private")
+
+
+@pytest.mark.once(why="how names are answered knows no path")
+def test_time_servers(gateway, answering, directory, router):
+    answering()
+    daemon = gateway("--dns", "fakeip", "--fakeip-file", directory / "names")
+    for name in ("dns.msftncsi.com", "www.example"):
+        dig(router, "127.0.0.1", name, port=PORT)
+    assert not examine(daemon)["warn"]
+    dig(router, "127.0.0.1", "0.openwrt.pool.ntp.org", port=PORT)
+    only(examine(daemon)["warn"], "fake addresses for time servers: their UDP can't go through the proxy")
+
+
+def test_nothing_comes(answering, gateway_unused, router):
+    """The firewall drops what is forwarded, as Docker has it. The machine's own connections are none of a client."""
+    answering()
+    daemon = gateway_unused()
+    router.begin_connect(SERVER, 443).close()
+    until(lambda: daemon.status()["flows"]["opened"], "its own SYN comes")
+    only(examine(daemon)["warn"], "no connection of another machine has come yet")
 
 
 @pytest.mark.once(why="this check knows no path")

@@ -356,3 +356,22 @@ fn files_of_networks() {
         assert_eq!(of(text).unwrap_err(), format!("FILE:4:18: bypass_file: {error}"));
     }
 }
+
+/// As Notepad and others leave it.
+#[test]
+fn a_byte_order_mark_is_no_text() {
+    let file = "\u{feff}config tcp-over-http main\n\tlist upstream http://192.0.2.1\n\tlist bypass_file LIST\n\toption nix 1\n";
+    let of = |text: &str| {
+        let mut reading = Reading::new(Ok(Some(text.as_bytes())), &Overrides::default());
+        reading.take_bypass_files();
+        reading.add_networks("LIST", Ok("\u{feff}192.0.2.0/24\n".as_bytes()));
+        reading.finish(true).map_err(|fault| ConfigError::new("FILE", fault).to_string())
+    };
+    assert!(of(file).unwrap_err().starts_with("FILE:4:9: "), "{:?}", of(file));
+    assert_eq!(
+        of(&file.replace("\toption nix 1", "")).unwrap().bypass,
+        [IpNet::parse("192.0.2.0/24").unwrap()]
+    );
+    let error = of(&file.replace("config", "\u{feff}config")).unwrap_err();
+    assert!(error.starts_with("FILE:1:1: "), "{error}");
+}

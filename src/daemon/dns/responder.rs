@@ -41,6 +41,8 @@ pub struct Counters {
     pub forwarded: u32,
     /// Not answered by any.
     pub failed: u32,
+    /// Names of time servers answered with fake addresses.
+    pub time: u32,
 }
 
 impl Responder {

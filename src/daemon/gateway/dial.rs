@@ -22,6 +22,8 @@ impl Gateway {
     pub(super) fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
         let tuple = self.rewriter.borrow().flow(slot).tuple;
         log::debug!("{slot}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
+        let is_own = self.rewriter.borrow().settings().is_own(tuple.source);
+        self.count(|totals| totals.from_lan += u64::from(!is_own));
         let target = server(&tuple);
         let mut parked =
             Parked { syn: Box::from(&*frame), dial: DialState::InFlight(None), client: None, held: None };

@@ -44,6 +44,9 @@ const HARDWARE: &str = "if connections stall, set flow_offloading_hw '0'; in sof
 const LEAK: &str = "it goes around the proxy: set ipv6 '1', or give clients no IPv6";
 const PRIVATE: &str =
     "browsers take these for the local network and block pages: leave fakeip_range6 out, for 2001:2::/64";
+const NO_CLIENT: &str = "if there should be one: is it in the zone or interface that is captured, does something drop what is forwarded (Docker does)?";
+const TIME: &str =
+    "their UDP can't go through the proxy: list direct_domain 'pool.ntp.org', and direct_server";
 const NO_NAME: &str = "list resolver '...', or give its address as host";
 const NO_PROXY: &str = "check host and port, and the way there";
 const LOOP: &str = "they would be captured: set a mark";
@@ -148,6 +151,12 @@ fn daemon(findings: &mut Findings, config: &Config) {
         if FAMILIES.iter().all(|family| listener(&now, family) != Some("false")) {
             break;
         }
+    }
+    if config.captures() && json::find(&now, &["flows", "from_lan"]) == Some("0") {
+        findings.warn(format_args!("no connection of another machine has come yet"), NO_CLIENT);
+    }
+    if json::find(&now, &["dns", "time"]).is_some_and(|count| count != "0") {
+        findings.warn(format_args!("clients get fake addresses for time servers"), TIME);
     }
     for family in FAMILIES {
         if let Some(reachable) = listener(&now, family) {

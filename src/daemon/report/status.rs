@@ -69,6 +69,7 @@ impl Status {
         }
         status.number("opened", counters.flows);
         status.number("refused", totals.refused);
+        status.number("from_lan", totals.from_lan);
 
         status.subject("bytes");
         status.number("up", totals.moved.up);
@@ -118,6 +119,7 @@ impl Status {
             status.number("forwarded", counters.forwarded.into());
             status.number("failed", counters.failed.into());
             status.number("names", dns.names().into());
+            status.number("time", counters.time.into());
         }
 
         status.subject("dropped");
