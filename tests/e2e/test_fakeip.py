@@ -2,19 +2,25 @@
 
 import errno
 import ipaddress
+import pathlib
 import socket
 import struct
+import subprocess
+import sys
+import time
 
 import pytest
 
 from lab.connections import assert_carries, open_tunnel
 from lab.dnsservers import ELSEWHERE, ELSEWHERE6, NAME, PORT, Unbound, dig, dig_full, getaddrinfo, query, rcode, with_resolver
-from lab.netns import PLAIN, PROXY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, connecting, finish_connect
+from lab.netns import CLIENT, CLIENT_OTHER, PLAIN, PROXY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, connecting, finish_connect
 from lab.proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
 from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="their rules, and marks")
 
+LAB = pathlib.Path(__file__).parent / "lab"
+ATTACK, LOAD = LAB / "attack.py", LAB / "load.py"
 RANGE, RANGE6 = ipaddress.ip_network("198.18.0.0/15"), ipaddress.ip_network("2001:2::/64")
 
 
@@ -288,6 +294,43 @@ def test_more_names_than_the_table_has(fakeip, proxy, client, router):
             continue
         assert proxy.open().target == f"{number}.corp.example:443"
         assert finish_connect(sock) == 0
+
+
+@pytest.mark.parametrize("hold", [0, 2100], ids=["asks", "holds"])
+@pytest.mark.parametrize("resolver", [ELSEWHERE, ROUTER_LAN], ids=["captured", "dnsmasq"])
+def test_one_client_leaves_names_to_others(fakeip, client, internet, lan, resolver, hold):
+    """One asks for new names without end, and has connections to many; another's new names are good."""
+    far = internet.popen(sys.executable, LOAD, "proxy", PROXY, "3128")
+    fakeip(log_level="info")
+    attacker = client.popen(sys.executable, ATTACK, CLIENT_OTHER, resolver, hold, stdout=subprocess.PIPE, text=True)
+    assert int(attacker.stdout.readline().split()[1]) >= 0.5 * hold
+    good, names = 0, 60
+    with client.enter():
+        asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    asking.bind((CLIENT, 0))
+    asking.settimeout(1)
+    for number in range(names):
+        time.sleep(0.05)
+        reply = ask_again(asking, resolver, query(f"w{number}.corp.example", number=number))
+        if reply:
+            good += client.connect_errno(socket.inet_ntoa(reply[-4:]), 443, source=CLIENT) == 0
+    asking.close()
+    client.stop(attacker)
+    internet.stop(far)
+    assert good >= 0.9 * names, f"{good} of {names}"
+
+
+def ask_again(asking, resolver, message):
+    """The answer, if there is a good one; asks three times, as clients do (dnsmasq refuses queries beyond 150 at once)."""
+    for _ in range(3):
+        asking.sendto(message, (resolver, 53))
+        try:
+            while (reply := asking.recv(1500))[:2] != message[:2]:
+                pass
+            if reply[3] & 15 == 0:
+                return reply
+        except TimeoutError:
+            continue
 
 
 # --- what isn't TCP ---

@@ -118,6 +118,7 @@ impl Status {
             status.number("cached", counters.cached.into());
             status.number("forwarded", counters.forwarded.into());
             status.number("failed", counters.failed.into());
+            status.number("limited", counters.limited.into());
             status.number("names", dns.names().into());
             status.number("time", counters.time.into());
         }
