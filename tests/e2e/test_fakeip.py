@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -374,6 +375,21 @@ def test_quic_to_fake_addresses_is_refused_at_once(fakeip, client, router, kind,
 
 
 # --- a running daemon ---
+
+
+@pytest.mark.once(why="how names are answered knows no path")
+def test_names_survive_a_crash(gateway, router):
+    """dnsmasq may go on to hand them out."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        daemon = gateway("--dns", "fakeip", "--fakeip-file", f"{folder}/names")
+        before = resolve(router, NAME)
+        saved = pathlib.Path(folder) / "names"
+        until(lambda: saved.exists() and NAME in saved.read_text(), "it is saved")
+        daemon.kill()
+        daemon.start()
+        resolve(router, "another.example")
+        name, = dig(router, "127.0.0.1", "-x", before[0], port=PORT)
+        assert name == f"{NAME}."
 
 
 def test_reload_keeps_names(configured, proxy, client, router, directory, leaks):
