@@ -159,6 +159,22 @@ def test_target_is_not_reached(gateway, answering):
 
 
 @pytest.mark.once(why="this check knows no path")
+def test_nothing_is_reached(gateway, answering):
+    """Then no port is well."""
+    answering(port_443=503, port_80=503, port_53=503, port_22=502)
+    found = examine(gateway())
+    only(found["FAIL"], "port 443: status 503: it does not reach the target")
+    only(found["warn"], *(f"{port}: status {status}: it does not reach" for port, status in ((80, 503), (53, 503), (22, 502))))
+
+
+@pytest.mark.once(why="the device knows no path")
+def test_another_instance(gateway_unused):
+    gateway_unused()
+    other = gateway_unused(ready=False)
+    other.wait_log(r"ERROR.*toh0: create it: .*another tcp-over-http")
+
+
+@pytest.mark.once(why="this check knows no path")
 def test_real_squid(gateway, internet, directory):
     """With the ports of its default configuration."""
     StrictSquid(internet, directory)
@@ -217,10 +233,11 @@ def test_strict_filter(gateway, answering, router):
 
 
 @pytest.mark.once(why="this check knows no path")
-def test_loop(gateway, answering, router):
-    """Routes by hand, and no mark."""
+@pytest.mark.parametrize("mark, advice", [("0", "set a mark"), ("0x74000000", "does its network overlap")])
+def test_loop(gateway, answering, router, mark, advice):
+    """Routes by hand, and no mark; or one that is no help."""
     answering()
-    daemon = gateway("--mark", "0", "--path", "rewrite", routes=())
+    daemon = gateway("--mark", mark, "--path", "rewrite", routes=())
     router.run("ip", "route", "add", PROXY, "dev", TUN)
     found = examine(daemon)
     assert any("connections enter toh0: they would be captured" in line for line in found["FAIL"]), found

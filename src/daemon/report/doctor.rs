@@ -50,6 +50,7 @@ const TIME: &str =
 const NO_NAME: &str = "list resolver '...', or give its address as host";
 const NO_PROXY: &str = "check host and port, and the way there";
 const LOOP: &str = "they would be captured: set a mark";
+const OVERLAP: &str = "they would be captured despite the mark: does its network overlap address, address6, or a range of fake addresses?";
 const NO_HTTP: &str = "check the port: this is no HTTP proxy";
 const NO_TARGET: &str = "it does not reach the target: is it online? try another --target";
 const NO_LOGIN: &str = "check username and password";
@@ -206,8 +207,10 @@ async fn examine_proxy(
         Err(error) => return findings.fail(format_args!("upstream {name}: {error}"), NO_NAME),
     };
     if addresses.iter().any(|&ip| is_captured(config, SocketAddr::new(ip, proxy.port))) {
-        findings.fail(format_args!("upstream {name}: connections enter {}", config.tun), LOOP);
+        let advice = if config.mark == 0 { LOOP } else { OVERLAP };
+        findings.fail(format_args!("upstream {name}: connections enter {}", config.tun), advice);
     }
+    let mut is_reached = true;
     for (port, advice) in PORTS {
         let stream = match upstreams.connect(index).await {
             Ok(stream) => stream,
@@ -239,8 +242,15 @@ async fn examine_proxy(
         };
         match status {
             200..=299 => findings.ok(what),
-            // The proxy has tried, and nobody answers there.
-            SILENT | 502..=504 if port == 443 => findings.fail(format_args!("{what}: {said}"), NO_TARGET),
+            // The proxy has tried, and nobody answers there: of a web server's ports that is news...
+            SILENT | 502..=504 if port == 443 => {
+                is_reached = false;
+                findings.fail(format_args!("{what}: {said}"), NO_TARGET);
+            }
+            SILENT | 502..=504 if port == 80 || !is_reached => {
+                findings.warn(format_args!("{what}: {said}"), NO_TARGET);
+            }
+            // ...and of others it is not: they are allowed.
             SILENT | 502..=504 => findings.ok(what),
             _ if port == 443 => findings.fail(format_args!("{what}: {said}"), advice),
             _ => findings.warn(format_args!("{what}: {said}"), advice),
