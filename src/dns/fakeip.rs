@@ -325,24 +325,33 @@ impl FakeIp {
                 _ => break,
             }
         }
-        let old = |slot: &Slot| !is_fresh(slot, now);
-        let expired = self.search(NEW, SEARCHED, now, old).or_else(|| self.search(IDLE, SEARCHED, now, old));
-        expired.or_else(|| {
-            let new = || self.search(NEW, SEARCHED, now, |_| true);
-            let of_largest = || {
-                let place = self.shares.largest()?;
-                self.search(IDLE, usize::MAX, now, |slot| slot.owner == place)
-            };
-            if self.new * 4 < self.limit.into() { of_largest().or_else(new) } else { new() }
-        })
+        let is_old = |slot: &Slot| !is_fresh(slot, now);
+        for list in [NEW, IDLE] {
+            if let Some(at) = self.search(list, SEARCHED, now, &is_old) {
+                return Some(at);
+            }
+        }
+        if self.new * 4 < self.limit.into()
+            && let Some(largest) = self.shares.largest()
+            && let Some(at) = self.search(IDLE, usize::MAX, now, &|slot| slot.owner == largest)
+        {
+            return Some(at);
+        }
+        self.links.first(NEW).filter(|&at| self.may_turn(at, now))
     }
 
     /// The first slot of a list, among so many, that is such and may lose its name.
-    fn search(&self, list: u16, most: usize, now: Instant, is_such: impl Fn(&Slot) -> bool) -> Option<u16> {
-        let is_found =
-            |&at: &u16| self.may_turn(at, now) && self.slots.get(usize::from(at)).is_some_and(&is_such);
-        let all = core::iter::successors(self.links.first(list), |&at| self.links.next(at));
-        all.take(most).find(is_found)
+    fn search(&self, list: u16, most: usize, now: Instant, is_such: &dyn Fn(&Slot) -> bool) -> Option<u16> {
+        let mut next = self.links.first(list);
+        for _ in 0..most {
+            let at = next?;
+            let slot = self.slots.get(usize::from(at))?;
+            if is_such(slot) && slot.may_turn(self.turns, now) {
+                return Some(at);
+            }
+            next = self.links.next(at);
+        }
+        None
     }
 
     fn may_turn(&self, at: u16, now: Instant) -> bool {
