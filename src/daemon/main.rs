@@ -81,11 +81,13 @@ fn main() -> ExitCode {
             let path = settings.load_readable().status_socket;
             match control::ask(&path, form) {
                 Ok(text) => print(&text),
-                Err(error) if form == Form::Json => {
-                    _ = print(&json::error(&format!("no daemon answers at {path}: {error}")));
-                    ExitCode::FAILURE
+                Err(error) => {
+                    let error = format!("no daemon answers at {path}: {error}");
+                    if form == Form::Json {
+                        print(&json::error(&error));
+                    }
+                    fail(&error, 1)
                 }
-                Err(error) => fail(&format_args!("no daemon answers at {path}: {error}"), 1),
             }
         }
         Ok(Command::Doctor(settings, target)) => block_on(async move {
