@@ -92,7 +92,7 @@ pub static MAIN: &[Spec] = &[
         List(|d, v| resolver(v, &mut d.config.dns.direct_servers))),
     restart("fakeip_range", "198.18.0.0/15", "IPv4 network of the fake addresses",
         Text(|d, v| fake_ipv4(v).map(|v| d.config.dns.fakeip_range = v))),
-    restart("fakeip_range6", "fd45:3a::/64", "IPv6 network of the fake addresses",
+    restart("fakeip_range6", "2001:2::/64", "IPv6 network of the fake addresses; browsers take a private one (fc00::/7) for the local network",
         Text(|d, v| fake_ipv6(v).map(|v| d.config.dns.fakeip_range6 = Some(v)))),
     restart("fakeip_names", "2048", "how many names may hold a fake address at once",
         Number(16, 32768, One, |d, v| d.config.dns.fakeip_names = v as u16)),

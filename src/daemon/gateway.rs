@@ -64,6 +64,8 @@ pub struct Totals {
     pub forwarded: u64,
     /// Flows ended to make room for others.
     pub yielded: u64,
+    /// Flows of other machines: the kernel gives this one's the TUN's address.
+    pub from_lan: u64,
 }
 
 impl Gateway {

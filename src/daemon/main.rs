@@ -48,7 +48,8 @@ use crate::kernel::{firewall, route};
 use crate::relay::Supplies;
 use crate::relay::pipe::Pipes;
 use crate::relay::poller::Poller;
-use crate::report::{control, doctor, logger};
+use crate::report::status::Form;
+use crate::report::{control, doctor, json, logger};
 use crate::settings::Settings;
 use crate::sys::signals::Signals;
 use crate::upstream::Upstreams;
@@ -78,7 +79,13 @@ fn main() -> ExitCode {
             let path = settings.load_readable().status_socket;
             match control::ask(&path, form) {
                 Ok(text) => print(&text),
-                Err(error) => fail(&format_args!("no daemon answers at {path}: {error}"), 1),
+                Err(error) => {
+                    let error = format!("no daemon answers at {path}: {error}");
+                    if form == Form::Json {
+                        print(&json::error(&error));
+                    }
+                    fail(&error, 1)
+                }
             }
         }
         Ok(Command::Doctor(settings, target)) => block_on(async move {

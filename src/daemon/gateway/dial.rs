@@ -8,6 +8,7 @@ use tcp_over_http::config::ConnectMode;
 use tcp_over_http::dns::PORT;
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::http::connect::Target;
+use tcp_over_http::net::ClientKey;
 use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{Tuple, vnet};
 use tcp_over_http::time::Instant;
@@ -27,6 +28,8 @@ impl Gateway {
         }
         let tuple = self.rewriter.borrow().flow(slot).tuple;
         log::debug!("{slot}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
+        let is_own = self.rewriter.borrow().settings().is_own(tuple.source);
+        self.count(|totals| totals.from_lan += u64::from(!is_own));
         let target = server(&tuple);
         let syn = Rc::new(RefCell::new(Box::from(&*frame)));
         let mut parked =
@@ -36,10 +39,11 @@ impl Gateway {
             self.keep(slot, Kept::Parked(Box::new(parked)));
             return self.release(slot, frame, now);
         }
-        let name = match self.dns.as_ref().map(|dns| dns.meaning(target.ip())) {
+        let client = ClientKey::of(tuple.source);
+        let name = match self.dns.as_ref().map(|dns| dns.meaning(target.ip(), client)) {
             Some(Meaning::Name(name, held)) => {
                 log::debug!("{slot}: {} is {name}", target.ip());
-                parked.held = Some(held);
+                parked.held = held;
                 Some(name)
             }
             Some(Meaning::Nothing) => {

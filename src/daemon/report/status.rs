@@ -73,6 +73,7 @@ impl Status {
         status.number("forwarded", totals.forwarded);
         status.number("refused", totals.refused);
         status.number("yielded", totals.yielded);
+        status.number("from_lan", totals.from_lan);
 
         if gateway.path() == Path::Forward {
             let mut entries = conntrack::forwarded(config.mark).unwrap_or_default();
@@ -132,7 +133,9 @@ impl Status {
             status.number("cached", counters.cached.into());
             status.number("forwarded", counters.forwarded.into());
             status.number("failed", counters.failed.into());
+            status.number("limited", counters.limited.into());
             status.number("names", dns.names().into());
+            status.number("time", counters.time.into());
         }
 
         status.subject("dropped");
