@@ -130,6 +130,15 @@ impl Config {
         self.auto_route || !self.routes.is_empty() || matches!(self.dns.mode, DnsMode::FakeIp)
     }
 
+    /// How many connections to the proxies there can be, if `max_flows` is more: to each as many as there are ports in
+    /// `range`, the text of `net.ipv4.ip_local_port_range`.
+    pub fn too_few_ports(&self, range: &str) -> Option<usize> {
+        let mut ports = range.split_ascii_whitespace().map_while(|port| port.parse::<usize>().ok());
+        let (first, last) = (ports.next()?, ports.next()?);
+        let most = (last + 1).saturating_sub(first) * self.upstreams.len();
+        (most < self.max_flows.into()).then_some(most)
+    }
+
     /// The mark of packets that the firewall exempts from being captured.
     pub const fn exempt_mark(&self) -> u32 {
         match self.mark ^ 0x0200_0000 {

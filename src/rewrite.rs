@@ -11,6 +11,8 @@
 //! SYN without a flow is held until the daemon has heard from the proxy: it then either releases the flow
 //! and has the same SYN handled again, which now passes, or refuses it.
 
+use core::net::Ipv6Addr;
+
 use crate::flow::subnet::Subnet;
 
 mod judge;
@@ -20,6 +22,13 @@ mod verdict;
 
 pub use rewriter::Rewriter;
 pub use verdict::{Counters, DropReason, Verdict};
+
+impl Settings {
+    /// Whether an address, IPv4 perhaps mapped, is one of the TUN's own.
+    pub fn is_own(&self, address: Ipv6Addr) -> bool {
+        [Some(self.ipv4), self.ipv6].into_iter().flatten().any(|subnet| subnet.own() == address)
+    }
+}
 
 /// What the rewriter has to know.
 #[derive(Clone, Copy, Debug)]

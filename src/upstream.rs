@@ -9,7 +9,9 @@ use crate::packet::reject::Reject;
 pub enum Failure {
     /// No proxy could be connected.
     Unreachable,
-    /// A proxy was connected, and sent garbage or closed before it answered.
+    /// A proxy was connected, and closed before a byte of its answer.
+    Closed,
+    /// A proxy was connected, and sent garbage or half an answer.
     BadReply,
     /// A proxy was connected, and did not answer in time.
     TimedOut,
@@ -31,7 +33,7 @@ impl Failure {
             Self::Refused { status: 502 } => Some(Reject::Reset),
             Self::Refused { status: 400..=499 } => Some(Reject::Prohibited),
             Self::Refused { .. } | Self::TimedOut => Some(Reject::Host),
-            Self::Unreachable | Self::BadReply => Some(Reject::Network),
+            Self::Unreachable | Self::Closed | Self::BadReply => Some(Reject::Network),
             Self::BadTarget => Some(Reject::Prohibited),
             Self::Exhausted => None,
         }

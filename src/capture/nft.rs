@@ -151,38 +151,58 @@ struct Chains<'a> {
 impl Chains<'_> {
     fn write(&mut self) {
         let Tables { config, path, is_running, .. } = *self.tables;
+        self.define();
         if path == Path::Forward || config.on_failure == OnFailure::Block {
             self.take();
             self.captured();
             self.forwarded();
         }
         if path == Path::Forward {
-            self.handshake_chains();
-            match is_running {
-                true => self.reply_chains(),
-                false => self.spare_released(),
-            }
+            self.rules.push_str(TO_PROXY);
+            self.destination();
+            self.rules.push_str(if is_running { FROM_PROXY } else { SPARE_RELEASED });
         }
-        if config.captures() {
+        if config.captures() && (path == Path::Relay || config.local) {
             self.exempt();
+        }
+    }
+
+    /// What the chains' text calls `$name`.
+    fn define(&mut self) {
+        let Config { tun, mark, .. } = self.tables.config;
+        _ = write!(self.rules, "define tun = \"{tun}\"\ndefine behind = {}\n", self.behind);
+        for (name, value) in [
+            ("state", STATES),
+            ("handshake", mark | HANDSHAKE),
+            ("answered", mark | ANSWERED),
+            ("released", mark | RELEASED),
+            ("stateless", !STATES),
+            ("numbered", STATES | PROXIES),
+            ("ours", MARK_MASK),
+            ("others", !MARK_MASK),
+            ("begun", self.tables.config.begun_mark()),
+            ("exempt", self.tables.config.exempt_mark()),
+        ] {
+            _ = writeln!(self.rules, "define {name} = {value:#010x}");
         }
     }
 
     /// Where what is captured ends: with the daemon, as long as it lives.
     fn take(&mut self) {
         let Tables { config, path, is_running, .. } = *self.tables;
-        if path == Path::Forward && is_running {
+        let is_taken = path == Path::Forward && is_running;
+        if is_taken {
             _ = write!(
                 self.rules,
                 "set alive {{\n\
-                 type ether_type; flags dynamic, timeout; timeout {ALIVE_TIMEOUT}s; elements = {{ {} }}\n\
-                 }}\n\
-                 chain take {{\n\
-                 meta protocol @alive dup to {} device \"{}\" drop\n",
-                self.family, self.behind, config.tun
+                 type ether_type; size 2; flags dynamic, timeout; timeout {ALIVE_TIMEOUT}s; elements = {{ {} }}\n\
+                 }}\n",
+                self.family
             );
-        } else {
-            self.rules.push_str("chain take {\n");
+        }
+        self.rules.push_str("chain take {\n");
+        if is_taken {
+            self.rules.push_str("meta protocol @alive dup to $behind device $tun drop\n");
         }
         self.rules.push_str(match config.on_failure {
             OnFailure::Block => "meta l4proto tcp reject with tcp reset\nreject\n}\n",
@@ -218,33 +238,16 @@ impl Chains<'_> {
     /// Whose traffic it is, and to where: behind the firewall's own chain.
     fn forwarded(&mut self) {
         let Tables { config, path, is_running, uplinks, .. } = *self.tables;
-        let tun = &config.tun;
         self.rules
             .push_str("chain forwarded {\ntype filter hook forward priority filter + 10; policy accept;\n");
-        if path == Path::Forward {
-            let State { handshake, answered, released } = State::of(config);
-            let set = format!("ct mark set ct mark & {:#010x} | {released}", !STATES);
-            _ = writeln!(self.rules, "ct mark & {STATES:#010x} == {released} accept");
-            if is_running {
-                _ = write!(
-                    self.rules,
-                    "ct direction original ct mark & {STATES:#010x} == {answered} \
-                     tcp flags & (syn | rst | ack) == ack {set} dup to {} device \"{tun}\" accept\n\
-                     ct direction original ct mark & {STATES:#010x} == {answered} \
-                     tcp flags & (syn | rst) == rst accept\n\
-                     ct direction original ct mark & {STATES:#010x} {{ {handshake}, {answered} }} goto take\n",
-                    self.behind
-                );
-            }
-        } else {
-            _ = writeln!(self.rules, "oifname \"{tun}\" accept");
+        match path {
+            Path::Forward => self.rules.push_str("ct mark & $state == $released accept\n"),
+            Path::Relay => self.rules.push_str("oifname $tun accept\n"),
         }
-        _ = write!(
-            self.rules,
-            "iifname \"{tun}\" accept\n\
-             ct direction reply ct mark & {MARK_MASK:#010x} != {:#010x} accept\n",
-            config.begun_mark()
-        );
+        if path == Path::Forward && is_running {
+            self.rules.push_str(RELEASE);
+        }
+        self.rules.push_str("iifname $tun accept\nct direction reply ct mark & $ours != $begun accept\n");
         for upstream in &config.upstreams {
             // A proxy within the LAN: what it sends would come back to it for ever.
             if let Host::Ip(ip) = upstream.host
@@ -289,159 +292,120 @@ impl Chains<'_> {
         !nets.is_empty()
     }
 
-    /// The way of a handshake's packets to the proxy, and NAT: which is conntrack's from the first packet on.
-    fn handshake_chains(&mut self) {
-        let Tables { config, proxies, is_running, .. } = *self.tables;
-        let State { handshake, answered, released } = State::of(config);
-        let ours = format!("meta mark & {STATES:#010x} {{ {handshake}, {answered} }}");
-        let alive = match is_running {
-            true => format!(
-                "meta mark & {:#010x} == {handshake} update @alive {{ meta protocol }} drop\n",
-                STATES | PROXIES
-            ),
-            false => String::new(),
-        };
-        // A reset that comes too late must not end what the kernel has.
-        _ = write!(
-            self.rules,
-            "chain to_client {{\n\
-             type filter hook output priority raw; policy accept;\n\
-             {alive}\
-             meta mark & {STATES:#010x} == {released} notrack\n\
-             }}\n\
-             chain to_proxy {{\n\
-             type filter hook output priority mangle; policy accept;\n\
-             {ours} ct mark & {STATES:#010x} == {released} tcp flags & rst == rst drop\n\
-             {ours} ct mark & {STATES:#010x} != {released} ct mark set meta mark\n\
-             }}\n\
-             chain destination {{\n\
-             type nat hook output priority -100; policy accept;\n"
-        );
+    /// Which proxy a handshake's packets go to; what comes back, conntrack knows.
+    fn destination(&mut self) {
+        self.rules.push_str("chain destination {\ntype nat hook output priority -100; policy accept;\n");
         let probe = (u32::from(PROBE), SocketAddr::new(self.behind, PROBE_PORT));
-        let proxies = (1..PROBE.into()).zip(proxies.iter().copied());
+        let proxies = (1..PROBE.into()).zip(self.tables.proxies.iter().copied());
         for (number, proxy) in proxies.chain([probe]) {
             if proxy.is_ipv4() == self.behind.is_ipv4() {
+                let mark = self.tables.config.mark | HANDSHAKE | number;
                 _ = writeln!(
                     self.rules,
-                    "meta l4proto tcp meta mark & {:#010x} == {:#010x} dnat to {proxy}",
-                    STATES | PROXIES,
-                    config.mark | HANDSHAKE | number
+                    "meta l4proto tcp meta mark & $numbered == {mark:#010x} dnat to {proxy}"
                 );
             }
         }
-        // Without NAT, as for a stale entry of the same addresses, it would go to the server itself.
-        _ = write!(
-            self.rules,
-            "}}\n\
-             chain source {{\n\
-             type nat hook postrouting priority srcnat - 1; policy accept;\n\
-             ct mark & {STATES:#010x} == {handshake} masquerade\n\
-             }}\n\
-             chain guard {{\n\
-             type filter hook postrouting priority mangle; policy accept;\n\
-             {ours} ct status & dnat == 0 drop\n\
-             }}\n"
-        );
-    }
-
-    /// The way back; a released connection's packets meet one rule here. What a relay sends to a client conntrack must
-    /// not see, which would take it for invalid: it has not seen the SYN.
-    fn reply_chains(&mut self) {
-        let State { handshake, answered, released } = State::of(self.tables.config);
-        let tun = &self.tables.config.tun;
-        let take = format!("dup to {} device \"{tun}\" drop", self.behind);
-        _ = write!(
-            self.rules,
-            "chain from_tun {{\n\
-             type filter hook prerouting priority raw; policy accept;\n\
-             iifname \"{tun}\" fib daddr type != local {} saddr != {} notrack\n\
-             }}\n\
-             chain from_proxy {{\n\
-             type filter hook prerouting priority dstnat + 10; policy accept;\n\
-             ct mark & {STATES:#010x} == {released} tcp flags & syn == 0 accept\n\
-             ct direction reply ct mark & {STATES:#010x} {{ {handshake}, {answered} }} {take}\n\
-             ct direction reply ct mark & {STATES:#010x} == {released} tcp flags & syn == syn {take}\n\
-             }}\n",
-            self.family, self.behind
-        );
-    }
-
-    /// Without a daemon policy rules refuse what is captured: not these.
-    fn spare_released(&mut self) {
-        let config = self.tables.config;
-        _ = write!(
-            self.rules,
-            "chain spare_released {{\n\
-             type filter hook prerouting priority mangle + 11; policy accept;\n\
-             ct mark & {STATES:#010x} == {} meta mark set meta mark & {:#010x} | {:#010x}\n\
-             }}\n",
-            State::of(config).released,
-            !MARK_MASK,
-            config.exempt_mark()
-        );
+        self.rules.push_str("}\n");
+        if self.tables.is_running {
+            // What a relay sends to a client conntrack must not see, which would take it for invalid: it has not seen
+            // the SYN.
+            _ = write!(
+                self.rules,
+                "chain alive {{\n\
+                 type filter hook output priority raw - 1; policy accept;\n\
+                 meta mark & $numbered == $handshake update @alive {{ meta protocol }} drop\n\
+                 }}\n\
+                 chain from_tun {{\n\
+                 type filter hook prerouting priority raw; policy accept;\n\
+                 iifname $tun fib daddr type != local {} saddr != $behind notrack\n\
+                 }}\n",
+                self.family
+            );
+        }
     }
 
     /// Marks the answers to connections from outside, unless they bear a mark of ours, where policy rules capture, and on
     /// the relay path what comes in by an uplink: neighbours there have no business with the proxy.
     fn exempt(&mut self) {
         let Tables { config, path, uplinks, .. } = *self.tables;
-        let (keep, begun, exempt) = (!MARK_MASK, config.begun_mark(), config.exempt_mark());
-        let spare = format!(
-            "meta mark & {MARK_MASK:#010x} == 0 meta mark set meta mark & {keep:#010x} | {exempt:#010x}\n"
-        );
-        let answers = format!("ct direction reply ct mark & {MARK_MASK:#010x} != {begun:#010x} {spare}");
-        if path == Path::Forward && !config.local {
-            return;
-        }
-        _ = write!(
-            self.rules,
-            "chain exempt_forwarded {{\n\
-             type filter hook prerouting priority mangle + 11; policy accept;\n\
-             iifname \"{}\" ct direction original ct mark set ct mark & {keep:#010x} | {begun:#010x}\n",
-            config.tun
-        );
+        self.rules.push_str(BEGUN);
         if path == Path::Relay {
-            self.rules.push_str(&answers);
+            self.rules.push_str(ANSWERS);
             if config.interfaces.is_empty() && !uplinks.devices.is_empty() {
-                _ = write!(self.rules, "iif {} {spare}", Set(&uplinks.devices));
+                let devices = Set(&uplinks.devices);
+                _ = writeln!(
+                    self.rules,
+                    "iif {devices} meta mark & $ours == 0 meta mark set meta mark & $others | $exempt"
+                );
             }
         }
-        _ = write!(
-            self.rules,
-            "}}\n\
-             chain exempt_local {{\n\
-             type route hook output priority mangle + 11; policy accept;\n\
-             {answers}\
-             }}\n"
+        self.rules.push_str(
+            "}\nchain exempt_local {\ntype route hook output priority mangle + 11; policy accept;\n",
         );
+        self.rules.push_str(ANSWERS);
+        self.rules.push_str("}\n");
     }
 }
 
-/// The states with the configured mark.
-struct State {
-    handshake: Mark,
-    answered: Mark,
-    released: Mark,
-}
+/// The first packet of a client that was answered releases its connection, and the daemon sees it.
+const RELEASE: &str = "\
+ct direction original ct mark & $state == $answered tcp flags & (syn | rst | ack) == ack \
+ct mark set ct mark & $stateless | $released dup to $behind device $tun accept
+ct direction original ct mark & $state == $answered tcp flags & (syn | rst) == rst accept
+ct direction original ct mark & $state { $handshake, $answered } goto take
+";
 
-impl State {
-    const fn of(config: &Config) -> Self {
-        let Config { mark, .. } = config;
-        Self {
-            handshake: Mark(*mark | HANDSHAKE),
-            answered: Mark(*mark | ANSWERED),
-            released: Mark(*mark | RELEASED),
-        }
-    }
+/// The way of a handshake's packets. A reset that comes too late must not end what the kernel has. Without NAT, as for a
+/// stale entry of the same addresses, a packet would go to the server itself.
+const TO_PROXY: &str = "\
+chain to_client {
+type filter hook output priority raw; policy accept;
+meta mark & $state == $released notrack
 }
-
-struct Mark(u32);
-
-impl Display for Mark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#010x}", self.0)
-    }
+chain to_proxy {
+type filter hook output priority mangle; policy accept;
+meta mark & $state { $handshake, $answered } ct mark & $state == $released tcp flags & rst == rst drop
+meta mark & $state { $handshake, $answered } ct mark & $state != $released ct mark set meta mark
 }
+chain source {
+type nat hook postrouting priority srcnat - 1; policy accept;
+ct mark & $state == $handshake masquerade
+}
+chain guard {
+type filter hook postrouting priority mangle; policy accept;
+meta mark & $state { $handshake, $answered } ct status & dnat == 0 drop
+}
+";
+
+/// The way back; a released connection's packets meet one rule here.
+const FROM_PROXY: &str = "\
+chain from_proxy {
+type filter hook prerouting priority dstnat + 10; policy accept;
+ct mark & $state == $released tcp flags & syn == 0 accept
+ct direction reply ct mark & $state { $handshake, $answered } dup to $behind device $tun drop
+ct direction reply ct mark & $state == $released tcp flags & syn == syn dup to $behind device $tun drop
+}
+";
+
+/// Without a daemon policy rules refuse what is captured: not these.
+const SPARE_RELEASED: &str = "\
+chain spare_released {
+type filter hook prerouting priority mangle + 11; policy accept;
+ct mark & $state == $released meta mark set meta mark & $others | $exempt
+}
+";
+
+/// Connections that seem to begin with what we send to clients.
+const BEGUN: &str = "\
+chain exempt_forwarded {
+type filter hook prerouting priority mangle + 11; policy accept;
+iifname $tun ct direction original ct mark set ct mark & $others | $begun
+";
+
+const ANSWERS: &str = "\
+ct direction reply ct mark & $ours != $begun meta mark & $ours == 0 meta mark set meta mark & $others | $exempt
+";
 
 struct Set<'a, T>(&'a [T]);
 
@@ -529,10 +493,10 @@ mod tests {
         config.auto_route = true;
         let text = replace(&config, Path::Relay, true);
         assert!(text.contains("chain take {\nmeta l4proto tcp reject with tcp reset\nreject\n}\n"));
-        assert!(text.contains("oifname \"toh0\" accept\n"));
+        assert!(text.contains("oifname $tun accept\n"));
         config.on_failure = OnFailure::Direct;
         assert!(!replace(&config, Path::Relay, true).contains("reject"));
-        assert!(replace(&config, Path::Forward, true).contains("device \"toh0\" drop\naccept\n}\n"));
+        assert!(replace(&config, Path::Forward, true).contains("device $tun drop\naccept\n}\n"));
     }
 
     #[test]
@@ -541,10 +505,7 @@ mod tests {
         config.auto_route = true;
         let text = replace(&config, Path::Forward, false);
         assert!(text.contains("reject with tcp reset") && !text.contains("dup to"));
-        assert!(text.contains("ct mark & 0xff00c000 == 0x7400c000 accept\n"));
-        assert!(text.contains(
-            "ct mark & 0xff00c000 == 0x7400c000 meta mark set meta mark & 0x00ffffff | 0x76000000\n"
-        ));
+        assert!(text.contains("ct mark & $state == $released accept\n") && text.contains(SPARE_RELEASED));
     }
 
     #[test]
@@ -553,21 +514,10 @@ mod tests {
         config.auto_route = true;
         config.on_failure = OnFailure::Direct;
         let text = replace(&config, Path::Relay, true);
-        let begins = "ct direction original ct mark set ct mark & 0x00ffffff | 0x7c000000\n";
-        let answers = "ct direction reply ct mark & 0xff000000 != 0x7c000000 meta mark & 0xff000000 == 0 \
-                       meta mark set meta mark & 0x00ffffff | 0x76000000\n";
-        assert!(text.ends_with(&format!(
-            "table ip tcp_over_http_toh0 {{\n\
-             chain exempt_forwarded {{\n\
-             type filter hook prerouting priority mangle + 11; policy accept;\n\
-             iifname \"toh0\" {begins}\
-             {answers}\
-             }}\n\
-             chain exempt_local {{\n\
-             type route hook output priority mangle + 11; policy accept;\n\
-             {answers}\
-             }}\n}}\n"
-        )));
+        let local = "chain exempt_local {\ntype route hook output priority mangle + 11; policy accept;\n";
+        assert!(text.ends_with(&[BEGUN, ANSWERS, "}\n", local, ANSWERS, "}\n}\n"].concat()), "{text}");
+        config.local = false;
+        assert!(!replace(&config, Path::Forward, true).contains(ANSWERS));
     }
 
     #[test]

@@ -127,12 +127,17 @@ pub fn cidr(text: &str) -> Result<IpNet, &'static str> {
     if net.is_network() { Ok(net) } else { Err("has bits set behind its prefix") }
 }
 
+/// A file's text behind the byte order mark that some editors put in front.
+pub fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
+}
+
 /// Adds the networks in `text`, the file at `path`: one a line, `#` begins a comment.
 ///
 /// # Errors
 /// `PATH:LINE: the line ...`
 pub fn networks(path: &str, text: &[u8], nets: &mut Vec<IpNet>) -> Result<(), String> {
-    for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
+    for (index, line) in without_mark(text).split(|&byte| byte == b'\n').enumerate() {
         let line = line.split(|&byte| byte == b'#').next().unwrap_or_default().trim_ascii();
         if line.is_empty() {
             continue;

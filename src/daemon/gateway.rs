@@ -62,6 +62,10 @@ pub struct Totals {
     pub refused: u64,
     /// Connections that the kernel carries since.
     pub forwarded: u64,
+    /// Flows ended to make room for others.
+    pub yielded: u64,
+    /// Flows of other machines: the kernel gives this one's the TUN's address.
+    pub from_lan: u64,
 }
 
 impl Gateway {
@@ -164,7 +168,14 @@ impl Gateway {
         if let Some(Taken::Yes(_)) = taken {
             return;
         }
+        let is_anew = matches!(taken, Some(Taken::Restarted(_)));
         let verdict = self.rewriter.borrow_mut().handle(header, packet, now);
+        self.carry_out(verdict, frame, is_anew, now);
+    }
+
+    /// `is_anew`: the sequence numbers that a proxy was told are no longer the client's.
+    fn carry_out(self: &Rc<Self>, verdict: Verdict, frame: &mut [u8], is_anew: bool, now: Instant) {
+        let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() else { return };
         log::trace!("{} bytes: {verdict}", packet.len());
         match verdict {
             Verdict::Forward => self.tun.write(frame),
@@ -174,7 +185,7 @@ impl Gateway {
             }
             Verdict::Hold { slot, dial: true } => self.hold(slot, frame, now),
             // The sequence numbers that the proxy was told are no longer the client's.
-            Verdict::Hold { slot, dial: false } if matches!(taken, Some(Taken::Restarted(_))) => {
+            Verdict::Hold { slot, dial: false } if is_anew => {
                 self.hold(slot, frame, now);
             }
             Verdict::Hold { slot, dial: false } => self.replace_syn(slot, frame),

@@ -48,7 +48,8 @@ use crate::kernel::{firewall, route};
 use crate::relay::Supplies;
 use crate::relay::pipe::Pipes;
 use crate::relay::poller::Poller;
-use crate::report::{control, doctor, logger};
+use crate::report::status::Form;
+use crate::report::{control, doctor, json, logger};
 use crate::settings::Settings;
 use crate::sys::signals::Signals;
 use crate::upstream::Upstreams;
@@ -70,11 +71,7 @@ fn main() -> ExitCode {
         Ok(Command::Shell(settings)) => print(&Shell(&settings.load_readable())),
         Ok(Command::Options) => print(&Json),
         Ok(Command::Version) => print(&format_args!("{}\n", cli::Version)),
-        Ok(Command::Check(settings)) => match settings.load() {
-            Ok(_) if settings.has_file() => print(&format_args!("{}: ok\n", settings.file_name())),
-            Ok(_) => print(&"ok\n"),
-            Err(error) => fail(&error, error.exit_code()),
-        },
+        Ok(Command::Check(settings)) => check(&settings),
         Ok(Command::Run(settings)) => block_on(run(settings)),
         Ok(Command::Block(settings)) => result(capture::block(&settings.load_readable())),
         Ok(Command::Unblock(settings)) => result(unblock(&settings.load_readable())),
@@ -82,7 +79,13 @@ fn main() -> ExitCode {
             let path = settings.load_readable().status_socket;
             match control::ask(&path, form) {
                 Ok(text) => print(&text),
-                Err(error) => fail(&format_args!("no daemon answers at {path}: {error}"), 1),
+                Err(error) => {
+                    let error = format!("no daemon answers at {path}: {error}");
+                    if form == Form::Json {
+                        print(&json::error(&error));
+                    }
+                    fail(&error, 1)
+                }
             }
         }
         Ok(Command::Doctor(settings, target)) => block_on(async move {
@@ -92,6 +95,21 @@ fn main() -> ExitCode {
             }
         }),
         Err(error) => fail(&format_args!("tcp-over-http: {error}"), 2),
+    }
+}
+
+fn check(settings: &Settings) -> ExitCode {
+    match settings.load() {
+        Ok(config) => {
+            if let Some(warning) = settings::warning(&config) {
+                _ = writeln!(io::stderr(), "warning: {warning}");
+            }
+            match settings.has_file() {
+                true => print(&format_args!("{}: ok\n", settings.file_name())),
+                false => print(&"ok\n"),
+            }
+        }
+        Err(error) => fail(&error, error.exit_code()),
     }
 }
 
@@ -139,6 +157,9 @@ async fn serve(settings: Settings) -> Result<End, StartError> {
     let loaded = settings.load().inspect_err(|_| give_way(&settings.load_readable()));
     let config = Box::new(loaded.map_err(StartError::Config)?);
     logger::init(config.log_level);
+    if let Some(warning) = settings::warning(&config) {
+        log::warn!("{warning}");
+    }
     let (gateway, capture) = set_up(&config).await.inspect_err(|_| give_way(&config))?;
     let ready = format!("{}: listening on port {}, {} path", config.tun, config.listen_port, capture.path());
     if let Err(error) = sys::keep_capabilities(CAPABILITIES) {

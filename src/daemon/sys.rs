@@ -1,6 +1,7 @@
 //! Every unsafe call of the daemon, each behind a safe function.
 
 mod epoll;
+mod file;
 mod pipe;
 pub mod process;
 mod raw;
@@ -9,6 +10,7 @@ mod socket;
 mod tun;
 
 pub use epoll::{epoll, epoll_control, epoll_take, watch};
+pub use file::{is_in_memory, replace};
 pub use pipe::{pipe, set_pipe_size, splice, write};
 #[cfg(test)]
 pub use process::unshare_network;

@@ -30,6 +30,9 @@ use tcp_over_http::time;
 use tcp_over_http::upstream::choice::{Asked, Attempt, Choice};
 use tokio::net::{TcpSocket, TcpStream};
 
+/// How long after a proxy has closed without an answer it is asked again.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// A tunnel that a proxy has opened.
 #[derive(Debug)]
 pub struct Opened {
@@ -105,7 +108,8 @@ impl Upstreams {
         }
     }
 
-    /// Has a proxy open a tunnel to `target`. Must run within a tokio `LocalRuntime` or `LocalSet`.
+    /// Has a proxy open a tunnel to `target`. One that closes before it answers may have no place for one more just now:
+    /// if no other opens the tunnel, they are asked once more. Must run within a tokio `LocalRuntime` or `LocalSet`.
     ///
     /// # Errors
     /// [`Failure`]: the refusal of the one that answered, or the most telling failure of all of them.
@@ -121,16 +125,25 @@ impl Upstreams {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn carry(&self, target: Target<'_>, client: Option<Client<'_>>) -> Result<Carried, Failure> {
-        let mut attempt = Attempt::default();
-        while let Some(asked) = self.next(&mut attempt) {
-            match self.ask(asked.index, target, client.as_ref()).await {
-                Ok(carried) => return Ok(carried),
-                Err(failure) => {
-                    self.choice.borrow_mut().failed(&mut attempt, asked, failure, self.now());
+        let mut is_again = false;
+        loop {
+            let mut attempt = Attempt::default();
+            while let Some(asked) = self.next(&mut attempt) {
+                let proxy = &self.proxies[asked.index];
+                proxy.count(|stats| stats.retried = stats.retried.wrapping_add(is_again.into()));
+                match self.ask(asked.index, target, client.as_ref()).await {
+                    Ok(carried) => return Ok(carried),
+                    Err(failure) => {
+                        self.choice.borrow_mut().failed(&mut attempt, asked, failure, self.now());
+                    }
                 }
             }
+            if is_again || attempt.failure() != Failure::Closed {
+                return Err(attempt.failure());
+            }
+            is_again = true;
+            tokio::time::sleep(PAUSE).await;
         }
-        Err(attempt.failure())
     }
 
     /// The proxies, for what is known of them.
@@ -185,6 +198,10 @@ impl Upstreams {
             }
             Err(HandshakeError::Closed) => {
                 proxy.failed(Warning::Closed, format_args!("closed before it answered"));
+                Err(Failure::Closed)
+            }
+            Err(HandshakeError::CutOff) => {
+                proxy.failed(Warning::Closed, format_args!("closed within its answer"));
                 Err(Failure::BadReply)
             }
             Err(HandshakeError::Garbage(error)) => {
@@ -224,8 +241,12 @@ impl Upstreams {
                 }
                 Err(error) => {
                     debug!("upstream {}: {ip}: {error}", proxy.name);
-                    failure = error;
-                    if is_exhausted(&failure) {
+                    // The next address has other ports, but no more of all else.
+                    let ends = is_exhausted(&error) && error.raw_os_error() != Some(libc::EADDRNOTAVAIL);
+                    if is_exhausted(&error) || !is_exhausted(&failure) {
+                        failure = error;
+                    }
+                    if ends {
                         break;
                     }
                 }
@@ -279,8 +300,8 @@ impl Client<'_> {
 
 /// Whether this machine, not the proxy, is why there is no socket.
 fn is_exhausted(error: &io::Error) -> bool {
-    use libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
-    matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM))
+    use libc::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    matches!(error.raw_os_error(), Some(EADDRNOTAVAIL | EMFILE | ENFILE | ENOBUFS | ENOMEM))
 }
 
 /// The configured mark, if this process may set it: it needs CAP_NET_ADMIN, and qemu-user does not know it.

@@ -3,10 +3,11 @@
 use core::net::Ipv6Addr;
 
 use super::token_bucket::TokenBucket;
-use super::{Counters, Settings, Verdict};
+use super::{Counters, DropReason, Settings, Verdict};
 use crate::flow::subnet::Subnet;
 use crate::flow::{Flow, FlowTable, Limits, Slot, State};
 use crate::net::Family;
+use crate::packet::reject::Reject;
 use crate::packet::vnet;
 use crate::siphash::Key;
 use crate::time::Instant;
@@ -130,6 +131,17 @@ impl Rewriter {
         self.flows.remove(slot, now);
     }
 
+    /// Forgets a held flow whose client is refused; the same SYN is refused again for a short time.
+    pub fn refuse(&mut self, slot: Slot, reject: Reject, now: Instant) {
+        self.flows.refuse(slot, reject, now);
+    }
+
+    /// The flow that has yielded to the new one of the last verdict: let go of what was kept for it, before anything is
+    /// kept for the new one, which may have its slot.
+    pub const fn take_yielded(&mut self) -> Option<Slot> {
+        self.flows.take_yielded()
+    }
+
     /// The flow of a connection that the listener has accepted from `address` and `port`, if it waits for
     /// that; it is live then.
     pub fn accept(&mut self, address: Ipv6Addr, port: u16, now: Instant) -> Option<Slot> {
@@ -152,10 +164,17 @@ impl Rewriter {
     pub fn handle(&mut self, header: vnet::Header, bytes: &mut [u8], now: Instant) -> Verdict {
         self.counters.packets += 1;
         self.counters.bytes += bytes.len() as u64;
+        self.handle_again(header, bytes, now)
+    }
+
+    /// The same of a packet that was held meanwhile, and is counted already.
+    pub fn handle_again(&mut self, header: vnet::Header, bytes: &mut [u8], now: Instant) -> Verdict {
         let verdict = self.judge(header, bytes, now).unwrap_or_else(Verdict::Drop);
         match verdict {
             Verdict::Forward | Verdict::ForwardAbandoned(_) => self.counters.forwarded += 1,
-            Verdict::Hold { dial, .. } => self.counters.flows += dial as u64,
+            Verdict::Hold { dial: true, .. } => self.counters.flows += 1,
+            // Of the two SYNs it is the earlier one that is dropped.
+            Verdict::Hold { dial: false, .. } => self.counters.dropped[DropReason::Repeated as usize] += 1,
             Verdict::Dns => self.counters.queries += 1,
             Verdict::Reject(_) => self.counters.rejected += 1,
             Verdict::Drop(reason) => self.counters.dropped[reason as usize] += 1,

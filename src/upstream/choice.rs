@@ -107,8 +107,9 @@ impl Choice {
         match failure {
             Failure::TimedOut if proxy.answers != asked.answers => attempt.is_over = true,
             Failure::Unreachable | Failure::TimedOut => proxy.resting_since = Some(now),
-            Failure::BadReply => {}
-            Failure::Refused { .. } | Failure::BadTarget | Failure::Exhausted => attempt.is_over = true,
+            // Another proxy may have a place, and has other ports.
+            Failure::Closed | Failure::BadReply | Failure::Exhausted => {}
+            Failure::Refused { .. } | Failure::BadTarget => attempt.is_over = true,
         }
     }
 
@@ -214,11 +215,20 @@ mod tests {
 
     #[test]
     fn an_answer_is_final() {
-        for failure in [REFUSED, Failure::BadTarget, Failure::Exhausted] {
+        for failure in [REFUSED, Failure::BadTarget] {
             let mut choice = Choice::new(2);
             assert_eq!(attempt(&mut choice, at(0), &[failure; 2]), (vec![0], failure));
             assert!(!choice.is_resting(0));
         }
+    }
+
+    /// Nobody is to blame for it, and the next one has ports of its own.
+    #[test]
+    fn exhaustion_is_nobodys_fault() {
+        use Failure::{Exhausted, Unreachable};
+        let mut choice = Choice::new(2);
+        assert_eq!(attempt(&mut choice, at(0), &[Exhausted, Unreachable]), (vec![0, 1], Exhausted));
+        assert!(!choice.is_resting(0) && choice.is_resting(1));
     }
 
     #[test]
@@ -229,7 +239,7 @@ mod tests {
             choice.is_resting(0)
         };
         assert!(rests(Failure::Unreachable) && rests(Failure::TimedOut));
-        assert!(!rests(Failure::BadReply));
+        assert!(!rests(Failure::BadReply) && !rests(Failure::Closed));
     }
 
     #[test]

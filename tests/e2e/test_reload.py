@@ -14,7 +14,7 @@ from lab.connections import assert_direct, assert_proxied, assert_proxied_among_
 from lab.dnsservers import ELSEWHERE, Unbound, answer_to, framed, query, read_framed
 from lab.faultproxy import OK
 from lab.gateway import PASSWORD, READY, TABLE, TUN, is_relayed, upstream
-from lab.netns import PROXY, PROXY_OTHER, RESOLVER, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
+from lab.netns import CLIENT_OTHER, PROXY, PROXY_OTHER, RESOLVER, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
 from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="rules change, and a new run is not emulated")
@@ -139,7 +139,7 @@ def test_dial_limits(configured, proxy, client):
     daemon = configured.write("option max_dials 1").start()
     first = client.begin_connect(SERVER, 80)
     one = proxy.accept_request()
-    second = client.begin_connect(SERVER, 81)
+    second = client.begin_connect(SERVER, 81, source=CLIENT_OTHER)
     until(lambda: daemon.status()["dropped"]["too_many_dials"], "the second is dropped")
     configured.reload("changed max_dials;", main="option max_dials 2")
     two = proxy.accept_request()  # when the client tries again

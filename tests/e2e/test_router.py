@@ -432,7 +432,7 @@ def test_dnsmasq_asks_the_daemon(box, honest, client, internet, directory, fetch
     first = until(lambda: len(both := asked()) == 2 and both, "both answer")
     if dns == "fakeip":
         assert all(address.startswith("198.1") for address in first) and len(first) == 2
-        assert dig(client, ROUTER_LAN, name, "AAAA")[0].startswith("fd45:3a:")
+        assert dig(client, ROUTER_LAN, name, "AAAA")[0].startswith("2001:2:")
     else:
         assert first == [real, real]
     # Names of the LAN stay its own; that of the proxy is nobody's but the uplink's to say.
@@ -459,6 +459,21 @@ def test_dnsmasq_asks_the_daemon(box, honest, client, internet, directory, fetch
     assert box.traces() == []
     state = box.root / "var/state/dhcp"
     assert not state.exists() or "rebind_protection" not in state.read_text()
+
+
+@pytest.mark.once(why="the service's scripts know no path")
+@pytest.mark.parametrize("range6, private", [("2001:2::/64", False), ("fd45:3a::/64", True)])
+def test_rebind_protection(box, honest, client, internet, range6, private):
+    """Off only where fake addresses are private ones, which it would refuse."""
+    box.serve("option dns 'fakeip'", f"option fakeip_range6 '{range6}'")
+    prefix = range6.partition("::")[0]
+    ask = lambda: [a for a in dig(client, ROUTER_LAN, "www.example", "AAAA", check=False) if a.startswith(prefix)]
+    until(ask, "dnsmasq passes a fake address on")
+    files = list((box.root / "var/etc").glob("dnsmasq.conf.*"))
+    assert len(files) == 2 and all(("stop-dns-rebind" in file.read_text()) != private for file in files)
+    box.service("stop")
+    assert all("stop-dns-rebind" in file.read_text() for file in files)
+    assert box.traces() == []
 
 
 @pytest.mark.once(why="the service's scripts know no path")
@@ -541,7 +556,7 @@ def test_dnsmasq_asks_for_some_domains(box, honest, client, internet, directory,
     assert ask(private) == []
     if dns == "fakeip":
         assert ask(blocked)[0].startswith("198.1")
-        assert ask(blocked, "AAAA")[0].startswith("fd45:3a:")
+        assert ask(blocked, "AAAA")[0].startswith("2001:2:")
     else:
         assert ask(blocked) == ["192.88.99.7"]
     assert f"{ROUTER_WAN} {blocked}." not in unbound.log()
@@ -566,8 +581,10 @@ def test_values_and_options_for_programs(box):
 def test_status_for_rpcd(box, honest, client, fetch):
     plugin = "/usr/libexec/rpcd/tcp-over-http"
     assert json.loads(box.run(plugin, "list").stdout) == {"status": {}}
-    assert json.loads(box.run(plugin, "call", "status", input="{}").stdout) == {"running": False}
+    failed = json.loads(box.run(plugin, "call", "status", input="{}", check=False).stdout)
+    assert set(failed) == {"error"} and "no daemon answers at /var/run/tcp-over-http.sock: " in failed["error"]
     box.serve()
     assert_fetched(fetch, client)
     said = json.loads(box.run(plugin, "call", "status", input="{}").stdout)
-    assert said["running"] is True and said["path"] == PATH
+    same = json.loads(box.run("/usr/bin/tcp-over-http", "status", "--json").stdout)
+    assert said["path"] == PATH and set(said) == set(same)

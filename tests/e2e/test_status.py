@@ -15,8 +15,18 @@ from lab.wait import until
 
 UPSTREAM = {
     "name", "resting", "attempts", "opened", "refused_403", "refused_407", "refused_4xx", "refused_5xx", "refused_other",
-    "unreachable", "timed_out", "bad_reply", "ms_shortest", "ms_mean", "ms_last",
+    "unreachable", "timed_out", "bad_reply", "retried", "ms_shortest", "ms_mean", "ms_last",
 }
+
+
+def test_packets_are_counted_once(gateway, proxy, client, router, server):
+    """No more of them than the kernel has given, though some were held meanwhile."""
+    daemon = gateway()
+    for _ in range(30):
+        open_tunnel(client, proxy, server)
+    counted = daemon.status()["tun"]["packets"]
+    given = router.ip("-s", "link", "show", TUN)[0]["stats64"]["tx"]["packets"]
+    assert 60 <= counted <= given
 
 
 def refused(client, proxy, answer):
@@ -26,7 +36,7 @@ def refused(client, proxy, answer):
     near.close()
 
 
-FLOWS = {"max": 4096, "held": 0, "opening": 0, "live": 0, "closing": 0, "opened": 0, "forwarded": 0, "refused": 0}
+FLOWS = {"max": 4096, "held": 0, "opening": 0, "live": 0, "closing": 0, "opened": 0, "forwarded": 0, "refused": 0, "yielded": 0, "from_lan": 0}
 
 
 def test_counts_what_happens(gateway, proxy, client):
@@ -54,6 +64,7 @@ def test_counts_what_happens(gateway, proxy, client):
     refused(client, proxy, b"SSH-2.0-OpenSSH\r\n")
     told = daemon.status()
     assert told["flows"]["live"] == 1 and told["flows"]["opened"] == 7 and told["flows"]["refused"] == 6
+    assert told["flows"]["from_lan"] == 7
     one = told["upstreams"][0]
     assert one["name"] == f"{PROXY}:3128" and one["attempts"] == 7 and one["opened"] == 1 and one["bad_reply"] == 1
     for kind in ("403", "407", "4xx", "5xx", "other"):
@@ -82,7 +93,7 @@ def test_text_is_for_people_and_the_log(gateway, proxy, client):
     _near, _ = open_tunnel(client, proxy, SERVER6)  # relayed
     # The client knows of its connection before the daemon has accepted it.
     text = until(lambda: text_with(daemon, "1 live"), "the connection is live")
-    assert f"upstream: {PROXY}:3128, 1 attempts, 1 opened" in text and "flows:    4096 max, 1 live, 1 opened\n" in text
+    assert f"upstream: {PROXY}:3128, 1 attempts, 1 opened" in text and "flows:    4096 max, 1 live, 1 opened, 1 from_lan\n" in text
     offset = len(daemon.log())
     for _ in range(20):
         daemon.signal(signal.SIGUSR1)

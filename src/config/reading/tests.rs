@@ -48,7 +48,7 @@ fn an_upstream_is_enough() {
     assert_eq!(texts(&dns.servers), ["1.1.1.1:53", "9.9.9.9:53"]);
     assert!(dns.direct_domains.is_empty() && dns.direct_servers.is_empty());
     assert_eq!(dns.fakeip_range.to_string(), "198.18.0.0/15");
-    assert_eq!(dns.fakeip_range6.unwrap().to_string(), "fd45:3a::/64");
+    assert_eq!(dns.fakeip_range6.unwrap().to_string(), "2001:2::/64");
     assert_eq!((dns.fakeip_names, dns.fakeip_file.as_str()), (2048, "/var/run/tcp-over-http.names"));
     assert!(dns.fake_ranges().next().is_none(), "off");
     assert_eq!(config.upstreams.len(), 1);
@@ -198,6 +198,10 @@ fn values_are_checked_together() {
     let line = "option max_dials 100\noption max_dials_per_client 101";
     assert_eq!(error(line), "FILE:4:29: max_dials_per_client: more than max_dials");
     // Defaults follow.
+    let config = with("option max_flows 65000").unwrap();
+    assert_eq!(config.too_few_ports("32768\t60999\n"), Some(28_232));
+    assert_eq!(config.too_few_ports("1\t65000\n"), None);
+    assert_eq!(config.too_few_ports(""), None);
     let config = with("option max_flows 64").unwrap();
     assert_eq!((config.max_dials, config.max_dials_per_client), (64, 64));
 }
@@ -355,4 +359,23 @@ fn files_of_networks() {
     ] {
         assert_eq!(of(text).unwrap_err(), format!("FILE:4:18: bypass_file: {error}"));
     }
+}
+
+/// As Notepad and others leave it.
+#[test]
+fn a_byte_order_mark_is_no_text() {
+    let file = "\u{feff}config tcp-over-http main\n\tlist upstream http://192.0.2.1\n\tlist bypass_file LIST\n\toption nix 1\n";
+    let of = |text: &str| {
+        let mut reading = Reading::new(Ok(Some(text.as_bytes())), &Overrides::default());
+        reading.take_bypass_files();
+        reading.add_networks("LIST", Ok("\u{feff}192.0.2.0/24\n".as_bytes()));
+        reading.finish(true).map_err(|fault| ConfigError::new("FILE", fault).to_string())
+    };
+    assert!(of(file).unwrap_err().starts_with("FILE:4:9: "), "{:?}", of(file));
+    assert_eq!(
+        of(&file.replace("\toption nix 1", "")).unwrap().bypass,
+        [IpNet::parse("192.0.2.0/24").unwrap()]
+    );
+    let error = of(&file.replace("config", "\u{feff}config")).unwrap_err();
+    assert!(error.starts_with("FILE:1:1: "), "{error}");
 }

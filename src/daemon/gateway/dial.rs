@@ -8,6 +8,7 @@ use tcp_over_http::config::ConnectMode;
 use tcp_over_http::dns::PORT;
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::http::connect::Target;
+use tcp_over_http::net::ClientKey;
 use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{Tuple, vnet};
 use tcp_over_http::time::Instant;
@@ -21,8 +22,14 @@ use crate::upstream::{Carried, Client, Failure, Opened};
 impl Gateway {
     /// Holds the SYN of a new flow and asks the proxy for a tunnel.
     pub(super) fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
+        let yielded = self.rewriter.borrow_mut().take_yielded();
+        if let Some(yielded) = yielded {
+            self.give_up(yielded);
+        }
         let tuple = self.rewriter.borrow().flow(slot).tuple;
         log::debug!("{slot}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
+        let is_own = self.rewriter.borrow().settings().is_own(tuple.source);
+        self.count(|totals| totals.from_lan += u64::from(!is_own));
         let target = server(&tuple);
         let syn = Rc::new(RefCell::new(Box::from(&*frame)));
         let mut parked =
@@ -32,10 +39,11 @@ impl Gateway {
             self.keep(slot, Kept::Parked(Box::new(parked)));
             return self.release(slot, frame, now);
         }
-        let name = match self.dns.as_ref().map(|dns| dns.meaning(target.ip())) {
+        let client = ClientKey::of(tuple.source);
+        let name = match self.dns.as_ref().map(|dns| dns.meaning(target.ip(), client)) {
             Some(Meaning::Name(name, held)) => {
                 log::debug!("{slot}: {} is {name}", target.ip());
-                parked.held = Some(held);
+                parked.held = held;
                 Some(name)
             }
             Some(Meaning::Nothing) => {
@@ -122,20 +130,27 @@ impl Gateway {
                 let mut syn = parked.syn.take();
                 drop(kept);
                 self.count(|totals| totals.refused += 1);
-                self.rewriter.borrow_mut().remove(slot, now);
-                self.keep(slot, Kept::Nothing);
                 let packet = syn.split_first_chunk_mut::<{ vnet::LEN }>();
-                if let (Some(reject), Some((_, packet))) = (failure.rejection(), packet) {
-                    self.reject(reject, packet);
+                match (failure.rejection(), packet) {
+                    (Some(reject), Some((_, packet))) => {
+                        self.rewriter.borrow_mut().refuse(slot, reject, now);
+                        self.reject(reject, packet);
+                    }
+                    _ => self.rewriter.borrow_mut().remove(slot, now),
                 }
+                self.keep(slot, Kept::Nothing);
             }
         }
     }
 
     /// Lets a held SYN pass on to the kernel.
     fn release(self: &Rc<Self>, slot: Slot, syn: &mut [u8], now: Instant) {
-        self.rewriter.borrow_mut().release(slot, now);
-        self.handle_frame(syn, now);
+        let Some((header, packet)) = syn.split_first_chunk_mut::<{ vnet::LEN }>() else { return };
+        let mut rewriter = self.rewriter.borrow_mut();
+        rewriter.release(slot, now);
+        let verdict = rewriter.handle_again(vnet::Header::parse(header), packet, now);
+        drop(rewriter);
+        self.carry_out(verdict, syn, false, now);
     }
 }
 

@@ -72,6 +72,8 @@ impl Status {
         status.number("opened", counters.flows);
         status.number("forwarded", totals.forwarded);
         status.number("refused", totals.refused);
+        status.number("yielded", totals.yielded);
+        status.number("from_lan", totals.from_lan);
 
         if gateway.path() == Path::Forward {
             let mut entries = conntrack::forwarded(config.mark).unwrap_or_default();
@@ -117,6 +119,7 @@ impl Status {
             status.number("unreachable", stats.unreachable.into());
             status.number("timed_out", stats.timed_out.into());
             status.number("bad_reply", stats.bad_reply.into());
+            status.number("retried", stats.retried.into());
             status.number("ms_shortest", stats.shortest.into());
             status.number("ms_mean", stats.mean());
             status.number("ms_last", stats.last.into());
@@ -130,7 +133,9 @@ impl Status {
             status.number("cached", counters.cached.into());
             status.number("forwarded", counters.forwarded.into());
             status.number("failed", counters.failed.into());
+            status.number("limited", counters.limited.into());
             status.number("names", dns.names().into());
+            status.number("time", counters.time.into());
         }
 
         status.subject("dropped");
