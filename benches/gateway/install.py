@@ -39,6 +39,7 @@ def prepare():
         ("sysctl", "procps"),
         ("nft", "nftables"),
         ("ethtool", "ethtool"),
+        ("perf", "linux-perf"),
     ):
         debian(package, program)
 
