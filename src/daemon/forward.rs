@@ -30,8 +30,10 @@ use crate::sys::RawSocket;
 
 /// Ticks between two signs of life, to which the firewall gives three times as long.
 const SIGN: u8 = 3;
-/// Milliseconds that the MTU of the way to a proxy is believed.
-const MTU_TTL: u32 = 10_000;
+/// Milliseconds that what the kernel has said of an address is believed: whether it is our own, and the MTU of the way.
+const TTL: u32 = 10_000;
+/// Of how many clients it is remembered that their address is not our own.
+const CLIENTS: usize = 64;
 /// Bytes of the headers of a packet with the longest payload that counts as MSS (RFC 6691).
 const HEADERS: [u16; 2] = [40, 60];
 
@@ -56,6 +58,8 @@ pub struct Forwarder {
     wakers: RefCell<Vec<Option<Waker>>>,
     proxies: RefCell<Vec<Proxy>>,
     ticks: Cell<u8>,
+    /// Clients whose address is not our own, each at its place, and when that was asked.
+    clients: RefCell<[Option<(Ipv6Addr, Instant)>; CLIENTS]>,
 }
 
 /// An address that the firewall knows by its place in the list, from 1.
@@ -90,6 +94,7 @@ impl Forwarder {
             wakers: RefCell::default(),
             proxies: RefCell::default(),
             ticks: Cell::default(),
+            clients: RefCell::new([None; CLIENTS]),
         };
         forwarder.configure(config);
         Ok(forwarder)
@@ -129,7 +134,7 @@ impl Forwarder {
         let is_forwardable = (syn.family() == Family::V4) == address.is_ipv4()
             && (address.is_ipv4() || self.ipv6.is_some())
             && (tuple.destination, tuple.destination_port) != proxy
-            && !(self.local && is_own(tuple.source));
+            && !(self.local && self.is_own(tuple.source));
         if !is_forwardable {
             return None;
         }
@@ -181,6 +186,21 @@ impl Forwarder {
         socket.map_or(Ok(()), |socket| socket.send(packet, next, mark))
     }
 
+    /// Whether a client is this machine itself.
+    fn is_own(&self, client: Ipv6Addr) -> bool {
+        let now = self.clock.now();
+        let mut clients = self.clients.borrow_mut();
+        let known = &mut clients[usize::from(client.octets()[15]) % CLIENTS];
+        if known.is_some_and(|(address, asked)| address == client && now.since(asked) < TTL) {
+            return false;
+        }
+        let is_own = is_own(client);
+        if !is_own {
+            *known = Some((client, now));
+        }
+        is_own
+    }
+
     /// What the firewall is to know a proxy by. `None` if there are too many.
     fn number(&self, address: SocketAddr) -> Option<u8> {
         let mut proxies = self.proxies.borrow_mut();
@@ -200,7 +220,7 @@ impl Forwarder {
         let mut proxies = self.proxies.borrow_mut();
         let proxy = proxies.get_mut(usize::from(number) - 1).filter(|proxy| proxy.is_installed)?;
         if let Some((mss, asked)) = proxy.mss
-            && now.since(asked) < MTU_TTL
+            && now.since(asked) < TTL
         {
             return mss;
         }
