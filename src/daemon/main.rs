@@ -47,6 +47,7 @@ use crate::kernel::{firewall, route};
 use crate::relay::Supplies;
 use crate::relay::pipe::Pipes;
 use crate::relay::poller::Poller;
+use crate::report::document::Form;
 use crate::report::{control, doctor, logger};
 use crate::settings::Settings;
 use crate::sys::signals::Signals;
@@ -76,10 +77,14 @@ fn main() -> ExitCode {
         Ok(Command::Run(settings)) => block_on(run(settings)),
         Ok(Command::Block(settings)) => result(route::block(&settings.load_readable())),
         Ok(Command::Unblock(settings)) => result(unblock(&settings.load_readable())),
-        Ok(Command::Status(settings, form)) => {
+        Ok(Command::Ask(settings, request, form)) => {
             let path = settings.load_readable().status_socket;
-            match control::ask(&path, form) {
-                Ok(text) => print(&text),
+            match control::ask(&path, &request, form) {
+                Ok(answer) if answer.is_done || form == Form::Json => match print(&answer.text) {
+                    ExitCode::SUCCESS if answer.is_done => ExitCode::SUCCESS,
+                    _ => ExitCode::FAILURE,
+                },
+                Ok(answer) => fail(&answer.text.trim_end(), 1),
                 Err(error) => fail(&format_args!("no daemon answers at {path}: {error}"), 1),
             }
         }

@@ -1,6 +1,6 @@
 //! From a SYN that is held to the proxy's answer.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
 use tcp_over_http::config::ConnectMode;
@@ -23,6 +23,7 @@ impl Gateway {
         let tuple = self.rewriter.borrow().flow(slot).tuple;
         log::debug!("{slot}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
         let target = server(&tuple);
+        self.clients.borrow_mut().note(self.client(slot), now).opened += 1;
         let mut parked =
             Parked { syn: Box::from(&*frame), dial: DialState::InFlight(None), client: None, held: None };
         if self.rewriter.borrow().settings().dns && target.port() == PORT {
@@ -37,8 +38,8 @@ impl Gateway {
                 Some(name)
             }
             Some(Meaning::Nothing) => {
+                self.count_refused(slot);
                 self.rewriter.borrow_mut().remove(slot, now);
-                self.count(|totals| totals.refused += 1);
                 if let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() {
                     self.reject(Reject::Reset, packet);
                 }
@@ -96,14 +97,14 @@ impl Gateway {
             }
             (Err(_), Some(client)) => {
                 drop(kept);
-                self.count(|totals| totals.refused += 1);
+                self.count_refused(slot);
                 self.reset(slot, &client);
             }
             (Err(_), None) if !held => parked.dial = DialState::Failed,
             (Err(failure), None) => {
                 let mut syn = std::mem::take(&mut parked.syn);
                 drop(kept);
-                self.count(|totals| totals.refused += 1);
+                self.count_refused(slot);
                 self.rewriter.borrow_mut().remove(slot, now);
                 self.keep(slot, Kept::Nothing);
                 let packet = syn.split_first_chunk_mut::<{ vnet::LEN }>();
@@ -112,6 +113,17 @@ impl Gateway {
                 }
             }
         }
+    }
+
+    /// The client of a flow.
+    pub(super) fn client(&self, slot: Slot) -> IpAddr {
+        self.rewriter.borrow().flow(slot).tuple.source.to_canonical()
+    }
+
+    /// Counts a flow that is refused and has yet to be removed.
+    fn count_refused(&self, slot: Slot) {
+        self.count(|totals| totals.refused += 1);
+        self.clients.borrow_mut().note(self.client(slot), self.now()).refused += 1;
     }
 
     /// Lets a held SYN pass on to the kernel.

@@ -54,6 +54,11 @@ fn receive(socket: &UdpSocket, query: &[u8]) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
+/// Whether the kernel knows a way to this address. Sends nothing.
+pub fn has_route(ip: IpAddr, mark: u32) -> bool {
+    udp_socket(SocketAddr::new(ip, 9), mark).is_ok()
+}
+
 fn udp_socket(server: SocketAddr, mark: u32) -> io::Result<net::UdpSocket> {
     let socket = net::UdpSocket::bind(SocketAddr::new(any_address(server), 0))?;
     socket.set_nonblocking(true)?;
