@@ -82,7 +82,7 @@ pub fn parse(
     let mut target = TARGET.to_owned();
     let mut request = word.clone();
     if word == "use" {
-        match args.next_if(|(_, name)| !name.starts_with('-') || is_help(name)) {
+        match args.next_if(|(_, name)| !name.is_empty() && (!name.starts_with('-') || is_help(name))) {
             Some((_, name)) if is_help(&name) => return Ok(Command::Help),
             Some((_, name)) => request = format!("use {name}"),
             None => return Err(UsageError::NoName),

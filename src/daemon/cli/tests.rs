@@ -39,6 +39,7 @@ fn commands() {
         assert!(is_meant, "{args:?}");
     }
     assert_eq!(parsed(&["use"]).err(), Some(UsageError::NoName));
+    assert_eq!(parsed(&["use", ""]).err(), Some(UsageError::NoName));
     assert_eq!(parsed(&["use", "--reset"]).err(), Some(UsageError::NoName));
     assert_eq!(parsed(&["use", "a", "b"]).err(), Some(UsageError::Argument(3)));
     assert_eq!(parsed(&["status", "--reset"]).err(), Some(UsageError::Flag("reset".to_owned())));
