@@ -15,8 +15,8 @@ use tcp_over_http::flow::subnet::Subnet;
 use tcp_over_http::flow::{FlowTable, Limits, Side, Slot};
 use tcp_over_http::net::{Ipv4Net, Ipv6Net};
 use tcp_over_http::packet::vnet;
-use tcp_over_http::packet::{ACK, Change, FIN, SYN, Tuple};
-use tcp_over_http::rewrite::{Path, Rewriter, Settings, Verdict};
+use tcp_over_http::packet::{ACK, Change, FIN, SYN, Segment, Tuple};
+use tcp_over_http::rewrite::{Rewriter, Settings, Verdict};
 use tcp_over_http::time::Instant;
 
 /// Does its work so many times; returns how long that took, without what comes before.
@@ -118,11 +118,10 @@ fn find(iterations: u64) -> Duration {
 }
 
 fn find_nat(iterations: u64) -> Duration {
-    let mut table = full_table();
+    let table = full_table();
     let ports: Vec<u16> = (0..FLOWS)
         .map(|nth| {
             let slot = table.find(&tuple(nth.into(), false)).expect("it has been opened");
-            table.accept(slot, Instant::default());
             table.get(slot).nat.port
         })
         .collect();
@@ -140,8 +139,9 @@ fn life(iterations: u64) -> Duration {
         let slot = open(&mut table, nth, now);
         table.release(slot, now);
         table.accept(slot, now);
-        table.note(slot, Side::Client, FIN | ACK, now);
-        table.note(slot, Side::Listener, FIN | ACK, now);
+        let segment = Segment { sequence: nth as u32 + 1, acknowledgement: 1, length: 1, flags: FIN | ACK };
+        table.note(slot, Side::Client, &segment, now);
+        table.note(slot, Side::Listener, &segment, now);
         table.close(slot, now);
         while table.expire(now).is_some() {}
     })
@@ -216,7 +216,6 @@ fn live(ipv6: bool) -> (Rewriter, Tuple, Tuple) {
     let addr = Ipv6Addr::new(0xfd45, 0x39, 0, 0, 0, 0, 0, 1);
     let ipv6_subnet = Subnet::new(Ipv6Net { addr, prefix: 64 });
     let settings = Settings {
-        path: Path::Rewrite,
         ipv4,
         ipv6: Some(ipv6_subnet),
         listen_port: LISTEN_PORT,
@@ -241,7 +240,7 @@ fn live(ipv6: bool) -> (Rewriter, Tuple, Tuple) {
         source_port: LISTEN_PORT,
         destination_port: nat.port,
     };
-    assert!(rewriter.accept(listener.destination, nat.port, || None, now).is_some());
+    assert!(rewriter.accept(listener.destination, nat.port, now).is_some());
     (rewriter, client, listener)
 }
 
@@ -251,6 +250,7 @@ fn full_table() -> FlowTable {
     for nth in 0..FLOWS {
         let slot = open(&mut table, nth.into(), Instant::default());
         table.release(slot, Instant::default());
+        table.accept(slot, Instant::default());
     }
     table
 }
@@ -301,7 +301,8 @@ fn packet(tuple: &Tuple, flags: u8, length: usize) -> Vec<u8> {
     }
     packet.extend(tuple.source_port.to_be_bytes());
     packet.extend(tuple.destination_port.to_be_bytes());
-    packet.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    let sequence = if flags & SYN != 0 { 1 } else { 2 };
+    packet.extend([0, 0, 0, sequence, 0, 0, 0, 2, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
     packet.resize(length, 0);
     packet
 }

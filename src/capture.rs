@@ -1,34 +1,35 @@
 //! What the kernel is told so that traffic comes to us, as values: policy rules and routing tables of our own
 //! ([`Desired`]), what it takes to get there ([`Plan`]), the messages for it ([`netlink`]), the firewall's text ([`nft`]).
 //!
-//! **Rules capture; the firewall only exempts.** Where its tables are gone, more is captured, never less.
+//! There are two ways to capture what the machine forwards, by [`Path`]:
+//!
+//! - **forward**: the firewall's tables alone, without a policy rule or a routing table. Rules and routes are for what the
+//!   machine itself sends, with `local`.
+//! - **relay**, for kernels without conntrack, NAT or `dup`: rules capture; the firewall exempts, and refuses what should
+//!   have been captured and was not. Where its tables are gone, more is captured, never less.
 //!
 //! With P = `rule_priority`, for each family that has anything to capture:
 //!
 //! | priority | rule | why |
 //! |---|---|---|
-//! | P | `fwmark DELIVER/MASK iif lo lookup main suppress_prefixlength 0` | express path: what our sockets send to clients goes its way, ... |
-//! | P+1 | `fwmark DELIVER/MASK iif lo lookup TABLE+2` | ... but where the client's network is gone, not to the outside |
-//! | P+2 | `fwmark DELIVER/MASK iif lo goto END` | |
-//! | P+3 | `fwmark DELIVER/MASK lookup TABLE+1` | express path: what an own socket takes is local, whatever its destination |
-//! | P+4 | `iif TUN lookup main suppress_prefixlength 0` | express path: our RSTs and ICMP errors go to clients, ... |
-//! | P+5 | `iif TUN lookup TABLE+2` | ... and a released SYN that no firewall rule takes is refused, not forwarded |
-//! | P+6 | `iif TUN goto END` | what leaves the TUN can't enter it again: no loops |
-//! | P+7 | `fwmark MARK/MASK goto END`, `from PROXY goto END` each, `fwmark EXEMPT/MASK goto END` | nor can our connections to the proxies, nor theirs; what [`nft`] exempts |
-//! | P+8 | `to FAKE lookup TABLE` | `dns 'fakeip'`: addresses that only we know |
-//! | P+8 | `iif lo ipproto PROTO dport 53 goto END` each | `dns_domain`: what dnsmasq asks others |
-//! | P+9 | `iif lo goto CAPTURE` or `goto END` | `local`: our own connections |
-//! | P+10 | `iif DEVICE goto P+12` each | `interface`: these devices, ... |
-//! | P+11 | `goto END` | ... and no others |
-//! | P+12 | `nop`, `from NET goto END` each | `client_bypass` |
-//! | P+13 | `from NET goto CAPTURE` each | `client`: these clients, ... |
-//! | P+14 | `goto END` | ... and no others |
-//! | P+15 = CAPTURE | `nop` | |
-//! | P+16 | `[ipproto ...] lookup main suppress_prefixlength 0` each | `auto_route` only: any route but a default one comes before us |
-//! | P+17 | `ipproto tcp [dport PORTS] lookup TABLE` each, `ipproto udp dport PORT lookup TABLE` each | the capture: TCP, and of UDP what is refused (`quic`) or answered (`dns_hijack`) |
-//! | P+18 | `ipproto tcp goto END`, `ipproto udp dport 443 goto END` | `non_tcp 'reject'`: not TCP to other ports, not what `quic` lets go, ... |
-//! | P+19 | `lookup TABLE` | ... but all else |
-//! | P+20 = END | `nop` | the way on to everybody else's rules |
+//! | P | `iif TUN goto END` | what leaves the TUN can't enter it again: no loops |
+//! | P+1 | `iif lo goto P+3` | forward path: only what the machine itself sends, ... |
+//! | P+2 | `goto END` | ... for all else the firewall captures |
+//! | P+3 | `fwmark MARK/MASK goto END`, `from PROXY goto END` each, `fwmark EXEMPT/MASK goto END` | nor can our connections to the proxies, nor theirs; what [`nft`] exempts |
+//! | P+4 | `to FAKE lookup TABLE` | `dns 'fakeip'`: addresses that only we know |
+//! | P+4 | `iif lo ipproto PROTO dport 53 goto END` each | `dns_domain`: what dnsmasq asks others |
+//! | P+5 | `iif lo goto CAPTURE` or `goto END` | `local`: our own connections |
+//! | P+6 | `iif DEVICE goto P+8` each | `interface`: these devices, ... |
+//! | P+7 | `goto END` | ... and no others |
+//! | P+8 | `nop`, `from NET goto END` each | `client_bypass` |
+//! | P+9 | `from NET goto CAPTURE` each | `client`: these clients, ... |
+//! | P+10 | `goto END` | ... and no others |
+//! | P+11 = CAPTURE | `nop` | |
+//! | P+12 | `[ipproto ...] lookup main suppress_prefixlength N` each | `auto_route` only: any route but a default one comes before us |
+//! | P+13 | `ipproto tcp [dport PORTS] lookup TABLE` each, `ipproto udp dport PORT lookup TABLE` each | the capture: TCP, and of UDP what is refused (`quic`) or answered (`dns_hijack`) |
+//! | P+14 | `ipproto tcp goto END`, `ipproto udp dport 443 goto END` | `non_tcp 'reject'`: not TCP to other ports, not what `quic` lets go, ... |
+//! | P+15 | `lookup TABLE` | ... but all else |
+//! | P+16 = END | `nop` | the way on to everybody else's rules |
 //!
 //! Stages that select nothing are left out. Rules of one priority can be in any order: one that somebody deleted
 //! and we put back is the last of them.
@@ -43,11 +44,9 @@
 //! with a worse metric, which needs no device and so refuses the traffic when the TUN died with the daemon.
 //! A bypassed prefix is a `throw`: the rules behind ours decide.
 //!
-//! TABLE+1 has one route, which makes everything local; TABLE+2 has each captured prefix as `unreachable`
-//! and each bypassed one as `throw`.
-//!
 //! All we make bears the protocol number [`OURS`]; what doesn't, somebody else made, and we leave it alone.
 
+pub mod conntrack;
 mod desired;
 pub mod link;
 pub mod netlink;
@@ -57,6 +56,7 @@ mod route;
 mod routes;
 mod rule;
 mod rules;
+mod uplinks;
 mod watch;
 
 pub use desired::Desired;
@@ -64,7 +64,10 @@ pub use plan::{Action, Owner, Plan, Requests};
 pub use route::Route;
 pub use routes::{NotCaptured, Why};
 pub use rule::Rule;
+pub use uplinks::Uplinks;
 pub use watch::{Event, judge};
+
+use core::fmt;
 
 use crate::config::Config;
 use crate::flow::subnet::Subnet;
@@ -80,6 +83,24 @@ pub const LOOPBACK: u32 = 1;
 const V4: u8 = 2;
 /// `AF_INET6`
 const V6: u8 = 10;
+
+/// How a client's connection gets to the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// It is the connection to the proxy, which the kernel forwards. What can't be is relayed.
+    Forward,
+    /// The daemon takes it and moves its bytes.
+    Relay,
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Forward => "forward",
+            Self::Relay => "relay",
+        })
+    }
+}
 
 /// The TUN's subnets.
 #[derive(Clone, Copy)]

@@ -43,9 +43,6 @@ use crate::upstream::choice;
 /// The environment's variable with a list of upstreams, separated by spaces.
 pub const VARIABLE: &str = "TCP_OVER_HTTP_UPSTREAM";
 
-/// How many routing tables are used, from `table` on.
-pub const TABLES: u32 = 3;
-
 /// The bits of a packet's mark that are ours. pbr uses `0x00ff0000`, mwan3 `0x00003f00`.
 pub const MARK_MASK: u32 = 0xff00_0000;
 
@@ -106,11 +103,11 @@ pub struct Config {
     pub ping: Ping,
     /// What happens to captured traffic while the daemon is gone after a crash.
     pub on_failure: OnFailure,
-    /// Number of the first of the 3 routing tables that are used.
+    /// Number of the routing table that is used.
     pub table: u32,
     /// Firewall mark of upstream sockets, within `MARK_MASK`; 0 = none.
     pub mark: u32,
-    /// First of the 21 consecutive policy rule priorities that are used.
+    /// First of the 17 consecutive policy rule priorities that are used.
     pub rule_priority: u32,
     /// How long live connections may go on after SIGTERM.
     pub drain_timeout: Duration,
@@ -136,14 +133,13 @@ impl Config {
         self.auto_route || !self.routes.is_empty() || matches!(self.dns.mode, DnsMode::FakeIp)
     }
 
-    /// The mark of the express path: of packets that are delivered to an own socket, whatever their
-    /// destination, and of what that socket sends.
-    pub const fn deliver_mark(&self) -> u32 {
-        match self.mark ^ 0x0100_0000 {
-            // All that is unmarked would be delivered to us.
-            0 => 0x0200_0000,
-            mark => mark,
-        }
+    /// How many connections to the proxies there can be, if `max_flows` is more: to each as many as there are ports in
+    /// `range`, the text of `net.ipv4.ip_local_port_range`.
+    pub fn too_few_ports(&self, range: &str) -> Option<usize> {
+        let mut ports = range.split_ascii_whitespace().map_while(|port| port.parse::<usize>().ok());
+        let (first, last) = (ports.next()?, ports.next()?);
+        let most = (last + 1).saturating_sub(first) * self.upstreams.len();
+        (most < self.max_flows.into()).then_some(most)
     }
 
     /// The mark of packets that the firewall exempts from being captured.

@@ -13,10 +13,12 @@
 //! | `special` | names that are answered here |
 //! | `fakeip` | addresses that stand for names |
 //! | `domains` | a set of domains |
+//! | `budgets` | how many queries each client may ask |
 //! | `pending` | queries that an upstream has not answered yet |
 //! | `cache` | replies of upstreams |
 //! | `round` | which server is asked next, and for how long |
 
+mod budgets;
 mod cache;
 mod domains;
 mod fakeip;
@@ -25,12 +27,13 @@ mod round;
 mod special;
 mod wire;
 
+pub use budgets::Budgets;
 pub use cache::Cache;
 pub use domains::Domains;
 pub use fakeip::{Entry, FAKE_TTL, FakeIp, Ranges};
 pub use pending::{Ask, Pending};
 pub use round::Rounds;
-pub use special::local_reply;
+pub use special::{is_time_server, local_reply};
 pub use wire::answer::{Answer, MAX_ADDRESSES, ReplyError};
 pub use wire::edns::Edns;
 pub use wire::header::Rcode;

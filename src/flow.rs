@@ -14,10 +14,9 @@
 //!    +--------- Closed <----------------+-------------+--------------------+
 //! ```
 //!
-//! On the express path, where the kernel's packets don't come by, Opening and Live end as Closed at once.
-//!
-//! - **Held**: the SYN waits outside the kernel until the proxy has answered. Bounded, in all and per client.
-//! - **Opening**: the SYN has been given to the kernel, the connection has not been accepted yet.
+//! - **Held**: the SYN waits outside the kernel until the proxy has answered.
+//! - **Opening**: the SYN has been given to the kernel, the connection has not been accepted yet. These and the held
+//!   ones are bounded, in all and per client.
 //! - **Live**: a relay has it. Ends only when the relay does; nothing that happens to the table hurts it.
 //! - **Closing**: the relay has ended, the kernel still delivers what it was given. Ends when both ends have
 //!   sent a FIN or one has sent a RST, or after [`CLOSING_IDLE`] without a packet (RFC 5382 REQ-5: at least
@@ -26,25 +25,44 @@
 //! - **Free**: nothing is left but the slot.
 //!
 //! A new flow takes the slot that has been free the longest, else one never used, else the one that has been
-//! closed the longest, if its next NAT source has rested. A full table refuses the new flow.
+//! closed the longest, if its next NAT source has rested.
+//!
+//! Where a bound is reached, a flow of the client that has the most **yields** to one of a client that has fewer, and is
+//! closed; of equals, nobody takes from another. A client's own flows yield to its new ones, but only those that have
+//! waited some time: a flood of SYNs ends no more than there are places. See `clients.rs` and [`FlowTable::open`].
+//!
+//! What packets say counts only if the kernel takes them: those with the sequence number that it expects
+//! (RFC 5961), which is followed for each flow.
 
+mod clients;
 mod nat;
 pub mod subnet;
 mod table;
 
 use core::fmt;
 
+pub use clients::Identity;
 pub use nat::{NatSource, REST};
 pub use table::{FlowTable, Limits, MAX_FLOWS, Refusal};
 
-use crate::packet::{Change, Tuple};
+use crate::packet::reject::Reject;
+use crate::packet::{ACK, Change, FIN, RST, SYN, Segment, Tuple};
 use crate::time::{Instant, Stamp};
+use clients::Client;
 use nat::Turn;
 
 /// How long a flow whose relay has ended may be without a packet, in ms (RFC 5382 REQ-5).
 pub const CLOSING_IDLE: u32 = 240_000;
-/// How long a released SYN may wait to be accepted, in ms: longer than the kernel repeats its SYN-ACK.
-pub const OPENING_IDLE: u32 = 75_000;
+/// How long a released SYN may wait to be accepted, in ms: the kernel has sent its SYN-ACK five times then.
+pub const OPENING_IDLE: u32 = 20_000;
+/// How long a flow that is being opened is safe from newer ones of its client, in ms: until the SYN that did not replace
+/// it is repeated.
+pub const OPENED_SAFE: u32 = 1_000;
+/// How long an established flow without packets is safe from newer ones of its client, in ms.
+pub const IDLE_SAFE: u32 = 60_000;
+/// For how long the SYN of a refused flow is refused again, in ms. An error that comes late makes Linux repeat its SYN at
+/// once (RFC 6069).
+pub const REFUSED: u32 = 3_000;
 /// How long a closed flow is still translated, in ms. All NAT sources of its slot have rested then.
 pub const LINGER: u32 = REST;
 
@@ -113,9 +131,15 @@ pub struct Flow {
     state: State,
     /// Which ends have finished: bits `FIN_*`.
     finished: u8,
+    /// Closed: how the client was refused, if it was.
+    refused: Option<Reject>,
+    /// Whose it is.
+    client: Client,
     /// The client's initial sequence number.
     isn: u32,
-    /// Held: first SYN. Otherwise: when the state or, while closing, a packet was last seen.
+    /// The sequence number that the kernel expects of the client.
+    expected: u32,
+    /// Held: first SYN. Live and closing: last packet. Otherwise: when the state was entered.
     since: Stamp,
     /// Held: last SYN.
     last_syn: Stamp,
@@ -139,7 +163,7 @@ impl Flow {
     pub const fn is_translated(&self, now: Instant) -> bool {
         let over = match self.state {
             State::Held | State::Free => true,
-            State::Closed => self.since.age(now) >= LINGER,
+            State::Closed => self.refused.is_some() || self.since.age(now) >= LINGER,
             _ => false,
         };
         self.hashed && !over
@@ -148,6 +172,41 @@ impl Flow {
     /// The client's initial sequence number.
     pub const fn isn(&self) -> u32 {
         self.isn
+    }
+
+    /// How a SYN is refused that was refused just now.
+    pub fn refusal(&self, isn: u32, now: Instant) -> Option<Reject> {
+        self.refused.filter(|_| self.isn == isn && self.since.age(now) < REFUSED)
+    }
+
+    /// Notes what a segment says. False if the kernel does not take it, or not before others.
+    #[inline] // into each packet's way
+    fn note(&mut self, side: Side, segment: &Segment) -> bool {
+        let Segment { sequence, acknowledgement, length, flags } = *segment;
+        match side {
+            // No SYN changes a connection (RFC 5961 section 4).
+            Side::Client if flags & SYN != 0 => return false,
+            Side::Client => {
+                let known = self.expected.wrapping_sub(sequence);
+                // A RST must be exact (section 3).
+                if known > if flags & RST != 0 { 0 } else { length } {
+                    return false;
+                }
+                self.expected = sequence.wrapping_add(length);
+            }
+            Side::Listener => {
+                let more = acknowledgement.wrapping_sub(self.expected) as i32;
+                if flags & ACK != 0 && more > 0 {
+                    self.expected = acknowledgement;
+                }
+            }
+        }
+        if flags & RST != 0 {
+            self.finished = FIN_BOTH;
+        } else if flags & FIN != 0 {
+            self.finished |= if side == Side::Client { FIN_CLIENT } else { FIN_LISTENER };
+        }
+        true
     }
 
     /// Whether both ends have sent a FIN, or one of them a RST.

@@ -27,9 +27,11 @@
 //! SYN is not acknowledged: the client sends it again. Windows behind the SYN are scaled (RFC 7323 section 2.2).
 
 mod handshake;
+mod handshakes;
 mod options;
 mod segment;
 
 pub use handshake::{Handshake, Outcome, To};
+pub use handshakes::{Handshakes, Id, Route, Send, Taken};
 pub use options::{Options, Timestamps};
 pub use segment::{MAX_SEGMENT, Segment};

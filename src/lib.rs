@@ -20,9 +20,9 @@
 //!    All further packets go as in 4 and 5, whole super-packets of up to 64 KiB among them.
 //! 7. When the relay has ended and both sides have said FIN, the slot waits for its next use.
 //!
-//! So on the rewrite path. On the express path ([`rewrite::Path`]) only the SYN passes the TUN: released, it goes back
-//! as it came, nft gives it to a transparent listener, and the kernel answers in the server's name. 4 and 5 fall away,
-//! and the connection's own addresses tell the flow.
+//! So where a connection is **relayed**. Where the kernel can **forward** it ([`forward`], [`capture::Path`]), 4 to 7
+//! fall away: the daemon speaks CONNECT with the proxy in the client's own name, packet by packet, and what comes of it is
+//! one connection from the client to the proxy, which conntrack and NAT carry.
 //!
 //! # Glossary
 //!
@@ -36,8 +36,6 @@
 //! - **tunnel**: a connection to a proxy that has answered CONNECT with 2xx.
 //! - **super-packet**: several TCP segments in one packet, which the kernel cuts up when it must.
 //! - **partial checksum**: the sum of the pseudo-header alone; whoever sends the packet does the rest.
-//!
-//! A third path has only its handshake so far, which the daemon does not speak yet: [`forward`].
 //!
 //! What isn't TCP is refused, but for queries to resolvers, which the daemon answers ([`datagram`](packet::datagram), [`dns`]), and pings.
 //!
@@ -59,7 +57,7 @@ pub mod http;
 pub mod net;
 pub mod packet;
 pub mod rewrite;
-mod siphash;
+pub mod siphash;
 mod slots;
 pub mod time;
 pub mod upstream;

@@ -1,5 +1,6 @@
 //! Families, and addresses with a prefix length as `option address` and the CIDR lists have them.
 
+use alloc::vec::Vec;
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,6 +11,21 @@ pub enum Family {
     V4,
     /// IPv6.
     V6,
+}
+
+/// Who a client is, as far as others share with it: an IPv4 address, or the /64 that a machine has all IPv6 addresses of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientKey(u64);
+
+impl ClientKey {
+    /// The client with this address, IPv4 mapped.
+    pub const fn of(address: Ipv6Addr) -> Self {
+        let bits = address.to_bits();
+        match address.to_ipv4_mapped() {
+            Some(ipv4) => Self(ipv4.to_bits() as u64), // no client's /64: the first 32 bits of those are not 0
+            None => Self((bits >> 64) as u64),
+        }
+    }
 }
 
 /// An IPv4 address and the length of its network's prefix.
@@ -147,6 +163,12 @@ impl IpNet {
         }
     }
 
+    /// Puts networks in order and keeps those that no other contains.
+    pub fn widest(nets: &mut Vec<Self>) {
+        nets.sort_unstable();
+        nets.dedup_by(|net, before| before.contains(*net));
+    }
+
     /// Whether the two have an address in common.
     pub fn overlaps(self, other: Self) -> bool {
         self.contains(other) || other.contains(self)
@@ -218,6 +240,18 @@ mod tests {
         ] {
             assert_eq!(IpNet::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_client_is_an_ipv4_address_or_a_64() {
+        let key = |text: &str| match text.parse().unwrap() {
+            IpAddr::V4(v4) => ClientKey::of(v4.to_ipv6_mapped()),
+            IpAddr::V6(v6) => ClientKey::of(v6),
+        };
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:0:0:2"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+        assert_ne!(key("192.0.2.1"), key("2001:db8::c000:201"));
     }
 
     #[test]

@@ -18,7 +18,9 @@ pub enum Failure {
     Unreachable,
     /// The proxy does not answer connects at all.
     Unanswered,
-    /// A proxy was connected, and sent garbage or closed before it answered.
+    /// A proxy was connected, and closed before a byte of its answer.
+    Closed,
+    /// A proxy was connected, and sent garbage or half an answer.
     BadReply,
     /// A proxy answered 407 to the credentials that are configured.
     Credentials,
@@ -42,10 +44,17 @@ impl Failure {
             Self::Refused { status: 502 } => Some(Reject::Reset),
             Self::Refused { status: 400..=499 } | Self::Credentials => Some(Reject::Prohibited),
             Self::Refused { .. } | Self::TimedOut => Some(Reject::Host),
-            Self::UplinkDown | Self::Unreachable | Self::Unanswered | Self::BadReply => Some(Reject::Network),
+            Self::UplinkDown | Self::Unreachable | Self::Unanswered | Self::Closed | Self::BadReply => {
+                Some(Reject::Network)
+            }
             Self::BadTarget => Some(Reject::Prohibited),
             Self::Exhausted => None,
         }
+    }
+
+    /// Whether it may be the target's fault.
+    pub const fn is_ambiguous(self) -> bool {
+        matches!(self, Self::Closed | Self::BadReply | Self::TimedOut)
     }
 
     /// Whether nothing at all has come from the proxy.
@@ -61,7 +70,8 @@ impl fmt::Display for Failure {
             Self::UplinkDown => "uplink down",
             Self::Unreachable => "cannot be reached",
             Self::Unanswered => "does not answer",
-            Self::BadReply => "closed, or spoke no HTTP",
+            Self::Closed => "closed without an answer",
+            Self::BadReply => "spoke no HTTP",
             Self::Credentials => "407: refuses the credentials",
             Self::TimedOut => "no answer to CONNECT",
             Self::Refused { .. } => "refused",

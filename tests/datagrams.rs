@@ -25,7 +25,7 @@ fn tuple(ipv4: bool, port: u16) -> Tuple {
     let mapped = |octets| Ipv4Addr::from(octets).to_ipv6_mapped();
     let (source, destination): (Ipv6Addr, Ipv6Addr) = match ipv4 {
         true => (mapped([192, 168, 1, 7]), mapped([198, 18, 0, 1])),
-        false => ("fd00::7".parse().unwrap(), "fd45:3a::1".parse().unwrap()),
+        false => ("fd00::7".parse().unwrap(), "2001:2::1".parse().unwrap()),
     };
     Tuple { source, destination, source_port: 40_000, destination_port: port }
 }

@@ -5,10 +5,12 @@ mod common;
 use arbitrary::{Arbitrary, Unstructured};
 use common::flow_script::{Model, Script, many_tuples};
 use proptest::prelude::*;
+use std::net::Ipv6Addr;
 use tcp_over_http::flow::{
-    CLOSING_IDLE, FlowTable, LINGER, Limits, MAX_FLOWS, OPENING_IDLE, Refusal, Slot, State,
+    CLOSING_IDLE, FlowTable, IDLE_SAFE, LINGER, Limits, MAX_FLOWS, OPENED_SAFE, OPENING_IDLE, Refusal, Side,
+    Slot, State,
 };
-use tcp_over_http::packet::Change;
+use tcp_over_http::packet::{ACK, Change, Segment, Tuple};
 use tcp_over_http::time::Instant;
 
 const LIMITS: Limits = Limits { flows: 4, held: 4, held_per_client: 4 };
@@ -64,6 +66,151 @@ fn limits_of_held_flows_can_change() {
     assert_eq!(table.count(State::Held), 2);
     table.release(first, now);
     assert_eq!((table.count(State::Held), table.count(State::Opening), table.count(State::Free)), (1, 1, 0));
+}
+
+/// Opens a flow; tells which one has yielded.
+fn squeeze(table: &mut FlowTable, tuple: Tuple, now: Instant) -> Result<(Slot, Option<Slot>), Refusal> {
+    let slot = table.open(tuple, 1, now, |_| Change::default())?;
+    Ok((slot, table.take_yielded()))
+}
+
+fn live(table: &mut FlowTable, slot: Slot, now: Instant) {
+    table.release(slot, now);
+    assert!(table.accept(slot, now));
+}
+
+/// One client has all flows, and goes on asking for more; another gets all that it wants up to half of them.
+#[test]
+fn a_full_table_is_shared() {
+    for half_open in [false, true] {
+        let limits = Limits { flows: 64, held: 64, held_per_client: 64 };
+        let mut table = FlowTable::new(limits, 4, [1, 2]);
+        let mut now = Instant::from_millis(1_000);
+        for port in 0..64 {
+            let slot = open(&mut table, port, now);
+            if !half_open {
+                live(&mut table, slot, now);
+            }
+        }
+        let mut others = Vec::new();
+        for port in 0..32 {
+            now = now.plus(10);
+            for more in 0..20 {
+                let port = 100 + port * 20 + more;
+                assert!(squeeze(&mut table, many_tuples(0, port), now).is_err());
+            }
+            let (slot, yielded) = squeeze(&mut table, many_tuples(1, port), now).unwrap();
+            let yielded = yielded.expect("the table is full");
+            assert!(!others.contains(&yielded) && yielded.index() < 64);
+            live(&mut table, slot, now);
+            others.push(slot);
+        }
+        // Now they have the same, and nobody takes from the other.
+        assert!(squeeze(&mut table, many_tuples(1, 99), now).is_err());
+        assert!(squeeze(&mut table, many_tuples(0, 99), now).is_err());
+        for slot in others {
+            assert_eq!(
+                (table.get(slot).state(), table.get(slot).tuple.source),
+                (State::Live, many_tuples(1, 0).source)
+            );
+        }
+    }
+}
+
+/// In a full table a client's own silent flows make room for its new ones, but not those that it uses.
+#[test]
+fn silent_flows_make_room() {
+    let mut table = FlowTable::new(LIMITS, 4, [1, 2]);
+    let start = Instant::default();
+    let slots: Vec<Slot> = (0..4).map(|port| open(&mut table, port, start)).collect();
+    for &slot in &slots {
+        live(&mut table, slot, start);
+    }
+    let used = start.plus(IDLE_SAFE - 1);
+    let segment = Segment { sequence: 2, acknowledgement: 9, length: 10, flags: ACK };
+    for &slot in &slots[..3] {
+        table.note(slot, Side::Client, &segment, used);
+    }
+    assert_eq!(squeeze(&mut table, many_tuples(0, 9), used), Err(Refusal::TableFull));
+    let now = start.plus(IDLE_SAFE);
+    let (_, yielded) = squeeze(&mut table, many_tuples(0, 9), now).unwrap();
+    assert_eq!(yielded, Some(slots[3]));
+    assert_eq!(squeeze(&mut table, many_tuples(0, 10), now), Err(Refusal::TableFull));
+}
+
+/// A client's half-open flows are no more than those that it may open, and end soon.
+#[test]
+fn half_open_flows_are_bounded() {
+    let limits = Limits { flows: 1_000, held: 100, held_per_client: 20 };
+    let mut table = FlowTable::new(limits, 4, [1, 2]);
+    let mut now = Instant::default();
+    for port in 0..5_000 {
+        now = now.plus(10);
+        if let Ok((slot, _)) = squeeze(&mut table, many_tuples(0, port), now) {
+            table.release(slot, now);
+        }
+        assert!(table.count(State::Opening) <= 20);
+    }
+    let mut ended = 0;
+    while table.expire(now.plus(OPENING_IDLE)).is_some() {
+        ended += 1;
+    }
+    assert_eq!((ended, table.count(State::Opening)), (20, 0));
+}
+
+/// A client's new dials replace its oldest, once a second: its bound holds, and it is not starved by silent targets.
+#[test]
+fn the_oldest_dial_gives_way() {
+    let limits = Limits { flows: 1_000, held: 512, held_per_client: 128 };
+    let mut table = FlowTable::new(limits, 4, [1, 2]);
+    let mut now = Instant::default();
+    let dials: Vec<Slot> = (0..128).map(|port| open(&mut table, port, now)).collect();
+    let refused = Err(Refusal::TooManyHeldByClient);
+    now = now.plus(OPENED_SAFE - 1);
+    assert_eq!(squeeze(&mut table, many_tuples(0, 500), now), refused);
+    now = now.plus(1);
+    for port in 0..128 {
+        let (_, yielded) = squeeze(&mut table, many_tuples(0, 500 + port), now).unwrap();
+        assert_eq!(yielded, Some(dials[port as usize]));
+        assert_eq!(table.count(State::Held), 128);
+    }
+    assert_eq!(squeeze(&mut table, many_tuples(0, 999), now), refused);
+}
+
+/// Five addresses of one /64 have one client's share; those with few dials get theirs from those with many.
+#[test]
+fn all_dials_are_shared() {
+    let limits = Limits { flows: 5_000, held: 512, held_per_client: 128 };
+    let mut table = FlowTable::new(limits, 4, [1, 2]);
+    let now = Instant::default();
+    let of_64 = |address: u128, port: u32| {
+        let source = Ipv6Addr::from_bits(0xfd00 << 112 | address);
+        Tuple { source, ..many_tuples(1, port) }
+    };
+    let held = (0..1_000).filter(|&port| squeeze(&mut table, of_64(port as u128 % 5, port), now).is_ok());
+    assert_eq!(held.count(), 128);
+    for client in [2, 4, 6] {
+        let held = (0..200).filter(|&port| squeeze(&mut table, many_tuples(client, port), now).is_ok());
+        assert_eq!(held.count(), 128);
+    }
+    // All 512 are held by four; a fifth gets as many as they keep.
+    let held = (0..200).filter(|&port| {
+        squeeze(&mut table, many_tuples(8, port), now)
+            .is_ok_and(|(_, yielded)| yielded.is_some_and(|yielded| yielded.index() < 512))
+    });
+    assert_eq!(held.count(), 102);
+    assert_eq!(table.count(State::Held), 512);
+}
+
+/// Clients are as many as flows.
+#[test]
+fn a_thousand_clients_hold_one_each() {
+    let limits = Limits { flows: 1_000, held: 1_000, held_per_client: 16 };
+    let mut table = FlowTable::new(limits, 4, [1, 2]);
+    for client in 0..1_000 {
+        assert!(squeeze(&mut table, many_tuples(2 * client, 0), Instant::default()).is_ok());
+    }
+    assert_eq!(squeeze(&mut table, many_tuples(5_000, 0), Instant::default()), Err(Refusal::TooManyHeld));
 }
 
 /// A client that repeats its SYN is waited for twice as long as it has tried, and longer.
@@ -145,7 +292,7 @@ fn nat_sources_rest_when_few_are_left() {
                     State::Held => model.release(nth),
                     State::Opening => model.accept(nth),
                     State::Live => {
-                        model.note(nth, false, 4);
+                        model.note(nth, false, 4, 0, 0);
                         model.close(nth);
                     }
                     _ => {}

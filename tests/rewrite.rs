@@ -6,7 +6,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use common::packets::{self, ACK, SYN, Shape};
 use common::rewrite_script::{Error, Gateway, Script, connection, settings};
 use proptest::prelude::*;
-use tcp_over_http::flow::{LINGER, Slot, State};
+use tcp_over_http::flow::{LINGER, REFUSED, Slot, State};
 use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{FIN, RST, Tuple};
@@ -79,9 +79,10 @@ fn a_connection_from_beginning_to_end() {
     for nth in 0..12 {
         let (mut gateway, slot) = with_flow(nth);
         let client = connection(nth);
-        assert_eq!(gateway.listener(slot, &shape(SYN | ACK, 5)), Verdict::Forward);
-        assert_eq!(gateway.client(&client, &shape(ACK, 6)), Verdict::Forward);
-        assert_eq!(gateway.client(&client, &shape(FIN | ACK, 6)), Verdict::Forward);
+        let answer = Shape { acknowledgement: 1001, ..shape(SYN | ACK, 5) };
+        assert_eq!(gateway.listener(slot, &answer), Verdict::Forward);
+        assert_eq!(gateway.client(&client, &shape(ACK, 1001)), Verdict::Forward);
+        assert_eq!(gateway.client(&client, &shape(FIN | ACK, 1001)), Verdict::Forward);
         assert_eq!(state(&gateway, slot), State::Live);
         gateway.rewriter.close(slot, gateway.now);
         assert_eq!(state(&gateway, slot), State::Closing);
@@ -107,9 +108,11 @@ fn a_held_syn() {
     let mut gateway = gateway();
     let client = connection(2);
     let slot = held(&mut gateway, 2);
-    assert_eq!(gateway.client(&client, &FIRST), Verdict::Drop(DropReason::Repeated));
+    // The last one is kept, also if it differs in its options alone; nobody is asked again.
     let anew = Verdict::Hold { slot, dial: false };
+    assert_eq!(gateway.client(&client, &FIRST), anew);
     assert_eq!(gateway.client(&client, &shape(SYN, 2000)), anew);
+    assert_eq!(gateway.rewriter.counters().dropped[DropReason::Repeated as usize], 2);
     let unexpected = Verdict::Drop(DropReason::Unexpected);
     for flags in [ACK, FIN | ACK, SYN | ACK, RST, SYN | FIN] {
         assert_eq!(gateway.client(&client, &shape(flags, 1)), unexpected, "{flags}");
@@ -142,6 +145,11 @@ fn a_port_used_again_is_a_new_flow() {
     gateway.rewriter.close(slot, gateway.now);
     // The same SYN once more is late, not new.
     assert_eq!(gateway.client(&connection(2), &FIRST), Verdict::Forward);
+    // The kernel asks a client that has forgotten the old one, and it says so (RFC 5961 section 4).
+    assert_eq!(gateway.client(&connection(2), &shape(SYN, 5000)), Verdict::Forward);
+    let challenge = Shape { acknowledgement: 1500, ..shape(ACK, 5) };
+    assert_eq!(gateway.listener(slot, &challenge), Verdict::Forward);
+    assert_eq!(gateway.client(&connection(2), &shape(RST, 1500)), Verdict::Forward);
     let verdict = gateway.client(&connection(2), &shape(SYN, 5000));
     let Verdict::Hold { slot: new, dial: true } = verdict else {
         panic!("{verdict:?}");
@@ -151,6 +159,99 @@ fn a_port_used_again_is_a_new_flow() {
     assert_eq!(state(&gateway, slot), State::Closed);
     let reset = Verdict::Reject(Reject::Reset);
     assert_eq!(gateway.listener(slot, &shape(ACK, 7)), reset);
+}
+
+/// Somebody who knows the addresses and ports, but no sequence number, sends a RST or FIN, and a SYN.
+#[test]
+fn blind_packets_change_nothing() {
+    for close in [false, true] {
+        let (mut gateway, slot) = with_flow(2);
+        let client = connection(2);
+        assert_eq!(gateway.client(&client, &Shape { payload: 500, ..shape(ACK, 1001) }), Verdict::Forward);
+        if close {
+            gateway.rewriter.close(slot, gateway.now);
+        }
+        let before = state(&gateway, slot);
+        for sequence in [0, 999, 1000, 1001, 1002, 1480, 1502, 1 << 30, 1 << 31, u32::MAX] {
+            for flags in [RST, RST | ACK, FIN | ACK, ACK] {
+                let blind = Shape { payload: 10, ..shape(flags, sequence) };
+                assert_eq!(gateway.client(&client, &blind), Verdict::Forward);
+                assert_eq!(gateway.client(&client, &shape(RST, sequence)), Verdict::Forward);
+            }
+            let isn = sequence.wrapping_add(1 << 16);
+            assert_eq!(gateway.client(&client, &shape(SYN, isn)), Verdict::Forward, "{sequence}");
+            assert!(!gateway.rewriter.flow(slot).is_finished(), "{sequence}");
+            assert_eq!(state(&gateway, slot), before);
+        }
+        // The client's own RST is as good as ever, and the next connection a new one.
+        assert_eq!(gateway.client(&client, &shape(RST, 1501)), Verdict::Forward);
+        assert!(gateway.rewriter.flow(slot).is_finished());
+        let verdict = gateway.client(&client, &shape(SYN, 5000));
+        assert!(matches!(verdict, Verdict::Hold { dial: true, .. }), "{verdict:?}");
+    }
+}
+
+/// What the client has sent arrived in another order: the listener's acknowledgement tells how far it is.
+#[test]
+fn a_reset_behind_what_was_reordered() {
+    let (mut gateway, slot) = with_flow(2);
+    let segment = |sequence| Shape { payload: 100, ..shape(ACK, sequence) };
+    for sequence in [1101, 1001] {
+        assert_eq!(gateway.client(&connection(2), &segment(sequence)), Verdict::Forward);
+    }
+    let acknowledged = Shape { acknowledgement: 1201, ..shape(ACK, 5) };
+    assert_eq!(gateway.listener(slot, &acknowledged), Verdict::Forward);
+    assert_eq!(gateway.client(&connection(2), &shape(RST, 1201)), Verdict::Forward);
+    assert!(gateway.rewriter.flow(slot).is_finished());
+}
+
+/// The kernel has given up a connection without a word, and takes the client's next SYN for a new one.
+#[test]
+fn the_kernel_answers_another_syn() {
+    let (mut gateway, slot) = with_flow(2);
+    let again = shape(SYN, 5000);
+    assert_eq!(gateway.client(&connection(2), &again), Verdict::Forward);
+    let answer = Shape { acknowledgement: 5001, ..shape(SYN | ACK, 5) };
+    let mut packet = packets::tcp(&gateway.translated(slot).reversed(), &answer);
+    let verdict = gateway.rewriter.handle(vnet::Header::default(), &mut packet, gateway.now);
+    assert_eq!(verdict, Verdict::Reject(Reject::Reset));
+    let verdict = gateway.client(&connection(2), &again);
+    assert!(matches!(verdict, Verdict::Hold { dial: true, .. }), "{verdict:?}");
+}
+
+/// A SYN that comes again just after its refusal is refused alike, and nobody is asked.
+#[test]
+fn a_refused_syn_is_refused_again() {
+    for reject in [Reject::Reset, Reject::Network, Reject::Host, Reject::Prohibited] {
+        let mut gateway = gateway();
+        let slot = held(&mut gateway, 2);
+        gateway.rewriter.refuse(slot, reject, gateway.now);
+        assert!(gateway.rewriter.is_idle());
+        assert_eq!(gateway.client(&connection(2), &FIRST), Verdict::Reject(reject));
+        assert_eq!(gateway.client(&connection(2), &shape(ACK, 1001)), Verdict::Reject(Reject::Reset));
+        assert!(!gateway.accept(slot));
+        gateway.now = gateway.now.plus(REFUSED - 1);
+        assert_eq!(gateway.client(&connection(2), &FIRST), Verdict::Reject(reject));
+        // Another attempt is another.
+        let verdict = gateway.client(&connection(2), &shape(SYN, 2000));
+        let Verdict::Hold { slot, dial: true } = verdict else { panic!("{verdict:?}") };
+        gateway.rewriter.refuse(slot, reject, gateway.now);
+        gateway.now = gateway.now.plus(REFUSED);
+        let verdict = gateway.client(&connection(2), &shape(SYN, 2000));
+        assert!(matches!(verdict, Verdict::Hold { dial: true, .. }), "{verdict:?}");
+    }
+}
+
+#[test]
+fn a_held_packet_is_counted_once() {
+    let mut gateway = gateway();
+    let slot = held(&mut gateway, 2);
+    gateway.rewriter.release(slot, gateway.now);
+    let mut packet = packets::tcp(&connection(2), &FIRST);
+    let verdict = gateway.rewriter.handle_again(vnet::Header::default(), &mut packet, gateway.now);
+    assert_eq!(verdict, Verdict::Forward);
+    let counters = gateway.rewriter.counters();
+    assert_eq!((counters.packets, counters.bytes, counters.forwarded), (1, packet.len() as u64, 1));
 }
 
 #[test]
@@ -173,11 +274,12 @@ fn bounds() {
     // All six slots are taken. That refusal takes nothing of the client's own bound.
     for slot in &slots[..3] {
         gateway.rewriter.release(*slot, gateway.now);
+        assert!(gateway.accept(*slot));
     }
     for port in 5..20 {
         assert_eq!(hold(&mut gateway, port), Verdict::Drop(DropReason::TableFull));
     }
-    assert_eq!(occupancy(&gateway), (3, 0));
+    assert_eq!(occupancy(&gateway), (3, 3));
     gateway.rewriter.remove(slots[4], gateway.now);
     assert!(matches!(hold(&mut gateway, 5), Verdict::Hold { .. }));
 }
@@ -188,8 +290,8 @@ fn nothing_new_while_draining() {
     gateway.rewriter.drain();
     let verdict = gateway.client(&connection(3), &FIRST);
     assert_eq!(verdict, Verdict::Drop(DropReason::Draining));
-    assert_eq!(gateway.client(&connection(2), &shape(ACK, 6)), Verdict::Forward);
-    assert_eq!(gateway.listener(slot, &shape(ACK, 6)), Verdict::Forward);
+    assert_eq!(gateway.client(&connection(2), &shape(ACK, 1001)), Verdict::Forward);
+    assert_eq!(gateway.listener(slot, &shape(ACK, 1001)), Verdict::Forward);
 }
 
 #[test]
@@ -330,6 +432,7 @@ proptest! {
     fn there_and_back(nth in 0_u8..12, there in any_of::<Shape>(200), back in any_of::<Shape>(200)) {
         let (mut gateway, slot) = with_flow(nth);
         prop_assert_eq!(gateway.client(&connection(nth), &there), Verdict::Forward);
+        let [back, there] = [back, there].map(|shape| Shape { acknowledgement: 1001, ..shape });
         prop_assert_eq!(gateway.listener(slot, &back), Verdict::Forward);
         prop_assert_eq!(gateway.listener(slot, &there), Verdict::Forward);
     }

@@ -4,9 +4,8 @@ use alloc::vec::Vec;
 
 use super::routes::{Group, NotCaptured, routes};
 use super::rules::rules;
-use super::{Route, Rule};
+use super::{Path, Route, Rule};
 use crate::config::Config;
-use crate::rewrite::Path;
 
 /// Rules and routes. There may be thousands of routes.
 #[derive(Default)]
@@ -20,11 +19,15 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// What a configuration asks for, with a TUN of this name and index; without an index what refuses all that is
-    /// captured, until there is a daemon.
+    /// What a configuration asks for, with a TUN of this name and index: on the forward path no more than what the
+    /// machine itself sends needs. Without an index what refuses all that is captured, until there is a daemon.
     pub fn new(config: &Config, path: Path, tun: &str, index: Option<u32>) -> Self {
-        let (groups, ignored) = routes(config, path, index);
-        Self { rules: rules(config, path, tun, &groups), groups, ignored }
+        let (mut groups, ignored) = routes(config, index);
+        let is_self_only = path == Path::Forward && index.is_some();
+        if is_self_only && !config.local {
+            groups.clear();
+        }
+        Self { rules: rules(config, is_self_only, tun, &groups), groups, ignored }
     }
 
     /// The routes, in the order to add them.

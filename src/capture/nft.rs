@@ -1,26 +1,43 @@
 //! The firewall's tables of our own, one a family (`dup` is not to be had in `inet`), as text for nft(8).
 //!
-//! - **exempt**, on both paths: what answers a connection from outside (a port forward, a service of this machine)
-//!   is marked, and so not captured. Connection tracking knows who began, unless it was told to forget or did so after
-//!   hours of silence: then whoever speaks first seems to. Hence a mark on connections that seem to begin with us.
-//! - **deliver**, on the express path: a released SYN is given to the transparent listener, and what belongs to a
-//!   connection of ours to that connection's socket.
+//! What is **captured** is what the machine is about to forward: its routing and its firewall have decided already.
+//! Chain `forwarded` asks whose it is and to where, `captured` what of it; `take` is the end: on the forward path it goes
+//! into the TUN, and otherwise it is refused. So nothing leaks, whatever becomes of the daemon, of policy rules or of
+//! routes: on the relay path rules lead it into the TUN, and what comes here has lost its way.
 //!
-//! Replaced as a whole by `nft -f`, so that there is never half of them. Firewalls that are restarted may delete
-//! them; notifications tell. Until they are back, more is captured than should be, and released SYNs are refused by the
-//! routing rules, not forwarded.
+//! On the **forward path** conntrack's mark tells where a connection is in its life:
+//!
+//! | mark | the connection |
+//! |---|---|
+//! | configured mark + [`HANDSHAKE`] + number of the proxy | belongs to a handshake: all that comes back goes into the TUN |
+//! | [`ANSWERED`] | its client has its SYN-ACK; the next packet of the client releases it |
+//! | [`RELEASED`] | is the kernel's alone, and conntrack's NAT is its way |
+//!
+//! Packets of ours bear the same marks; [`TO_CLIENT`] is for those to clients, which conntrack must not see.
+//!
+//! On the **relay path** answers to connections from outside are exempt from being captured: connection tracking knows
+//! who began, unless it was told to forget or did so after hours of silence: then whoever speaks first seems to. Hence a
+//! mark on connections that seem to begin with us.
+//!
+//! Replaced as a whole by `nft -f`, so that there is never half of them. Firewalls that are restarted may delete them;
+//! notifications tell.
 
 use alloc::format;
 use alloc::string::String;
-use core::fmt::Write as _;
+use alloc::vec::Vec;
+use core::fmt::{self, Display, Write as _};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::{Subnets, netlink};
-use crate::config::{Config, MARK_MASK};
-use crate::rewrite::Path;
+use super::netlink::{self, Message};
+use super::{Path, Subnets, Uplinks};
+use crate::config::{Config, Host, MARK_MASK, NonTcp, OnFailure, Quic};
+use crate::dns;
+use crate::net::IpNet;
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE` (<linux/netfilter/nfnetlink.h>, nf_tables.h).
 const NEW_TABLE: u16 = 10 << 8;
+/// The same with `NFT_MSG_GETTABLE`.
+const GET_TABLE: u16 = 10 << 8 | 1;
 /// The same with `NFT_MSG_DELTABLE`.
 const DELETE_TABLE: u16 = 10 << 8 | 2;
 /// `NFTA_TABLE_NAME`
@@ -28,106 +45,377 @@ const TABLE_NAME: u16 = 1;
 /// Length of `struct nfgenmsg`.
 const BODY: usize = 4;
 
+/// Of a mark: which state, beside the bits of `MARK_MASK`, which are the configured mark's.
+pub const STATES: u32 = MARK_MASK | 0xc000;
+/// Of a mark: which of [`Tables::proxies`], counted from 1.
+pub const PROXIES: u32 = 0xff;
+/// Of [`PROXIES`]: the one that stands for the daemon itself, which tests the way to it.
+pub const PROBE: u8 = 0xff;
+/// The number of no proxy: a packet that bears it says that the daemon is alive, and goes nowhere.
+pub const ALIVE: u8 = 0;
+/// For so many seconds after the last.
+const ALIVE_TIMEOUT: u8 = 10;
+/// The port of [`PROBE`]: discard (RFC 863).
+pub const PROBE_PORT: u16 = 9;
+/// The state of packets, and their connection, that belong to a handshake.
+pub const HANDSHAKE: u32 = 0x4000;
+/// The state once the client has been answered.
+pub const ANSWERED: u32 = 0x8000;
+/// The state of a connection that the client has released...
+pub const RELEASED: u32 = 0xc000;
+/// ...and of packets that we send to clients.
+pub const TO_CLIENT: u32 = 0xc000;
+
+/// Is forwarded to many, and never TCP.
+const MULTICAST: [IpNet; 2] = [
+    IpNet::new(IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4),
+    IpNet::new(IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
+];
+
 /// The tables' name, in both families.
 pub fn name(config: &Config) -> String {
     format!("tcp_over_http_{}", config.tun.replace(|c: char| !c.is_ascii_alphanumeric(), "_"))
 }
 
-/// The commands that replace the tables, or delete them where a path needs none.
-pub fn replace(name: &str, config: &Config, path: Path) -> String {
-    let mut rules = delete(name);
-    if !is_needed(config, path) {
-        return rules;
-    }
-    let subnets = Subnets::new(config);
-    let mut family = |family, listener: IpAddr, behind: IpAddr| {
-        _ = writeln!(rules, "table {family} {name} {{");
-        if config.captures() {
-            exempt(&mut rules, config, path);
-        }
-        if path == Path::Express {
-            deliver(&mut rules, config, SocketAddr::new(listener, config.listen_port), behind);
-        }
-        rules.push_str("}\n");
-    };
-    let behind = subnets.ipv4.error_source().to_canonical();
-    family("ip", Ipv4Addr::LOCALHOST.into(), behind);
-    if let Some(subnet) = subnets.ipv6 {
-        family("ip6", Ipv6Addr::LOCALHOST.into(), subnet.error_source().into());
-    }
-    rules
-}
-
-/// Marks the answers to connections from outside, unless they bear a mark of ours.
-fn exempt(rules: &mut String, config: &Config, path: Path) {
-    let (tun, keep) = (&config.tun, !MARK_MASK);
-    let (begun, exempt) = (config.begun_mark(), config.exempt_mark());
-    let begins = format!("ct direction original ct mark set ct mark & {keep:#010x} | {begun:#010x}\n");
-    let answers = format!(
-        "ct direction reply ct mark & {MARK_MASK:#010x} != {begun:#010x} meta mark & {MARK_MASK:#010x} == 0 \
-         meta mark set meta mark & {keep:#010x} | {exempt:#010x}\n"
-    );
-    let delivered = match path {
-        Path::Express => {
-            format!("meta mark & {MARK_MASK:#010x} == {:#010x} {begins}", config.deliver_mark())
-        }
-        Path::Rewrite => String::new(),
-    };
-    _ = write!(
-        rules,
-        "chain exempt_forwarded {{\n\
-         type filter hook prerouting priority mangle + 11; policy accept;\n\
-         iifname \"{tun}\" {begins}\
-         {answers}\
-         }}\n\
-         chain exempt_local {{\n\
-         type route hook output priority mangle + 11; policy accept;\n\
-         {delivered}\
-         {answers}\
-         }}\n"
-    );
-}
-
-/// Delivers to `listener`; `behind` is any address behind the TUN.
-fn deliver(rules: &mut String, config: &Config, listener: SocketAddr, behind: IpAddr) {
-    let tun = &config.tun;
-    let (keep, deliver) = (!MARK_MASK, config.deliver_mark());
-    let syn = "tcp flags & (fin | syn | rst | ack) == syn";
-    let set = format!("meta mark set meta mark & {keep:#010x} | {deliver:#010x} accept");
-    // Behind mangle's own place, so that others' marks are set by then and ours is added to them.
-    //
-    // A SYN for which there is a socket in TIME_WAIT or SYN_RECV must come to us like any other, but the
-    // kernel does not forward what it has found a socket for (`ip_forward()` drops it): hence a copy. Full
-    // sockets, also listeners that others' rules have chosen by now, are told by having a mark to read.
-    //
-    // Otherwise not `socket mark`: a connection that is being opened has none. Other programs' transparent
-    // sockets match as well, and are local as well.
-    _ = write!(
-        rules,
-        "chain deliver {{\n\
-         type filter hook prerouting priority mangle + 10; policy accept;\n\
-         meta l4proto != tcp accept\n\
-         iifname \"{tun}\" {syn} tproxy to {listener} {set}\n\
-         iifname \"{tun}\" {syn} accept\n\
-         {syn} socket mark >= 0 accept\n\
-         {syn} socket transparent 1 dup to {behind} device \"{tun}\" drop\n\
-         {syn} accept\n\
-         socket transparent 1 {set}\n\
-         }}\n"
-    );
-}
-
-/// Whether there are to be tables.
-pub const fn is_needed(config: &Config, path: Path) -> bool {
-    match path {
-        Path::Rewrite => config.captures(),
-        Path::Express => true,
-    }
-}
-
 /// The commands that delete the tables whether they are there or not.
 pub fn delete(name: &str) -> String {
     ["ip", "ip6"].map(|family| format!("add table {family} {name}\ndelete table {family} {name}\n")).concat()
+}
+
+/// The commands that leave of the tables what the connections need that the kernel forwards: that there is a NAT chain at
+/// all, for without any the kernel stops translating.
+pub fn leave_nat(name: &str) -> String {
+    let chain = "chain source {\ntype nat hook postrouting priority srcnat - 1; policy accept;\n}";
+    let tables = ["ip", "ip6"].map(|family| format!("table {family} {name} {{\n{chain}\n}}\n"));
+    delete(name) + &tables.concat()
+}
+
+/// The request for the table of a family (`AF_*`), which fails with ENOENT if there is none.
+pub fn find(name: &str, family: u8) -> Message {
+    Message::new(GET_TABLE, 0, &[family, 0, 0, 0]).attr_text(TABLE_NAME, name)
+}
+
+/// What the tables are made of.
+#[derive(Clone, Copy)]
+pub struct Tables<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// How connections get to proxies.
+    pub path: Path,
+    /// Whether a daemon reads the TUN.
+    pub is_running: bool,
+    /// What is nearby, and where default routes lead.
+    pub uplinks: &'a Uplinks,
+    /// The proxies' addresses: the first has the number 1.
+    pub proxies: &'a [SocketAddr],
+}
+
+impl Tables<'_> {
+    /// The commands that replace the tables, or delete them where none are needed.
+    pub fn replace(&self) -> String {
+        let name = name(self.config);
+        self.append(&name, delete(&name))
+    }
+
+    /// The commands that put the tables in place, and fail if there are some.
+    pub fn create(&self) -> String {
+        let name = name(self.config);
+        self.append(&name, ["ip", "ip6"].map(|family| format!("create table {family} {name}\n")).concat())
+    }
+
+    fn append(&self, name: &str, mut rules: String) -> String {
+        if self.path == Path::Relay && !self.config.captures() {
+            return rules;
+        }
+        let Subnets { ipv4, ipv6 } = Subnets::new(self.config);
+        for subnet in [Some(ipv4), ipv6].into_iter().flatten() {
+            let behind = subnet.error_source().to_canonical();
+            let family = if behind.is_ipv4() { "ip" } else { "ip6" };
+            _ = writeln!(rules, "table {family} {name} {{");
+            Chains { tables: self, family, behind, rules: &mut rules }.write();
+            rules.push_str("}\n");
+        }
+        rules
+    }
+}
+
+/// The chains of one family.
+struct Chains<'a> {
+    tables: &'a Tables<'a>,
+    family: &'static str,
+    /// Any address behind the TUN.
+    behind: IpAddr,
+    rules: &'a mut String,
+}
+
+impl Chains<'_> {
+    fn write(&mut self) {
+        let Tables { config, path, is_running, .. } = *self.tables;
+        self.define();
+        if path == Path::Forward || config.on_failure == OnFailure::Block {
+            self.take();
+            self.captured();
+            self.forwarded();
+        }
+        if path == Path::Forward {
+            self.rules.push_str(TO_PROXY);
+            self.destination();
+            self.rules.push_str(if is_running { FROM_PROXY } else { SPARE_RELEASED });
+        }
+        if config.captures() && (path == Path::Relay || config.local) {
+            self.exempt();
+        }
+    }
+
+    /// What the chains' text calls `$name`.
+    fn define(&mut self) {
+        let Config { tun, mark, .. } = self.tables.config;
+        _ = write!(self.rules, "define tun = \"{tun}\"\ndefine behind = {}\n", self.behind);
+        for (name, value) in [
+            ("state", STATES),
+            ("handshake", mark | HANDSHAKE),
+            ("answered", mark | ANSWERED),
+            ("released", mark | RELEASED),
+            ("stateless", !STATES),
+            ("numbered", STATES | PROXIES),
+            ("ours", MARK_MASK),
+            ("others", !MARK_MASK),
+            ("begun", self.tables.config.begun_mark()),
+            ("exempt", self.tables.config.exempt_mark()),
+        ] {
+            _ = writeln!(self.rules, "define {name} = {value:#010x}");
+        }
+    }
+
+    /// Where what is captured ends: with the daemon, as long as it lives.
+    fn take(&mut self) {
+        let Tables { config, path, is_running, .. } = *self.tables;
+        let is_taken = path == Path::Forward && is_running;
+        if is_taken {
+            _ = write!(
+                self.rules,
+                "set alive {{\n\
+                 type ether_type; size 2; flags dynamic, timeout; timeout {ALIVE_TIMEOUT}s; elements = {{ {} }}\n\
+                 }}\n",
+                self.family
+            );
+        }
+        self.rules.push_str("chain take {\n");
+        if is_taken {
+            self.rules.push_str("meta protocol @alive dup to $behind device $tun drop\n");
+        }
+        self.rules.push_str(match config.on_failure {
+            OnFailure::Block => "meta l4proto tcp reject with tcp reset\nreject\n}\n",
+            OnFailure::Direct => "accept\n}\n",
+        });
+    }
+
+    /// What of it.
+    fn captured(&mut self) {
+        let Config { ports, non_tcp, quic, dns, .. } = self.tables.config;
+        self.rules.push_str("chain captured {\n");
+        if dns.hijacks() {
+            _ = writeln!(self.rules, "meta l4proto {{ tcp, udp }} th dport {} goto take", dns::PORT);
+        }
+        if ports.is_empty() {
+            self.rules.push_str("meta l4proto tcp goto take\n");
+        } else {
+            let ranges: Vec<_> = ports.iter().map(|(first, last)| format!("{first}-{last}")).collect();
+            _ = writeln!(self.rules, "tcp dport {} goto take", Set(&ranges));
+        }
+        if *quic == Quic::Reject {
+            self.rules.push_str("udp dport 443 goto take\n");
+        }
+        if *non_tcp == NonTcp::Reject {
+            if *quic != Quic::Reject {
+                self.rules.push_str("udp dport 443 accept\n");
+            }
+            self.rules.push_str("meta l4proto != tcp goto take\n");
+        }
+        self.rules.push_str("}\n");
+    }
+
+    /// Whose traffic it is, and to where: behind the firewall's own chain.
+    fn forwarded(&mut self) {
+        let Tables { config, path, is_running, uplinks, .. } = *self.tables;
+        self.rules
+            .push_str("chain forwarded {\ntype filter hook forward priority filter + 10; policy accept;\n");
+        match path {
+            Path::Forward => self.rules.push_str("ct mark & $state == $released accept\n"),
+            Path::Relay => self.rules.push_str("oifname $tun accept\n"),
+        }
+        if path == Path::Forward && is_running {
+            self.rules.push_str(RELEASE);
+        }
+        self.rules.push_str("iifname $tun accept\nct direction reply ct mark & $ours != $begun accept\n");
+        for upstream in &config.upstreams {
+            // A proxy within the LAN: what it sends would come back to it for ever.
+            if let Host::Ip(ip) = upstream.host
+                && ip.is_ipv4() == self.behind.is_ipv4()
+            {
+                _ = writeln!(self.rules, "{} saddr {ip} accept", self.family);
+            }
+        }
+        let fakes: Vec<_> = config.dns.fake_ranges().collect();
+        self.nets("daddr", &fakes, "goto take");
+        if config.interfaces.is_empty() {
+            if !uplinks.devices.is_empty() {
+                _ = writeln!(self.rules, "iif {} accept", Set(&uplinks.devices));
+            }
+        } else {
+            let names: Vec<_> = config.interfaces.iter().map(|name| format!("\"{name}\"")).collect();
+            _ = writeln!(self.rules, "iifname != {} accept", Set(&names));
+        }
+        self.nets("saddr", &config.client_bypass, "accept");
+        // Clients of the other family only: none of this one.
+        if !config.clients.is_empty() && !self.nets("saddr !=", &config.clients, "accept") {
+            self.rules.push_str("accept\n");
+        }
+        self.nets("daddr", &config.bypass, "accept");
+        self.nets("daddr", &config.routes, "goto captured");
+        if config.auto_route {
+            let networks = [&uplinks.networks[..], &MULTICAST].concat();
+            self.nets("daddr", &networks, "accept");
+            self.rules.push_str("goto captured\n");
+        }
+        self.rules.push_str("}\n");
+    }
+
+    /// A rule about networks of this family, if there are any.
+    fn nets(&mut self, before: &str, nets: &[IpNet], after: &str) -> bool {
+        let mut nets: Vec<_> = nets.to_vec();
+        nets.retain(|net| net.addr().is_ipv4() == self.behind.is_ipv4());
+        IpNet::widest(&mut nets);
+        if !nets.is_empty() {
+            _ = writeln!(self.rules, "{} {before} {} {after}", self.family, Set(&nets));
+        }
+        !nets.is_empty()
+    }
+
+    /// Which proxy a handshake's packets go to; what comes back, conntrack knows.
+    fn destination(&mut self) {
+        self.rules.push_str("chain destination {\ntype nat hook output priority -100; policy accept;\n");
+        let probe = (u32::from(PROBE), SocketAddr::new(self.behind, PROBE_PORT));
+        let proxies = (1..PROBE.into()).zip(self.tables.proxies.iter().copied());
+        for (number, proxy) in proxies.chain([probe]) {
+            if proxy.is_ipv4() == self.behind.is_ipv4() {
+                let mark = self.tables.config.mark | HANDSHAKE | number;
+                _ = writeln!(
+                    self.rules,
+                    "meta l4proto tcp meta mark & $numbered == {mark:#010x} dnat to {proxy}"
+                );
+            }
+        }
+        self.rules.push_str("}\n");
+        if self.tables.is_running {
+            // What a relay sends to a client conntrack must not see, which would take it for invalid: it has not seen
+            // the SYN.
+            _ = write!(
+                self.rules,
+                "chain alive {{\n\
+                 type filter hook output priority raw - 1; policy accept;\n\
+                 meta mark & $numbered == $handshake update @alive {{ meta protocol }} drop\n\
+                 }}\n\
+                 chain from_tun {{\n\
+                 type filter hook prerouting priority raw; policy accept;\n\
+                 iifname $tun fib daddr type != local {} saddr != $behind notrack\n\
+                 }}\n",
+                self.family
+            );
+        }
+    }
+
+    /// Marks the answers to connections from outside, unless they bear a mark of ours, where policy rules capture, and on
+    /// the relay path what comes in by an uplink: neighbours there have no business with the proxy.
+    fn exempt(&mut self) {
+        let Tables { config, path, uplinks, .. } = *self.tables;
+        self.rules.push_str(BEGUN);
+        if path == Path::Relay {
+            self.rules.push_str(ANSWERS);
+            if config.interfaces.is_empty() && !uplinks.devices.is_empty() {
+                let devices = Set(&uplinks.devices);
+                _ = writeln!(
+                    self.rules,
+                    "iif {devices} meta mark & $ours == 0 meta mark set meta mark & $others | $exempt"
+                );
+            }
+        }
+        self.rules.push_str(
+            "}\nchain exempt_local {\ntype route hook output priority mangle + 11; policy accept;\n",
+        );
+        self.rules.push_str(ANSWERS);
+        self.rules.push_str("}\n");
+    }
+}
+
+/// The first packet of a client that was answered releases its connection, and the daemon sees it.
+const RELEASE: &str = "\
+ct direction original ct mark & $state == $answered tcp flags & (syn | rst | ack) == ack \
+ct mark set ct mark & $stateless | $released dup to $behind device $tun accept
+ct direction original ct mark & $state == $answered tcp flags & (syn | rst) == rst accept
+ct direction original ct mark & $state { $handshake, $answered } goto take
+";
+
+/// The way of a handshake's packets. A reset that comes too late must not end what the kernel has. Without NAT, as for a
+/// stale entry of the same addresses, a packet would go to the server itself.
+const TO_PROXY: &str = "\
+chain to_client {
+type filter hook output priority raw; policy accept;
+meta mark & $state == $released notrack
+}
+chain to_proxy {
+type filter hook output priority mangle; policy accept;
+meta mark & $state { $handshake, $answered } ct mark & $state == $released tcp flags & rst == rst drop
+meta mark & $state { $handshake, $answered } ct mark & $state != $released ct mark set meta mark
+}
+chain source {
+type nat hook postrouting priority srcnat - 1; policy accept;
+ct mark & $state == $handshake masquerade
+}
+chain guard {
+type filter hook postrouting priority mangle; policy accept;
+meta mark & $state { $handshake, $answered } ct status & dnat == 0 drop
+}
+";
+
+/// The way back; a released connection's packets meet one rule here.
+const FROM_PROXY: &str = "\
+chain from_proxy {
+type filter hook prerouting priority dstnat + 10; policy accept;
+ct mark & $state == $released tcp flags & syn == 0 accept
+ct direction reply ct mark & $state { $handshake, $answered } dup to $behind device $tun drop
+ct direction reply ct mark & $state == $released tcp flags & syn == syn dup to $behind device $tun drop
+}
+";
+
+/// Without a daemon policy rules refuse what is captured: not these.
+const SPARE_RELEASED: &str = "\
+chain spare_released {
+type filter hook prerouting priority mangle + 11; policy accept;
+ct mark & $state == $released meta mark set meta mark & $others | $exempt
+}
+";
+
+/// Connections that seem to begin with what we send to clients.
+const BEGUN: &str = "\
+chain exempt_forwarded {
+type filter hook prerouting priority mangle + 11; policy accept;
+iifname $tun ct direction original ct mark set ct mark & $others | $begun
+";
+
+const ANSWERS: &str = "\
+ct direction reply ct mark & $ours != $begun meta mark & $ours == 0 meta mark set meta mark & $others | $exempt
+";
+
+struct Set<'a, T>(&'a [T]);
+
+impl<T: Display> Display for Set<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, element) in self.0.iter().enumerate() {
+            write!(f, "{}{element}", if index == 0 { "{ " } else { ", " })?;
+        }
+        f.write_str(" }")
+    }
 }
 
 /// Reads notifications: `deleted` becomes whether somebody has deleted tables of this name and not put them back.
@@ -159,62 +447,77 @@ mod tests {
         Config::from_uci(&text).unwrap()
     }
 
+    fn replace(config: &Config, path: Path, is_running: bool) -> String {
+        let uplinks = Uplinks::default();
+        let proxies = ["192.0.2.1:80".parse().unwrap(), "[2001:db8::1]:3128".parse().unwrap()];
+        Tables { config, path, is_running, uplinks: &uplinks, proxies: &proxies }.replace()
+    }
+
     /// The whole text, that a change of it is seen.
     #[test]
-    fn the_rules() {
-        let text = replace(NAME, &config("0"), Path::Express);
-        assert_eq!(
-            text,
-            "add table ip tcp_over_http_toh0\n\
-             delete table ip tcp_over_http_toh0\n\
-             add table ip6 tcp_over_http_toh0\n\
-             delete table ip6 tcp_over_http_toh0\n\
-             table ip tcp_over_http_toh0 {\n\
-             chain deliver {\n\
-             type filter hook prerouting priority mangle + 10; policy accept;\n\
-             meta l4proto != tcp accept\n\
-             iifname \"toh0\" tcp flags & (fin | syn | rst | ack) == syn tproxy to 127.0.0.1:12345 \
-             meta mark set meta mark & 0x00ffffff | 0x75000000 accept\n\
-             iifname \"toh0\" tcp flags & (fin | syn | rst | ack) == syn accept\n\
-             tcp flags & (fin | syn | rst | ack) == syn socket mark >= 0 accept\n\
-             tcp flags & (fin | syn | rst | ack) == syn socket transparent 1 dup to 10.45.39.2 \
-             device \"toh0\" drop\n\
-             tcp flags & (fin | syn | rst | ack) == syn accept\n\
-             socket transparent 1 meta mark set meta mark & 0x00ffffff | 0x75000000 accept\n\
-             }\n}\n"
-        );
+    fn the_forward_path() {
+        let mut config = config("0");
+        config.auto_route = true;
+        config.on_failure = OnFailure::Block;
+        let uplinks = Uplinks {
+            devices: alloc::vec![3, 5],
+            networks: alloc::vec![IpNet::parse("192.168.1.0/24").unwrap()],
+            ..Uplinks::default()
+        };
+        let proxies = ["192.0.2.1:80".parse().unwrap()];
+        let tables = Tables {
+            config: &config,
+            path: Path::Forward,
+            is_running: true,
+            uplinks: &uplinks,
+            proxies: &proxies,
+        };
+        let text = tables.replace();
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write("src/capture/nft/forward.nft", &text).unwrap();
+        }
+        assert_eq!(text, include_str!("nft/forward.nft"));
     }
 
     #[test]
     fn ipv6_has_a_table_of_its_own() {
-        let text = replace(NAME, &config("1"), Path::Express);
+        let text = replace(&config("1"), Path::Forward, true);
         assert!(text.contains("table ip6 tcp_over_http_toh0 {\n"));
-        assert!(text.contains("tproxy to [::1]:12345 "));
-        assert!(text.starts_with(replace(NAME, &config("0"), Path::Express).as_str()));
+        assert!(text.contains("== 0x74004002 dnat to [2001:db8::1]:3128\n"));
+        assert!(text.starts_with(replace(&config("0"), Path::Forward, true).as_str()));
+    }
+
+    #[test]
+    fn what_lost_its_way_is_refused_unless_it_may_go_directly() {
+        let mut config = config("0");
+        config.auto_route = true;
+        let text = replace(&config, Path::Relay, true);
+        assert!(text.contains("chain take {\nmeta l4proto tcp reject with tcp reset\nreject\n}\n"));
+        assert!(text.contains("oifname $tun accept\n"));
+        config.on_failure = OnFailure::Direct;
+        assert!(!replace(&config, Path::Relay, true).contains("reject"));
+        assert!(replace(&config, Path::Forward, true).contains("device $tun drop\naccept\n}\n"));
+    }
+
+    #[test]
+    fn without_a_daemon_released_connections_go_on() {
+        let mut config = config("0");
+        config.auto_route = true;
+        let text = replace(&config, Path::Forward, false);
+        assert!(text.contains("reject with tcp reset") && !text.contains("dup to"));
+        assert!(text.contains("ct mark & $state == $released accept\n") && text.contains(SPARE_RELEASED));
     }
 
     #[test]
     fn answers_to_connections_from_outside_are_exempt() {
         let mut config = config("0");
         config.auto_route = true;
-        let text = replace(NAME, &config, Path::Rewrite);
-        let begins = "ct direction original ct mark set ct mark & 0x00ffffff | 0x7c000000\n";
-        let answers = "ct direction reply ct mark & 0xff000000 != 0x7c000000 meta mark & 0xff000000 == 0 \
-                       meta mark set meta mark & 0x00ffffff | 0x76000000\n";
-        assert!(text.ends_with(&format!(
-            "table ip tcp_over_http_toh0 {{\n\
-             chain exempt_forwarded {{\n\
-             type filter hook prerouting priority mangle + 11; policy accept;\n\
-             iifname \"toh0\" {begins}\
-             {answers}\
-             }}\n\
-             chain exempt_local {{\n\
-             type route hook output priority mangle + 11; policy accept;\n\
-             {answers}\
-             }}\n}}\n"
-        )));
-        let text = replace(NAME, &config, Path::Express);
-        assert!(text.contains(&format!("meta mark & 0xff000000 == 0x75000000 {begins}{answers}")));
+        config.on_failure = OnFailure::Direct;
+        let text = replace(&config, Path::Relay, true);
+        let local = "chain exempt_local {\ntype route hook output priority mangle + 11; policy accept;\n";
+        assert!(text.ends_with(&[BEGUN, ANSWERS, "}\n", local, ANSWERS, "}\n}\n"].concat()), "{text}");
+        config.local = false;
+        assert!(!replace(&config, Path::Forward, true).contains(ANSWERS));
     }
 
     #[test]
@@ -229,8 +532,7 @@ mod tests {
         let mut config = config("0");
         for byte in 1..=0xff_u32 {
             config.mark = byte << 24;
-            let mut marks =
-                [0, config.mark, config.deliver_mark(), config.exempt_mark(), config.begun_mark()];
+            let mut marks = [0, config.mark, config.exempt_mark(), config.begun_mark()];
             assert!(marks.iter().all(|mark| mark & !MARK_MASK == 0));
             marks.sort_unstable();
             assert!(marks.is_sorted_by(|a, b| a < b));

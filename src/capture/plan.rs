@@ -15,7 +15,7 @@ use super::route::{RTM_DELROUTE, Route};
 use super::rule::{RTM_DELRULE, Rule};
 use super::rules::LAST_RULE;
 use super::{Desired, OURS};
-use crate::config::{Config, TABLES};
+use crate::config::Config;
 
 // <asm-generic/errno-base.h>
 
@@ -35,10 +35,6 @@ impl Owner {
     /// The runs with this device, table or priority.
     pub fn new(config: &Config) -> Self {
         Self { tun: config.tun.clone(), first_rule: config.rule_priority, table: config.table }
-    }
-
-    fn owns_table(&self, table: u32) -> bool {
-        (self.table..self.table.saturating_add(TABLES)).contains(&table)
     }
 }
 
@@ -90,12 +86,10 @@ impl Plan {
         ends.push(owner.first_rule.saturating_add(LAST_RULE));
         rules.retain(|(rule, _)| {
             let mut runs = ends.iter().map(|end| end.saturating_sub(LAST_RULE)..=*end);
-            runs.any(|run| run.contains(&rule.priority))
-                || owner.owns_table(rule.table)
-                || rule.iif == owner.tun
+            runs.any(|run| run.contains(&rule.priority)) || rule.table == owner.table || rule.iif == owner.tun
         });
         for (rule, _) in rules {
-            if !owner.owns_table(rule.table) && !tables.contains(&rule.table) {
+            if rule.table != owner.table && !tables.contains(&rule.table) {
                 tables.push(rule.table);
             }
         }
@@ -104,7 +98,7 @@ impl Plan {
     /// Takes the body of an `RTM_NEWROUTE`, likewise.
     pub fn see_route(&mut self, body: &[u8]) {
         let Some(route) = Route::parse(body).filter(|route| route.protocol == OURS) else { return };
-        if !self.owner.owns_table(route.table) && !self.tables.contains(&route.table) {
+        if route.table != self.owner.table && !self.tables.contains(&route.table) {
             return;
         }
         match self.desired.find(&route) {
@@ -206,9 +200,9 @@ impl fmt::Display for Action {
 mod tests {
     use std::string::ToString;
 
+    use super::super::Path;
     use super::*;
     use crate::net::IpNet;
-    use crate::rewrite::Path;
 
     const TUN: &str = "toh0";
 
@@ -244,7 +238,7 @@ mod tests {
 
     #[test]
     fn what_is_there_stays() {
-        for path in [Path::Rewrite, Path::Express] {
+        for path in [Path::Relay, Path::Forward] {
             let (config, nothing) = (config(), Desired::default());
             let desired = desired(&config, path);
             let all = desired.rules.len() + desired.routes().count();
@@ -258,11 +252,11 @@ mod tests {
     fn only_what_differs_is_changed_and_additions_come_first() {
         let mut config = config();
         config.bypass = nets(&["10.0.0.0/8", "172.16.0.0/12"]);
-        let before = desired(&config, Path::Rewrite);
+        let before = desired(&config, Path::Relay);
         config.bypass = nets(&["10.0.0.0/8", "192.168.0.0/16"]);
         config.interfaces = std::vec!["lan0".to_string()];
         config.address6 = None;
-        let after = desired(&config, Path::Rewrite);
+        let after = desired(&config, Path::Relay);
         let actions = actions(&config, &before, &after);
         let first_deletion = actions.iter().position(|it| it.starts_with("delete")).unwrap();
         let (added, deleted) = actions.split_at(first_deletion);
@@ -271,7 +265,7 @@ mod tests {
         assert!(deleted.iter().all(|it| it.starts_with("delete ")), "{deleted:?}");
         assert_eq!(deleted[0], "delete route 172.16.0.0/12 from table 7480");
         assert!(deleted.contains(&"delete route ::/0 from table 7480".to_string()));
-        assert!(deleted.contains(&"delete rule 920".to_string()), "IPv6 is off");
+        assert!(deleted.contains(&"delete rule 916".to_string()), "IPv6 is off");
     }
 
     /// A route with the key of a desired one is replaced, and so must not be deleted: IPv6 would take one for the
@@ -282,10 +276,10 @@ mod tests {
         config.auto_route = false;
         config.routes = nets(&["2001:db8::/32"]);
         config.bypass = nets(&["2001:db8:1::/48"]);
-        let before = desired(&config, Path::Express);
+        let before = desired(&config, Path::Relay);
         config.routes = nets(&["2001:db8:1::/48", "2001:db8:2::/48"]);
         config.bypass = nets(&["2001:db8::/48"]);
-        let after = desired(&config, Path::Express);
+        let after = desired(&config, Path::Relay);
         let requests: Vec<_> = plan(&config, &before, &after).requests().map(|(action, _)| action).collect();
         for action in &requests {
             if let Action::DeleteRoute(route) = action {
@@ -299,10 +293,10 @@ mod tests {
     #[test]
     fn others_are_left_alone() {
         let mut config = config();
-        let ours = desired(&config, Path::Rewrite);
+        let ours = desired(&config, Path::Relay);
         config.tun = "toh7".to_string();
         (config.table, config.rule_priority) = (9000, 2000);
-        let other = Rc::new(Desired::new(&config, Path::Rewrite, "toh7", Some(8)));
+        let other = Rc::new(Desired::new(&config, Path::Relay, "toh7", Some(8)));
         assert!(actions(&config, &ours, &other).iter().all(|it| it.starts_with("add ")));
         // Until one of the numbers is its own: then it was an earlier run.
         config.table = 7480;

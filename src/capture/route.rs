@@ -17,8 +17,6 @@ pub const RTM_GETROUTE: u16 = 26;
 
 /// Through a device.
 pub const RTN_UNICAST: u8 = 1;
-/// To this machine.
-pub const RTN_LOCAL: u8 = 2;
 /// Refused.
 pub const RTN_UNREACHABLE: u8 = 7;
 /// The rules that follow decide.
@@ -26,12 +24,11 @@ pub const RTN_THROW: u8 = 9;
 
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_SCOPE_LINK: u8 = 253;
-const RT_SCOPE_HOST: u8 = 254;
 
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
+pub(super) const RTA_DST: u16 = 1;
+pub(super) const RTA_OIF: u16 = 4;
 const RTA_PRIORITY: u16 = 6;
-const RTA_TABLE: u16 = 15;
+pub(super) const RTA_TABLE: u16 = 15;
 
 /// Length of `struct rtmsg`.
 const BODY: usize = 12;
@@ -41,13 +38,13 @@ const BODY: usize = 12;
 pub struct Route {
     /// What it is for.
     pub net: IpNet,
-    /// `RTN_UNICAST` through the TUN, `RTN_LOCAL`, `RTN_UNREACHABLE` or `RTN_THROW`.
+    /// `RTN_UNICAST` through the TUN, `RTN_UNREACHABLE` or `RTN_THROW`.
     pub kind: u8,
     /// Lower wins.
     pub metric: u32,
     /// The table it is in.
     pub table: u32,
-    /// Index of the TUN or of `lo`; 0 for a kind that needs no device.
+    /// Index of the TUN; 0 for a kind that needs no device.
     pub oif: u32,
     /// Who made it.
     pub protocol: u8,
@@ -68,7 +65,6 @@ impl Route {
     pub fn add(&self) -> Message {
         let scope = match self.kind {
             RTN_UNICAST => RT_SCOPE_LINK,
-            RTN_LOCAL => RT_SCOPE_HOST,
             _ => RT_SCOPE_UNIVERSE,
         };
         let (family, prefix) = (family_of(self.net), self.net.prefix());
@@ -111,7 +107,7 @@ impl Route {
                 (RTA_TABLE, _) => route.table = number,
                 (RTA_PRIORITY, _) => route.metric = number,
                 // IPv6 shows routes without a device as if they were through `lo`.
-                (RTA_OIF, _) if matches!(route.kind, RTN_UNICAST | RTN_LOCAL) => route.oif = number,
+                (RTA_OIF, _) if route.kind == RTN_UNICAST => route.oif = number,
                 _ => {}
             }
         }

@@ -5,11 +5,10 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::route::{RTN_LOCAL, RTN_THROW, RTN_UNICAST, RTN_UNREACHABLE, Route};
-use super::{LOOPBACK, OURS, family_of};
+use super::route::{RTN_THROW, RTN_UNICAST, RTN_UNREACHABLE, Route};
+use super::{OURS, family_of};
 use crate::config::{Config, OnFailure};
 use crate::net::{IpNet, Ipv4Net};
-use crate::rewrite::Path;
 
 /// Metrics in our table, lower wins. Explicit, since the families' defaults differ.
 const METRIC_TUN: u32 = 1024;
@@ -64,11 +63,6 @@ impl Group {
         Route { net, ..self.template }
     }
 
-    /// The table that they are in.
-    pub const fn table(&self) -> u32 {
-        self.template.table
-    }
-
     /// Whether there are any of this family, and they capture.
     pub fn captures(&self, family: u8) -> bool {
         self.template.kind != RTN_THROW && self.nets.iter().any(|net| family_of(*net) == family)
@@ -83,33 +77,23 @@ impl Group {
 
 /// The routes that a configuration asks for, in the order to add them, and what it asks for in vain. Without a TUN
 /// those that refuse what is captured, whatever `on_failure` says.
-pub fn routes(config: &Config, path: Path, tun: Option<u32>) -> (Vec<Group>, Vec<NotCaptured>) {
+pub fn routes(config: &Config, tun: Option<u32>) -> (Vec<Group>, Vec<NotCaptured>) {
     let (bypass, captured, ignored) = networks(config);
-    let (table, deliver, guard) =
-        (config.table, config.table.saturating_add(1), config.table.saturating_add(2));
     let mut groups = Vec::new();
-    let mut add = |nets: &Rc<[IpNet]>, table, kind, metric, oif| {
+    let mut add = |nets: &Rc<[IpNet]>, kind, metric, oif| {
         if let Some(&net) = nets.first() {
-            let template = Route { net, kind, metric, table, oif, protocol: OURS };
+            let template = Route { net, kind, metric, table: config.table, oif, protocol: OURS };
             groups.push(Group { nets: Rc::clone(nets), template });
         }
     };
-    if path == Path::Express {
-        let all = ALL.into_iter().filter(|net| is_usable(*net, config)).collect();
-        add(&all, deliver, RTN_LOCAL, METRIC_TUN, LOOPBACK);
-    }
     if !captured.is_empty() {
         // First what must not be captured.
-        if path == Path::Express {
-            add(&bypass, guard, RTN_THROW, METRIC_TUN, 0);
-            add(&captured, guard, RTN_UNREACHABLE, METRIC_TUN, 0);
-        }
-        add(&bypass, table, RTN_THROW, METRIC_TUN, 0);
+        add(&bypass, RTN_THROW, METRIC_TUN, 0);
         if let Some(tun) = tun {
-            add(&captured, table, RTN_UNICAST, METRIC_TUN, tun);
+            add(&captured, RTN_UNICAST, METRIC_TUN, tun);
         }
         if tun.is_none() || config.on_failure == OnFailure::Block {
-            add(&captured, table, RTN_UNREACHABLE, METRIC_BLOCK, 0);
+            add(&captured, RTN_UNREACHABLE, METRIC_BLOCK, 0);
         }
     }
     (groups, ignored)
@@ -127,7 +111,7 @@ fn networks(config: &Config) -> (Rc<[IpNet]>, Rc<[IpNet]>, Vec<NotCaptured>) {
     sort(&mut bypass);
     sort(&mut captured);
     let mut widest = bypass.clone();
-    widest.dedup_by(|net, before| before.contains(*net));
+    IpNet::widest(&mut widest);
     let mut ignored = Vec::new();
     captured.retain(|&net| {
         let why = if !is_usable(net, config) {
@@ -192,7 +176,7 @@ mod tests {
         config.address6 = None;
         config.routes = nets(&["2001:db8::/32", "10.1.0.0/16", "192.0.2.0/24", "10.0.0.0/8"]);
         config.bypass = nets(&["2001:db8::/48", "10.0.0.0/8", "10.1.2.0/24", "192.0.2.128/25"]);
-        let (groups, ignored) = routes(&config, Path::Rewrite, Some(7));
+        let (groups, ignored) = routes(&config, Some(7));
         let routes = all(&groups);
         assert!(routes.iter().any(|it| it.kind == RTN_UNICAST && it.oif == 7));
         let said: Vec<_> = ignored.iter().map(std::string::ToString::to_string).collect();
@@ -222,7 +206,7 @@ mod tests {
         fn none_that_is_bypassed_is_captured(wanted in some_nets(), bypass in some_nets()) {
             let mut config = config();
             (config.routes, config.bypass) = (wanted.clone(), bypass.clone());
-            let (groups, ignored) = routes(&config, Path::Rewrite, Some(7));
+            let (groups, ignored) = routes(&config, Some(7));
             let routes = all(&groups);
             for net in wanted {
                 let bypassed = bypass.iter().any(|it| it.contains(net));
@@ -240,13 +224,11 @@ mod tests {
         config.auto_route = true;
         config.routes = nets(&["0.0.0.0/0", "192.0.2.0/24", "192.0.2.0/24"]);
         config.bypass = vec![MULTICAST; 3];
-        for path in [Path::Rewrite, Path::Express] {
-            let (groups, ignored) = routes(&config, path, Some(7));
-            let routes = all(&groups);
-            assert_eq!(ignored, []);
-            for (index, route) in routes.iter().enumerate() {
-                assert!(routes[..index].iter().all(|it| it.key() != route.key()), "{route:?}");
-            }
+        let (groups, ignored) = routes(&config, Some(7));
+        let routes = all(&groups);
+        assert_eq!(ignored, []);
+        for (index, route) in routes.iter().enumerate() {
+            assert!(routes[..index].iter().all(|it| it.key() != route.key()), "{route:?}");
         }
     }
 }

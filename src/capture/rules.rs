@@ -5,29 +5,31 @@ use alloc::vec::Vec;
 
 use super::routes::Group;
 use super::rule::{FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, Rule};
+use super::uplinks::default_prefix;
 use super::{OURS, V4, V6, family_of};
 use crate::config::{Config, Host, MARK_MASK, NonTcp, Quic};
 use crate::dns;
 use crate::net::IpNet;
-use crate::rewrite::Path;
 
 // Priorities, from `rule_priority` on.
 
-const LEAVES_TUN: u32 = 6;
-const MARKED: u32 = 7;
-const FAKE: u32 = 8;
-const LOCAL: u32 = 9;
-const DEVICES: u32 = 10;
-const NO_DEVICE: u32 = 11;
-const NOT_CLIENTS: u32 = 12;
-const CLIENTS: u32 = 13;
-const NO_CLIENT: u32 = 14;
-const CAPTURE: u32 = 15;
-const MAIN_FIRST: u32 = 16;
-const CAPTURED: u32 = 17;
-const LEFT_ALONE: u32 = 18;
-const REJECTED: u32 = 19;
-const END: u32 = 20;
+const LEAVES_TUN: u32 = 0;
+const SELF_ONLY: u32 = 1;
+const NOT_SELF: u32 = 2;
+const MARKED: u32 = 3;
+const FAKE: u32 = 4;
+const LOCAL: u32 = 5;
+const DEVICES: u32 = 6;
+const NO_DEVICE: u32 = 7;
+const NOT_CLIENTS: u32 = 8;
+const CLIENTS: u32 = 9;
+const NO_CLIENT: u32 = 10;
+const CAPTURE: u32 = 11;
+const MAIN_FIRST: u32 = 12;
+const CAPTURED: u32 = 13;
+const LEFT_ALONE: u32 = 14;
+const REJECTED: u32 = 15;
+const END: u32 = 16;
 
 /// The rule behind all others, P + this.
 pub const LAST_RULE: u32 = END;
@@ -42,38 +44,38 @@ const UDP: u8 = 17;
 const HTTPS: u16 = 443;
 
 /// The rules that lead to these routes, in the order to add them: the capture last, so that neither our
-/// own connections nor local networks are captured meanwhile.
-pub fn rules(config: &Config, path: Path, tun: &str, groups: &[Group]) -> Vec<Rule> {
+/// own connections nor local networks are captured meanwhile. Where `is_self_only`, of what the machine itself sends.
+pub fn rules(config: &Config, is_self_only: bool, tun: &str, groups: &[Group]) -> Vec<Rule> {
     let mut all = Vec::new();
     for family in [V4, V6] {
-        let captures_in = |table| groups.iter().any(|it| it.table() == table && it.captures(family));
-        let captures = captures_in(config.table);
-        if !captures && !captures_in(config.table.saturating_add(1)) {
+        if !groups.iter().any(|group| group.captures(family)) {
             continue;
         }
         let mut rules = Rules { config, family, all: &mut all };
         rules.add(END, FR_ACT_NOP); // a jump needs its target
-        if path == Path::Express {
-            rules.deliver(tun);
-        }
         rules.goto(LEAVES_TUN, END).device(tun);
+        if is_self_only {
+            rules.add(MARKED, FR_ACT_NOP);
+            rules.goto(SELF_ONLY, MARKED).device(SELF);
+            rules.goto(NOT_SELF, END);
+        }
         if config.mark != 0 {
             rules.goto(MARKED, END).marked(config.mark);
             rules.goto(MARKED, END).marked(config.exempt_mark());
         }
-        if captures {
-            rules.spare_proxies();
-            for range in config.dns.fake_ranges().filter(|range| family_of(*range) == family) {
-                rules.lookup(FAKE, config.table).dst = Some(range);
-            }
-            if config.dns.spares_own() {
-                for protocol in [TCP, UDP] {
-                    rules.goto(FAKE, END).device(SELF).of(protocol, Some((dns::PORT, dns::PORT)));
-                }
-            }
-            rules.select();
-            rules.capture();
+        rules.spare_proxies();
+        for range in config.dns.fake_ranges().filter(|range| family_of(*range) == family) {
+            rules.lookup(FAKE, config.table).dst = Some(range);
         }
+        if config.dns.spares_own() {
+            for protocol in [TCP, UDP] {
+                rules.goto(FAKE, END).device(SELF).of(protocol, Some((dns::PORT, dns::PORT)));
+            }
+        }
+        if !is_self_only {
+            rules.select();
+        }
+        rules.capture();
     }
     all
 }
@@ -86,18 +88,6 @@ struct Rules<'a> {
 }
 
 impl Rules<'_> {
-    /// Express path: the ways to and from our sockets.
-    fn deliver(&mut self, tun: &str) {
-        let (deliver, guard) = (self.config.table.saturating_add(1), self.config.table.saturating_add(2));
-        let mark = self.config.deliver_mark();
-        self.lookup(0, MAIN).but_default().marked(mark).device(SELF);
-        self.lookup(1, guard).marked(mark).device(SELF);
-        self.goto(2, END).marked(mark).device(SELF);
-        self.lookup(3, deliver).marked(mark);
-        self.lookup(4, MAIN).but_default().device(tun);
-        self.lookup(5, guard).device(tun);
-    }
-
     /// A proxy within the LAN: what it sends from this address would come back to it for ever. (From another one, or
     /// on this machine, it still does.)
     fn spare_proxies(&mut self) {
@@ -212,7 +202,7 @@ impl Rule {
     }
 
     fn but_default(&mut self) -> &mut Self {
-        self.suppress = 0;
+        self.suppress = default_prefix(self.family).into();
         self
     }
 

@@ -1,8 +1,9 @@
 //! What the kernel's notifications mean to what we have set up.
 
 use super::link::{self, RTM_DELADDR, RTM_DELLINK, RTM_NEWLINK};
-use super::route::{RTM_DELROUTE, Route};
+use super::route::{RTM_DELROUTE, RTM_NEWROUTE, Route};
 use super::rule::{RTM_DELRULE, Rule};
+use super::uplinks::concerns;
 use super::{Desired, LOOPBACK, netlink};
 
 /// What happened to our configuration.
@@ -11,6 +12,8 @@ pub enum Event {
     /// Somebody took down the TUN or deleted something of ours: restore it. If that fails since the TUN is on its way
     /// out, `Gone` follows.
     Restore,
+    /// Somebody else's routes have changed.
+    Network,
     /// The TUN doesn't exist any more.
     Gone,
 }
@@ -33,8 +36,11 @@ pub fn judge(notifications: &[u8], tun: u32, desired: &Desired) -> Option<Event>
             RTM_DELRULE => Rule::parse(body).is_some_and(|rule| desired.rules.contains(&rule)),
             _ => false,
         };
+        let is_route = matches!(received.kind, RTM_NEWROUTE | RTM_DELROUTE);
         if lost {
             event = Some(Event::Restore);
+        } else if event.is_none() && is_route && concerns(body) {
+            event = Some(Event::Network);
         }
     }
     event
@@ -44,17 +50,17 @@ pub fn judge(notifications: &[u8], tun: u32, desired: &Desired) -> Option<Event>
 mod tests {
     use alloc::vec::Vec;
 
+    use super::super::Path;
     use super::*;
     use crate::capture::netlink::Message;
     use crate::config::Config;
-    use crate::rewrite::Path;
 
     const TUN: u32 = 7;
     const UP: u32 = 1;
 
     fn desired() -> Desired {
         let text = "config tcp-over-http main\noption auto_route 1\nlist upstream http://192.0.2.1\n";
-        Desired::new(&Config::from_uci(text).unwrap(), Path::Rewrite, "toh0", Some(TUN))
+        Desired::new(&Config::from_uci(text).unwrap(), Path::Relay, "toh0", Some(TUN))
     }
 
     /// What a notification of this kind and with this body means.

@@ -17,15 +17,15 @@ macro_rules! choices {
 }
 
 choices! {
-    /// How connections get from the client to the listener.
+    /// How a client's connection gets to the proxy.
     PathChoice {
-        /// By the express path if it works here, else by rewriting.
+        /// As the first that works here.
         #[default]
         Auto = "auto",
-        /// By the express path.
-        Express = "express",
-        /// By rewriting.
-        Rewrite = "rewrite",
+        /// The kernel forwards the client's own.
+        Forward = "forward",
+        /// The daemon relays it.
+        Relay = "relay",
     }
 
     /// When a client's connection is accepted.

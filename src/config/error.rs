@@ -81,6 +81,8 @@ pub enum ConfigErrorKind {
     ProbeInterval,
     /// Upstream connections would be captured.
     Loop,
+    /// The forward path without the mark that it needs.
+    Forward,
     /// Domains to resolve directly, and nobody to ask.
     NoDirectServer,
     /// A network has addresses of another one.
@@ -158,6 +160,7 @@ impl fmt::Display for ConfigError {
             ConfigErrorKind::SameName(name) => write!(f, "two upstreams have the name '{name}'"),
             ConfigErrorKind::ProbeInterval => f.write_str("probe_interval: less than 30 seconds (0: none)"),
             ConfigErrorKind::Loop => f.write_str("mark: upstream connections would be captured without one"),
+            ConfigErrorKind::Forward => f.write_str("path: 'forward' needs a mark"),
             ConfigErrorKind::NoDirectServer => f.write_str("direct_domain: needs a direct_server"),
             ConfigErrorKind::Overlap { option, other } => write!(f, "{option}: overlaps {other}"),
             ConfigErrorKind::AboveLimit { option, limit } => write!(f, "{option}: more than {limit}"),

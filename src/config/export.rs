@@ -4,13 +4,10 @@ use core::fmt::{self, Write};
 
 use super::options::{Spec, ValueType};
 use super::values::{boolean, number};
-use super::{Config, MARK_MASK, table};
+use super::{Config, table};
 
 /// Assignments for a shell to evaluate, a variable for each option of the main section that is no secret: `tun='toh0'`.
 /// Booleans are 0 or 1, numbers are decimal, and of a list each value is a line.
-///
-/// Two more: `mark_mask`, [`MARK_MASK`] in hexadecimal, and `deliver_mark`, [`Config::deliver_mark`], which is empty
-/// without a `mark`.
 pub struct Shell<'a>(pub &'a Config);
 
 /// The options of both sections as JSON: `{"main":[...],"upstream":[...]}`, each an object with `name`, `type`
@@ -37,11 +34,7 @@ impl fmt::Display for Shell<'_> {
             }
             f.write_str("'\n")?;
         }
-        write!(f, "mark_mask='{MARK_MASK:#010x}'\ndeliver_mark='")?;
-        if self.0.mark != 0 {
-            write!(f, "{:#010x}", self.0.deliver_mark())?;
-        }
-        f.write_str("'\n")
+        Ok(())
     }
 }
 
@@ -103,22 +96,14 @@ mod tests {
     #[test]
     fn values_for_a_shell() {
         let text = shell("");
-        for line in [
-            "tun='toh0'",
-            "ipv6='1'",
-            "route=''",
-            "dns_server='1.1.1.1\n9.9.9.9'",
-            "deliver_mark='0x75000000'",
-        ] {
+        for line in ["tun='toh0'", "ipv6='1'", "route=''", "dns_server='1.1.1.1\n9.9.9.9'"] {
             assert!(text.contains(&format!("\n{line}\n")), "{line}");
         }
         assert!(!text.contains("upstream") && !text.contains("hunter2"));
         let text = shell(
             "option zone \"it's\"\noption ipv6 off\noption max_flows 0x40\nlist port 80\nlist port 8000-8999\noption mark 0",
         );
-        for line in
-            ["zone='it'\\''s'", "ipv6='0'", "max_flows='64'", "port='80\n8000-8999'", "deliver_mark=''"]
-        {
+        for line in ["zone='it'\\''s'", "ipv6='0'", "max_flows='64'", "port='80\n8000-8999'"] {
             assert!(text.contains(&format!("\n{line}\n")), "{line}");
         }
     }

@@ -15,7 +15,7 @@ use super::error::{ConfigError, ConfigErrorKind, Fault, Origin};
 use super::given::Given;
 use super::options::Spec;
 use super::sections::{Sections, UpstreamSection};
-use super::{table, values};
+use super::{PathChoice, table, values};
 use crate::net::IpNet;
 use crate::upstream::choice::MAX_PROXIES;
 
@@ -167,6 +167,13 @@ fn check(main: &Given, config: &mut Config) -> Result<(), Fault> {
     check_upstreams(main, config)?;
     if config.mark == 0 && config.captures() {
         return Err((main.origin("mark"), ConfigErrorKind::Loop));
+    }
+    match config.path {
+        PathChoice::Forward if config.mark == 0 => {
+            return Err((main.origin("path"), ConfigErrorKind::Forward));
+        }
+        PathChoice::Auto if config.mark == 0 => config.path = PathChoice::Relay,
+        _ => {}
     }
     let (flows, dials) = (config.max_flows, config.max_dials);
     config.max_dials = at_most(main, "max_dials", dials, "max_flows", flows)?;

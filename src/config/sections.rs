@@ -8,9 +8,9 @@ use super::draft::Draft;
 use super::error::{ConfigErrorKind, Fault, Origin};
 use super::given::Given;
 use super::options::Spec;
-use super::table;
 use super::uci::{self, Position, Statement, Word};
 use super::upstream::UpstreamConfig;
+use super::{table, values};
 use crate::http::connect::Request;
 
 /// Names that no upstream may have: the main section's, and what `use` takes besides names.
@@ -47,7 +47,7 @@ impl Sections {
         let mut result = Ok(());
         // None: one that is wrong.
         let mut current = None;
-        for statement in uci::parse(text) {
+        for statement in uci::parse(values::without_mark(text)) {
             let read = match statement {
                 Err(error) => Err((Origin::File(error.at), ConfigErrorKind::Syntax(error.kind))),
                 Ok(Statement::Package { name }) if name.text == b"tcp-over-http" => Ok(()),

@@ -6,8 +6,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::{Ipv6Addr, SocketAddr};
 
+use super::MARK_MASK;
 use super::host::Host;
-use super::{MARK_MASK, TABLES};
 use crate::dns;
 use crate::http::{auth, field};
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
@@ -127,12 +127,17 @@ pub fn cidr(text: &str) -> Result<IpNet, &'static str> {
     if net.is_network() { Ok(net) } else { Err("has bits set behind its prefix") }
 }
 
+/// A file's text behind the byte order mark that some editors put in front.
+pub fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
+}
+
 /// Adds the networks in `text`, the file at `path`: one a line, `#` begins a comment.
 ///
 /// # Errors
 /// `PATH:LINE: the line ...`
 pub fn networks(path: &str, text: &[u8], nets: &mut Vec<IpNet>) -> Result<(), String> {
-    for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
+    for (index, line) in without_mark(text).split(|&byte| byte == b'\n').enumerate() {
         let line = line.split(|&byte| byte == b'#').next().unwrap_or_default().trim_ascii();
         if line.is_empty() {
             continue;
@@ -178,14 +183,10 @@ pub fn socket(path: &str) -> Result<String, &'static str> {
     if valid { Ok(path.to_owned()) } else { Err("is not an absolute path of at most 107 bytes") }
 }
 
-/// The first of [`TABLES`], none the kernel's own: 0 unspecified, 253 default, 254 main, 255 local (rtnetlink.h).
+/// A routing table that is not the kernel's own: 0 unspecified, 253 default, 254 main, 255 local (rtnetlink.h).
 pub fn table(text: &str) -> Result<u32, &'static str> {
-    number(text)
-        .filter(|first| {
-            let last = first.checked_add(TABLES - 1);
-            *first > 0 && last.is_some_and(|last| last < 253 || *first > 255)
-        })
-        .ok_or("is not the first of 3 tables to use (1-250, 256-4294967293)")
+    let usable = number(text).filter(|table| !matches!(table, 0 | 253..=255));
+    usable.ok_or("is not a table to use (1-252, 256-4294967295)")
 }
 
 pub fn mark(text: &str) -> Result<u32, &'static str> {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::report::document::Form;
 use crate::settings::{DEFAULT_FILE, Settings};
-use tcp_over_http::config::{OPTIONS, Spec, Unit, ValueType};
+use tcp_over_http::config::{OPTIONS, Spec, UPSTREAM_OPTIONS, Unit, ValueType};
 
 /// What the doctor has the proxies connect to.
 const TARGET: &str = "example.com";
@@ -196,6 +196,7 @@ const COMMANDS: &str = "  tcp-over-http run [--leave-blocked] [OPTION]...
   tcp-over-http config --shell [OPTION]...
                                      the options' values, as assignments for a shell
   tcp-over-http config --json        the options themselves, as JSON
+  tcp-over-http config --help        the same for people
   tcp-over-http --version | --help";
 
 /// What is to be said of all options.
@@ -223,6 +224,10 @@ impl fmt::Display for Help {
         )?;
         for spec in OPTIONS {
             writeln!(f, "  {}\n        {}", Usage(spec), spec.help)?;
+        }
+        f.write_str("\nOptions of a section `config upstream` of the file:\n")?;
+        for spec in UPSTREAM_OPTIONS {
+            writeln!(f, "  {}\n        {}", spec.name, spec.help)?;
         }
         write!(f, "\n{NOTES}\n")
     }

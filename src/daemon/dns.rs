@@ -33,7 +33,8 @@ use std::rc::Rc;
 use std::task::{self, Poll};
 
 use tcp_over_http::config::{Config, DnsMode, Host};
-use tcp_over_http::dns::{BadQuery, Domains, Name, Query, local_reply};
+use tcp_over_http::dns::{BadQuery, Budgets, Domains, Name, Query, Reply, is_time_server, local_reply};
+use tcp_over_http::net::ClientKey;
 use tcp_over_http::packet::Tuple;
 use tcp_over_http::time::Instant;
 use tokio::net::TcpStream;
@@ -62,6 +63,7 @@ pub struct Dns {
     direct_domains: Domains,
     direct: Rc<DirectResolver>,
     proxies: RefCell<Proxies>,
+    budgets: RefCell<Budgets>,
 }
 
 /// The proxies' own names (not those below them), and who resolves them: they cannot be resolved through the proxies.
@@ -116,6 +118,7 @@ impl Dns {
             direct_domains: domains(&dns.direct_domains)?,
             direct: Rc::new(DirectResolver::new(&responder, &dns.direct_servers, config.mark)),
             proxies: RefCell::new(proxies(config, &responder)?),
+            budgets: RefCell::default(),
             responder,
         })))
     }
@@ -179,9 +182,9 @@ impl Dns {
         self.fake.as_ref().map_or(0, |fake| fake.table().len())
     }
 
-    /// What a client means that connects to this address.
-    pub fn meaning(&self, address: IpAddr) -> Meaning {
-        self.fake.as_ref().map_or(Meaning::Address, |fake| fake.meaning(address))
+    /// What `client` means by connecting to this address.
+    pub fn meaning(&self, address: IpAddr, client: ClientKey) -> Meaning {
+        self.fake.as_ref().map_or(Meaning::Address, |fake| fake.meaning(address, client))
     }
 
     /// Answers the query in a datagram that was captured on its way along `tuple`.
@@ -192,6 +195,12 @@ impl Dns {
     /// Answers a query, at once or later.
     fn ask(&self, message: &[u8], client: Client) {
         self.responder.count(|counters| counters.queries += 1);
+        let now = self.responder.context.now();
+        if let Some(source) = client.source()
+            && !self.budgets.borrow_mut().take(ClientKey::of(source), now)
+        {
+            return self.responder.count(|counters| counters.limited += 1);
+        }
         let query = match Query::parse(message) {
             Ok(query) => query,
             Err(BadQuery::Answer(reply)) => return self.responder.send(&client, &reply),
@@ -212,7 +221,11 @@ impl Dns {
         let Some(reply) = fake.or_else(|| local_reply(query)) else {
             return false;
         };
-        self.responder.count(|counters| counters.local += 1);
+        let is_time = matches!(reply, Reply::Address(..)) && is_time_server(query.name());
+        self.responder.count(|counters| {
+            counters.local += 1;
+            counters.time += u32::from(is_time && self.fake.is_some());
+        });
         self.responder.reply(query, client, &reply);
         true
     }

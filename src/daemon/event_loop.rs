@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tcp_over_http::rewrite::Path;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use crate::gateway::Gateway;
@@ -75,8 +74,6 @@ pub struct EventLoop {
     tick: Interval,
     /// Set once a signal has asked to end: when connections are cut off; with true they are, and the loop ends then.
     deadline: Option<(Instant, bool)>,
-    /// While draining: since when no connection has been left.
-    idle_since: Option<Instant>,
     signals: Signals,
 }
 
@@ -89,7 +86,7 @@ impl EventLoop {
         settings: Settings,
         config: Box<Config>,
     ) -> Self {
-        let choice_file = ChoiceFile::new(settings.file_name());
+        let choice_file = ChoiceFile::new(settings.has_file().then(|| settings.file_name()));
         choice_file.apply(&gateway.upstreams());
         Self {
             gateway,
@@ -103,7 +100,6 @@ impl EventLoop {
             buffer: vec![0; ALIGN + MAX_FRAME].into_boxed_slice(),
             tick: every(TICK),
             deadline: None,
-            idle_since: None,
             signals,
         }
     }
@@ -131,13 +127,18 @@ impl EventLoop {
         while self.tick.poll_tick(cx).is_ready() {
             self.gateway.handle_tick(self.gateway.now());
         }
-        while let Poll::Ready(event) = self.capture.poll_event(cx) {
+        while let Poll::Ready(event) = self.poll_capture(cx) {
             match event {
                 capture::Event::Gone => return Poll::Ready(End::TunGone),
                 capture::Event::Reconfigured(result) => self.end_reload(result),
             }
         }
         self.poll_drained()
+    }
+
+    fn poll_capture(&mut self, cx: &mut Context) -> Poll<capture::Event> {
+        let config = self.reload.as_ref().map_or(&self.config, |reload| &reload.new);
+        self.capture.poll_event(cx, config)
     }
 
     fn poll_tun(&mut self, cx: &mut Context) -> Poll<End> {
@@ -299,17 +300,7 @@ impl EventLoop {
     fn poll_drained(&mut self) -> Poll<End> {
         let Some((deadline, is_cut_off)) = self.deadline else { return Poll::Pending };
         let now = Instant::now();
-        if !self.gateway.is_idle() {
-            self.idle_since = None;
-        }
-        // On the express path the kernel may still deliver what relays that have ended gave it: that needs
-        // our rules, and does not show.
-        let settled = match self.capture.path() {
-            Path::Rewrite => Duration::ZERO,
-            Path::Express => FAREWELL,
-        };
-        let idle_since = *self.idle_since.get_or_insert(now);
-        if self.gateway.is_idle() && now >= idle_since + settled || now >= deadline && is_cut_off {
+        if self.gateway.is_idle() || now >= deadline && is_cut_off {
             return Poll::Ready(if self.next.is_some() { End::Restart } else { End::Asked });
         }
         if now >= deadline {

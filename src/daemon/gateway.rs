@@ -16,6 +16,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
+use tcp_over_http::capture::Path;
 use tcp_over_http::config::{Config, ConnectMode};
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::packet::vnet;
@@ -25,6 +26,7 @@ use tcp_over_http::upstream::clients::Clients;
 
 use crate::clock::Clock;
 use crate::dns::Dns;
+use crate::forward::{Forwarder, Taken};
 use crate::gateway::kept::{DialState, Kept, KeptFlows};
 use crate::kernel::self_test::SelfTest;
 use crate::kernel::tun::Tun;
@@ -41,6 +43,7 @@ pub struct Gateway {
     upstreams: RefCell<Rc<Upstreams>>,
     dns: Option<Rc<Dns>>,
     supplies: Supplies,
+    forwarder: Option<Rc<Forwarder>>,
     mode: Cell<ConnectMode>,
     /// What is kept for a flow, by slot.
     kept: RefCell<KeptFlows>,
@@ -59,10 +62,17 @@ pub struct Totals {
     pub moved: Moved,
     /// Flows refused because of what the proxy said.
     pub refused: u64,
+    /// Connections that the kernel carries since.
+    pub forwarded: u64,
+    /// Flows ended to make room for others.
+    pub yielded: u64,
+    /// Flows of other machines: the kernel gives this one's the TUN's address.
+    pub from_lan: u64,
 }
 
 impl Gateway {
     /// A gateway without flows.
+    #[expect(clippy::too_many_arguments, reason = "each is made elsewhere, and needed by the first packet")]
     pub fn new(
         clock: Clock,
         tun: Rc<Tun>,
@@ -70,6 +80,7 @@ impl Gateway {
         upstreams: Rc<Upstreams>,
         dns: Option<Rc<Dns>>,
         supplies: Supplies,
+        forwarder: Option<Rc<Forwarder>>,
         mode: ConnectMode,
     ) -> Self {
         Self {
@@ -80,6 +91,7 @@ impl Gateway {
             upstreams: RefCell::new(upstreams),
             dns,
             supplies,
+            forwarder,
             mode: Cell::new(mode),
             kept: RefCell::default(),
             queue: RefCell::default(),
@@ -87,6 +99,11 @@ impl Gateway {
             totals: Cell::default(),
             clients: RefCell::default(),
         }
+    }
+
+    /// How clients' connections get to proxies.
+    pub const fn path(&self) -> Path {
+        if self.forwarder.is_some() { Path::Forward } else { Path::Relay }
     }
 
     /// The TUN.
@@ -155,7 +172,18 @@ impl Gateway {
             return;
         }
         let header = vnet::Header::parse(header);
+        let taken = self.forwarder.as_ref().map(|forwarder| forwarder.take(header, packet, now));
+        if let Some(Taken::Yes(_)) = taken {
+            return;
+        }
+        let is_anew = matches!(taken, Some(Taken::Restarted(_)));
         let verdict = self.rewriter.borrow_mut().handle(header, packet, now);
+        self.carry_out(verdict, frame, is_anew, now);
+    }
+
+    /// `is_anew`: the sequence numbers that a proxy was told are no longer the client's.
+    fn carry_out(self: &Rc<Self>, verdict: Verdict, frame: &mut [u8], is_anew: bool, now: Instant) {
+        let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() else { return };
         log::trace!("{} bytes: {verdict}", packet.len());
         match verdict {
             Verdict::Forward => self.tun.write(frame),
@@ -164,6 +192,10 @@ impl Gateway {
                 self.keep(slot, Kept::Nothing);
             }
             Verdict::Hold { slot, dial: true } => self.hold(slot, frame, now),
+            // The sequence numbers that the proxy was told are no longer the client's.
+            Verdict::Hold { slot, dial: false } if is_anew => {
+                self.hold(slot, frame, now);
+            }
             Verdict::Hold { slot, dial: false } => self.replace_syn(slot, frame),
             Verdict::Abandoned(slot) => self.keep(slot, Kept::Nothing),
             Verdict::Dns => self.answer_query(packet),
@@ -174,8 +206,7 @@ impl Gateway {
 
     /// A connection has come to the listener.
     pub fn handle_accepted(self: &Rc<Self>, client: TcpStream, peer: SocketAddr, now: Instant) {
-        let local = || client.local_addr().ok().map(|local| (mapped(local.ip()), local.port()));
-        let accepted = self.rewriter.borrow_mut().accept(mapped(peer.ip()), peer.port(), local, now);
+        let accepted = self.rewriter.borrow_mut().accept(mapped(peer.ip()), peer.port(), now);
         let Some(slot) = accepted else {
             log::debug!("accepted {peer}, which belongs to no flow; reset");
             _ = sys::set_resetting(&client);
@@ -210,6 +241,9 @@ impl Gateway {
     pub fn handle_tick(self: &Rc<Self>, now: Instant) {
         self.self_test.tick(&self.tun);
         self.upstreams().tick(&mut |upstream, alarm| self.attend(upstream, alarm));
+        if let Some(forwarder) = &self.forwarder {
+            forwarder.tick(now);
+        }
         if let Some(dns) = &self.dns {
             dns.tick(now);
         }

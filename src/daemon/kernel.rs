@@ -1,6 +1,8 @@
-//! What the kernel is asked for: the TUN, the rules, routes and tables that capture traffic, the listeners.
+//! What the kernel is asked for: the TUN, the rules, routes and tables that capture traffic, the listeners, the
+//! connections that it forwards.
 
 pub mod capture;
+pub mod conntrack;
 pub mod firewall;
 pub mod listener;
 pub mod netlink;

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | packets come in, verdicts are carried out, clients are accepted | `event_loop`, `gateway` |
 //! | traffic is captured | `kernel` |
-//! | proxies open tunnels | `upstream` |
+//! | proxies open tunnels | `upstream`, `forward` |
 //! | bytes are moved | `relay` |
 //! | names are answered | `dns` |
 //! | it is told what to do | `cli`, `settings` |
@@ -15,6 +15,7 @@ mod cli;
 mod clock;
 mod dns;
 mod event_loop;
+mod forward;
 mod gateway;
 mod kernel;
 mod relay;
@@ -32,7 +33,7 @@ use std::{env, fmt, io};
 
 use tcp_over_http::capture::{Owner, Subnets};
 use tcp_over_http::flow::Limits;
-use tcp_over_http::rewrite::{self, Path, Rewriter};
+use tcp_over_http::rewrite::{self, Rewriter};
 use tokio::runtime::{Builder, LocalOptions};
 
 use crate::cli::Command;
@@ -40,7 +41,7 @@ use crate::clock::Clock;
 use crate::dns::{Dns, DnsError};
 use crate::event_loop::{End, EventLoop};
 use crate::gateway::Gateway;
-use crate::kernel::capture::{Capture, CaptureError};
+use crate::kernel::capture::{self, Capture, CaptureError};
 use crate::kernel::route::RouteError;
 use crate::kernel::tun::{Tun, TunError};
 use crate::kernel::{firewall, route};
@@ -48,7 +49,7 @@ use crate::relay::Supplies;
 use crate::relay::pipe::Pipes;
 use crate::relay::poller::Poller;
 use crate::report::document::Form;
-use crate::report::{control, doctor, logger};
+use crate::report::{control, doctor, json, logger};
 use crate::settings::Settings;
 use crate::sys::signals::Signals;
 use crate::upstream::Upstreams;
@@ -60,8 +61,9 @@ const OTHER_FILES: usize = 64;
 const MIN_PIPES: usize = 64;
 
 /// What is needed once all is set up (<linux/capability.h>): `CAP_NET_ADMIN` for rules, routes, marks and nft,
-/// `CAP_NET_BIND_SERVICE` for low ports and `CAP_SYS_RESOURCE` for pipes of their full size, also after a reload.
-const CAPABILITIES: u64 = 1 << 12 | 1 << 10 | 1 << 24;
+/// `CAP_NET_BIND_SERVICE` for low ports and `CAP_SYS_RESOURCE` for pipes of their full size, also after a reload,
+/// `CAP_NET_RAW` for handshakes of another run that takes the place of this one.
+const CAPABILITIES: u64 = 1 << 12 | 1 << 10 | 1 << 24 | 1 << 13;
 
 fn main() -> ExitCode {
     match cli::parse(env::args_os().skip(1), env::var_os(VARIABLE)) {
@@ -69,24 +71,23 @@ fn main() -> ExitCode {
         Ok(Command::Shell(settings)) => print(&Shell(&settings.load_readable())),
         Ok(Command::Options) => print(&Json),
         Ok(Command::Version) => print(&format_args!("{}\n", cli::Version)),
-        Ok(Command::Check(settings)) => match settings.load() {
-            Ok(_) if settings.has_file() => print(&format_args!("{}: ok\n", settings.file_name())),
-            Ok(_) => print(&"ok\n"),
-            Err(error) => fail(&error, error.exit_code()),
-        },
+        Ok(Command::Check(settings)) => check(&settings),
         Ok(Command::Run(settings)) => block_on(run(settings)),
-        Ok(Command::Block(settings)) => result(route::block(&settings.load_readable())),
+        Ok(Command::Block(settings)) => result(capture::block(&settings.load_readable())),
         Ok(Command::Unblock(settings)) => result(unblock(&settings.load_readable())),
         Ok(Command::Ask(settings, request, form)) => {
             let path = settings.load_readable().status_socket;
-            match control::ask(&path, &request, form) {
-                Ok(answer) if answer.is_done || form == Form::Json => match print(&answer.text) {
-                    ExitCode::SUCCESS if answer.is_done => ExitCode::SUCCESS,
-                    _ => ExitCode::FAILURE,
-                },
-                Ok(answer) => fail(&answer.text.trim_end(), 1),
-                Err(error) => fail(&format_args!("no daemon answers at {path}: {error}"), 1),
+            let error = match control::ask(&path, &request) {
+                Ok(answer) if answer.is_done => {
+                    return print(if form == Form::Json { &answer.json } else { &answer.text });
+                }
+                Ok(answer) => answer.text.trim_end().to_owned(),
+                Err(error) => format!("no daemon answers at {path}: {error}"),
+            };
+            if form == Form::Json {
+                print(&json::error(&error));
             }
+            fail(&error, 1)
         }
         Ok(Command::Doctor(settings, target)) => block_on(async move {
             match doctor::examine(&settings, &target).await {
@@ -95,6 +96,21 @@ fn main() -> ExitCode {
             }
         }),
         Err(error) => fail(&format_args!("tcp-over-http: {error}"), 2),
+    }
+}
+
+fn check(settings: &Settings) -> ExitCode {
+    match settings.load() {
+        Ok(config) => {
+            if let Some(warning) = settings::warning(&config) {
+                _ = writeln!(io::stderr(), "warning: {warning}");
+            }
+            match settings.has_file() {
+                true => print(&format_args!("{}: ok\n", settings.file_name())),
+                false => print(&"ok\n"),
+            }
+        }
+        Err(error) => fail(&error, error.exit_code()),
     }
 }
 
@@ -142,6 +158,9 @@ async fn serve(settings: Settings) -> Result<End, StartError> {
     let loaded = settings.load().inspect_err(|_| give_way(&settings.load_readable()));
     let config = Box::new(loaded.map_err(StartError::Config)?);
     logger::init(config.log_level);
+    if let Some(warning) = settings::warning(&config) {
+        log::warn!("{warning}");
+    }
     let (gateway, capture) = set_up(&config).await.inspect_err(|_| give_way(&config))?;
     let ready = format!("{}: listening on port {}, {} path", config.tun, config.listen_port, capture.path());
     if let Err(error) = sys::keep_capabilities(CAPABILITIES) {
@@ -164,7 +183,7 @@ async fn serve(settings: Settings) -> Result<End, StartError> {
         capture.hand_over(&config);
         drop(gateway); // only now the device: its routes would go with it
     } else if matches!(end, End::Asked) || config.on_failure == OnFailure::Direct {
-        capture.remove();
+        capture.remove(&config);
     } else if config.captures() {
         log::warn!("captured traffic is blocked until the next start (on_failure 'block')");
     }
@@ -185,11 +204,13 @@ async fn set_up(config: &Config) -> Result<(Rc<Gateway>, Capture), StartError> {
     let dns = Dns::new(config, dns).map_err(StartError::Dns)?;
     let poller = Poller::new().map_err(StartError::EventLoop)?;
     // Last of what may fail: it undoes itself only until it has succeeded.
-    let capture = Capture::set_up(config, &tun).await.map_err(StartError::Capture)?;
-    let rewriter = Rewriter::new(rewriter_settings(config, capture.path()), limits(config), key);
+    let capture = Capture::set_up(config, &tun, clock, key).await.map_err(StartError::Capture)?;
+    let forwarder = capture.forwarder();
+    let rewriter = Rewriter::new(rewriter_settings(config), limits(config), key);
     let pipes = Pipes::new(pipes, config.pipe_size);
     let supplies = Supplies { pipes, poller };
-    let gateway = Rc::new(Gateway::new(clock, tun, rewriter, upstreams, dns, supplies, config.connect));
+    let gateway =
+        Rc::new(Gateway::new(clock, tun, rewriter, upstreams, dns, supplies, forwarder, config.connect));
     Ok((gateway, capture))
 }
 
@@ -206,10 +227,9 @@ fn reserve_files(flows: usize, others: usize) -> Result<usize, StartError> {
     Ok(pipes)
 }
 
-fn rewriter_settings(config: &Config, path: Path) -> rewrite::Settings {
+fn rewriter_settings(config: &Config) -> rewrite::Settings {
     let Subnets { ipv4, ipv6 } = Subnets::new(config);
     rewrite::Settings {
-        path,
         ipv4,
         ipv6,
         listen_port: config.listen_port,

@@ -75,6 +75,13 @@ impl Settings {
     }
 }
 
+/// What is allowed, but may not work out as it seems to be meant.
+pub fn warning(config: &Config) -> Option<String> {
+    let most = config.too_few_ports(&sysctl::local_ports())?;
+    let max = config.max_flows;
+    Some(format!("max_flows {max}: only {most} connections to the proxies, for net.ipv4.ip_local_port_range"))
+}
+
 /// Reads a whole file.
 fn read_file(path: &str) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();

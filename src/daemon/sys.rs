@@ -1,22 +1,26 @@
 //! Every unsafe call of the daemon, each behind a safe function.
 
 mod epoll;
+mod file;
 mod pipe;
 pub mod process;
+mod raw;
 pub mod signals;
 mod socket;
 mod tun;
 
 pub use epoll::{epoll, epoll_control, epoll_take, watch};
+pub use file::{is_in_memory, replace};
 pub use pipe::{pipe, set_pipe_size, splice, write};
 #[cfg(test)]
 pub use process::unshare_network;
 pub use process::{keep_capabilities, raise_file_limit, set_process_name, with_umask};
+pub use raw::{RawSocket, route_mtu};
 #[cfg(test)]
 pub use socket::option;
 pub use socket::{
     accept, at_urgent_mark, delay_acknowledgement, discard, netlink, receive_inline, set_keepalive,
-    set_lingering, set_mark, set_resetting, set_transparent, shutdown_write, unacknowledged,
+    set_lingering, set_mark, set_resetting, shutdown_write, unacknowledged,
 };
 pub use tun::{
     into_file, set_mtu, set_offload, set_queue_length, set_vnet_header_size, set_vnet_little_endian,

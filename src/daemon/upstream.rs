@@ -3,6 +3,7 @@
 
 pub mod choice_file;
 mod confirm;
+mod connection;
 pub mod dial;
 mod etc_files;
 pub mod exchange;
@@ -14,10 +15,12 @@ pub mod stats;
 pub use tcp_over_http::upstream::Failure;
 pub use tcp_over_http::upstream::choice::Choice;
 
+use crate::forward::{self, Forwarder};
 use crate::sys;
 use crate::upstream::confirm::Worked;
+use crate::upstream::connection::Connection;
 use crate::upstream::dial::{HandshakeError, Reply};
-use crate::upstream::exchange::has_route;
+use crate::upstream::exchange::udp_socket;
 use crate::upstream::proxy::{Account, Proxy, Warning};
 use crate::upstream::resolver::{ResolveError, Resolver};
 use log::{debug, warn};
@@ -40,6 +43,9 @@ use tokio::time::sleep;
 const FAR: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
 
+/// How long after a proxy has closed without an answer it is asked again.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// A tunnel that a proxy has opened.
 #[derive(Debug)]
 pub struct Opened {
@@ -49,6 +55,22 @@ pub struct Opened {
     pub leftover: Vec<u8>,
     /// Of the proxy that it leads through.
     pub account: Rc<Account>,
+}
+
+/// How a connection to a proxy came about.
+pub enum Carried {
+    /// By a socket of ours: it has to be relayed.
+    Relayed(Opened),
+    /// In the client's own name: the kernel carries it.
+    Forwarded,
+}
+
+/// A client whose connection may be forwarded.
+pub struct Client<'a> {
+    /// What forwards it.
+    pub forwarder: &'a Rc<Forwarder>,
+    /// Its SYN, as it came from the TUN.
+    pub syn: &'a RefCell<Box<[u8]>>,
 }
 
 /// All proxies of the configuration.
@@ -110,24 +132,53 @@ impl Upstreams {
         }
     }
 
-    /// Has a proxy open a tunnel to `target`. Must run within a tokio `LocalRuntime` or `LocalSet`.
+    /// Has a proxy open a tunnel to `target`. One that closes before it answers may have no place for one more just now:
+    /// if no other opens the tunnel, they are asked once more. Must run within a tokio `LocalRuntime` or `LocalSet`.
     ///
     /// # Errors
     /// [`Failure`]: the refusal of the one that answered, or the most telling failure of all of them.
     pub async fn open(&self, target: Target<'_>) -> Result<Opened, Failure> {
-        let attempt = RefCell::new(Attempt::new(target));
-        self.open_next(&attempt, target).await
+        match self.carry(target, None).await? {
+            Carried::Relayed(opened) => Ok(opened),
+            Carried::Forwarded => Err(Failure::BadTarget), // nobody's client
+        }
     }
 
-    /// Asks the proxies that this attempt has not asked yet, one after the other, until one has opened a tunnel.
-    async fn open_next(&self, attempt: &RefCell<Attempt>, target: Target<'_>) -> Result<Opened, Failure> {
+    /// As [`open`](Self::open), in the name of `client` where that can be.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn carry(&self, target: Target<'_>, client: Option<Client<'_>>) -> Result<Carried, Failure> {
+        let attempt = RefCell::new(Attempt::new(target));
+        self.carry_next(&Dial { attempt: &attempt, target: &target }, client.as_ref(), true).await
+    }
+
+    /// Asks the proxies that this dial has not asked yet, one after the other, until one has opened a tunnel. If all
+    /// have closed and it `may_repeat`, it asks them again.
+    async fn carry_next(
+        &self,
+        dial: &Dial<'_>,
+        client: Option<&Client<'_>>,
+        may_repeat: bool,
+    ) -> Result<Carried, Failure> {
+        let mut is_again = false;
         loop {
-            let Some(asked) = self.choice().next(&mut attempt.borrow_mut(), self.now()) else {
-                return Err(attempt.borrow().failure());
+            let asked = self.choice().next(&mut dial.attempt.borrow_mut(), self.now());
+            let Some(asked) = asked else {
+                let failure = dial.attempt.borrow().failure();
+                if is_again || !may_repeat || failure != Failure::Closed {
+                    return Err(failure);
+                }
+                is_again = true;
+                Box::pin(sleep(PAUSE)).await;
+                dial.attempt.replace(Attempt::new(*dial.target));
+                continue;
             };
+            let proxy = &self.proxies[asked.index];
+            proxy.count(|stats| stats.retried = stats.retried.wrapping_add(is_again.into()));
             let is_connected = Cell::new(false);
-            let mut ask = pin!(self.ask(asked.index, target, &is_connected));
-            let hedge = self.choice().hedge(&attempt.borrow(), asked);
+            let mut ask = pin!(self.ask(asked.index, dial.target, client, &is_connected));
+            let hedge = self.choice().hedge(&dial.attempt.borrow(), asked);
             let answer = match hedge {
                 None => Some(ask.as_mut().await),
                 Some(ms) => {
@@ -141,13 +192,13 @@ impl Upstreams {
                 }
             };
             match answer {
-                Some(Ok(opened)) => return Ok(opened),
-                Some(Err(failure)) => self.failed(attempt, asked, failure),
+                Some(Ok(carried)) => return Ok(carried),
+                Some(Err(failure)) => self.failed(dial, asked, failure),
                 None => {
                     // Boxed: few dials come here, and all would have room for it.
-                    let race = Box::pin(self.race(attempt, target, ask.as_mut(), asked));
-                    if let Some(opened) = race.await {
-                        return Ok(opened);
+                    let race = Box::pin(self.race(dial, ask.as_mut(), asked));
+                    if let Some(carried) = race.await {
+                        return Ok(carried);
                     }
                 }
             }
@@ -155,36 +206,36 @@ impl Upstreams {
     }
 
     /// Lets a proxy that takes long to connect go on, and asks the next ones beside it: the first tunnel wins.
+    /// They are asked from sockets, as the client's name can be used once only.
     async fn race(
         &self,
-        attempt: &RefCell<Attempt>,
-        target: Target<'_>,
-        mut ask: Pin<&mut dyn Future<Output = Result<Opened, Failure>>>,
+        dial: &Dial<'_>,
+        mut ask: Pin<&mut dyn Future<Output = Result<Carried, Failure>>>,
         asked: Asked,
-    ) -> Option<Opened> {
+    ) -> Option<Carried> {
         debug!("upstream {}: connects slowly; another one is asked", self.proxies[asked.index].account.name);
         // Boxed: it is of the kind that this is a part of.
-        let mut others: Pin<Box<dyn Future<Output = Result<Opened, Failure>>>> =
-            Box::pin(self.open_next(attempt, target));
+        let mut others: Pin<Box<dyn Future<Output = Result<Carried, Failure>>>> =
+            Box::pin(self.carry_next(dial, None, false));
         let (mut has_failed, mut have_others_failed) = (false, false);
         poll_fn(|cx| {
             if !has_failed && let Poll::Ready(answer) = ask.as_mut().poll(cx) {
                 match answer {
-                    Ok(opened) => return Poll::Ready(Some(opened)),
-                    Err(failure) => self.failed(attempt, asked, failure),
+                    Ok(carried) => return Poll::Ready(Some(carried)),
+                    Err(failure) => self.failed(dial, asked, failure),
                 }
                 has_failed = true;
             }
             if !have_others_failed && let Poll::Ready(answer) = others.as_mut().poll(cx) {
-                if let Ok(opened) = answer {
+                if let Ok(carried) = answer {
                     if !has_failed {
                         self.choice().overtaken(asked);
                     }
-                    return Poll::Ready(Some(opened));
+                    return Poll::Ready(Some(carried));
                 }
                 have_others_failed = true;
             }
-            match attempt.borrow().is_over() || has_failed && have_others_failed {
+            match dial.attempt.borrow().is_over() || has_failed && have_others_failed {
                 true => Poll::Ready(None),
                 false => Poll::Pending,
             }
@@ -192,8 +243,8 @@ impl Upstreams {
         .await
     }
 
-    fn failed(&self, attempt: &RefCell<Attempt>, asked: Asked, failure: Failure) {
-        self.choice().failed(&mut attempt.borrow_mut(), asked, failure, self.now());
+    fn failed(&self, dial: &Dial<'_>, asked: Asked, failure: Failure) {
+        self.choice().failed(&mut dial.attempt.borrow_mut(), asked, failure, self.now());
     }
 
     /// The proxies, for what is known of them.
@@ -215,15 +266,19 @@ impl Upstreams {
     async fn ask(
         &self,
         index: usize,
-        target: Target<'_>,
+        target: &Target<'_>,
+        client: Option<&Client<'_>>,
         is_connected: &Cell<bool>,
-    ) -> Result<Opened, Failure> {
+    ) -> Result<Carried, Failure> {
         let proxy = &self.proxies[index];
-        let request = proxy.request.bytes(target).map_err(|_| Failure::BadTarget)?;
+        let request = proxy.request.bytes(*target).map_err(|_| Failure::BadTarget)?;
         proxy.count(|stats| stats.attempts = stats.attempts.wrapping_add(1));
         let begun = Instant::now();
-        let stream = match self.connect(index).await {
-            Ok(stream) => stream,
+        let begin = |address| client?.begin(&request, address);
+        // Boxed: the wait for an answer, which is longer, needs no room for it.
+        let reach = Box::pin(self.reach(index, &begin));
+        let connection = match reach.await {
+            Ok(connection) => connection,
             Err((failure, error)) => {
                 match failure {
                     Failure::Exhausted => proxy.warn(Warning::Exhausted, format_args!("{error}")),
@@ -236,14 +291,18 @@ impl Upstreams {
             }
         };
         is_connected.set(true);
-        match dial::handshake(&stream, request, self.reply_timeout).await {
-            Ok(reply) => self.answered(index, target, begun, stream, reply),
+        match connection.handshake(request, self.reply_timeout).await {
+            Ok(reply) => self.answered(index, *target, begun, connection, reply),
             Err(HandshakeError::TimedOut) => {
                 proxy.failed(Warning::TimedOut, format_args!("no answer in time"));
                 Err(Failure::TimedOut)
             }
             Err(HandshakeError::Closed) => {
                 proxy.failed(Warning::Closed, format_args!("closed before it answered"));
+                Err(Failure::Closed)
+            }
+            Err(HandshakeError::CutOff) => {
+                proxy.failed(Warning::Closed, format_args!("closed within its answer"));
                 Err(Failure::BadReply)
             }
             Err(HandshakeError::Garbage(error)) => {
@@ -253,11 +312,24 @@ impl Upstreams {
         }
     }
 
-    /// Connects to one of the addresses of the proxy of this index, the one that worked last first.
+    /// Connects to one of the addresses of the proxy of this index with a socket.
     ///
     /// # Errors
     /// Its name has no address, or what the last address said; and what that means.
     pub async fn connect(&self, index: usize) -> Result<TcpStream, (Failure, io::Error)> {
+        match self.reach(index, &|_| None).await? {
+            Connection::Socket(stream) => Ok(stream),
+            // Nobody's client.
+            Connection::Packets(_) => Err((Failure::BadTarget, io::ErrorKind::InvalidInput.into())),
+        }
+    }
+
+    /// Connects to one of the proxy's addresses, the one that worked last first; where `begin` has begun, by that.
+    async fn reach(
+        &self,
+        index: usize,
+        begin: &dyn Fn(SocketAddr) -> Option<forward::Attempt>,
+    ) -> Result<Connection, (Failure, io::Error)> {
         let proxy = &self.proxies[index];
         let addresses = match proxy.addresses().await {
             Ok(addresses) => addresses,
@@ -270,27 +342,32 @@ impl Upstreams {
         let mut last = (Failure::Unreachable, io::Error::from(io::ErrorKind::NotFound));
         for &ip in addresses.iter().cycle().skip(first).take(addresses.len()) {
             let begun = Instant::now();
-            match dial::connect(SocketAddr::new(ip, proxy.port), self.mark, self.connect_timeout).await {
-                Ok(stream) => {
+            let address = SocketAddr::new(ip, proxy.port);
+            match Connection::connect(address, begin(address), self.mark, self.connect_timeout).await {
+                Ok(connection) => {
                     self.choice().connected(index, ip, millis(begun));
-                    return Ok(stream);
+                    return Ok(connection);
                 }
                 Err(error) => {
                     debug!("upstream {}: {ip}: {error}", proxy.account.name);
-                    let is_silent = error.kind() == io::ErrorKind::TimedOut;
-                    let failure = match is_exhausted(&error) {
-                        true => Failure::Exhausted,
-                        false if is_silent => Failure::Unanswered,
-                        false => Failure::Unreachable,
+                    let failure = match error.kind() {
+                        _ if is_exhausted(&error) => Failure::Exhausted,
+                        io::ErrorKind::TimedOut => Failure::Unanswered,
+                        _ => Failure::Unreachable,
                     };
-                    last = (failure, error);
-                    if failure == Failure::Exhausted {
+                    // The next address has other ports, but no more of all else.
+                    let ends =
+                        failure == Failure::Exhausted && error.raw_os_error() != Some(libc::EADDRNOTAVAIL);
+                    if failure == Failure::Exhausted || last.0 != Failure::Exhausted {
+                        last = (failure, error);
+                    }
+                    if ends {
                         return Err(last);
                     }
                 }
             }
         }
-        if !self.has_route(&addresses) {
+        if last.0 != Failure::Exhausted && !self.has_route(&addresses) {
             last.0 = Failure::UplinkDown;
         }
         Err(last)
@@ -298,7 +375,7 @@ impl Upstreams {
 
     /// Whether the kernel knows a way to any of these.
     fn has_route(&self, addresses: &[IpAddr]) -> bool {
-        addresses.iter().any(|&ip| has_route(ip, self.mark))
+        addresses.iter().any(|&ip| udp_socket(SocketAddr::new(ip, 9), self.mark).is_ok())
     }
 
     /// Tells what a proxy's answer means, and readies the tunnel.
@@ -307,9 +384,9 @@ impl Upstreams {
         index: usize,
         target: Target<'_>,
         begun: Instant,
-        stream: TcpStream,
+        connection: Connection,
         reply: Reply,
-    ) -> Result<Opened, Failure> {
+    ) -> Result<Carried, Failure> {
         let proxy = &self.proxies[index];
         let (latency, status) = (millis(begun), reply.status);
         proxy.count(|stats| stats.answered(status, latency));
@@ -328,12 +405,33 @@ impl Upstreams {
             return Err(Failure::Refused { status });
         }
         self.note_worked(target);
+        let stream = match connection {
+            Connection::Socket(stream) => stream,
+            Connection::Packets(attempt) => {
+                attempt.keep();
+                return Ok(Carried::Forwarded);
+            }
+        };
         // Only now: refused connections, of which a port scan makes many, are spared these calls.
         let _ = stream.set_nodelay(true);
         if self.keepalive != 0 {
             let _ = sys::set_keepalive(&stream, self.keepalive);
         }
-        Ok(Opened { stream, leftover: reply.leftover, account: Rc::clone(&proxy.account) })
+        let account = Rc::clone(&proxy.account);
+        Ok(Carried::Relayed(Opened { stream, leftover: reply.leftover, account }))
+    }
+}
+
+/// A connection's way through the proxies.
+struct Dial<'a> {
+    attempt: &'a RefCell<Attempt>,
+    target: &'a Target<'a>,
+}
+
+impl Client<'_> {
+    /// Begins to ask the proxy at `address` in its name, if that can be.
+    fn begin(&self, request: &[u8], address: SocketAddr) -> Option<forward::Attempt> {
+        self.forwarder.begin(&mut self.syn.borrow_mut(), request, address)
     }
 }
 
@@ -344,8 +442,8 @@ fn millis(since: Instant) -> u32 {
 
 /// Whether this machine, not the proxy, is why there is no socket.
 fn is_exhausted(error: &io::Error) -> bool {
-    use libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
-    matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM))
+    use libc::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    matches!(error.raw_os_error(), Some(EADDRNOTAVAIL | EMFILE | ENFILE | ENOBUFS | ENOMEM))
 }
 
 /// The configured mark, if this process may set it: it needs CAP_NET_ADMIN, and qemu-user does not know it.

@@ -4,13 +4,16 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::wire::header::Rcode;
 use super::wire::message::Kind;
-use super::wire::name::MAX_NAME;
+use super::wire::name::{MAX_NAME, NameRef};
 use super::wire::query::Query;
 use super::wire::reply::Reply;
 use super::wire::reverse::Reverse;
 
 /// TTL of special names: they never change, but our rules might.
 const TTL: u32 = 600;
+
+const NCSI: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(131, 107, 255, 255), Ipv6Addr::new(0xfd3e, 0x4f5a, 0x5b81, 0, 0, 0, 0, 1));
 
 /// What a special name is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,10 +26,12 @@ enum Special {
     Localhost,
     /// Has no IPv6 address, by which clients learn that there is no NAT64 here (RFC 7050).
     Ipv4Only,
+    /// Has the addresses that Windows expects when it probes names (NCSI).
+    Ncsi,
 }
 
 /// Names that must not be asked for on the Internet, nor any name below them; [reversed](super::name::NameRef::reversed).
-const SPECIAL: [(&[u8], Special); 9] = [
+const SPECIAL: [(&[u8], Special); 12] = [
     (b"\x09localhost", Special::Localhost),
     // RFC 6761 section 6.4.
     (b"\x07invalid", Special::Nonexistent),
@@ -43,6 +48,11 @@ const SPECIAL: [(&[u8], Special); 9] = [
     (b"\x04arpa\x08ipv4only", Special::Ipv4Only),
     // Tells browsers to use the network's resolver, as it decides how connections are routed.
     (b"\x03net\x13use-application-dns", Special::Nonexistent),
+    // The same for iCloud Private Relay ("Prepare your network for iCloud Private Relay", Apple).
+    (b"\x03com\x06icloud\x04mask", Special::Nonexistent),
+    (b"\x03com\x06icloud\x07mask-h2", Special::Nonexistent),
+    // With other addresses Windows says that there is no Internet.
+    (b"\x03com\x08msftncsi\x03dns", Special::Ncsi),
 ];
 
 /// The reply to a query that needs no resolver: special names, and questions that we refuse.
@@ -58,6 +68,18 @@ pub fn local_reply(query: &Query<'_>) -> Option<Reply<'static>> {
         }
     }
     Reverse::parse(name).is_some_and(|reverse| reverse.is_private()).then_some(Reply::NoSuchName(TTL))
+}
+
+/// Whether a name looks like that of a time server, whose UDP no HTTP proxy carries: `time1.example.com`, `ntp-1.example.com`
+/// and all in `pool.ntp.org`.
+pub fn is_time_server(name: NameRef<'_>) -> bool {
+    let mut buffer = [0; MAX_NAME];
+    if name.reversed(&mut buffer).starts_with(b"\x03org\x03ntp\x04pool") {
+        return true;
+    }
+    let first = name.labels().next().unwrap_or_default().to_ascii_lowercase();
+    let behind = first.strip_prefix(b"ntp").or_else(|| first.strip_prefix(b"time"));
+    behind.is_some_and(|rest| !rest.first().is_some_and(u8::is_ascii_alphabetic)) && name.labels().count() > 2
 }
 
 /// Why a question is refused, whatever its name.
@@ -80,6 +102,8 @@ fn special_reply(special: Special, kind: Kind) -> Reply<'static> {
         (Special::Localhost, Kind::A) => Reply::Address(IpAddr::V4(Ipv4Addr::LOCALHOST), TTL),
         (Special::Localhost, Kind::AAAA) => Reply::Address(IpAddr::V6(Ipv6Addr::LOCALHOST), TTL),
         (Special::Ipv4Only, Kind::A) => Reply::Address(IpAddr::V4(Ipv4Addr::new(192, 0, 0, 170)), TTL),
+        (Special::Ncsi, Kind::A) => Reply::Address(IpAddr::V4(NCSI.0), TTL),
+        (Special::Ncsi, Kind::AAAA) => Reply::Address(IpAddr::V6(NCSI.1), TTL),
         (_, Kind::ANY) => Reply::Any,
         _ => Reply::NoData(TTL),
     }
@@ -87,6 +111,7 @@ fn special_reply(special: Special, kind: Kind) -> Reply<'static> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::wire::name::Name;
     use super::super::wire::query::tests::query;
     use super::*;
 
@@ -104,6 +129,9 @@ mod tests {
         assert_eq!(local("localhost", Kind::ANY), Some(Reply::Any));
         assert_eq!(local("ipv4only.arpa", Kind::A), address("192.0.0.170"));
         assert_eq!(local("ipv4only.arpa", Kind::AAAA), Some(Reply::NoData(TTL)));
+        assert_eq!(local("dns.msftncsi.com", Kind::A), address("131.107.255.255"));
+        assert_eq!(local("DNS.msftncsi.com", Kind::AAAA), address("fd3e:4f5a:5b81::1"));
+        assert_eq!(local("dns.msftncsi.com", Kind::HTTPS), Some(Reply::NoData(TTL)));
         assert_eq!(local("_dns.resolver.arpa", Kind::SVCB), Some(Reply::NoData(TTL)));
         for name in [
             "x.invalid",
@@ -112,6 +140,8 @@ mod tests {
             "x.alt",
             "tv.home.arpa",
             "use-application-dns.net",
+            "mask.icloud.com",
+            "mask-h2.icloud.com",
             "1.1.168.192.in-addr.arpa",
             "lb._dns-sd._udp.0.0.10.in-addr.arpa",
             "d.f.ip6.arpa",
@@ -127,8 +157,38 @@ mod tests {
             "dns.net",
             "8.8.8.8.in-addr.arpa",
             "2.ip6.arpa",
+            "icloud.com",
+            "mask-api.icloud.com",
+            "www.msftncsi.com",
         ] {
             assert_eq!(local(name, Kind::A), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn time_servers_are_known_by_their_names() {
+        let is_one = |name: &str| is_time_server(Name::new(name).unwrap().as_ref());
+        for name in [
+            "0.openwrt.pool.ntp.org",
+            "pool.NTP.org",
+            "time.windows.com",
+            "Time1.google.com",
+            "time-ios.apple.com",
+            "ntp.ubuntu.com",
+            "ntp2.aliyun.com",
+        ] {
+            assert!(is_one(name), "{name}");
+        }
+        for name in [
+            "time.com",
+            "www.time.com",
+            "times.example.com",
+            "timeline.example.com",
+            "ntp.org",
+            "www.ntp.org",
+            "pool.example.org",
+        ] {
+            assert!(!is_one(name), "{name}");
         }
     }
 

@@ -3,32 +3,31 @@
 use alloc::vec::Vec;
 use core::net::Ipv6Addr;
 
-use heapless::index_map::FnvIndexMap;
-
 use super::{
-    CLOSING_IDLE, FIN_BOTH, FIN_CLIENT, FIN_LISTENER, Flow, LINGER, NatSource, OPENING_IDLE, Side, Slot,
-    State,
+    CLOSING_IDLE, FIN_BOTH, Flow, IDLE_SAFE, LINGER, NatSource, OPENED_SAFE, OPENING_IDLE, Side, Slot, State,
 };
+use crate::flow::clients::{Client, Clients, Group, Identity};
 use crate::flow::nat::{NatSources, Turn};
 use crate::net::Family;
-use crate::packet::{Change, FIN, RST, Tuple};
+use crate::packet::reject::Reject;
+use crate::packet::{Change, Segment, Tuple};
 use crate::siphash::{self, Key};
 use crate::slots::Slots;
 use crate::time::Instant;
 
 /// The most slots a table can have.
 pub const MAX_FLOWS: u16 = 65_000;
-/// Most clients that can have held flows at a time.
-const MAX_HOLDERS: usize = 512;
+/// Of so many established flows of a client, those that were looked at the longest ago, the most silent one yields.
+const SAMPLE: usize = 8;
 
 /// Why a new flow was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// No slot is free.
+    /// No slot is free, and none is to be had from a client with more.
     TableFull,
-    /// Too many flows are held.
+    /// Too many flows are being opened, and no client opens more than this one.
     TooManyHeld,
-    /// Too many flows of this client are held.
+    /// Too many flows of this client are being opened, all for a short time yet.
     TooManyHeldByClient,
 }
 
@@ -37,9 +36,9 @@ pub enum Refusal {
 pub struct Limits {
     /// Slots, at most [`MAX_FLOWS`].
     pub flows: u16,
-    /// Held flows in all.
+    /// Flows that are being opened, held ones and opening ones, in all.
     pub held: u16,
-    /// Held flows of one client address.
+    /// The same of one client.
     pub held_per_client: u16,
 }
 
@@ -77,7 +76,9 @@ pub struct FlowTable {
     nat: NatSources,
     /// How many flows are in each state.
     counts: [u16; 6],
-    holders: FnvIndexMap<[u8; 16], u16, MAX_HOLDERS>,
+    clients: Clients,
+    /// The flow that has yielded to the last new one.
+    yielded: Option<Slot>,
 }
 
 impl FlowTable {
@@ -93,7 +94,8 @@ impl FlowTable {
             limits,
             key,
             counts: [0; 6],
-            holders: FnvIndexMap::new(),
+            clients: Clients::new(limits.flows, key),
+            yielded: None,
         }
     }
 
@@ -132,7 +134,7 @@ impl FlowTable {
     }
 
     /// A new flow for the SYN of a client, held. A flow of the same tuple makes way: it lives on if it is
-    /// live, but no packet finds it any more.
+    /// live, but no packet finds it any more. Another flow may have yielded: [`FlowTable::take_yielded`] tells.
     ///
     /// `change` works out what the translation to the NAT source will change in checksums.
     ///
@@ -145,16 +147,24 @@ impl FlowTable {
         now: Instant,
         change: impl FnOnce(NatSource) -> Change,
     ) -> Result<Slot, Refusal> {
-        if self.count(State::Held) >= self.limits.held {
-            return Err(Refusal::TooManyHeld);
+        let identity = Identity::from(tuple.source);
+        let mut yielding = self.yielding_opened(self.clients.find(identity), now)?;
+        let (slot, turn) = match self.vacant(now) {
+            Some(vacant) => vacant,
+            None if self.first(State::Closed).is_some() => return Err(Refusal::TableFull),
+            None => {
+                let client = self.clients.find(identity);
+                let slot = yielding.or_else(|| self.yielding_any(client, now)).ok_or(Refusal::TableFull)?;
+                yielding = Some(slot);
+                let turn = self.nat.next(slot.0, self.get(slot).turn, now).ok_or(Refusal::TableFull)?;
+                (slot, turn)
+            }
+        };
+        if let Some(slot) = yielding {
+            self.remove(slot, now);
+            self.end(slot, now);
         }
-        let holder = tuple.source.octets();
-        let count = self.holders.get(&holder).copied().unwrap_or(0);
-        if count >= self.limits.held_per_client {
-            return Err(Refusal::TooManyHeldByClient);
-        }
-        let (slot, turn) = self.vacant(now).ok_or(Refusal::TableFull)?;
-        self.holders.insert(holder, count + 1).map_err(|_| Refusal::TooManyHeld)?;
+        self.yielded = yielding;
         match slot.0 < self.slots.len() {
             true => {
                 self.unhash(slot);
@@ -177,7 +187,10 @@ impl FlowTable {
             nat,
             state: State::Held,
             finished: 0,
+            refused: None,
+            client: self.clients.take(slot.0, identity),
             isn,
+            expected: isn.wrapping_add(1),
             since: now.stamp(),
             last_syn: now.stamp(),
             turn,
@@ -193,6 +206,12 @@ impl FlowTable {
         Ok(slot)
     }
 
+    /// The flow that has yielded to the last new one: what is kept for it is to go. Asked at once; its slot may be that
+    /// of the new one.
+    pub const fn take_yielded(&mut self) -> Option<Slot> {
+        self.yielded.take()
+    }
+
     /// The client repeats the SYN of a held flow. True if it is a new attempt (another sequence number),
     /// which takes the old one's place.
     pub fn repeat(&mut self, slot: Slot, isn: u32, now: Instant) -> bool {
@@ -200,7 +219,7 @@ impl FlowTable {
         flow.last_syn = now.stamp();
         let new = flow.isn != isn;
         if new {
-            flow.isn = isn;
+            (flow.isn, flow.expected) = (isn, isn.wrapping_add(1));
             flow.since = now.stamp();
         }
         new
@@ -232,9 +251,9 @@ impl FlowTable {
         }
     }
 
-    /// The flow's relay has ended, or nobody will accept it any more, and no packet of it is to be expected.
-    pub fn end(&mut self, slot: Slot, now: Instant) {
-        if matches!(self.get(slot).state, State::Opening | State::Live) {
+    /// No packet of the flow is to be expected any more.
+    fn end(&mut self, slot: Slot, now: Instant) {
+        if matches!(self.get(slot).state, State::Opening | State::Live | State::Closing) {
             self.enter(slot, State::Closed, now);
         }
     }
@@ -247,17 +266,37 @@ impl FlowTable {
         }
     }
 
-    /// Notes a translated packet of the flow with TCP `flags`.
-    pub fn note(&mut self, slot: Slot, side: Side, flags: u8, now: Instant) {
-        let flow = &mut self.flows[slot.index()];
-        if flags & RST != 0 {
-            flow.finished = FIN_BOTH;
-        } else if flags & FIN != 0 {
-            flow.finished |= if side == Side::Client { FIN_CLIENT } else { FIN_LISTENER };
+    /// Forgets a held flow whose client is refused; its SYN, should it come again soon, is to be refused again.
+    pub fn refuse(&mut self, slot: Slot, reject: Reject, now: Instant) {
+        if self.get(slot).state == State::Held {
+            self.enter(slot, State::Closed, now);
+            self.flows[slot.index()].refused = Some(reject);
         }
+    }
+
+    /// Notes a translated packet of the flow.
+    #[inline] // into each packet's way
+    pub fn note(&mut self, slot: Slot, side: Side, segment: &Segment, now: Instant) {
+        let flow = &mut self.flows[slot.index()];
+        if !flow.note(side, segment) {
+            return;
+        }
+        match flow.state {
+            State::Live => flow.since = now.stamp(),
+            State::Closing => {
+                let next = if flow.finished == FIN_BOTH { State::Closed } else { State::Closing };
+                self.enter(slot, next, now);
+            }
+            _ => {}
+        }
+    }
+
+    /// The kernel has no connection any more for the flow.
+    pub fn finish(&mut self, slot: Slot, now: Instant) {
+        let flow = &mut self.flows[slot.index()];
+        flow.finished = FIN_BOTH;
         if flow.state == State::Closing {
-            let next = if flow.finished == FIN_BOTH { State::Closed } else { State::Closing };
-            self.enter(slot, next, now);
+            self.enter(slot, State::Closed, now);
         }
     }
 
@@ -308,6 +347,38 @@ impl FlowTable {
         Some((slot, turn))
     }
 
+    /// The flow that yields to one that `client` is about to open, if too many are being opened.
+    fn yielding_opened(&self, client: Option<Client>, now: Instant) -> Result<Option<Slot>, Refusal> {
+        let opened = self.clients.opened(client);
+        let (from, refusal) = if self.count(State::Held) + self.count(State::Opening) >= self.limits.held {
+            let most = self.clients.most_opened();
+            (donor(client, opened, most, self.clients.opened(most)), Refusal::TooManyHeld)
+        } else if opened >= self.limits.held_per_client {
+            (client, Refusal::TooManyHeldByClient)
+        } else {
+            return Ok(None);
+        };
+        let oldest = from.and_then(|from| self.clients.first(from, Group::Opened)).map(Slot);
+        let is_safe = |slot| from == client && self.get(slot).since.age(now) < OPENED_SAFE;
+        oldest.filter(|slot| !is_safe(*slot)).map(Some).ok_or(refusal)
+    }
+
+    /// The flow that yields to one that `client` is about to open in a full table: the one that has been silent the
+    /// longest, more or less.
+    fn yielding_any(&mut self, client: Option<Client>, now: Instant) -> Option<Slot> {
+        let most = self.clients.most();
+        let from = donor(client, self.clients.all(client), most, self.clients.all(most))?;
+        let age = |table: &Self, slot: u16| table.get(Slot(slot)).since.age(now);
+        let mut found = self.clients.first(from, Group::Opened).map(|slot| (age(self, slot), slot));
+        for _ in 0..SAMPLE {
+            let Some(slot) = self.clients.first(from, Group::Established) else { break };
+            self.clients.put_last(slot, from, Group::Established);
+            found = found.max(Some((age(self, slot), slot)));
+        }
+        let (age, slot) = found?;
+        (Some(from) != client || age >= IDLE_SAFE).then_some(Slot(slot))
+    }
+
     /// The flow that has been in `state` for the longest time.
     fn first(&self, state: State) -> Option<Slot> {
         self.slots.first(state as u16).map(Slot)
@@ -318,13 +389,8 @@ impl FlowTable {
         let flow = &mut self.flows[slot.index()];
         let was = core::mem::replace(&mut flow.state, state);
         flow.since = now.stamp();
-        if was == State::Held {
-            let holder = flow.tuple.source.octets();
-            match self.holders.get_mut(&holder) {
-                Some(count) if *count > 1 => *count -= 1,
-                _ => _ = self.holders.swap_remove(&holder),
-            }
-        }
+        let client = flow.client;
+        self.clients.enter(slot.0, client, was, state);
         self.counts[was as usize] -= 1;
         self.counts[state as usize] += 1;
         self.slots.move_to_back(slot.0, state as u16);
@@ -355,4 +421,10 @@ impl FlowTable {
             Family::V6 => siphash::hash(self.key, &[a, b, c, d, e, f, g, h, ports]),
         }
     }
+}
+
+/// Who gives way to a client that has so many, if `most` has the most: that one, unless it would then have fewer, and
+/// otherwise the client itself.
+fn donor(client: Option<Client>, has: u16, most: Option<Client>, has_most: u16) -> Option<Client> {
+    if has_most > has + 1 { most } else { client }
 }

@@ -2,12 +2,12 @@
 
 use core::net::Ipv6Addr;
 
-use super::{DropReason, Path, Rewriter, Settings, Verdict};
+use super::{DropReason, Rewriter, Settings, Verdict};
 use crate::dns;
-use crate::flow::{Flow, NatSource, Side, Slot, State};
+use crate::flow::{NatSource, Side, Slot, State};
 use crate::net::Family;
 use crate::packet::reject::Reject;
-use crate::packet::{self, ACK, Change, ChecksumState, FIN, Packet, RST, SYN, Transport, Tuple};
+use crate::packet::{self, ACK, Change, ChecksumState, FIN, Packet, RST, SYN, Segment, Transport, Tuple};
 use crate::packet::{datagram, vnet};
 use crate::time::Instant;
 
@@ -65,19 +65,19 @@ impl Rewriter {
         state: ChecksumState,
         now: Instant,
     ) -> Result<Verdict, DropReason> {
-        let (flags, sequence) = (packet.flags(), packet.sequence());
+        let segment = packet.segment();
+        let Segment { flags, sequence, .. } = segment;
         let is_syn = flags & (SYN | ACK | RST | FIN) == SYN;
         if let Some(slot) = self.flows.find(tuple) {
             let flow = self.flows.get(slot);
+            if is_syn && let Some(reject) = flow.refusal(sequence, now) {
+                return Ok(Verdict::Reject(reject));
+            }
             let takes_back = flags & RST != 0 && sequence == flow.isn().wrapping_add(1);
             match flow.state() {
                 State::Held if is_syn => {
-                    let new = self.flows.repeat(slot, sequence, now);
-                    return if new {
-                        Ok(Verdict::Hold { slot, dial: false })
-                    } else {
-                        Err(DropReason::Repeated)
-                    };
+                    self.flows.repeat(slot, sequence, now);
+                    return Ok(Verdict::Hold { slot, dial: false });
                 }
                 State::Held if takes_back => {
                     self.flows.remove(slot, now);
@@ -85,23 +85,20 @@ impl Rewriter {
                 }
                 State::Held => return Err(DropReason::Unexpected),
                 // The client uses its port again: a new flow, with a NAT source of its own.
-                State::Closing | State::Closed if is_syn && sequence != flow.isn() => {}
+                State::Closed if is_syn && sequence != flow.isn() => {}
                 // The same of a flow whose connection has ended, though the relay has yet to learn it, or still has
-                // bytes for the server: the next connection must not be accepted in its name. On the express path
-                // a SYN comes here only if the kernel has no more than a TIME_WAIT for the last one.
-                State::Opening | State::Live
-                    if is_syn
-                        && sequence != flow.isn()
-                        && (self.settings.path == Path::Express || flow.is_finished()) => {}
-                was if self.passes(flow, now) => {
-                    if self.settings.path == Path::Rewrite {
-                        let new = self.translated(flow.nat, packet.family()).ok_or(DropReason::Ipv6Off)?;
-                        packet.translate(&new, flow.change, state);
-                    }
+                // bytes for the server: the next connection must not be accepted in its name. Of one that has not, only
+                // the kernel knows: its answer makes a client that has forgotten the connection reset it (RFC 5961
+                // section 4).
+                State::Opening | State::Live | State::Closing
+                    if is_syn && sequence != flow.isn() && flow.is_finished() => {}
+                was if flow.is_translated(now) => {
+                    let new = self.translated(flow.nat, packet.family()).ok_or(DropReason::Ipv6Off)?;
+                    packet.translate(&new, flow.change, state);
                     if flags & SYN != 0 {
                         packet.clamp_mss(self.max_mss(packet.family()), state);
                     }
-                    self.flows.note(slot, Side::Client, flags, now);
+                    self.flows.note(slot, Side::Client, &segment, now);
                     if was == State::Opening && takes_back {
                         self.close(slot, now);
                         return Ok(Verdict::ForwardAbandoned(slot));
@@ -140,16 +137,22 @@ impl Rewriter {
         state: ChecksumState,
         now: Instant,
     ) -> Result<Verdict, DropReason> {
-        let flags = packet.flags();
+        let segment = packet.segment();
+        let flags = segment.flags;
         let Some(slot) = self.find_nat(tuple.destination, tuple.destination_port, now) else {
             return unknown(tuple.destination, flags);
         };
         let flow = self.flows.get(slot);
+        if flags & SYN != 0 && segment.acknowledgement != flow.isn().wrapping_add(1) {
+            // It answers a later SYN: its connection has ended without a word. The client's next one is a new flow.
+            self.flows.finish(slot, now);
+            return unknown(tuple.destination, flags);
+        }
         packet.translate(&flow.tuple.reversed(), flow.change.reversed(), state);
         if flags & SYN != 0 {
             packet.clamp_mss(self.max_mss(packet.family()), state);
         }
-        self.flows.note(slot, Side::Listener, flags, now);
+        self.flows.note(slot, Side::Listener, &segment, now);
         Ok(Verdict::Forward)
     }
 
@@ -177,17 +180,6 @@ impl Rewriter {
         let new = self.translated(flow.nat, packet.family()).ok_or(DropReason::Ipv6Off)?;
         packet.translate_icmp_error(&new.reversed(), new.source, new.destination);
         Ok(Verdict::Forward)
-    }
-
-    /// Whether a packet from the flow's client is given to the kernel. On the express path it comes here if
-    /// the kernel has no socket for it (yet): that is right for a SYN that is sent again, and for the
-    /// router's own connections, of which all packets are routed to the TUN; once the flow is over, only a
-    /// RST is left to say.
-    fn passes(&self, flow: &Flow, now: Instant) -> bool {
-        match self.settings.path {
-            Path::Rewrite => flow.is_translated(now),
-            Path::Express => matches!(flow.state(), State::Opening | State::Live),
-        }
     }
 
     /// The flow with the NAT source `address` and `port`, if it is translated.

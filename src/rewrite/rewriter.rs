@@ -3,11 +3,12 @@
 use core::net::Ipv6Addr;
 
 use super::token_bucket::TokenBucket;
-use super::{Counters, Path, Settings, Verdict};
+use super::{Counters, DropReason, Settings, Verdict};
 use crate::flow::subnet::Subnet;
 use crate::flow::{Flow, FlowTable, Limits, Slot, State};
 use crate::net::Family;
-use crate::packet::{Tuple, vnet};
+use crate::packet::reject::Reject;
+use crate::packet::vnet;
 use crate::siphash::Key;
 use crate::time::Instant;
 
@@ -17,13 +18,13 @@ use crate::time::Instant;
 /// use tcp_over_http::flow::{Limits, subnet::Subnet};
 /// use tcp_over_http::net::Ipv4Net;
 /// use tcp_over_http::packet::{Packet, SYN, Tuple, builder, vnet};
-/// use tcp_over_http::rewrite::{Path, Rewriter, Settings, Verdict};
+/// use tcp_over_http::rewrite::{Rewriter, Settings, Verdict};
 /// use tcp_over_http::time::Instant;
 ///
 /// let own = Ipv4Net { addr: [10, 45, 39, 1].into(), prefix: 24 };
 /// let ipv4 = Subnet::new(own.to_ipv6_mapped());
 /// let settings =
-///     Settings { path: Path::Rewrite, ipv4, ipv6: None, listen_port: 12_345, mtu: 1500, dns: true, ping: true };
+///     Settings { ipv4, ipv6: None, listen_port: 12_345, mtu: 1500, dns: true, ping: true };
 /// let limits = Limits { flows: 64, held: 16, held_per_client: 16 };
 /// let mut rewriter = Rewriter::new(settings, limits, [1, 2]); // random, in earnest
 ///
@@ -45,7 +46,7 @@ use crate::time::Instant;
 /// let translated = Packet::parse(&mut bytes[..length]).expect("a packet").tuple();
 /// assert_eq!((translated.destination, translated.destination_port), (ipv4.own(), 12_345));
 ///
-/// let accepted = rewriter.accept(translated.source, translated.source_port, || None, now);
+/// let accepted = rewriter.accept(translated.source, translated.source_port, now);
 /// assert_eq!(accepted, Some(slot));
 /// # Ok::<(), std::net::AddrParseError>(())
 /// ```
@@ -130,41 +131,28 @@ impl Rewriter {
         self.flows.remove(slot, now);
     }
 
+    /// Forgets a held flow whose client is refused; the same SYN is refused again for a short time.
+    pub fn refuse(&mut self, slot: Slot, reject: Reject, now: Instant) {
+        self.flows.refuse(slot, reject, now);
+    }
+
+    /// The flow that has yielded to the new one of the last verdict: let go of what was kept for it, before anything is
+    /// kept for the new one, which may have its slot.
+    pub const fn take_yielded(&mut self) -> Option<Slot> {
+        self.flows.take_yielded()
+    }
+
     /// The flow of a connection that the listener has accepted from `address` and `port`, if it waits for
-    /// that; it is live then. `local` tells the connection's own end, and is asked only if need be.
-    pub fn accept(
-        &mut self,
-        address: Ipv6Addr,
-        port: u16,
-        local: impl FnOnce() -> Option<(Ipv6Addr, u16)>,
-        now: Instant,
-    ) -> Option<Slot> {
-        let slot = match self.settings.path {
-            Path::Rewrite => {
-                let slot = self.flows.find_nat(port)?;
-                let nat = self.nat_source(self.flows.get(slot))?;
-                (nat == address).then_some(slot)?
-            }
-            Path::Express => {
-                let (destination, destination_port) = local()?;
-                self.flows.find(&Tuple {
-                    source: address,
-                    destination,
-                    source_port: port,
-                    destination_port,
-                })?
-            }
-        };
-        self.flows.accept(slot, now).then_some(slot)
+    /// that; it is live then.
+    pub fn accept(&mut self, address: Ipv6Addr, port: u16, now: Instant) -> Option<Slot> {
+        let slot = self.flows.find_nat(port)?;
+        let is_it = self.nat_source(self.flows.get(slot))? == address && self.flows.accept(slot, now);
+        is_it.then_some(slot)
     }
 
     /// The flow's relay has ended, or nobody will accept its connection any more.
     pub fn close(&mut self, slot: Slot, now: Instant) {
-        match self.settings.path {
-            Path::Rewrite => self.flows.close(slot, now),
-            // Its packets do not come here, so there are none to wait for.
-            Path::Express => self.flows.end(slot, now),
-        }
+        self.flows.close(slot, now);
     }
 
     /// Ends one flow that has waited too long and returns the state it was in; call until None, every few seconds.
@@ -176,10 +164,17 @@ impl Rewriter {
     pub fn handle(&mut self, header: vnet::Header, bytes: &mut [u8], now: Instant) -> Verdict {
         self.counters.packets += 1;
         self.counters.bytes += bytes.len() as u64;
+        self.handle_again(header, bytes, now)
+    }
+
+    /// The same of a packet that was held meanwhile, and is counted already.
+    pub fn handle_again(&mut self, header: vnet::Header, bytes: &mut [u8], now: Instant) -> Verdict {
         let verdict = self.judge(header, bytes, now).unwrap_or_else(Verdict::Drop);
         match verdict {
             Verdict::Forward | Verdict::ForwardAbandoned(_) => self.counters.forwarded += 1,
-            Verdict::Hold { dial, .. } => self.counters.flows += dial as u64,
+            Verdict::Hold { dial: true, .. } => self.counters.flows += 1,
+            // Of the two SYNs it is the earlier one that is dropped.
+            Verdict::Hold { dial: false, .. } => self.counters.dropped[DropReason::Repeated as usize] += 1,
             Verdict::Dns => self.counters.queries += 1,
             Verdict::Reject(_) => self.counters.rejected += 1,
             Verdict::Drop(reason) => self.counters.dropped[reason as usize] += 1,

@@ -58,7 +58,7 @@ pub enum DropReason {
     Address,
     /// IPv6, which is off.
     Ipv6Off,
-    /// A SYN that is held already.
+    /// A held SYN that has come again, maybe as another: the last one is kept.
     Repeated,
     /// A packet of a held flow that is no SYN.
     Unexpected,
@@ -68,11 +68,11 @@ pub enum DropReason {
     NotTcp,
     /// More errors than may be sent.
     RateLimited,
-    /// SYN: no slot is free.
+    /// SYN: no slot is free, see [`Refusal::TableFull`].
     TableFull,
-    /// SYN: too many are held.
+    /// SYN: too many are being opened, see [`Refusal::TooManyHeld`].
     TooManyDials,
-    /// SYN: too many of this client are held.
+    /// SYN: too many of this client are being opened, see [`Refusal::TooManyHeldByClient`].
     TooManyDialsOfClient,
     /// SYN: the daemon is about to end.
     Draining,

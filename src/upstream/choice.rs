@@ -325,21 +325,22 @@ impl Choice {
         let Some(proxy) = self.proxies.get(index) else { return false };
         let answers_others = proxy.answers != asked.answers;
         match failure {
-            Failure::Refused { .. } | Failure::BadTarget | Failure::Exhausted => return true,
+            Failure::Refused { .. } | Failure::BadTarget => return true,
+            // The next one has other ports.
+            Failure::Exhausted => return false,
             Failure::UplinkDown => {
                 self.route(index, false, now);
                 return false;
             }
-            Failure::TimedOut if answers_others => return true,
-            Failure::BadReply if answers_others => return false,
-            Failure::TimedOut | Failure::BadReply if self.is_doubtful(index, target, now) => return false,
+            _ if !failure.is_ambiguous() => {}
+            _ if answers_others => return failure == Failure::TimedOut,
+            _ if self.is_doubtful(index, target, now) => return false,
             _ => {}
         }
         self.route(index, true, now);
         let Some(proxy) = self.proxies.get_mut(index) else { return false };
         if !proxy.health.is_resting() {
-            let may_be_target = matches!(failure, Failure::TimedOut | Failure::BadReply);
-            proxy.blamed_for = may_be_target.then_some(target);
+            proxy.blamed_for = failure.is_ambiguous().then_some(target);
         }
         proxy.is_wanted = false;
         proxy.known_at = now;

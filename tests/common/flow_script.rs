@@ -6,9 +6,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use arbitrary::Arbitrary;
 use tcp_over_http::flow::{
-    CLOSING_IDLE, Flow, FlowTable, LINGER, Limits, NatSource, OPENING_IDLE, REST, Refusal, Side, Slot, State,
+    CLOSING_IDLE, Flow, FlowTable, IDLE_SAFE, Identity, LINGER, Limits, NatSource, OPENED_SAFE, OPENING_IDLE,
+    REST, Refusal, Side, Slot, State,
 };
-use tcp_over_http::packet::{ACK, Change, FIN, RST, Tuple};
+use tcp_over_http::packet::reject::Reject;
+use tcp_over_http::packet::{ACK, Change, FIN, RST, SYN, Segment, Tuple};
 use tcp_over_http::time::Instant;
 
 /// A table's size, and what is done to it.
@@ -27,14 +29,27 @@ pub struct Script {
 /// Tuples and flows are given by numbers that are taken modulo how many there are.
 #[derive(Clone, Copy, Debug, Arbitrary)]
 pub enum Operation {
-    Open { tuple: u8, isn: u8 },
+    Open {
+        tuple: u8,
+        isn: u8,
+    },
     Release(u8),
     Accept(u8),
     Close(u8),
     Remove(u8),
-    Note { flow: u8, listener: bool, flags: u8 },
+    Refuse(u8),
+    /// A segment so far from where the flow is: mostly there.
+    Note {
+        flow: u8,
+        listener: bool,
+        flags: u8,
+        length: u8,
+        far: i8,
+    },
     Expire,
-    Wait { milliseconds: u16 },
+    Wait {
+        milliseconds: u16,
+    },
     WaitSeconds(u8),
     WaitDays(u8),
 }
@@ -63,9 +78,24 @@ struct Entry {
     state: State,
     found: bool,
     finished: [bool; 2],
+    refused: bool,
     isn: u32,
+    /// The client's next sequence number, as far as the kernel knows.
+    expected: u32,
     since: u64,
     last_syn: u64,
+    /// When it was opened, or had its relay: as a number of operations.
+    entered: u64,
+}
+
+impl Entry {
+    fn is_opened(&self) -> bool {
+        matches!(self.state, State::Held | State::Opening)
+    }
+
+    fn is_established(&self) -> bool {
+        matches!(self.state, State::Live | State::Closing)
+    }
 }
 
 pub struct Model {
@@ -81,6 +111,9 @@ pub struct Model {
     closed: HashMap<(u8, u16), u64>,
     /// How many NAT sources were taken again.
     pub retaken: usize,
+    /// How many flows have yielded.
+    pub yielded: usize,
+    operations: u64,
     /// Where the table's flows lie.
     memory: Option<usize>,
 }
@@ -116,11 +149,14 @@ impl Model {
             over: VecDeque::new(),
             closed: HashMap::new(),
             retaken: 0,
+            yielded: 0,
+            operations: 0,
             memory: None,
         }
     }
 
     pub fn apply(&mut self, operation: Operation) {
+        self.operations += 1;
         match operation {
             Operation::Open { tuple: nth, isn } => {
                 self.open(tuple(nth), isn as u32);
@@ -129,9 +165,11 @@ impl Model {
             Operation::Accept(nth) => self.with(nth, Self::accept),
             Operation::Close(nth) => self.with(nth, Self::close),
             Operation::Remove(nth) => self.with(nth, Self::remove),
-            Operation::Note { flow, listener, flags } => {
-                self.with(flow, |model, nth| model.note(nth, listener, flags))
-            }
+            Operation::Refuse(nth) => self.with(nth, Self::refuse),
+            Operation::Note { flow, listener, flags, length, far } => self.with(flow, |model, nth| {
+                let far = if far % 3 == 0 { 0 } else { (far as i32) << (far as u32 % 24) };
+                model.note(nth, listener, flags, length.into(), far as u32)
+            }),
             Operation::Expire => self.expire(),
             Operation::Wait { milliseconds } => self.now += milliseconds as u64,
             Operation::WaitSeconds(seconds) => self.now += seconds as u64 * 1_000,
@@ -176,7 +214,7 @@ impl Model {
                     assert_eq!(new, entry.isn != isn);
                     entry.last_syn = self.now;
                     if new {
-                        (entry.isn, entry.since) = (isn, self.now);
+                        (entry.isn, entry.expected, entry.since) = (isn, isn.wrapping_add(1), self.now);
                     }
                     return false;
                 }
@@ -185,35 +223,30 @@ impl Model {
             }
         }
 
-        let held = |entry: &&Entry| entry.state == State::Held;
-        let all = self.entries.iter().filter(held).count();
-        let of_client =
-            self.entries.iter().filter(held).filter(|entry| entry.tuple.source == tuple.source).count();
-        let oldest = self.over.front().copied();
-        let is_free = oldest.is_some_and(|nth| self.entries[nth].state == State::Free);
         let unused = self.entries.len();
-        let expected = match oldest {
-            Some(oldest) if is_free => Some(oldest),
-            _ if unused < self.limits.flows as usize => Some(unused),
-            oldest => oldest,
-        };
-
+        let is_full = self.over.is_empty() && unused == self.limits.flows as usize;
         let mut asked = None;
         let result = self.table.open(tuple, isn, now, |nat| {
             asked = Some(nat);
             Change::default()
         });
-        if all >= self.limits.held as usize {
-            assert_eq!(result, Err(Refusal::TooManyHeld));
-            return false;
+        let yielded = self.table.take_yielded();
+        self.check_yielded(tuple.source.into(), result, yielded, is_full);
+        if let Some(yielded) = yielded {
+            let nth = yielded.index();
+            self.entries[nth].found &= self.entries[nth].state != State::Held;
+            self.enter(nth, State::Closed);
+            self.yielded += 1;
         }
-        if of_client >= self.limits.held_per_client as usize {
-            assert_eq!(result, Err(Refusal::TooManyHeldByClient));
-            return false;
-        }
+        let oldest = self.over.front().copied();
+        let is_free = oldest.is_some_and(|nth| self.entries[nth].state == State::Free);
+        let expected = match oldest {
+            Some(oldest) if is_free => Some(oldest),
+            _ if unused < self.limits.flows as usize => Some(unused),
+            oldest => oldest,
+        };
         let Ok(slot) = result else {
-            assert_eq!(result, Err(Refusal::TableFull));
-            if let Some(expected) = expected {
+            if let (Err(Refusal::TableFull), Some(expected)) = (result, expected) {
                 // Only a NAT source that might not have rested is a reason.
                 assert!(expected < unused && !is_free);
                 let ago = self.now - self.entries[expected].since;
@@ -247,15 +280,106 @@ impl Model {
             state: State::Held,
             found: true,
             finished: [false; 2],
+            refused: false,
             isn,
+            expected: isn.wrapping_add(1),
             since: self.now,
             last_syn: self.now,
+            entered: self.operations,
         };
         match self.entries.get_mut(slot.index()) {
             Some(place) => *place = entry,
             None => self.entries.push(entry),
         }
         true
+    }
+
+    /// Whether the right flow has yielded to a client's new one, or none with reason.
+    fn check_yielded(
+        &self,
+        client: Identity,
+        result: Result<Slot, Refusal>,
+        yielded: Option<Slot>,
+        is_full: bool,
+    ) {
+        let is_opened: &dyn Fn(&Entry) -> bool = &Entry::is_opened;
+        let (held, held_per_client) = (self.limits.held as usize, self.limits.held_per_client as usize);
+        let count_all = self.entries.iter().filter(|entry| entry.is_opened()).count();
+        let few = count_all < held.min(held_per_client);
+        let opened = if few { 0 } else { self.count_of(client, is_opened) };
+        let (too_many, of_client) = (count_all >= held, opened >= held_per_client);
+        let of_group = too_many || of_client;
+        if !of_group && !is_full {
+            assert_eq!(yielded, None);
+            assert!(matches!(result, Ok(_) | Err(Refusal::TableFull)));
+            return;
+        }
+        let counted =
+            if of_group { is_opened } else { &|entry: &Entry| entry.is_opened() || entry.is_established() };
+        let has = self.count_of(client, counted);
+        let mut counts: Vec<(Identity, usize)> = Vec::new();
+        for entry in self.entries.iter().filter(|entry| counted(entry)) {
+            let identity = Identity::from(entry.tuple.source);
+            // Many clients have one each in the largest tables: those are not told apart.
+            match counts.iter_mut().take(8).find(|(known, _)| *known == identity) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((identity, 1)),
+            }
+        }
+        let most = counts.iter().map(|(_, count)| *count).max().unwrap_or(0);
+        let from_other = most > has + 1 && (too_many || !of_group);
+        let is_donor = |entry: &Entry| {
+            let identity = Identity::from(entry.tuple.source);
+            match from_other {
+                true => identity != client && self.count_of(identity, counted) == most,
+                false => identity == client,
+            }
+        };
+        let age = |entry: &Entry| self.now - entry.since;
+        let Some(slot) = yielded else {
+            let refusal = match (too_many, of_client) {
+                (true, _) => Refusal::TooManyHeld,
+                (_, true) => Refusal::TooManyHeldByClient,
+                _ => Refusal::TableFull,
+            };
+            // Or else a NAT source has not rested.
+            if result != Err(Refusal::TableFull) {
+                assert_eq!(result, Err(refusal));
+            }
+            if of_group && result == Err(refusal) {
+                assert!(!from_other);
+                let own = self.entries.iter().filter(|entry| entry.is_opened() && is_donor(entry));
+                let oldest = own.min_by_key(|entry| entry.entered);
+                assert!(oldest.is_none_or(|oldest| age(oldest) < OPENED_SAFE as u64));
+            }
+            return;
+        };
+        let entry = &self.entries[slot.index()];
+        assert!(is_donor(entry), "{entry:?} yields to {client:?}");
+        let mut donated = self
+            .entries
+            .iter()
+            .filter(|other| Identity::from(other.tuple.source) == Identity::from(entry.tuple.source));
+        if entry.is_opened() {
+            let older = |other: &Entry| other.is_opened() && other.entered < entry.entered;
+            assert!(!donated.clone().any(older), "not the oldest");
+        }
+        if of_group {
+            assert!(entry.is_opened());
+            assert!(from_other || age(entry) >= OPENED_SAFE as u64);
+        } else {
+            assert!(counted(entry));
+            assert!(from_other || age(entry) >= IDLE_SAFE as u64);
+            if donated.clone().filter(|other| other.is_established()).count() <= 8 {
+                let silent = |other: &Entry| other.is_established() && age(other) > age(entry);
+                assert!(!donated.any(silent), "another is more silent");
+            }
+        }
+    }
+
+    fn count_of(&self, client: Identity, counted: &dyn Fn(&Entry) -> bool) -> usize {
+        let is_it = |entry: &&Entry| Identity::from(entry.tuple.source) == client && counted(entry);
+        self.entries.iter().filter(is_it).count()
     }
 
     pub fn release(&mut self, nth: usize) {
@@ -292,16 +416,41 @@ impl Model {
         }
     }
 
-    /// Notes a packet, if the rewriter would.
-    pub fn note(&mut self, nth: usize, listener: bool, flags: u8) {
+    fn refuse(&mut self, nth: usize) {
+        self.table.refuse(self.entries[nth].slot, Reject::Host, self.instant());
+        if self.entries[nth].state == State::Held {
+            self.entries[nth].refused = true;
+            self.enter(nth, State::Closed);
+        }
+    }
+
+    /// Notes a segment, if the rewriter would.
+    pub fn note(&mut self, nth: usize, listener: bool, flags: u8, length: u32, far: u32) {
         let entry = &mut self.entries[nth];
         let now = Instant::from_millis(self.now);
         if !self.table.get(entry.slot).is_translated(now) {
             return;
         }
-        let flags = flags & (FIN | RST | ACK);
+        let flags = flags & (FIN | RST | ACK | SYN);
         let side = if listener { Side::Listener } else { Side::Client };
-        self.table.note(entry.slot, side, flags, now);
+        let at = entry.expected.wrapping_add(far);
+        let segment = Segment { sequence: at, acknowledgement: at, length, flags };
+        self.table.note(entry.slot, side, &segment, now);
+        match listener {
+            false => {
+                // Nobody who does not know where the flow is changes it.
+                let is_there = (0..=length).any(|known| at.wrapping_add(known) == entry.expected);
+                if flags & SYN != 0 || !is_there || flags & RST != 0 && at != entry.expected {
+                    return;
+                }
+                entry.expected = at.wrapping_add(length);
+            }
+            true if flags & ACK != 0 && far < 1 << 31 => entry.expected = at,
+            true => {}
+        }
+        if entry.state == State::Live {
+            entry.since = self.now;
+        }
         if flags & RST != 0 {
             entry.finished = [true; 2];
         } else if flags & FIN != 0 {
@@ -349,6 +498,9 @@ impl Model {
     fn enter(&mut self, nth: usize, state: State) {
         let entry = &mut self.entries[nth];
         (entry.state, entry.since) = (state, self.now);
+        if state == State::Live {
+            entry.entered = self.operations;
+        }
         if state == State::Closed {
             self.over.push_back(nth);
             self.closed.insert((entry.nat.host, entry.nat.port), self.now);
@@ -370,9 +522,12 @@ impl Model {
                 state: State::Live,
                 found: true,
                 finished: [false; 2],
+                refused: false,
                 isn: 0,
+                expected: 1,
                 since: self.now,
                 last_syn: self.now,
+                entered: 0,
             });
         }
     }
@@ -408,7 +563,7 @@ impl Model {
             assert_eq!(flow.isn(), entry.isn);
             let expected = match entry.state {
                 State::Held | State::Free => false,
-                State::Closed => entry.found && self.now - entry.since < LINGER as u64,
+                State::Closed => entry.found && !entry.refused && self.now - entry.since < LINGER as u64,
                 _ => entry.found,
             };
             assert_eq!(flow.is_translated(self.instant()), expected, "{entry:?}");

@@ -11,7 +11,7 @@ use tcp_over_http::packet::builder::MAX_LEN;
 use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{Packet, Tuple};
-use tcp_over_http::rewrite::{Path, Rewriter, Settings, Verdict};
+use tcp_over_http::rewrite::{Rewriter, Settings, Verdict};
 use tcp_over_http::time::Instant;
 
 use super::packets::{self, SYN, Shape};
@@ -99,7 +99,6 @@ pub fn settings(ipv6: bool, small: bool) -> Settings {
     let own4 = Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: prefix4 };
     let own6 = Ipv6Net { addr: "fd45:39::1".parse().unwrap(), prefix: prefix6 };
     Settings {
-        path: Path::Rewrite,
         ipv4: Subnet::new(own4.to_ipv6_mapped()),
         ipv6: ipv6.then(|| Subnet::new(own6)),
         listen_port: LISTEN_PORT,
@@ -244,7 +243,7 @@ impl Gateway {
     pub fn accept(&mut self, slot: Slot) -> bool {
         let seen = self.translated(slot);
         let opening = self.rewriter.flow(slot).state() == State::Opening;
-        let accepted = self.rewriter.accept(seen.source, seen.source_port, || None, self.now);
+        let accepted = self.rewriter.accept(seen.source, seen.source_port, self.now);
         assert_eq!(accepted, opening.then_some(slot));
         opening
     }
@@ -286,9 +285,11 @@ impl Gateway {
         let tuple = self.rewriter.flow(slot).tuple.reversed();
         let before = packets::tcp(&self.translated(slot).reversed(), shape);
         let mut packet = before.clone();
-        let translated = self.rewriter.flow(slot).is_translated(self.now);
+        let flow = self.rewriter.flow(slot);
+        let answers_another = shape.flags & SYN != 0 && shape.acknowledgement != flow.isn().wrapping_add(1);
+        let passes = flow.is_translated(self.now) && !answers_another;
         let verdict = self.handle(&mut packet, shape);
-        assert_eq!(verdict == Verdict::Forward, translated, "{verdict:?}");
+        assert_eq!(verdict == Verdict::Forward, passes, "{verdict:?}");
         match verdict {
             Verdict::Forward => {
                 let expected = packets::tcp(&tuple, &clamped(&tuple, shape));

@@ -45,8 +45,8 @@ def pytest_collection_modifyitems(items):
         if item.get_closest_marker("long") and os.environ.get("TOH_LONG") != "1":
             item.add_marker(pytest.mark.skip(reason="minutes long: TOH_LONG=1"))
         for mark in item.iter_markers("once"):
-            if PATH != "rewrite":
-                item.add_marker(pytest.mark.skip(reason=f"runs with the rewrite path: {mark.kwargs['why']}"))
+            if PATH != "relay":
+                item.add_marker(pytest.mark.skip(reason=f"runs with the relay path: {mark.kwargs['why']}"))
         for mark in item.iter_markers("native"):
             if emulator.RUNNER:
                 item.add_marker(pytest.mark.skip(reason=f"not under {emulator.RUNNER[0]}: {mark.kwargs['why']}"))

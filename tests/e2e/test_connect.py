@@ -4,12 +4,13 @@ import errno
 import select
 import socket
 import struct
+import time
 
 import pytest
 
 from lab.connections import open_tunnel
 from lab.faultproxy import OK, reply
-from lab.gateway import upstream
+from lab.gateway import is_relayed, upstream
 from lab.netns import (
     CLIENT,
     CLIENT_OTHER,
@@ -24,6 +25,7 @@ from lab.netns import (
     retransmits,
 )
 from lab.wait import WAIT, until
+from lab.wire import PORT, TCP, Wire
 
 SYN_ONLY = "tcp[tcpflags] & (tcp-syn|tcp-ack) = tcp-syn"
 SYN_ONLY_6 = "ip6[53] & 0x12 = 0x02"
@@ -161,6 +163,34 @@ def test_repeated_syn_is_one_connect(gateway, proxy, client, server, capture):
     assert not proxy.pending()
 
 
+def test_refused_syn_is_refused_again(gateway, proxy, client, router, server):
+    """A SYN that comes once more after its refusal, as Linux may send one, is refused, and the proxy is not asked."""
+    daemon = gateway()
+    wire = Wire(client, router, server)
+    syn = wire.ip() / TCP(sport=PORT, dport=80, flags="S", seq=1000)
+    wire.send(syn)
+    proxy.open(reply(502)).close()
+    for _ in range(3):
+        wire.receive(lambda tcp: "R" in tcp.flags)
+        wire.send(syn)
+    wire.receive(lambda tcp: "R" in tcp.flags)
+    assert not proxy.pending()
+    assert daemon.summary()["flows opened"] == 1
+
+
+def test_the_last_syn_is_answered(gateway, proxy, client, router, server):
+    """A client that does without options in a later SYN gets them in no answer, from the one tunnel."""
+    daemon = gateway()
+    wire = Wire(client, router, server)
+    for options in ([("MSS", 1400), ("WScale", 7), ("SAckOK", b"")], [("MSS", 1400)]):
+        wire.send(wire.ip() / TCP(sport=PORT, dport=80, flags="S", seq=1000, options=options))
+    until(lambda: daemon.summary()["dropped repeated_syn"] == 1, "both have come")
+    proxy.open()
+    answer = wire.receive(lambda tcp: tcp.flags == "SA")
+    assert [name for name, _ in answer.options] == ["MSS"]
+    assert not proxy.pending()
+
+
 def test_client_gives_up(gateway, proxy, client, server):
     """A new connection from the same port asks anew, and the old answer is not taken for it."""
     gateway()
@@ -170,7 +200,13 @@ def test_client_gives_up(gateway, proxy, client, server):
     sock.close()
     again = client.begin_connect(server, 443, source, port)
     old.send(OK)
-    if finish_connect(again) == 0:
+    if not is_relayed(server):
+        # In the client's own name, with other numbers: there is nothing left of the old one.
+        far = proxy.open()
+        assert finish_connect(again) == 0
+        again.sendall(b"who")
+        assert far.sock.recv(10) == b"who"
+    elif finish_connect(again) == 0:
         # Either one tunnel serves the new attempt, or a second was asked for; it must be a working one.
         again.sendall(b"who")
         readable, _, _ = select.select([old.sock, proxy.listener], [], [], WAIT)
@@ -236,23 +272,26 @@ def test_syn_flood_leaves_others_working(gateway, proxy, client):
             connection.send(connection.sock.recv(100))
 
     proxy.serve(answer)
+    begun = time.monotonic()
     send_syns(client, CLIENT_OTHER, 5000)
     until(lambda: len(flood) >= 32, "the flood's share of dials")
     for _ in range(20):
         with client.connect(SERVER, 80, source=CLIENT) as sock:
             sock.sendall(b"me too")
             assert sock.recv(100) == b"me too"
-    assert len(flood) == 32
+    # Once a second the oldest may give way.
+    assert 32 <= len(flood) <= 32 * (1 + time.monotonic() - begun)
     assert daemon.summary()["flows held"] == 32
 
 
 def test_dials_are_bounded_in_all(gateway, proxy, client):
-    """With max_dials in flight the next SYN is not answered; when one is done, the client's next try works."""
-    gateway("--max-dials", "4", "--max-dials-per-client", "4")
+    """With max_dials in flight, no client having more than one, the SYN of another is not answered; when one is done, its
+    next try works."""
+    gateway("--max-dials", "2", "--max-dials-per-client", "2")
     waiting = []
     first = []
-    for _ in range(4):
-        waiting.append(client.begin_connect(SERVER, 80))
+    for server in (SERVER, SERVER6):
+        waiting.append(client.begin_connect(server, 80))
         first.append(proxy.accept())
     late = client.begin_connect(SERVER, 81, source=CLIENT_OTHER)
     # Its SYN and at least one repetition come to nothing.
@@ -261,7 +300,7 @@ def test_dials_are_bounded_in_all(gateway, proxy, client):
     for connection in first:
         connection.read_request()
         connection.send(OK)
-    assert [finish_connect(sock) for sock in waiting] == [0] * 4
+    assert [finish_connect(sock) for sock in waiting] == [0] * 2
     proxy.open()
     assert finish_connect(late) == 0
 
@@ -269,9 +308,13 @@ def test_dials_are_bounded_in_all(gateway, proxy, client):
 def test_unknown_flow_gets_a_reset(gateway, proxy, client, server):
     """A connection that the gateway knows nothing of (it was restarted) ends at once instead of hanging."""
     daemon = gateway()
-    sock, _ = open_tunnel(client, proxy, server)
+    sock, connection = open_tunnel(client, proxy, server)
     daemon.kill()
     daemon.start()
-    with pytest.raises(ConnectionResetError):
+    if is_relayed(server):
+        with pytest.raises(ConnectionResetError):
+            sock.sendall(b"anyone there?")
+            sock.recv(1)
+    else:
         sock.sendall(b"anyone there?")
-        sock.recv(1)
+        assert connection.sock.recv(100) == b"anyone there?"

@@ -2,10 +2,12 @@
 
 import pytest
 
+from lab.dnsservers import PORT, dig
 from lab.faultproxy import reply
-from lab.gateway import TABLE, TUN, upstream
+from lab.gateway import PATH, TUN, upstream
 from lab.netns import PROXY, SERVER
 from lab.proxies import StrictSquid
+from lab.wait import until
 
 pytestmark = pytest.mark.native(why="it misses the rules, rightly")
 
@@ -30,6 +32,25 @@ def only(lines, *wanted):
 
 
 @pytest.fixture
+def gateway_unused(gateway):
+    return gateway.unused
+
+
+@pytest.fixture
+def gateway(gateway, client):
+    """One that a client has used already."""
+
+    def start(*options, **more):
+        daemon = gateway(*options, **more)
+        client.begin_connect(SERVER, 443).close()
+        until(lambda: daemon.status()["flows"]["from_lan"] or not more.get("routes", True), "the client's SYN comes")
+        return daemon
+
+    start.unused = gateway
+    return start
+
+
+@pytest.fixture
 def answering(proxy):
     """A proxy that answers each port as told, and others with 200."""
 
@@ -50,9 +71,11 @@ def test_healthy(gateway, answering, target):
     daemon = gateway()
     found = examine(daemon, target)
     assert not found["FAIL"] and not found["warn"], found
-    only(found["ok"], "/dev/net/tun", "daemon answers", "has 10.45.39.1", "has fd45:39::1", "rules and routes",
+    tables = ("the firewall's tables",) if PATH == "forward" else ()
+    only(found["ok"], "/dev/net/tun", "daemon answers", "has 10.45.39.1", "has fd45:39::1", "rules and routes", *tables,
          "ipv4 gets from toh0", "ipv6 gets from toh0", "port 443", "port 80", "port 53", "port 22")
-    assert {connection.target for connection in proxy.connections} == {f"{target}:{port}" for port in (443, 80, 53, 22)}
+    wanted = {f"{target}:{port}" for port in (443, 80, 53, 22)}
+    assert {connection.target for connection in proxy.connections} == wanted | {f"{SERVER}:443"}
 
 
 @pytest.mark.once(why="this check knows no path")
@@ -84,10 +107,11 @@ table inet fw {{
     daemon.wait_log(r"INFO.*ipv4: connections get to the listener again")
 
 
-def test_routes_are_gone(gateway, answering, router):
+def test_routes_are_gone(gateway, answering):
     answering()
     daemon = gateway()
-    router.run("ip", "route", "flush", "table", TABLE)
+    # What is taken away comes back at once: so others than there are.
+    daemon.options = (*daemon.options, "--rule-priority", "1900")
     only(examine(daemon)["FAIL"], "rules and routes are there: somebody")
 
 
@@ -137,6 +161,22 @@ def test_target_is_not_reached(gateway, answering):
 
 
 @pytest.mark.once(why="this check knows no path")
+def test_nothing_is_reached(gateway, answering):
+    """Then no port is well."""
+    answering(port_443=503, port_80=503, port_53=503, port_22=502)
+    found = examine(gateway())
+    only(found["FAIL"], "port 443: status 503: it does not reach the target")
+    only(found["warn"], *(f"{port}: status {status}: it does not reach" for port, status in ((80, 503), (53, 503), (22, 502))))
+
+
+@pytest.mark.once(why="the device knows no path")
+def test_another_instance(gateway_unused):
+    gateway_unused()
+    other = gateway_unused(ready=False)
+    other.wait_log(r"ERROR.*toh0: create it: .*another tcp-over-http")
+
+
+@pytest.mark.once(why="this check knows no path")
 def test_real_squid(gateway, internet, directory):
     """With the ports of its default configuration."""
     StrictSquid(internet, directory)
@@ -156,6 +196,37 @@ def test_ipv6_leaks(gateway, answering):
 
 
 @pytest.mark.once(why="this check knows no path")
+def test_fake_addresses_are_private(gateway, answering, directory):
+    """Chrome's Local Network Access takes fc00::/7 for local, and 198.18.0.0/15 and 2001:2::/48 for public."""
+    answering()
+    options = ("--dns", "fakeip", "--fakeip-file", directory / "names")
+    daemon = gateway(*options)
+    assert not examine(daemon)["warn"]
+    daemon.stop()
+    only(examine(gateway(*options, "--fakeip-range6", "fd45:3a::/64"))["warn"], "fakeip_range6 fd45:3a::/64 is private")
+
+
+@pytest.mark.once(why="how names are answered knows no path")
+def test_time_servers(gateway, answering, directory, router):
+    answering()
+    daemon = gateway("--dns", "fakeip", "--fakeip-file", directory / "names")
+    for name in ("dns.msftncsi.com", "www.example"):
+        dig(router, "127.0.0.1", name, port=PORT)
+    assert not examine(daemon)["warn"]
+    dig(router, "127.0.0.1", "0.openwrt.pool.ntp.org", port=PORT)
+    only(examine(daemon)["warn"], "fake addresses for time servers: their UDP can't go through the proxy")
+
+
+def test_nothing_comes(answering, gateway_unused, router):
+    """The firewall drops what is forwarded, as Docker has it. The machine's own connections are none of a client."""
+    answering()
+    daemon = gateway_unused()
+    router.begin_connect(SERVER, 443).close()
+    until(lambda: daemon.status()["flows"]["opened"], "its own SYN comes")
+    only(examine(daemon)["warn"], "no connection of another machine has come yet")
+
+
+@pytest.mark.once(why="this check knows no path")
 def test_strict_filter(gateway, answering, router):
     answering()
     daemon = gateway()
@@ -164,10 +235,11 @@ def test_strict_filter(gateway, answering, router):
 
 
 @pytest.mark.once(why="this check knows no path")
-def test_loop(gateway, answering, router):
-    """Routes by hand, and no mark."""
+@pytest.mark.parametrize("mark, advice", [("0", "set a mark"), ("0x74000000", "does its network overlap")])
+def test_loop(gateway, answering, router, mark, advice):
+    """Routes by hand, and no mark; or one that is no help."""
     answering()
-    daemon = gateway("--mark", "0", "--path", "rewrite", routes=())
+    daemon = gateway("--mark", mark, "--path", "relay", routes=())
     router.run("ip", "route", "add", PROXY, "dev", TUN)
     found = examine(daemon)
     assert any("connections enter toh0: they would be captured" in line for line in found["FAIL"]), found

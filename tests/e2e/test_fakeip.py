@@ -2,20 +2,27 @@
 
 import errno
 import ipaddress
+import pathlib
 import socket
 import struct
+import subprocess
+import sys
+import tempfile
+import time
 
 import pytest
 
 from lab.connections import assert_carries, open_tunnel
 from lab.dnsservers import ELSEWHERE, ELSEWHERE6, NAME, PORT, Unbound, dig, dig_full, getaddrinfo, query, rcode, with_resolver
-from lab.netns import PLAIN, PROXY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, connecting, finish_connect
+from lab.netns import CLIENT, CLIENT_OTHER, PLAIN, PROXY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, connecting, finish_connect
 from lab.proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
 from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="their rules, and marks")
 
-RANGE, RANGE6 = ipaddress.ip_network("198.18.0.0/15"), ipaddress.ip_network("fd45:3a::/64")
+LAB = pathlib.Path(__file__).parent / "lab"
+ATTACK, LOAD = LAB / "attack.py", LAB / "load.py"
+RANGE, RANGE6 = ipaddress.ip_network("198.18.0.0/15"), ipaddress.ip_network("2001:2::/64")
 
 
 @pytest.fixture
@@ -77,7 +84,7 @@ def test_connect_carries_the_name(fakeip, proxy, client, router, kind, leaks):
     leaks.assert_none()
 
 
-@pytest.mark.parametrize("address", ["198.18.77.77", "198.19.255.254", "fd45:3a::7777", "fd45:3a:0:0:ffff::1"])
+@pytest.mark.parametrize("address", ["198.18.77.77", "198.19.255.254", "2001:2::7777", "2001:2:0:0:ffff::1"])
 def test_an_address_without_a_name_is_refused(fakeip, proxy, client, router, address, leaks):
     fakeip()
     for space in (client, router):
@@ -87,7 +94,7 @@ def test_an_address_without_a_name_is_refused(fakeip, proxy, client, router, add
 
 
 def test_fake_addresses_are_captured_whatever_is_bypassed(fakeip, proxy, client, router, leaks):
-    fakeip("--bypass", "198.18.0.0/16", "--bypass", "198.0.0.0/8", "--bypass", "fd00::/8", routes=())
+    fakeip("--bypass", "198.18.0.0/16", "--bypass", "198.0.0.0/8", "--bypass", "2001::/16", routes=())
     router.run("ip", "route", "add", "198.18.0.0/15", "via", "100.64.0.2")
     for kind in ("A", "AAAA"):
         _near, connection = open_tunnel(client, proxy, resolve(router, NAME, kind)[0], 443)
@@ -290,6 +297,43 @@ def test_more_names_than_the_table_has(fakeip, proxy, client, router):
         assert finish_connect(sock) == 0
 
 
+@pytest.mark.parametrize("hold", [0, 2100], ids=["asks", "holds"])
+@pytest.mark.parametrize("resolver", [ELSEWHERE, ROUTER_LAN], ids=["captured", "dnsmasq"])
+def test_one_client_leaves_names_to_others(fakeip, client, internet, lan, resolver, hold):
+    """One asks for new names without end, and has connections to many; another's new names are good."""
+    far = internet.popen(sys.executable, LOAD, "proxy", PROXY, "3128")
+    fakeip(log_level="info")
+    attacker = client.popen(sys.executable, ATTACK, CLIENT_OTHER, resolver, hold, stdout=subprocess.PIPE, text=True)
+    assert int(attacker.stdout.readline().split()[1]) >= 0.5 * hold
+    good, names = 0, 60
+    with client.enter():
+        asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    asking.bind((CLIENT, 0))
+    asking.settimeout(1)
+    for number in range(names):
+        time.sleep(0.05)
+        reply = ask_again(asking, resolver, query(f"w{number}.corp.example", number=number))
+        if reply:
+            good += client.connect_errno(socket.inet_ntoa(reply[-4:]), 443, source=CLIENT) == 0
+    asking.close()
+    client.stop(attacker)
+    internet.stop(far)
+    assert good >= 0.9 * names, f"{good} of {names}"
+
+
+def ask_again(asking, resolver, message):
+    """The answer, if there is a good one; asks three times, as clients do (dnsmasq refuses queries beyond 150 at once)."""
+    for _ in range(3):
+        asking.sendto(message, (resolver, 53))
+        try:
+            while (reply := asking.recv(1500))[:2] != message[:2]:
+                pass
+            if reply[3] & 15 == 0:
+                return reply
+        except TimeoutError:
+            continue
+
+
 # --- what isn't TCP ---
 
 
@@ -331,6 +375,21 @@ def test_quic_to_fake_addresses_is_refused_at_once(fakeip, client, router, kind,
 
 
 # --- a running daemon ---
+
+
+@pytest.mark.once(why="how names are answered knows no path")
+def test_names_survive_a_crash(gateway, router):
+    """dnsmasq may go on to hand them out."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        daemon = gateway("--dns", "fakeip", "--fakeip-file", f"{folder}/names")
+        before = resolve(router, NAME)
+        saved = pathlib.Path(folder) / "names"
+        until(lambda: saved.exists() and NAME in saved.read_text(), "it is saved")
+        daemon.kill()
+        daemon.start()
+        resolve(router, "another.example")
+        name, = dig(router, "127.0.0.1", "-x", before[0], port=PORT)
+        assert name == f"{NAME}."
 
 
 def test_reload_keeps_names(configured, proxy, client, router, directory, leaks):

@@ -10,14 +10,24 @@ import pytest
 from lab.connections import open_tunnel
 from lab.faultproxy import reply
 from lab.gateway import PATH, TUN, upstream
-from lab.netns import PROXY, PROXY_OTHER, SERVER, finish_connect
+from lab.netns import PROXY, PROXY_OTHER, SERVER, SERVER6, finish_connect
 from lab.wait import until
 
 UPSTREAM = {
     "name", "resting", "attempts", "opened", "refused_403", "refused_407", "refused_4xx", "refused_5xx", "refused_other",
-    "unreachable", "timed_out", "bad_reply", "ms_shortest", "ms_mean", "ms_last", "ms_connect", "failed", "flows", "up", "down", "chosen",
-    "state", "why", "seconds_left",
+    "unreachable", "timed_out", "bad_reply", "retried", "ms_shortest", "ms_mean", "ms_last", "ms_connect",
+    "failed", "flows", "up", "down", "chosen", "state", "why", "seconds_left",
 }
+
+
+def test_packets_are_counted_once(gateway, proxy, client, router, server):
+    """No more of them than the kernel has given, though some were held meanwhile."""
+    daemon = gateway()
+    for _ in range(30):
+        open_tunnel(client, proxy, server)
+    counted = daemon.status()["tun"]["packets"]
+    given = router.ip("-s", "link", "show", TUN)[0]["stats64"]["tx"]["packets"]
+    assert 60 <= counted <= given
 
 
 def refused(client, proxy, answer):
@@ -27,15 +37,19 @@ def refused(client, proxy, answer):
     near.close()
 
 
+FLOWS = {"max": 4096, "held": 0, "opening": 0, "live": 0, "closing": 0, "opened": 0, "forwarded": 0, "refused": 0, "yielded": 0, "from_lan": 0}
+
+
 def test_counts_what_happens(gateway, proxy, client):
     """Flows, bytes of a relay that goes on, refusals by class, drops."""
     daemon = gateway()
     first = daemon.status()
     assert first["version"] and first["path"] == PATH and first["tun"]["name"] == TUN and not first["draining"]
     assert set(first["upstreams"][0]) == UPSTREAM
-    assert first["flows"] == {"max": 4096, "held": 0, "opening": 0, "live": 0, "closing": 0, "opened": 0, "refused": 0}
+    assert first["flows"] == FLOWS
 
-    near = client.begin_connect(SERVER, 80)
+    server = SERVER if PATH == "relay" else SERVER6  # of the other family than the proxy's: relayed on both paths
+    near = client.begin_connect(server, 80)
     connection = proxy.accept_request()
     assert daemon.status()["flows"]["held"] == 1
     connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -51,6 +65,7 @@ def test_counts_what_happens(gateway, proxy, client):
     refused(client, proxy, b"SSH-2.0-OpenSSH\r\n")
     told = daemon.status()
     assert told["flows"]["live"] == 1 and told["flows"]["opened"] == 7 and told["flows"]["refused"] == 6
+    assert told["flows"]["from_lan"] == 7
     one = told["upstreams"][0]
     assert one["name"] == f"{PROXY}:3128" and one["attempts"] == 7 and one["opened"] == 1 and one["bad_reply"] == 1
     for kind in ("403", "407", "4xx", "5xx", "other"):
@@ -76,10 +91,10 @@ def test_a_proxy_that_is_down(gateway, fault_proxy, client):
 
 def test_text_is_for_people_and_the_log(gateway, proxy, client):
     daemon = gateway(log_level="info")
-    _near, _ = open_tunnel(client, proxy, SERVER)
+    _near, _ = open_tunnel(client, proxy, SERVER6)  # relayed
     # The client knows of its connection before the daemon has accepted it.
     text = until(lambda: text_with(daemon, "1 live"), "the connection is live")
-    assert f"upstream: {PROXY}:3128, 1 attempts, 1 opened" in text and "flows:    4096 max, 1 live, 1 opened\n" in text
+    assert f"upstream: {PROXY}:3128, 1 attempts, 1 opened" in text and "flows:    4096 max, 1 live, 1 opened, 1 from_lan\n" in text
     offset = len(daemon.log())
     for _ in range(20):
         daemon.signal(signal.SIGUSR1)
@@ -95,7 +110,7 @@ def text_with(daemon, part):
 
 def test_says_that_it_drains(gateway, proxy, client):
     daemon = gateway("--drain-timeout", "300")
-    _near, _ = open_tunnel(client, proxy, SERVER)
+    _near, _ = open_tunnel(client, proxy, SERVER6)  # relayed
     daemon.signal(signal.SIGTERM)
     until(lambda: daemon.status()["draining"], "the daemon drains")
     daemon.signal(signal.SIGTERM)

@@ -11,7 +11,7 @@ import pytest
 from lab.connections import assert_carries, assert_proxied, open_tunnel
 from lab.faultproxy import OK, reply
 from lab.gateway import PASSWORD, upstream
-from lab.netns import NOBODY, PROXY, PROXY6, PROXY_OTHER, RESOLVER, SERVER, connecting, finish_connect
+from lab.netns import NOBODY, PROXY, PROXY6, PROXY_OTHER, RESOLVER, SERVER, connecting, finish_connect, retransmits
 from lab.proxies import HonestProxy
 from lab.servers import Resolver
 from lab.wait import WAIT, until
@@ -123,15 +123,16 @@ def test_interim_reply(gateway, proxy, client):
 def test_closes_before_the_reply(gateway, proxy, client):
     gateway()
     near = client.begin_connect(SERVER, 80)
-    connection = proxy.accept_request()
-    connection.close()
+    for _ in range(2):
+        proxy.accept_request().close()
     assert finish_connect(near) != 0
 
 
 def test_resets_before_the_reply(gateway, proxy, client):
     gateway()
     near = client.begin_connect(SERVER, 80)
-    proxy.accept().reset()
+    for _ in range(2):
+        proxy.accept().reset()
     assert finish_connect(near) != 0
 
 
@@ -378,3 +379,43 @@ def test_warnings_are_limited(gateway, proxy, client):
         assert client.connect_errno(SERVER, 80) == errno.EHOSTUNREACH
     assert 1 <= daemon.log().count("WARN") <= 60
     assert SERVER not in daemon.log(), "a client's business above DEBUG"
+
+
+@pytest.mark.native(why="ports and marks are the kernel's")
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
+def test_ports_used_up(gateway, proxy, fault_proxy, client, router):
+    """No port is left towards one proxy: nobody is blamed, and the next one, which has its own, is asked."""
+    router.sysctl("net.ipv4.ip_local_port_range", "40000 40003")
+    other = fault_proxy(PROXY_OTHER)
+    daemon = gateway("--max-flows", "16", upstreams=(upstream(), upstream(PROXY_OTHER)))
+    assert "max_flows 16: only 8 connections to the proxies" in daemon.log()
+    assert "only 8 connections" in daemon.command("check").stderr
+    ends = [open_tunnel(client, proxy, SERVER) for _ in range(4)]
+    ends += [open_tunnel(client, other, SERVER) for _ in range(4)]
+    first, second = daemon.status()["upstreams"]
+    assert (first["opened"], second["opened"]) == (4, 4)
+    assert not first["resting"] and not first["unreachable"]
+    # Then the client tries again until there is one.
+    late = client.begin_connect(SERVER, 81)
+    until(lambda: retransmits(late) >= 1, "it is not answered, and not refused")
+    assert connecting(late)
+    near, connection = ends[0]
+    near.close()
+    assert connection.sock.recv(1) == b""
+    assert not any(proxy["resting"] for proxy in daemon.status()["upstreams"])
+
+
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
+def test_a_proxy_that_has_no_place_just_now(gateway, proxy, client, server):
+    """One that closes before it answers is asked once more before the client is refused."""
+    daemon = gateway()
+    near = client.begin_connect(server, 80)
+    proxy.accept_request().close()
+    proxy.open()
+    assert finish_connect(near) == 0
+    near = client.begin_connect(server, 80)
+    for _ in range(2):
+        proxy.accept_request().close()
+    assert finish_connect(near) in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+    assert not proxy.pending()
+    assert daemon.status()["upstreams"][0]["retried"] == 2

@@ -48,7 +48,7 @@ fn an_upstream_is_enough() {
     assert_eq!(texts(&dns.servers), ["1.1.1.1:53", "9.9.9.9:53"]);
     assert!(dns.direct_domains.is_empty() && dns.direct_servers.is_empty());
     assert_eq!(dns.fakeip_range.to_string(), "198.18.0.0/15");
-    assert_eq!(dns.fakeip_range6.unwrap().to_string(), "fd45:3a::/64");
+    assert_eq!(dns.fakeip_range6.unwrap().to_string(), "2001:2::/64");
     assert_eq!((dns.fakeip_names, dns.fakeip_file.as_str()), (2048, "/var/run/tcp-over-http.names"));
     assert!(dns.fake_ranges().next().is_none(), "off");
     assert_eq!(config.upstreams.len(), 1);
@@ -71,7 +71,7 @@ fn a_file_says_everything() {
     assert_eq!(texts(&config.routes), ["203.0.113.0/24", "198.51.100.7/32"]);
     assert_eq!(texts(&config.bypass), ["10.0.0.0/8"]);
     assert_eq!((config.non_tcp, config.on_failure), (NonTcp::Reject, OnFailure::Direct));
-    assert_eq!((config.path, config.quic, config.local), (PathChoice::Express, Quic::Direct, false));
+    assert_eq!((config.path, config.quic, config.local), (PathChoice::Relay, Quic::Direct, false));
     assert_eq!(
         (texts(&config.interfaces), texts(&config.clients)),
         (vec!["br-lan".to_owned()], vec!["192.168.1.0/24".to_owned()])
@@ -204,6 +204,10 @@ fn values_are_checked_together() {
     let line = "option max_dials 100\noption max_dials_per_client 101";
     assert_eq!(error(line), "FILE:4:29: max_dials_per_client: more than max_dials");
     // Defaults follow.
+    let config = with("option max_flows 65000").unwrap();
+    assert_eq!(config.too_few_ports("32768\t60999\n"), Some(28_232));
+    assert_eq!(config.too_few_ports("1\t65000\n"), None);
+    assert_eq!(config.too_few_ports(""), None);
     let config = with("option max_flows 64").unwrap();
     assert_eq!((config.max_dials, config.max_dials_per_client), (64, 64));
 }
@@ -247,10 +251,10 @@ fn numbers_have_no_sign_and_may_be_hexadecimal() {
     }
     assert_eq!(with("option mtu 0x5dc").unwrap().mtu, 1500);
     assert!(with("option listen_port 0").is_err());
-    for reserved in ["0", "251", "252", "253", "254", "255", "4294967294", "4294967295"] {
+    for reserved in ["0", "253", "254", "255", "4294967296"] {
         assert!(with(&format!("option table {reserved}")).is_err());
     }
-    for usable in ["1", "250", "256", "4294967293"] {
+    for usable in ["1", "252", "256", "4294967295"] {
         assert!(with(&format!("option table {usable}")).is_ok());
     }
 }
@@ -361,4 +365,23 @@ fn files_of_networks() {
     ] {
         assert_eq!(of(text).unwrap_err(), format!("FILE:4:18: bypass_file: {error}"));
     }
+}
+
+/// As Notepad and others leave it.
+#[test]
+fn a_byte_order_mark_is_no_text() {
+    let file = "\u{feff}config tcp-over-http main\n\tlist upstream http://192.0.2.1\n\tlist bypass_file LIST\n\toption nix 1\n";
+    let of = |text: &str| {
+        let mut reading = Reading::new(Ok(Some(text.as_bytes())), &Overrides::default());
+        reading.take_bypass_files();
+        reading.add_networks("LIST", Ok("\u{feff}192.0.2.0/24\n".as_bytes()));
+        reading.finish(true).map_err(|fault| ConfigError::new("FILE", fault).to_string())
+    };
+    assert!(of(file).unwrap_err().starts_with("FILE:4:9: "), "{:?}", of(file));
+    assert_eq!(
+        of(&file.replace("\toption nix 1", "")).unwrap().bypass,
+        [IpNet::parse("192.0.2.0/24").unwrap()]
+    );
+    let error = of(&file.replace("config", "\u{feff}config")).unwrap_err();
+    assert!(error.starts_with("FILE:1:1: "), "{error}");
 }

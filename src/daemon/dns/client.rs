@@ -28,7 +28,7 @@ pub enum Client {
 
 impl Client {
     /// The network client. None for the loopback: dnsmasq asks for many.
-    const fn source(&self) -> Option<Ipv6Addr> {
+    pub const fn source(&self) -> Option<Ipv6Addr> {
         match self {
             Self::Udp(..) => None,
             Self::Tcp(_, source) => *source,

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use tcp_over_http::config::Config;
 use tcp_over_http::dns::{Entry, FakeIp, Ranges};
+use tcp_over_http::net::ClientKey;
 use tcp_over_http::time::Instant;
 
 use super::names_file::NamesFile;
@@ -22,8 +23,8 @@ pub struct FakeNames {
 pub enum Meaning {
     /// For itself.
     Address,
-    /// For a name, which keeps the address as long as this is held.
-    Name(String, Held),
+    /// For a name, which keeps the address as long as this is held. None: the client holds too many.
+    Name(String, Option<Held>),
     /// For a name that is forgotten, or never was.
     Nothing,
 }
@@ -59,8 +60,8 @@ impl FakeNames {
         self.table.borrow_mut()
     }
 
-    /// What a client means that connects to this address.
-    pub fn meaning(self: &Rc<Self>, address: IpAddr) -> Meaning {
+    /// What `client` means by connecting to this address.
+    pub fn meaning(self: &Rc<Self>, address: IpAddr, client: ClientKey) -> Meaning {
         let mut table = self.table.borrow_mut();
         if !table.contains(address) {
             return Meaning::Address;
@@ -68,8 +69,9 @@ impl FakeNames {
         let Some(entry) = table.find(address) else {
             return Meaning::Nothing;
         };
-        table.hold(entry);
-        Meaning::Name(table.name(entry).to_owned(), Held { names: Rc::clone(self), entry })
+        let is_held = table.hold(entry, client);
+        let held = is_held.then(|| Held { names: Rc::clone(self), entry });
+        Meaning::Name(table.name(entry).to_owned(), held)
     }
 
     /// Writes the file if names have changed and the last time is long enough ago.

@@ -1,16 +1,20 @@
-//! The file that keeps names and their addresses across a restart. Written rarely, as it may be on flash.
+//! The file that keeps names and their addresses across a restart. On flash it is written rarely; in memory soon after each
+//! change, so that not even a crash has dnsmasq hand out addresses that the next run doesn't know.
 
 use std::cell::Cell;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
 use tcp_over_http::dns::FakeIp;
 use tcp_over_http::time::Instant;
 
+use crate::sys;
+
 /// The least time between two writes, in ms; the one at the end does not wait.
 const PAUSE: u32 = 120_000;
+/// The same in memory.
+const PAUSE_IN_MEMORY: u32 = 500;
 /// No file that we write is longer.
 const MAX_FILE: u64 = 16 << 20;
 
@@ -20,6 +24,7 @@ pub struct NamesFile {
     /// The table's count of changes, when it was last written.
     written: Cell<u32>,
     written_at: Cell<Instant>,
+    pause: u32,
 }
 
 impl NamesFile {
@@ -33,12 +38,14 @@ impl NamesFile {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => log::warn!("{path}: {error}"),
         }
-        Self { path: path.to_owned(), written: Cell::new(fake.changes()), written_at: Cell::new(now) }
+        let folder = path.rsplit_once('/').map_or(".", |(folder, _)| folder);
+        let pause = if sys::is_in_memory(&[folder, "/"].concat()) { PAUSE_IN_MEMORY } else { PAUSE };
+        Self { path: path.to_owned(), written: Cell::new(fake.changes()), written_at: Cell::new(now), pause }
     }
 
     /// Writes the file if the table has changed and it is time.
     pub fn save_at_times(&self, fake: &FakeIp, now: Instant) {
-        if now.since(self.written_at.get()) >= PAUSE && fake.changes() != self.written.get() {
+        if now.since(self.written_at.get()) >= self.pause && fake.changes() != self.written.get() {
             self.save(fake, now);
         }
     }
@@ -50,8 +57,8 @@ impl NamesFile {
         self.written_at.set(now);
         let mut text = Vec::new();
         fake.save(now, &mut text);
-        let new = [&self.path, ".new"].concat();
-        if let Err(error) = write(&new, &text).and_then(|()| fs::rename(&new, &self.path)) {
+        // A power cut may take it: clients ask again.
+        if let Err(error) = sys::replace(&self.path, &text) {
             log::warn!("{}: {error}", self.path);
         }
     }
@@ -63,16 +70,10 @@ fn read(path: &str) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// For the owner's eyes only: it tells what clients have visited.
-fn write(path: &str, text: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    // No fsync: clients ask again for what a power cut takes.
-    file.write_all(text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use tcp_over_http::dns::Ranges;
     use tcp_over_http::net::Ipv4Net;
@@ -94,7 +95,8 @@ mod tests {
         let path = directory.join("names");
         let read = || fs::read_to_string(&path).unwrap_or_default();
         let mut fake = table();
-        let file = NamesFile::load(path.to_str().unwrap(), &mut fake, at(0));
+        let mut file = NamesFile::load(path.to_str().unwrap(), &mut fake, at(0));
+        file.pause = PAUSE;
 
         fake.assign("a.example", 1, at(0)).unwrap();
         file.save_at_times(&fake, at(u64::from(PAUSE) - 1));

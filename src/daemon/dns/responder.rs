@@ -41,6 +41,10 @@ pub struct Counters {
     pub forwarded: u32,
     /// Not answered by any.
     pub failed: u32,
+    /// Not answered, as their client asks too much.
+    pub limited: u32,
+    /// Names of time servers answered with fake addresses.
+    pub time: u32,
 }
 
 impl Responder {

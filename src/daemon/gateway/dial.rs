@@ -1,5 +1,6 @@
 //! From a SYN that is held to the proxy's answer.
 
+use std::cell::RefCell;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
@@ -7,6 +8,7 @@ use tcp_over_http::config::ConnectMode;
 use tcp_over_http::dns::PORT;
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::http::connect::Target;
+use tcp_over_http::net::ClientKey;
 use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{Tuple, vnet};
 use tcp_over_http::time::Instant;
@@ -15,26 +17,34 @@ use super::Gateway;
 use super::kept::{DialState, Kept, Parked};
 use crate::dns::Meaning;
 use crate::task::spawn;
-use crate::upstream::{Failure, Opened};
+use crate::upstream::{Carried, Client, Failure, Opened};
 
 impl Gateway {
     /// Holds the SYN of a new flow and asks the proxy for a tunnel.
     pub(super) fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
+        let yielded = self.rewriter.borrow_mut().take_yielded();
+        if let Some(yielded) = yielded {
+            self.give_up(yielded);
+        }
         let tuple = self.rewriter.borrow().flow(slot).tuple;
         log::debug!("{slot}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
+        let is_own = self.rewriter.borrow().settings().is_own(tuple.source);
+        self.count(|totals| totals.from_lan += u64::from(!is_own));
         let target = server(&tuple);
         self.clients.borrow_mut().note(self.client(slot), now).opened += 1;
+        let syn = Rc::new(RefCell::new(Box::from(&*frame)));
         let mut parked =
-            Parked { syn: Box::from(&*frame), dial: DialState::InFlight(None), client: None, held: None };
+            Parked { syn: Rc::clone(&syn), dial: DialState::InFlight(None), client: None, held: None };
         if self.rewriter.borrow().settings().dns && target.port() == PORT {
             parked.dial = DialState::Unneeded;
             self.keep(slot, Kept::Parked(Box::new(parked)));
             return self.release(slot, frame, now);
         }
-        let name = match self.dns.as_ref().map(|dns| dns.meaning(target.ip())) {
+        let client = ClientKey::of(tuple.source);
+        let name = match self.dns.as_ref().map(|dns| dns.meaning(target.ip(), client)) {
             Some(Meaning::Name(name, held)) => {
                 log::debug!("{slot}: {} is {name}", target.ip());
-                parked.held = Some(held);
+                parked.held = held;
                 Some(name)
             }
             Some(Meaning::Nothing) => {
@@ -49,14 +59,20 @@ impl Gateway {
         };
         self.keep(slot, Kept::Parked(Box::new(parked)));
         let gateway = Rc::clone(self);
+        let is_honest = self.mode.get() == ConnectMode::Honest;
         let dial = spawn(async move {
             let target = match &name {
                 Some(name) => Target::Name(name, target.port()),
                 None => Target::Ip(target),
             };
             let upstreams = gateway.upstreams();
-            let result = upstreams.open(target).await;
-            gateway.handle_dialled(slot, result);
+            let forwarder = gateway.forwarder.as_ref().filter(|_| is_honest);
+            let client = forwarder.map(|forwarder| Client { forwarder, syn: &syn });
+            match upstreams.carry(target, client).await {
+                Ok(Carried::Forwarded) => gateway.handle_forwarded(slot),
+                Ok(Carried::Relayed(opened)) => gateway.handle_dialled(slot, Ok(opened)),
+                Err(failure) => gateway.handle_dialled(slot, Err(failure)),
+            }
         });
         if let Some(parked) = self.kept.borrow_mut().parked(slot) {
             parked.dial = DialState::InFlight(Some(dial));
@@ -69,8 +85,18 @@ impl Gateway {
     /// The client has sent another SYN from the same port; the dial under way is for the same server.
     pub(super) fn replace_syn(&self, slot: Slot, frame: &[u8]) {
         if let Some(parked) = self.kept.borrow_mut().parked(slot) {
-            parked.syn = Box::from(frame);
+            parked.syn.replace(Box::from(frame));
         }
+    }
+
+    /// The kernel carries the connection: nothing is left to do for it.
+    fn handle_forwarded(&self, slot: Slot) {
+        if let Some(parked) = self.kept.borrow_mut().parked(slot) {
+            parked.dial = DialState::InFlight(None); // it has ended: nothing to abort
+        }
+        self.rewriter.borrow_mut().remove(slot, self.now());
+        self.keep(slot, Kept::Nothing);
+        self.count(|totals| totals.forwarded += 1);
     }
 
     /// The dial has ended.
@@ -89,7 +115,7 @@ impl Gateway {
             }
             (Ok(opened), None) => {
                 parked.dial = DialState::Opened(opened);
-                let mut syn = std::mem::take(&mut parked.syn);
+                let mut syn = parked.syn.take();
                 drop(kept);
                 if held {
                     self.release(slot, &mut syn, now);
@@ -102,15 +128,18 @@ impl Gateway {
             }
             (Err(_), None) if !held => parked.dial = DialState::Failed,
             (Err(failure), None) => {
-                let mut syn = std::mem::take(&mut parked.syn);
+                let mut syn = parked.syn.take();
                 drop(kept);
                 self.count_refused(slot);
-                self.rewriter.borrow_mut().remove(slot, now);
-                self.keep(slot, Kept::Nothing);
                 let packet = syn.split_first_chunk_mut::<{ vnet::LEN }>();
-                if let (Some(reject), Some((_, packet))) = (failure.rejection(), packet) {
-                    self.reject(reject, packet);
+                match (failure.rejection(), packet) {
+                    (Some(reject), Some((_, packet))) => {
+                        self.rewriter.borrow_mut().refuse(slot, reject, now);
+                        self.reject(reject, packet);
+                    }
+                    _ => self.rewriter.borrow_mut().remove(slot, now),
                 }
+                self.keep(slot, Kept::Nothing);
             }
         }
     }
@@ -128,8 +157,12 @@ impl Gateway {
 
     /// Lets a held SYN pass on to the kernel.
     fn release(self: &Rc<Self>, slot: Slot, syn: &mut [u8], now: Instant) {
-        self.rewriter.borrow_mut().release(slot, now);
-        self.handle_frame(syn, now);
+        let Some((header, packet)) = syn.split_first_chunk_mut::<{ vnet::LEN }>() else { return };
+        let mut rewriter = self.rewriter.borrow_mut();
+        rewriter.release(slot, now);
+        let verdict = rewriter.handle_again(vnet::Header::parse(header), packet, now);
+        drop(rewriter);
+        self.carry_out(verdict, syn, false, now);
     }
 }
 

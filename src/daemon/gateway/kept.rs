@@ -1,5 +1,6 @@
 //! What the daemon keeps for each flow, from its SYN until its relay ends.
 
+use std::cell::RefCell;
 use std::net::{IpAddr, TcpStream};
 use std::rc::Rc;
 
@@ -81,7 +82,7 @@ pub enum Kept {
 /// A flow that is dialled, or waits to be accepted.
 pub struct Parked {
     /// The SYN: virtio header and packet.
-    pub syn: Box<[u8]>,
+    pub syn: Rc<RefCell<Box<[u8]>>>,
     /// How far the dial is.
     pub dial: DialState,
     /// The client, if accepted before the proxy has answered (`connect 'early'`).

@@ -86,6 +86,18 @@ impl Gateway {
         }
     }
 
+    /// Lets go of what is kept for a flow that has yielded.
+    pub(super) fn give_up(&self, slot: Slot) {
+        log::debug!("{slot} yields to a newer one");
+        self.count(|totals| totals.yielded += 1);
+        let kept = self.kept.borrow_mut().replace(slot, Kept::Nothing);
+        match kept {
+            Kept::Relayed(relayed) => self.end(slot, relayed, Err(io::ErrorKind::ConnectionAborted.into())),
+            Kept::Served(task) => task.abort(),
+            Kept::Parked(_) | Kept::Nothing => {}
+        }
+    }
+
     /// Starts a relay.
     pub(super) fn relay(&self, slot: Slot, client: TcpStream, opened: Opened) {
         let held = self.kept.borrow_mut().parked(slot).and_then(|parked| parked.held.take());

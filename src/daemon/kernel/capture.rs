@@ -1,6 +1,5 @@
-//! What the kernel is told so that connections come to us: by one of the two paths.
-//!
-//! This, and `tcp_over_http::rewrite::Path`, is all there is to tell them apart.
+//! What the kernel is told so that connections come to us: the device and its listeners, the firewall's tables, rules
+//! and routes.
 
 use std::fmt;
 use std::io;
@@ -8,33 +7,33 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use tcp_over_http::capture::{self, Desired, Subnets, nft};
-use tcp_over_http::rewrite::Path;
+use tcp_over_http::capture::nft::{self, Tables};
+use tcp_over_http::capture::{self, Desired, Path, Subnets, Uplinks};
 
+use crate::clock::Clock;
+use crate::forward::Forwarder;
+use crate::kernel::conntrack;
 use crate::kernel::firewall::{self, Firewall, FirewallError};
 use crate::kernel::listener::{self, Listener};
 use crate::kernel::probe::{ProbeError, probe};
-use crate::kernel::route::{RouteError, Routes};
+use crate::kernel::route::{self, RouteError, Routes};
 use crate::kernel::tun::Tun;
 use crate::sys;
-use tcp_over_http::config::{Config, PathChoice};
+use tcp_over_http::config::{Config, OnFailure, PathChoice};
+use tcp_over_http::siphash::Key;
 
 /// The routes, the listeners, and the firewall's tables.
 pub struct Capture {
-    path: Path,
     listeners: Vec<Listener>,
     routes: Routes,
     firewall: Option<Firewall>,
-    /// What is to be taken over.
-    next: Option<Next>,
-}
-
-/// A configuration that is to be taken over.
-struct Next {
-    /// The rules and routes, once the firewall has its tables.
-    desired: Rc<Desired>,
-    /// Whether the firewall is to have any.
-    exempts: bool,
+    /// On the forward path.
+    forwarder: Option<Rc<Forwarder>>,
+    uplinks: Uplinks,
+    /// How many proxies the firewall has been told of.
+    told: usize,
+    /// The rules and routes of a configuration that is to be taken over, once the firewall has its tables.
+    next: Option<Rc<Desired>>,
 }
 
 /// What happens to it.
@@ -46,48 +45,94 @@ pub enum Event {
 }
 
 impl Capture {
-    /// Sets up the configured path; `auto` is the express path if a connection gets through, else rewriting.
+    /// Sets up the configured path; `auto` is the forward path if a test gets through, else relaying.
     ///
     /// # Errors
     /// [`CaptureError`]. What captures traffic stays in place if `on_failure` says so.
-    pub async fn set_up(config: &Config, tun: &Tun) -> Result<Self, CaptureError> {
-        let mut path = match config.path {
-            PathChoice::Rewrite => Path::Rewrite,
-            PathChoice::Express | PathChoice::Auto => Path::Express,
-        };
-        loop {
-            match Self::try_path(config, tun, path).await {
-                Err(error) if config.path == PathChoice::Auto && path == Path::Express => {
-                    log::info!("the express path does not work here: {error}");
-                    path = Path::Rewrite;
+    pub async fn set_up(config: &Config, tun: &Tun, clock: Clock, key: Key) -> Result<Self, CaptureError> {
+        let routes = Routes::open(config, &config.tun).map_err(CaptureError::Routes)?;
+        let uplinks = routes.uplinks().map_err(CaptureError::Routes)?;
+        let listeners =
+            listener::listen(config).map_err(|(address, error)| CaptureError::Listen(address, error))?;
+        let mut this =
+            Self { listeners, routes, firewall: None, forwarder: None, uplinks, told: 0, next: None };
+        match config.path {
+            PathChoice::Relay => this.relay(config)?,
+            choice => match this.forward(config, tun, clock, key).await {
+                Err(error) if choice == PathChoice::Auto => {
+                    log::info!("connections are relayed, since they can't be forwarded here: {error}");
+                    this.forwarder = None;
+                    this.relay(config)?;
                 }
-                result => return result,
-            }
+                result => result?,
+            },
         }
+        this.firewall = this.firewall.map(Firewall::keep);
+        this.routes = this.routes.keep();
+        Ok(this)
     }
 
-    async fn try_path(config: &Config, tun: &Tun, path: Path) -> Result<Self, CaptureError> {
-        // Before anything is captured: an answer that came to us would get a RST.
-        let firewall = match path {
-            Path::Rewrite => exemptions(config),
-            Path::Express => Some(Firewall::install(config, path).map_err(CaptureError::Firewall)?),
-        };
-        let routes = Routes::install(config, path, &config.tun).map_err(CaptureError::Routes)?;
-        let listeners = listen(config, path)?;
-        if path == Path::Express {
-            let subnets = Subnets::new(config);
-            let subnets = [Some(subnets.ipv4), subnets.ipv6].into_iter().flatten();
-            for (listener, subnet) in listeners.iter().zip(subnets) {
-                probe(tun, listener, subnet.error_source()).await.map_err(CaptureError::Probe)?;
-            }
+    async fn forward(
+        &mut self,
+        config: &Config,
+        tun: &Tun,
+        clock: Clock,
+        key: Key,
+    ) -> Result<(), CaptureError> {
+        let forwarder = Forwarder::new(config, clock, key).map_err(CaptureError::RawSocket)?;
+        let forwarder = Rc::new(forwarder);
+        self.forwarder = Some(Rc::clone(&forwarder));
+        // Before an earlier run's rules are gone, which refuse what is captured.
+        self.install_firewall(config).map_err(CaptureError::Firewall)?;
+        let Subnets { ipv4, ipv6 } = Subnets::new(config);
+        for subnet in [Some(ipv4), ipv6].into_iter().flatten() {
+            let behind = subnet.error_source().to_canonical();
+            probe(tun, &forwarder, behind).await.map_err(CaptureError::Probe)?;
         }
-        let (routes, firewall) = (routes.keep(), firewall.map(Firewall::keep));
-        Ok(Self { path, listeners, routes, firewall, next: None })
+        self.routes.install(config, Path::Forward).map_err(CaptureError::Routes)
+    }
+
+    /// Works without the firewall, too.
+    fn relay(&mut self, config: &Config) -> Result<(), CaptureError> {
+        // Before anything is captured: an answer that came to us would get a RST.
+        match config.captures() {
+            true => self.install_firewall(config).unwrap_or_else(|error| warn_of_missing_tables(&error)),
+            false => firewall::sweep(config),
+        }
+        self.routes.install(config, Path::Relay).map_err(CaptureError::Routes)
+    }
+
+    fn install_firewall(&mut self, config: &Config) -> Result<(), FirewallError> {
+        let proxies = self.proxies();
+        let firewall = Firewall::install(config, self.tables(config, &proxies).replace())?;
+        self.firewall = Some(firewall);
+        self.told = proxies.len();
+        self.set_installed(self.told);
+        Ok(())
+    }
+
+    fn tables<'a>(&'a self, config: &'a Config, proxies: &'a [SocketAddr]) -> Tables<'a> {
+        Tables { config, path: self.path(), is_running: true, uplinks: &self.uplinks, proxies }
+    }
+
+    fn proxies(&self) -> Vec<SocketAddr> {
+        self.forwarder.as_ref().map(|forwarder| forwarder.proxies()).unwrap_or_default()
+    }
+
+    fn set_installed(&self, proxies: usize) {
+        if let Some(forwarder) = &self.forwarder {
+            forwarder.set_installed(proxies);
+        }
     }
 
     /// The path.
     pub const fn path(&self) -> Path {
-        self.path
+        if self.forwarder.is_some() { Path::Forward } else { Path::Relay }
+    }
+
+    /// What forwards connections, on that path.
+    pub fn forwarder(&self) -> Option<Rc<Forwarder>> {
+        self.forwarder.clone()
     }
 
     /// Where connections are accepted.
@@ -101,91 +146,135 @@ impl Capture {
         for listener in &self.listeners {
             _ = sys::set_keepalive(listener, config.keepalive); // accepted sockets inherit it
         }
-        let exempts = nft::is_needed(config, self.path);
-        if self.firewall.is_none() && exempts {
-            self.firewall = Firewall::new(config).inspect_err(warn_of_missing_exemptions).ok();
+        if let Some(forwarder) = &self.forwarder {
+            forwarder.configure(config);
         }
-        if let Some(firewall) = &mut self.firewall {
-            firewall.replace(config, self.path);
+        if self.firewall.is_none() && config.captures() {
+            self.firewall = Firewall::new(config).inspect_err(warn_of_missing_tables).ok();
         }
-        self.next = Some(Next { desired: self.routes.desired(config, self.path), exempts });
+        self.replace_tables(config);
+        self.next = Some(self.routes.desired(config, self.path()));
     }
 
-    /// Puts back what others take away, and takes over what it is to.
-    pub fn poll_event(&mut self, cx: &mut Context) -> Poll<Event> {
+    fn replace_tables(&mut self, config: &Config) {
+        let proxies = self.proxies();
+        let commands = self.tables(config, &proxies).replace();
+        self.told = proxies.len();
+        if let Some(firewall) = &mut self.firewall {
+            firewall.replace(commands);
+        }
+    }
+
+    /// Puts back what others take away, follows the uplinks and the proxies' addresses, and takes over what it is to.
+    /// `config` is what it was given last.
+    pub fn poll_event(&mut self, cx: &mut Context, config: &Config) -> Poll<Event> {
         while let Poll::Ready(event) = self.routes.poll_event(cx) {
             match event {
                 capture::Event::Gone => return Poll::Ready(Event::Gone),
                 capture::Event::Restore => self.routes.restore_later(),
+                capture::Event::Network => self.follow_uplinks(config),
             }
+        }
+        if let Some(forwarder) = &self.forwarder
+            && forwarder.count_proxies() > self.told
+        {
+            self.replace_tables(config);
         }
         while let Some(firewall) = &mut self.firewall
             && let Poll::Ready(result) = firewall.poll_replaced(cx)
         {
-            if let Err(error) = self.end_replacement(result) {
-                self.next = None;
-                return Poll::Ready(Event::Reconfigured(Err(CaptureError::Firewall(error))));
+            match result {
+                Ok(()) if firewall.is_replacing() => {}
+                Ok(()) => self.set_installed(self.told),
+                // Relaying does without: there is no nft, or the kernel lacks what they need.
+                Err(error) if !firewall.has_tables() => {
+                    warn_of_missing_tables(&error);
+                    self.firewall = None;
+                }
+                Err(error) if self.next.take().is_some() => {
+                    return Poll::Ready(Event::Reconfigured(Err(CaptureError::Firewall(error))));
+                }
+                Err(error) => log::error!("{error}"),
             }
         }
         if !self.firewall.as_ref().is_some_and(Firewall::is_replacing)
             && let Some(next) = self.next.take()
         {
-            self.routes.replace(next.desired);
+            self.routes.replace(next);
         }
         let replaced = self.routes.poll_replaced(cx);
         replaced.map(|result| Event::Reconfigured(result.map_err(CaptureError::Routes)))
     }
 
-    /// Without the firewall's tables there is no express path; the rewrite path goes on, with a warning.
-    fn end_replacement(&mut self, result: Result<(), FirewallError>) -> Result<(), FirewallError> {
-        if self.path == Path::Express {
-            return result;
+    fn follow_uplinks(&mut self, config: &Config) {
+        match self.routes.uplinks() {
+            Ok(uplinks) if uplinks != self.uplinks => {
+                log::debug!("uplinks: devices {:?}, networks {:?}", uplinks.devices, uplinks.networks);
+                self.uplinks = uplinks;
+                self.replace_tables(config);
+            }
+            Ok(_) => {}
+            Err(error) => log::warn!("{error}"),
         }
-        let exempts = self.next.as_ref().is_some_and(|next| next.exempts);
-        match result {
-            Err(error) if exempts => warn_of_missing_exemptions(&error),
-            _ => {}
-        }
-        // What was there stays where it can't be replaced.
-        self.firewall = self.firewall.take().filter(|firewall| exempts && firewall.is_there());
-        Ok(())
     }
 
     /// Leaves what refuses the traffic that the next run of the daemon will capture, and nothing else.
     pub fn hand_over(self, next: &Config) {
-        // A table of another name would never be found again; one of the same the next run replaces.
+        // Until it is there, whatever its `on_failure`.
+        let next = &Config { on_failure: OnFailure::Block, ..next.clone() };
+        let path = self.path();
+        let tables = Tables { config: next, path, is_running: false, uplinks: &self.uplinks, proxies: &[] };
+        let commands = tables.replace();
+        // A table of another name would never be found again; one of the same is replaced.
         let stale = self.firewall.filter(|firewall| !firewall.belongs_to(next));
-        if let Err(error) = self.routes.hand_over(next, self.path) {
+        if let Err(error) = firewall::run(&commands) {
+            log::warn!("{error}");
+        }
+        if let Err(error) = self.routes.hand_over(next) {
             log::warn!("{error}");
         }
         stale.into_iter().for_each(Firewall::remove);
     }
 
-    /// Removes all of it.
-    pub fn remove(self) {
+    /// Removes all of it, but what the kernel needs for connections that it goes on to forward.
+    pub fn remove(self, config: &Config) {
         if let Err(error) = self.routes.remove() {
             log::warn!("{error}");
         }
-        self.firewall.into_iter().for_each(Firewall::remove);
+        let entries = match self.forwarder {
+            Some(_) => conntrack::forwarded(config.mark).unwrap_or_default(),
+            None => Vec::new(),
+        };
+        match entries.iter().filter(|entry| entry.is_live).count() {
+            0 => self.firewall.into_iter().for_each(Firewall::remove),
+            live => {
+                drop(self.firewall);
+                log::info!("{live} forwarded connections go on; what their NAT needs stays until `unblock`");
+                firewall::run(&nft::leave_nat(&nft::name(config)))
+                    .unwrap_or_else(|error| log::warn!("{error}"));
+            }
+        }
     }
 }
 
-/// The firewall's tables of the rewrite path.
-fn exemptions(config: &Config) -> Option<Firewall> {
-    if !nft::is_needed(config, Path::Rewrite) {
-        firewall::sweep(config);
-        return None;
+/// Refuses what `config` captures until a daemon runs; beside one that runs with the same, nothing changes. Nothing if
+/// traffic may go directly then.
+pub fn block(config: &Config) -> Result<(), RouteError> {
+    if config.on_failure == OnFailure::Direct {
+        return Ok(());
     }
-    Firewall::install(config, Path::Rewrite).inspect_err(warn_of_missing_exemptions).ok()
+    let path = if config.path == PathChoice::Relay { Path::Relay } else { Path::Forward };
+    let uplinks = route::uplinks(0)?;
+    let tables = Tables { config, path, is_running: false, uplinks: &uplinks, proxies: &[] };
+    if let Err(error) = firewall::run(&tables.create()) {
+        log::debug!("{error}"); // there are some, or it has none
+    }
+    route::block(config)
 }
 
-/// The rewrite path also works without the firewall.
-fn warn_of_missing_exemptions(error: &FirewallError) {
+/// Relaying also works without the firewall.
+fn warn_of_missing_tables(error: &FirewallError) {
     log::warn!("answers to connections from outside are captured, too: {error}");
-}
-
-fn listen(config: &Config, path: Path) -> Result<Vec<Listener>, CaptureError> {
-    listener::listen(config, path).map_err(|(address, error)| CaptureError::Listen(address, error))
 }
 
 /// What could not be set up.
@@ -197,7 +286,9 @@ pub enum CaptureError {
     Firewall(FirewallError),
     /// The listener on this address.
     Listen(SocketAddr, io::Error),
-    /// The self-test.
+    /// Sockets that send handshakes' packets.
+    RawSocket(io::Error),
+    /// The test.
     Probe(ProbeError),
 }
 
@@ -207,6 +298,7 @@ impl fmt::Display for CaptureError {
             Self::Routes(error) => write!(f, "{error}"),
             Self::Firewall(error) => write!(f, "{error}"),
             Self::Listen(address, error) => write!(f, "listen on {address}: {error}"),
+            Self::RawSocket(error) => write!(f, "raw socket: {error}"),
             Self::Probe(error) => write!(f, "{error}"),
         }
     }

@@ -8,10 +8,9 @@ use std::task::{Context, Poll, ready};
 
 use log::Level;
 use tcp_over_http::capture::nft as text;
-use tcp_over_http::rewrite::Path;
 use tokio::io::unix::AsyncFd;
 
-use crate::kernel::netlink;
+use crate::kernel::netlink::{self, Error, Socket};
 use crate::kernel::nft::{self, Nft, NftError};
 use crate::sys;
 use tcp_over_http::config::{Config, OnFailure};
@@ -69,18 +68,17 @@ impl Firewall {
         Ok(Self { name, commands: String::new(), watch, run: None, next: None, undo: false })
     }
 
-    /// Puts the tables in place, and blocks until they are. Must be called within the tokio runtime.
+    /// Puts tables in place by these commands, and blocks until they are. Must be called within the tokio runtime.
     ///
-    /// If they are not [kept](Firewall::keep) since something else fails, they go with `on_failure 'direct'`. Those of
-    /// the express path always do: its rules refuse all that they capture.
+    /// If they are not [kept](Firewall::keep) since something else fails, they go with `on_failure 'direct'`.
     ///
     /// # Errors
-    /// `nft` is not there, or the kernel lacks what the path needs: tproxy, socket and dup, or connection tracking.
-    pub fn install(config: &Config, path: Path) -> Result<Self, FirewallError> {
+    /// `nft` is not there, or the kernel lacks what the path needs: connection tracking, NAT and dup.
+    pub fn install(config: &Config, commands: String) -> Result<Self, FirewallError> {
         let mut firewall = Self::new(config)?;
-        firewall.commands = text::replace(&firewall.name, config, path);
-        nft::run(&firewall.commands).map_err(FirewallError::Nft)?;
-        firewall.undo = path == Path::Express || config.on_failure == OnFailure::Direct;
+        firewall.commands = commands;
+        run(&firewall.commands)?;
+        firewall.undo = config.on_failure == OnFailure::Direct;
         Ok(firewall)
     }
 
@@ -90,9 +88,9 @@ impl Firewall {
         self
     }
 
-    /// Has others take their place, or none where a path needs none. [`Firewall::poll_replaced`] does it.
-    pub fn replace(&mut self, config: &Config, path: Path) {
-        self.next = Some(text::replace(&self.name, config, path));
+    /// Has others take their place, by these commands. [`Firewall::poll_replaced`] does it.
+    pub fn replace(&mut self, commands: String) {
+        self.next = Some(commands);
     }
 
     /// Puts back tables that others delete, which the log tells. Ready when a replacement has ended; if it has failed,
@@ -133,14 +131,14 @@ impl Firewall {
         }
     }
 
+    /// Whether there are to be any tables.
+    pub fn has_tables(&self) -> bool {
+        !self.commands.is_empty()
+    }
+
     /// Whether a replacement has yet to end.
     pub fn is_replacing(&self) -> bool {
         self.next.is_some() || self.run.as_ref().is_some_and(|(_, before)| before.is_some())
-    }
-
-    /// Whether there are to be any tables.
-    pub fn is_there(&self) -> bool {
-        !self.commands.is_empty()
     }
 
     /// Whether a run with `config` has tables of this name.
@@ -183,6 +181,23 @@ impl Drop for Firewall {
             log::warn!("{error}");
         }
     }
+}
+
+/// Whether the tables of a running daemon are there.
+pub fn is_there(config: &Config) -> bool {
+    let families = [Some(libc::AF_INET), config.address6.map(|_| libc::AF_INET6)];
+    families.into_iter().flatten().all(|family| {
+        let request = text::find(&text::name(config), family as u8);
+        Socket::open(libc::NETLINK_NETFILTER)
+            .map_err(Error::from)
+            .and_then(|mut socket| socket.request(request))
+            .is_ok()
+    })
+}
+
+/// Runs `nft` with commands, and blocks until it has ended.
+pub fn run(commands: &str) -> Result<(), FirewallError> {
+    nft::run(commands).map_err(FirewallError::Nft)
 }
 
 /// Deletes what an earlier run has left, if there is an `nft` to do it.

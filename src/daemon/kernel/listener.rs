@@ -2,11 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
-use tcp_over_http::rewrite::Path;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpSocket;
 
@@ -39,37 +38,25 @@ impl AsFd for Listener {
     }
 }
 
-/// Listens where the path brings connections: on the TUN's own addresses, or, transparently, on the
-/// loopback's, which nobody can reach from outside.
+/// Listens on the TUN's own addresses.
 ///
 /// # Errors
 /// The address, and what failed there.
-pub fn listen(config: &Config, path: Path) -> Result<Vec<Listener>, (SocketAddr, io::Error)> {
-    let (ipv4, ipv6) = match path {
-        Path::Rewrite => (config.address.addr, config.address6.map(|net| net.addr)),
-        Path::Express => (Ipv4Addr::LOCALHOST, config.address6.map(|_| Ipv6Addr::LOCALHOST)),
-    };
+pub fn listen(config: &Config) -> Result<Vec<Listener>, (SocketAddr, io::Error)> {
+    let addresses = [Some(IpAddr::V4(config.address.addr)), config.address6.map(|net| IpAddr::V6(net.addr))];
     let mut listeners = Vec::with_capacity(2);
-    for address in [Some(IpAddr::V4(ipv4)), ipv6.map(IpAddr::V6)].into_iter().flatten() {
+    for address in addresses.into_iter().flatten() {
         let address = SocketAddr::new(address, config.listen_port);
-        listeners.push(listen_on(address, config, path).map_err(|error| (address, error))?);
+        listeners.push(listen_on(address, config).map_err(|error| (address, error))?);
     }
     Ok(listeners)
 }
 
-fn listen_on(address: SocketAddr, config: &Config, path: Path) -> io::Result<Listener> {
+fn listen_on(address: SocketAddr, config: &Config) -> io::Result<Listener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
-    // Accepted sockets inherit all that follows.
-    match path {
-        // Nobody on another interface gets here, whatever address they use.
-        Path::Rewrite => socket.bind_device(Some(config.tun.as_bytes()))?,
-        Path::Express => {
-            sys::set_transparent(&socket, address.is_ipv4())?;
-            // What they send is not captured, and leaves only to clients (`tcp_over_http::capture`).
-            sys::set_mark(&socket, config.deliver_mark())?;
-        }
-    }
+    // Nobody on another interface gets here, whatever address they use. Accepted sockets inherit this and what follows.
+    socket.bind_device(Some(config.tun.as_bytes()))?;
     // If the daemon dies, clients are reset: what was cut off must not look whole.
     socket.set_zero_linger()?;
     // Without TCP_NODELAY a relay that splices would wait for acknowledgements with each small piece.

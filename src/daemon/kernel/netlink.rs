@@ -58,9 +58,9 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Opens one that belongs to no multicast group.
-    pub fn open() -> io::Result<Self> {
-        let file = sys::netlink(libc::NETLINK_ROUTE, 0)?;
+    /// Opens one of this protocol (`NETLINK_*`) that belongs to no multicast group.
+    pub fn open(protocol: i32) -> io::Result<Self> {
+        let file = sys::netlink(protocol, 0)?;
         Ok(Socket { file, sequence: 0, buffer: vec![0; READ_SIZE] })
     }
 

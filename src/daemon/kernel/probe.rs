@@ -1,88 +1,102 @@
-//! The self-test of the express path: a real connection through the kernel.
+//! The test of the forward path: a handshake with ourselves, through the kernel.
 //!
 //! ```text
-//! we write to the TUN          the kernel
-//!   SYN  probe > target   -->  gives it to the listener (tproxy rule, policy rules, reverse path filter)
-//!                         <--  SYN-ACK  target > probe, routed to the TUN
-//!   ACK  probe > target   -->  gives it to the new socket (socket rule); the listener can accept
+//! we send, marked as a handshake   SYN      client > server
+//! comes out of the TUN             SYN      own address > probe      nft's DNAT and masquerading, routes
+//! we write to the TUN              SYN-ACK  probe > own address
+//! comes out of the TUN             SYN-ACK  probe > client           conntrack's way back, nft's dup
 //! ```
 //!
-//! The probe's address is one of the TUN's subnet, the target's one that nobody has.
+//! The client's address and the server's are ones that nobody has; the probe's is of the TUN's subnet.
 
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use tcp_over_http::capture::nft::PROBE_PORT;
 use tcp_over_http::packet::builder::{MAX_LEN, segment};
 use tcp_over_http::packet::vnet;
-use tcp_over_http::packet::{ACK, Packet, SYN, Transport, Tuple};
+use tcp_over_http::packet::{ACK, Packet, RST, SYN, Transport, Tuple};
 use tokio::time::timeout;
 
-use crate::kernel::listener::Listener;
+use crate::forward::Forwarder;
 use crate::kernel::tun::{MAX_FRAME, Tun};
 use crate::sys;
 
-/// How long the kernel may take.
+/// How long the kernel may take for each half.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// An address of TEST-NET-2 (RFC 5737).
-pub const TARGET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
-/// An address of the documentation prefix (RFC 3849).
-pub const TARGET6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfffe);
-/// Discard (RFC 863).
-pub const PORT: u16 = 9;
+/// Addresses of TEST-NET-2 (RFC 5737) and of the documentation prefix (RFC 3849).
+const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 253);
+const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
+const CLIENT6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfffd);
+const SERVER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfffe);
 /// Of the SYN.
 pub const SEQUENCE: u32 = 1000;
 
-/// Where a connection did not get.
+/// Where a handshake did not get.
 #[derive(Debug)]
 pub enum ProbeError {
-    /// The TUN.
+    /// Sending.
+    Send(io::Error),
+    /// Reading the TUN, or writing to it.
     Tun(io::Error),
-    /// No SYN-ACK came.
+    /// The SYN did not come.
+    NoSyn,
+    /// The SYN-ACK did not come back.
     NoAnswer,
-    /// It was not accepted.
-    NotAccepted,
 }
 
 impl fmt::Display for ProbeError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
+            Self::Send(error) => write!(f, "send a test packet: {error}"),
             Self::Tun(error) => write!(f, "{error}"),
-            Self::NoAnswer => {
-                f.write_str("a test connection got no answer: does the firewall's input reject it?")
+            Self::NoSyn => {
+                f.write_str("a test packet did not get to its proxy: does the firewall's output reject it?")
             }
-            Self::NotAccepted => {
-                f.write_str("a test connection was answered, but did not come to its socket")
-            }
+            Self::NoAnswer => f.write_str("the answer to a test packet did not come back"),
         }
     }
 }
 
-/// Connects to `listener` by the express path, from `source`.
+/// Tests the way to `probe`, which is behind the TUN, and back.
 ///
 /// # Errors
 /// [`ProbeError`] says how far it got.
-pub async fn probe(tun: &Tun, listener: &Listener, source: Ipv6Addr) -> Result<(), ProbeError> {
-    let destination = if source.to_ipv4_mapped().is_some() { TARGET.to_ipv6_mapped() } else { TARGET6 };
-    let tuple = Tuple { source, destination, source_port: port(), destination_port: PORT };
-    send(tun, &tuple, SEQUENCE, 0, SYN)?;
-    let answer = timeout(PATIENCE, answer(tun, &tuple)).await.map_err(|_| ProbeError::NoAnswer)??;
-    send(tun, &tuple, SEQUENCE + 1, answer.wrapping_add(1), ACK)?;
-    match timeout(PATIENCE, poll_fn(|cx| listener.poll_accept(cx))).await {
-        Ok(Ok((stream, _))) => {
-            _ = sys::set_resetting(&stream);
-            Ok(())
-        }
-        _ => Err(ProbeError::NotAccepted),
-    }
+pub async fn probe(tun: &Tun, forwarder: &Forwarder, probe: IpAddr) -> Result<(), ProbeError> {
+    let (source, destination) = match probe {
+        IpAddr::V4(_) => (CLIENT.to_ipv6_mapped(), SERVER.to_ipv6_mapped()),
+        IpAddr::V6(_) => (CLIENT6, SERVER6),
+    };
+    let tuple = Tuple { source, destination, source_port: port(), destination_port: PROBE_PORT };
+    let send_marked = |sequence, flags| {
+        let mut packet = [0; MAX_LEN];
+        let length = segment(&tuple, sequence, 0, flags, &mut packet);
+        forwarder.send_probe(&packet[..length], probe).map_err(ProbeError::Send)
+    };
+    send_marked(SEQUENCE, SYN)?;
+    let to_probe = |packet: &Packet| {
+        let tuple = packet.tuple();
+        let is_it = packet.flags() == SYN
+            && packet.sequence() == SEQUENCE
+            && (tuple.destination.to_canonical(), tuple.destination_port) == (probe, PROBE_PORT);
+        is_it.then_some(tuple)
+    };
+    let came = timeout(PATIENCE, receive(tun, to_probe)).await.map_err(|_| ProbeError::NoSyn)??;
+    send(tun, &came.reversed(), 0, SEQUENCE + 1, SYN | ACK)?;
+    let to_client = |packet: &Packet| {
+        let (to, port) = (packet.destination(), packet.tuple().destination_port);
+        ((to, port) == (tuple.source, tuple.source_port)).then_some(())
+    };
+    timeout(PATIENCE, receive(tun, to_client)).await.map_err(|_| ProbeError::NoAnswer)??;
+    send_marked(SEQUENCE + 1, RST)
 }
 
-/// A port to connect from, another in each run: of the run before, the kernel may have half a connection whose
-/// listener is gone, and a SYN from the same port would only be the end of that.
+/// A port to connect from, another in each run, of which the kernel may still know something.
 pub fn port() -> u16 {
-    sys::random().map_or(PORT, |port| u16::from_ne_bytes(port) | 1 << 15)
+    sys::random().map_or(PROBE_PORT, |port| u16::from_ne_bytes(port) | 1 << 15)
 }
 
 /// Writes a segment without data to the TUN.
@@ -99,20 +113,17 @@ pub fn send(
     tun.try_write(&frame).map_err(ProbeError::Tun)
 }
 
-/// Waits for the SYN-ACK; returns its sequence number. Whatever else comes is dropped: it will be sent again.
-async fn answer(tun: &Tun, tuple: &Tuple) -> Result<u32, ProbeError> {
+/// Waits for the TCP packet that `is_it`. Whatever else comes is dropped: it will be sent again.
+async fn receive<T>(tun: &Tun, is_it: impl Fn(&Packet) -> Option<T>) -> Result<T, ProbeError> {
     let mut frame = vec![0; MAX_FRAME];
     loop {
         let length = poll_fn(|cx| tun.poll_read(cx, &mut frame)).await.map_err(ProbeError::Tun)?;
         let Some(bytes) = frame.get_mut(vnet::LEN..length) else { continue };
-        match Packet::parse(bytes) {
-            Ok(packet) if packet.transport() == Transport::Tcp && packet.tuple() == tuple.reversed() => {
-                return match packet.flags() & (SYN | ACK) == SYN | ACK {
-                    true => Ok(packet.sequence()),
-                    false => Err(ProbeError::NoAnswer),
-                };
-            }
-            _ => {}
+        if let Ok(packet) = Packet::parse(bytes)
+            && packet.transport() == Transport::Tcp
+            && let Some(found) = is_it(&packet)
+        {
+            return Ok(found);
         }
     }
 }

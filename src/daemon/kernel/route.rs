@@ -8,8 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use log::warn;
-use tcp_over_http::capture::{self, Action, Desired, Event, Owner, Plan, link};
-use tcp_over_http::rewrite::Path;
+use tcp_over_http::capture::{self, Action, Desired, Event, Owner, Path, Plan, Uplinks, link};
 use tokio::io::unix::AsyncFd;
 
 use super::netlink::{self, Socket};
@@ -30,6 +29,7 @@ use device::Device;
 const WATCHED: u32 = (libc::RTMGRP_LINK
     | libc::RTMGRP_IPV4_IFADDR
     | libc::RTMGRP_IPV6_IFADDR
+    | libc::RTMGRP_IPV4_ROUTE
     | libc::RTMGRP_IPV6_ROUTE
     | libc::RTMGRP_IPV4_RULE
     | 1 << (libc::RTNLGRP_IPV6_RULE - 1)) as u32;
@@ -60,23 +60,19 @@ enum Purpose {
 }
 
 impl Routes {
-    /// Sets up the TUN and what leads into it, and removes what a crashed run has left. Blocks until it is done. Must be
-    /// called within the tokio runtime.
-    ///
-    /// If it fails, or is not [kept](Routes::keep) since something else does, nothing is left behind with `on_failure
-    /// 'direct'`; with `'block'` everything stays, leftovers included: what was refused must not leak because the daemon
-    /// can't start again.
-    pub fn install(config: &Config, path: Path, tun: &str) -> Result<Self, RouteError> {
-        let mut socket = Socket::open().map_err(RouteError::Open)?;
+    /// Sets up the TUN and watches. Must be called within the tokio runtime.
+    pub fn open(config: &Config, tun: &str) -> Result<Self, RouteError> {
+        let mut socket = Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?;
         let device = Device::find(&mut socket, tun, config)?;
         // At boot it may be down, and some routes are its. Only then: whoever takes it down later, as netifd does when
         // it starts, wants to be who brings it up.
         socket
             .request(link::bring_up(capture::LOOPBACK))
             .map_err(|cause| RouteError::SetLink("lo".to_owned(), cause))?;
+        device.set_up(&mut socket)?;
         let watch =
             sys::netlink(libc::NETLINK_ROUTE, WATCHED).and_then(sys::watch).map_err(RouteError::Open)?;
-        let mut installed = Routes {
+        Ok(Routes {
             device,
             owner: Owner::new(config),
             desired: Rc::default(),
@@ -84,12 +80,26 @@ impl Routes {
             change: None,
             next: None,
             lost: None,
-            undo: config.on_failure == OnFailure::Direct,
-        };
-        installed.desired = installed.desired(config, path);
-        installed.restore()?;
-        installed.warn_of_strict_filters();
-        Ok(installed)
+            undo: false,
+        })
+    }
+
+    /// Sets up what leads into the TUN, and removes what a crashed run has left. Blocks until it is done.
+    ///
+    /// If it fails, or is not [kept](Routes::keep) since something else does, nothing is left behind with `on_failure
+    /// 'direct'`; with `'block'` everything stays, leftovers included: what was refused must not leak because the daemon
+    /// can't start again.
+    pub fn install(&mut self, config: &Config, path: Path) -> Result<(), RouteError> {
+        self.undo = config.on_failure == OnFailure::Direct;
+        self.desired = self.desired(config, path);
+        self.restore()?;
+        self.warn_of_strict_filters();
+        Ok(())
+    }
+
+    /// Where the default routes lead now.
+    pub fn uplinks(&self) -> Result<Uplinks, RouteError> {
+        uplinks(self.device.index)
     }
 
     /// Lets all of it stay.
@@ -168,8 +178,8 @@ impl Routes {
 
     /// Before another run takes the place of this one: leaves what refuses the traffic that `next` captures,
     /// whatever its `on_failure`, until that run is there. Deletes everything else.
-    pub fn hand_over(self, next: &Config, path: Path) -> Result<(), RouteError> {
-        Change::begin(&self.owner, &refusing(next, path))?.finish()
+    pub fn hand_over(self, next: &Config) -> Result<(), RouteError> {
+        Change::begin(&self.owner, &refusing(next))?.finish()
     }
 
     /// Deletes the rules and routes. The addresses go with the TUN.
@@ -181,12 +191,13 @@ impl Routes {
     /// The next thing that somebody else did to our configuration.
     pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let mut buffer = Vec::new();
-        let mut restore = false;
+        let (mut restore, mut network) = (false, false);
         loop {
             let mut ready = match self.watch.poll_read_ready(cx) {
                 Poll::Ready(Ok(ready)) => ready,
                 // All is read (or the runtime ends): several changes make one event.
                 _ if restore => return Poll::Ready(Event::Restore),
+                _ if network => return Poll::Ready(Event::Network),
                 _ => return Poll::Pending,
             };
             buffer.resize(netlink::READ_SIZE, 0);
@@ -201,6 +212,7 @@ impl Routes {
             match event {
                 Some(Event::Gone) => return Poll::Ready(Event::Gone),
                 Some(Event::Restore) => restore = true,
+                Some(Event::Network) => network = true,
                 None => {}
             }
         }
@@ -220,7 +232,7 @@ impl Routes {
     }
 
     fn begin_restore(&self) -> Result<Change, RouteError> {
-        self.device.set_up(&mut Socket::open().map_err(RouteError::Open)?)?;
+        self.device.set_up(&mut Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?)?;
         Change::begin(&self.owner, &self.desired)
     }
 }
@@ -235,25 +247,34 @@ impl Drop for Routes {
     }
 }
 
-/// Refuses what `config` captures until a daemon runs; beside one that runs with the same, nothing changes. Nothing if
-/// traffic may go directly then.
+/// Refuses what `config` captures, by rules and routes alone; what is there stays.
 pub fn block(config: &Config) -> Result<(), RouteError> {
-    if config.on_failure == OnFailure::Direct {
-        return Ok(());
-    }
-    // As if nothing were there: what is there stays.
-    let mut plan = Plan::new(Owner::new(config), refusing(config, Path::Rewrite));
+    // As if nothing were there.
+    let mut plan = Plan::new(Owner::new(config), refusing(config));
     Change::of(plan.requests())?.finish()
 }
 
+/// Where the default routes lead that are not through this device.
+pub fn uplinks(tun: u32) -> Result<Uplinks, RouteError> {
+    let mut socket = Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?;
+    let mut uplinks = Uplinks::default();
+    let mut list = || -> Result<(), netlink::Error> {
+        socket.begin_dump(Uplinks::list())?;
+        while !socket.receive(&mut |received| uplinks.see(received.body, tun))? {}
+        Ok(())
+    };
+    list().map_err(RouteError::List)?;
+    Ok(uplinks.finish())
+}
+
 /// What captures, less what leads to the TUN.
-fn refusing(config: &Config, path: Path) -> Rc<Desired> {
-    Rc::new(Desired::new(config, path, &config.tun, None))
+fn refusing(config: &Config) -> Rc<Desired> {
+    Rc::new(Desired::new(config, Path::Relay, &config.tun, None))
 }
 
 /// How many of the rules and routes of a running daemon are not there.
 pub fn missing(config: &Config, path: Path) -> Result<usize, RouteError> {
-    let mut socket = Socket::open().map_err(RouteError::Open)?;
+    let mut socket = Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?;
     let tun = Device::find(&mut socket, &config.tun, config)?;
     let desired = Rc::new(Desired::new(config, path, &config.tun, Some(tun.index)));
     Change::begin(&Owner::new(config), &desired)?.count_missing()

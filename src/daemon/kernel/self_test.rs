@@ -1,7 +1,7 @@
 //! Whether connections get from the TUN to the listener: tried, again and again, with one of our own.
 //!
 //! ```text
-//! we write to the TUN    SYN  probe > listener, or on the express path > any address
+//! we write to the TUN    SYN  probe > listener
 //! the kernel             gives it to the listener, if the firewall's input lets it
 //! comes out of the TUN   SYN-ACK; our RST ends it, and nobody has to accept it
 //! ```
@@ -12,9 +12,9 @@ use std::cell::Cell;
 
 use tcp_over_http::flow::subnet::Subnet;
 use tcp_over_http::packet::{ACK, Packet, RST, SYN, Transport, Tuple};
-use tcp_over_http::rewrite::{Path, Settings};
+use tcp_over_http::rewrite::Settings;
 
-use crate::kernel::probe::{self, PORT, SEQUENCE};
+use crate::kernel::probe::{self, SEQUENCE};
 use crate::kernel::tun::Tun;
 
 /// Ticks of the event loop, seconds, between two tests.
@@ -45,18 +45,18 @@ struct Family {
 impl SelfTest {
     /// A test that begins with the next tick.
     pub fn new(settings: &Settings) -> Self {
-        let family = |name, subnet: Subnet, target| {
-            let (destination, destination_port) = match settings.path {
-                Path::Rewrite => (subnet.own(), settings.listen_port),
-                Path::Express => (target, PORT),
+        let family = |name, subnet: Subnet| {
+            let tuple = Tuple {
+                source: subnet.error_source(),
+                destination: subnet.own(),
+                source_port: probe::port(),
+                destination_port: settings.listen_port,
             };
-            let source_port = probe::port();
-            let tuple = Tuple { source: subnet.error_source(), destination, source_port, destination_port };
             Family { name, tuple, found: Cell::default(), reachable: Cell::new(true) }
         };
-        let mut families = vec![family("ipv4", settings.ipv4, probe::TARGET.to_ipv6_mapped())];
+        let mut families = vec![family("ipv4", settings.ipv4)];
         if let Some(subnet) = settings.ipv6 {
-            families.push(family("ipv6", subnet, probe::TARGET6));
+            families.push(family("ipv6", subnet));
         }
         Self { families, running: Cell::default(), clock: Cell::default(), ended: Cell::default() }
     }

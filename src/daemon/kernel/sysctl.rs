@@ -18,6 +18,11 @@ pub fn set(name: &str, value: &str) {
     }
 }
 
+/// The first and the last port that the kernel gives to connections, as text; empty if it can't be read.
+pub fn local_ports() -> String {
+    fs::read_to_string(Path::new(ROOT).join("net/ipv4/ip_local_port_range")).unwrap_or_default()
+}
+
 /// Whether the kernel can do IPv6 at all, be it switched off.
 pub fn has_ipv6() -> bool {
     Path::new(IPV6).exists()

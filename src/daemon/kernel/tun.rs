@@ -38,7 +38,14 @@ impl std::fmt::Display for TunError {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         match self {
             Self::Create(error) => {
-                write!(f, "create it: {error} (is /dev/net/tun there? kmod-tun)")
+                write!(f, "create it: {error}")?;
+                let tun::Error::Io(error) = error else { return Ok(()) };
+                f.write_str(match error.raw_os_error() {
+                    Some(libc::EBUSY) => " (another program has it, or another tcp-over-http: give this one other names and numbers)",
+                    Some(libc::EPERM | libc::EACCES) => " (needs root)",
+                    Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => " (is /dev/net/tun there? kmod-tun)",
+                    _ => "",
+                })
             }
             Self::Header(error) => write!(f, "set its virtio header: {error}"),
             Self::Watch(error) => write!(f, "watch it: {error}"),

@@ -30,14 +30,16 @@ const MAX_WAITING: usize = 16;
 const ACCEPTS: usize = 16;
 
 /// What a request begins with whose answer says that it could not be done.
-const NOT_DONE: &str = "{\"done\":false,";
+const ERROR: &str = "{\"error\":";
 
 /// What a daemon has answered.
 pub struct Answer {
     /// Whether it has done what it was asked for.
     pub is_done: bool,
-    /// In the form that was wanted.
+    /// For people.
     pub text: String,
+    /// For programs.
+    pub json: String,
 }
 
 /// The listening socket. Removed when dropped.
@@ -146,7 +148,7 @@ impl Drop for StatusSocket {
 ///
 /// # Errors
 /// None listens, or its answer is late or incomplete.
-pub fn ask(path: &str, request: &str, form: Form) -> io::Result<Answer> {
+pub fn ask(path: &str, request: &str) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(request.as_bytes())?;
@@ -154,8 +156,8 @@ pub fn ask(path: &str, request: &str, form: Form) -> io::Result<Answer> {
     stream.read_to_string(&mut answer)?;
     match answer.split_once('\0') {
         Some((text, json)) if json.ends_with('\n') => {
-            let is_done = !json.starts_with(NOT_DONE);
-            Ok(Answer { is_done, text: if form == Form::Text { text } else { json }.to_owned() })
+            let is_done = !json.starts_with(ERROR);
+            Ok(Answer { is_done, text: text.to_owned(), json: json.to_owned() })
         }
         _ => Err(ErrorKind::UnexpectedEof.into()),
     }

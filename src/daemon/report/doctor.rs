@@ -7,12 +7,12 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::thread::sleep;
 use std::time::Duration;
 
+use tcp_over_http::capture::Path;
 use tcp_over_http::dns;
 use tcp_over_http::http::connect::Target;
-use tcp_over_http::rewrite::Path;
+use tcp_over_http::net::IpNet;
 
-use crate::kernel::{route, sysctl};
-use crate::report::document::Form;
+use crate::kernel::{firewall, route, sysctl};
 use crate::report::{control, json};
 use crate::settings::Settings;
 use crate::sys;
@@ -41,9 +41,15 @@ const NO_INPUT: &str =
 const STRICT: &str = "answers of a proxy behind it may be dropped: set it to 2";
 const HARDWARE: &str = "if connections stall, set flow_offloading_hw '0'; in software it does no harm";
 const LEAK: &str = "it goes around the proxy: set ipv6 '1', or give clients no IPv6";
+const PRIVATE: &str =
+    "browsers take these for the local network and block pages: leave fakeip_range6 out, for 2001:2::/64";
+const NO_CLIENT: &str = "if there should be one: is it in the zone or interface that is captured, does something drop what is forwarded (Docker does)?";
+const TIME: &str =
+    "their UDP can't go through the proxy: list direct_domain 'pool.ntp.org', and direct_server";
 const NO_NAME: &str = "list resolver '...', or give its address as host";
 const NO_PROXY: &str = "check host and port, and the way there";
 const LOOP: &str = "they would be captured: set a mark";
+const OVERLAP: &str = "they would be captured despite the mark: does its network overlap address, address6, or a range of fake addresses?";
 const NO_HTTP: &str = "check the port: this is no HTTP proxy";
 const NO_TARGET: &str = "it does not reach the target: is it online? try another --target";
 const NO_LOGIN: &str = "check username and password";
@@ -115,7 +121,7 @@ pub async fn examine(settings: &Settings, target: &str) -> bool {
 
 /// What the daemon has set up.
 fn daemon(findings: &mut Findings, config: &Config) {
-    let ask = || control::ask(&config.status_socket, "status", Form::Json).map(|answer| answer.text);
+    let ask = || control::ask(&config.status_socket, "status").map(|answer| answer.json);
     let status = match ask() {
         Ok(status) => status,
         Err(_) => return findings.fail(format_args!("the daemon answers"), NO_DAEMON),
@@ -125,10 +131,14 @@ fn daemon(findings: &mut Findings, config: &Config) {
         let bound = UdpSocket::bind(SocketAddr::new(address, 0));
         findings.judge(format_args!("{} has {address}", config.tun), bound.err().map(|_| NO_ADDRESS));
     }
-    let is_express = json::find(&status, &["path"]) == Some("\"express\"");
-    let path = if is_express { Path::Express } else { Path::Rewrite };
+    let is_forward = json::find(&status, &["path"]) == Some("\"forward\"");
+    let path = if is_forward { Path::Forward } else { Path::Relay };
     let is_whole = route::missing(config, path).is_ok_and(|missing| missing == 0);
     findings.judge(format_args!("rules and routes are there"), (!is_whole).then_some(NO_RULE));
+    if is_forward {
+        let is_there = firewall::is_there(config);
+        findings.judge(format_args!("the firewall's tables are there"), (!is_there).then_some(NO_RULE));
+    }
 
     // Being asked for its status has the daemon test for up to two seconds; the first result may be of a test that
     // had begun before.
@@ -145,6 +155,12 @@ fn daemon(findings: &mut Findings, config: &Config) {
         if FAMILIES.iter().all(|family| listener(&now, family) != Some("false")) {
             break;
         }
+    }
+    if config.captures() && json::find(&now, &["flows", "from_lan"]) == Some("0") {
+        findings.warn(format_args!("no connection of another machine has come yet"), NO_CLIENT);
+    }
+    if json::find(&now, &["dns", "time"]).is_some_and(|count| count != "0") {
+        findings.warn(format_args!("clients get fake addresses for time servers"), TIME);
     }
     for family in FAMILIES {
         if let Some(reachable) = listener(&now, family) {
@@ -173,6 +189,11 @@ fn system(findings: &mut Findings, config: &Config) {
     if config.address6.is_none() && config.captures() && has_ipv6() {
         findings.warn(format_args!("there is a default route for IPv6, and ipv6 is 0 here"), LEAK);
     }
+    if let Some(IpNet::V6(range)) = config.dns.fake_ranges().last()
+        && range.addr.is_unique_local()
+    {
+        findings.warn(format_args!("fakeip_range6 {range} is private"), PRIVATE);
+    }
 }
 
 async fn examine_proxy(
@@ -189,8 +210,10 @@ async fn examine_proxy(
         Err(error) => return findings.fail(format_args!("upstream {name}: {error}"), NO_NAME),
     };
     if addresses.iter().any(|&ip| is_captured(config, SocketAddr::new(ip, proxy.port))) {
-        findings.fail(format_args!("upstream {name}: connections enter {}", config.tun), LOOP);
+        let advice = if config.mark == 0 { LOOP } else { OVERLAP };
+        findings.fail(format_args!("upstream {name}: connections enter {}", config.tun), advice);
     }
+    let mut is_reached = true;
     for (port, advice) in PORTS {
         let stream = match upstreams.connect(index).await {
             Ok(stream) => stream,
@@ -211,7 +234,7 @@ async fn examine_proxy(
             Err(HandshakeError::Garbage(error)) => {
                 return findings.fail(format_args!("upstream {name}: {error}"), NO_HTTP);
             }
-            Err(HandshakeError::Closed) => CLOSED,
+            Err(HandshakeError::Closed | HandshakeError::CutOff) => CLOSED,
             Err(HandshakeError::TimedOut) => SILENT,
         };
         let what = format_args!("upstream {name}: CONNECT to port {port}");
@@ -222,8 +245,15 @@ async fn examine_proxy(
         };
         match status {
             200..=299 => findings.ok(what),
-            // The proxy has tried, and nobody answers there.
-            SILENT | 502..=504 if port == 443 => findings.fail(format_args!("{what}: {said}"), NO_TARGET),
+            // The proxy has tried, and nobody answers there: of a web server's ports that is news...
+            SILENT | 502..=504 if port == 443 => {
+                is_reached = false;
+                findings.fail(format_args!("{what}: {said}"), NO_TARGET);
+            }
+            SILENT | 502..=504 if port == 80 || !is_reached => {
+                findings.warn(format_args!("{what}: {said}"), NO_TARGET);
+            }
+            // ...and of others it is not: they are allowed.
             SILENT | 502..=504 => findings.ok(what),
             _ if port == 443 => findings.fail(format_args!("{what}: {said}"), advice),
             _ => findings.warn(format_args!("{what}: {said}"), advice),

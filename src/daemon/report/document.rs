@@ -68,8 +68,7 @@ impl Document {
     /// What has become of a request, in words.
     pub fn reply(is_done: bool, message: String) -> Self {
         let mut reply = Self::new(Layout::Message);
-        reply.flag("done", is_done);
-        reply.text("message", message);
+        reply.text(if is_done { "done" } else { "error" }, message);
         reply
     }
 
@@ -291,7 +290,7 @@ mod tests {
     fn replies() {
         let reply = Document::reply(false, "no".to_owned());
         assert_eq!(reply.render(Form::Text), "no\n");
-        assert_eq!(reply.render(Form::Json), "{\"done\":false,\"message\":\"no\"}\n");
+        assert_eq!(reply.render(Form::Json), "{\"error\":\"no\"}\n");
     }
 
     #[test]

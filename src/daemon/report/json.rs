@@ -65,6 +65,16 @@ impl Json {
     }
 }
 
+/// An object that says what has gone wrong, with a line feed at its end.
+pub fn error(message: &str) -> String {
+    let mut json = Json::default();
+    json.open('{');
+    json.key("error");
+    json.string(message);
+    json.close('}');
+    json.finish()
+}
+
 /// The value at `path`, the keys of objects within objects, as it is written. `None` if there is none, or no JSON.
 /// Keys are compared as they are written: without escapes.
 pub fn find<'a>(json: &'a str, path: &[&str]) -> Option<&'a str> {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tcp_over_http::capture::Path;
 use tcp_over_http::config::Config;
 use tcp_over_http::flow::State;
 use tcp_over_http::rewrite;
@@ -9,6 +10,7 @@ use tcp_over_http::upstream::clients::Client;
 use tcp_over_http::upstream::health;
 
 use crate::gateway::Gateway;
+use crate::kernel::conntrack;
 use crate::relay::Moved;
 use crate::report::document::{Document, Layout};
 use crate::upstream::stats::Stats;
@@ -21,7 +23,7 @@ pub fn status(gateway: &Gateway, config: &Config) -> Document {
     let mut status = Document::default();
     status.text("version", env!("CARGO_PKG_VERSION").to_owned());
     status.number("uptime", gateway.uptime().as_secs());
-    status.text("path", rewriter.settings().path.to_string());
+    status.text("path", gateway.path().to_string());
     status.flag("draining", rewriter.is_draining());
 
     status.subject("flows");
@@ -36,7 +38,20 @@ pub fn status(gateway: &Gateway, config: &Config) -> Document {
         status.number(name, rewriter.count(state).into());
     }
     status.number("opened", counters.flows);
+    status.number("forwarded", totals.forwarded);
     status.number("refused", totals.refused);
+    status.number("yielded", totals.yielded);
+    status.number("from_lan", totals.from_lan);
+
+    if gateway.path() == Path::Forward {
+        let mut entries = conntrack::forwarded(config.mark).unwrap_or_default();
+        entries.retain(|entry| entry.is_live);
+        let bytes = |way: usize| entries.iter().map(|entry| entry.bytes[way]).sum();
+        status.subject("forwarding");
+        status.number("live", entries.len() as u64);
+        status.number("up", bytes(0));
+        status.number("down", bytes(1));
+    }
 
     status.subject("bytes");
     status.number("up", totals.moved.up);
@@ -67,7 +82,9 @@ pub fn status(gateway: &Gateway, config: &Config) -> Document {
         status.number("cached", counters.cached.into());
         status.number("forwarded", counters.forwarded.into());
         status.number("failed", counters.failed.into());
+        status.number("limited", counters.limited.into());
         status.number("names", dns.names().into());
+        status.number("time", counters.time.into());
     }
 
     status.subject("dropped");
@@ -129,6 +146,7 @@ fn list_upstreams(document: &mut Document, gateway: &Gateway) {
         document.number("unreachable", stats.unreachable.into());
         document.number("timed_out", stats.timed_out.into());
         document.number("bad_reply", stats.bad_reply.into());
+        document.number("retried", stats.retried.into());
         document.number("ms_shortest", stats.shortest.into());
         document.number("ms_mean", stats.mean());
         document.number("ms_last", stats.last.into());

@@ -101,18 +101,6 @@ pub fn set_resetting(socket: impl AsFd) -> io::Result<()> {
     set_linger(socket, libc::linger { l_onoff: 1, l_linger: 0 })
 }
 
-/// Lets a socket bind to, and accept connections to, addresses that are not this machine's: `IP_TRANSPARENT` (ip(7)),
-/// `IPV6_TRANSPARENT`. Needs CAP_NET_ADMIN.
-pub fn set_transparent(socket: impl AsFd, ipv4: bool) -> io::Result<()> {
-    match ipv4 {
-        true => set_option(socket, libc::IPPROTO_IP, libc::IP_TRANSPARENT, 1),
-        false => set_option(socket, libc::IPPROTO_IPV6, IPV6_TRANSPARENT, 1),
-    }
-}
-
-/// <linux/in6.h>
-const IPV6_TRANSPARENT: c_int = 75;
-
 /// Marks what a socket sends: `SO_MARK` (socket(7)). Before it is connected, since the route is chosen then. Needs
 /// CAP_NET_ADMIN.
 pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
@@ -158,7 +146,6 @@ fn set_linger(socket: impl AsFd, linger: libc::linger) -> io::Result<()> {
 }
 
 /// Reads an integer option of a socket.
-#[cfg(test)]
 pub fn option(socket: impl AsFd, level: c_int, name: c_int) -> io::Result<c_int> {
     let mut value: c_int = 0;
     let mut length = size_of::<c_int>() as libc::socklen_t;

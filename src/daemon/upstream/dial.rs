@@ -4,6 +4,7 @@
 //! as soon as it is sent, and the reply is read into the stack of [`receive`].
 
 use crate::sys;
+use crate::upstream::exchange::udp_socket;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -28,12 +29,15 @@ pub struct Reply {
 #[derive(Debug)]
 pub enum HandshakeError {
     TimedOut,
-    /// It closed or reset the connection.
+    /// It closed or reset the connection before a byte of its answer...
     Closed,
+    /// ...or within it.
+    CutOff,
     Garbage(ReplyError),
 }
 
-/// Connects to one address within `patience`, from a socket with `mark` (0: none).
+/// Connects to one address within `patience`, from a socket with `mark` (0: none). `EADDRNOTAVAIL` says that no port is
+/// left for it.
 pub async fn connect(address: SocketAddr, mark: u32, patience: Duration) -> io::Result<TcpStream> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -44,7 +48,15 @@ pub async fn connect(address: SocketAddr, mark: u32, patience: Duration) -> io::
     }
     // The request follows at once, and carries the acknowledgement.
     _ = sys::delay_acknowledgement(&socket);
-    timeout(patience, socket.connect(address)).await?
+    match timeout(patience, socket.connect(address)).await? {
+        // Linux also says so if there is no address to connect from.
+        Err(error)
+            if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) && udp_socket(address, mark).is_err() =>
+        {
+            Err(ErrorKind::NetworkUnreachable.into())
+        }
+        result => result,
+    }
 }
 
 /// Sends the request and reads the reply, both within `patience`.
@@ -83,13 +95,14 @@ async fn exchange(stream: &TcpStream, mut request: Vec<u8>) -> Result<Reply, Han
 
 fn receive(stream: &TcpStream, parser: &mut ReplyParser) -> Result<Option<Reply>, HandshakeError> {
     let mut buffer = [0; BUFFER];
+    let closed = if parser.has_begun() { HandshakeError::CutOff } else { HandshakeError::Closed };
     let received = match stream.try_read(&mut buffer) {
-        Ok(0) => return Err(HandshakeError::Closed),
+        Ok(0) => return Err(closed),
         Ok(length) => buffer.get(..length).unwrap_or_default(),
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
             return Ok(None);
         }
-        Err(_) => return Err(HandshakeError::Closed),
+        Err(_) => return Err(closed),
     };
     let status = parser.feed(received).map_err(HandshakeError::Garbage)?;
     if received.len() < BUFFER {

@@ -1,4 +1,4 @@
-//! A query to one server and its reply: over UDP, and again over TCP if the reply is truncated.
+//! A query to one server and its reply: over UDP, and again over TCP if the reply is truncated or may be forged.
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
@@ -18,11 +18,13 @@ const MAX_DATAGRAM: usize = 1500;
 /// A reply in flight. Boxed: one type for all callers.
 pub type Exchange = Pin<Box<dyn Future<Output = io::Result<Vec<u8>>>>>;
 
-/// Sends a query to `server` in a datagram, from a socket with `mark` (0: none) and a random port that the kernel
-/// chooses, and again over TCP if the reply does not fit a datagram. Datagrams that are not a reply to it are ignored.
+/// Sends a query to `server` in a datagram, from a socket with `mark` (0: none), a random port that the kernel chooses, and
+/// letters of random case. Again over TCP if the reply does not fit a datagram, or if any datagram comes that does not
+/// repeat id and question to the letter: then somebody may be guessing, and a later one may be a guess that is right.
 pub fn exchange(server: SocketAddr, mark: u32, query: &[u8]) -> Exchange {
-    let query = query.to_vec();
+    let mut query = query.to_vec();
     Box::pin(async move {
+        Query::mix_case(&mut query, &sys::random()?);
         let socket = udp_socket(server, mark)?;
         socket.send(&query)?; // a new socket's buffer takes it
         let socket = UdpSocket::from_std(socket)?;
@@ -31,35 +33,26 @@ pub fn exchange(server: SocketAddr, mark: u32, query: &[u8]) -> Exchange {
             if socket.ready(Interest::READABLE | Interest::ERROR).await?.is_error() {
                 return Err(socket.take_error()?.unwrap_or(ErrorKind::ConnectionRefused.into()));
             }
-            let Some(reply) = receive(&socket, &query)? else { continue };
-            return match Message::parse(&reply).is_some_and(|reply| reply.is_truncated()) {
-                true => exchange_tcp(server, mark, &query).await,
-                false => Ok(reply),
-            };
+            let Some(reply) = receive(&socket)? else { continue };
+            let is_sure = Query::parse(&query).is_ok_and(|query| query.is_echoed_by(&reply))
+                && Message::parse(&reply).is_some_and(|reply| !reply.is_truncated());
+            return if is_sure { Ok(reply) } else { exchange_tcp(server, mark, &query).await };
         }
     })
 }
 
-/// Receives a datagram, if there is one and it is a reply to the query.
-fn receive(socket: &UdpSocket, query: &[u8]) -> io::Result<Option<Vec<u8>>> {
+/// Receives a datagram, if there is one.
+fn receive(socket: &UdpSocket) -> io::Result<Option<Vec<u8>>> {
     let mut buffer = [0; MAX_DATAGRAM];
     match socket.try_recv(&mut buffer) {
-        Ok(length) => {
-            let reply = buffer.get(..length).unwrap_or_default();
-            let is_reply = Query::parse(query).is_ok_and(|query| query.is_answered_by(reply));
-            Ok(is_reply.then(|| reply.to_vec()))
-        }
+        Ok(length) => Ok(Some(buffer.get(..length).unwrap_or_default().to_vec())),
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Whether the kernel knows a way to this address. Sends nothing.
-pub fn has_route(ip: IpAddr, mark: u32) -> bool {
-    udp_socket(SocketAddr::new(ip, 9), mark).is_ok()
-}
-
-fn udp_socket(server: SocketAddr, mark: u32) -> io::Result<net::UdpSocket> {
+/// A socket that is connected to `server`: there are a route and an address to come from.
+pub fn udp_socket(server: SocketAddr, mark: u32) -> io::Result<net::UdpSocket> {
     let socket = net::UdpSocket::bind(SocketAddr::new(any_address(server), 0))?;
     socket.set_nonblocking(true)?;
     if mark != 0 {

@@ -236,16 +236,6 @@ pub mod tests {
     }
 
     #[test]
-    fn forgeries_are_passed_over() {
-        let (address, _) = server(|query| {
-            let mut forged = reply(query, OK, &["192.0.2.66"], 100);
-            forged[0] ^= 1;
-            vec![b"x".to_vec(), forged, reply(query, OK, &["192.0.2.1"], 100)]
-        });
-        assert_eq!(run(resolve(&[address])), Ok(v4()));
-    }
-
-    #[test]
     fn one_family_is_enough() {
         let (address, _) = server(|query| match query[query.len() - 3] {
             1 => vec![reply(query, OK, &["192.0.2.1"], 100)],
@@ -276,13 +266,14 @@ pub mod tests {
         assert_eq!(count.load(SeqCst), 0);
     }
 
-    #[test]
-    fn truncated_answers_are_asked_for_again_over_tcp() {
-        let truncated = |query: &[u8]| vec![reply(query, OK | 0x0200, &[], 0)];
+    type Script = fn(&[u8]) -> Vec<Vec<u8>>;
+
+    /// The same over UDP; over TCP it answers, with more addresses than a datagram has.
+    fn server_with_tcp(script: Script) -> SocketAddr {
         // The port that the kernel chose for UDP may be taken for TCP.
         let (address, listener) = (0..20)
             .find_map(|_| {
-                let (address, _) = server(truncated);
+                let (address, _) = server(script);
                 std::net::TcpListener::bind(address).ok().map(|listener| (address, listener))
             })
             .unwrap();
@@ -298,8 +289,45 @@ pub mod tests {
                 }
             }
         });
+        address
+    }
+
+    #[test]
+    fn truncated_answers_are_asked_for_again_over_tcp() {
+        let address = server_with_tcp(|query| vec![reply(query, OK | 0x0200, &[], 0)]);
         let (found, ttl) = run(resolve(&[address])).unwrap();
         assert_eq!((found.len(), ttl), (tcp_over_http::dns::MAX_ADDRESSES, 101));
+    }
+
+    /// The first reply is no echo of the query, and a forged one with the right id behind it.
+    #[test]
+    fn who_may_be_guessing_makes_it_ask_over_tcp() {
+        fn forged(query: &[u8]) -> Vec<u8> {
+            reply(query, OK, &["192.0.2.66"], 100)
+        }
+        let scripts: [Script; 4] = [
+            |query| vec![b"x".to_vec(), forged(query)],
+            |query| {
+                let mut wrong = forged(query);
+                wrong[0] ^= 1;
+                vec![wrong, forged(query)]
+            },
+            |query| {
+                let mut wrong = forged(query);
+                wrong[13] ^= b'a' ^ b'A'; // the name's first letter
+                vec![wrong, forged(query)]
+            },
+            // An error without the question: nothing but the id to guess.
+            |query| vec![[&query[..2], &[0x81, 0x82, 0, 0, 0, 0, 0, 0, 0, 0]].concat(), forged(query)],
+        ];
+        for (nth, script) in scripts.into_iter().enumerate() {
+            let (found, _) = run(resolve(&[server_with_tcp(script)])).unwrap();
+            assert_eq!(found[0], "192.0.2.1", "{nth}");
+            let (address, _) = server(script);
+            assert_eq!(run(resolve(&[address])), Err(ResolveError::Unanswered), "{nth}, without TCP");
+        }
+        let (good, _) = server(|query| vec![reply(query, OK, &["192.0.2.1"], 100)]);
+        assert_eq!(run(resolve(&[good])), Ok(v4()));
     }
 
     #[test]

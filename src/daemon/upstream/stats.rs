@@ -17,6 +17,8 @@ pub struct Stats {
     pub timed_out: u32,
     /// It closed, or sent garbage.
     pub bad_reply: u32,
+    /// How many of the attempts were made because it had closed before it answered.
+    pub retried: u32,
     /// The shortest time from the connect to the answer, in milliseconds.
     pub shortest: u32,
     /// The last one.

@@ -236,6 +236,27 @@ fn a_broken_answer_makes_the_next_proxy_worth_a_try() {
     assert_eq!(stats(&upstreams), [(0, 0, 1), (0, 0, 1), (0, 0, 1), (1, 0, 0)]);
 }
 
+/// It may have no place just now. Once only, and not if it has begun to answer.
+#[test]
+fn a_proxy_that_closes_is_asked_once_more() {
+    let asked = AtomicUsize::new(0);
+    let full = proxy(move |stream, _| {
+        if asked.fetch_add(1, SeqCst) == 1 {
+            stream.write_all(b"HTTP/1.1 200\r\n\r\n").unwrap();
+        }
+    });
+    let begun = Instant::now();
+    let upstreams = upstreams(&[full.address]);
+    assert!(open(&upstreams).is_ok());
+    assert!(begun.elapsed() >= PAUSE);
+    assert_eq!(open(&upstreams).unwrap_err(), Failure::Closed);
+    assert_eq!(full.requests.load(SeqCst), 4);
+    assert_eq!(upstreams.proxies[0].account.stats.get().retried, 2);
+    let cut_off = answering("H");
+    assert_eq!(open(&self::upstreams(&[cut_off.address])).unwrap_err(), Failure::BadReply);
+    assert_eq!(cut_off.requests.load(SeqCst), 1);
+}
+
 #[test]
 fn garbage_fails_without_a_time_out() {
     let fake = proxy(|stream, _| {
@@ -367,6 +388,7 @@ fn sockets_are_marked_or_routes_refused() {
 #[test]
 fn a_lack_of_descriptors_is_no_proxys_fault() {
     assert!(is_exhausted(&io::Error::from_raw_os_error(libc::EMFILE)));
+    assert!(is_exhausted(&io::Error::from_raw_os_error(libc::EADDRNOTAVAIL)));
     assert!(!is_exhausted(&io::Error::from_raw_os_error(libc::ECONNREFUSED)));
 }
 

@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 
 use super::super::special::local_reply;
-use super::{FakeIp, IDLE};
+use super::{FakeIp, IDLE, NEW};
 use crate::dns::wire::header::Rcode;
 use crate::dns::wire::message::Kind;
 use crate::dns::wire::query::Query;
@@ -68,7 +68,8 @@ impl FakeIp {
         if self.live < self.limit / 2 && self.names.is_half_empty() {
             return FAKE_TTL;
         }
-        let oldest = self.links.first(IDLE).and_then(|slot| self.slots.get(usize::from(slot)));
-        oldest.map_or(SHORT_TTL, |slot| (slot.expires.age(now) / 1000 / RESERVE).clamp(SHORT_TTL, FAKE_TTL))
+        let first = |list| self.links.first(list).and_then(|slot| self.slots.get(usize::from(slot)));
+        let ages = [first(NEW), first(IDLE)].map(|slot| slot.map_or(0, |slot| slot.expires.age(now)));
+        (ages[0].max(ages[1]) / 1000 / RESERVE).clamp(SHORT_TTL, FAKE_TTL)
     }
 }

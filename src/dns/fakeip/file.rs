@@ -5,7 +5,7 @@ use core::fmt::{self, Write};
 use core::net::{IpAddr, Ipv4Addr};
 
 use super::names::NO_NAME;
-use super::{Entry, FAKE_TTL, FakeIp, HELD, IDLE, Slot, VACANT, is_fresh};
+use super::{Entry, FAKE_TTL, FakeIp, HELD, IDLE, NEW, VACANT, is_fresh};
 use crate::dns::wire::name::Name;
 use crate::time::Instant;
 
@@ -20,7 +20,7 @@ impl FakeIp {
     /// 198.18.0.1 www.example.net
     /// ```
     pub fn save(&self, now: Instant, out: &mut Vec<u8>) {
-        for list in [IDLE, HELD] {
+        for list in [NEW, IDLE, HELD] {
             let mut next = self.links.first(list);
             while let Some(at) = next
                 && let Some(slot) = self.slots.get(usize::from(at))
@@ -60,14 +60,12 @@ impl FakeIp {
             return None;
         }
         while self.links.len() < at {
-            let between = self.links.add();
+            let between = self.add_slot();
             self.links.move_to_front(between, VACANT);
-            let expires = now.stamp();
-            self.slots.push(Slot { name_at: NO_NAME, expires, turn: self.first_turn, holds: 0 });
         }
         let expires = if is_idle { now } else { now.plus(1000 * FAKE_TTL) };
         self.fill(at, turn as u16, &host, expires);
-        self.links.move_to_front(at, IDLE);
+        self.links.move_to_front(at, NEW);
         Some(())
     }
 

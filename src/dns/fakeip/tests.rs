@@ -1,9 +1,9 @@
 use super::*;
 use crate::dns::wire::query::tests::query;
-use crate::dns::{Kind, Query, Rcode, Reply};
+use crate::dns::{Kind, Query, Reply};
 use crate::net::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::format;
 use std::string::{String, ToString};
 use std::vec;
@@ -11,9 +11,15 @@ use std::vec;
 const KEY: Key = [1, 2];
 const WIDE: Ranges = Ranges {
     v4: Ipv4Net { addr: Ipv4Addr::new(198, 18, 0, 0), prefix: 15 },
-    v6: Some(Ipv6Net { addr: Ipv6Addr::new(0xfd45, 0x3a, 0, 0, 0, 0, 0, 0), prefix: 64 }),
+    v6: Some(Ipv6Net { addr: Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0), prefix: 64 }),
 };
 const SECOND: u32 = 1000;
+const ONE: ClientKey = client(1);
+const OTHER: ClientKey = client(2);
+
+const fn client(nth: u8) -> ClientKey {
+    ClientKey::of(Ipv4Addr::new(192, 168, 1, nth).to_ipv6_mapped())
+}
 
 fn at(ms: u64) -> Instant {
     Instant::from_millis(ms)
@@ -53,14 +59,14 @@ fn one_entry_has_both_addresses() {
             assert_eq!(table.find(address), Some(entry));
         }
         assert_eq!(table.name(entry), name);
-        let far = v6.to_bits() - 0xfd45_003a_u128.rotate_right(32);
+        let far = v6.to_bits() - 0x2001_0002_u128.rotate_right(32);
         assert_eq!(far, u128::from(v4.to_bits() - 0xc612_0000));
     }
-    for address in ["198.18.0.0", "198.19.255.255", "fd45:3a::", "fd45:3a::ffff:ffff:ffff:ffff"] {
+    for address in ["198.18.0.0", "198.19.255.255", "2001:2::", "2001:2::ffff:ffff:ffff:ffff"] {
         let address = address.parse().unwrap();
         assert!(table.contains(address) && table.find(address).is_none(), "{address}");
     }
-    for address in ["198.17.255.255", "198.20.0.0", "fd45:3a:0:1::", "fd45:39:ffff::1", "::1"] {
+    for address in ["198.17.255.255", "198.20.0.0", "2001:2:0:1::", "2001:1:ffff::1", "::1"] {
         let address = address.parse().unwrap();
         assert!(!table.contains(address) && table.find(address).is_none(), "{address}");
     }
@@ -69,7 +75,7 @@ fn one_entry_has_both_addresses() {
 
 #[test]
 fn entries_are_as_small_as_we_say() {
-    assert_eq!(size_of::<Slot>(), 12, "with 6 bytes of links and 2 of a bucket");
+    assert_eq!(size_of::<Slot>(), 24, "with 6 bytes of links and 2 of a bucket");
 }
 
 #[test]
@@ -95,7 +101,7 @@ fn a_range_of_any_size_will_do() {
             }
             assert!(v4 == 0 || !matches!(table.v4(entry).octets(), [.., 0 | 255] if v4 >= 24));
         }
-        assert_eq!(table.assign("one.more", 1, at(0)), None);
+        assert_eq!((table.len(), table.limit), (expected, expected));
         assert!(table.assign("one.more", 1, at(1000)).is_some());
     }
 }
@@ -106,15 +112,12 @@ fn names_in_use_stay() {
     let [a, b, c] =
         ["a.example", "b.example", "c.example"].map(|name| assign(&mut table, name, at(0)).unwrap());
     let late = at(u64::from(FAKE_TTL * SECOND));
-    let before = at(u64::from(FAKE_TTL * SECOND - 1));
-    assert_eq!(assign(&mut table, "d.example", before), None, "1 ms before the TTL is over");
     let entry = table.find(a.into()).unwrap();
-    table.hold(entry);
-    table.hold(entry);
+    assert!(table.hold(entry, ONE) && table.hold(entry, OTHER));
     assert_eq!(assign(&mut table, "b.example", late), Some(b), "b has just been told again");
     let d = assign(&mut table, "d.example", late).unwrap();
     assert_eq!(find(&table, c), None, "c has made way");
-    assert_eq!(assign(&mut table, "e.example", late), None);
+    assert_eq!([a, b, d].map(|address| find(&table, address).is_some()), [true; 3]);
     let later = late.plus(FAKE_TTL * SECOND);
     table.release(entry);
     assert!(
@@ -125,9 +128,133 @@ fn names_in_use_stay() {
     assert!(assign(&mut table, "h.example", later).is_some());
     assert_eq!(find(&table, a), None);
     table.release(entry);
-    table.hold(Entry(77));
+    assert!(!table.hold(Entry(77), ONE));
     table.release(Entry(77));
     assert_eq!((table.name(Entry(77)), table.len()), ("", 3));
+}
+
+/// 1 ms before the TTL is over, names make way: who has one in its cache is refused until no cache has it any more.
+#[test]
+fn an_address_that_is_promised_rests() {
+    let mut table = table(2, 4);
+    let (turns, last) = (u64::from(table.turns), u64::from(FAKE_TTL * SECOND) - 1);
+    let mut told = HashSet::new();
+    let next = |nth| assign(&mut table, &format!("{nth}.example"), at(last * u64::from(nth > 1)));
+    for address in (0..).map_while(next) {
+        assert!(told.insert(address), "{address}");
+    }
+    assert!((turns..=2 * turns).contains(&(told.len() as u64)), "{} of {turns} for each slot", told.len());
+    assert!(assign(&mut table, "x.example", at(2 * last + 1)).is_some());
+
+    let mut table = self::table(2, 1);
+    assert!(
+        assign(&mut table, "a.example", at(0)).is_some() && assign(&mut table, "b.example", at(0)).is_some()
+    );
+    assert_eq!(assign(&mut table, "c.example", at(last)), None);
+    assert!(assign(&mut table, "c.example", at(last + 1)).is_some());
+}
+
+/// Has a client connect, and go.
+fn visit(table: &mut FakeIp, address: Ipv4Addr, client: ClientKey) {
+    let entry = table.find(address.into()).unwrap();
+    if table.hold(entry, client) {
+        table.release(entry);
+    }
+}
+
+/// One client asks for thousands of names a second, and connects to each of them, or holds them; another visits its own.
+#[test]
+fn whoever_uses_most_yields() {
+    for (visits, holds, length, seconds) in
+        [(false, false, 1, 30), (true, false, 1, 5), (true, true, 1, 5), (true, true, 60, 5)]
+    {
+        let mut table = FakeIp::new(WIDE, 2048, KEY);
+        let nth_name = |table: &mut FakeIp, nth: u64, now| {
+            let name = format!("{nth}.{}.{}.example", "x".repeat(length), "y".repeat(length));
+            let bytes = query(1, 0x0100, &name, Kind::A, None);
+            match table.answer(&Query::parse(&bytes).unwrap(), now) {
+                Some(Reply::Address(IpAddr::V4(address), _)) => Some(address),
+                _ => None,
+            }
+        };
+        // Its own before it begins.
+        let own: std::vec::Vec<Ipv4Addr> = (0..200)
+            .map(|nth| {
+                let address = assign(&mut table, &format!("{nth}.old.example"), at(0)).unwrap();
+                visit(&mut table, address, OTHER);
+                address
+            })
+            .collect();
+        let (mut good, mut nth, mut mine) = (0, 0, VecDeque::new());
+        for ms in 0..1000 * seconds {
+            for _ in 0..4 {
+                nth += 1;
+                let address = nth_name(&mut table, nth, at(ms));
+                if visits && let Some(address) = address {
+                    let entry = table.find(address.into()).unwrap();
+                    if table.hold(entry, ONE) && !holds {
+                        table.release(entry);
+                    }
+                }
+            }
+            // Ten names a second, and 50 ms later it connects.
+            if ms % 100 == 0 {
+                mine.push_back((ms, assign(&mut table, &format!("{ms}.new.example"), at(ms))));
+            }
+            if let Some(&(asked, address)) = mine.front()
+                && ms >= asked + 50
+            {
+                mine.pop_front();
+                let entry = address.and_then(|address| table.find(address.into()));
+                if entry.is_some_and(|entry| table.name(entry) == format!("{asked}.new.example")) {
+                    visit(&mut table, address.unwrap(), OTHER);
+                    good += 1;
+                }
+            }
+        }
+        let kept = own.iter().filter(|&&address| find(&table, address).is_some()).count();
+        let asked = 10 * seconds;
+        assert!(
+            (good, kept) == (asked, 200),
+            "{good} of {asked} new names, {kept} of 200 old ones: {visits} {holds} {length}"
+        );
+    }
+}
+
+#[test]
+fn nobody_takes_the_names_of_who_has_less() {
+    let mut table = table(64, 10);
+    let names: std::vec::Vec<Ipv4Addr> =
+        (0..8).map(|nth| assign(&mut table, &format!("{nth}.example"), at(0)).unwrap()).collect();
+    names.iter().for_each(|&address| visit(&mut table, address, ONE));
+    // From 8 and 0 to 5 and 4, or so; then no more.
+    names.iter().chain(&names).for_each(|&address| visit(&mut table, address, OTHER));
+    let all = |table: &mut FakeIp, client| {
+        let place = table.shares.place(client);
+        table.shares.all(place)
+    };
+    assert_eq!((all(&mut table, ONE), all(&mut table, OTHER)), (4, 4));
+    // Held names are counted once, whoever holds them.
+    let entry = table.find(names[0].into()).unwrap();
+    assert!(table.hold(entry, ONE) && table.hold(entry, OTHER));
+    assert_eq!(table.held, 1);
+    table.release(entry);
+    table.release(entry);
+    assert_eq!((table.held, table.new), (0, 0));
+}
+
+#[test]
+fn a_client_holds_a_quarter_at_most() {
+    let mut table = table(64, 10);
+    for (who, holds) in [(1, 16), (2, 16), (3, 16), (4, 0)] {
+        let held = (0..16).filter(|nth| {
+            let address = assign(&mut table, &format!("{nth}.{who}.example"), at(0)).unwrap();
+            table.hold(table.find(address.into()).unwrap(), client(who))
+        });
+        assert_eq!(held.count(), holds, "{who}");
+    }
+    let address = assign(&mut table, "more.example", at(0)).unwrap();
+    assert!(!table.hold(table.find(address.into()).unwrap(), ONE));
 }
 
 #[test]
@@ -166,10 +293,10 @@ fn long_names_share_the_memory() {
         match table.assign(&name, 1, at(nth)) {
             Some(entry) => {
                 assert_eq!(table.name(entry), name);
-                held += 1;
             }
-            None => break,
+            None => panic!("{nth}"),
         }
+        held = held.max(table.len());
     }
     assert!((10..20).contains(&held), "{held}");
     assert!(table.assign("short.example", 1, at(1000)).is_some());
@@ -241,8 +368,6 @@ fn ttls_get_short_when_names_come_fast() {
     for nth in 4..8 {
         assert_eq!(ttl(&mut table, nth, at(0)), "1");
     }
-    let bytes = query(7, 0x0100, "8.example", Kind::A, None);
-    assert_eq!(table.answer(&Query::parse(&bytes).unwrap(), at(0)), Some(Reply::Failed(Rcode::ServFail)));
     for nth in 8..50 {
         assert_eq!(ttl(&mut table, nth, at(u64::from(nth) * 1000)), "1");
     }
@@ -255,7 +380,7 @@ fn tables_survive_a_restart() {
     let mut old = table(4, 10);
     let [a, b, c] =
         ["a.example", "b.example", "c.example"].map(|name| assign(&mut old, name, at(0)).unwrap());
-    old.hold(old.find(a.into()).unwrap());
+    assert!(old.hold(old.find(a.into()).unwrap(), ONE));
     let later = at(u64::from(FAKE_TTL * SECOND));
     assign(&mut old, "b.example", later);
     let text = saved(&old, later);
@@ -268,22 +393,36 @@ fn tables_survive_a_restart() {
     assert!(assign(&mut new, "d.example", at(0)).is_some());
     assert!(assign(&mut new, "e.example", at(0)).is_some());
     assert_eq!([a, b, c].map(|address| find(&new, address).is_some()), [true, true, false]);
-    assert_eq!(assign(&mut new, "f.example", at(0)), None);
     assert_eq!(new.load(text.as_bytes(), at(0)), 0, "what is there stays");
+}
+
+/// As an update does whose default is another range, and a user.
+#[test]
+fn names_keep_their_ipv4_addresses_in_another_range_of_ipv6() {
+    let private = Ipv6Net { addr: Ipv6Addr::new(0xfd45, 0x3a, 0, 0, 0, 0, 0, 0), prefix: 64 };
+    let mut old = FakeIp::new(Ranges { v6: Some(private), ..WIDE }, 2048, KEY);
+    let was = old.assign("www.example", FAKE_TTL, at(0)).unwrap();
+    for v6 in [WIDE.v6, None] {
+        let mut new = FakeIp::new(Ranges { v6, ..WIDE }, 2048, [3, 4]);
+        assert_eq!(new.load(saved(&old, at(0)).as_bytes(), at(0)), 1);
+        let is = new.find(old.v4(was).into()).unwrap();
+        assert_eq!((new.name(is), new.v4(is)), ("www.example", old.v4(was)));
+        assert_eq!(new.v6(is).map(|v6| new.find(v6.into())), v6.map(|_| Some(is)));
+    }
 }
 
 #[test]
 fn bad_lines_are_skipped() {
     let text = b"198.18.0.1 a.example\n\xff\xff\n198.18.0.2\n198.18.0.3 nodot\n192.0.2.1 b.example\n\
         198.18.0.0 c.example\n198.18.0.300 d.example\n\n 198.18.0.4\te.EXAMPLE  #idle \n198.18.0.5 e.example\r\n\
-        198.18.0.1 f.example\n198.18.0.6 a b\n198.18.0.7 x..y\nfd45:3a::9 g.example\n198.18.0.1";
+        198.18.0.1 f.example\n198.18.0.6 a b\n198.18.0.7 x..y\n2001:2::9 g.example\n198.18.0.1";
     let mut table = table(16, 1);
     assert_eq!(table.load(text, at(0)), 2);
     assert_eq!(saved(&table, at(0)), "198.18.0.5 e.example\n198.18.0.1 f.example\n");
     for nth in 0..table.limit - 2 {
         assert!(assign(&mut table, &format!("{nth}.example"), at(0)).is_some());
     }
-    assert_eq!(assign(&mut table, "x.example", at(0)), None);
+    assert_eq!((table.len(), table.limit), (16, 16));
 
     let mut small = self::table(2, 1);
     assert_eq!(small.load(b"198.18.0.1 a.example\n198.18.0.3 c.example\n198.18.0.2 b.example", at(0)), 2);
@@ -292,7 +431,7 @@ fn bad_lines_are_skipped() {
 #[derive(Clone, Debug)]
 enum Op {
     Assign(u8, u8),
-    Hold(u8),
+    Hold(u8, u8),
     Release(u8),
     Wait(u16),
     Restart,
@@ -301,7 +440,7 @@ enum Op {
 fn ops() -> impl Strategy<Value = std::vec::Vec<Op>> {
     let op = prop_oneof![
         8 => (0u8..20, 0u8..61).prop_map(|(name, ttl)| Op::Assign(name, ttl)),
-        3 => any::<u8>().prop_map(Op::Hold),
+        3 => (any::<u8>(), 0u8..4).prop_map(|(name, client)| Op::Hold(name, client)),
         3 => any::<u8>().prop_map(Op::Release),
         4 => any::<u16>().prop_map(Op::Wait),
         1 => Just(Op::Restart),
@@ -318,7 +457,8 @@ struct Told {
 }
 
 proptest! {
-    /// A naive list of promises beside the table: no address that a flow or a cache uses ever means another name.
+    /// A naive list of promises beside the table: no address that a flow or a cache uses ever means another name, and one
+    /// that a flow holds never loses its own.
     #[test]
     fn promises_are_kept(ops in ops(), names in 1u16..9, turns in 1u32..4) {
         let mut table = table(names, turns);
@@ -333,13 +473,15 @@ proptest! {
                     if let Some(entry) = entry {
                         let address = table.v4(entry);
                         let until = now + u64::from(ttl) * 1000;
-                        match told.iter_mut().find(|t| t.name == name && (t.until > now || t.holds > 0)) {
+                        told.retain(|t| t.until > now || t.holds > 0);
+                        match told.iter_mut().find(|t| t.address == address) {
                             Some(known) => {
-                                prop_assert_eq!(known.address, address);
+                                prop_assert_eq!(&known.name, &name);
                                 known.until = known.until.max(until);
                             }
                             None => {
-                                told.retain(|t| t.name != name);
+                                let held = told.iter().find(|t| t.name == name && t.holds > 0);
+                                prop_assert!(held.is_none(), "{name} is held");
                                 told.push(Told { name, address, until, holds: 0 });
                             }
                         }
@@ -349,12 +491,11 @@ proptest! {
                         prop_assert!(bound >= usize::from(table.limit) || room > 960, "{bound} names in use");
                     }
                 }
-                Op::Hold(nth) => if let Some(t) = told.get_mut(usize::from(nth) % names as usize)
+                Op::Hold(nth, who) => if let Some(t) = told.get_mut(usize::from(nth) % names as usize)
                     && let Some(entry) = table.find(t.address.into())
                     && table.name(entry) == t.name
                 {
-                    table.hold(entry);
-                    t.holds += 1;
+                    t.holds += usize::from(table.hold(entry, client(who)));
                 },
                 Op::Release(nth) => if let Some(t) = told.get_mut(usize::from(nth) % names as usize) && t.holds > 0 {
                     table.release(table.find(t.address.into()).unwrap());
@@ -366,6 +507,8 @@ proptest! {
                     let mut new = self::table(names, turns);
                     prop_assert_eq!(new.load(text.as_bytes(), at(now)), usize::from(table.len()));
                     prop_assert_eq!(new.len(), table.len());
+                    // Which addresses rest is forgotten.
+                    told.retain(|t| find(&table, t.address).is_some_and(|name| name == t.name));
                     table = new;
                     // Flows end with the old run; their clients may keep the address a little.
                     for t in &mut told {
@@ -377,8 +520,17 @@ proptest! {
                 }
             }
             for t in told.iter().filter(|t| t.until > now || t.holds > 0) {
-                prop_assert_eq!(find(&table, t.address), Some(t.name.as_str()));
+                let found = find(&table, t.address);
+                prop_assert!(found == Some(&t.name) || t.holds == 0 && found.is_none(), "{} is {found:?}", t.name);
             }
+            let weight = |list: &[u16]| -> u32 {
+                let of = |&list: &u16| core::iter::successors(table.links.first(list), |&at| table.links.next(at));
+                list.iter().flat_map(of).map(|at| table.weight(at)).sum()
+            };
+            let shares = (0..9).map(|place| (table.shares.all(place), table.shares.held(place)));
+            let sums = shares.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+            prop_assert_eq!((table.new, table.held), (weight(&[NEW]), weight(&[HELD])));
+            prop_assert_eq!(sums, (weight(&[IDLE, HELD]), weight(&[HELD])));
             let lines = saved(&table, at(now));
             prop_assert_eq!(lines.lines().count(), usize::from(table.len()));
             let mut names: std::vec::Vec<_> = lines.lines().map(|l| l.split(' ').nth(1).unwrap()).collect();

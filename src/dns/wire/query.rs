@@ -163,6 +163,23 @@ impl<'a> Query<'a> {
         }
     }
 
+    /// Gives each letter of a query's name the case that a bit says. A server repeats them as they are, which makes a reply
+    /// that is forged blindly have more to guess (draft-vixie-dnsext-dns0x20).
+    pub fn mix_case(query: &mut [u8], bits: &[u8; 32]) {
+        let Ok(Query { head, .. }) = Query::parse(query) else { return };
+        let name = HEADER..head.len() - 4;
+        // Lengths of labels are below the letters.
+        for (nth, byte) in query.get_mut(name).into_iter().flatten().enumerate() {
+            let is_upper = bits.get(nth / 8).is_some_and(|bits| bits >> (nth % 8) & 1 != 0);
+            if is_upper { byte.make_ascii_uppercase() } else { byte.make_ascii_lowercase() }
+        }
+    }
+
+    /// Whether `reply` is a reply to this query, and repeats its id and its question to the letter.
+    pub fn is_echoed_by(&self, reply: &[u8]) -> bool {
+        self.is_answered_by(reply) && reply.get(HEADER..self.head.len()) == Some(self.question_bytes())
+    }
+
     /// Whether `reply` is a reply to this query, of the same id. It may be a failure, even one without the question.
     pub fn is_answered_by(&self, reply: &[u8]) -> bool {
         Message::parse(reply).is_some_and(|reply| self.matches(&reply))

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::upstream::health::{HOLD, LONGEST_REST};
-use Failure::{BadReply, Credentials, TimedOut, Unanswered, Unreachable, UplinkDown};
+use Failure::{BadReply, Closed, Credentials, TimedOut, Unanswered, Unreachable, UplinkDown};
 
 const REFUSED: Failure = Failure::Refused { status: 403 };
 
@@ -72,16 +72,25 @@ fn what_says_most_about_the_target_wins() {
 
 #[test]
 fn an_answer_is_final() {
-    for failure in [REFUSED, Failure::BadTarget, Failure::Exhausted] {
+    for failure in [REFUSED, Failure::BadTarget] {
         let mut choice = choice(2);
         assert_eq!(attempt(&mut choice, at(0), &[failure; 2]), (vec![0], failure));
         assert!(!choice.is_resting(0));
     }
 }
 
+/// Nobody is to blame for it, and the next one has ports of its own.
+#[test]
+fn exhaustion_is_nobodys_fault() {
+    use Failure::Exhausted;
+    let mut choice = choice(2);
+    assert_eq!(attempt(&mut choice, at(0), &[Exhausted, Unreachable]), (vec![0, 1], Exhausted));
+    assert!(!choice.is_resting(0) && choice.is_resting(1));
+}
+
 #[test]
 fn who_fails_by_its_own_fault_rests_at_once() {
-    for failure in [Unreachable, Unanswered, Credentials, TimedOut, BadReply] {
+    for failure in [Unreachable, Unanswered, Credentials, TimedOut, BadReply, Closed] {
         let mut choice = choice(2);
         assert_eq!(attempt(&mut choice, at(0), &[failure, REFUSED]), (vec![0, 1], REFUSED));
         assert!(choice.is_resting(0), "{failure:?}");
@@ -178,7 +187,7 @@ fn silence_is_the_proxys_fault_unless_it_answers_others_meanwhile() {
 
 #[test]
 fn one_target_does_not_make_a_proxy_rest_that_has_answered() {
-    for failure in [TimedOut, BadReply] {
+    for failure in [TimedOut, BadReply, Closed] {
         let mut choice = choice(2);
         choice.answered(0, at(0));
         let mut strike = |port, ms| {
@@ -340,11 +349,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             Some(Unanswered),
             Some(TimedOut),
             Some(BadReply),
+            Some(Closed),
             Some(Credentials),
             Some(UplinkDown),
         ])
     };
-    let of_target = proptest::sample::select(vec![None, Some(TimedOut), Some(BadReply), Some(REFUSED)]);
+    let of_target = proptest::sample::select(vec![None, Some(TimedOut), Some(Closed), Some(REFUSED)]);
     let step = prop_oneof![
         8 => (0..4u8).prop_map(Step::Dial),
         4 => (0..40_000u32).prop_map(Step::Wait),
@@ -400,8 +410,7 @@ impl World {
                     self.choice.failed(&mut attempt, asked, fault, self.now);
                     let is_blamed = self.choice.is_resting(index);
                     if is_blamed && !was_resting {
-                        let may_be_target = matches!(fault, TimedOut | BadReply);
-                        self.blamed[index] = may_be_target.then_some(number);
+                        self.blamed[index] = fault.is_ambiguous().then_some(number);
                     }
                     assert!(!is_blamed || was_resting || fault != UplinkDown);
                 }

@@ -18,10 +18,9 @@ PASSWORD = "hunter2-must-not-show"
 PROJECT = pathlib.Path(__file__).resolve().parents[3]
 READY = "listening on port"
 # The path that the tests are run on.
-PATH = os.environ.get("TOH_PATH", "rewrite")
-# The table of the express path, and the routing tables from TABLE on.
+PATH = os.environ.get("TOH_PATH", "relay")
+# The firewall's tables.
 NFT_TABLE = f"tcp_over_http_{TUN}"
-TABLES = 3
 # The rules that every namespace has, and those of ours.
 DEFAULT_RULES = {0, 32766, 32767, *emulator.PRIORITIES}
 # What a clean end may take: the drain time-out of the tests' gateways and some for the machine.
@@ -132,10 +131,10 @@ class Gateway:
         left = []
         for number in ("-4", "-6"):
             left += [rule for rule in self.router.ip(number, "rule", "show") if rule["priority"] not in DEFAULT_RULES]
-            for table in range(TABLE, TABLE + TABLES):
-                left += self.router.ip(number, "route", "show", "table", table, check=False)
+            left += self.router.ip(number, "route", "show", "table", TABLE, check=False)
         left += [link for link in self.router.ip("link", "show") if link["ifname"] not in ("lo", "lan", "wan")]
-        left += [line for line in self.router.run("nft", "list", "tables").stdout.splitlines() if NFT_TABLE in line]
+        # Of the firewall's tables a chain for NAT may stay, for connections that the kernel goes on to forward.
+        left += [text for text in tables(self.router) if text and (PATH == "relay" or "forward" in text)]
         return left
 
     def assert_clean(self):
@@ -150,7 +149,12 @@ class Gateway:
 
 def tables(router):
     """The rules of the daemon's firewall tables, one a family; empty where there is none."""
-    return [router.run("nft", "list", "table", family, NFT_TABLE, check=False).stdout for family in ("ip", "ip6")]
+    return [router.run("nft", "-s", "list", "table", family, NFT_TABLE, check=False).stdout for family in ("ip", "ip6")]
+
+
+def is_relayed(server):
+    """Whether connections to a server are, when the proxy is PROXY: all, or those of the other family."""
+    return PATH == "relay" or ":" in server
 
 
 def upstream(host=PROXY, port=3128, user=None):

@@ -17,7 +17,7 @@ import threading
 import time
 
 from lab import netns
-from lab.gateway import DEFAULT_RULES, PATH, PROJECT, TABLE, TABLES, TUN, binary, upstream
+from lab.gateway import DEFAULT_RULES, PATH, PROJECT, TABLE, TUN, binary, upstream
 from lab.netns import RESOLVER, ROUTER_LAN, ROUTER_LAN6, Namespace, batch, command
 from lab.wait import WAIT, until
 
@@ -263,8 +263,7 @@ class Router:
         found = []
         for family in ("-4", "-6"):
             found += [rule for rule in self.space.ip(family, "rule") if rule["priority"] not in DEFAULT_RULES]
-            for table in range(TABLE, TABLE + TABLES):
-                found += self.space.ip(family, "route", "show", "table", table, check=False)
+            found += self.space.ip(family, "route", "show", "table", TABLE, check=False)
         found += [link["ifname"] for link in self.space.ip("link") if link["ifname"] == TUN]
         found += [line for line in self.nft().splitlines() if TUN in line or "tcp_over_http" in line]
         # The names' fake addresses are for the next run.

@@ -32,7 +32,7 @@ enum Stage {
 impl Change {
     /// Begins one: lists the rules.
     pub fn begin(owner: &Owner, desired: &Rc<Desired>) -> Result<Self, RouteError> {
-        let mut socket = Socket::open().map_err(RouteError::Open)?;
+        let mut socket = Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?;
         let mut plan = Plan::new(owner.clone(), Rc::clone(desired));
         let mut list = || -> Result<(), netlink::Error> {
             socket.begin_dump(Rule::list())?;
@@ -50,7 +50,7 @@ impl Change {
 
     /// One of nothing but these requests.
     pub fn of(requests: Requests) -> Result<Self, RouteError> {
-        let socket = Socket::open().map_err(RouteError::Open)?;
+        let socket = Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?;
         Ok(Self { socket, stage: Stage::Asking(requests), result: Ok(()) })
     }
 

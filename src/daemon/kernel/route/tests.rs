@@ -18,13 +18,11 @@ use tcp_over_http::config::{DnsMode, Host, NonTcp, UpstreamConfig};
 use tcp_over_http::net::{IpNet, Ipv4Net, Ipv6Net};
 
 mod captured;
-mod express;
 mod lifetime;
 mod selection;
 
 const TUN: &str = "toh0";
 const MARK: &str = "0x74000001";
-const DELIVER: &str = "0x75000001";
 
 /// What a test runs in.
 struct World(Runtime);
@@ -35,21 +33,18 @@ impl World {
     }
 
     fn try_install(&self, config: &Config) -> Result<Routes, RouteError> {
-        self.try_install_for(Path::Rewrite, config)
+        self.try_install_for(Path::Relay, config)
     }
 
     fn try_install_for(&self, path: Path, config: &Config) -> Result<Routes, RouteError> {
         let _runtime = self.0.enter();
-        Routes::install(config, path, TUN).map(Routes::keep)
+        let mut routes = Routes::open(config, TUN)?;
+        routes.install(config, path).map(|()| routes.keep())
     }
 
     /// Changes what is captured, as the event loop has it done.
     fn reconfigure(&self, routes: &mut Routes, config: &Config) -> Result<(), RouteError> {
-        self.reconfigure_for(Path::Rewrite, routes, config)
-    }
-
-    fn reconfigure_for(&self, path: Path, routes: &mut Routes, config: &Config) -> Result<(), RouteError> {
-        routes.replace(routes.desired(config, path));
+        routes.replace(routes.desired(config, Path::Relay));
         self.0.block_on(poll_fn(|cx| routes.poll_replaced(cx)))
     }
 
@@ -65,8 +60,13 @@ impl World {
     /// only for the runtime to look.
     fn event(&self, routes: &mut Routes) -> Option<Event> {
         self.0.block_on(async {
-            let event = poll_fn(|cx| routes.poll_event(cx));
-            tokio::time::timeout(Duration::from_millis(50), event).await.ok()
+            loop {
+                let event = poll_fn(|cx| routes.poll_event(cx));
+                match tokio::time::timeout(Duration::from_millis(50), event).await.ok() {
+                    Some(Event::Network) => {} // what others' routes do is not ours
+                    event => return event,
+                }
+            }
         })
     }
 }
@@ -139,13 +139,6 @@ fn device(to: &str, properties: &str) -> String {
         true => String::new(),
         false => words.next().unwrap_or_default().to_owned(),
     }
-}
-
-/// The same with all tables of the express path.
-fn express_state() -> String {
-    let tables = [7481, 7482]
-        .map(|table| ip(&format!("route show table {table}")) + &ip(&format!("-6 route show table {table}")));
-    state() + &tables.concat()
 }
 
 /// All rules and the routes of our table. Rules of one priority have no order that would matter.

@@ -199,3 +199,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn letters_of_random_case_come_back() {
+    let mut bytes = query(7, RD, "w1-w.Example", Kind::AAAA, Some((4096, 0, true)));
+    let before = bytes.clone();
+    let mut bits = [0xff; 32];
+    bits[0] = 0b1111_0101;
+    Query::mix_case(&mut bytes, &bits);
+    assert_eq!(&bytes[12..26], b"\x04w1-W\x07EXAMPLE\0");
+    assert_eq!((&bytes[..12], &bytes[26..]), (&before[..12], &before[26..]));
+    let sent = Query::parse(&bytes).unwrap();
+    assert!(sent.name() == Query::parse(&before).unwrap().name());
+    let [same, other] = [&bytes, &before].map(|query| reply(query, OK, [&[], &[], &[]]));
+    assert_eq!([&same, &other].map(|reply| sent.is_echoed_by(reply)), [true, false]);
+    assert_eq!([&same, &other].map(|reply| sent.is_answered_by(reply)), [true, true]);
+    let bare = [&bytes[..2], &[0x81, 0x82, 0, 0, 0, 0, 0, 0, 0, 0]].concat();
+    assert_eq!((sent.is_echoed_by(&bare), sent.is_answered_by(&bare)), (false, true));
+    Query::mix_case(&mut [1, 2, 3], &bits);
+}

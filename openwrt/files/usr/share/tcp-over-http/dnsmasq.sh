@@ -37,19 +37,19 @@ dnsmasq_redirect() {
 		dnsmasq_servers >"$folder/$NAME.$section.conf"
 		dnsmasq_asks_us_for_all || continue
 		uci_set_state dhcp "$section" server "$servers"
-		[ "$mode" != fakeip ] || uci_set_state dhcp "$section" rebind_protection 0
+		[ "$mode" != private ] || uci_set_state dhcp "$section" rebind_protection 0
 	done <"$DNSMASQ"
 	dnsmasq_restart
 }
 
-# The fake addresses of IPv6 are private ones, which dnsmasq would take for an attack: of these domains it is told to
-# expect them; if it is for all names, its protection is off.
+# Private addresses dnsmasq would take for an attack: of these domains it is told to expect them; if it is for all
+# names, its protection is off.
 dnsmasq_servers() {
 	local server
 	! dnsmasq_asks_us_for_all || echo no-resolv
 	for server in $servers; do
 		echo "server=$server"
-		dnsmasq_asks_us_for_all || [ "$mode" != fakeip ] || echo "rebind-domain-ok=${server%/*}/"
+		dnsmasq_asks_us_for_all || [ "$mode" != private ] || echo "rebind-domain-ok=${server%/*}/"
 	done
 }
 
@@ -81,7 +81,7 @@ dnsmasq_undo() {
 		rm -f "$folder/$NAME.$section.conf"
 		dnsmasq_asks_us_for_all || continue
 		uci_revert_state dhcp "$section" server
-		[ "$mode" != fakeip ] || uci_revert_state dhcp "$section" rebind_protection
+		uci_revert_state dhcp "$section" rebind_protection
 	done <"$DNSMASQ"
 	rm "$DNSMASQ"
 }
@@ -105,7 +105,15 @@ dnsmasq_instance() {
 	fi
 	config_get folder "$1" confdir
 	[ -n "$folder" ] || folder=$(dnsmasq_folder "$1")
-	echo "$1 ${folder%%,*} $dns$servers"
+	echo "$1 ${folder%%,*} $(dnsmasq_mode)$servers"
+}
+
+# `private`: names get addresses of private ranges.
+dnsmasq_mode() {
+	case $dns,$fakeip_range,$fakeip_range6 in
+	fakeip,10.* | fakeip,172.* | fakeip,192.168.* | fakeip,*,f[cd]*) echo private ;;
+	*) echo public ;;
+	esac
 }
 
 # Where there is no `confdir`: what the file that runs the instance says; at boot there is none yet, and dnsmasq's

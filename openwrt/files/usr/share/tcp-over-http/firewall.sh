@@ -11,20 +11,24 @@ FIREWALL=/var/run/tcp-over-http
 firewall_open() {
 	command -v fw4 >/dev/null || return 0
 	mkdir -p "$FIREWALL"
-	firewall_input >"$FIREWALL/input.new"
-	firewall_zone >"$FIREWALL/zone.new"
-	if cmp -s "$FIREWALL/input.new" "$FIREWALL/input.nft" && cmp -s "$FIREWALL/zone.new" "$FIREWALL/zone.nft"; then
-		rm "$FIREWALL/input.new" "$FIREWALL/zone.new"
+	local part changed=0
+	for part in input forward zone; do
+		"firewall_$part" >"$FIREWALL/$part.new"
+		cmp -s "$FIREWALL/$part.new" "$FIREWALL/$part.nft" || changed=1
+	done
+	if [ "$changed" = 0 ]; then
+		rm "$FIREWALL"/*.new
 		return 0
 	fi
 	# A bad include would leave the router without a firewall.
 	if ! firewall_frame | nft -c -f -; then
 		logger -t "$NAME" -p daemon.err "the firewall does not take the rules for the device"
-		rm "$FIREWALL/input.new" "$FIREWALL/zone.new"
+		rm "$FIREWALL"/*.new
 		return 1
 	fi
-	mv "$FIREWALL/input.new" "$FIREWALL/input.nft"
-	mv "$FIREWALL/zone.new" "$FIREWALL/zone.nft"
+	for part in input forward zone; do
+		mv "$FIREWALL/$part.new" "$FIREWALL/$part.nft"
+	done
 	firewall_reload && return
 	logger -t "$NAME" -p daemon.err "the firewall fails its check: it stays as it was"
 	firewall_close
@@ -33,7 +37,7 @@ firewall_open() {
 
 firewall_close() {
 	[ -e "$FIREWALL/input.nft" ] || return 0
-	rm "$FIREWALL/input.nft" "$FIREWALL/zone.nft"
+	rm "$FIREWALL"/*.nft
 	rmdir "$FIREWALL" 2>/dev/null
 	firewall_reload
 }
@@ -44,12 +48,15 @@ firewall_reload() {
 	fw4 -q check && fw4 -q reload
 }
 
-# What comes from the device, for the listener: on its own address, or what our mark says it is for. In front of all
-# else in fw4's chain.
+# What comes from the device, for the listener, in front of all else in fw4's chain.
 firewall_input() {
 	echo "iifname \"$tun\" ip daddr ${address%/*} tcp dport $listen_port accept"
 	[ "$ipv6" = 0 ] || echo "iifname \"$tun\" ip6 daddr ${address6%/*} tcp dport $listen_port accept"
-	[ -z "$deliver_mark" ] || echo "iifname \"$tun\" meta mark & $mark_mask == $deliver_mark meta l4proto tcp accept"
+}
+
+# What comes from the device for a client are the answers to what was captured.
+firewall_forward() {
+	echo "iifname \"$tun\" accept"
 }
 
 # What goes to the device goes out: whoever may use the zone `wan` may be proxied, and whoever a rule keeps from it
@@ -77,6 +84,9 @@ table inet tcp_over_http_check {
 	}
 	chain input {
 		include "$FIREWALL/input.new"
+	}
+	chain forward {
+		include "$FIREWALL/forward.new"
 	}
 	include "$FIREWALL/zone.new"
 }

@@ -116,17 +116,17 @@ fn captures_fake_addresses() {
         let mut config = config();
         config.dns.mode = DnsMode::FakeIp;
         config.bypass =
-            nets(&["198.0.0.0/8", "198.18.0.0/15", "198.18.7.0/24", "fd00::/8", "198.51.100.0/24"]);
+            nets(&["198.0.0.0/8", "198.18.0.0/15", "198.18.7.0/24", "2001::/16", "198.51.100.0/24"]);
         config.routes = nets(&["198.18.7.0/24"]);
         ip("route add 198.18.0.0/15 via 192.0.2.1");
         let routes = world.install(&config);
-        for to in ["198.18.0.1", "198.18.7.1", "198.19.255.254", "fd45:3a::1"] {
+        for to in ["198.18.0.1", "198.18.7.1", "198.19.255.254", "2001:2::1"] {
             for what in ["ipproto tcp", "ipproto udp", "ipproto icmp"] {
                 assert_eq!(device(to, what), TUN, "{to} {what}");
             }
         }
         assert_eq!(device("198.51.100.1", "ipproto tcp"), "wan0");
-        assert_eq!(device("fd45:3b::1", "ipproto tcp"), "wan0");
+        assert_eq!(device("2001:2:0:1::1", "ipproto tcp"), "wan0");
         assert_eq!(device("198.51.100.1", "ipproto udp dport 53"), "wan0", "captured as TCP is");
         drop(routes);
         close(tun);

@@ -20,15 +20,15 @@ fn install_and_remove_leave_nothing() {
         assert_eq!(
             ip("rule"),
             "0:\tfrom all lookup local\n\
-             906:\tfrom all iif toh0 goto 920 proto 116\n\
-             907:\tfrom all fwmark 0x74000000/0xff000000 goto 920 proto 116\n\
-             907:\tfrom all fwmark 0x76000000/0xff000000 goto 920 proto 116\n\
-             907:\tfrom 192.0.2.1 goto 920 proto 116\n\
-             916:\tfrom all ipproto tcp lookup main suppress_prefixlength 0 proto 116\n\
-             916:\tfrom all ipproto udp dport 443 lookup main suppress_prefixlength 0 proto 116\n\
-             917:\tfrom all ipproto tcp lookup 7480 proto 116\n\
-             917:\tfrom all ipproto udp dport 443 lookup 7480 proto 116\n\
-             920:\tfrom all nop proto 116\n\
+             900:\tfrom all iif toh0 goto 916 proto 116\n\
+             903:\tfrom all fwmark 0x74000000/0xff000000 goto 916 proto 116\n\
+             903:\tfrom all fwmark 0x76000000/0xff000000 goto 916 proto 116\n\
+             903:\tfrom 192.0.2.1 goto 916 proto 116\n\
+             912:\tfrom all ipproto tcp lookup main suppress_prefixlength 1 proto 116\n\
+             912:\tfrom all ipproto udp dport 443 lookup main suppress_prefixlength 1 proto 116\n\
+             913:\tfrom all ipproto tcp lookup 7480 proto 116\n\
+             913:\tfrom all ipproto udp dport 443 lookup 7480 proto 116\n\
+             916:\tfrom all nop proto 116\n\
              32766:\tfrom all lookup main\n\
              32767:\tfrom all lookup default\n"
         );
@@ -78,7 +78,7 @@ fn a_crash_blocks_until_the_next_start() {
         assert_eq!(device("203.0.113.1", "ipproto tcp"), "wan0");
         assert_eq!(ip("route show table 8000").lines().count(), 2);
         assert_eq!(ip("route show table 7480"), "");
-        assert_eq!(ip("rule show pref 917"), "");
+        assert_eq!(ip("rule show pref 913"), "");
         drop(routes); // kill -9
         close(tun);
 
@@ -109,8 +109,8 @@ fn a_crash_opens_if_asked_to() {
 fn leaves_others_alone() {
     in_namespace(|world| {
         ip("rule add pref 900 from 203.0.113.7 lookup main");
-        ip("rule add pref 917 fwmark 0x1 lookup 7480");
-        ip("-6 rule add pref 920 nop");
+        ip("rule add pref 913 fwmark 0x1 lookup 7480");
+        ip("-6 rule add pref 916 nop");
         ip("route add blackhole 203.0.113.0/28 table 7480");
         let before = state();
         let tun = open_tun();
@@ -135,9 +135,9 @@ fn restores_what_others_undo() {
         assert_eq!(world.event(&mut routes), None);
         for undo in [
             "link set toh0 down",
-            "rule del pref 917 ipproto tcp",
-            "rule del pref 920",
-            "-6 rule del pref 907",
+            "rule del pref 913 ipproto tcp",
+            "rule del pref 916",
+            "-6 rule del pref 903",
             "-4 addr flush dev toh0",
             "-6 addr flush dev toh0 scope global",
         ] {
@@ -150,8 +150,8 @@ fn restores_what_others_undo() {
             assert_eq!(world.event(&mut routes), None, "{undo}");
         }
         // Nor is what doesn't concern us.
-        ip("rule add pref 917 from 203.0.113.7 lookup main");
-        ip("rule del pref 917 from 203.0.113.7");
+        ip("rule add pref 913 from 203.0.113.7 lookup main");
+        ip("rule del pref 913 from 203.0.113.7");
         ip("link set lan0 down");
         assert_eq!(world.event(&mut routes), None);
     });
@@ -211,7 +211,7 @@ fn a_failed_replacement_is_undone() {
         config.bypass = nets(&["198.51.100.0/24"]);
         config.clients = vec![IpNet::V6(Ipv6Net { addr: Ipv6Addr::UNSPECIFIED, prefix: 200 })];
         let error = world.reconfigure(&mut routes, &config).unwrap_err().to_string();
-        assert!(error.starts_with("add rule 913: "), "{error}");
+        assert!(error.starts_with("add rule 909: "), "{error}");
         assert_ne!(whole_state(), before);
         world.settle(&mut routes);
         assert_eq!(whole_state(), before);
@@ -244,20 +244,18 @@ fn routes_take_the_place_of_others() {
             .map(|list| nets(&list));
         let there = Config { routes: one.clone(), bypass: other.clone(), ..config() };
         let back = Config { routes: other, bypass: one, ..config() };
-        for path in [Path::Rewrite, Path::Express] {
-            let tun = open_tun();
-            let mut routes = world.try_install_for(path, &there).unwrap();
-            let first = express_state();
-            world.reconfigure_for(path, &mut routes, &back).unwrap();
-            let second = express_state();
-            assert_ne!(first, second);
-            world.reconfigure_for(path, &mut routes, &there).unwrap();
-            assert_eq!(express_state(), first);
-            routes.remove().unwrap();
-            let routes = world.try_install_for(path, &back).unwrap();
-            assert_eq!(express_state(), second);
-            routes.remove().unwrap();
-            close(tun);
-        }
+        let tun = open_tun();
+        let mut routes = world.install(&there);
+        let first = state();
+        world.reconfigure(&mut routes, &back).unwrap();
+        let second = state();
+        assert_ne!(first, second);
+        world.reconfigure(&mut routes, &there).unwrap();
+        assert_eq!(state(), first);
+        routes.remove().unwrap();
+        let routes = world.install(&back);
+        assert_eq!(state(), second);
+        routes.remove().unwrap();
+        close(tun);
     });
 }

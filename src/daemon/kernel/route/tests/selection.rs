@@ -41,7 +41,7 @@ fn devices() {
         }
         assert_eq!((own(SERVER).as_str(), own(SERVER6).as_str()), (TUN, TUN));
         // A rule that was put back comes behind those of its priority.
-        ip("rule del pref 910 iif lan0");
+        ip("rule del pref 906 iif lan0");
         assert_eq!(from("192.168.7.9", "lan0"), "wan0");
         routes.restore().unwrap();
         assert_eq!(from("192.168.7.9", "lan0"), TUN);
@@ -139,8 +139,8 @@ fn jumps_past_the_capture_go_first() {
             );
         }
         // Neither device nor client; the device, the client, what is our own, and what jumps are to.
-        assert_eq!(targets[..2], [920; 2]);
-        assert!(targets.len() > 4 && !targets[2..].contains(&920), "{targets:?}");
+        assert_eq!(targets[..2], [916; 2]);
+        assert!(targets.len() > 4 && !targets[2..].contains(&916), "{targets:?}");
     });
 }
 
@@ -246,15 +246,10 @@ fn ten_thousand_networks_are_bypassed() {
 #[test]
 fn blocked() {
     in_namespace(|world| {
-        let before = express_state();
-        let mut config = auto_route();
-        config.on_failure = OnFailure::Direct;
+        let before = state();
+        let config = auto_route();
         block(&config).unwrap();
-        assert_eq!(express_state(), before);
-        config.on_failure = OnFailure::Block;
-
-        block(&config).unwrap();
-        let blocked = express_state();
+        let blocked = state();
         for (server, client) in [(SERVER, "192.168.7.9"), (SERVER6, "fd00:7::9")] {
             assert_eq!(device(server, "ipproto tcp"), "");
             assert_eq!(device(server, "ipproto udp dport 443"), "");
@@ -262,23 +257,21 @@ fn blocked() {
             assert_eq!(device(client, "ipproto tcp"), "lan0");
             assert_eq!(device(server, &format!("ipproto tcp mark {MARK}")), "wan0");
         }
-        for path in [Path::Rewrite, Path::Express] {
-            let tun = open_tun();
-            let mut routes = world.try_install_for(path, &config).unwrap();
-            let installed = express_state();
-            assert_eq!(device(SERVER, "ipproto tcp"), TUN);
-            block(&config).unwrap();
-            assert_eq!(express_state(), installed);
-            assert_eq!(world.event(&mut routes), None);
-            routes.hand_over(&config, path).unwrap();
-            close(tun);
-            assert_eq!(device(SERVER, "ipproto tcp"), "");
-        }
         let tun = open_tun();
-        world.install(&config).hand_over(&config, Path::Rewrite).unwrap();
+        let mut routes = world.install(&config);
+        let installed = state();
+        assert_eq!(device(SERVER, "ipproto tcp"), TUN);
+        block(&config).unwrap();
+        assert_eq!(state(), installed);
+        assert_eq!(world.event(&mut routes), None);
+        routes.hand_over(&config).unwrap();
         close(tun);
-        assert_eq!(express_state(), blocked);
+        assert_eq!(device(SERVER, "ipproto tcp"), "");
+        let tun = open_tun();
+        world.install(&config).hand_over(&config).unwrap();
+        close(tun);
+        assert_eq!(state(), blocked);
         clear(&Owner::new(&config)).unwrap();
-        assert_eq!(express_state(), before);
+        assert_eq!(state(), before);
     });
 }

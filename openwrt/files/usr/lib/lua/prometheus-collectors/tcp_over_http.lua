@@ -14,7 +14,7 @@ local function scrape()
   local connection = found and ubus.connect()
   local status = connection and connection:call("tcp-over-http", "status", {})
   if connection then connection:close() end
-  local running = status and status.running
+  local running = status and status.uptime
   metric("tcp_over_http_up", "gauge", nil, running and 1 or 0)
   if not running then return end
 

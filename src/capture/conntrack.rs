@@ -1,0 +1,147 @@
+//! Connection tracking's entries of connections that the kernel forwards, told by their mark.
+
+use alloc::vec::Vec;
+
+use super::netlink::{self, Message};
+
+/// `NFNL_SUBSYS_CTNETLINK << 8` with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE` (<linux/netfilter/nfnetlink_conntrack.h>).
+const GET: u16 = 1 << 8 | 1;
+const DELETE: u16 = 1 << 8 | 2;
+/// Length of `struct nfgenmsg`.
+const BODY: usize = 4;
+
+// Attributes of an entry; numbers are big-endian.
+
+const CTA_PROTOINFO: u16 = 4;
+const CTA_MARK: u16 = 8;
+const CTA_COUNTERS_ORIG: u16 = 9;
+const CTA_COUNTERS_REPLY: u16 = 10;
+const CTA_MARK_MASK: u16 = 21;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+const CTA_COUNTERS_BYTES: u16 = 2;
+
+/// `TCP_CONNTRACK_TIME_WAIT` (<linux/netfilter/nf_conntrack_tcp.h>): from here on nothing is to come.
+const TIME_WAIT: u8 = 7;
+
+/// A connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Entry {
+    /// Its mark.
+    pub mark: u32,
+    /// Whether both ends may still have something to say.
+    pub is_live: bool,
+    /// Bytes of its packets from the client, and to it; 0 without `nf_conntrack_acct`.
+    pub bytes: [u64; 2],
+}
+
+impl Entry {
+    /// The request for all entries of this mark in the bits of `mask`.
+    pub fn list(mark: u32, mask: u32) -> Message {
+        filtered(GET, mark, mask)
+    }
+
+    /// The request that deletes them.
+    pub fn delete(mark: u32, mask: u32) -> Message {
+        filtered(DELETE, mark, mask)
+    }
+
+    /// Reads the body of an answer.
+    pub fn parse(body: &[u8]) -> Self {
+        let mut entry = Self { is_live: true, ..Self::default() };
+        for (kind, value) in netlink::attrs(body, BODY) {
+            match kind {
+                CTA_MARK => entry.mark = netlink::array_at(value, 0).map_or(0, u32::from_be_bytes),
+                CTA_PROTOINFO => {
+                    let state =
+                        within(value, CTA_PROTOINFO_TCP).and_then(|tcp| within(tcp, CTA_PROTOINFO_TCP_STATE));
+                    entry.is_live =
+                        state.and_then(|state| state.first()).is_none_or(|state| *state < TIME_WAIT);
+                }
+                CTA_COUNTERS_ORIG | CTA_COUNTERS_REPLY => {
+                    let bytes =
+                        within(value, CTA_COUNTERS_BYTES).and_then(|value| netlink::array_at(value, 0));
+                    entry.bytes[usize::from(kind - CTA_COUNTERS_ORIG)] = bytes.map_or(0, u64::from_be_bytes);
+                }
+                _ => {}
+            }
+        }
+        entry
+    }
+}
+
+/// The attribute of this kind within another.
+fn within(attrs: &[u8], kind: u16) -> Option<&[u8]> {
+    netlink::attrs(attrs, 0).find_map(|(it, value)| (it == kind).then_some(value))
+}
+
+fn filtered(kind: u16, mark: u32, mask: u32) -> Message {
+    Message::new(kind, 0, &[0; BODY])
+        .attr(CTA_MARK, &mark.to_be_bytes())
+        .attr(CTA_MARK_MASK, &mask.to_be_bytes())
+}
+
+/// The numbers of live connections and of bytes from clients and to them, of the proxy of each number from 1.
+pub fn by_proxy(entries: impl Iterator<Item = Entry>, proxies: usize) -> Vec<(u32, [u64; 2])> {
+    let mut counts = alloc::vec![(0, [0; 2]); proxies];
+    for entry in entries {
+        let number = (entry.mark & super::nft::PROXIES) as usize;
+        if let Some((live, bytes)) = number.checked_sub(1).and_then(|index| counts.get_mut(index)) {
+            *live += u32::from(entry.is_live);
+            bytes[0] += entry.bytes[0];
+            bytes[1] += entry.bytes[1];
+        }
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attr(kind: u16, value: &[u8]) -> Vec<u8> {
+        Message::new(0, 0, &[]).attr(kind, value).body().to_vec()
+    }
+
+    fn body(mark: u32, state: u8) -> Vec<u8> {
+        let bytes = |count: u64| attr(CTA_COUNTERS_BYTES, &count.to_be_bytes());
+        [
+            vec![2, 0, 0, 0],
+            attr(CTA_PROTOINFO, &attr(CTA_PROTOINFO_TCP, &attr(CTA_PROTOINFO_TCP_STATE, &[state]))),
+            attr(CTA_MARK, &mark.to_be_bytes()),
+            attr(CTA_COUNTERS_ORIG, &bytes(300)),
+            attr(CTA_COUNTERS_REPLY, &bytes(1 << 40)),
+        ]
+        .concat()
+    }
+
+    use alloc::vec;
+
+    #[test]
+    fn reads_an_entry() {
+        let entry = Entry { mark: 0x7400_c001, is_live: true, bytes: [300, 1 << 40] };
+        assert_eq!(Entry::parse(&body(0x7400_c001, 3)), entry);
+        assert!(!Entry::parse(&body(1, TIME_WAIT)).is_live);
+        let whole = body(7, 3);
+        for cut in 0..whole.len() {
+            Entry::parse(&whole[..cut]);
+        }
+    }
+
+    #[test]
+    fn sums_by_proxy() {
+        let entries =
+            [body(0x7400_c002, 3), body(0x7400_c002, 8), body(0x7400_c000, 3), body(0x7400_c009, 3)];
+        let counts = by_proxy(entries.iter().map(|body| Entry::parse(body)), 2);
+        assert_eq!(counts, [(0, [0, 0]), (1, [600, 1 << 41])]);
+    }
+
+    /// Numbers are big-endian on all machines.
+    #[test]
+    fn asks_by_mark() {
+        let message = Entry::list(0x7400_c000, 0xff00_c000);
+        let expected =
+            [vec![0; 4], attr(CTA_MARK, &[0x74, 0, 0xc0, 0]), attr(CTA_MARK_MASK, &[0xff, 0, 0xc0, 0])];
+        assert_eq!(message.body(), expected.concat());
+    }
+}

@@ -1,0 +1,191 @@
+//! What the main table reaches without a default route, which `auto_route` doesn't capture, and where default routes lead.
+//!
+//! By destination rather than by device: what is new, be it an uplink or a network, is captured until the firewall knows it.
+
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::netlink::{self, Message};
+use super::route::{RTA_DST, RTA_OIF, RTA_TABLE, RTM_GETROUTE, RTN_UNICAST};
+use super::{OURS, V4, V6};
+use crate::net::IpNet;
+
+/// <linux/rtnetlink.h>
+const RTA_MULTIPATH: u16 = 9;
+/// `RT_TABLE_MAIN`
+const MAIN: u32 = 254;
+/// Lengths of `struct rtmsg` and `struct rtnexthop`.
+const BODY: usize = 12;
+const NEXT_HOP: usize = 8;
+
+/// The longest prefix of a route that counts as a default one, for VPNs have it in halves: 0.0.0.0/1 and 128.0.0.0/1,
+/// or 2000::/3.
+pub const fn default_prefix(family: u8) -> u8 {
+    match family {
+        V4 => 1,
+        _ => 3,
+    }
+}
+
+/// Networks nearby, and the way to all others.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Uplinks {
+    /// The devices of the default routes in all tables, by index, in order; none where there are no others: clients of a
+    /// one-armed gateway come from there.
+    pub devices: Vec<u32>,
+    /// The networks of all other routes of the main table, in order, none within another.
+    pub networks: Vec<IpNet>,
+    /// While routes are being seen: whether any but a default one has another device.
+    pub(super) others: Vec<u32>,
+}
+
+impl Uplinks {
+    /// The request for all routes.
+    pub fn list() -> Message {
+        Message::new(RTM_GETROUTE, 0, &[0; BODY])
+    }
+
+    /// Takes the body of an `RTM_NEWROUTE`, but of routes through this device.
+    pub fn see(&mut self, body: &[u8], tun: u32) {
+        let Some([family, prefix, _, _, table, protocol, _, kind]) = netlink::array_at(body, 0) else {
+            return;
+        };
+        if protocol == OURS || kind != RTN_UNICAST {
+            return;
+        }
+        let mut destination = match family {
+            V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            _ => return,
+        };
+        let (mut table, mut devices) = (u32::from(table), Vec::new());
+        for (kind, value) in netlink::attrs(body, BODY) {
+            match (kind, family) {
+                (RTA_TABLE, _) => table = netlink::u32_at(value, 0),
+                (RTA_DST, V4) => {
+                    destination = netlink::array_at::<4>(value, 0).map_or(destination, IpAddr::from)
+                }
+                (RTA_DST, _) => {
+                    destination = netlink::array_at::<16>(value, 0).map_or(destination, IpAddr::from)
+                }
+                (RTA_OIF, _) => devices.push(netlink::u32_at(value, 0)),
+                (RTA_MULTIPATH, _) => {
+                    let mut hops = value;
+                    // Length, flags, hops, index.
+                    while let Some([a, b, _, _, index @ ..]) = netlink::array_at::<NEXT_HOP>(hops, 0) {
+                        devices.push(u32::from_ne_bytes(index));
+                        let length = usize::from(u16::from_ne_bytes([a, b])).max(NEXT_HOP);
+                        hops = hops.get(length.next_multiple_of(4)..).unwrap_or_default();
+                    }
+                }
+                _ => {}
+            }
+        }
+        devices.retain(|device| *device != tun);
+        if prefix <= default_prefix(family) {
+            self.devices.extend(devices);
+        } else if table == MAIN && !devices.is_empty() {
+            self.others.extend(devices);
+            self.networks.push(IpNet::new(destination, prefix));
+        }
+    }
+
+    /// All routes have been seen.
+    pub fn finish(mut self) -> Self {
+        self.devices.sort_unstable();
+        self.devices.dedup();
+        let others = core::mem::take(&mut self.others);
+        if others.iter().all(|device| self.devices.contains(device)) {
+            self.devices.clear();
+        }
+        IpNet::widest(&mut self.networks);
+        self
+    }
+}
+
+/// Whether a notification about a route may change the uplinks.
+pub fn concerns(body: &[u8]) -> bool {
+    matches!(netlink::array_at::<8>(body, 0), Some([V4 | V6, _, _, _, _, protocol, _, RTN_UNICAST]) if protocol != OURS)
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+    use crate::capture::route::RTM_NEWROUTE;
+
+    fn net(text: &str) -> IpNet {
+        IpNet::parse(text).unwrap()
+    }
+
+    fn route(destination: &str, table: u32) -> Message {
+        let net = net(destination);
+        let family = if matches!(net, IpNet::V4(_)) { V4 } else { V6 };
+        let body = [family, net.prefix(), 0, 0, 0, 4, 0, RTN_UNICAST, 0, 0, 0, 0];
+        let message = Message::new(RTM_NEWROUTE, 0, &body).attr_u32(RTA_TABLE, table);
+        if net.prefix() == 0 { message } else { message.attr_addr(RTA_DST, net.addr()) }
+    }
+
+    fn uplinks(routes: &[Message]) -> Uplinks {
+        let mut uplinks = Uplinks::default();
+        for route in routes {
+            uplinks.see(route.body(), 9);
+        }
+        uplinks.finish()
+    }
+
+    fn lan() -> Message {
+        route("192.168.1.0/24", MAIN).attr_u32(RTA_OIF, 4)
+    }
+
+    #[test]
+    fn default_routes_of_all_tables_and_what_is_nearer() {
+        let found = uplinks(&[
+            route("0.0.0.0/0", MAIN).attr_u32(RTA_OIF, 3),
+            route("::/0", 100).attr_u32(RTA_OIF, 2),
+            route("0.0.0.0/0", 7480).attr_u32(RTA_OIF, 9),
+            route("10.45.39.0/24", MAIN).attr_u32(RTA_OIF, 9),
+            route("192.0.2.0/24", MAIN).attr_u32(RTA_OIF, 3),
+            route("192.0.2.128/25", MAIN).attr_u32(RTA_OIF, 3),
+            route("198.51.100.0/24", 100).attr_u32(RTA_OIF, 3),
+            lan(),
+        ]);
+        let networks = vec![net("192.0.2.0/24"), net("192.168.1.0/24")];
+        assert_eq!((found.devices, found.networks), (vec![2, 3], networks));
+    }
+
+    #[test]
+    fn halves_count_as_default() {
+        for half in ["0.0.0.0/1", "128.0.0.0/1", "2000::/3"] {
+            let found = uplinks(&[route(half, MAIN).attr_u32(RTA_OIF, 5), lan()]);
+            assert_eq!((found.devices, found.networks), (vec![5], vec![net("192.168.1.0/24")]));
+        }
+        let found = uplinks(&[route("64.0.0.0/2", MAIN).attr_u32(RTA_OIF, 5), lan()]);
+        assert_eq!((found.devices, found.networks.len()), (vec![], 2));
+    }
+
+    #[test]
+    fn one_arm() {
+        let default = route("0.0.0.0/0", MAIN).attr_u32(RTA_OIF, 4);
+        assert_eq!(uplinks(&[default, lan()]).devices, []);
+    }
+
+    #[test]
+    fn all_hops_of_one_route() {
+        let hop = |index: u32| [&8_u16.to_ne_bytes()[..], &[0, 0], &index.to_ne_bytes()].concat();
+        let hops = [hop(3), hop(6)].concat();
+        assert_eq!(uplinks(&[route("0.0.0.0/0", MAIN).attr(RTA_MULTIPATH, &hops), lan()]).devices, [3, 6]);
+        for cut in 0..hops.len() {
+            uplinks(&[route("0.0.0.0/0", MAIN).attr(RTA_MULTIPATH, &hops[..cut])]);
+        }
+    }
+
+    #[test]
+    fn what_notifications_concern() {
+        assert!(concerns(route("0.0.0.0/0", MAIN).body()));
+        let mut ours = route("0.0.0.0/0", MAIN).body().to_vec();
+        ours[5] = OURS;
+        assert!(!concerns(&ours) && !concerns(&[]));
+    }
+}

@@ -1,0 +1,292 @@
+//! The forward path's handshakes under way ([`tcp_over_http::forward`]): packets from the TUN go to the one that they
+//! belong to, and what it makes leaves by raw sockets.
+//!
+//! ```text
+//! TUN ── client's SYN ────► gateway ── dial ──► Attempt ──┐
+//! TUN ── proxy's packets ─► Forwarder::take ─► Handshakes ─┴─► raw socket, marked ──► proxy, client
+//! TUN ── client's ACK ────► Forwarder::take: released, forgotten
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use tcp_over_http::capture::nft::{ALIVE, ANSWERED, HANDSHAKE, PROBE, TO_CLIENT};
+use tcp_over_http::config::{Config, Host};
+pub use tcp_over_http::forward::Taken;
+use tcp_over_http::forward::{Handshakes, Id, Outcome, Route, To};
+use tcp_over_http::net::Family;
+use tcp_over_http::packet::Packet;
+use tcp_over_http::packet::vnet::{self, Header};
+use tcp_over_http::siphash::Key;
+use tcp_over_http::time::Instant;
+
+use crate::clock::Clock;
+use crate::sys;
+use crate::sys::RawSocket;
+
+/// Ticks between two signs of life, to which the firewall gives three times as long.
+const SIGN: u8 = 3;
+/// Milliseconds that the MTU of the way to a proxy is believed.
+const MTU_TTL: u32 = 10_000;
+/// Bytes of the headers of a packet with the longest payload that counts as MSS (RFC 6691).
+const HEADERS: [u16; 2] = [40, 60];
+
+/// Packets without a payload (IPv4's protocol and IPv6's next header 59: none), from this machine to itself.
+const LIFE: [u8; 20] = [0x45, 0, 0, 20, 0, 0, 0, 0, 1, 59, 0, 0, 127, 0, 0, 1, 127, 0, 0, 1];
+const LIFE6: [u8; 40] = {
+    let mut packet = [0; 40];
+    (packet[0], packet[6], packet[7], packet[23], packet[39]) = (0x60, 59, 1, 1, 1);
+    packet
+};
+
+/// All handshakes under way, and the way out for their packets.
+pub struct Forwarder {
+    clock: Clock,
+    ipv4: RawSocket,
+    ipv6: Option<RawSocket>,
+    mark: u32,
+    /// Whether the machine's own connections come, too: conntrack knows them already.
+    local: bool,
+    handshakes: RefCell<Handshakes>,
+    /// Who waits for a handshake, by its place.
+    wakers: RefCell<Vec<Option<Waker>>>,
+    proxies: RefCell<Vec<Proxy>>,
+    ticks: Cell<u8>,
+}
+
+/// An address that the firewall knows by its place in the list, from 1.
+struct Proxy {
+    address: SocketAddr,
+    /// Whether the firewall knows it.
+    is_installed: bool,
+    /// What the way there takes (nothing is forwarded to this machine itself), and when that was asked.
+    mss: Option<(Option<u16>, Instant)>,
+}
+
+/// One handshake under way. Dropped before it is [kept](Self::keep), its connection to the proxy is reset.
+pub struct Attempt {
+    forwarder: Rc<Forwarder>,
+    id: Id,
+    is_kept: Cell<bool>,
+}
+
+impl Forwarder {
+    /// Opens the sockets. The proxies with fixed addresses are known from the start.
+    ///
+    /// # Errors
+    /// No raw socket can be had.
+    pub fn new(config: &Config, clock: Clock, key: Key) -> io::Result<Self> {
+        let ipv6 = config.address6.is_some().then(|| RawSocket::new(false)).transpose()?;
+        let forwarder = Self {
+            clock,
+            ipv4: RawSocket::new(true)?,
+            ipv6,
+            mark: config.mark,
+            local: config.local,
+            handshakes: RefCell::new(Handshakes::new(key)),
+            wakers: RefCell::default(),
+            proxies: RefCell::default(),
+            ticks: Cell::default(),
+        };
+        forwarder.configure(config);
+        Ok(forwarder)
+    }
+
+    /// Takes over the proxies with fixed addresses.
+    pub fn configure(&self, config: &Config) {
+        for upstream in &config.upstreams {
+            if let Host::Ip(ip) = upstream.host {
+                self.number(SocketAddr::new(ip, upstream.port));
+            }
+        }
+    }
+
+    /// The proxies' addresses in order.
+    pub fn proxies(&self) -> Vec<SocketAddr> {
+        self.proxies.borrow().iter().map(|proxy| proxy.address).collect()
+    }
+
+    /// How many there are.
+    pub fn count_proxies(&self) -> usize {
+        self.proxies.borrow().len()
+    }
+
+    /// The firewall knows the first so many proxies.
+    pub fn set_installed(&self, count: usize) {
+        self.proxies.borrow_mut().iter_mut().take(count).for_each(|proxy| proxy.is_installed = true);
+    }
+
+    /// Begins to ask the proxy at `address` in the name of the client whose SYN is in `frame`. `None` if it can't be
+    /// asked in this way, or not yet: the connection is to be relayed.
+    pub fn begin(self: &Rc<Self>, frame: &mut [u8], request: &[u8], address: SocketAddr) -> Option<Attempt> {
+        let (_, bytes) = frame.split_first_chunk_mut::<{ vnet::LEN }>()?;
+        let syn = Packet::parse(bytes).ok()?;
+        let (tuple, proxy) = (syn.tuple(), (mapped(address.ip()), address.port()));
+        // One to the proxy itself NAT would not change.
+        let is_forwardable = (syn.family() == Family::V4) == address.is_ipv4()
+            && (address.is_ipv4() || self.ipv6.is_some())
+            && (tuple.destination, tuple.destination_port) != proxy
+            && !(self.local && is_own(tuple.source));
+        if !is_forwardable {
+            return None;
+        }
+        let number = self.number(address)?;
+        let now = self.clock.now();
+        let mss = self.mss(number, now)?;
+        let route = Route { tuple, proxy, number };
+        let mut send = |route: &Route, to: To, packet: &[u8]| self.send(route, to, packet);
+        let id = self.handshakes.borrow_mut().begin(&syn, request.into(), route, mss, now, &mut send)?;
+        let mut wakers = self.wakers.borrow_mut();
+        if wakers.len() <= id.index() {
+            wakers.resize_with(id.index() + 1, || None);
+        }
+        wakers[id.index()] = None;
+        Some(Attempt { forwarder: Rc::clone(self), id, is_kept: Cell::default() })
+    }
+
+    /// Takes a packet from the TUN if it belongs to a handshake.
+    pub fn take(&self, header: Header, bytes: &mut [u8], now: Instant) -> Taken {
+        let mut send = |route: &Route, to: To, packet: &[u8]| self.send(route, to, packet);
+        let taken = self.handshakes.borrow_mut().take(header, bytes, now, &mut send);
+        if let Taken::Yes(Some(id)) = taken
+            && let Some(waker) = self.wakers.borrow_mut().get_mut(id.index()).and_then(Option::take)
+        {
+            waker.wake();
+        }
+        taken
+    }
+
+    /// Repeats what is to be repeated, gives up clients that do not go on, and tells the firewall that somebody is there.
+    pub fn tick(&self, now: Instant) {
+        self.ticks.set((self.ticks.get() + 1) % SIGN);
+        if self.ticks.get() == 0 {
+            // The firewall drops it, and says so.
+            _ = self.send_numbered(ALIVE, &LIFE, Ipv4Addr::LOCALHOST.into());
+            _ = self.send_numbered(ALIVE, &LIFE6, Ipv6Addr::LOCALHOST.into());
+        }
+        self.handshakes.borrow_mut().tick(now, &mut |route, to, packet| self.send(route, to, packet));
+    }
+
+    /// Sends a packet of ours from anybody to anybody, for the test of the way to a proxy.
+    pub fn send_probe(&self, packet: &[u8], next: IpAddr) -> io::Result<()> {
+        self.send_numbered(PROBE, packet, next)
+    }
+
+    fn send_numbered(&self, number: u8, packet: &[u8], next: IpAddr) -> io::Result<()> {
+        let socket = if next.is_ipv4() { Some(&self.ipv4) } else { self.ipv6.as_ref() };
+        let mark = self.mark | HANDSHAKE | u32::from(number);
+        socket.map_or(Ok(()), |socket| socket.send(packet, next, mark))
+    }
+
+    /// What the firewall is to know a proxy by. `None` if there are too many.
+    fn number(&self, address: SocketAddr) -> Option<u8> {
+        let mut proxies = self.proxies.borrow_mut();
+        let index = proxies.iter().position(|proxy| proxy.address == address).unwrap_or_else(|| {
+            proxies.push(Proxy { address, is_installed: false, mss: None });
+            proxies.len() - 1
+        });
+        let number = u8::try_from(index + 1).ok().filter(|number| *number < PROBE);
+        if number.is_none() {
+            proxies.truncate(index);
+        }
+        number
+    }
+
+    /// The longest segment that the way to a proxy takes, in bytes. `None` until the firewall knows it.
+    fn mss(&self, number: u8, now: Instant) -> Option<u16> {
+        let mut proxies = self.proxies.borrow_mut();
+        let proxy = proxies.get_mut(usize::from(number) - 1).filter(|proxy| proxy.is_installed)?;
+        if let Some((mss, asked)) = proxy.mss
+            && now.since(asked) < MTU_TTL
+        {
+            return mss;
+        }
+        let mss = match is_own(mapped(proxy.address.ip())) {
+            true => None,
+            false => {
+                let mtu = sys::route_mtu(proxy.address, self.mark).unwrap_or(1500);
+                Some(mtu.saturating_sub(HEADERS[usize::from(proxy.address.is_ipv6())]).max(500))
+            }
+        };
+        proxy.mss = Some((mss, now));
+        mss
+    }
+
+    fn send(&self, route: &Route, to: To, packet: &[u8]) {
+        let (next, state) = match to {
+            To::Proxy => (route.proxy.0, HANDSHAKE),
+            To::ProxyAnswered => (route.proxy.0, ANSWERED),
+            To::Client => (route.tuple.source, TO_CLIENT),
+        };
+        let next = next.to_canonical();
+        let socket = if next.is_ipv4() { Some(&self.ipv4) } else { self.ipv6.as_ref() };
+        let mark = self.mark | state | u32::from(route.number);
+        // What is lost is repeated, or given up.
+        if let Some(Err(error)) = socket.map(|socket| socket.send(packet, next, mark)) {
+            log::debug!("a packet of a handshake to {next}: {error}");
+        }
+    }
+}
+
+/// Whether an address is this machine's: the kernel lets a socket be bound to no other.
+fn is_own(address: Ipv6Addr) -> bool {
+    UdpSocket::bind((address.to_canonical(), 0)).is_ok()
+}
+
+const fn mapped(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    }
+}
+
+impl Attempt {
+    /// Waits until the proxy has accepted the connection.
+    ///
+    /// # Errors
+    /// It refuses, or can't be reached.
+    pub async fn connected(&self) -> io::Result<()> {
+        match self.wait(Outcome::Pending).await {
+            Outcome::Unreachable | Outcome::Closed => Err(ErrorKind::ConnectionRefused.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the proxy has answered, or can't any more.
+    pub async fn answered(&self) -> Outcome {
+        self.wait(Outcome::Connected).await
+    }
+
+    /// The client has been answered: what remains to be done for it needs nobody to wait.
+    pub fn keep(self) {
+        self.is_kept.set(true);
+        self.forwarder.handshakes.borrow_mut().keep(self.id);
+    }
+
+    /// Waits until it is further than that.
+    async fn wait(&self, than: Outcome) -> Outcome {
+        poll_fn(|cx| {
+            let outcome = self.forwarder.handshakes.borrow().outcome(self.id);
+            if outcome == than || outcome == Outcome::Pending {
+                self.forwarder.wakers.borrow_mut()[self.id.index()] = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            Poll::Ready(outcome)
+        })
+        .await
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.is_kept.get() {
+            let forwarder = &self.forwarder;
+            let mut send = |route: &Route, to: To, packet: &[u8]| forwarder.send(route, to, packet);
+            forwarder.handshakes.borrow_mut().abort(self.id, &mut send);
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! What connection tracking knows of connections that the kernel forwards.
+
+use tcp_over_http::capture::conntrack::Entry;
+use tcp_over_http::capture::nft::{RELEASED, STATES};
+
+use crate::kernel::netlink::{Error, Socket};
+
+/// The entries of connections that clients have released, with this mark.
+///
+/// # Errors
+/// The kernel has no connection tracking, or does not tell.
+pub fn forwarded(mark: u32) -> Result<Vec<Entry>, Error> {
+    let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
+    let mut entries = Vec::new();
+    socket.begin_dump(Entry::list(mark | RELEASED, STATES))?;
+    while !socket.receive(&mut |received| entries.push(Entry::parse(received.body)))? {}
+    // Kernels before 3.15 list all.
+    entries.retain(|entry| entry.mark & STATES == mark | RELEASED);
+    Ok(entries)
+}

@@ -1,0 +1,75 @@
+//! Files that are written.
+
+use std::ffi::CString;
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::mem::MaybeUninit;
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::check;
+
+/// Replaces the file at `path` by one for its owner's eyes only. Whoever reads it gets the old one or the new one, whole; a
+/// link is replaced, not followed. Without fsync: after a power cut it may be empty.
+pub fn replace(path: &str, contents: &[u8]) -> io::Result<()> {
+    let new = [path, ".new"].concat();
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // O_EXCL, which follows no link either (open(2)).
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    let written = file.write_all(contents).and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        _ = fs::remove_file(&new); // it may be what has filled the disk
+    }
+    written
+}
+
+/// Whether files at `path`, or in the folder at it, are in memory: writing them wears nothing out.
+pub fn is_in_memory(path: &str) -> bool {
+    let Ok(path) = CString::new(path) else { return false };
+    let mut status = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: a string, and room for the struct, which the call fills if it succeeds.
+    if check(unsafe { libc::statfs(path.as_ptr(), status.as_mut_ptr()) }).is_err() {
+        return false;
+    }
+    // SAFETY: filled.
+    let kind = unsafe { status.assume_init() }.f_type as u32;
+    // <linux/magic.h>: tmpfs and ramfs.
+    matches!(kind, 0x0102_1994 | 0x8584_58f6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    #[test]
+    fn a_link_is_replaced_and_its_target_left_alone() {
+        let folder = std::env::temp_dir().join(format!("toh-file-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let [path, new, target] = ["names", "names.new", "target"].map(|name| folder.join(name));
+        fs::write(&target, "precious").unwrap();
+        for link in [&new, &path] {
+            symlink(&target, link).unwrap();
+            replace(path.to_str().unwrap(), b"text").unwrap();
+            assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
+            let now = fs::symlink_metadata(&path).unwrap();
+            assert!(now.is_file() && now.permissions().mode() & 0o777 == 0o600);
+            assert_eq!(fs::read_to_string(&path).unwrap(), "text");
+            assert!(fs::symlink_metadata(&new).is_err());
+            fs::remove_file(&path).unwrap();
+        }
+        fs::create_dir(&new).unwrap();
+        assert!(replace(path.to_str().unwrap(), b"text").is_err());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn what_is_in_memory_is_known() {
+        assert!(!is_in_memory("/proc") && !is_in_memory("/nonexistent") && !is_in_memory("a\0b"));
+        if fs::read_to_string("/proc/mounts").unwrap().contains(" /dev/shm tmpfs ") {
+            assert!(is_in_memory("/dev/shm"));
+        }
+    }
+}

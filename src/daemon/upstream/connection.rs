@@ -1,0 +1,58 @@
+//! A connection to a proxy that has yet to be asked, or to answer: by a socket of ours, or in a client's name.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tcp_over_http::forward::Outcome;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::dial::{self, HandshakeError, Reply};
+use crate::forward::Attempt;
+
+/// How the proxy is connected.
+pub enum Connection {
+    /// By a socket.
+    Socket(TcpStream),
+    /// By packets of ours; the request goes along.
+    Packets(Attempt),
+}
+
+impl Connection {
+    /// Connects to one address within `patience`: by `attempt`, or from a socket with `mark`.
+    ///
+    /// # Errors
+    /// What the kernel, or the network, says.
+    pub async fn connect(
+        address: SocketAddr,
+        attempt: Option<Attempt>,
+        mark: u32,
+        patience: Duration,
+    ) -> io::Result<Self> {
+        let Some(attempt) = attempt else {
+            return dial::connect(address, mark, patience).await.map(Self::Socket);
+        };
+        timeout(patience, attempt.connected()).await??;
+        Ok(Self::Packets(attempt))
+    }
+
+    /// Asks for a tunnel and waits for the answer, at most `patience`.
+    ///
+    /// # Errors
+    /// [`HandshakeError`]
+    pub async fn handshake(&self, request: Vec<u8>, patience: Duration) -> Result<Reply, HandshakeError> {
+        let attempt = match self {
+            Self::Socket(stream) => return dial::handshake(stream, request, patience).await,
+            Self::Packets(attempt) => attempt,
+        };
+        let (status, offers_basic) = match timeout(patience, attempt.answered()).await {
+            Err(_) => return Err(HandshakeError::TimedOut),
+            Ok(Outcome::Opened { status }) => (status, false),
+            Ok(Outcome::Refused { status, offers_basic }) => (status, offers_basic),
+            Ok(Outcome::Garbage(error)) => return Err(HandshakeError::Garbage(error)),
+            Ok(_) => return Err(HandshakeError::Closed),
+        };
+        Ok(Reply { status, offers_basic, leftover: Vec::new() })
+    }
+}

@@ -1,0 +1,487 @@
+//! All handshakes under way, found by the packets that belong to them.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::net::Ipv6Addr;
+
+use super::{Handshake, Outcome, To};
+use crate::net::Family;
+use crate::packet::vnet::Header;
+use crate::packet::{Change, Packet, SYN, Transport, Tuple};
+use crate::siphash::{self, Key};
+use crate::slots::Slots;
+use crate::time::Instant;
+
+/// The most at a time; whoever comes then is relayed.
+const LIMIT: u16 = 4096;
+/// Milliseconds that an answered client may take until its first packet: its SYN may be lost several times.
+const PATIENCE: u32 = 60_000;
+
+// The lists of slots.
+
+const FREE: u16 = 0;
+const BUSY: u16 = 1;
+
+/// From where to where a handshake's packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// From the client to the server that it wants.
+    pub tuple: Tuple,
+    /// The proxy's address and port.
+    pub proxy: (Ipv6Addr, u16),
+    /// What the firewall knows the proxy by.
+    pub number: u8,
+}
+
+impl Route {
+    /// Whether a packet's tuple is from the proxy to the client, as NAT has it before routing.
+    fn is_from_proxy(&self, tuple: &Tuple) -> bool {
+        (tuple.source, tuple.source_port) == self.proxy
+            && (tuple.destination, tuple.destination_port) == (self.tuple.source, self.tuple.source_port)
+    }
+}
+
+/// Sends a packet.
+pub type Send<'a> = &'a mut dyn FnMut(&Route, To, &[u8]);
+
+/// A handshake, also when it is gone and its place taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Id {
+    slot: u16,
+    serial: u32,
+}
+
+impl Id {
+    /// Its place, below the number of handshakes that there have been at a time.
+    pub const fn index(self) -> usize {
+        self.slot as usize
+    }
+}
+
+/// Whether a packet belongs to a handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is done with. This handshake has something to tell.
+    Yes(Option<Id>),
+    /// It is the SYN of a client that begins anew: this handshake is over, and the packet is as the client sent it.
+    Restarted(Id),
+    /// It does not.
+    No,
+}
+
+/// The handshakes, by the client's address and port.
+pub struct Handshakes {
+    entries: Vec<Option<Box<Entry>>>,
+    slots: Slots,
+    key: Key,
+    serial: u32,
+}
+
+struct Entry {
+    handshake: Handshake,
+    route: Route,
+    /// The client's initial sequence number.
+    sequence: u32,
+    serial: u32,
+    is_connected: bool,
+    outcome: Outcome,
+    /// When the client was answered.
+    answered: Option<Instant>,
+    /// The client has gone on: the kernel has it from there.
+    is_released: bool,
+    /// Whoever began it knows how it ended.
+    is_told: bool,
+}
+
+impl Handshakes {
+    /// None yet. `key` must be random.
+    pub fn new(key: Key) -> Self {
+        Self { entries: Vec::new(), slots: Slots::new(LIMIT), key, serial: 0 }
+    }
+
+    /// Begins one: `syn` is the client's, all else as in [`Handshake::new`]. None if there are too many.
+    pub fn begin(
+        &mut self,
+        syn: &Packet,
+        request: Box<[u8]>,
+        route: Route,
+        mss_limit: u16,
+        now: Instant,
+        send: Send,
+    ) -> Option<Id> {
+        let slot = match self.slots.first(FREE) {
+            Some(slot) => slot,
+            None if self.slots.len() == LIMIT => return None,
+            None => {
+                self.entries.push(None);
+                self.slots.add()
+            }
+        };
+        let handshake =
+            Handshake::new(syn, request, mss_limit, now, &mut |to, packet| send(&route, to, packet));
+        self.serial = self.serial.wrapping_add(1);
+        self.entries[usize::from(slot)] = Some(Box::new(Entry {
+            handshake,
+            route,
+            sequence: syn.sequence(),
+            serial: self.serial,
+            is_connected: false,
+            outcome: Outcome::Pending,
+            answered: None,
+            is_released: false,
+            is_told: false,
+        }));
+        self.slots.move_to_back(slot, BUSY);
+        self.slots.hash(slot, hash(self.key, route.tuple.source, route.tuple.source_port));
+        Some(Id { slot, serial: self.serial })
+    }
+
+    /// Takes a packet from the TUN if it belongs to one: the proxy's, the client's, or an ICMP error about one of ours.
+    pub fn take(&mut self, header: Header, bytes: &mut [u8], now: Instant, send: Send) -> Taken {
+        if self.slots.first(BUSY).is_none() {
+            return Taken::No;
+        }
+        let Ok(mut packet) = Packet::parse(bytes) else { return Taken::No };
+        match packet.transport() {
+            Transport::Tcp => {}
+            Transport::Icmp => return self.take_error(&mut packet),
+            _ => return Taken::No,
+        }
+        let tuple = packet.tuple();
+        let from_proxy = self.find(tuple.destination, tuple.destination_port, &mut |_, entry| {
+            entry.route.is_from_proxy(&tuple) && entry.handshake.owns(&packet)
+        });
+        match from_proxy {
+            Some(slot) => self.take_proxys(slot, &packet, now, send),
+            None => self.take_clients(header, packet, &tuple, send),
+        }
+    }
+
+    fn take_proxys(&mut self, slot: u16, packet: &Packet, now: Instant, send: Send) -> Taken {
+        let Some(entry) = &mut self.entries[usize::from(slot)] else { return Taken::No };
+        let Entry { handshake, route, .. } = &mut **entry;
+        match handshake.handle_proxy(packet, now, &mut |to, packet| send(route, to, packet)) {
+            Outcome::Pending => return Taken::Yes(None),
+            Outcome::Connected => entry.is_connected = true,
+            outcome => entry.outcome = outcome,
+        }
+        if matches!(entry.outcome, Outcome::Opened { .. }) {
+            entry.answered = Some(now);
+        }
+        Taken::Yes(Some(Id { slot, serial: entry.serial }))
+    }
+
+    /// To the server, or to the proxy where NAT has done its part: then only the numbers tell which of several servers
+    /// it is.
+    fn take_clients(&mut self, header: Header, mut packet: Packet, tuple: &Tuple, send: Send) -> Taken {
+        let (mut ahead, mut nearest) = (u32::MAX, None);
+        self.find(tuple.source, tuple.source_port, &mut |slot, entry| {
+            let this = packet.sequence().wrapping_sub(entry.sequence);
+            let is_it = entry.route.tuple == *tuple || entry.route.is_from_proxy(&tuple.reversed());
+            if is_it && this <= ahead {
+                (ahead, nearest) = (this, Some(slot));
+            }
+            false
+        });
+        let Some(slot) = nearest else { return Taken::No };
+        let Some(entry) = &mut self.entries[usize::from(slot)] else { return Taken::No };
+        let Entry { handshake, route, .. } = &mut **entry;
+        let mut send = |to: To, packet: &[u8]| send(route, to, packet);
+        if packet.flags() & SYN == 0 {
+            entry.is_released = entry.answered.is_some();
+            if entry.is_released && entry.is_told {
+                self.free(slot);
+            }
+        } else if ahead == 0 {
+            handshake.handle_client_syn(&packet, &mut send);
+        } else {
+            handshake.abort(&mut send);
+            let (wanted, serial) = (route.tuple, entry.serial);
+            self.free(slot);
+            if let Some(state) = header.checksum_state(&packet).filter(|_| wanted != *tuple) {
+                packet.translate(&wanted, Change::between(tuple, &wanted), state);
+            }
+            return Taken::Restarted(Id { slot, serial });
+        }
+        Taken::Yes(None)
+    }
+
+    /// An ICMP error about a handshake's packet: unreachable, if nothing has come back yet.
+    fn take_error(&mut self, packet: &mut Packet) -> Taken {
+        let is_unreachable = match packet.family() {
+            Family::V4 => packet.icmp_type().0 == 3, // RFC 792
+            Family::V6 => packet.icmp_type().0 == 1, // RFC 4443 section 3.1
+        };
+        let Some(quoted) = packet.quoted_tuple() else { return Taken::No };
+        let found = self.find(quoted.source, quoted.source_port, &mut |_, entry| {
+            entry.route.tuple == quoted || entry.route.is_from_proxy(&quoted.reversed())
+        });
+        let Some(slot) = found else { return Taken::No };
+        let Some(entry) = &mut self.entries[usize::from(slot)] else { return Taken::No };
+        if !is_unreachable || entry.is_connected {
+            return Taken::Yes(None);
+        }
+        entry.outcome = Outcome::Unreachable;
+        Taken::Yes(Some(Id { slot, serial: entry.serial }))
+    }
+
+    /// How far a handshake is; [`Outcome::Closed`] if there is none any more.
+    pub fn outcome(&self, id: Id) -> Outcome {
+        match self.get(id) {
+            None => Outcome::Closed,
+            Some(Entry { outcome: Outcome::Pending, is_connected: true, .. }) => Outcome::Connected,
+            Some(entry) => entry.outcome,
+        }
+    }
+
+    /// The client has been answered, and whoever began knows: what is left to do for it is done by itself.
+    pub fn keep(&mut self, id: Id) {
+        let Some(entry) = self.get_mut(id) else { return };
+        entry.is_told = true;
+        if entry.is_released {
+            self.free(id.slot);
+        }
+    }
+
+    /// Ends one; the connection to the proxy is reset, unless it has ended.
+    pub fn abort(&mut self, id: Id, send: Send) {
+        let Some(entry) = self.get(id) else { return };
+        if entry.outcome == Outcome::Pending {
+            entry.handshake.abort(&mut |to, packet| send(&entry.route, to, packet));
+        }
+        self.free(id.slot);
+    }
+
+    /// Repeats what is to be repeated, and gives up clients that do not go on. To be called once a second or so.
+    pub fn tick(&mut self, now: Instant, send: Send) {
+        let mut next = self.slots.first(BUSY);
+        while let Some(slot) = next {
+            next = self.slots.next(slot);
+            let Some(entry) = &mut self.entries[usize::from(slot)] else { continue };
+            let Entry { handshake, route, answered, .. } = &mut **entry;
+            let mut send = |to: To, packet: &[u8]| send(route, to, packet);
+            if answered.is_some_and(|at| now.since(at) > PATIENCE) {
+                // The firewall drops the reset if the kernel has the connection, and we have missed that.
+                handshake.abort(&mut send);
+                self.free(slot);
+            } else if handshake.timeout().is_some_and(|at| now.since(at) > 0) {
+                handshake.handle_timeout(now, &mut send);
+            }
+        }
+    }
+
+    /// The first slot with this client that `is_it`.
+    fn find(&self, address: Ipv6Addr, port: u16, is_it: &mut dyn FnMut(u16, &Entry) -> bool) -> Option<u16> {
+        self.slots.find(hash(self.key, address, port), |slot| {
+            let entry = self.entries.get(usize::from(slot)).and_then(Option::as_deref);
+            entry.is_some_and(|entry| {
+                (entry.route.tuple.source, entry.route.tuple.source_port) == (address, port)
+                    && is_it(slot, entry)
+            })
+        })
+    }
+
+    fn get(&self, id: Id) -> Option<&Entry> {
+        self.entries.get(id.index())?.as_deref().filter(|entry| entry.serial == id.serial)
+    }
+
+    fn get_mut(&mut self, id: Id) -> Option<&mut Entry> {
+        self.entries.get_mut(id.index())?.as_deref_mut().filter(|entry| entry.serial == id.serial)
+    }
+
+    fn free(&mut self, slot: u16) {
+        if let Some(entry) = self.entries[usize::from(slot)].take() {
+            let Tuple { source, source_port, .. } = entry.route.tuple;
+            self.slots.unhash(slot, hash(self.key, source, source_port));
+            self.slots.move_to_front(slot, FREE);
+        }
+    }
+}
+
+fn hash(key: Key, address: Ipv6Addr, port: u16) -> u32 {
+    let [a, b, c, d, e, f, g, h] = address.segments().map(u32::from);
+    siphash::hash(key, &[a << 16 | b, c << 16 | d, e << 16 | f, g << 16 | h, port.into()])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+
+    use super::*;
+    use crate::packet::builder::Tcp;
+    use crate::packet::{ACK, RST, vnet};
+
+    const PROXY: (&str, u16) = ("::ffff:192.0.2.1", 3128);
+    const REQUEST: &[u8] = b"CONNECT a:1 HTTP/1.1\r\n\r\n";
+    const NOW: Instant = Instant::from_millis(1000);
+
+    fn tuple(server: &str) -> Tuple {
+        Tuple {
+            source: "::ffff:10.0.0.7".parse().unwrap(),
+            source_port: 40_000,
+            destination: server.parse().unwrap(),
+            destination_port: 443,
+        }
+    }
+
+    fn route(server: &str) -> Route {
+        Route { tuple: tuple(server), proxy: (PROXY.0.parse().unwrap(), PROXY.1), number: 1 }
+    }
+
+    fn packet(tuple: Tuple, sequence: u32, acknowledgement: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; 1500];
+        let header = Tcp { tuple, sequence, acknowledgement, flags, window: 1000 };
+        let length = header.write(&[], payload, &mut bytes);
+        bytes.truncate(length);
+        bytes
+    }
+
+    /// What has been sent: to whom, with which flags and sequence number.
+    #[derive(Default)]
+    struct Sent(Vec<(Route, To, u8, u32)>);
+
+    impl Sent {
+        fn send(&mut self, route: &Route, to: To, bytes: &[u8]) {
+            let mut bytes = bytes.to_vec();
+            let packet = Packet::parse(&mut bytes).unwrap();
+            self.0.push((*route, to, packet.flags(), packet.sequence()));
+        }
+    }
+
+    struct World {
+        handshakes: Handshakes,
+        sent: Sent,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self { handshakes: Handshakes::new([1, 2]), sent: Sent::default() }
+        }
+
+        fn begin(&mut self, server: &str, sequence: u32) -> Id {
+            let Self { handshakes, sent } = self;
+            let mut bytes = packet(tuple(server), sequence, 0, SYN, &[]);
+            let syn = Packet::parse(&mut bytes).unwrap();
+            let mut send = |route: &Route, to: To, packet: &[u8]| sent.send(route, to, packet);
+            handshakes.begin(&syn, REQUEST.into(), route(server), 1460, NOW, &mut send).unwrap()
+        }
+
+        fn take(&mut self, mut bytes: Vec<u8>) -> (Taken, Tuple) {
+            let Self { handshakes, sent } = self;
+            let mut send = |route: &Route, to: To, packet: &[u8]| sent.send(route, to, packet);
+            let header = Header::parse(&vnet::Header::PLAIN);
+            let taken = handshakes.take(header, &mut bytes, NOW, &mut send);
+            (taken, Packet::parse(&mut bytes).unwrap().tuple())
+        }
+
+        /// From the proxy, as NAT has it before routing; `sequence` is the client's that it acknowledges up to.
+        fn proxy_sends(&mut self, sequence: u32, acknowledgement: u32, flags: u8, payload: &[u8]) -> Taken {
+            let back =
+                Tuple { destination: tuple("::").source, destination_port: 40_000, ..to_proxy().reversed() };
+            self.take(packet(back, sequence, acknowledgement, flags, payload)).0
+        }
+
+        /// The proxy accepts, and opens the tunnel.
+        fn open(&mut self, client: u32) {
+            let first = client.wrapping_add(1).wrapping_sub(REQUEST.len() as u32);
+            self.proxy_sends(7000, first, SYN | ACK, &[]);
+            self.proxy_sends(7001, client.wrapping_add(1), ACK, b"HTTP/1.1 200 OK\r\n\r\n");
+        }
+    }
+
+    /// From the client, where NAT has done its part.
+    fn to_proxy() -> Tuple {
+        let (destination, destination_port) = route("::").proxy;
+        Tuple { destination, destination_port, ..tuple("::") }
+    }
+
+    #[test]
+    fn from_the_syn_until_the_client_goes_on() {
+        let mut world = World::new();
+        let id = world.begin("::ffff:203.0.113.1", 5000);
+        assert_eq!(world.handshakes.outcome(id), Outcome::Pending);
+        assert_eq!(
+            world.proxy_sends(7000, 5001 - REQUEST.len() as u32, SYN | ACK, &[]),
+            Taken::Yes(Some(id))
+        );
+        assert_eq!(world.handshakes.outcome(id), Outcome::Connected);
+        world.open(5000);
+        assert_eq!(world.handshakes.outcome(id), Outcome::Opened { status: 200 });
+        world.handshakes.keep(id);
+        assert_eq!(world.take(packet(to_proxy(), 5001, 7020, ACK, &[])).0, Taken::Yes(None));
+        assert_eq!(world.handshakes.outcome(id), Outcome::Closed);
+        assert_eq!(world.take(packet(to_proxy(), 5001, 7020, ACK, &[])).0, Taken::No);
+    }
+
+    /// The client's packet may come before anybody has asked how it went.
+    #[test]
+    fn released_before_it_is_known() {
+        let mut world = World::new();
+        let id = world.begin("::ffff:203.0.113.1", 5000);
+        world.open(5000);
+        world.take(packet(to_proxy(), 5001, 7020, ACK, &[]));
+        assert_eq!(world.handshakes.outcome(id), Outcome::Opened { status: 200 });
+        world.handshakes.keep(id);
+        assert_eq!(world.handshakes.outcome(id), Outcome::Closed);
+    }
+
+    /// One port, several servers, one proxy: the numbers tell.
+    #[test]
+    fn one_port_for_several_servers() {
+        let mut world = World::new();
+        let one = world.begin("::ffff:203.0.113.1", 5000);
+        let other = world.begin("::ffff:203.0.113.2", 900_000);
+        world.open(900_000);
+        assert_eq!(world.handshakes.outcome(one), Outcome::Pending);
+        assert_eq!(world.handshakes.outcome(other), Outcome::Opened { status: 200 });
+        world.handshakes.keep(other);
+        world.take(packet(to_proxy(), 900_001, 7020, ACK, &[]));
+        assert_eq!(world.handshakes.outcome(other), Outcome::Closed);
+        assert_eq!(world.handshakes.outcome(one), Outcome::Pending);
+    }
+
+    #[test]
+    fn another_syn_begins_anew() {
+        let mut world = World::new();
+        let id = world.begin("::ffff:203.0.113.1", 5000);
+        assert_eq!(world.take(packet(tuple("::ffff:203.0.113.1"), 5000, 0, SYN, &[])).0, Taken::Yes(None));
+        // As it is where NAT has changed it, and as the client has sent it.
+        let (taken, seen) = world.take(packet(to_proxy(), 6000, 0, SYN, &[]));
+        assert_eq!((taken, seen), (Taken::Restarted(id), tuple("::ffff:203.0.113.1")));
+        assert_eq!(world.sent.0.last().map(|sent| sent.2), Some(RST));
+        // Its place may be taken, but not for it.
+        let next = world.begin("::ffff:203.0.113.1", 6000);
+        assert_eq!(next.index(), id.index());
+        assert_eq!(world.handshakes.outcome(id), Outcome::Closed);
+        assert_eq!(world.handshakes.outcome(next), Outcome::Pending);
+        world.handshakes.abort(id, &mut |_, _, _| panic!("it is gone"));
+        assert_eq!(world.handshakes.outcome(next), Outcome::Pending);
+    }
+
+    #[test]
+    fn a_client_that_does_not_go_on_is_given_up() {
+        let mut world = World::new();
+        let id = world.begin("::ffff:203.0.113.1", 5000);
+        world.open(5000);
+        world.handshakes.keep(id);
+        let mut resets = 0;
+        for (after, left) in [(PATIENCE, Outcome::Opened { status: 200 }), (PATIENCE + 1, Outcome::Closed)] {
+            world.handshakes.tick(NOW.plus(after), &mut |_, _, _| resets += 1);
+            assert_eq!(world.handshakes.outcome(id), left);
+        }
+        assert_eq!(resets, 1);
+    }
+
+    #[test]
+    fn no_more_than_there_is_room_for() {
+        let mut handshakes = Handshakes::new([1, 2]);
+        let mut bytes = packet(tuple("::ffff:203.0.113.1"), 1, 0, SYN, &[]);
+        let syn = Packet::parse(&mut bytes).unwrap();
+        let mut begin = || handshakes.begin(&syn, REQUEST.into(), route("::"), 1460, NOW, &mut |_, _, _| ());
+        let ids: Vec<_> = (0..LIMIT).map(|_| begin().unwrap()).collect();
+        assert_eq!(begin(), None);
+        handshakes.abort(ids[7], &mut |_, _, _| ());
+        let again = handshakes.begin(&syn, REQUEST.into(), route("::"), 1460, NOW, &mut |_, _, _| ());
+        assert_eq!(again.map(Id::index), Some(7));
+    }
+}

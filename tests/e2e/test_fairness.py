@@ -1,0 +1,199 @@
+"""Clients among each other: one that does its worst takes nothing from another."""
+
+import contextlib
+import resource
+import threading
+
+import pytest
+
+from lab.connections import assert_carries, open_tunnel
+from lab.faultproxy import OK, reset
+from lab.netns import CLIENT, CLIENT6, CLIENT6_OTHER, CLIENT_OTHER, SERVER, SERVER6, connecting, finish_connect
+from lab.wait import until
+from lab.wire import TCP, Wire
+
+# Another /64, so another client than CLIENT6.
+STRANGER6, ROUTER6 = "fd01:0:0:2::2", "fd01:0:0:2::1"
+# The ports that the attacker asks for.
+SILENT, OPEN = 9, 7
+
+
+@pytest.fixture
+def strangers(client, router):
+    """A second /64 in the LAN."""
+    for space, address in ((client, STRANGER6), (router, ROUTER6)):
+        space.run("ip", "addr", "add", f"{address}/64", "dev", "lan", "nodad", "preferred_lft", "0")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 16), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture(params=[4, 6], ids=["by-v4", "by-v6"])
+def attacker(request, strangers):
+    """The addresses that the attacker has, and the server that it asks for."""
+    if request.param == 4:
+        return [CLIENT_OTHER], SERVER
+    return [CLIENT6, CLIENT6_OTHER], SERVER6
+
+
+@pytest.fixture(params=[4, 6], ids=["v4", "v6"])
+def other(request, strangers):
+    """The address of the other client, and the server that it asks for."""
+    return (CLIENT, SERVER) if request.param == 4 else (STRANGER6, SERVER6)
+
+
+@pytest.fixture
+def serving(proxy):
+    """A proxy that opens everything at once but what asks for SILENT; it echoes the first bytes for port 80."""
+    asked = []
+
+    def answer(connection):
+        asked.append(connection.port)
+        if connection.port == SILENT:
+            return
+        connection.send(OK)
+        if connection.port == 80:
+            connection.send(connection.sock.recv(100))
+
+    proxy.serve(answer)
+    return asked
+
+
+def measure(client, other, count=30):
+    """How many of the other client's new connections work within some seconds each, of so many that stay open."""
+    address, server = other
+    kept, good = [], 0
+    for _ in range(count):
+        with contextlib.suppress(OSError, AssertionError):
+            sock = client.connect(server, 80, source=address, timeout=4)
+            sock.settimeout(4)
+            kept.append(sock)
+            sock.sendall(b"me too")
+            good += sock.recv(100) == b"me too"
+    for sock in kept:
+        sock.close()
+    return good
+
+
+def has_ended(sock):
+    try:
+        return not sock.recv(1)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+class Attack:
+    """Begins connections for ever, `at_once` of them; those that end are begun anew."""
+
+    def __init__(self, client, attacker, port, at_once):
+        self.client, (self.addresses, self.server) = client, attacker
+        self.port, self.at_once = port, at_once
+        self.sockets = []
+        self.ends = threading.Event()
+        self.fill()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+
+    def fill(self):
+        while len(self.sockets) < self.at_once:
+            source = self.addresses[len(self.sockets) % len(self.addresses)]
+            self.sockets.append(self.client.begin_connect(self.server, self.port, source))
+
+    def run(self):
+        while not self.ends.wait(0.05):
+            for sock in self.sockets[:]:
+                if not connecting(sock) and has_ended(sock):
+                    sock.close()
+                    self.sockets.remove(sock)
+            self.fill()
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ends.set()
+        self.thread.join()
+        for sock in self.sockets:
+            sock.close()
+
+
+def test_idle_connections(gateway, serving, client, attacker, other):
+    """One client has all flows of the table: others get theirs, and keep those that they have."""
+    daemon = gateway("--max-flows", "300", log_level="info")
+    near = client.connect(other[1], 80, source=other[0])
+    with Attack(client, attacker, OPEN, 350):
+        until(lambda: sum(daemon.summary()[f"flows {state}"] for state in ("held", "opening", "live", "closing")) >= 300,
+              "the table is full")
+        assert measure(client, other) >= 27
+    near.sendall(b"still here")
+    assert near.recv(100) == b"still here"
+    print(daemon.summary())
+
+
+def test_half_open_connections(gateway, serving, client, attacker, other):
+    """One client never answers a SYN-ACK, as a scanner does not."""
+    addresses, _ = attacker
+    sources = ", ".join(addresses)
+    client.nft(f"""
+table inet scanner {{
+    chain input {{
+        type filter hook input priority 0
+        {'ip6' if ':' in sources else 'ip'} daddr {{ {sources} }} tcp sport {OPEN} drop
+    }}
+}}""")
+    daemon = gateway("--max-flows", "300", log_level="info")
+    with Attack(client, attacker, OPEN, 500):
+        until(lambda: daemon.summary()["flows opening"] >= 120, "the flows are half-open")
+        assert measure(client, other) >= 27
+        assert daemon.summary()["flows opening"] <= 128
+
+
+def test_dials_from_a_64(gateway, serving, client, other, strangers):
+    """One machine has five addresses, and holds as many dials as it may with each."""
+    addresses = [CLIENT6, CLIENT6_OTHER, "fd01::4", "fd01::5", "fd01::6"]
+    for address in addresses[2:]:
+        client.run("ip", "addr", "add", f"{address}/64", "dev", "lan", "nodad", "preferred_lft", "0")
+    daemon = gateway("--reply-timeout", "300", log_level="info")
+    with Attack(client, (addresses, SERVER6), SILENT, 700):
+        until(lambda: daemon.summary()["flows held"] >= 128, "its dials are held")
+        assert measure(client, other) >= 27
+        assert daemon.summary()["flows held"] <= 130
+
+
+def test_own_dials_to_silent_targets(gateway, serving, client, server):
+    """A client with 140 dials to targets that say nothing opens a page within a few seconds."""
+    daemon = gateway("--reply-timeout", "300", log_level="info")
+    silent = [client.begin_connect(server, SILENT) for _ in range(140)]
+    until(lambda: daemon.summary()["flows held"] == 128, "its dials are held")
+    with client.connect(server, 80, timeout=10) as near:
+        near.sendall(b"page")
+        assert near.recv(100) == b"page"
+    assert daemon.summary()["flows held"] <= 128
+    for sock in silent:
+        sock.close()
+
+
+def test_blind_packets(gateway, proxy, client, router, server):
+    """Somebody in the LAN sends a RST and a SYN in another's name, but knows no sequence number: nothing happens."""
+    daemon = gateway()
+    near, connection = open_tunnel(client, proxy, server)
+    assert_carries(near, connection.sock)
+    source, port, *_ = near.getsockname()
+    wire = Wire(client, router, server)
+    wire.source = source
+    for number in range(50):
+        sequence = number * 85_899_345
+        for flags in ("R", "RA", "FA", "S"):
+            wire.send(wire.ip() / TCP(sport=port, dport=80, flags=flags, seq=sequence, ack=sequence))
+    assert_carries(near, connection.sock)
+    assert not proxy.pending()
+    assert daemon.summary()["flows opened"] == 1
+    # What the kernel takes counts: the port is free at once after the client's own reset.
+    reset(near)
+    again = client.begin_connect(server, 80, source, port)
+    connection = proxy.open()
+    assert finish_connect(again) == 0
+    assert_carries(again, connection.sock)
