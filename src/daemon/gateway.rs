@@ -22,6 +22,7 @@ use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::packet::{Packet, vnet};
 use tcp_over_http::rewrite::{Rewriter, Verdict};
 use tcp_over_http::time::Instant;
+use tcp_over_http::upstream::clients::Clients;
 
 use crate::clock::Clock;
 use crate::dns::Dns;
@@ -51,6 +52,7 @@ pub struct Gateway {
     /// ...and whether one of them can use it at once.
     again: Cell<bool>,
     totals: Cell<Totals>,
+    clients: RefCell<Clients>,
 }
 
 /// What has happened so far, except what the rewriter counts.
@@ -95,6 +97,7 @@ impl Gateway {
             queue: RefCell::default(),
             again: Cell::default(),
             totals: Cell::default(),
+            clients: RefCell::default(),
         }
     }
 
@@ -143,6 +146,11 @@ impl Gateway {
     /// What has happened so far.
     pub const fn totals(&self) -> Totals {
         self.totals.get()
+    }
+
+    /// What is counted of each client.
+    pub const fn clients(&self) -> &RefCell<Clients> {
+        &self.clients
     }
 
     /// The time, for the rewriter.
@@ -236,6 +244,7 @@ impl Gateway {
     /// Forgets flows that have waited too long. Called once a second or so.
     pub fn handle_tick(self: &Rc<Self>, now: Instant) {
         self.self_test.tick(&self.tun);
+        self.upstreams().tick(&mut |upstream, alarm| self.attend(upstream, alarm));
         if let Some(forwarder) = &self.forwarder {
             forwarder.tick(now);
         }
