@@ -291,7 +291,7 @@ impl EventLoop {
         let mut message = format!("new connections use {name}");
         if reset && let Some(first) = upstreams.choice().first() {
             let kept = &upstreams.proxies()[first].account.name;
-            let count = self.gateway.reset_relays(&|relayed| relayed.account.name != *kept);
+            let count = self.gateway.reset_through(&|upstream| *upstream != **kept);
             message += &format!("; {count} others reset");
         }
         Document::reply(true, message)

@@ -14,6 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
+use tcp_over_http::capture::conntrack::Entry;
 use tcp_over_http::capture::nft::{ALIVE, ANSWERED, HANDSHAKE, PROBE, TO_CLIENT};
 use tcp_over_http::config::{Config, Host};
 pub use tcp_over_http::forward::Taken;
@@ -25,6 +26,7 @@ use tcp_over_http::siphash::Key;
 use tcp_over_http::time::Instant;
 
 use crate::clock::Clock;
+use crate::kernel::conntrack;
 use crate::sys;
 use crate::sys::RawSocket;
 
@@ -62,8 +64,9 @@ pub struct Forwarder {
     clients: RefCell<[Option<(Ipv6Addr, Instant)>; CLIENTS]>,
 }
 
-/// An address that the firewall knows by its place in the list, from 1.
+/// An address of an upstream, which the firewall knows by its place in the list, from 1.
 struct Proxy {
+    upstream: Rc<str>,
     address: SocketAddr,
     /// Whether the firewall knows it.
     is_installed: bool,
@@ -104,7 +107,7 @@ impl Forwarder {
     pub fn configure(&self, config: &Config) {
         for upstream in &config.upstreams {
             if let Host::Ip(ip) = upstream.host {
-                self.number(SocketAddr::new(ip, upstream.port));
+                self.number(&upstream.name.as_str().into(), SocketAddr::new(ip, upstream.port));
             }
         }
     }
@@ -112,6 +115,36 @@ impl Forwarder {
     /// The proxies' addresses in order.
     pub fn proxies(&self) -> Vec<SocketAddr> {
         self.proxies.borrow().iter().map(|proxy| proxy.address).collect()
+    }
+
+    /// The live connections that the kernel forwards, each with its upstream.
+    pub fn forwarded(&self) -> Vec<(Rc<str>, Entry)> {
+        let proxies = self.proxies.borrow();
+        let entries = conntrack::forwarded(self.mark).unwrap_or_default().into_iter();
+        let with_upstream = entries.filter(|entry| entry.is_live).filter_map(|entry| {
+            let proxy = proxies.get(usize::from(entry.number()).checked_sub(1)?)?;
+            Some((Rc::clone(&proxy.upstream), entry))
+        });
+        with_upstream.collect()
+    }
+
+    /// Ends those through the upstreams that `is_meant` for. Returns how many.
+    pub fn reset(&self, is_meant: &dyn Fn(&str) -> bool) -> usize {
+        let mut numbers: Vec<_> = self
+            .forwarded()
+            .into_iter()
+            .filter(|(upstream, _)| is_meant(upstream))
+            .map(|(_, entry)| entry.number())
+            .collect();
+        let count = numbers.len();
+        numbers.sort_unstable();
+        numbers.dedup();
+        for number in numbers {
+            if let Err(error) = conntrack::forget(self.mark, number) {
+                log::warn!("forwarded connections go on: {error}");
+            }
+        }
+        count
     }
 
     /// How many there are.
@@ -124,9 +157,15 @@ impl Forwarder {
         self.proxies.borrow_mut().iter_mut().take(count).for_each(|proxy| proxy.is_installed = true);
     }
 
-    /// Begins to ask the proxy at `address` in the name of the client whose SYN is in `frame`. `None` if it can't be
+    /// Begins to ask the upstream's proxy at `address` in the name of the client whose SYN is in `frame`. `None` if it can't be
     /// asked in this way, or not yet: the connection is to be relayed.
-    pub fn begin(self: &Rc<Self>, frame: &mut [u8], request: &[u8], address: SocketAddr) -> Option<Attempt> {
+    pub fn begin(
+        self: &Rc<Self>,
+        frame: &mut [u8],
+        request: &[u8],
+        upstream: &Rc<str>,
+        address: SocketAddr,
+    ) -> Option<Attempt> {
         let (_, bytes) = frame.split_first_chunk_mut::<{ vnet::LEN }>()?;
         let syn = Packet::parse(bytes).ok()?;
         let (tuple, proxy) = (syn.tuple(), (mapped(address.ip()), address.port()));
@@ -138,7 +177,7 @@ impl Forwarder {
         if !is_forwardable {
             return None;
         }
-        let number = self.number(address)?;
+        let number = self.number(upstream, address)?;
         let now = self.clock.now();
         let mss = self.mss(number, now)?;
         let route = Route { tuple, proxy, number };
@@ -202,10 +241,11 @@ impl Forwarder {
     }
 
     /// What the firewall is to know a proxy by. `None` if there are too many.
-    fn number(&self, address: SocketAddr) -> Option<u8> {
+    fn number(&self, upstream: &Rc<str>, address: SocketAddr) -> Option<u8> {
         let mut proxies = self.proxies.borrow_mut();
-        let index = proxies.iter().position(|proxy| proxy.address == address).unwrap_or_else(|| {
-            proxies.push(Proxy { address, is_installed: false, mss: None });
+        let is_it = |proxy: &Proxy| proxy.address == address && proxy.upstream == *upstream;
+        let index = proxies.iter().position(is_it).unwrap_or_else(|| {
+            proxies.push(Proxy { upstream: Rc::clone(upstream), address, is_installed: false, mss: None });
             proxies.len() - 1
         });
         let number = u8::try_from(index + 1).ok().filter(|number| *number < PROBE);
@@ -270,7 +310,8 @@ impl Attempt {
     /// It refuses, or can't be reached.
     pub async fn connected(&self) -> io::Result<()> {
         match self.wait(Outcome::Pending).await {
-            Outcome::Unreachable | Outcome::Closed => Err(ErrorKind::ConnectionRefused.into()),
+            // Closed may be what it is by the time that anybody looks.
+            Outcome::Unreachable => Err(ErrorKind::ConnectionRefused.into()),
             _ => Ok(()),
         }
     }

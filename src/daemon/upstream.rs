@@ -274,7 +274,7 @@ impl Upstreams {
         let request = proxy.request.bytes(*target).map_err(|_| Failure::BadTarget)?;
         proxy.count(|stats| stats.attempts = stats.attempts.wrapping_add(1));
         let begun = Instant::now();
-        let begin = |address| client?.begin(&request, address);
+        let begin = |address| client?.begin(&request, &proxy.account.name, address);
         // Boxed: the wait for an answer, which is longer, needs no room for it.
         let reach = Box::pin(self.reach(index, &begin));
         let connection = match reach.await {
@@ -426,9 +426,9 @@ struct Dial<'a> {
 }
 
 impl Client<'_> {
-    /// Begins to ask the proxy at `address` in its name, if that can be.
-    fn begin(&self, request: &[u8], address: SocketAddr) -> Option<forward::Attempt> {
-        self.forwarder.begin(&mut self.syn.borrow_mut(), request, address)
+    /// Begins to ask the upstream's proxy at `address` in its name, if that can be.
+    fn begin(&self, request: &[u8], upstream: &Rc<str>, address: SocketAddr) -> Option<forward::Attempt> {
+        self.forwarder.begin(&mut self.syn.borrow_mut(), request, upstream, address)
     }
 }
 

@@ -228,11 +228,11 @@ impl Handshakes {
         self.get(id).is_some_and(|entry| entry.is_released)
     }
 
-    /// Ends one; the connection to the proxy is reset, unless it has ended or is the kernel's.
+    /// Ends one; the connection to the proxy is reset, unless it is the kernel's: also one that the proxy has reset, for
+    /// conntrack takes another SYN of this client for a new connection only behind a reset of ours.
     pub fn end(&mut self, id: Id, send: Send) {
         let Some(entry) = self.get(id) else { return };
-        let is_ours = matches!(entry.outcome, Outcome::Pending | Outcome::Opened { .. });
-        if is_ours && !entry.is_released {
+        if !entry.is_released {
             // The firewall drops the reset if the kernel has the connection, and we have missed that.
             entry.handshake.abort(&mut |to, packet| send(&entry.route, to, packet));
         }

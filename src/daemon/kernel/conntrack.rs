@@ -1,7 +1,7 @@
 //! What connection tracking knows of connections that the kernel forwards.
 
 use tcp_over_http::capture::conntrack::Entry;
-use tcp_over_http::capture::nft::{RELEASED, STATES};
+use tcp_over_http::capture::nft::{PROXIES, RELEASED, STATES};
 
 use crate::kernel::netlink::{Error, Socket};
 
@@ -17,4 +17,13 @@ pub fn forwarded(mark: u32) -> Result<Vec<Entry>, Error> {
     // Kernels before 3.15 list all.
     entries.retain(|entry| entry.mark & STATES == mark | RELEASED);
     Ok(entries)
+}
+
+/// Forgets those through the proxy of a number: who sends a packet of one then is reset.
+///
+/// # Errors
+/// As above.
+pub fn forget(mark: u32, number: u8) -> Result<(), Error> {
+    let mark = mark | RELEASED | u32::from(number);
+    Socket::open(libc::NETLINK_NETFILTER)?.request(Entry::delete(mark, STATES | PROXIES))
 }

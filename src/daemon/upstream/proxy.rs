@@ -38,6 +38,8 @@ pub struct Account {
     pub name: Rc<str>,
     /// What has become of the tunnels that it was asked for.
     pub stats: Cell<Stats>,
+    /// Bytes that the kernel had forwarded from it when it fell silent.
+    pub received: Cell<u64>,
 }
 
 /// A proxy of the configuration, its addresses, and what has been counted.
@@ -72,7 +74,11 @@ impl Proxy {
     /// `InvalidInput` if the resolver cannot be asked for its name.
     pub fn new(config: &UpstreamConfig, resolver: &Rc<Resolver>) -> io::Result<Self> {
         Ok(Self {
-            account: Rc::new(Account { name: config.name.as_str().into(), stats: Cell::default() }),
+            account: Rc::new(Account {
+                name: config.name.as_str().into(),
+                stats: Cell::default(),
+                received: Cell::default(),
+            }),
             host: match &config.host {
                 Host::Ip(ip) => Addresses::Fixed(Rc::new([*ip])),
                 Host::Name(name) => {
