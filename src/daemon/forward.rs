@@ -67,11 +67,10 @@ struct Proxy {
     mss: Option<(Option<u16>, Instant)>,
 }
 
-/// One handshake under way. Dropped before it is [kept](Self::keep), its connection to the proxy is reset.
+/// One handshake under way. Dropped before its client has released it, its connection to the proxy is reset.
 pub struct Attempt {
     forwarder: Rc<Forwarder>,
     id: Id,
-    is_kept: Cell<bool>,
 }
 
 impl Forwarder {
@@ -145,7 +144,7 @@ impl Forwarder {
             wakers.resize_with(id.index() + 1, || None);
         }
         wakers[id.index()] = None;
-        Some(Attempt { forwarder: Rc::clone(self), id, is_kept: Cell::default() })
+        Some(Attempt { forwarder: Rc::clone(self), id })
     }
 
     /// Takes a packet from the TUN if it belongs to a handshake.
@@ -160,7 +159,7 @@ impl Forwarder {
         taken
     }
 
-    /// Repeats what is to be repeated, gives up clients that do not go on, and tells the firewall that somebody is there.
+    /// Repeats what is to be repeated, and tells the firewall that somebody is there.
     pub fn tick(&self, now: Instant) {
         self.ticks.set((self.ticks.get() + 1) % SIGN);
         if self.ticks.get() == 0 {
@@ -261,21 +260,27 @@ impl Attempt {
         self.wait(Outcome::Connected).await
     }
 
-    /// The client has been answered: what remains to be done for it needs nobody to wait.
-    pub fn keep(self) {
-        self.is_kept.set(true);
-        self.forwarder.handshakes.borrow_mut().keep(self.id);
+    /// Waits until the client, which has been answered, has gone on: the connection is the kernel's from there.
+    pub async fn released(&self) {
+        self.poll(|handshakes| handshakes.is_released(self.id).then_some(())).await;
     }
 
     /// Waits until it is further than that.
     async fn wait(&self, than: Outcome) -> Outcome {
-        poll_fn(|cx| {
-            let outcome = self.forwarder.handshakes.borrow().outcome(self.id);
-            if outcome == than || outcome == Outcome::Pending {
+        self.poll(|handshakes| {
+            let outcome = handshakes.outcome(self.id);
+            Some(outcome).filter(|outcome| *outcome != than && *outcome != Outcome::Pending)
+        })
+        .await
+    }
+
+    async fn poll<T>(&self, is_there: impl Fn(&Handshakes) -> Option<T>) -> T {
+        poll_fn(|cx| match is_there(&self.forwarder.handshakes.borrow()) {
+            Some(it) => Poll::Ready(it),
+            None => {
                 self.forwarder.wakers.borrow_mut()[self.id.index()] = Some(cx.waker().clone());
-                return Poll::Pending;
+                Poll::Pending
             }
-            Poll::Ready(outcome)
         })
         .await
     }
@@ -283,10 +288,8 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if !self.is_kept.get() {
-            let forwarder = &self.forwarder;
-            let mut send = |route: &Route, to: To, packet: &[u8]| forwarder.send(route, to, packet);
-            forwarder.handshakes.borrow_mut().abort(self.id, &mut send);
-        }
+        let forwarder = &self.forwarder;
+        let mut send = |route: &Route, to: To, packet: &[u8]| forwarder.send(route, to, packet);
+        forwarder.handshakes.borrow_mut().end(self.id, &mut send);
     }
 }
