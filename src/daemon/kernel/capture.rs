@@ -6,9 +6,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use tcp_over_http::capture::nft::{self, Tables};
-use tcp_over_http::capture::{self, Desired, Path, Subnets, Uplinks};
+use tcp_over_http::capture::{Desired, Path, Subnets, Uplinks};
 
 use crate::clock::Clock;
 use crate::forward::Forwarder;
@@ -22,6 +23,9 @@ use crate::sys;
 use tcp_over_http::config::{Config, OnFailure, PathChoice};
 use tcp_over_http::siphash::Key;
 
+/// How long an address may be away: a lease that is renewed may take it and put it back.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The routes, the listeners, and the firewall's tables.
 pub struct Capture {
     listeners: Vec<Listener>,
@@ -34,6 +38,8 @@ pub struct Capture {
     told: usize,
     /// The rules and routes of a configuration that is to be taken over, once the firewall has its tables.
     next: Option<Rc<Desired>>,
+    /// When a device has last lost an address, until sockets have been looked through for it.
+    lost_address: Option<Instant>,
 }
 
 /// What happens to it.
@@ -54,8 +60,16 @@ impl Capture {
         let uplinks = routes.uplinks().map_err(CaptureError::Routes)?;
         let listeners =
             listener::listen(config).map_err(|(address, error)| CaptureError::Listen(address, error))?;
-        let mut this =
-            Self { listeners, routes, firewall: None, forwarder: None, uplinks, told: 0, next: None };
+        let mut this = Self {
+            listeners,
+            routes,
+            firewall: None,
+            forwarder: None,
+            uplinks,
+            told: 0,
+            next: None,
+            lost_address: None,
+        };
         match config.path {
             PathChoice::Relay => this.relay(config)?,
             choice => match this.forward(config, tun, clock, key).await {
@@ -168,11 +182,18 @@ impl Capture {
     /// Puts back what others take away, follows the uplinks and the proxies' addresses, and takes over what it is to.
     /// `config` is what it was given last.
     pub fn poll_event(&mut self, cx: &mut Context, config: &Config) -> Poll<Event> {
-        while let Poll::Ready(event) = self.routes.poll_event(cx) {
-            match event {
-                capture::Event::Gone => return Poll::Ready(Event::Gone),
-                capture::Event::Restore => self.routes.restore_later(),
-                capture::Event::Network => self.follow_uplinks(config),
+        while let Poll::Ready(events) = self.routes.poll_events(cx) {
+            if events.gone {
+                return Poll::Ready(Event::Gone);
+            }
+            if events.restore {
+                self.routes.restore_later();
+            }
+            if events.network {
+                self.follow_uplinks(config);
+            }
+            if events.lost_address {
+                self.lost_address = Some(Instant::now());
             }
         }
         if let Some(forwarder) = &self.forwarder
@@ -204,6 +225,26 @@ impl Capture {
         }
         let replaced = self.routes.poll_replaced(cx);
         replaced.map(|result| Event::Reconfigured(result.map_err(CaptureError::Routes)))
+    }
+
+    /// Resets connections whose local address is gone: nothing will ever come back to it. Called once a second or so.
+    pub fn tick(&mut self) {
+        if self.lost_address.is_none_or(|lost| lost.elapsed() < ADDRESS_PATIENCE) {
+            return;
+        }
+        self.lost_address = None;
+        let reset = route::addresses().map_err(|error| error.to_string()).and_then(|addresses| {
+            let is_lost = |ip| addresses.iter().all(|net| net.addr() != ip);
+            if let Some(forwarder) = &self.forwarder {
+                forwarder.lose_ways(&is_lost);
+            }
+            sys::reset_connections(&is_lost).map_err(|error| format!("look through sockets: {error}"))
+        });
+        match reset {
+            Ok(0) => {}
+            Ok(count) => log::info!("{count} connections were reset: their local address is gone"),
+            Err(error) => log::warn!("{error}"),
+        }
     }
 
     fn follow_uplinks(&mut self, config: &Config) {
