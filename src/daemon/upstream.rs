@@ -24,7 +24,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use tcp_over_http::config::{Config, DnsMode};
+use tcp_over_http::config::{Config, DnsMode, ToProxy};
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::time;
 use tcp_over_http::upstream::choice::{Asked, Attempt, Choice};
@@ -68,6 +68,7 @@ pub struct Upstreams {
     keepalive: u32,
     connect_timeout: Duration,
     reply_timeout: Duration,
+    to_proxy: ToProxy,
 }
 
 impl Upstreams {
@@ -92,6 +93,7 @@ impl Upstreams {
             keepalive: config.keepalive,
             connect_timeout: config.connect_timeout,
             reply_timeout: config.reply_timeout,
+            to_proxy: config.to_proxy,
         })
     }
 
@@ -125,6 +127,9 @@ impl Upstreams {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn carry(&self, target: Target<'_>, client: Option<Client<'_>>) -> Result<Carried, Failure> {
+        if let Some(index) = self.proxies.iter().position(|proxy| proxy.is_at(target)) {
+            return self.pass(index).await;
+        }
         let mut is_again = false;
         loop {
             let mut attempt = Attempt::default();
@@ -143,6 +148,21 @@ impl Upstreams {
             }
             is_again = true;
             tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Connects a client that wants the proxy of this index itself, as one that is configured for it does.
+    async fn pass(&self, index: usize) -> Result<Carried, Failure> {
+        if self.to_proxy == ToProxy::Reject {
+            return Err(Failure::Refused { status: 403 });
+        }
+        match self.connect(index).await {
+            Ok(stream) => Ok(self.relayed(stream, Vec::new())),
+            Err(error) if is_exhausted(&error) => Err(Failure::Exhausted),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                Err(Failure::Refused { status: 502 })
+            }
+            Err(_) => Err(Failure::TimedOut),
         }
     }
 
@@ -282,12 +302,16 @@ impl Upstreams {
                 return Ok(Carried::Forwarded);
             }
         };
+        Ok(self.relayed(stream, reply.leftover))
+    }
+
+    fn relayed(&self, stream: TcpStream, leftover: Vec<u8>) -> Carried {
         // Only now: refused connections, of which a port scan makes many, are spared these calls.
         let _ = stream.set_nodelay(true);
         if self.keepalive != 0 {
             let _ = sys::set_keepalive(&stream, self.keepalive);
         }
-        Ok(Carried::Relayed(Opened { stream, leftover: reply.leftover }))
+        Carried::Relayed(Opened { stream, leftover })
     }
 }
 
