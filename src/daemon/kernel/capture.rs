@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -25,6 +25,23 @@ use tcp_over_http::siphash::Key;
 
 /// How long an address may be away: a lease that is renewed may take it and put it back.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What to do about a [`Detour`].
+pub const DETOUR: &str = "connections that the kernel forwards end there: except it (ip route add throw ADDRESS table TABLE), or set path 'relay'";
+
+/// A proxy that others' routes lead into the TUN.
+pub struct Detour {
+    /// Its address.
+    pub proxy: IpAddr,
+    /// The table that has the route.
+    pub table: u32,
+}
+
+impl fmt::Display for Detour {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "table {} has a route into the device for the proxy's address {}", self.table, self.proxy)
+    }
+}
 
 /// The routes, the listeners, and the firewall's tables.
 pub struct Capture {
@@ -81,6 +98,7 @@ impl Capture {
                 result => result?,
             },
         }
+        this.warn_of_detours();
         this.firewall = this.firewall.map(Firewall::keep);
         this.routes = this.routes.keep();
         Ok(this)
@@ -247,11 +265,20 @@ impl Capture {
         }
     }
 
+    fn warn_of_detours(&self) {
+        for proxy in self.proxies() {
+            if let Some(table) = self.uplinks.detour(proxy.ip()) {
+                log::warn!("{}: {DETOUR}", Detour { proxy: proxy.ip(), table });
+            }
+        }
+    }
+
     fn follow_uplinks(&mut self, config: &Config) {
         match self.routes.uplinks() {
             Ok(uplinks) if uplinks != self.uplinks => {
                 log::debug!("uplinks: devices {:?}, networks {:?}", uplinks.devices, uplinks.networks);
                 self.uplinks = uplinks;
+                self.warn_of_detours();
                 self.replace_tables(config);
             }
             Ok(_) => {}
@@ -307,7 +334,9 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
     let path = if config.path == PathChoice::Relay { Path::Relay } else { Path::Forward };
     let uplinks = route::uplinks(0)?;
     let tables = Tables { config, path, is_running: false, uplinks: &uplinks, proxies: &[] };
-    if let Err(error) = firewall::run(&tables.create()) {
+    // Without a device there is no daemon, and what there is may know another network.
+    let commands = if route::index(&config.tun) == 0 { tables.replace() } else { tables.create() };
+    if let Err(error) = firewall::run(&commands) {
         log::debug!("{error}"); // there are some, or it has none
     }
     route::block(config)

@@ -257,6 +257,15 @@ pub fn uplinks(tun: u32) -> Result<Uplinks, RouteError> {
     Ok(uplinks.finish())
 }
 
+/// The number of the device of this name; 0 if there is none.
+pub fn index(name: &str) -> u32 {
+    let mut index = 0;
+    if let Ok(mut socket) = Socket::open(libc::NETLINK_ROUTE) {
+        _ = socket.get(link::find(name), &mut |received| index = link::index(received.body));
+    }
+    index
+}
+
 /// All addresses of this machine, each with its network.
 pub fn addresses() -> Result<Vec<IpNet>, RouteError> {
     let mut socket = Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?;
