@@ -65,7 +65,7 @@ pub use route::Route;
 pub use routes::{NotCaptured, Why};
 pub use rule::Rule;
 pub use uplinks::Uplinks;
-pub use watch::{Event, judge};
+pub use watch::{Events, judge};
 
 use core::fmt;
 

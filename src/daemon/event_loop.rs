@@ -126,6 +126,7 @@ impl EventLoop {
         self.poll_status(cx);
         while self.tick.poll_tick(cx).is_ready() {
             self.gateway.handle_tick(self.gateway.now());
+            self.capture.tick();
         }
         while let Poll::Ready(event) = self.poll_capture(cx) {
             match event {

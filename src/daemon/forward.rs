@@ -72,6 +72,8 @@ struct Proxy {
     is_installed: bool,
     /// What the way there takes (nothing is forwarded to this machine itself), and when that was asked.
     mss: Option<(Option<u16>, Instant)>,
+    /// Where it began then.
+    source: Option<IpAddr>,
 }
 
 /// One handshake under way. Dropped before its client has released it, its connection to the proxy is reset.
@@ -195,12 +197,16 @@ impl Forwarder {
     pub fn take(&self, header: Header, bytes: &mut [u8], now: Instant) -> Taken {
         let mut send = |route: &Route, to: To, packet: &[u8]| self.send(route, to, packet);
         let taken = self.handshakes.borrow_mut().take(header, bytes, now, &mut send);
-        if let Taken::Yes(Some(id)) = taken
-            && let Some(waker) = self.wakers.borrow_mut().get_mut(id.index()).and_then(Option::take)
-        {
-            waker.wake();
+        if let Taken::Yes(Some(id)) = taken {
+            self.wake(id);
         }
         taken
+    }
+
+    fn wake(&self, id: Id) {
+        if let Some(waker) = self.wakers.borrow_mut().get_mut(id.index()).and_then(Option::take) {
+            waker.wake();
+        }
     }
 
     /// Repeats what is to be repeated, and tells the firewall that somebody is there.
@@ -212,6 +218,16 @@ impl Forwarder {
             _ = self.send_numbered(ALIVE, &LIFE6, Ipv6Addr::LOCALHOST.into());
         }
         self.handshakes.borrow_mut().tick(now, &mut |route, to, packet| self.send(route, to, packet));
+    }
+
+    /// Gives up what waits for answers of proxies to an address that this machine has lost.
+    pub fn lose_ways(&self, is_lost: &dyn Fn(IpAddr) -> bool) {
+        for (number, proxy) in (1..).zip(&mut *self.proxies.borrow_mut()) {
+            if proxy.source.is_some_and(is_lost) {
+                proxy.mss = None;
+                self.handshakes.borrow_mut().lose_way(number, &mut |id| self.wake(id));
+            }
+        }
     }
 
     /// Sends a packet of ours from anybody to anybody, for the test of the way to a proxy.
@@ -245,7 +261,8 @@ impl Forwarder {
         let mut proxies = self.proxies.borrow_mut();
         let is_it = |proxy: &Proxy| proxy.address == address && proxy.upstream == *upstream;
         let index = proxies.iter().position(is_it).unwrap_or_else(|| {
-            proxies.push(Proxy { upstream: Rc::clone(upstream), address, is_installed: false, mss: None });
+            let upstream = Rc::clone(upstream);
+            proxies.push(Proxy { upstream, address, is_installed: false, mss: None, source: None });
             proxies.len() - 1
         });
         let number = u8::try_from(index + 1).ok().filter(|number| *number < PROBE);
@@ -267,7 +284,9 @@ impl Forwarder {
         let mss = match is_own(mapped(proxy.address.ip())) {
             true => None,
             false => {
-                let mtu = sys::route_mtu(proxy.address, self.mark).unwrap_or(1500);
+                let route = sys::route_to(proxy.address, self.mark).ok();
+                proxy.source = route.map(|(_, source)| source);
+                let mtu = route.map_or(1500, |(mtu, _)| mtu);
                 Some(mtu.saturating_sub(HEADERS[usize::from(proxy.address.is_ipv6())]).max(500))
             }
         };

@@ -32,7 +32,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use tcp_over_http::config::{Config, DnsMode};
+use tcp_over_http::config::{Config, DnsMode, ToProxy};
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::time;
 use tcp_over_http::upstream::choice::{Asked, Attempt};
@@ -85,6 +85,7 @@ pub struct Upstreams {
     keepalive: u32,
     connect_timeout: Duration,
     reply_timeout: Duration,
+    to_proxy: ToProxy,
 }
 
 impl Upstreams {
@@ -113,6 +114,7 @@ impl Upstreams {
             keepalive: config.keepalive,
             connect_timeout: config.connect_timeout,
             reply_timeout: config.reply_timeout,
+            to_proxy: config.to_proxy,
         })
     }
 
@@ -149,6 +151,9 @@ impl Upstreams {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn carry(&self, target: Target<'_>, client: Option<Client<'_>>) -> Result<Carried, Failure> {
+        if let Some(index) = self.proxies.iter().position(|proxy| proxy.is_at(target)) {
+            return self.pass(index).await;
+        }
         let attempt = RefCell::new(Attempt::new(target));
         self.carry_next(&Dial { attempt: &attempt, target: &target }, client.as_ref(), true).await
     }
@@ -245,6 +250,21 @@ impl Upstreams {
 
     fn failed(&self, dial: &Dial<'_>, asked: Asked, failure: Failure) {
         self.choice().failed(&mut dial.attempt.borrow_mut(), asked, failure, self.now());
+    }
+
+    /// Connects a client that wants the proxy of this index itself, as one that is configured for it does.
+    async fn pass(&self, index: usize) -> Result<Carried, Failure> {
+        if self.to_proxy == ToProxy::Reject {
+            return Err(Failure::Refused { status: 403 });
+        }
+        match self.connect(index).await {
+            Ok(stream) => Ok(self.relayed(&self.proxies[index], stream, Vec::new())),
+            Err((Failure::Exhausted, _)) => Err(Failure::Exhausted),
+            Err((_, error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                Err(Failure::Refused { status: 502 })
+            }
+            Err(_) => Err(Failure::TimedOut),
+        }
     }
 
     /// The proxies, for what is known of them.
@@ -409,13 +429,16 @@ impl Upstreams {
             Connection::Socket(stream) => stream,
             Connection::Packets(attempt) => return Ok(Carried::Forwarded(attempt)),
         };
+        Ok(self.relayed(proxy, stream, reply.leftover))
+    }
+
+    fn relayed(&self, proxy: &Proxy, stream: TcpStream, leftover: Vec<u8>) -> Carried {
         // Only now: refused connections, of which a port scan makes many, are spared these calls.
         let _ = stream.set_nodelay(true);
         if self.keepalive != 0 {
             let _ = sys::set_keepalive(&stream, self.keepalive);
         }
-        let account = Rc::clone(&proxy.account);
-        Ok(Carried::Relayed(Opened { stream, leftover: reply.leftover, account }))
+        Carried::Relayed(Opened { stream, leftover, account: Rc::clone(&proxy.account) })
     }
 }
 

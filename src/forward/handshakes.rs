@@ -253,6 +253,20 @@ impl Handshakes {
     }
 
     /// The first slot with this client that `is_it`.
+    /// The way to the proxy of this number has another address here from now on: what was to come to the old one never
+    /// will. Tells each handshake that has yet to be answered.
+    pub fn lose_way(&mut self, number: u8, tell: &mut dyn FnMut(Id)) {
+        for (slot, entry) in (0..).zip(&mut self.entries) {
+            if let Some(entry) = entry
+                && entry.route.number == number
+                && entry.outcome == Outcome::Pending
+            {
+                entry.outcome = Outcome::Closed;
+                tell(Id { slot, serial: entry.serial });
+            }
+        }
+    }
+
     fn find(&self, address: Ipv6Addr, port: u16, is_it: &mut dyn FnMut(u16, &Entry) -> bool) -> Option<u16> {
         self.slots.find(hash(self.key, address, port), |slot| {
             let entry = self.entries.get(usize::from(slot)).and_then(Option::as_deref);

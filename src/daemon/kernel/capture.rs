@@ -3,12 +3,13 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use tcp_over_http::capture::nft::{self, Tables};
-use tcp_over_http::capture::{self, Desired, Path, Subnets, Uplinks};
+use tcp_over_http::capture::{Desired, Path, Subnets, Uplinks};
 
 use crate::clock::Clock;
 use crate::forward::Forwarder;
@@ -22,6 +23,26 @@ use crate::sys;
 use tcp_over_http::config::{Config, OnFailure, PathChoice};
 use tcp_over_http::siphash::Key;
 
+/// How long an address may be away: a lease that is renewed may take it and put it back.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What to do about a [`Detour`].
+pub const DETOUR: &str = "connections that the kernel forwards end there: except it (ip route add throw ADDRESS table TABLE), or set path 'relay'";
+
+/// A proxy that others' routes lead into the TUN.
+pub struct Detour {
+    /// Its address.
+    pub proxy: IpAddr,
+    /// The table that has the route.
+    pub table: u32,
+}
+
+impl fmt::Display for Detour {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "table {} has a route into the device for the proxy's address {}", self.table, self.proxy)
+    }
+}
+
 /// The routes, the listeners, and the firewall's tables.
 pub struct Capture {
     listeners: Vec<Listener>,
@@ -34,6 +55,8 @@ pub struct Capture {
     told: usize,
     /// The rules and routes of a configuration that is to be taken over, once the firewall has its tables.
     next: Option<Rc<Desired>>,
+    /// When a device has last lost an address, until sockets have been looked through for it.
+    lost_address: Option<Instant>,
 }
 
 /// What happens to it.
@@ -54,8 +77,16 @@ impl Capture {
         let uplinks = routes.uplinks().map_err(CaptureError::Routes)?;
         let listeners =
             listener::listen(config).map_err(|(address, error)| CaptureError::Listen(address, error))?;
-        let mut this =
-            Self { listeners, routes, firewall: None, forwarder: None, uplinks, told: 0, next: None };
+        let mut this = Self {
+            listeners,
+            routes,
+            firewall: None,
+            forwarder: None,
+            uplinks,
+            told: 0,
+            next: None,
+            lost_address: None,
+        };
         match config.path {
             PathChoice::Relay => this.relay(config)?,
             choice => match this.forward(config, tun, clock, key).await {
@@ -67,6 +98,7 @@ impl Capture {
                 result => result?,
             },
         }
+        this.warn_of_detours();
         this.firewall = this.firewall.map(Firewall::keep);
         this.routes = this.routes.keep();
         Ok(this)
@@ -168,11 +200,18 @@ impl Capture {
     /// Puts back what others take away, follows the uplinks and the proxies' addresses, and takes over what it is to.
     /// `config` is what it was given last.
     pub fn poll_event(&mut self, cx: &mut Context, config: &Config) -> Poll<Event> {
-        while let Poll::Ready(event) = self.routes.poll_event(cx) {
-            match event {
-                capture::Event::Gone => return Poll::Ready(Event::Gone),
-                capture::Event::Restore => self.routes.restore_later(),
-                capture::Event::Network => self.follow_uplinks(config),
+        while let Poll::Ready(events) = self.routes.poll_events(cx) {
+            if events.gone {
+                return Poll::Ready(Event::Gone);
+            }
+            if events.restore {
+                self.routes.restore_later();
+            }
+            if events.network {
+                self.follow_uplinks(config);
+            }
+            if events.lost_address {
+                self.lost_address = Some(Instant::now());
             }
         }
         if let Some(forwarder) = &self.forwarder
@@ -206,11 +245,40 @@ impl Capture {
         replaced.map(|result| Event::Reconfigured(result.map_err(CaptureError::Routes)))
     }
 
+    /// Resets connections whose local address is gone: nothing will ever come back to it. Called once a second or so.
+    pub fn tick(&mut self) {
+        if self.lost_address.is_none_or(|lost| lost.elapsed() < ADDRESS_PATIENCE) {
+            return;
+        }
+        self.lost_address = None;
+        let reset = route::addresses().map_err(|error| error.to_string()).and_then(|addresses| {
+            let is_lost = |ip| addresses.iter().all(|net| net.addr() != ip);
+            if let Some(forwarder) = &self.forwarder {
+                forwarder.lose_ways(&is_lost);
+            }
+            sys::reset_connections(&is_lost).map_err(|error| format!("look through sockets: {error}"))
+        });
+        match reset {
+            Ok(0) => {}
+            Ok(count) => log::info!("{count} connections were reset: their local address is gone"),
+            Err(error) => log::warn!("{error}"),
+        }
+    }
+
+    fn warn_of_detours(&self) {
+        for proxy in self.proxies() {
+            if let Some(table) = self.uplinks.detour(proxy.ip()) {
+                log::warn!("{}: {DETOUR}", Detour { proxy: proxy.ip(), table });
+            }
+        }
+    }
+
     fn follow_uplinks(&mut self, config: &Config) {
         match self.routes.uplinks() {
             Ok(uplinks) if uplinks != self.uplinks => {
                 log::debug!("uplinks: devices {:?}, networks {:?}", uplinks.devices, uplinks.networks);
                 self.uplinks = uplinks;
+                self.warn_of_detours();
                 self.replace_tables(config);
             }
             Ok(_) => {}
@@ -266,7 +334,9 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
     let path = if config.path == PathChoice::Relay { Path::Relay } else { Path::Forward };
     let uplinks = route::uplinks(0)?;
     let tables = Tables { config, path, is_running: false, uplinks: &uplinks, proxies: &[] };
-    if let Err(error) = firewall::run(&tables.create()) {
+    // Without a device there is no daemon, and what there is may know another network.
+    let commands = if route::index(&config.tun) == 0 { tables.replace() } else { tables.create() };
+    if let Err(error) = firewall::run(&commands) {
         log::debug!("{error}"); // there are some, or it has none
     }
     route::block(config)

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 use tcp_over_http::config::{Host, UpstreamConfig};
-use tcp_over_http::http::connect::Request;
+use tcp_over_http::http::connect::{Request, Target};
 
 /// The kinds of warnings; each is limited by itself.
 #[derive(Clone, Copy)]
@@ -116,6 +116,17 @@ impl Proxy {
                 None => lookup.addresses().await,
             },
         }
+    }
+
+    /// Whether this is what a client wants to connect to, as far as its addresses are known.
+    pub fn is_at(&self, target: Target<'_>) -> bool {
+        let (is_host, port) = match (target, &self.host) {
+            (Target::Ip(to), Addresses::Fixed(addresses)) => (addresses.contains(&to.ip()), to.port()),
+            (Target::Ip(to), Addresses::Named(lookup)) => (lookup.has(to.ip()), to.port()),
+            (Target::Name(name, port), Addresses::Named(lookup)) => (lookup.is_for(name), port),
+            (Target::Name(..), Addresses::Fixed(_)) => return false,
+        };
+        is_host && port == self.port
     }
 
     /// What a 407 means.

@@ -56,19 +56,27 @@ impl World {
         });
     }
 
-    /// The event that there is. The kernel queues events while it makes the change, so that the wait is
-    /// only for the runtime to look.
+    /// What has happened to us. The kernel queues events while it makes the change, so that the wait is only for the
+    /// runtime to look.
     fn event(&self, routes: &mut Routes) -> Option<Event> {
         self.0.block_on(async {
             loop {
-                let event = poll_fn(|cx| routes.poll_event(cx));
-                match tokio::time::timeout(Duration::from_millis(50), event).await.ok() {
-                    Some(Event::Network) => {} // what others' routes do is not ours
-                    event => return event,
+                let events = poll_fn(|cx| routes.poll_events(cx));
+                match tokio::time::timeout(Duration::from_millis(50), events).await {
+                    Ok(events) if events.gone => return Some(Event::Gone),
+                    Ok(events) if events.restore => return Some(Event::Restore),
+                    Ok(_) => {} // what happens to others is not ours
+                    Err(_) => return None,
                 }
             }
         })
     }
+}
+
+#[derive(Debug, PartialEq)]
+enum Event {
+    Restore,
+    Gone,
 }
 
 /// Runs a test on a thread with a new network namespace, which ends with the thread, however it ends.
