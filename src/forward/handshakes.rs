@@ -7,7 +7,7 @@ use core::net::Ipv6Addr;
 use super::{Handshake, Outcome, To};
 use crate::net::Family;
 use crate::packet::vnet::Header;
-use crate::packet::{Change, Packet, SYN, Transport, Tuple};
+use crate::packet::{Change, Packet, RST, SYN, Transport, Tuple};
 use crate::siphash::{self, Key};
 use crate::slots::Slots;
 use crate::time::Instant;
@@ -65,7 +65,7 @@ pub enum Taken {
     Yes(Option<Id>),
     /// It is the SYN of a client that begins anew: this handshake is over, and the packet is as the client sent it.
     Restarted(Id),
-    /// It does not.
+    /// It does not, or is the reset of a client that is held: the packet is as the client sent it.
     No,
 }
 
@@ -185,25 +185,32 @@ impl Handshakes {
         });
         let Some(slot) = nearest else { return Taken::No };
         let Some(entry) = &mut self.entries[usize::from(slot)] else { return Taken::No };
-        let Entry { handshake, route, .. } = &mut **entry;
-        let mut send = |to: To, packet: &[u8]| send(route, to, packet);
-        if packet.flags() & SYN == 0 {
-            entry.is_released = entry.answered.is_some();
-            if entry.is_released && entry.is_told {
+        let (route, id) = (entry.route, Id { slot, serial: entry.serial });
+        let mut send = |to: To, packet: &[u8]| send(&route, to, packet);
+        let taken = match packet.flags() {
+            flags if flags & SYN != 0 && ahead == 0 => {
+                entry.handshake.handle_client_syn(&packet, &mut send);
+                return Taken::Yes(None);
+            }
+            flags if flags & SYN != 0 => {
+                entry.handshake.abort(&mut send);
                 self.free(slot);
+                Taken::Restarted(id)
             }
-        } else if ahead == 0 {
-            handshake.handle_client_syn(&packet, &mut send);
-        } else {
-            handshake.abort(&mut send);
-            let (wanted, serial) = (route.tuple, entry.serial);
-            self.free(slot);
-            if let Some(state) = header.checksum_state(&packet).filter(|_| wanted != *tuple) {
-                packet.translate(&wanted, Change::between(tuple, &wanted), state);
+            // Whoever holds it lets it go.
+            flags if flags & RST != 0 && entry.answered.is_none() => Taken::No,
+            _ => {
+                entry.is_released = entry.answered.is_some();
+                if entry.is_released && entry.is_told {
+                    self.free(slot);
+                }
+                return Taken::Yes(None);
             }
-            return Taken::Restarted(Id { slot, serial });
+        };
+        if let Some(state) = header.checksum_state(&packet).filter(|_| route.tuple != *tuple) {
+            packet.translate(&route.tuple, Change::between(tuple, &route.tuple), state);
         }
-        Taken::Yes(None)
+        taken
     }
 
     /// An ICMP error about a handshake's packet: unreachable, if nothing has come back yet.
@@ -309,7 +316,7 @@ mod tests {
 
     use super::*;
     use crate::packet::builder::Tcp;
-    use crate::packet::{ACK, RST, vnet};
+    use crate::packet::{ACK, vnet};
 
     const PROXY: (&str, u16) = ("::ffff:192.0.2.1", 3128);
     const REQUEST: &[u8] = b"CONNECT a:1 HTTP/1.1\r\n\r\n";
@@ -466,7 +473,7 @@ mod tests {
         world.handshakes.keep(id);
         let mut resets = 0;
         for (after, left) in [(PATIENCE, Outcome::Opened { status: 200 }), (PATIENCE + 1, Outcome::Closed)] {
-            world.handshakes.tick(NOW.plus(after), &mut |_, _, _| resets += 1);
+            world.handshakes.tick(NOW.plus(after), &mut |_, to, _| resets += i32::from(to == To::Proxy));
             assert_eq!(world.handshakes.outcome(id), left);
         }
         assert_eq!(resets, 1);
