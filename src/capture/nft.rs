@@ -301,7 +301,7 @@ impl Chains<'_> {
             ),
             false => String::new(),
         };
-        // A reset that comes too late must not end what the kernel has.
+        // A reset that comes too late must not end what the kernel has. The whole mark only once: others keep theirs in it.
         _ = write!(
             self.rules,
             "chain to_client {{\n\
@@ -312,10 +312,13 @@ impl Chains<'_> {
              chain to_proxy {{\n\
              type filter hook output priority mangle; policy accept;\n\
              {ours} ct mark & {STATES:#010x} == {released} tcp flags & rst == rst drop\n\
-             {ours} ct mark & {STATES:#010x} != {released} ct mark set meta mark\n\
+             {ours} ct mark & {MARK_MASK:#010x} != {:#010x} ct mark set meta mark\n\
+             meta mark & {STATES:#010x} == {answered} ct mark & {STATES:#010x} == {handshake} \
+             ct mark set ct mark & {:#010x} | {answered}\n\
              }}\n\
              chain destination {{\n\
-             type nat hook output priority -100; policy accept;\n"
+             type nat hook output priority -100; policy accept;\n",
+            config.mark, !STATES
         );
         let probe = (u32::from(PROBE), SocketAddr::new(self.behind, PROBE_PORT));
         let proxies = (1..PROBE.into()).zip(proxies.iter().copied());

@@ -19,8 +19,8 @@ use tcp_over_http::config::{Config, Host};
 pub use tcp_over_http::forward::Taken;
 use tcp_over_http::forward::{Handshakes, Id, Outcome, Route, To};
 use tcp_over_http::net::Family;
-use tcp_over_http::packet::Packet;
 use tcp_over_http::packet::vnet::{self, Header};
+use tcp_over_http::packet::{ACK, Packet, SYN, Transport, Tuple};
 use tcp_over_http::siphash::Key;
 use tcp_over_http::time::Instant;
 
@@ -148,7 +148,7 @@ impl Forwarder {
         Some(Attempt { forwarder: Rc::clone(self), id, is_kept: Cell::default() })
     }
 
-    /// Takes a packet from the TUN if it belongs to a handshake.
+    /// Takes a packet from the TUN if it belongs to a handshake, or did: what a proxy sends late is for nobody.
     pub fn take(&self, header: Header, bytes: &mut [u8], now: Instant) -> Taken {
         let mut send = |route: &Route, to: To, packet: &[u8]| self.send(route, to, packet);
         let taken = self.handshakes.borrow_mut().take(header, bytes, now, &mut send);
@@ -157,7 +157,19 @@ impl Forwarder {
         {
             waker.wake();
         }
-        taken
+        match taken {
+            Taken::No if self.is_from_proxy(bytes) => Taken::Yes(None),
+            taken => taken,
+        }
+    }
+
+    fn is_from_proxy(&self, bytes: &mut [u8]) -> bool {
+        let Ok(packet) = Packet::parse(bytes) else { return false };
+        let Tuple { source, source_port, .. } = packet.tuple();
+        let from = SocketAddr::new(source.to_canonical(), source_port);
+        packet.transport() == Transport::Tcp
+            && packet.flags() & (SYN | ACK) != SYN
+            && self.proxies.borrow().iter().any(|proxy| proxy.address == from)
     }
 
     /// Repeats what is to be repeated, gives up clients that do not go on, and tells the firewall that somebody is there.

@@ -82,6 +82,9 @@ impl Capture {
         let forwarder = Forwarder::new(config, clock, key).map_err(CaptureError::RawSocket)?;
         let forwarder = Rc::new(forwarder);
         self.forwarder = Some(Rc::clone(&forwarder));
+        if let Err(error) = conntrack::forget_handshakes(config.mark) {
+            log::debug!("connection tracking: {error}");
+        }
         // Before an earlier run's rules are gone, which refuse what is captured.
         self.install_firewall(config).map_err(CaptureError::Firewall)?;
         let Subnets { ipv4, ipv6 } = Subnets::new(config);

@@ -1,7 +1,7 @@
 //! What connection tracking knows of connections that the kernel forwards.
 
 use tcp_over_http::capture::conntrack::Entry;
-use tcp_over_http::capture::nft::{RELEASED, STATES};
+use tcp_over_http::capture::nft::{HANDSHAKE, RELEASED, STATES};
 
 use crate::kernel::netlink::{Error, Socket};
 
@@ -17,4 +17,13 @@ pub fn forwarded(mark: u32) -> Result<Vec<Entry>, Error> {
     // Kernels before 3.15 list all.
     entries.retain(|entry| entry.mark & STATES == mark | RELEASED);
     Ok(entries)
+}
+
+/// Forgets the handshakes of a run that was killed: the SYNs that their clients repeat would still be led to the proxy.
+///
+/// # Errors
+/// As [`forwarded`].
+pub fn forget_handshakes(mark: u32) -> Result<(), Error> {
+    Socket::open(libc::NETLINK_NETFILTER)?.request(Entry::delete(mark | HANDSHAKE, STATES))?;
+    Ok(())
 }
