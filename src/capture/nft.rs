@@ -182,6 +182,7 @@ impl Chains<'_> {
         let Config { tun, mark, .. } = self.tables.config;
         _ = write!(self.rules, "define tun = \"{tun}\"\ndefine behind = {}\n", self.behind);
         for (name, value) in [
+            ("mark", *mark),
             ("state", STATES),
             ("upstream", *mark),
             ("handshake", mark | HANDSHAKE),
@@ -271,7 +272,12 @@ impl Chains<'_> {
         if path == Path::Forward && is_running {
             self.rules.push_str(RELEASE);
         }
-        self.rules.push_str("iifname $tun accept\n");
+        self.rules.push_str("iifname $tun oifname $tun drop\niifname $tun accept\n");
+        if path == Path::Forward {
+            // Led there by routes: ours, where there is no default one, or the owner's.
+            self.rules.push_str("oifname $tun goto take\n");
+        }
+        self.rules.push_str("ct direction reply ct mark & $ours != $begun accept\n");
         if path == Path::Forward && is_running {
             // By somebody's own routes; conntrack must not know it before the handshake does.
             self.rules.push_str("oifname $tun goto take\n");
@@ -363,6 +369,19 @@ impl Chains<'_> {
             }
         }
         self.rules.push_str("}\n");
+        // A proxy that still remembers an earlier connection from the port that NAT has chosen answers a SYN with an ACK,
+        // which conntrack knows nothing of: the reset makes it forget (RFC 9293 section 3.10.7.3), for the next SYN.
+        self.rules.push_str("chain stale {\ntype filter hook input priority filter - 1; policy accept;\n");
+        for proxy in self.tables.proxies.iter().filter(|proxy| proxy.is_ipv4() == self.behind.is_ipv4()) {
+            _ = writeln!(
+                self.rules,
+                "ct state invalid {} saddr {} tcp sport {} tcp flags & (syn | rst | ack) == ack reject with tcp reset",
+                self.family,
+                proxy.ip(),
+                proxy.port()
+            );
+        }
+        self.rules.push_str("}\n");
         if self.tables.is_running {
             // What a relay sends to a client conntrack must not see, which would take it for invalid: it has not seen
             // the SYN.
@@ -425,8 +444,9 @@ const NEIGHBOURS: &str = "\
 icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept
 ";
 
-/// The way of a handshake's packets. A reset that comes too late must not end what the kernel has. Without NAT, as for a
-/// stale entry of the same addresses or a reset of what conntrack does not know, a packet would go to the server itself.
+/// The way of a handshake's packets. A reset that comes too late must not end what the kernel has. The whole mark is set
+/// only once: others keep theirs in it. Without NAT, as for a stale entry of the same addresses, a packet would go to the
+/// server itself.
 const TO_PROXY: &str = "\
 chain to_client {
 type filter hook output priority raw; policy accept;
@@ -435,7 +455,8 @@ meta mark & $state == $released notrack
 chain to_proxy {
 type filter hook output priority mangle; policy accept;
 meta mark & $state { $handshake, $answered } ct mark & $state == $released tcp flags & rst == rst drop
-meta mark & $state { $handshake, $answered } ct mark & $state != $released ct mark set meta mark
+meta mark & $state { $handshake, $answered } ct mark & $ours != $mark ct mark set meta mark
+meta mark & $state == $answered ct mark & $state == $handshake ct mark set ct mark & $stateless | $answered
 }
 chain source {
 type nat hook postrouting priority srcnat - 1; policy accept;

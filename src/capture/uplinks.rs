@@ -41,6 +41,8 @@ pub struct Uplinks {
     pub(super) into_tun: Vec<(IpNet, u32)>,
     /// ...and those of others that except something from a table.
     pub(super) thrown: Vec<(IpNet, u32)>,
+    /// Whether there is a default route of IPv4, and of IPv6.
+    pub has_default: [bool; 2],
     /// While routes are being seen: whether any but a default one has another device.
     pub(super) others: Vec<u32>,
 }
@@ -95,7 +97,8 @@ impl Uplinks {
             self.into_tun.push((net, table));
         }
         devices.retain(|device| *device != tun);
-        if prefix <= default_prefix(family) {
+        if prefix <= default_prefix(family) && !devices.is_empty() {
+            self.has_default[usize::from(family == V6)] = true;
             self.devices.extend(devices);
         } else if table == MAIN && !devices.is_empty() {
             self.others.extend(devices);

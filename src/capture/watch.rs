@@ -60,7 +60,7 @@ pub fn judge(notifications: &[u8], tun: u32, desired: &Desired, events: &mut Eve
 mod tests {
     use alloc::vec::Vec;
 
-    use super::super::Path;
+    use super::super::{Path, Uplinks};
     use super::*;
     use crate::capture::netlink::Message;
     use crate::config::Config;
@@ -70,7 +70,7 @@ mod tests {
 
     fn desired() -> Desired {
         let text = "config tcp-over-http main\noption auto_route 1\nlist upstream http://192.0.2.1\n";
-        Desired::new(&Config::from_uci(text).unwrap(), Path::Relay, "toh0", Some(TUN))
+        Desired::new(&Config::from_uci(text).unwrap(), Path::Relay, "toh0", Some(TUN), &Uplinks::default())
     }
 
     const NOTHING: Events =

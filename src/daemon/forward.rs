@@ -20,8 +20,8 @@ use tcp_over_http::config::{Config, Host};
 pub use tcp_over_http::forward::Taken;
 use tcp_over_http::forward::{Handshakes, Id, Outcome, Route, To};
 use tcp_over_http::net::Family;
-use tcp_over_http::packet::Packet;
 use tcp_over_http::packet::vnet::{self, Header};
+use tcp_over_http::packet::{ACK, Packet, SYN, Transport, Tuple};
 use tcp_over_http::siphash::Key;
 use tcp_over_http::time::Instant;
 
@@ -193,14 +193,26 @@ impl Forwarder {
         Some(Attempt { forwarder: Rc::clone(self), id })
     }
 
-    /// Takes a packet from the TUN if it belongs to a handshake.
+    /// Takes a packet from the TUN if it belongs to a handshake, or did: what a proxy sends late is for nobody.
     pub fn take(&self, header: Header, bytes: &mut [u8], now: Instant) -> Taken {
         let mut send = |route: &Route, to: To, packet: &[u8]| self.send(route, to, packet);
         let taken = self.handshakes.borrow_mut().take(header, bytes, now, &mut send);
         if let Taken::Yes(Some(id)) = taken {
             self.wake(id);
         }
-        taken
+        match taken {
+            Taken::No if self.is_from_proxy(bytes) => Taken::Yes(None),
+            taken => taken,
+        }
+    }
+
+    fn is_from_proxy(&self, bytes: &mut [u8]) -> bool {
+        let Ok(packet) = Packet::parse(bytes) else { return false };
+        let Tuple { source, source_port, .. } = packet.tuple();
+        let from = SocketAddr::new(source.to_canonical(), source_port);
+        packet.transport() == Transport::Tcp
+            && packet.flags() & (SYN | ACK) != SYN
+            && self.proxies.borrow().iter().any(|proxy| proxy.address == from)
     }
 
     fn wake(&self, id: Id) {

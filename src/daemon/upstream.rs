@@ -152,7 +152,7 @@ impl Upstreams {
     /// As [`open`](Self::open).
     pub async fn carry(&self, target: Target<'_>, client: Option<Client<'_>>) -> Result<Carried, Failure> {
         if let Some(index) = self.proxies.iter().position(|proxy| proxy.is_at(target)) {
-            return self.pass(index).await;
+            return Box::pin(self.pass(index)).await; // boxed: others need no room for it
         }
         let attempt = RefCell::new(Attempt::new(target));
         self.carry_next(&Dial { attempt: &attempt, target: &target }, client.as_ref(), true).await

@@ -7,7 +7,7 @@ use core::net::Ipv6Addr;
 use super::{Handshake, Outcome, To};
 use crate::net::Family;
 use crate::packet::vnet::Header;
-use crate::packet::{Change, Packet, SYN, Transport, Tuple};
+use crate::packet::{Change, Packet, RST, SYN, Transport, Tuple};
 use crate::siphash::{self, Key};
 use crate::slots::Slots;
 use crate::time::Instant;
@@ -63,7 +63,7 @@ pub enum Taken {
     Yes(Option<Id>),
     /// It is the SYN of a client that begins anew: this handshake is over, and the packet is as the client sent it.
     Restarted(Id),
-    /// It does not.
+    /// It does not, or is the reset of a client that is held: the packet is as the client sent it.
     No,
 }
 
@@ -174,25 +174,30 @@ impl Handshakes {
         });
         let Some(slot) = nearest else { return Taken::No };
         let Some(entry) = &mut self.entries[usize::from(slot)] else { return Taken::No };
-        let Entry { handshake, route, .. } = &mut **entry;
-        let mut send = |to: To, packet: &[u8]| send(route, to, packet);
-        if packet.flags() & SYN == 0 {
-            if matches!(entry.outcome, Outcome::Opened { .. }) {
-                entry.is_released = true;
-                return Taken::Yes(Some(Id { slot, serial: entry.serial }));
+        let (route, id) = (entry.route, Id { slot, serial: entry.serial });
+        let is_opened = matches!(entry.outcome, Outcome::Opened { .. });
+        let mut send = |to: To, packet: &[u8]| send(&route, to, packet);
+        let taken = match packet.flags() {
+            flags if flags & SYN != 0 && ahead == 0 && entry.handshake.is_repetition(&packet) => {
+                entry.handshake.handle_client_syn(&packet, &mut send);
+                return Taken::Yes(None);
             }
-        } else if ahead == 0 && handshake.is_repetition(&packet) {
-            handshake.handle_client_syn(&packet, &mut send);
-        } else {
-            handshake.abort(&mut send);
-            let (wanted, serial) = (route.tuple, entry.serial);
-            self.free(slot);
-            if let Some(state) = header.checksum_state(&packet).filter(|_| wanted != *tuple) {
-                packet.translate(&wanted, Change::between(tuple, &wanted), state);
+            flags if flags & SYN != 0 => {
+                entry.handshake.abort(&mut send);
+                self.free(slot);
+                Taken::Restarted(id)
             }
-            return Taken::Restarted(Id { slot, serial });
+            // Whoever holds it lets it go.
+            flags if flags & RST != 0 && !is_opened => Taken::No,
+            _ => {
+                entry.is_released = is_opened;
+                return Taken::Yes(Some(id).filter(|_| is_opened));
+            }
+        };
+        if let Some(state) = header.checksum_state(&packet).filter(|_| route.tuple != *tuple) {
+            packet.translate(&route.tuple, Change::between(tuple, &route.tuple), state);
         }
-        Taken::Yes(None)
+        taken
     }
 
     /// An ICMP error about a handshake's packet: unreachable, if nothing has come back yet.
@@ -301,7 +306,7 @@ mod tests {
 
     use super::*;
     use crate::packet::builder::Tcp;
-    use crate::packet::{ACK, RST, vnet};
+    use crate::packet::{ACK, vnet};
 
     const PROXY: (&str, u16) = ("::ffff:192.0.2.1", 3128);
     const REQUEST: &[u8] = b"CONNECT a:1 HTTP/1.1\r\n\r\n";

@@ -114,6 +114,9 @@ impl Capture {
         let forwarder = Forwarder::new(config, clock, key).map_err(CaptureError::RawSocket)?;
         let forwarder = Rc::new(forwarder);
         self.forwarder = Some(Rc::clone(&forwarder));
+        if let Err(error) = conntrack::forget_handshakes(config.mark) {
+            log::debug!("connection tracking: {error}");
+        }
         // Before an earlier run's rules are gone, which refuse what is captured.
         self.install_firewall(config).map_err(CaptureError::Firewall)?;
         let Subnets { ipv4, ipv6 } = Subnets::new(config);
@@ -121,7 +124,7 @@ impl Capture {
             let behind = subnet.error_source().to_canonical();
             probe(tun, &forwarder, behind).await.map_err(CaptureError::Probe)?;
         }
-        self.routes.install(config, Path::Forward).map_err(CaptureError::Routes)
+        self.routes.install(config, Path::Forward, &self.uplinks).map_err(CaptureError::Routes)
     }
 
     /// Works without the firewall, too.
@@ -131,7 +134,7 @@ impl Capture {
             true => self.install_firewall(config).unwrap_or_else(|error| warn_of_missing_tables(&error)),
             false => firewall::sweep(config),
         }
-        self.routes.install(config, Path::Relay).map_err(CaptureError::Routes)
+        self.routes.install(config, Path::Relay, &self.uplinks).map_err(CaptureError::Routes)
     }
 
     fn install_firewall(&mut self, config: &Config) -> Result<(), FirewallError> {
@@ -185,7 +188,7 @@ impl Capture {
             self.firewall = Firewall::new(config).inspect_err(warn_of_missing_tables).ok();
         }
         self.replace_tables(config);
-        self.next = Some(self.routes.desired(config, self.path()));
+        self.next = Some(self.routes.desired(config, self.path(), &self.uplinks));
     }
 
     fn replace_tables(&mut self, config: &Config) {
@@ -277,9 +280,19 @@ impl Capture {
         match self.routes.uplinks() {
             Ok(uplinks) if uplinks != self.uplinks => {
                 log::debug!("uplinks: devices {:?}, networks {:?}", uplinks.devices, uplinks.networks);
+                let had_default = self.uplinks.has_default;
                 self.uplinks = uplinks;
                 self.warn_of_detours();
                 self.replace_tables(config);
+                // What is to be taken over next was made for the uplinks before.
+                let is_other = self.path() == Path::Forward && had_default != self.uplinks.has_default;
+                if is_other || self.next.is_some() {
+                    let desired = self.routes.desired(config, self.path(), &self.uplinks);
+                    match &mut self.next {
+                        Some(next) => *next = desired,
+                        None => self.routes.follow(desired),
+                    }
+                }
             }
             Ok(_) => {}
             Err(error) => log::warn!("{error}"),
@@ -309,15 +322,16 @@ impl Capture {
         if let Err(error) = self.routes.remove() {
             log::warn!("{error}");
         }
-        let entries = match self.forwarder {
-            Some(_) => conntrack::forwarded(config.mark).unwrap_or_default(),
-            None => Vec::new(),
-        };
-        match entries.iter().filter(|entry| entry.is_live).count() {
+        // Where conntrack does not tell, there may be some.
+        let live = self.forwarder.map_or(0, |_| match conntrack::forwarded(config.mark) {
+            Ok(entries) => entries.iter().filter(|entry| entry.is_live).count(),
+            Err(_) => usize::MAX,
+        });
+        match live {
             0 => self.firewall.into_iter().for_each(Firewall::remove),
-            live => {
+            _ => {
                 drop(self.firewall);
-                log::info!("{live} forwarded connections go on; what their NAT needs stays until `unblock`");
+                log::info!("forwarded connections go on; what their NAT needs stays until `unblock`");
                 firewall::run(&nft::leave_nat(&nft::name(config)))
                     .unwrap_or_else(|error| log::warn!("{error}"));
             }

@@ -1,7 +1,7 @@
 //! What connection tracking knows of connections that the kernel forwards.
 
 use tcp_over_http::capture::conntrack::Entry;
-use tcp_over_http::capture::nft::{PROXIES, RELEASED, STATES};
+use tcp_over_http::capture::nft::{HANDSHAKE, PROXIES, RELEASED, STATES};
 
 use crate::kernel::netlink::{Error, Socket};
 
@@ -26,4 +26,12 @@ pub fn forwarded(mark: u32) -> Result<Vec<Entry>, Error> {
 pub fn forget(mark: u32, number: u8) -> Result<(), Error> {
     let mark = mark | RELEASED | u32::from(number);
     Socket::open(libc::NETLINK_NETFILTER)?.request(Entry::delete(mark, STATES | PROXIES))
+}
+
+/// Forgets the handshakes of a run that was killed: the SYNs that their clients repeat would still be led to the proxy.
+///
+/// # Errors
+/// As [`forwarded`].
+pub fn forget_handshakes(mark: u32) -> Result<(), Error> {
+    Socket::open(libc::NETLINK_NETFILTER)?.request(Entry::delete(mark | HANDSHAKE, STATES))
 }

@@ -7,7 +7,7 @@ use std::mem;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use log::warn;
+use log::{Level, warn};
 use tcp_over_http::capture::{self, Action, Desired, Events, Owner, Path, Plan, Uplinks, link};
 use tokio::io::unix::AsyncFd;
 
@@ -33,6 +33,9 @@ const WATCHED: u32 = (libc::RTMGRP_LINK
     | libc::RTMGRP_IPV6_ROUTE
     | libc::RTMGRP_IPV4_RULE
     | 1 << (libc::RTNLGRP_IPV6_RULE - 1)) as u32;
+
+/// Why rules and routes are changed that nobody has taken away.
+const FOLLOWED: &str = "default routes have come or gone";
 
 /// What the daemon has changed in the kernel, and a watch over it.
 pub struct Routes {
@@ -89,9 +92,9 @@ impl Routes {
     /// If it fails, or is not [kept](Routes::keep) since something else does, nothing is left behind with `on_failure
     /// 'direct'`; with `'block'` everything stays, leftovers included: what was refused must not leak because the daemon
     /// can't start again.
-    pub fn install(&mut self, config: &Config, path: Path) -> Result<(), RouteError> {
+    pub fn install(&mut self, config: &Config, path: Path, uplinks: &Uplinks) -> Result<(), RouteError> {
         self.undo = config.on_failure == OnFailure::Direct;
-        self.desired = self.desired(config, path);
+        self.desired = self.desired(config, path, uplinks);
         self.restore()?;
         self.warn_of_strict_filters();
         Ok(())
@@ -119,12 +122,18 @@ impl Routes {
     }
 
     /// What a configuration asks for; the log tells what of it can't be had.
-    pub fn desired(&self, config: &Config, path: Path) -> Rc<Desired> {
-        let desired = Desired::new(config, path, &self.device.name, Some(self.device.index));
+    pub fn desired(&self, config: &Config, path: Path, uplinks: &Uplinks) -> Rc<Desired> {
+        let desired = Desired::new(config, path, &self.device.name, Some(self.device.index), uplinks);
         for ignored in &desired.ignored {
             warn!("{ignored}");
         }
         Rc::new(desired)
+    }
+
+    /// Changes what is captured since the default routes have: in the background, as [`Routes::restore_later`].
+    pub fn follow(&mut self, desired: Rc<Desired>) {
+        self.desired = desired;
+        self.lost = Some(FOLLOWED);
     }
 
     /// Changes what is captured; the TUN and its addresses stay. [`Routes::poll_replaced`] does it.
@@ -170,7 +179,8 @@ impl Routes {
                 (Purpose::Restore(why), result) => {
                     // If the device is on its way out, that will be the next event.
                     let end = result.as_ref().map_or_else(|error| error as &dyn Display, |()| &"restored");
-                    warn!("{why}: {end}");
+                    let level = if result.is_ok() && why == FOLLOWED { Level::Debug } else { Level::Warn };
+                    log::log!(level, "{why}: {end}");
                 }
             }
         }
@@ -281,14 +291,14 @@ pub fn addresses() -> Result<Vec<IpNet>, RouteError> {
 
 /// What captures, less what leads to the TUN.
 fn refusing(config: &Config) -> Rc<Desired> {
-    Rc::new(Desired::new(config, Path::Relay, &config.tun, None))
+    Rc::new(Desired::new(config, Path::Relay, &config.tun, None, &Uplinks::default()))
 }
 
 /// How many of the rules and routes of a running daemon are not there.
 pub fn missing(config: &Config, path: Path) -> Result<usize, RouteError> {
     let mut socket = Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?;
     let tun = Device::find(&mut socket, &config.tun, config)?;
-    let desired = Rc::new(Desired::new(config, path, &config.tun, Some(tun.index)));
+    let desired = Rc::new(Desired::new(config, path, &config.tun, Some(tun.index), &uplinks(tun.index)?));
     Change::begin(&Owner::new(config), &desired)?.count_missing()
 }
 

@@ -39,12 +39,12 @@ impl World {
     fn try_install_for(&self, path: Path, config: &Config) -> Result<Routes, RouteError> {
         let _runtime = self.0.enter();
         let mut routes = Routes::open(config, TUN)?;
-        routes.install(config, path).map(|()| routes.keep())
+        routes.install(config, path, &Uplinks::default()).map(|()| routes.keep())
     }
 
     /// Changes what is captured, as the event loop has it done.
     fn reconfigure(&self, routes: &mut Routes, config: &Config) -> Result<(), RouteError> {
-        routes.replace(routes.desired(config, Path::Relay));
+        routes.replace(routes.desired(config, Path::Relay, &Uplinks::default()));
         self.0.block_on(poll_fn(|cx| routes.poll_replaced(cx)))
     }
 
