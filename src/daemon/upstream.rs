@@ -28,7 +28,7 @@ use std::cell::{Cell, RefCell, RefMut};
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -182,70 +182,53 @@ impl Upstreams {
             let proxy = &self.proxies[asked.index];
             proxy.count(|stats| stats.retried = stats.retried.wrapping_add(is_again.into()));
             let is_connected = Cell::new(false);
-            let mut ask = pin!(self.ask(asked.index, dial.target, client, &is_connected));
+            let mut ask: Option<Answer<'_>> =
+                Some(Box::pin(self.ask(asked.index, dial.target, client, &is_connected)));
+            // If it takes long to connect, the next ones are asked beside it, and the first tunnel wins. They are asked from
+            // sockets: the client's name can be used once only.
             let hedge = self.choice().hedge(&dial.attempt.borrow(), asked);
-            let answer = match hedge {
-                None => Some(ask.as_mut().await),
-                Some(ms) => {
-                    let mut late = Box::pin(sleep(Duration::from_millis(ms.into())));
-                    poll_fn(|cx| match ask.as_mut().poll(cx) {
-                        Poll::Pending if is_connected.get() => Poll::Pending,
-                        Poll::Pending => late.as_mut().poll(cx).map(|()| None),
-                        Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                    })
-                    .await
-                }
-            };
-            match answer {
-                Some(Ok(carried)) => return Ok(carried),
-                Some(Err(failure)) => self.failed(dial, asked, failure),
-                None => {
-                    // Boxed: few dials come here, and all would have room for it.
-                    let race = Box::pin(self.race(dial, ask.as_mut(), asked));
-                    if let Some(carried) = race.await {
-                        return Ok(carried);
+            let mut late = hedge.map(|ms| Box::pin(sleep(Duration::from_millis(ms.into()))));
+            let mut others: Option<Answer<'_>> = None;
+            let carried = poll_fn(|cx| {
+                if let Some(one) = &mut ask
+                    && let Poll::Ready(answer) = one.as_mut().poll(cx)
+                {
+                    ask = None;
+                    match answer {
+                        Ok(carried) => return Poll::Ready(Some(carried)),
+                        Err(failure) => self.failed(dial, asked, failure),
                     }
                 }
+                if ask.is_none() || is_connected.get() {
+                    late = None;
+                }
+                if let Some(timer) = &mut late
+                    && timer.as_mut().poll(cx).is_ready()
+                {
+                    late = None;
+                    debug!("upstream {}: connects slowly; others are asked", proxy.account.name);
+                    others = Some(Box::pin(self.carry_next(dial, None, false)));
+                }
+                if let Some(rest) = &mut others
+                    && let Poll::Ready(answer) = rest.as_mut().poll(cx)
+                {
+                    others = None;
+                    if let Ok(carried) = answer {
+                        if ask.is_some() {
+                            self.choice().overtaken(asked);
+                        }
+                        return Poll::Ready(Some(carried));
+                    }
+                }
+                match dial.attempt.borrow().is_over() || ask.is_none() && others.is_none() {
+                    true => Poll::Ready(None),
+                    false => Poll::Pending,
+                }
+            });
+            if let Some(carried) = carried.await {
+                return Ok(carried);
             }
         }
-    }
-
-    /// Lets a proxy that takes long to connect go on, and asks the next ones beside it: the first tunnel wins.
-    /// They are asked from sockets, as the client's name can be used once only.
-    async fn race(
-        &self,
-        dial: &Dial<'_>,
-        mut ask: Pin<&mut dyn Future<Output = Result<Carried, Failure>>>,
-        asked: Asked,
-    ) -> Option<Carried> {
-        debug!("upstream {}: connects slowly; another one is asked", self.proxies[asked.index].account.name);
-        // Boxed: it is of the kind that this is a part of.
-        let mut others: Pin<Box<dyn Future<Output = Result<Carried, Failure>>>> =
-            Box::pin(self.carry_next(dial, None, false));
-        let (mut has_failed, mut have_others_failed) = (false, false);
-        poll_fn(|cx| {
-            if !has_failed && let Poll::Ready(answer) = ask.as_mut().poll(cx) {
-                match answer {
-                    Ok(carried) => return Poll::Ready(Some(carried)),
-                    Err(failure) => self.failed(dial, asked, failure),
-                }
-                has_failed = true;
-            }
-            if !have_others_failed && let Poll::Ready(answer) = others.as_mut().poll(cx) {
-                if let Ok(carried) = answer {
-                    if !has_failed {
-                        self.choice().overtaken(asked);
-                    }
-                    return Poll::Ready(Some(carried));
-                }
-                have_others_failed = true;
-            }
-            match dial.attempt.borrow().is_over() || has_failed && have_others_failed {
-                true => Poll::Ready(None),
-                false => Poll::Pending,
-            }
-        })
-        .await
     }
 
     fn failed(&self, dial: &Dial<'_>, asked: Asked, failure: Failure) {
@@ -441,6 +424,9 @@ impl Upstreams {
         Carried::Relayed(Opened { stream, leftover, account: Rc::clone(&proxy.account) })
     }
 }
+
+/// What becomes of one proxy or more being asked. Boxed: what asks several is of the kind that it is a part of.
+type Answer<'a> = Pin<Box<dyn Future<Output = Result<Carried, Failure>> + 'a>>;
 
 /// A connection's way through the proxies.
 struct Dial<'a> {
