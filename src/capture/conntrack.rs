@@ -1,8 +1,11 @@
 //! Connection tracking's entries of connections that the kernel forwards, told by their mark.
 
 use alloc::vec::Vec;
+use core::net::IpAddr;
 
 use super::netlink::{self, Message};
+use super::{V4, V6};
+use crate::packet::Tuple;
 
 /// `NFNL_SUBSYS_CTNETLINK << 8` with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE` (<linux/netfilter/nfnetlink_conntrack.h>).
 const GET: u16 = 1 << 8 | 1;
@@ -12,6 +15,15 @@ const BODY: usize = 4;
 
 // Attributes of an entry; numbers are big-endian.
 
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+/// Source and destination.
+const CTA_IP_V4: [u16; 2] = [1, 2];
+const CTA_IP_V6: [u16; 2] = [3, 4];
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTOINFO: u16 = 4;
 const CTA_MARK: u16 = 8;
 const CTA_COUNTERS_ORIG: u16 = 9;
@@ -21,6 +33,8 @@ const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_COUNTERS_BYTES: u16 = 2;
 
+/// `IPPROTO_TCP`
+const TCP: u8 = 6;
 /// `TCP_CONNTRACK_TIME_WAIT` (<linux/netfilter/nf_conntrack_tcp.h>): from here on nothing is to come.
 const TIME_WAIT: u8 = 7;
 
@@ -44,6 +58,23 @@ impl Entry {
     /// The request that deletes them.
     pub fn delete(mark: u32, mask: u32) -> Message {
         filtered(DELETE, mark, mask)
+    }
+
+    /// The request that deletes the one that began with a TCP packet of this tuple.
+    pub fn delete_one(tuple: &Tuple) -> Message {
+        let attrs = || Message::new(0, 0, &[]);
+        let (source, destination) = (tuple.source.to_canonical(), tuple.destination.to_canonical());
+        let (family, [from, to]) = match source {
+            IpAddr::V4(_) => (V4, CTA_IP_V4),
+            IpAddr::V6(_) => (V6, CTA_IP_V6),
+        };
+        let addresses = attrs().attr_addr(from, source).attr_addr(to, destination);
+        let ports = attrs()
+            .attr(CTA_PROTO_NUM, &[TCP])
+            .attr(CTA_PROTO_SRC_PORT, &tuple.source_port.to_be_bytes())
+            .attr(CTA_PROTO_DST_PORT, &tuple.destination_port.to_be_bytes());
+        let tuple = attrs().nest(CTA_TUPLE_IP, addresses).nest(CTA_TUPLE_PROTO, ports);
+        Message::new(DELETE, 0, &[family, 0, 0, 0]).nest(CTA_TUPLE_ORIG, tuple)
     }
 
     /// Reads the body of an answer.

@@ -55,6 +55,8 @@ pub const PROBE: u8 = 0xff;
 pub const ALIVE: u8 = 0;
 /// For so many seconds after the last.
 const ALIVE_TIMEOUT: u8 = 10;
+/// A released connection that conntrack forgets within so many seconds is over: its time-out of TIME_WAIT.
+const OVER: u8 = 120;
 /// The port of [`PROBE`]: discard (RFC 863).
 pub const PROBE_PORT: u16 = 9;
 /// The state of packets, and their connection, that belong to a handshake.
@@ -206,6 +208,10 @@ impl Chains<'_> {
         if *quic == Quic::Reject {
             self.rules.push_str("udp dport 443 goto take\n");
         }
+        // An error about what a relay has sent, of which conntrack knows nothing.
+        if self.tables.path == Path::Forward {
+            _ = writeln!(self.rules, "{} ct state invalid,untracked goto take", self.icmp_error());
+        }
         if *non_tcp == NonTcp::Reject {
             if *quic != Quic::Reject {
                 self.rules.push_str("udp dport 443 accept\n");
@@ -224,7 +230,16 @@ impl Chains<'_> {
         if path == Path::Forward {
             let State { handshake, answered, released } = State::of(config);
             let set = format!("ct mark set ct mark & {:#010x} | {released}", !STATES);
-            _ = writeln!(self.rules, "ct mark & {STATES:#010x} == {released} accept");
+            // A SYN where a connection has ended, or is about to, begins anew: conntrack would lead it to the proxy.
+            _ = write!(
+                self.rules,
+                "ct mark & {STATES:#010x} == {released} tcp flags & (syn | ack) != syn accept\n\
+                 ct direction original ct mark & {STATES:#010x} == {released} meta l4proto tcp \
+                 ct expiration <= {OVER}s {0} daddr set ct original {0} daddr tcp dport set ct original proto-dst \
+                 goto take\n\
+                 ct mark & {STATES:#010x} == {released} accept\n",
+                self.family
+            );
             if is_running {
                 _ = write!(
                     self.rules,
@@ -301,7 +316,8 @@ impl Chains<'_> {
             ),
             false => String::new(),
         };
-        // A reset that comes too late must not end what the kernel has. The whole mark only once: others keep theirs in it.
+        // A reset that comes too late must not end what the kernel has, and a SYN would meet what is over: the daemon
+        // has it forgotten. The whole mark only once: others keep theirs in it.
         _ = write!(
             self.rules,
             "chain to_client {{\n\
@@ -311,7 +327,7 @@ impl Chains<'_> {
              }}\n\
              chain to_proxy {{\n\
              type filter hook output priority mangle; policy accept;\n\
-             {ours} ct mark & {STATES:#010x} == {released} tcp flags & rst == rst drop\n\
+             {ours} ct mark & {STATES:#010x} == {released} tcp flags & (syn | rst) != 0 drop\n\
              {ours} ct mark & {MARK_MASK:#010x} != {:#010x} ct mark set meta mark\n\
              meta mark & {STATES:#010x} == {answered} ct mark & {STATES:#010x} == {handshake} \
              ct mark set ct mark & {:#010x} | {answered}\n\
@@ -332,7 +348,8 @@ impl Chains<'_> {
                 );
             }
         }
-        // Without NAT, as for a stale entry of the same addresses, it would go to the server itself.
+        // Without NAT, as for a stale entry of the same addresses, or with no entry at all, as a reset that belongs to
+        // none, it would go to the server itself.
         _ = write!(
             self.rules,
             "}}\n\
@@ -342,7 +359,8 @@ impl Chains<'_> {
              }}\n\
              chain guard {{\n\
              type filter hook postrouting priority mangle; policy accept;\n\
-             {ours} ct status & dnat == 0 drop\n\
+             {ours} ct status & dnat != 0 accept\n\
+             {ours} drop\n\
              }}\n"
         );
     }
@@ -359,14 +377,28 @@ impl Chains<'_> {
              type filter hook prerouting priority raw; policy accept;\n\
              iifname \"{tun}\" fib daddr type != local {} saddr != {} notrack\n\
              }}\n\
+             chain own_errors {{\n\
+             type filter hook output priority raw; policy accept;\n\
+             {} ct state untracked {take}\n\
+             }}\n\
              chain from_proxy {{\n\
              type filter hook prerouting priority dstnat + 10; policy accept;\n\
              ct mark & {STATES:#010x} == {released} tcp flags & syn == 0 accept\n\
              ct direction reply ct mark & {STATES:#010x} {{ {handshake}, {answered} }} {take}\n\
              ct direction reply ct mark & {STATES:#010x} == {released} tcp flags & syn == syn {take}\n\
              }}\n",
-            self.family, self.behind
+            self.family,
+            self.behind,
+            self.icmp_error()
         );
+    }
+
+    /// Matches errors that somebody whose packet it is about must hear of.
+    fn icmp_error(&self) -> &'static str {
+        match self.behind {
+            IpAddr::V4(_) => "icmp type destination-unreachable",
+            IpAddr::V6(_) => "icmpv6 type { destination-unreachable, packet-too-big }",
+        }
     }
 
     /// Without a daemon policy rules refuse what is captured: not these.

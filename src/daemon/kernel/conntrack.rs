@@ -2,6 +2,7 @@
 
 use tcp_over_http::capture::conntrack::Entry;
 use tcp_over_http::capture::nft::{HANDSHAKE, RELEASED, STATES};
+use tcp_over_http::packet::Tuple;
 
 use crate::kernel::netlink::{Error, Socket};
 
@@ -25,5 +26,14 @@ pub fn forwarded(mark: u32) -> Result<Vec<Entry>, Error> {
 /// As [`forwarded`].
 pub fn forget_handshakes(mark: u32) -> Result<(), Error> {
     Socket::open(libc::NETLINK_NETFILTER)?.request(Entry::delete(mark | HANDSHAKE, STATES))?;
+    Ok(())
+}
+
+/// Forgets the connection that began with this tuple.
+///
+/// # Errors
+/// As [`forwarded`]; or there is none.
+pub fn forget(tuple: &Tuple) -> Result<(), Error> {
+    Socket::open(libc::NETLINK_NETFILTER)?.request(Entry::delete_one(tuple))?;
     Ok(())
 }
