@@ -1,9 +1,11 @@
 //! Connection tracking's entries of connections that the kernel forwards, told by their mark.
 
-use core::net::{Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::netlink::{self, Message};
 use super::nft::PROXIES;
+use super::{V4, V6};
+use crate::packet::Tuple;
 
 /// `NFNL_SUBSYS_CTNETLINK << 8` with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE` (<linux/netfilter/nfnetlink_conntrack.h>).
 const GET: u16 = 1 << 8 | 1;
@@ -15,8 +17,13 @@ const BODY: usize = 4;
 
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_IP: u16 = 1;
-const CTA_IP_V4_SRC: u16 = 1;
-const CTA_IP_V6_SRC: u16 = 3;
+const CTA_TUPLE_PROTO: u16 = 2;
+/// Source and destination.
+const CTA_IP_V4: [u16; 2] = [1, 2];
+const CTA_IP_V6: [u16; 2] = [3, 4];
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTOINFO: u16 = 4;
 const CTA_MARK: u16 = 8;
 const CTA_COUNTERS_ORIG: u16 = 9;
@@ -26,6 +33,8 @@ const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_COUNTERS_BYTES: u16 = 2;
 
+/// `IPPROTO_TCP`
+const TCP: u8 = 6;
 /// `TCP_CONNTRACK_TIME_WAIT` (<linux/netfilter/nf_conntrack_tcp.h>): from here on nothing is to come.
 const TIME_WAIT: u8 = 7;
 
@@ -58,6 +67,23 @@ impl Entry {
         (self.mark & PROXIES) as u8
     }
 
+    /// The request that deletes the one that began with a TCP packet of this tuple.
+    pub fn delete_one(tuple: &Tuple) -> Message {
+        let attrs = || Message::new(0, 0, &[]);
+        let (source, destination) = (tuple.source.to_canonical(), tuple.destination.to_canonical());
+        let (family, [from, to]) = match source {
+            IpAddr::V4(_) => (V4, CTA_IP_V4),
+            IpAddr::V6(_) => (V6, CTA_IP_V6),
+        };
+        let addresses = attrs().attr_addr(from, source).attr_addr(to, destination);
+        let ports = attrs()
+            .attr(CTA_PROTO_NUM, &[TCP])
+            .attr(CTA_PROTO_SRC_PORT, &tuple.source_port.to_be_bytes())
+            .attr(CTA_PROTO_DST_PORT, &tuple.destination_port.to_be_bytes());
+        let tuple = attrs().nest(CTA_TUPLE_IP, addresses).nest(CTA_TUPLE_PROTO, ports);
+        Message::new(DELETE, 0, &[family, 0, 0, 0]).nest(CTA_TUPLE_ORIG, tuple)
+    }
+
     /// Reads the body of an answer.
     pub fn parse(body: &[u8]) -> Self {
         let mut entry = Self { client: Ipv6Addr::UNSPECIFIED, mark: 0, is_live: true, bytes: [0; 2] };
@@ -65,8 +91,8 @@ impl Entry {
             match kind {
                 CTA_TUPLE_ORIG => {
                     let ip = within(value, CTA_TUPLE_IP).unwrap_or_default();
-                    let v4 = within(ip, CTA_IP_V4_SRC).and_then(|value| netlink::array_at::<4>(value, 0));
-                    let v6 = within(ip, CTA_IP_V6_SRC).and_then(|value| netlink::array_at::<16>(value, 0));
+                    let v4 = within(ip, CTA_IP_V4[0]).and_then(|value| netlink::array_at::<4>(value, 0));
+                    let v6 = within(ip, CTA_IP_V6[0]).and_then(|value| netlink::array_at::<16>(value, 0));
                     let client = v4.map(|v4| Ipv4Addr::from(v4).to_ipv6_mapped()).or(v6.map(Ipv6Addr::from));
                     entry.client = client.unwrap_or(entry.client);
                 }
@@ -115,7 +141,7 @@ mod tests {
         let bytes = |count: u64| attr(CTA_COUNTERS_BYTES, &count.to_be_bytes());
         [
             vec![2, 0, 0, 0],
-            attr(CTA_TUPLE_ORIG, &attr(CTA_TUPLE_IP, &attr(CTA_IP_V4_SRC, &[10, 1, 0, 2]))),
+            attr(CTA_TUPLE_ORIG, &attr(CTA_TUPLE_IP, &attr(CTA_IP_V4[0], &[10, 1, 0, 2]))),
             attr(CTA_PROTOINFO, &attr(CTA_PROTOINFO_TCP, &attr(CTA_PROTOINFO_TCP_STATE, &[state]))),
             attr(CTA_MARK, &mark.to_be_bytes()),
             attr(CTA_COUNTERS_ORIG, &bytes(300)),

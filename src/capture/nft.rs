@@ -55,6 +55,8 @@ pub const PROBE: u8 = 0xff;
 pub const ALIVE: u8 = 0;
 /// For so many seconds after the last.
 const ALIVE_TIMEOUT: u8 = 10;
+/// A released connection that conntrack forgets within so many seconds is over: its time-out of TIME_WAIT.
+const OVER: u8 = 120;
 /// The port of [`PROBE`]: discard (RFC 863).
 pub const PROBE_PORT: u16 = 9;
 /// The state of packets, and their connection, that belong to a handshake.
@@ -182,7 +184,6 @@ impl Chains<'_> {
         let Config { tun, mark, .. } = self.tables.config;
         _ = write!(self.rules, "define tun = \"{tun}\"\ndefine behind = {}\n", self.behind);
         for (name, value) in [
-            ("mark", *mark),
             ("state", STATES),
             ("upstream", *mark),
             ("handshake", mark | HANDSHAKE),
@@ -251,6 +252,10 @@ impl Chains<'_> {
         if *quic == Quic::Reject {
             self.rules.push_str("udp dport 443 goto take\n");
         }
+        // An error about what a relay has sent, of which conntrack knows nothing.
+        if self.tables.path == Path::Forward {
+            _ = writeln!(self.rules, "{} ct state invalid,untracked goto take", self.icmp_error());
+        }
         if *non_tcp == NonTcp::Reject {
             if *quic != Quic::Reject {
                 self.rules.push_str("udp dport 443 accept\n");
@@ -266,7 +271,17 @@ impl Chains<'_> {
         self.rules
             .push_str("chain forwarded {\ntype filter hook forward priority filter + 10; policy accept;\n");
         match path {
-            Path::Forward => self.rules.push_str("ct mark & $state == $released accept\n"),
+            // A SYN where a connection has ended, or is about to, begins anew: conntrack would lead it to the proxy.
+            Path::Forward => {
+                _ = write!(
+                    self.rules,
+                    "ct mark & $state == $released tcp flags & (syn | ack) != syn accept\n\
+                     ct direction original ct mark & $state == $released meta l4proto tcp ct expiration <= {OVER}s \
+                     {0} daddr set ct original {0} daddr tcp dport set ct original proto-dst goto take\n\
+                     ct mark & $state == $released accept\n",
+                    self.family
+                );
+            }
             Path::Relay => self.rules.push_str("oifname $tun accept\n"),
         }
         if path == Path::Forward && is_running {
@@ -278,10 +293,6 @@ impl Chains<'_> {
             self.rules.push_str("oifname $tun goto take\n");
         }
         self.rules.push_str("ct direction reply ct mark & $ours != $begun accept\n");
-        if path == Path::Forward && is_running {
-            // By somebody's own routes; conntrack must not know it before the handshake does.
-            self.rules.push_str("oifname $tun goto take\n");
-        }
         self.exempted();
         if config.interfaces.is_empty() && !uplinks.devices.is_empty() {
             _ = writeln!(self.rules, "iif {} accept", Set(&uplinks.devices));
@@ -394,9 +405,22 @@ impl Chains<'_> {
                  chain from_tun {{\n\
                  type filter hook prerouting priority raw; policy accept;\n\
                  iifname $tun fib daddr type != local {} saddr != $behind notrack\n\
+                 }}\n\
+                 chain own_errors {{\n\
+                 type filter hook output priority raw; policy accept;\n\
+                 {} ct state untracked dup to $behind device $tun drop\n\
                  }}\n",
-                self.family
+                self.family,
+                self.icmp_error()
             );
+        }
+    }
+
+    /// Matches errors that somebody whose packet it is about must hear of.
+    const fn icmp_error(&self) -> &'static str {
+        match self.behind {
+            IpAddr::V4(_) => "icmp type destination-unreachable",
+            IpAddr::V6(_) => "icmpv6 type { destination-unreachable, packet-too-big }",
         }
     }
 
@@ -444,8 +468,8 @@ const NEIGHBOURS: &str = "\
 icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept
 ";
 
-/// The way of a handshake's packets. A reset that comes too late must not end what the kernel has. The whole mark is set
-/// only once: others keep theirs in it. Without NAT, as for a stale entry of the same addresses, a packet would go to the
+/// The way of a handshake's packets. A reset that comes too late must not end what the kernel has, and a SYN
+/// would meet what is over: the daemon has it forgotten. The whole mark is set only once: others keep theirs in it. Without NAT, as for a stale entry of the same addresses, a packet would go to the
 /// server itself.
 const TO_PROXY: &str = "\
 chain to_client {
@@ -454,8 +478,8 @@ meta mark & $state == $released notrack
 }
 chain to_proxy {
 type filter hook output priority mangle; policy accept;
-meta mark & $state { $handshake, $answered } ct mark & $state == $released tcp flags & rst == rst drop
-meta mark & $state { $handshake, $answered } ct mark & $ours != $mark ct mark set meta mark
+meta mark & $state { $handshake, $answered } ct mark & $state == $released tcp flags & (syn | rst) != 0 drop
+meta mark & $state { $handshake, $answered } ct mark & $ours != $upstream ct mark set meta mark
 meta mark & $state == $answered ct mark & $state == $handshake ct mark set ct mark & $stateless | $answered
 }
 chain source {

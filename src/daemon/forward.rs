@@ -142,7 +142,7 @@ impl Forwarder {
         numbers.sort_unstable();
         numbers.dedup();
         for number in numbers {
-            if let Err(error) = conntrack::forget(self.mark, number) {
+            if let Err(error) = conntrack::forget_proxy(self.mark, number) {
                 log::warn!("forwarded connections go on: {error}");
             }
         }
@@ -315,11 +315,24 @@ impl Forwarder {
         let next = next.to_canonical();
         let socket = if next.is_ipv4() { Some(&self.ipv4) } else { self.ipv6.as_ref() };
         let mark = self.mark | state | u32::from(route.number);
+        let Some(socket) = socket else { return };
+        let mut sent = socket.send(packet, next, mark);
+        // The firewall drops a SYN where conntrack still has another connection of the same addresses.
+        if sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+            && is_syn(packet)
+            && conntrack::forget(&route.tuple).is_ok()
+        {
+            sent = socket.send(packet, next, mark);
+        }
         // What is lost is repeated, or given up.
-        if let Some(Err(error)) = socket.map(|socket| socket.send(packet, next, mark)) {
+        if let Err(error) = sent {
             log::debug!("a packet of a handshake to {next}: {error}");
         }
     }
+}
+
+fn is_syn(packet: &[u8]) -> bool {
+    Packet::parse(&mut packet.to_vec()).is_ok_and(|packet| packet.flags() & (SYN | ACK) == SYN)
 }
 
 /// Whether an address is this machine's: the kernel lets a socket be bound to no other.

@@ -159,7 +159,11 @@ impl Handshake {
         match self.proxy {
             None => self.send_syn(send),
             Some(_) if self.answered => self.send_syn_ack(send),
-            Some(_) => self.send_request(send),
+            Some(_) => {
+                // A link on the way may take less than the first.
+                self.mss_limit = self.mss_limit.min(Options::default_mss(self.tuple.family()));
+                self.send_request(send);
+            }
         }
     }
 

@@ -1,48 +1,24 @@
 """The forward path where the network, the firewall or the kernel does its worst."""
 
 import collections
-import errno
 import random
 import re
-import socket
 import threading
 import time
 
 import pytest
 
-from lab.capture import Capture, LeakCapture
+from lab.capture import Capture
 from lab.faultproxy import OK
+from lab.forward import HELLO, PORT, PROMPT, all_of, echo, handshakes, read, talk
 from lab.gateway import upstream
-from lab.middle import FAULTS, LOSE, Middle
-from lab.netns import (
-    CLIENT,
-    CLIENT6,
-    INTERNET,
-    INTERNET6,
-    PROXY,
-    PROXY6,
-    ROUTER_WAN,
-    ROUTER_WAN6,
-    SERVER,
-    SERVER6,
-    finish_connect,
-)
-from lab.wait import WAIT, until
+from lab.middle import FAULTS, LOSE
+from lab.netns import INTERNET, INTERNET6, finish_connect
+from lab.wait import until
 from lab.wire import PORT as WIRE_PORT
 from lab.wire import TCP, Wire
 
 pytestmark = pytest.mark.path("forward", why="it is about the other one")
-
-Ends = collections.namedtuple("Ends", "server proxy client router")
-FAMILIES = {
-    "v4": Ends(SERVER, PROXY, CLIENT, ROUTER_WAN),
-    "v6": Ends(SERVER6, PROXY6, CLIENT6, ROUTER_WAN6),
-}
-# The port of the first client; each step has the next.
-PORT = 30_000
-
-# Seconds for what is to come at once, and not by a timeout of the daemon's.
-PROMPT = 4
 
 # What a fault happens to: on which link, which way, and the segment.
 STEPS = {
@@ -58,116 +34,10 @@ STEPS = {
     "its first data at the proxy": ("wan", lambda it: not it.inwards and it.length == len(HELLO)),
     "server's first data": ("lan", lambda it: not it.inwards and it.length > 0),
 }
-HELLO = b"client's hello" * 20
-
-
-@pytest.fixture(params=FAMILIES)
-def ends(request):
-    return FAMILIES[request.param]
-
-
-@pytest.fixture
-def leaks(network, ends):
-    """Whatever is not between the router's own address and the proxy."""
-    allowed = f"tcp port 3128 and host {ends.router} and host {ends.proxy}"
-    capture = LeakCapture(network, [], allowed)
-    yield capture
-    capture.close()
-
-
-@pytest.fixture
-def hard(router):
-    """A router that is strict, as fw4 is with `drop_invalid`, and whose marks are those of mwan3 and pbr, too."""
-    for device in ("all", "default", "lan", "wan"):
-        router.sysctl(f"net.ipv4.conf.{device}.rp_filter", 1)
-    router.nft("""
-table inet strict {
-    chain prerouting { type filter hook prerouting priority filter; ct state invalid counter; }
-    chain input { type filter hook input priority filter; ct state invalid drop; }
-    chain forward { type filter hook forward priority filter; ct state invalid counter drop; }
-    chain output { type filter hook output priority filter; ct state invalid counter drop; }
-}""")
-
-
-@pytest.fixture
-def middles(network):
-    """Both links with a middle in them."""
-    made = {link: Middle(network, link) for link in ("lan", "wan")}
-    yield made
-    for middle in made.values():
-        middle.close()
-
-
-@pytest.fixture
-def forward(gateway, fault_proxy, ends):
-    def start(*options, **more):
-        proxy = fault_proxy(ends.proxy)
-        return gateway(*options, upstreams=(upstream(ends.proxy),), **more), proxy
-
-    return start
-
-
-def handshakes(router):
-    """Entries of conntrack that belong to a handshake."""
-    listing = router.run("cat", "/proc/net/nf_conntrack").stdout.splitlines()
-    marks = [int(word[5:]) for line in listing for word in line.split() if word.startswith("mark=") and " CLOSE " not in line]
-    return [mark for mark in marks if mark & 0xC000 == 0x4000]
-
-
-def read(sock, size):
-    data = bytearray()
-    while len(data) < size:
-        part = sock.recv(size - len(data))
-        assert part, f"ended after {len(data)} of {size} bytes"
-        data += part
-    return bytes(data)
-
-
-def echo(connection):
-    """A far end that greets, and then says all again."""
-    connection.send(OK)
-    connection.send(b"server's hello")
-    while data := connection.sock.recv(65536):
-        connection.sock.sendall(data)
-    connection.close()
-
-
-def talk(client, ends, port, size=20_000):
-    near = client.begin_connect(ends.server, 443, ends.client, port)
-    try:
-        assert finish_connect(near, 60) == 0
-        near.sendall(HELLO)
-        assert read(near, 14) == b"server's hello"
-        assert read(near, len(HELLO)) == HELLO
-        blob = random.Random(port).randbytes(size)
-        threading.Thread(target=near.sendall, args=(blob,), daemon=True).start()
-        assert read(near, size) == blob
-        near.shutdown(socket.SHUT_WR)
-        assert near.recv(1) == b""
-    finally:
-        near.close()
-
-
-def all_of(works):
-    """Does them at the same time; returns how each failed."""
-    failures = {}
-
-    def one(name, work):
-        try:
-            work()
-        except Exception as error:  # noqa: BLE001
-            failures[name] = f"{type(error).__name__}: {error}"
-
-    threads = [threading.Thread(target=one, args=item) for item in works.items()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return failures
 
 
 @pytest.mark.parametrize("what", FAULTS)
-def test_each_step(forward, middles, client, router, ends, leaks, hard, what):
+def test_each_step(forward, middles, client, router, ends, strays, hard, what):
     """Each packet of a handshake in turn is lost, comes twice, or is overtaken."""
     names = dict(enumerate(STEPS, PORT))
     done = collections.Counter()
@@ -191,10 +61,10 @@ def test_each_step(forward, middles, client, router, ends, leaks, hard, what):
     assert not failures
     assert set(done) == set(STEPS)
     until(lambda: not handshakes(router), "no handshake is left")
-    leaks.assert_none()
+    strays.assert_none()
 
 
-def test_a_bad_network(forward, middles, client, ends, leaks, hard):
+def test_a_bad_network(forward, middles, client, ends, strays, hard):
     """A tenth of all packets each is lost, comes twice and is late, on both links."""
     chance = random.Random(1)
     for middle in middles.values():
@@ -203,10 +73,10 @@ def test_a_bad_network(forward, middles, client, ends, leaks, hard):
     proxy.serve(echo)
     failures = all_of({port: lambda port=port: talk(client, ends, port, 3000) for port in range(PORT, PORT + 20)})
     assert not failures
-    leaks.assert_none()
+    strays.assert_none()
 
 
-def test_a_client_that_waits_without_its_ack(forward, middles, client, router, ends, leaks):
+def test_a_client_that_waits_without_its_ack(forward, middles, client, router, ends, strays):
     """Its first ACK is lost, and neither end has anything to say: it is released all the same."""
     seen = []
 
@@ -227,7 +97,7 @@ def test_a_client_that_waits_without_its_ack(forward, middles, client, router, e
     assert read(near, 5) == b"hello"
 
 
-def test_a_client_that_resets(forward, client, router, ends, leaks):
+def test_a_client_that_resets(forward, client, router, ends, strays):
     """A reset while the proxy is asked: the proxy hears of it, and nothing of the handshake stays."""
     daemon, proxy = forward()
     wire = Wire(client, router, ends.server)
@@ -239,16 +109,16 @@ def test_a_client_that_resets(forward, client, router, ends, leaks):
         connection.sock.recv(1)
     assert not handshakes(router)
     assert daemon.status()["flows"]["held"] == 0
-    leaks.assert_none()
+    strays.assert_none()
 
 
-def test_a_request_that_is_lost_with_its_client(forward, middles, client, router, internet, ends, leaks):
+def test_a_request_that_is_lost_with_its_client(forward, middles, client, router, internet, ends, strays):
     """The proxy has yet to get the request when its client gives up: it is reset all the same."""
 
     def half_open():
         return internet.run("ss", "-Htan", "state", "syn-recv").stdout
 
-    middles["wan"].fault = lambda segment: LOSE if not segment.inwards and "S" not in segment.flags and "R" not in segment.flags else None
+    middles["wan"].fault = lambda segment: None if segment.inwards or set(segment.flags) & set("SR") else LOSE
     forward()
     wire = Wire(client, router, ends.server)
     wire.send(wire.ip() / TCP(sport=WIRE_PORT, dport=443, flags="S", seq=1000))
@@ -256,11 +126,11 @@ def test_a_request_that_is_lost_with_its_client(forward, middles, client, router
     wire.send(wire.ip() / TCP(sport=WIRE_PORT, dport=443, flags="R", seq=1001))
     until(lambda: not half_open(), "the proxy is reset", PROMPT)
     assert not handshakes(router)
-    leaks.assert_none()
+    strays.assert_none()
 
 
 @pytest.mark.parametrize("then", ["silent", "answers"])
-def test_killed_within_a_handshake(forward, client, router, ends, leaks, hard, then):
+def test_killed_within_a_handshake(forward, client, router, ends, strays, hard, then):
     """The SYN that the client repeats asks the next run for the server, and not for the proxy itself."""
     daemon, proxy = forward()
     near = client.begin_connect(ends.server, 443, ends.client, PORT)
@@ -276,10 +146,10 @@ def test_killed_within_a_handshake(forward, client, router, ends, leaks, hard, t
     assert read(second.sock, 8) == b"question"
     second.send(b"answer")
     assert read(near, 6) == b"answer"
-    leaks.assert_none()
+    strays.assert_none()
 
 
-def test_a_late_answer(gateway, fault_proxy, client, router, ends, leaks, hard):
+def test_a_late_answer(gateway, fault_proxy, client, router, ends, strays, hard):
     """The first proxy answers after it was given up: nothing of it gets to the client, nothing bears its address."""
     first, second = (fault_proxy(ends.proxy, port) for port in (3128, 3129))
     gateway("--reply-timeout", "1", upstreams=[upstream(ends.proxy, port) for port in (3128, 3129)])
@@ -300,8 +170,8 @@ def test_a_late_answer(gateway, fault_proxy, client, router, ends, leaks, hard):
     seen.close()
 
 
-def test_killed_at_every_point(forward, client, router, ends, leaks):
-    """kill -9 at 30 points of a start, with a download under way and connections all the time: nothing leaks."""
+def test_killed_at_every_point(forward, client, router, ends, strays):
+    """kill -9 at 30 points of a start, with a download under way and connections all the time: nothing strays."""
     daemon, proxy = forward()
     proxy.serve(echo)
     near = client.begin_connect(ends.server, 443)
@@ -341,12 +211,12 @@ def test_killed_at_every_point(forward, client, router, ends, leaks):
     stop.set()
     for thread in threads:
         thread.join()
-    leaks.assert_none()
-    # What leaks is seen.
+    strays.assert_none()
+    # What strays is seen.
     near.close()
     daemon.stop()
     client.connect_errno(ends.server, 9)
-    assert leaks.packets()
+    assert strays.packets()
 
 
 BALANCE = """
@@ -382,9 +252,9 @@ table inet balance {
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_marks_of_others(forward, client, router, ends, order):
     """mwan3's and pbr's marks: each connection keeps the uplink that it was given, from its first packet to its last."""
-    number = "-6" if ":" in ends.proxy else "-4"
+    number, via = ("-6", INTERNET6) if ":" in ends.proxy else ("-4", INTERNET)
     for mark in (1, 2):
-        router.run("ip", number, "route", "add", "default", "via", INTERNET6 if number == "-6" else INTERNET, "table", 100 + mark)
+        router.run("ip", number, "route", "add", "default", "via", via, "table", 100 + mark)
         router.run("ip", number, "rule", "add", "pref", 2000 + mark, "fwmark", f"{mark:#x}00/0x3f00", "lookup", 100 + mark)
     if order == "before":
         router.nft(BALANCE)

@@ -2,6 +2,7 @@
 
 use tcp_over_http::capture::conntrack::Entry;
 use tcp_over_http::capture::nft::{HANDSHAKE, PROXIES, RELEASED, STATES};
+use tcp_over_http::packet::Tuple;
 
 use crate::kernel::netlink::{Error, Socket};
 
@@ -23,7 +24,7 @@ pub fn forwarded(mark: u32) -> Result<Vec<Entry>, Error> {
 ///
 /// # Errors
 /// As above.
-pub fn forget(mark: u32, number: u8) -> Result<(), Error> {
+pub fn forget_proxy(mark: u32, number: u8) -> Result<(), Error> {
     let mark = mark | RELEASED | u32::from(number);
     Socket::open(libc::NETLINK_NETFILTER)?.request(Entry::delete(mark, STATES | PROXIES))
 }
@@ -34,4 +35,12 @@ pub fn forget(mark: u32, number: u8) -> Result<(), Error> {
 /// As [`forwarded`].
 pub fn forget_handshakes(mark: u32) -> Result<(), Error> {
     Socket::open(libc::NETLINK_NETFILTER)?.request(Entry::delete(mark | HANDSHAKE, STATES))
+}
+
+/// Forgets the connection that began with this tuple.
+///
+/// # Errors
+/// As [`forwarded`]; or there is none.
+pub fn forget(tuple: &Tuple) -> Result<(), Error> {
+    Socket::open(libc::NETLINK_NETFILTER)?.request(Entry::delete_one(tuple))
 }
