@@ -158,7 +158,7 @@ struct Chains<'a> {
 
 impl Chains<'_> {
     fn write(&mut self) {
-        let Tables { config, path, is_running, .. } = *self.tables;
+        let Tables { config, path, is_running, uplinks, .. } = *self.tables;
         self.define();
         self.foreign();
         if path == Path::Forward || config.on_failure == OnFailure::Block {
@@ -172,7 +172,13 @@ impl Chains<'_> {
         if path == Path::Forward {
             self.rules.push_str(TO_PROXY);
             self.destination();
-            self.rules.push_str(if is_running { FROM_PROXY } else { SPARE_RELEASED });
+            if is_running {
+                self.rules.push_str(FROM_PROXY);
+            }
+            // Where policy rules capture what is forwarded.
+            if !is_running || !uplinks.has_default[usize::from(!self.behind.is_ipv4())] {
+                self.rules.push_str(SPARE_FORWARDED);
+            }
         }
         if config.captures() && (path == Path::Relay || config.local) {
             self.exempt();
@@ -408,7 +414,7 @@ impl Chains<'_> {
                  }}\n\
                  chain own_errors {{\n\
                  type filter hook output priority raw; policy accept;\n\
-                 {} ct state untracked dup to $behind device $tun drop\n\
+                 oifname != $tun {} ct state untracked dup to $behind device $tun drop\n\
                  }}\n",
                 self.family,
                 self.icmp_error()
@@ -503,11 +509,11 @@ ct direction reply ct mark & $state == $released tcp flags & syn == syn dup to $
 }
 ";
 
-/// Without a daemon policy rules refuse what is captured: not these.
-const SPARE_RELEASED: &str = "\
-chain spare_released {
+/// Policy rules must not capture, or refuse, what NAT leads to a proxy.
+const SPARE_FORWARDED: &str = "\
+chain spare_forwarded {
 type filter hook prerouting priority mangle + 11; policy accept;
-ct mark & $state == $released meta mark set meta mark & $others | $exempt
+ct mark & $ours == $upstream meta mark set meta mark & $others | $exempt
 }
 ";
 
@@ -620,7 +626,7 @@ mod tests {
         config.auto_route = true;
         let text = replace(&config, Path::Forward, false);
         assert!(text.contains("reject with tcp reset") && !text.contains("dup to"));
-        assert!(text.contains("ct mark & $state == $released accept\n") && text.contains(SPARE_RELEASED));
+        assert!(text.contains("ct mark & $state == $released accept\n") && text.contains(SPARE_FORWARDED));
     }
 
     #[test]
