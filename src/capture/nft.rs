@@ -371,6 +371,10 @@ impl Chains<'_> {
         let State { handshake, answered, released } = State::of(self.tables.config);
         let tun = &self.tables.config.tun;
         let take = format!("dup to {} device \"{tun}\" drop", self.behind);
+        let towards = match &self.tables.uplinks.devices[..] {
+            [] => format!("oifname != \"{tun}\""),
+            uplinks => format!("oif {}", Set(uplinks)),
+        };
         _ = write!(
             self.rules,
             "chain from_tun {{\n\
@@ -378,8 +382,8 @@ impl Chains<'_> {
              iifname \"{tun}\" fib daddr type != local {} saddr != {} notrack\n\
              }}\n\
              chain own_errors {{\n\
-             type filter hook output priority raw; policy accept;\n\
-             {} ct state untracked {take}\n\
+             type filter hook output priority mangle; policy accept;\n\
+             {towards} {} ct state invalid,untracked {take}\n\
              }}\n\
              chain from_proxy {{\n\
              type filter hook prerouting priority dstnat + 10; policy accept;\n\
