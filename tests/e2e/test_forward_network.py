@@ -70,7 +70,7 @@ def download(client, ends, proxy):
 
 def test_an_uplink_that_comes_and_goes(forward, client, router, ends, strays):
     """The default route, the link, and networks: each goes and comes, a transfer goes on, what is new is captured."""
-    daemon, proxy = forward()
+    _, proxy = forward()
     number, via = ("-6", INTERNET6) if ":" in ends.server else ("-4", INTERNET)
     with download(client, ends, proxy) as goes_on:
         for _ in range(3):
@@ -176,7 +176,7 @@ def test_a_port_used_again_at_once(forward, client, ends, strays, hard):
 
 def test_two_thousand_at_once(forward, client, ends, strays, hard):
     """More than may be held at a time: all get through, and none gets another's bytes."""
-    daemon, proxy = forward("--max-dials", "4096", "--max-dials-per-client", "4096", "--max-flows", "8192", log_level="info")
+    _, proxy = forward("--max-dials", "4096", "--max-dials-per-client", "4096", "--max-flows", "8192", log_level="info")
     proxy.listener.listen(4096)
 
     def handler(connection):
