@@ -250,10 +250,11 @@ impl Handshakes {
         }
     }
 
-    /// Ends one; the connection to the proxy is reset, unless it has ended.
+    /// Ends one; the connection to the proxy is reset, unless the client has it. Also if the proxy has reset it: conntrack
+    /// lets a new one begin only where the last reset was the client's, else the next proxy's SYN went to the last.
     pub fn abort(&mut self, id: Id, send: Send) {
         let Some(entry) = self.get(id) else { return };
-        if entry.outcome == Outcome::Pending {
+        if !matches!(entry.outcome, Outcome::Opened { .. }) {
             entry.handshake.abort(&mut |to, packet| send(&entry.route, to, packet));
         }
         self.free(id.slot);
