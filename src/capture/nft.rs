@@ -22,6 +22,7 @@
 //! Replaced as a whole by `nft -f`, so that there is never half of them. Firewalls that are restarted may delete them;
 //! notifications tell.
 
+use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -401,7 +402,11 @@ impl Chains<'_> {
         self.rules.push_str("}\n");
         if self.tables.is_running {
             // What a relay sends to a client conntrack must not see, which would take it for invalid: it has not seen
-            // the SYN.
+            // the SYN. Errors that the router makes itself about a client's packets go to the relay.
+            let towards = match &self.tables.uplinks.devices[..] {
+                [] => "oifname != $tun".to_owned(),
+                uplinks => format!("oif {}", Set(uplinks)),
+            };
             _ = write!(
                 self.rules,
                 "chain alive {{\n\
@@ -413,8 +418,8 @@ impl Chains<'_> {
                  iifname $tun fib daddr type != local {} saddr != $behind notrack\n\
                  }}\n\
                  chain own_errors {{\n\
-                 type filter hook output priority raw; policy accept;\n\
-                 oifname != $tun {} ct state untracked dup to $behind device $tun drop\n\
+                 type filter hook output priority mangle; policy accept;\n\
+                 {towards} {} ct state invalid,untracked dup to $behind device $tun drop\n\
                  }}\n",
                 self.family,
                 self.icmp_error()
