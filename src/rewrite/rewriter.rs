@@ -8,7 +8,7 @@ use crate::flow::subnet::Subnet;
 use crate::flow::{Flow, FlowTable, Limits, Slot, State};
 use crate::net::Family;
 use crate::packet::reject::Reject;
-use crate::packet::vnet;
+use crate::packet::{Tuple, vnet};
 use crate::siphash::Key;
 use crate::time::Instant;
 
@@ -106,6 +106,16 @@ impl Rewriter {
     /// How many flows are in `state`.
     pub const fn count(&self, state: State) -> u16 {
         self.flows.count(state)
+    }
+
+    /// As [`FlowTable::held_to`].
+    pub fn held_to(&self, tuple: &Tuple) -> (u16, u16) {
+        self.flows.held_to(tuple)
+    }
+
+    /// How many flows a client opens.
+    pub fn opened(&self, client: Ipv6Addr) -> u16 {
+        self.flows.opened(client)
     }
 
     /// The flow of a slot that a verdict named.

@@ -73,6 +73,7 @@ impl Status {
         status.number("forwarded", totals.forwarded);
         status.number("refused", totals.refused);
         status.number("yielded", totals.yielded);
+        status.number("looped", totals.looped);
         status.number("from_lan", totals.from_lan);
 
         if gateway.path() == Path::Forward {
