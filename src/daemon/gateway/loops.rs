@@ -17,7 +17,7 @@ use crate::task::spawn;
 
 /// So many connections of one client to one server make it worth a test.
 const SUSPICIOUS: u16 = 16; // more than a browser opens
-/// Milliseconds between tests...
+/// Milliseconds that a test may take, and until the next...
 const PAUSE: u32 = 30_000;
 /// ...and for which what one has found is believed.
 const TTL: u32 = 60_000;
@@ -35,7 +35,7 @@ impl Gateway {
     /// Whether a new connection, held already, is a proxy's own for a client that waits for that: it is to be refused.
     pub(super) fn is_loop(self: &Rc<Self>, tuple: &Tuple, now: Instant) -> bool {
         let loops = &self.loops;
-        let asked = loops.asked.get();
+        let asked = loops.asked.get().filter(|(_, at)| now.since(*at) < PAUSE);
         if asked.is_some_and(|(address, _)| address == tuple.destination) {
             loops.proxy.set(Some((tuple.source, now)));
             let source = tuple.source.to_canonical();
@@ -53,7 +53,7 @@ impl Gateway {
         if is_proxy {
             return rewriter.held_to(tuple).0 > 1;
         }
-        if asked.is_none_or(|(_, at)| now.since(at) >= PAUSE)
+        if asked.is_none()
             && rewriter.opened(tuple.source) >= SUSPICIOUS
             && rewriter.held_to(tuple).1 >= SUSPICIOUS
         {
