@@ -1,7 +1,8 @@
 //! The firewall's tables of our own, one a family (`dup` is not to be had in `inet`), as text for nft(8).
 //!
 //! What is **captured** is what the machine is about to forward: its routing and its firewall have decided already.
-//! Chain `forwarded` asks whose it is and to where, `captured` what of it; `take` is the end: on the forward path it goes
+//! Chain `forwarded` asks whose it is and to where (`sent` the same of what the machine itself sends, where rules have not
+//! led it into the TUN), `captured` what of it; `take` is the end: on the forward path it goes
 //! into the TUN, and otherwise it is refused. So nothing leaks, whatever becomes of the daemon, of policy rules or of
 //! routes: on the relay path rules lead it into the TUN, and what comes here has lost its way.
 //!
@@ -213,7 +214,7 @@ impl Chains<'_> {
             self.rules,
             "chain foreign {{\n\
              type filter hook prerouting priority raw; policy accept;\n\
-             iifname != {{ $tun, \"lo\" }} {} saddr {} drop\n\
+             {} saddr {} iifname != {{ $tun, \"lo\" }} drop\n\
              }}\n",
             self.family, self.own
         );
@@ -644,6 +645,44 @@ mod tests {
         assert!(text.ends_with(&[BEGUN, ANSWERS, "}\n", local, ANSWERS, "}\n}\n"].concat()), "{text}");
         config.local = false;
         assert!(!replace(&config, Path::Forward, true).contains(ANSWERS));
+    }
+
+    /// By whom it is, whatever becomes of the rules.
+    #[test]
+    fn what_the_machine_itself_sends_is_refused() {
+        let mut config = config("1");
+        config.auto_route = true;
+        for (path, is_running) in [(Path::Forward, true), (Path::Forward, false), (Path::Relay, true)] {
+            config.local = true;
+            let text = replace(&config, path, is_running);
+            assert_eq!(text.matches(SENT).count(), 2);
+            assert_eq!(text.matches(NEIGHBOURS).count(), 1, "IPv6 alone");
+            config.local = false;
+            assert!(!replace(&config, path, is_running).contains(SENT));
+        }
+        config.local = true;
+        config.on_failure = OnFailure::Direct;
+        assert!(!replace(&config, Path::Forward, true).contains(SENT));
+    }
+
+    /// Neighbours must not guess fake addresses, and who is behind the TUN has an address that nobody else has.
+    #[test]
+    fn the_uplinks_come_before_fake_addresses() {
+        let mut config = config("0");
+        config.dns.mode = crate::config::DnsMode::FakeIp;
+        let uplinks = Uplinks { devices: alloc::vec![3], ..Uplinks::default() };
+        let tables = Tables {
+            config: &config,
+            path: Path::Forward,
+            is_running: true,
+            uplinks: &uplinks,
+            proxies: &[],
+        };
+        let text = tables.replace();
+        let (uplink, fakes) =
+            (text.find("iif { 3 } accept"), text.find("ip daddr { 198.18.0.0/15 } goto take"));
+        assert!(uplink.is_some() && uplink < fakes, "{text}");
+        assert!(text.contains("ip saddr 10.45.39.1/24 iifname != { $tun, \"lo\" } drop\n"));
     }
 
     #[test]
