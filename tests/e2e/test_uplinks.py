@@ -157,7 +157,13 @@ def test_fake_addresses_are_none_for_neighbours(gateway, proxy, client, internet
     gateway("--dns", "fakeip")
     (fake,) = dig(client, SERVER, "www.corp.example")
     internet.run("ip", "route", "add", fake, "via", ROUTER_WAN)
-    internet.nft(f"table inet absorb {{ chain in {{ type filter hook prerouting priority raw; iifname wan ip daddr {fake} drop; }}; }}")
+    internet.nft(f"""
+table inet absorb {{
+    chain in {{
+        type filter hook prerouting priority raw
+        iifname wan ip daddr {fake} drop
+    }}
+}}""")
     seen = capture(internet, "wan", f"host {fake}")
     near = internet.begin_connect(fake, 443)
     until(lambda: went_through(seen), "it goes through the router")
