@@ -3,7 +3,9 @@
 'require baseclass';
 'require rpc';
 
-/* What the pages share: the calls, the daemon's words in the reader's language, and graphs. */
+/* What the pages share: the calls, the daemon's words in the reader's language, and graphs.
+ *
+ * E() takes a string for HTML, and one in a list for text: what comes from the router is in lists. */
 
 const callStatus = rpc.declare({ object: 'tcp-over-http', method: 'status' });
 const callSettings = rpc.declare({ object: 'tcp-over-http', method: 'settings' });
@@ -154,6 +156,16 @@ return baseclass.extend({
 		return svg('svg', {
 			'class': 'toh-graph', 'viewBox': '0 0 100 40', 'preserveAspectRatio': 'none', 'role': 'img', 'aria-label': label
 		}, shapes);
+	},
+
+	/* A line of the doctor's: how bad, what, and what to do. */
+	finding: function(line) {
+		const [ , level, what ] = line.match(/^(ok|warn|FAIL)\s+(.*)$/) || [ null, 'FAIL', line ];
+		const [ words, grade ] = { ok: [ _('good'), 'good' ], warn: [ _('warning'), 'fair' ], FAIL: [ _('fails'), 'bad' ] }[level];
+
+		return E('li', { 'class': 'toh-finding' }, [
+			E('span', { 'class': 'toh-state toh-%s'.format(grade) }, words), ' ', what
+		]);
 	},
 
 	style: function() {

@@ -113,7 +113,7 @@ return view.extend({
 			: !works ? _('Running, but no proxy works: connections are refused.')
 			: _('Running for %s, %d connections open.').format(common.duration(status.uptime), status.flows.live);
 
-		return E('p', { 'class': 'toh-state toh-%s'.format(status.draining || !works ? 'bad' : 'good'), 'aria-live': 'polite' }, words);
+		return E('p', { 'class': 'toh-state toh-%s'.format(status.draining || !works ? 'bad' : 'good'), 'aria-live': 'polite' }, [ words ]);
 	},
 
 	renderProxies: function(status) {
@@ -134,7 +134,7 @@ return view.extend({
 		const refusals = common.refusals(proxy);
 
 		return E('div', { 'class': 'toh-card%s'.format(proxy.chosen ? ' chosen' : ''), 'data-proxy': proxy.name }, [
-			E('h4', {}, proxy.name),
+			E('h4', {}, [ proxy.name ]),
 			E('p', { 'class': 'toh-state toh-%s'.format(state.grade) }, [
 				proxy.why ? '%s: %s'.format(state.words, common.reason(proxy.why)) : state.words,
 				proxy.seconds_left ? ' ' + _('(%s left)').format(common.duration(proxy.seconds_left)) : '',
@@ -161,7 +161,7 @@ return view.extend({
 			'aria-label': '%s: %s'.format(words, name),
 			'disabled': this.may ? null : true,
 			'click': ui.createHandlerFn(this, 'handleUse', name)
-		}, words);
+		}, [ words ]);
 	},
 
 	handleUse: function(name, ev) {
@@ -169,7 +169,7 @@ return view.extend({
 
 		return callUse(name, false).then(reply => {
 			if (!reply || !reply.done)
-				ui.addNotification(null, E('p', {}, (reply && (reply.message || reply.error)) || _('The daemon does not answer.')), 'error');
+				ui.addNotification(null, E('p', {}, [ (reply && (reply.message || reply.error)) || _('The daemon does not answer.') ]), 'error');
 
 			return this.ask();
 		}).then(answers => this.update(root, answers));
@@ -203,7 +203,7 @@ return view.extend({
 			].concat(sorted.map(client => E('tr', { 'class': 'tr' }, [
 				client.client, client.flows, client.opened, client.refused, common.bytes(client.up), common.bytes(client.down),
 				common.duration(client.seconds_ago)
-			].map((text, place) => E('td', { 'class': 'td', 'data-title': titles[place] }, String(text)))))))
+			].map((text, place) => E('td', { 'class': 'td', 'data-title': titles[place] }, [ text ]))))))
 		]);
 	},
 
@@ -215,7 +215,7 @@ return view.extend({
 
 		return E('div', { 'class': 'cbi-section' }, [
 			E('h3', {}, _('Dropped')),
-			E('ul', {}, names.map(name => E('li', {}, '%d %s'.format(drops[name], common.drop(name)))))
+			E('ul', {}, names.map(name => E('li', {}, [ '%d %s'.format(drops[name], common.drop(name)) ])))
 		]);
 	},
 
@@ -226,8 +226,8 @@ return view.extend({
 		return E('div', { 'class': 'cbi-section' }, [
 			E('h3', {}, _('Last changes')),
 			E('ul', {}, history.slice(-10).reverse().map(change => E('li', {}, [
-				E('span', { 'class': 'toh-old' }, _('%s ago').format(common.duration(change.seconds_ago))),
-				' ', E('strong', {}, change.upstream), ' ', common.change(change.change)
+				E('span', { 'class': 'toh-old' }, [ _('%s ago').format(common.duration(change.seconds_ago)) ]),
+				' ', E('strong', {}, [ change.upstream ]), ' ', common.change(change.change)
 			])))
 		]);
 	},

@@ -18,7 +18,7 @@ return baseclass.extend({
 			const state = common.state(proxy);
 
 			return E('tr', { 'class': 'tr' }, [
-				E('td', { 'class': 'td left', 'width': '33%' }, proxy.name),
+				E('td', { 'class': 'td left', 'width': '33%' }, [ proxy.name ]),
 				E('td', { 'class': 'td left' }, [
 					proxy.why ? '%s: %s'.format(state.words, common.reason(proxy.why)) : state.words,
 					proxy.chosen ? ' (' + _('chosen by you') + ')' : '',
