@@ -19,7 +19,7 @@ use std::time::Duration;
 use tcp_over_http::capture::Path;
 use tcp_over_http::config::{Config, ConnectMode};
 use tcp_over_http::flow::{Slot, State};
-use tcp_over_http::packet::vnet;
+use tcp_over_http::packet::{Packet, vnet};
 use tcp_over_http::rewrite::{Rewriter, Verdict};
 use tcp_over_http::time::Instant;
 use tcp_over_http::upstream::clients::Clients;
@@ -177,6 +177,10 @@ impl Gateway {
             return;
         }
         let is_anew = matches!(taken, Some(Taken::Restarted(_)));
+        if is_anew && let Ok(packet) = Packet::parse(packet) {
+            let forgotten = self.rewriter.borrow_mut().forget(&packet.tuple(), now);
+            forgotten.into_iter().for_each(|slot| self.keep(slot, Kept::Nothing));
+        }
         let verdict = self.rewriter.borrow_mut().handle(header, packet, now);
         self.carry_out(verdict, frame, is_anew, now);
     }

@@ -61,8 +61,8 @@ pub struct Opened {
 pub enum Carried {
     /// By a socket of ours: it has to be relayed.
     Relayed(Opened),
-    /// In the client's own name: the kernel carries it.
-    Forwarded,
+    /// In the client's own name: the kernel carries it once the client has released it.
+    Forwarded(forward::Attempt),
 }
 
 /// A client whose connection may be forwarded.
@@ -140,7 +140,7 @@ impl Upstreams {
     pub async fn open(&self, target: Target<'_>) -> Result<Opened, Failure> {
         match self.carry(target, None).await? {
             Carried::Relayed(opened) => Ok(opened),
-            Carried::Forwarded => Err(Failure::BadTarget), // nobody's client
+            Carried::Forwarded(_) => Err(Failure::BadTarget), // nobody's client
         }
     }
 
@@ -407,10 +407,7 @@ impl Upstreams {
         self.note_worked(target);
         let stream = match connection {
             Connection::Socket(stream) => stream,
-            Connection::Packets(attempt) => {
-                attempt.keep();
-                return Ok(Carried::Forwarded);
-            }
+            Connection::Packets(attempt) => return Ok(Carried::Forwarded(attempt)),
         };
         // Only now: refused connections, of which a port scan makes many, are spared these calls.
         let _ = stream.set_nodelay(true);

@@ -153,7 +153,7 @@ def test_the_firewall_comes_and_goes(box, honest, client, leaks, fetch, action):
 def test_a_broken_firewall_is_left_alone(box, honest, client, fetch):
     """Another package's bad include: it must not be us who make fw4 fail on it."""
     box.boot()
-    # On the express path a daemon that no connection reaches would not start.
+    # Any path will do: this is about the firewall.
     bad = box.root / "usr/share/nftables.d/table-post/bad.nft"
     bad.write_text("chain nonsense { what }\n")
     before = box.nft()

@@ -69,7 +69,11 @@ impl Gateway {
             let forwarder = gateway.forwarder.as_ref().filter(|_| is_honest);
             let client = forwarder.map(|forwarder| Client { forwarder, syn: &syn });
             match upstreams.carry(target, client).await {
-                Ok(Carried::Forwarded) => gateway.handle_forwarded(slot),
+                Ok(Carried::Forwarded(attempt)) => {
+                    gateway.rewriter.borrow_mut().release(slot, gateway.now());
+                    attempt.released().await;
+                    gateway.handle_released(slot);
+                }
                 Ok(Carried::Relayed(opened)) => gateway.handle_dialled(slot, Ok(opened)),
                 Err(failure) => gateway.handle_dialled(slot, Err(failure)),
             }
@@ -89,12 +93,12 @@ impl Gateway {
         }
     }
 
-    /// The kernel carries the connection: nothing is left to do for it.
-    fn handle_forwarded(&self, slot: Slot) {
+    /// The client has gone on, and the kernel carries the connection: nothing is left to do for it.
+    fn handle_released(&self, slot: Slot) {
         if let Some(parked) = self.kept.borrow_mut().parked(slot) {
             parked.dial = DialState::InFlight(None); // it has ended: nothing to abort
         }
-        self.rewriter.borrow_mut().remove(slot, self.now());
+        self.rewriter.borrow_mut().end(slot, self.now());
         self.keep(slot, Kept::Nothing);
         self.count(|totals| totals.forwarded += 1);
     }
