@@ -44,7 +44,6 @@ const DROPS = {
 	repeated_syn: _('repeated beginnings of a connection'),
 	unexpected: _('packets that do not fit their connection'),
 	unknown_flow: _('packets of no known connection'),
-	not_tcp: _('packets that are not TCP'),
 	rate_limited: _('answers that would have been too many'),
 	table_full: _('connections beyond the limit of all'),
 	too_many_dials: _('connections beyond those being opened at once'),
@@ -109,11 +108,11 @@ return baseclass.extend({
 	},
 
 	bytes: function(number) {
-		return '%1024.1mB'.format(number);
+		return '%1024.1mB'.format(Math.round(number));
 	},
 
 	rate: function(number) {
-		return '%1024.1mB/s'.format(number);
+		return '%1024.1mB/s'.format(Math.round(number));
 	},
 
 	duration: function(seconds) {

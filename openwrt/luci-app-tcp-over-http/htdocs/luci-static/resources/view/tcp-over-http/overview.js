@@ -208,7 +208,8 @@ return view.extend({
 	},
 
 	renderDrops: function(drops) {
-		const names = Object.keys(drops).filter(name => drops[name] > 0);
+		/* The kernel itself sends some that are not TCP to every device. */
+		const names = Object.keys(drops).filter(name => drops[name] > 0 && name != 'not_tcp');
 
 		if (!names.length)
 			return '';
