@@ -144,8 +144,8 @@ return baseclass.extend({
 
 			line.forEach((value, place) => {
 				if (value != null)
-					path += '%s%.1f %.1f'.format(pen ? 'L' : 'M',
-						100 * (length - line.length + place) / (length - 1), 38 - 36 * value / top);
+					path += '%s%.1f %.1f%s'.format(pen ? 'L' : 'M',
+						100 * (length - line.length + place) / (length - 1), 38 - 36 * value / top, pen ? '' : 'h0');
 				pen = (value != null);
 			});
 

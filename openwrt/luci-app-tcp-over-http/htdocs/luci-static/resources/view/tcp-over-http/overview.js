@@ -184,6 +184,7 @@ return view.extend({
 			E('div', { 'class': 'toh-numbers' }, [
 				E('span', {}, _('— received: %s').format(common.rate(last(this.down)))),
 				E('span', {}, _('- - sent: %s').format(common.rate(last(this.up)))),
+				E('span', {}, _('top edge: %s').format(common.rate(Math.max(1, ...this.down, ...this.up)))),
 				E('span', {}, _('in all: ↓ %s, ↑ %s').format(common.bytes(status.bytes.down), common.bytes(status.bytes.up)))
 			])
 		]);
