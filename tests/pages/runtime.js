@@ -354,6 +354,8 @@ const Value = Base.extend({
 		return field;
 	},
 	parse(sid) {
+		if (!this.nodes[sid])
+			return Promise.resolve(); /* just added */
 		if (!this.check(sid))
 			return Promise.reject(new TypeError('Option "%s" contains an invalid input value.'.format(this.title)));
 		const value = this.formvalue(sid);
@@ -385,6 +387,8 @@ const Flag = Value.extend({
 	},
 	formvalue(sid) { return this.nodes[sid].checked ? '1' : '0'; },
 	parse(sid) {
+		if (!this.nodes[sid])
+			return Promise.resolve();
 		const value = this.formvalue(sid);
 		if (value == this.default && (this.optional || this.rmempty)) this.remove(sid); else this.write(sid, value);
 		return Promise.resolve();
@@ -413,7 +417,7 @@ const DynamicList = Value.extend({
 
 const Button = Value.extend({
 	widget(sid) {
-		return E('button', { 'class': 'btn cbi-button cbi-button-%s'.format(this.inputstyle || 'button'), 'disabled': this.disabled(), 'id': 'widget.' + this.cbid(sid),
+		return E('button', { 'class': 'btn cbi-button cbi-button-%s'.format(this.inputstyle || 'button'), 'disabled': this.disabled(),
 			'click': ui.createHandlerFn(this, ev => this.onclick(ev, sid)) }, [ this.inputtitle || this.title ]);
 	},
 	parse() { return Promise.resolve(); },

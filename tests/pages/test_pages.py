@@ -4,28 +4,35 @@ import json
 
 import pytest
 
-from lab.gateway import upstream
+from lab.gateway import PATH
 from lab.netns import PROXY, PROXY_OTHER, SERVER
 from lab.wait import until
 from server import LUCI, translations
 
-FIRST, SECOND = f"{PROXY}:3128", f"{PROXY_OTHER}:3128"
-BOTH = (upstream(), upstream(PROXY_OTHER))
+FIRST, SECOND = "first", "second"
 SECRET = "hunter2-must-not-show"
 LANGUAGES = ["de", "zh_Hans"]
 
 
-def serve(box, *lines, **more):
-    box.configure(*lines, **({"upstreams": BOTH} | more))
+def write(box, *main, sections=()):
+    """A configuration: all that is captured goes through the proxies of the sections."""
+    lines = ["option auto_route '1'", "option log_level 'debug'", f"option path '{PATH}'", *main]
+    text = "config tcp-over-http 'main'\n" + "".join(f"\t{line}\n" for line in lines)
+    for name, host, *options in sections:
+        lines = [f"option host '{host}'", "option port '3128'", *options]
+        text += f"\nconfig upstream '{name}'\n" + "".join(f"\t{line}\n" for line in lines)
+    (box.root / "etc/config/tcp-over-http").write_text(text)
+
+
+OFFICE = ("office", PROXY, "option username 'joe'", f"option password '{SECRET}'")
+HOME = ("home", PROXY_OTHER)
+
+
+def serve(box, *main, sections=(("first", PROXY), ("second", PROXY_OTHER))):
+    write(box, *main, sections=sections)
     offset = len(box.log())
-    box.service("restart", check=False)
+    box.service("restart")
     box.wait_ready(offset)
-
-
-def sections(*lines):
-    """The lines of a proxy's section, for one with a login."""
-    return ("", "config upstream 'office'", f"option host '{PROXY}'", "option port '3128'", "option username 'joe'",
-            f"option password '{SECRET}'", *lines)
 
 
 def status(box):
@@ -90,14 +97,14 @@ def test_a_page_that_nobody_sees_asks_nothing(box, visit, server):
 def test_overview_says_why_nothing_runs(box, visit):
     page = visit("overview")
     page.get_by_text("Switched off. Nothing is proxied.").wait_for()
-    box.configure("option mtu '<img src=x onerror=alert(1)>'")
+    write(box, "option mtu '<img src=x onerror=alert(1)>'", sections=[OFFICE])
     page = visit("overview")
     page.get_by_text("the configuration has a mistake").wait_for()
     assert page.locator("#view img").count() == 0
 
 
 def test_a_refusal_is_told_in_words(box, visit, lab, proxies):
-    serve(box, upstreams=(upstream(),))
+    serve(box, sections=[OFFICE])
     proxies[0].serve(lambda connection: connection.send(b"HTTP/1.1 403 no\r\n\r\n"))
     lab[0].client.connect_errno(SERVER, 80)
     page = visit("overview")
@@ -116,12 +123,12 @@ def test_settings_from_nothing(box, visit):
     save(page)
     page.get_by_text("Saved and applied").wait_for()
     page.get_by_text("It runs.").wait_for()
-    assert [one["name"] for one in status(box)["upstreams"]] == [FIRST]
+    assert len(status(box)["upstreams"]) == 1
     assert "option enabled" not in config(box)  # the default
 
 
 def test_a_change_keeps_secrets_and_connections(box, visit, lab, server):
-    serve(box, *sections(), upstreams=())
+    serve(box, sections=[OFFICE])
     near = lab[0].client.connect(SERVER, 80)
     pid = box.pid()
     page = visit("settings")
@@ -140,7 +147,7 @@ def test_a_change_keeps_secrets_and_connections(box, visit, lab, server):
 
 
 def test_what_the_daemon_refuses_stands_at_its_field(box, visit):
-    serve(box, *sections(), upstreams=())
+    serve(box, sections=[OFFICE])
     before = config(box)
     page = visit("settings")
     page.get_by_text("Expert", exact=True).click()
@@ -161,7 +168,7 @@ def test_what_the_daemon_refuses_stands_at_its_field(box, visit):
 
 
 def test_a_proxy_is_tried_as_typed(box, visit, proxies):
-    serve(box, *sections(), upstreams=())
+    serve(box, sections=[OFFICE])
     before = config(box)
     page = visit("settings")
     page.locator('[data-name="port"] input').first.fill("3129")
@@ -175,7 +182,7 @@ def test_a_proxy_is_tried_as_typed(box, visit, proxies):
 
 
 def test_order_and_removal(box, visit):
-    serve(box, *sections("", "config upstream 'home'", f"option host '{PROXY_OTHER}'", "option port '3128'"), upstreams=())
+    serve(box, sections=[OFFICE, HOME])
     page = visit("settings")
     page.get_by_role("button", name="Ask it earlier").nth(1).click()
     save(page)

@@ -56,11 +56,13 @@ return view.extend({
 
 		return callDoctor(target).then(lines => {
 			const bad = lines.filter(line => line.startsWith('FAIL')).length;
+			const isWarned = lines.some(line => line.startsWith('warn'));
 			const text = E('textarea', { 'class': 'toh-copy', 'rows': lines.length + 1, 'readonly': true, 'aria-label': _('As text') },
 				[ this.blank(lines, target) ]);
 
 			dom.content(this.output, lines.length ? [
-				E('p', {}, E('strong', {}, bad ? _('%d things are wrong.').format(bad) : _('All is well.'))),
+				E('p', {}, E('strong', {}, bad ? _('%d things are wrong.').format(bad)
+					: isWarned ? _('Nothing fails, but there are warnings.') : _('All is well.'))),
 				E('ul', {}, lines.map(line => common.finding(line))),
 				E('h3', {}, _('For a forum')),
 				E('p', {}, _('Without public addresses and the names of proxies.')),

@@ -142,10 +142,10 @@ return view.extend({
 			]),
 			common.graph([ line ], SAMPLES, _('Time to answer in the last minutes')),
 			E('div', { 'class': 'toh-numbers' }, [
-				E('span', {}, proxy.ms_mean ? _('answers in %d ms').format(proxy.ms_mean) : _('not asked yet')),
-				E('span', {}, _('%d connections').format(proxy.flows)),
-				E('span', { 'title': _('Sent') }, '↑ ' + common.bytes(proxy.up)),
-				E('span', { 'title': _('Received') }, '↓ ' + common.bytes(proxy.down))
+				E('span', {}, [ proxy.ms_mean ? _('answers in %d ms').format(proxy.ms_mean) : _('not asked yet') ]),
+				E('span', {}, [ _('%d connections').format(proxy.flows) ]),
+				E('span', { 'title': _('Sent') }, [ '↑ ' + common.bytes(proxy.up) ]),
+				E('span', { 'title': _('Received') }, [ '↓ ' + common.bytes(proxy.down) ])
 			]),
 			refusals.length ? E('p', { 'class': 'toh-old' }, [
 				_('Refused: '), refusals.map(([ count, words ]) => '%s (%d)'.format(words, count)).join(', ')
@@ -182,10 +182,10 @@ return view.extend({
 			E('h3', {}, _('Throughput')),
 			common.graph([ this.down, this.up ], SAMPLES, _('Throughput in the last five minutes')),
 			E('div', { 'class': 'toh-numbers' }, [
-				E('span', {}, _('— received: %s').format(common.rate(last(this.down)))),
-				E('span', {}, _('- - sent: %s').format(common.rate(last(this.up)))),
-				E('span', {}, _('top edge: %s').format(common.rate(Math.max(1, ...this.down, ...this.up)))),
-				E('span', {}, _('in all: ↓ %s, ↑ %s').format(common.bytes(status.bytes.down), common.bytes(status.bytes.up)))
+				E('span', {}, [ _('— received: %s').format(common.rate(last(this.down))) ]),
+				E('span', {}, [ _('- - sent: %s').format(common.rate(last(this.up))) ]),
+				E('span', {}, [ _('top edge: %s').format(common.rate(Math.max(1, ...this.down, ...this.up))) ]),
+				E('span', {}, [ _('in all: ↓ %s, ↑ %s').format(common.bytes(status.bytes.down), common.bytes(status.bytes.up)) ])
 			])
 		]);
 	},
