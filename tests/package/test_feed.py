@@ -77,7 +77,8 @@ def test_an_opkg_index_is_signed(feed, keys, arch, tmp_path):
 @needs_root
 def test_apk_adds_it_from_a_signed_feed(feed, tmp_path):
     index = feed / "apk" / ARCHS[0] / "packages.adb"
-    assert sorted(path.name for path in index.parent.glob("*.apk")) == [f"luci-app-tcp-over-http-{package_version()}.apk", f"tcp-over-http-{package_version()}.apk"]
+    page = f"luci-app-tcp-over-http-{package_version()}.apk"
+    assert sorted(path.name for path in index.parent.glob("*.apk")) == [page, f"tcp-over-http-{package_version()}.apk"]
     root = Root(tmp_path)
     add = ["--repository", index, "add", "tcp-over-http"]
     with pytest.raises(subprocess.CalledProcessError):

@@ -11,11 +11,12 @@ from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 
-from lab import netns  # noqa: E402
-from lab.faultproxy import OK, FaultProxy  # noqa: E402
-from lab.netns import PROXY, PROXY_OTHER  # noqa: E402
-from lab.router import Router, pack  # noqa: E402
-from server import Server  # noqa: E402
+from server import Server
+
+from lab import netns
+from lab.faultproxy import OK, FaultProxy
+from lab.netns import PROXY, PROXY_OTHER
+from lab.router import Router, pack
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 # Screenshots of what a test ends with, if there is such a folder.

@@ -8,6 +8,7 @@ import http.server
 import importlib.machinery
 import importlib.util
 import json
+import mimetypes
 import os
 import pathlib
 import threading
@@ -36,15 +37,28 @@ METHODS = {method for access in ("read", "write") for methods in ACL[access]["ub
 
 # LuCI's light and dark, as far as pages can tell: its own colours, and classes that the views use.
 STYLE = """
-:root { color-scheme: light dark } body { font: 15px sans-serif; margin: 0; background: Canvas; color: CanvasText }
-#maincontent { max-width: 60em; margin: auto; padding: 1em } .table { width: 100%; border-collapse: collapse }
-.td, .th { text-align: left; padding: .3em; border-bottom: 1px solid #8884 } .cbi-value { margin: .6em 0 }
-.cbi-value-title { display: inline-block; min-width: 13em; vertical-align: top } .cbi-value-field { display: inline-block; max-width: 40em }
-.cbi-value-description { font-size: 85%; opacity: .8 } .cbi-input-invalid { outline: 2px solid red } .cbi-tabmenu li { display: inline-block; margin-right: 1em }
-.cbi-tab { font-weight: bold } .item { display: block } .alert-message { border: 1px solid; padding: .5em 1em; margin: .5em 0 }
-#modal_overlay { position: fixed; inset: 0; background: #000a; padding: 2em } .modal { background: Canvas; padding: 1em; max-width: 40em; margin: auto }
-@media (max-width: 600px) { .cbi-value-title, .cbi-value-field { display: block } .table, .tr, .td { display: block } .table-titles { display: none }
-.td::before { content: attr(data-title) ": "; opacity: .7 } }
+:root { color-scheme: light dark }
+body { font: 15px sans-serif; margin: 0; background: Canvas; color: CanvasText }
+#maincontent { max-width: 60em; margin: auto; padding: 1em }
+.table { width: 100%; border-collapse: collapse }
+.td, .th { text-align: left; padding: .3em; border-bottom: 1px solid #8884 }
+.cbi-value { margin: .6em 0 }
+.cbi-value-title { display: inline-block; min-width: 13em; vertical-align: top }
+.cbi-value-field { display: inline-block; max-width: 40em }
+.cbi-value-description { font-size: 85%; opacity: .8 }
+.cbi-input-invalid { outline: 2px solid red }
+.cbi-tabmenu li { display: inline-block; margin-right: 1em }
+.cbi-tab { font-weight: bold }
+.item { display: block }
+.alert-message { border: 1px solid; padding: .5em 1em; margin: .5em 0 }
+#modal_overlay { position: fixed; inset: 0; background: #000a; padding: 2em }
+.modal { background: Canvas; padding: 1em; max-width: 40em; margin: auto }
+@media (max-width: 600px) {
+    .cbi-value-title, .cbi-value-field { display: block }
+    .table, .tr, .td { display: block }
+    .table-titles { display: none }
+    .td::before { content: attr(data-title) ": "; opacity: .7 }
+}
 """
 
 
@@ -146,7 +160,7 @@ class Server:
                 options = dict(pair.split("=", 1) for pair in query.split("&") if "=" in pair)
                 if path.startswith("/luci-static/"):
                     file = outer.static(path)
-                    kind = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}.get(file.suffix, "image/png") if file else "text/plain"
+                    kind = mimetypes.guess_type(path)[0] or "text/plain"
                     self.answer(200 if file else 404, kind, file.read_bytes() if file else b"")
                 elif path == "/runtime.js":
                     self.answer(200, "text/javascript", (HERE / "runtime.js").read_bytes())
@@ -191,28 +205,34 @@ class Server:
         page = {"sessionid": SESSION, "readonly": self.ubus.readonly, "translations": words}
         page |= {"include": f"view.{name}"} if view == "widget" else {"view": name}
         if LUCI:
-            return self.luci(view, name, page, words, options)
-        return (f"<!DOCTYPE html><html><head><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{view}</title>"
-                f"<style>{STYLE}</style></head><body><div id=maincontent><div id=view></div></div>"
-                f"<script>const PAGE = {json.dumps(page)};</script><script src=/runtime.js></script></body></html>")
+            return self.luci(view, name, words, options)
+        return f"""<!DOCTYPE html>
+<html><head><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{view}</title>
+<style>{STYLE}</style></head>
+<body><div id=maincontent><div id=view></div></div>
+<script>const PAGE = {json.dumps(page)};</script><script src=/runtime.js></script></body></html>"""
 
-    def luci(self, view, name, page, words, options):
+    def luci(self, view, name, words, options):
         """As LuCI's header and view templates have it."""
         theme = options.get("theme", "bootstrap")
         table = {f"{translations.sfh(key.encode()):08x}": text for key, text in words.items() if key}
-        env = {"media": f"/luci-static/{theme}", "resource": "/luci-static/resources", "scriptname": "/cgi-bin/luci", "pathinfo": "",
-               "documentroot": "/www", "requestpath": ["admin", "services", PACKAGE, view], "dispatchpath": ["admin", "services", PACKAGE, view],
-               "pollinterval": 5, "ubuspath": "/ubus/", "sessionid": SESSION, "token": "t",
-               "nodespec": {"satisfied": True, "readonly": self.ubus.readonly, "title": view}, "apply_rollback": 90, "apply_holdoff": 4}
-        run = (f"L.require('ui').then(ui => ui.instantiateView('{name.replace('.', '/')}'))" if view != "widget" else
-               f"L.require('view.{name}').then(w => w.load().then(d => document.querySelector('#view').replaceChildren(w.render(d))))")
+        where = ["admin", "services", PACKAGE, view]
+        env = {"media": f"/luci-static/{theme}", "resource": "/luci-static/resources", "scriptname": "/cgi-bin/luci",
+               "pathinfo": "", "documentroot": "/www", "requestpath": where, "dispatchpath": where, "pollinterval": 5,
+               "ubuspath": "/ubus/", "sessionid": SESSION, "token": "t", "apply_rollback": 90, "apply_holdoff": 4,
+               "nodespec": {"satisfied": True, "readonly": self.ubus.readonly, "title": view}}
+        run = f"L.require('ui').then(ui => ui.instantiateView('{name.replace('.', '/')}'))"
+        if view == "widget":
+            run = (f"L.require('view.{name}').then(include => include.load()"
+                   ".then(data => document.querySelector('#view').replaceChildren(include.render(data))))")
         dark = f"data-darkmode='{options['dark']}'" if "dark" in options else ""
-        return (f"<!DOCTYPE html><html {dark}><head><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'><title>{view}</title>"
-                f"<link rel=stylesheet href='/luci-static/{theme}/cascade.css'>"
-                f"<script>window.TR = {json.dumps(table)}</script><script src='/luci-static/resources/cbi.js'></script></head>"
-                f"<body class='lang_en'><div id=maincontent class=container><div id=tabmenu></div><div id=view></div></div>"
-                f"<script src='/luci-static/resources/luci.js'></script><script>L = new LuCI({json.dumps(env)});</script>"
-                f"<script>{run}</script></body></html>")
+        return f"""<!DOCTYPE html>
+<html {dark}><head><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'><title>{view}</title>
+<link rel=stylesheet href='/luci-static/{theme}/cascade.css'><script>window.TR = {json.dumps(table)}</script>
+<script src='/luci-static/resources/cbi.js'></script></head>
+<body class=lang_en><div id=maincontent class=container><div id=tabmenu></div><div id=view></div></div>
+<script src='/luci-static/resources/luci.js'></script><script>L = new LuCI({json.dumps(env)});</script>
+<script>{run}</script></body></html>"""
 
     def close(self):
         self.http.shutdown()

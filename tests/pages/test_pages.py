@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from server import LUCI, translations
 
 from lab.gateway import PATH
 from lab.netns import PROXY, PROXY_OTHER, SERVER
 from lab.wait import until
-from server import LUCI, translations
 
 FIRST, SECOND = "first", "second"
 SECRET = "hunter2-must-not-show"
@@ -113,7 +113,7 @@ def test_a_refusal_is_told_in_words(box, visit, lab, proxies):
 
 def test_settings_from_nothing(box, visit):
     """A new user's way: a proxy, switched on, saved."""
-    (box.root / "etc/config/tcp-over-http").write_text("config tcp-over-http 'main'\n\toption enabled '0'\n\toption auto_route '1'\n")
+    write(box, "option enabled '0'")
     page = visit("settings")
     page.get_by_role("button", name="Add a proxy").click()
     hosts = page.locator('[data-name="host"] input[type=text]')

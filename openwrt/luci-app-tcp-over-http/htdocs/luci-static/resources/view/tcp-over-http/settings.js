@@ -377,13 +377,21 @@ return view.extend({
 			if (link)
 				link.click();
 
-			field.appendChild(E('div', { 'class': 'cbi-value-description toh-fault', 'role': 'alert' }, [ message ]));
+			(field.querySelector('.cbi-value-field') || field).appendChild(E('div', { 'class': 'cbi-value-description toh-fault', 'role': 'alert' }, [ message ]));
 
 			if (input)
 				input.focus();
 		}
 
-		ui.addNotification(_('Nothing was saved'), E('p', {}, [ text ]), 'error');
+		this.tell(_('Nothing was saved'), E('p', {}, [ text ]), 'error');
+	},
+
+	/* One message at a time. */
+	tell: function(title, children, kind) {
+		if (this.note)
+			this.note.remove();
+
+		this.note = ui.addNotification(title, children, kind);
 	},
 
 	forgive: function() {
@@ -407,7 +415,7 @@ return view.extend({
 					])
 				]);
 			});
-		}), () => ui.addNotification(null, E('p', {}, _('First correct what is marked.')), 'error'))
+		}), () => this.tell(null, E('p', {}, _('First correct what is marked.')), 'error'))
 			.finally(() => L.resolveDefault(callRevert(CONFIG)));
 	},
 
@@ -428,12 +436,12 @@ return view.extend({
 
 		return this.map.parse().then(() => this.stage(), () => null).then(staged => {
 			if (!staged) {
-				ui.addNotification(null, E('p', {}, _('First correct what is marked.')), 'error');
+				this.tell(null, E('p', {}, _('First correct what is marked.')), 'error');
 				return;
 			}
 
 			if (!staged.names.length) {
-				ui.addNotification(null, E('p', {}, _('Nothing has changed.')), 'info');
+				this.tell(null, E('p', {}, _('Nothing has changed.')), 'info');
 				return;
 			}
 
@@ -444,7 +452,7 @@ return view.extend({
 
 			return callCommit(CONFIG).then(() => this.told(staged.names));
 		}).catch(error => {
-			ui.addNotification(_('Nothing was saved'), E('p', {}, [ String(error.message || error) ]), 'error');
+			this.tell(_('Nothing was saved'), E('p', {}, [ String(error.message || error) ]), 'error');
 
 			return L.resolveDefault(callRevert(CONFIG));
 		});
@@ -460,7 +468,7 @@ return view.extend({
 		return new Promise(resolve => window.setTimeout(resolve, 2000))
 			.then(() => Promise.all([ common.status(), common.settings() ]))
 			.then(([ status, settings ]) => {
-				ui.addNotification(null, E('p', {}, [
+				this.tell(null, E('p', {}, [
 					words, ' ', status ? _('It runs.') : common.whyNot(settings)
 				]), status ? 'info' : 'warning');
 
