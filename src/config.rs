@@ -26,7 +26,7 @@ mod upstream;
 mod values;
 
 pub use changes::Changes;
-pub use choices::{ConnectMode, DnsMode, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic};
+pub use choices::{ConnectMode, DnsMode, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, ToProxy};
 pub use dns::DnsConfig;
 pub use error::{ConfigError, ConfigErrorKind, Fault, Origin};
 pub use export::{Json, Shell};
@@ -95,6 +95,8 @@ pub struct Config {
     pub client_bypass: Vec<IpNet>,
     /// Capture TCP to these ports only, first and last of each range; empty = all.
     pub ports: Vec<(u16, u16)>,
+    /// What happens to what clients send to a proxy's own address and port.
+    pub to_proxy: ToProxy,
     /// What happens to UDP to port 443.
     pub quic: Quic,
     /// What happens to captured packets that aren't TCP.

@@ -46,6 +46,15 @@ choices! {
         Direct = "direct",
     }
 
+    /// What happens to what clients send to a proxy itself.
+    ToProxy {
+        /// It goes there, as it is.
+        #[default]
+        Direct = "direct",
+        /// It is refused.
+        Reject = "reject",
+    }
+
     /// What happens to captured packets that aren't TCP.
     NonTcp {
         /// They aren't captured.

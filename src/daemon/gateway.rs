@@ -17,6 +17,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tcp_over_http::capture::Path;
+use tcp_over_http::capture::conntrack::Entry;
 use tcp_over_http::config::{Config, ConnectMode};
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::packet::{Packet, vnet};
@@ -104,6 +105,11 @@ impl Gateway {
     /// How clients' connections get to proxies.
     pub const fn path(&self) -> Path {
         if self.forwarder.is_some() { Path::Forward } else { Path::Relay }
+    }
+
+    /// The live connections that the kernel forwards, each with its upstream.
+    pub fn forwarded(&self) -> Vec<(Rc<str>, Entry)> {
+        self.forwarder.as_ref().map(|forwarder| forwarder.forwarded()).unwrap_or_default()
     }
 
     /// The TUN.

@@ -14,6 +14,7 @@ from lab.configured import Configured
 from lab.connections import open_tunnel
 from lab.dnsservers import PORT, RECORDS, Dnsmasq, Unbound
 from lab.faultproxy import FaultProxy
+from lab.forward import ends, forward, hard, middles, strays  # noqa: F401
 from lab.gateway import PATH, Gateway, upstream
 from lab.netns import PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6
 from lab.proxies import HonestProxy

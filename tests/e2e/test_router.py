@@ -11,7 +11,19 @@ import pytest
 from lab.connections import assert_carries, open_tunnel
 from lab.dnsservers import Unbound, dig
 from lab.gateway import PATH, PROJECT, TABLE, TUN, upstream
-from lab.netns import CLIENT, CLIENT_OTHER, PROXY, RESOLVER, ROUTER_LAN, ROUTER_WAN, SERVER, SERVER6, command, finish_connect, literal
+from lab.netns import (
+    CLIENT,
+    CLIENT_OTHER,
+    PROXY,
+    RESOLVER,
+    ROUTER_LAN,
+    ROUTER_WAN,
+    SERVER,
+    SERVER6,
+    command,
+    finish_connect,
+    literal,
+)
 from lab.router import CONFIG, RUN, Router, pack
 from lab.servers import WebServer
 from lab.wait import WAIT, until

@@ -55,10 +55,11 @@ def lab():
 
 @pytest.fixture
 def proxies(lab):
-    """Two that open everything and then say the same again and again."""
-    made = [FaultProxy(lab[0].internet, address, 3128).serve(lambda connection: connection.send(OK + b"hello"))
-            for address in (PROXY, PROXY_OTHER)]
-    yield made
+    """Two that answer each request so; what they say may be changed."""
+    said = {address: OK + b"hello" for address in (PROXY, PROXY_OTHER)}
+    made = [FaultProxy(lab[0].internet, address, 3128).serve(lambda connection, address=address: connection.send(said[address]))
+            for address in said]
+    yield said
     for proxy in made:
         proxy.close()
 

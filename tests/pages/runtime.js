@@ -239,7 +239,7 @@ const JSONMap = Base.extend({
 		Object.assign(this, { title, description, config: 'json', children: [], data: new JSONConfig(data) });
 	},
 	section(type, ...args) { const s = new type(this, ...args); this.children.push(s); return s; },
-	load() { return Promise.resolve(); },
+	load() { this.children.forEach(s => s.sids().forEach(sid => s.children.forEach(o => o.load(sid)))); return Promise.resolve(); },
 	render() { return this.load().then(() => this.renderContents()); },
 	renderContents() {
 		this.root = this.root || E('div', { 'class': 'cbi-map', 'id': 'cbi-json' });
@@ -252,7 +252,7 @@ const JSONMap = Base.extend({
 	checkDepends() { this.children.forEach(s => s.sids().forEach(sid => s.children.forEach(o => o.check(sid)))); },
 	parse() { return Promise.all(this.children.map(s => s.parse())); },
 	save(cb, silent) {
-		return this.parse().then(cb).catch(error => { if (!silent) alert(error); return Promise.reject(error); }).finally(() => this.renderContents());
+		return this.parse().then(cb).then(() => this.load()).catch(error => { if (!silent) alert(error); return Promise.reject(error); }).finally(() => this.renderContents());
 	}
 });
 
@@ -312,11 +312,13 @@ const TypedSection = Section.extend({
 
 const Value = Base.extend({
 	__init__(map, section, option, title, description) {
-		Object.assign(this, { map, section, option, title, description, rmempty: true, optional: false, default: null, nodes: {} });
+		Object.assign(this, { map, section, option, title, description, rmempty: true, optional: false, default: null, nodes: {}, read: {} });
 	},
 	value(key, words) { (this.keys = this.keys || []).push([ String(key), words ?? key ]); },
 	cbid(sid) { return 'cbid.json.%s.%s'.format(sid, this.option); },
-	cfgvalue(sid) { return this.map.data.get('json', sid, this.option); },
+	/* What was there at the last load: not what has been written since. */
+	load(sid) { this.read[sid] = this.map.data.get('json', sid, this.option); },
+	cfgvalue(sid) { return this.read[sid] ?? null; },
 	validate() { return true; },
 	disabled() { return (this.readonly ?? this.map.readonly) ? true : null; },
 	widget(sid) {

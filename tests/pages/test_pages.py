@@ -5,6 +5,7 @@ import json
 import pytest
 from server import LUCI, translations
 
+from lab.faultproxy import reply
 from lab.gateway import PATH
 from lab.netns import PROXY, PROXY_OTHER, SERVER
 from lab.wait import until
@@ -105,7 +106,7 @@ def test_overview_says_why_nothing_runs(box, visit):
 
 def test_a_refusal_is_told_in_words(box, visit, lab, proxies):
     serve(box, sections=[OFFICE])
-    proxies[0].serve(lambda connection: connection.send(b"HTTP/1.1 403 no\r\n\r\n"))
+    proxies[PROXY] = reply(403)
     lab[0].client.connect_errno(SERVER, 80)
     page = visit("overview")
     page.get_by_text("403: the target is not allowed (1)").wait_for()

@@ -12,6 +12,7 @@ use tcp_over_http::dns;
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::net::IpNet;
 
+use crate::kernel::capture::{DETOUR, Detour};
 use crate::kernel::{firewall, route, sysctl};
 use crate::report::{control, json};
 use crate::settings::Settings;
@@ -19,7 +20,7 @@ use crate::sys;
 use crate::upstream::Upstreams;
 use crate::upstream::dial::{self, HandshakeError};
 use crate::upstream::exchange::any_address;
-use tcp_over_http::config::Config;
+use tcp_over_http::config::{Config, PathChoice};
 
 /// For the proxy's answer: one that allows a port where the target drops packets may stay silent for long.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -212,6 +213,15 @@ async fn examine_proxy(
     if addresses.iter().any(|&ip| is_captured(config, SocketAddr::new(ip, proxy.port))) {
         let advice = if config.mark == 0 { LOOP } else { OVERLAP };
         findings.fail(format_args!("upstream {name}: connections enter {}", config.tun), advice);
+    }
+    if config.path != PathChoice::Relay
+        && let Ok(uplinks) = route::uplinks(route::index(&config.tun))
+    {
+        for &proxy in &*addresses {
+            if let Some(table) = uplinks.detour(proxy) {
+                findings.warn(format_args!("upstream {name}: {}", Detour { proxy, table }), DETOUR);
+            }
+        }
     }
     let mut is_reached = true;
     for (port, advice) in PORTS {

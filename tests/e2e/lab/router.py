@@ -209,9 +209,13 @@ class Router:
             self.start_network()
 
     def start_network(self):
-        """netifd's part: the loopback's routes go before it comes up; addresses, links, hotplug, and the firewall anew."""
+        """netifd's part: all rules go, and the loopback's routes before it comes up; addresses, links, hotplug, and the
+        firewall anew."""
         self.space.run("ip", "link", "set", "lo", "down")
         for family in ("-4", "-6"):
+            self.space.run("ip", family, "rule", "flush")
+            for priority, table in (("32766", "main"), ("32767", "default")):
+                self.space.run("ip", family, "rule", "add", "priority", priority, "lookup", table)
             self.space.run("ip", family, "route", "flush", "table", "all", "dev", "lo", check=False)
         self.space.run("ip", "link", "set", "lo", "up")
         for script in sorted((self.root / "etc/hotplug.d/iface").glob("*")):

@@ -363,6 +363,11 @@ return view.extend({
 		}));
 	},
 
+	/* The form takes over what is typed, and reads it again: it compares with what it has read last. */
+	parse: function() {
+		return this.map.parse().then(() => this.map.load());
+	},
+
 	/* Puts what the daemon says to the field it is about, and on top. */
 	blame: function({ check, layout }) {
 		const text = check.message.join(' ');
@@ -401,7 +406,7 @@ return view.extend({
 	handleTest: function(sid) {
 		this.forgive();
 
-		return this.map.parse().then(() => this.stage(sid).then(staged => {
+		return this.parse().then(() => this.stage(sid).then(staged => {
 			if (!staged.check.valid)
 				return this.blame(staged);
 
@@ -420,7 +425,7 @@ return view.extend({
 	},
 
 	handleUp: function(sid) {
-		return L.resolveDefault(this.map.parse()).then(() => {
+		return L.resolveDefault(this.parse()).then(() => {
 			const sids = this.map.data.sections('json', 'upstream').map(values => values['.name']);
 			const place = sids.indexOf(sid);
 
@@ -434,7 +439,7 @@ return view.extend({
 	handleSaveApply: function(ev) {
 		this.forgive();
 
-		return this.map.parse().then(() => this.stage(), () => null).then(staged => {
+		return this.parse().then(() => this.stage(), () => null).then(staged => {
 			if (!staged) {
 				this.tell(null, E('p', {}, _('First correct what is marked.')), 'error');
 				return;
