@@ -664,7 +664,8 @@ def call(box, method, **arguments):
 
 def test_status_for_rpcd(box, honest, client, fetch):
     methods = json.loads(box.run(PLUGIN, "list").stdout)
-    assert {name for name, arguments in methods.items() if not arguments} == {"status", "upstreams", "history", "clients"}
+    assert {name for name, arguments in methods.items() if not arguments} == {
+        "status", "upstreams", "history", "clients", "settings", "check"}
     for method in ("status", "upstreams", "history", "clients"):
         failed = call(box, method)
         assert set(failed) == {"error"} and "no daemon answers at /var/run/tcp-over-http.sock: " in failed["error"]
@@ -692,8 +693,51 @@ def test_who_may_call_what(box):
     """What changes anything needs write access; what can be called can be granted, and nothing else."""
     granted = json.loads((PROJECT / "openwrt/files/usr/share/rpcd/acl.d/tcp-over-http.json").read_text())["tcp-over-http"]
     read, write = (set(granted[access]["ubus"]["tcp-over-http"]) for access in ("read", "write"))
-    assert read == {"status", "upstreams", "history", "clients"} and not read & write
+    assert read == {"status", "upstreams", "history", "clients", "settings"} and not read & write
     assert read | write == set(json.loads(box.run(PLUGIN, "list").stdout))
+
+
+SECRETS = """config tcp-over-http 'main'
+	option mtu '1400'
+	list upstream 'http://joe:hunter2:@192.0.2.10:3128'
+	list upstream 'http://192.0.2.11'
+	list bypass '10.0.0.0/8'
+
+config upstream 'office'
+	option host '192.0.2.12'
+	option username 'o\'brien'
+	option password 'hunter2'
+	list header 'X-Key: hunter2'
+"""
+
+
+@pytest.mark.once(why="the service's scripts know no path")
+def test_settings_and_check_for_a_page(box):
+    """Nothing secret comes out; what a session has staged is judged, and seen by nobody else."""
+    text = SECRETS.replace("o\'brien", "o'\\''brien")
+    (box.root / CONFIG).write_text(text)
+    told = call(box, "settings")
+    assert "hunter2" not in json.dumps(told)
+    main, office = told["sections"]
+    assert main == {".name": "main", ".type": "tcp-over-http", "mtu": ["1400"], "bypass": ["10.0.0.0/8"],
+                    "upstream": ["http://joe:***@192.0.2.10:3128", "http://192.0.2.11"]}
+    assert office == {".name": "office", ".type": "upstream", "host": ["192.0.2.12"], "username": ["o'brien"],
+                      "password": ["***"], "header": ["X-Key: ***"]}
+    assert told["check"] == {"valid": True} and {"main", "upstream"} == told["options"].keys()
+    session = "0123456789abcdef" * 2
+    assert call(box, "check", ubus_rpc_session=session) == {"valid": True}
+    staged = box.run_dir / f"rpcd/uci-{session}/tcp-over-http"
+    staged.parent.mkdir(parents=True)
+    staged.write_text(text + "\toption port 'x\"y'\n")
+    wrong = call(box, "check", ubus_rpc_session=session)
+    assert (wrong["valid"], wrong["section"]) == (False, 2) and wrong["message"][0].startswith("port: '")
+    assert any("port: '" in line for line in call(box, "doctor", candidate=True, ubus_rpc_session=session)["lines"])
+    assert call(box, "settings")["check"] == {"valid": True}
+    # No path of another's making.
+    for session in ("", "../uci", "a/b"):
+        result = box.run(PLUGIN, "call", "check", input=json.dumps({"ubus_rpc_session": session}), check=False)
+        assert result.returncode and not result.stdout, session
+    assert not list((box.root / "tmp").glob("tmp.*")), "a candidate is left, with its passwords"
 
 
 # What prometheus-node-exporter-lua and libubus-lua have for a collector.
