@@ -25,10 +25,10 @@ fuzz_target!(|input: &[u8]| {
 });
 
 /// What the proxy and the client get, and why no more.
-fn carry(
+fn carry<'a>(
     target: Target<'_>,
-    mut client: &[u8],
-    mut proxy: &[u8],
+    mut client: &'a [u8],
+    mut proxy: &'a [u8],
     size: usize,
 ) -> (Vec<u8>, Vec<u8>, Option<Refusal>) {
     let mut relay = Relay::new(target);
