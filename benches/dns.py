@@ -86,7 +86,7 @@ def ours(*options):
         Unbound(network.internet, directory, [RESOLVER], [], extra=ZONE)
         network.internet.popen(TOOLS, "proxy", "--listen", f"{PROXY}:3128", stdout=-3)
         wait_port(network.internet, PROXY, 3128)
-        options_here = ("--auto-route", "1", "--path", "rewrite", "--log-level", "warn", "--status-socket", directory / "status")
+        options_here = ("--auto-route", "1", "--path", "relay", "--log-level", "warn", "--status-socket", directory / "status")
         files = ("--fakeip-file", directory / "names", "--dns-server", RESOLVER)
         gateway = Gateway(network.router, directory, (*options_here, *files, *options, "--upstream", upstream()))
         gateway.start(ready=False)

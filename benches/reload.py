@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How long a relay stands still while the daemon reloads, with a bypass file of thousands of networks.
+"""How long a connection stands still while the daemon reloads, with a bypass file of thousands of networks.
 
     sudo benches/reload.py [NETWORKS]
 
 A client sends a small piece every millisecond through the gateway, in the tests' namespaces (tests/e2e/lab/netns.py);
 the figures are the longest time between two arrivals at the other end and how long the reload took, the median of
-five rounds. "nothing" is as long a time without a reload: what the machine itself does to the relay. TOH_BIN says
-which binary is measured, TOH_PATH (rewrite, express) on which path.
+five rounds. "nothing" is as long a time without a reload: what the machine itself does to it. TOH_BIN says
+which binary is measured, TOH_PATH (relay, forward) on which path.
 """
 
 import multiprocessing

@@ -19,7 +19,6 @@ tools() {
         python3 -m venv "$venv"
         "$venv/bin/pip" --quiet install "ziglang==$ZIG" "cargo-zigbuild==$ZIGBUILD"
     fi
-    # The wrapper by its name alone: its path would get into symbols, and so the checkout's into the binary.
     PATH=$venv/bin:$PATH:$PWD/scripts
     export PATH
 }

@@ -6,12 +6,12 @@ PACKAGE=tcp-over-http
 
 # A variable of openwrt/Makefile.
 makefile() {
-    sed -n "s/^ *$1:=//p" openwrt/Makefile
+    sed -n -e ':join' -e '/\\$/{' -e 'N' -e 's/\\\n//' -e 'b join' -e '}' -e "s/^ *$1:=//p" openwrt/Makefile
 }
 
-# What a package needs, separated by spaces.
+# What a package needs, separated by spaces; on routers with firewall4, which those with nft are.
 depends() {
-    makefile DEPENDS | tr ' ' '\n' | sed -n 's/^+//p' | xargs
+    makefile DEPENDS | tr -s ' \t' '\n' | sed -n -e 's/^+PACKAGE_[^:]*:/+/' -e 's/^+//p' | xargs
 }
 
 package_version() {

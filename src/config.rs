@@ -38,6 +38,7 @@ pub use table::{MAIN as OPTIONS, UPSTREAM as UPSTREAM_OPTIONS};
 pub use upstream::UpstreamConfig;
 
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
+use crate::upstream::choice;
 
 /// The environment's variable with a list of upstreams, separated by spaces.
 pub const VARIABLE: &str = "TCP_OVER_HTTP_UPSTREAM";
@@ -74,6 +75,8 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// Time limit of the proxy's answer to CONNECT.
     pub reply_timeout: Duration,
+    /// How a proxy is chosen.
+    pub choice: choice::Settings,
     /// Seconds idle before TCP keepalive probes on both sides; 0 = off.
     pub keepalive: u32,
     /// Capture everything that the main table would send to a default route.

@@ -1,18 +1,29 @@
-//! The upstream proxies: which one is asked next, and what it means for the client if none opens a tunnel.
+//! The upstream proxies: which one is asked next, how each is, and what it means for the client if none opens a tunnel.
 
 pub mod choice;
+pub mod clients;
+pub mod health;
+pub mod history;
+
+use core::fmt;
 
 use crate::packet::reject::Reject;
 
 /// Why no tunnel was opened. The later variants say more about the target, and win when proxies failed differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {
-    /// No proxy could be connected.
+    /// There is no route to the proxy: no fault of its.
+    UplinkDown,
+    /// The proxy refuses connections, is said to be unreachable, or its name does not resolve.
     Unreachable,
+    /// The proxy does not answer connects at all.
+    Unanswered,
     /// A proxy was connected, and closed before a byte of its answer.
     Closed,
     /// A proxy was connected, and sent garbage or half an answer.
     BadReply,
+    /// A proxy answered 407 to the credentials that are configured.
+    Credentials,
     /// A proxy was connected, and did not answer in time.
     TimedOut,
     /// A proxy answered with another status than 2xx.
@@ -31,11 +42,41 @@ impl Failure {
     pub const fn rejection(self) -> Option<Reject> {
         match self {
             Self::Refused { status: 502 } => Some(Reject::Reset),
-            Self::Refused { status: 400..=499 } => Some(Reject::Prohibited),
+            Self::Refused { status: 400..=499 } | Self::Credentials => Some(Reject::Prohibited),
             Self::Refused { .. } | Self::TimedOut => Some(Reject::Host),
-            Self::Unreachable | Self::Closed | Self::BadReply => Some(Reject::Network),
+            Self::UplinkDown | Self::Unreachable | Self::Unanswered | Self::Closed | Self::BadReply => {
+                Some(Reject::Network)
+            }
             Self::BadTarget => Some(Reject::Prohibited),
             Self::Exhausted => None,
         }
+    }
+
+    /// Whether it may be the target's fault.
+    pub const fn is_ambiguous(self) -> bool {
+        matches!(self, Self::Closed | Self::BadReply | Self::TimedOut)
+    }
+
+    /// Whether nothing at all has come from the proxy.
+    pub const fn is_silent(self) -> bool {
+        matches!(self, Self::Unanswered | Self::TimedOut)
+    }
+}
+
+/// In words, of the proxy.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UplinkDown => "uplink down",
+            Self::Unreachable => "cannot be reached",
+            Self::Unanswered => "does not answer",
+            Self::Closed => "closed without an answer",
+            Self::BadReply => "spoke no HTTP",
+            Self::Credentials => "407: refuses the credentials",
+            Self::TimedOut => "no answer to CONNECT",
+            Self::Refused { .. } => "refused",
+            Self::BadTarget => "bad target",
+            Self::Exhausted => "out of resources",
+        })
     }
 }

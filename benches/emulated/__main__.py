@@ -69,7 +69,7 @@ def run(case, number, directory):
     network = netns.Network()
     try:
         proxy = FaultProxy(network.internet, netns.PROXY, 3128)
-        options = ("--path", "rewrite", *emulator.OPTIONS, "--upstream", upstream())
+        options = ("--path", "relay", *emulator.OPTIONS, "--upstream", upstream())
         if LOOSE not in case:
             options += ("--offload", "0")  # packets of 1500 bytes
         daemon = Gateway(network.router, pathlib.Path(directory), options)

@@ -53,12 +53,22 @@ def main() -> int:
         "--idle", type=int, metavar="N", help="most idle connections (quick: 1,000, full: 10,000)"
     )
     parser.add_argument(
-        "--path", choices=("auto", "express", "rewrite"), help="only this path of tcp-over-http"
+        "--path", choices=("forward", "relay"), help="only this path of tcp-over-http"
     )
     parser.add_argument(
         "--firewall",
         action="store_true",
         help="the router tracks connections and masquerades, as OpenWrt's does",
+    )
+    parser.add_argument(
+        "--flowtable",
+        action="store_true",
+        help="--firewall, with connections in the kernel's flowtable; not every kernel has one",
+    )
+    parser.add_argument(
+        "--no-offload",
+        action="store_true",
+        help="no TSO, GSO and GRO on any link: a packet is a packet, as on a small router",
     )
     parser.add_argument(
         "--output", type=Path, metavar="NAME", help="write NAME.json, NAME.md and charts (default: print)"
@@ -74,7 +84,12 @@ def main() -> int:
     if unknown := set(wanted) - set(names):
         parser.error(f"no such gateway: {', '.join(sorted(unknown))}; see --list")
     plan = measure.FULL if args.full else measure.QUICK
-    plan = replace(plan, firewall=args.firewall)
+    plan = replace(
+        plan,
+        firewall=args.firewall or args.flowtable,
+        flowtable=args.flowtable,
+        offloads=not args.no_offload,
+    )
     if args.rounds:
         plan = replace(plan, rounds=max(1, min(args.rounds, 50)))
     if args.idle:

@@ -43,7 +43,7 @@ def main():
     most_idle = max(found["plan"]["idle"])
     bars(
         found,
-        directory / "throughput.svg",
+        directory / f"{source.stem}-throughput.svg",
         "Throughput, Gb/s",
         [
             (title, lambda m, cell=cell: m[cell]["gbps"])
@@ -57,13 +57,13 @@ def main():
     )
     bars(
         found,
-        directory / "cpu.svg",
+        directory / f"{source.stem}-cpu.svg",
         "CPU seconds of the gateway for a gigabyte",
         [("up", lambda m: m["up1"]["gateway_s_per_gb"]), ("down", lambda m: m["down1"]["gateway_s_per_gb"])],
     )
     bars(
         found,
-        directory / "connections.svg",
+        directory / f"{source.stem}-connections.svg",
         "New connections a second, closed after the first byte",
         [
             ("1 at a time", lambda m: m["connect1"]["per_second"]),
@@ -72,7 +72,7 @@ def main():
     )
     bars(
         found,
-        directory / "memory.svg",
+        directory / f"{source.stem}-memory.svg",
         "Resident memory, MB",
         [
             ("started", lambda m: m["rss_idle"] / 1e6),

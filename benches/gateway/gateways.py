@@ -61,24 +61,21 @@ class TcpOverHttp(Gateway):
         self.name = f"tcp-over-http-{path}"
         self.note = f"tcp-over-http, {path} path"
         self.path = path
-        self._has_paths = False
 
     def install(self):
         self.binary = install.daemon()
         usage = subprocess.run([self.binary, "--help"], capture_output=True, text=True, check=True).stdout
-        self._has_paths = "--path" in usage
-        if self.path != "rewrite" and not self._has_paths:
-            raise install.Missing("this build has no --path")
+        if self.path not in usage:
+            raise install.Missing(f"this build has no path '{self.path}'")
         return install.version([self.binary, "--version"])
 
     def start(self, lab):
         # Two sockets a flow, and some files for the rest.
         flows = min(65_000, (file_limit() - 192) // 2)
         (lab.dir / "empty").touch()
+        lab.add_dead_route()
         argv = [self.binary, "run", "--config", "empty", "--upstream", PROXY_URL, "--route", SERVER_NET]
-        argv += ["--max-flows", flows, "--log-level", "warn"]
-        if self._has_paths:
-            argv += ["--path", self.path]
+        argv += ["--max-flows", flows, "--log-level", "warn", "--path", self.path]
         return lab.spawn("router", argv)
 
 
@@ -241,8 +238,8 @@ def every() -> list[Gateway]:
     return [
         Plain(),
         Straight(),
-        TcpOverHttp("express"),
-        TcpOverHttp("rewrite"),
+        TcpOverHttp("forward"),
+        TcpOverHttp("relay"),
         Redsocks(splice=True),
         Redsocks(splice=False),
         SingBox("redirect"),

@@ -39,6 +39,7 @@ def prepare():
         ("sysctl", "procps"),
         ("nft", "nftables"),
         ("ethtool", "ethtool"),
+        ("perf", "linux-perf"),
     ):
         debian(package, program)
 
@@ -68,12 +69,11 @@ def tools() -> Path:
 
 @functools.cache
 def daemon() -> Path:
-    """tcp-over-http: the binary of TOH_BIN, or built from here with the code of scripts/build."""
+    """tcp-over-http: the binary of TOH_BIN, or built from here."""
     if given := os.environ.get("TOH_BIN"):
         return Path(given).resolve()
     manifest = ROOT / "Cargo.toml"
-    env = {**_build_env(), "RUSTC_WORKSPACE_WRAPPER": str(ROOT / "scripts/rustc-router")}
-    _call(_as_user(["cargo", "build", "--release", "--locked", "--manifest-path", manifest]), env)
+    _call(_as_user(["cargo", "build", "--release", "--locked", "--manifest-path", manifest]), _build_env())
     return _target() / "release/tcp-over-http"
 
 

@@ -4,7 +4,7 @@
                                                               203.0.113.0/24, the servers
                                                               192.0.2.2:3128, the proxy
 
-The router has no route to the servers of its own: what reaches them has come through a gateway, or
+The router has no route to the servers that works: what reaches them has come through a gateway, or
 through `open_router`. All links are veth with GRO. Every lab has names of its own and nothing outlives it.
 """
 
@@ -22,6 +22,8 @@ CONGESTION = "reno"
 # Namespaces are PREFIX-PID-RANDOM-ROLE.
 PREFIX = "tohbench"
 PROXY = ("192.0.2.2", 3128)
+# An address of the uplink's network.
+NOBODY = "192.0.2.9"
 SERVER = ("203.0.113.1", 5201)
 SERVER_NET = "203.0.113.0/24"
 # Servers' addresses in use: 203.0.113.1 and up.
@@ -51,6 +53,13 @@ table inet firewall {
   chain srcnat { type nat hook postrouting priority srcnat; oifname wan masquerade; }
 }
 """
+# As fw4 has it with `flow_offloading`; needs a kernel with NF_FLOW_TABLE.
+_FLOWTABLE = """
+table inet firewall {
+  flowtable fast { hook ingress priority filter; devices = { lan, wan }; }
+  chain offload { type filter hook forward priority filter - 1; meta l4proto tcp flow add @fast; }
+}
+"""
 _ADDRESSES = {
     "client": (
         "addr add 192.168.7.2/24 dev lan\nlink set lo up\nlink set lan up\nroute add default via 192.168.7.1"
@@ -73,9 +82,11 @@ class LabError(Exception):
 class Lab:
     """The namespaces, with the server and the proxy running. Use it in a `with`."""
 
-    def __init__(self, tools: Path, firewall: bool = False):
+    def __init__(self, tools: Path, firewall: bool = False, flowtable: bool = False, offloads: bool = True):
         self.tools = tools
         self.firewall = firewall
+        self.flowtable = flowtable
+        self.offloads = offloads
         self.proxy: subprocess.Popen | None = None
         self._names = {}
         self._processes: list[subprocess.Popen] = []
@@ -107,10 +118,13 @@ class Lab:
             self.run(role, ["sysctl", "-qw", *(f"{key}={value}" for key, value in _SYSCTLS.items())])
             self.run(role, ["ip", "-batch", "-"], batch)
         self.run("router", ["sysctl", "-qw", "net.ipv4.ip_forward=1"])
-        if self.firewall:
+        if self.firewall or self.flowtable:
             self.run("router", ["nft", "-f", "-"], _FIREWALL)
+        if self.flowtable:
+            self.run("router", ["nft", "-f", "-"], _FLOWTABLE)
+        state = "on" if self.offloads else "off"
         for role, device in (("client", "lan"), ("router", "lan"), ("router", "wan"), ("internet", "wan")):
-            self.run(role, ["ethtool", "-K", device, "gro", "on"])
+            self.run(role, ["ethtool", "-K", device, "gro", state, "gso", state, "tso", state])
         self.spawn("internet", [self.tools, "server", "--listen", f"0.0.0.0:{SERVER[1]}"])
         self.proxy = self.spawn("internet", [self.tools, "proxy", "--listen", f"{PROXY[0]}:{PROXY[1]}"])
         self.wait_until(lambda: self.reaches_server(via_proxy=True), "the proxy answers")
@@ -118,6 +132,13 @@ class Lab:
     def open_router(self):
         """Lets the router forward to the servers, as one without a gateway does."""
         self.run("router", ["ip", "route", "add", SERVER_NET, "via", PROXY[0]])
+
+    def add_dead_route(self):
+        """Gives the router a way to the servers, as it has one outside, by a neighbour that is not there.
+
+        The forward path takes what the router is about to forward.
+        """
+        self.run("router", ["ip", "route", "add", SERVER_NET, "via", NOBODY])
 
     def run(self, role: str, argv: list, stdin: str = "") -> str:
         """Runs a command in a namespace; returns what it printed. Raises LabError if it fails."""

@@ -20,6 +20,10 @@ CONNECTS = {"connect1": 1, "connect8": 8}
 IDLE = (1_000, 10_000)
 # What they may take to be opened and tried.
 IDLE_SECONDS = 120
+# For how long system calls are counted.
+SYSCALL_SECONDS = 0.4
+# Of a kernel thread, in /proc/PID/stat (<linux/sched.h>).
+PF_KTHREAD = 0x200000
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Plan:
     idle: tuple[int, ...]
     # Whether the router has one.
     firewall: bool = False
+    # Whether that lets the kernel's flowtable take connections.
+    flowtable: bool = False
+    # Whether all links have TSO, GSO and GRO; a small router's have not.
+    offloads: bool = True
     # Also before each stream, not counted.
     warmup: float = 0.3
 
@@ -66,7 +74,7 @@ class Running:
 @contextlib.contextmanager
 def running(gateway: Gateway, tools: Path, plan: Plan):
     """A new lab with the gateway in it, ready for connections."""
-    with Lab(tools, plan.firewall) as lab:
+    with Lab(tools, plan.firewall, plan.flowtable, plan.offloads) as lab:
         process = gateway.start(lab)
         try:
             lab.wait_until(lambda: _is_ready(lab, gateway, process), "a connection comes through")
@@ -101,6 +109,8 @@ def one_round(gateway: Gateway, tools: Path, plan: Plan) -> dict:
                 done = figures[name]["done"]
                 if run.process and done:
                     figures[name]["gateway_us"] = (_cpu(run.process) - before) / done * 1e6
+            with _noted(run, f"{name}: system calls"):
+                figures[name] |= _syscalls(run, ["--spread", SPREAD, "--concurrency", concurrency])
         figures["errors"] = run.errors
     return figures
 
@@ -108,7 +118,7 @@ def one_round(gateway: Gateway, tools: Path, plan: Plan) -> dict:
 def idle(gateway: Gateway, tools: Path, plan: Plan, count: int) -> dict:
     """Memory with so many idle connections, and how many of them still work."""
     with running(gateway, tools, plan) as run:
-        figures = {"wanted": count, "rss_before": _rss(run.process)}
+        figures = {"wanted": count, "rss_before": _rss(run.process), "files_before": _files(run.process)}
         argv = run.client("idle", "--spread", SPREAD, "--connections", count)
         client = run.lab.spawn(
             "client",
@@ -122,7 +132,7 @@ def idle(gateway: Gateway, tools: Path, plan: Plan, count: int) -> dict:
         patience = threading.Timer(IDLE_SECONDS, client.kill)
         patience.start()
         figures |= json.loads(client.stdout.readline() or "{}")
-        figures["rss"] = _rss(run.process)
+        figures |= {"rss": _rss(run.process), "files": _files(run.process)}
         with contextlib.suppress(BrokenPipeError):
             client.stdin.write("\n")
             client.stdin.flush()
@@ -173,6 +183,18 @@ def _stream(run: Running, seconds, warmup, streams, down, rate=0) -> dict:
     return figures
 
 
+def _syscalls(run: Running, argv: list) -> dict:
+    """The gateway's system calls for a connection, apart from the time of connections: counting takes some."""
+    if run.process is None:
+        return {}
+    output = run.lab.dir / "perf"
+    perf = ["perf", "stat", "-x", ",", "-o", output, "-e", "raw_syscalls:sys_enter", "-p", run.process.pid, "--"]
+    client = run.client("connect", *argv, "--seconds", SYSCALL_SECONDS)
+    done = json.loads(run.lab.run("client", [*perf, *client]))["done"]
+    counts = [line.split(",")[0] for line in output.read_text().splitlines() if "sys_enter" in line]
+    return {"gateway_syscalls": int(counts[0]) / done} if done else {}
+
+
 def _is_ready(lab: Lab, gateway: Gateway, process) -> bool:
     if process and process.poll() is not None:
         raise LabError(f"it ended with {process.returncode}")
@@ -199,12 +221,30 @@ def _cpu(process) -> float:
 
 
 def _system_cpu() -> tuple[float, float]:
-    """CPU seconds of the whole machine, and how much of it was spent in interrupts."""
+    """CPU seconds of the whole machine but for programs that are not ours, and how much of it was spent in interrupts."""
     ticks = os.sysconf("SC_CLK_TCK")
     user, nice, system, _idle, _iowait, irq, softirq, *_ = map(
         int, Path("/proc/stat").read_text().split()[1:9]
     )
-    return (user + nice + system + irq + softirq) / ticks, (irq + softirq) / ticks
+    return (user + nice + system + irq + softirq - _others()) / ticks, (irq + softirq) / ticks
+
+
+def _others() -> int:
+    """Ticks that programs outside our process group have taken, with those of their children that have ended."""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[2]) != os.getpgrp() and not int(fields[6]) & PF_KTHREAD:
+                total += sum(map(int, fields[11:15]))
+    return total
+
+
+def _files(process) -> int | None:
+    """Files that it has open."""
+    if process is None:
+        return None
+    return len(os.listdir(f"/proc/{process.pid}/fd"))
 
 
 def _rss(process) -> int | None:

@@ -13,12 +13,14 @@ def summary(rounds: list[dict], idle: list[dict], limits: dict[str, list[dict]])
     medians = _merge(_median, *rounds) if rounds else {}
     plain, straight = limits.get("plain", []), limits.get("straight", [])
     for cell in ("up1", "down1", "up4", "down4"):
-        ratio = _across(rounds, plain, lambda own, limit: own / limit, cell, "gbps")
-        if ratio is not None:
-            medians.setdefault(cell, {})["of_plain"] = ratio
-        ratio = _across(rounds, straight, lambda own, limit: own / limit, cell, "gbps")
-        if ratio is not None:
-            medians.setdefault(cell, {})["of_straight"] = ratio
+        for name, limit, figure in (
+            ("of_plain", plain, "gbps"),
+            ("of_straight", straight, "gbps"),
+            ("system_of_straight", straight, "system_s_per_gb"),
+        ):
+            ratio = _across(rounds, limit, lambda own, limit: own / limit, cell, figure)
+            if ratio is not None:
+                medians.setdefault(cell, {})[name] = ratio
     for kind in ("connect_us", "byte_us"):
         for percentile in ("p50", "p99"):
             added = _across(rounds, straight, lambda own, limit: own - limit, "connect1", kind, percentile)
@@ -36,20 +38,22 @@ def summary(rounds: list[dict], idle: list[dict], limits: dict[str, list[dict]])
 def markdown(results: dict) -> str:
     """The tables, and what has to be said about them."""
     plan, machine = results["plan"], results["machine"]
+    links = "with TSO, GSO and GRO" if plan.get("offloads", True) else "without TSO, GSO and GRO"
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}; three network namespaces, "
-        f"veth with GRO, congestion control {machine['congestion']}; the router {_router(plan)}. "
+        f"veth {links}, congestion control {machine['congestion']}; the router {_router(plan)}. "
         f"{plan['rounds']} interleaved rounds of "
         f"{plan['stream_seconds']:g} s a figure; medians. Everything shares these cores: ratios travel, "
         "absolute figures do not.",
         "",
-        "**Throughput**, Gb/s (share of plain forwarding); proxy: CPU s/GB of the benchmark's own proxy, "
+        "**Throughput**, Gb/s (share of the client straight to the proxy); proxy: CPU s/GB of the benchmark's own proxy, "
         "1 stream up",
         "",
         *_table(results, ["gateway", "1 up", "1 down", "4 up", "4 down", "proxy"], _throughput_row),
         "",
         "**CPU**, s/GB: the gateway's process (user and system) with one stream and at a fixed "
-        "800 Mbit/s; the whole machine, and of that in interrupts",
+        "800 Mbit/s; the whole machine (as a ratio to the client straight to the proxy), and of that in "
+        "interrupts",
         "",
         *_table(
             results,
@@ -67,17 +71,19 @@ def markdown(results: dict) -> str:
             _cpu_row,
         ),
         "",
-        "**Connections**: new ones a second, 1 and 8 at a time; the gateway's CPU for one; what it adds to "
+        "**Connections**: new ones a second, 1 and 8 at a time; the gateway's CPU and system calls for one, 1 "
+        "at a time (8 at a time); what it adds to "
         "connecting and to the first byte over asking the proxy directly (microseconds, p50 / p99). "
         "A gateway that accepts before the proxy has answered seems to connect sooner than is possible",
         "",
         *_table(
             results,
-            ["gateway", "1 /s", "8 /s", "failed", "CPU us", "connect +us", "first byte +us"],
+            ["gateway", "1 /s", "8 /s", "failed", "CPU us", "system calls", "connect +us", "first byte +us"],
             _connect_row,
         ),
         "",
-        "**Memory**, resident MB: started, under load, with idle connections (how many of them still worked)",
+        "**Memory**, resident MB: started, under load, with idle connections (how many of them still worked), "
+        "and the files that are open then",
         "",
         *_table(results, ["gateway", "start", "load", *_idle_heads(results), "binary"], _memory_row),
         "",
@@ -93,7 +99,9 @@ def markdown(results: dict) -> str:
 
 
 def _router(plan: dict) -> str:
-    return "tracks connections and masquerades" if plan.get("firewall") else "has no firewall"
+    if not plan.get("firewall"):
+        return "has no firewall"
+    return "tracks connections and masquerades" + (", with a flowtable" if plan.get("flowtable") else "")
 
 
 def _table(results: dict, heads: list[str], row) -> list[str]:
@@ -111,7 +119,7 @@ def _throughput_row(medians, _gateway, _results):
     for cell in ("up1", "down1", "up4", "down4"):
         figures = medians.get(cell, {})
         gbps = figures.get("gbps")
-        share = f" ({figures['of_plain']:.2f})" if "of_plain" in figures else ""
+        share = f" ({figures['of_straight']:.2f})" if "of_straight" in figures else ""
         cells.append(_number(gbps, 1 if gbps and gbps >= 10 else 2) + share)
     return [*cells, _number(medians.get("up1", {}).get("proxy_s_per_gb") or None)]
 
@@ -120,9 +128,13 @@ def _cpu_row(medians, _gateway, _results):
     gateway = [
         medians.get(cell, {}).get("gateway_s_per_gb") for cell in ("up1", "down1", "up_fixed", "down_fixed")
     ]
-    machine = [medians.get(cell, {}).get("system_s_per_gb") for cell in ("up1", "down1")]
+    machine = []
+    for cell in ("up1", "down1"):
+        figures = medians.get(cell, {})
+        ratio = f" ({figures['system_of_straight']:.2f})" if "system_of_straight" in figures else ""
+        machine.append(_number(figures.get("system_s_per_gb")) + ratio)
     interrupts = [medians.get(cell, {}).get("softirq_s_per_gb") for cell in ("up1", "down1")]
-    return [_number(value) for value in (*gateway, *machine, *interrupts)]
+    return [*map(_number, gateway), *machine, *map(_number, interrupts)]
 
 
 def _connect_row(medians, _gateway, _results):
@@ -138,6 +150,7 @@ def _connect_row(medians, _gateway, _results):
         _number(eight.get("per_second"), 0),
         _number(failed, 0),
         _number(one.get("gateway_us"), 0),
+        _pair(one.get("gateway_syscalls"), eight.get("gateway_syscalls")),
         added("connect_us"),
         added("byte_us"),
     ]
@@ -150,13 +163,18 @@ def _memory_row(medians, gateway, results):
         figures = idle.get(count, {})
         alive = figures.get("alive", 0)
         shown = _number(figures.get("rss") and figures["rss"] / MB, 1)
-        cells.append(shown if alive == count or not figures else f"{shown} ({alive} worked)")
+        files = f", {figures['files']:,} files" if figures.get("files") else ""
+        cells.append(shown + (files if alive == count or not figures else f" ({alive} worked)"))
     size = gateway["binary_bytes"]
     return [*cells, _number(size and size / MB, 2)]
 
 
 def _idle_heads(results: dict) -> list[str]:
     return [f"{count:,} idle" for count in results["plan"]["idle"]]
+
+
+def _pair(one, eight) -> str:
+    return "-" if one is None else f"{_number(one, 1)} ({_number(eight, 1)})"
 
 
 def _number(value, digits: int = 2) -> str:

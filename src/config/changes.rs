@@ -69,7 +69,7 @@ mod tests {
         assert_eq!(changes("", both), "changed mtu, connect; restarting");
         let [one, two] = ["list bypass 10.0.0.0/8", "list bypass 10.0.0.0/8\nlist bypass 11.0.0.0/8"];
         assert_eq!(changes(one, two), "changed bypass; connections go on");
-        let other = "list upstream http://u:swordfish@a:1";
+        let other = "option upstream http://u:swordfish@a:1";
         assert_eq!(changes("", other), "changed upstream; connections go on");
         let section = "config upstream a\noption host a\noption username u\noption password ";
         let [one, two] = ["1", "2"].map(|password| format!("{section}{password}"));

@@ -8,6 +8,7 @@ use super::VARIABLE;
 use super::options::ValueError;
 use super::uci::{self, Position};
 use crate::http::connect::RequestError;
+use crate::upstream::choice::MAX_PROXIES;
 
 /// Why there is no configuration. Holds no secret.
 #[derive(Debug)]
@@ -47,8 +48,8 @@ pub enum ConfigErrorKind {
     SectionType(String),
     /// A section `tcp-over-http` isn't named `main`.
     MainName,
-    /// An upstream is.
-    UpstreamName,
+    /// An upstream has this name, which means something else.
+    UpstreamName(&'static str),
     /// No option has this name.
     Option(String),
     /// An option's value isn't text.
@@ -72,6 +73,12 @@ pub enum ConfigErrorKind {
     NoUsername,
     /// No upstream at all.
     NoUpstream,
+    /// More upstreams than there can be.
+    ManyUpstreams,
+    /// Two upstreams have this name.
+    SameName(String),
+    /// Probes would come too often.
+    ProbeInterval,
     /// Upstream connections would be captured.
     Loop,
     /// The forward path without the mark that it needs.
@@ -128,7 +135,7 @@ impl fmt::Display for ConfigError {
                 write!(f, "unknown section type '{kind}' (there are tcp-over-http and upstream)")
             }
             ConfigErrorKind::MainName => f.write_str("this section's name has to be 'main'"),
-            ConfigErrorKind::UpstreamName => f.write_str("an upstream can't be named 'main'"),
+            ConfigErrorKind::UpstreamName(name) => write!(f, "an upstream can't be named '{name}'"),
             ConfigErrorKind::Option(name) => write!(f, "unknown option '{name}'"),
             ConfigErrorKind::NotUtf8(option) => write!(f, "{option}: not UTF-8"),
             ConfigErrorKind::NoList(option) => write!(f, "{option}: an option, not a list"),
@@ -149,6 +156,9 @@ impl fmt::Display for ConfigError {
             ConfigErrorKind::NoUpstream => {
                 write!(f, "no upstream: {} names none, nor do --upstream and {VARIABLE}", self.file)
             }
+            ConfigErrorKind::ManyUpstreams => write!(f, "more than {MAX_PROXIES} upstreams"),
+            ConfigErrorKind::SameName(name) => write!(f, "two upstreams have the name '{name}'"),
+            ConfigErrorKind::ProbeInterval => f.write_str("probe_interval: less than 30 seconds (0: none)"),
             ConfigErrorKind::Loop => f.write_str("mark: upstream connections would be captured without one"),
             ConfigErrorKind::Forward => f.write_str("path: 'forward' needs a mark"),
             ConfigErrorKind::NoDirectServer => f.write_str("direct_domain: needs a direct_server"),

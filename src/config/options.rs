@@ -49,6 +49,8 @@ pub enum Unit {
     One,
     /// Seconds.
     Seconds,
+    /// Milliseconds.
+    Millis,
     /// Bytes.
     Bytes,
     /// 1024 bytes.
@@ -130,6 +132,7 @@ impl fmt::Display for Unit {
         f.write_str(match self {
             Unit::One => "",
             Unit::Seconds => "seconds",
+            Unit::Millis => "ms",
             Unit::Bytes => "bytes",
             Unit::Kib => "KiB",
         })

@@ -17,6 +17,10 @@ use super::options::Spec;
 use super::sections::{Sections, UpstreamSection};
 use super::{PathChoice, table, values};
 use crate::net::IpNet;
+use crate::upstream::choice::MAX_PROXIES;
+
+/// The least time between two probes of one proxy, in ms.
+const MIN_PROBE_INTERVAL: u32 = 30_000;
 
 impl Config {
     /// The configuration in a file's text, which errors call `FILE`. A `bypass_file` is not read.
@@ -160,6 +164,7 @@ fn check(main: &Given, config: &mut Config) -> Result<(), Fault> {
     if config.upstreams.is_empty() {
         return Err((Origin::Everywhere, ConfigErrorKind::NoUpstream));
     }
+    check_upstreams(main, config)?;
     if config.mark == 0 && config.captures() {
         return Err((main.origin("mark"), ConfigErrorKind::Loop));
     }
@@ -175,6 +180,22 @@ fn check(main: &Given, config: &mut Config) -> Result<(), Fault> {
     let (dials, client) = (config.max_dials, config.max_dials_per_client);
     config.max_dials_per_client = at_most(main, "max_dials_per_client", client, "max_dials", dials)?;
     check_dns(main, config)
+}
+
+fn check_upstreams(main: &Given, config: &Config) -> Result<(), Fault> {
+    let upstreams = &config.upstreams;
+    if upstreams.len() > MAX_PROXIES {
+        return Err((Origin::Everywhere, ConfigErrorKind::ManyUpstreams));
+    }
+    for (index, upstream) in upstreams.iter().enumerate() {
+        if upstreams.iter().skip(index + 1).any(|other| other.name == upstream.name) {
+            return Err((main.origin("upstream"), ConfigErrorKind::SameName(upstream.name.clone())));
+        }
+    }
+    match config.choice.probe_interval {
+        1..MIN_PROBE_INTERVAL => Err((main.origin("probe_interval"), ConfigErrorKind::ProbeInterval)),
+        _ => Ok(()),
+    }
 }
 
 fn check_dns(main: &Given, config: &mut Config) -> Result<(), Fault> {

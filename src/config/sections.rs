@@ -13,6 +13,9 @@ use super::upstream::UpstreamConfig;
 use super::{table, values};
 use crate::http::connect::Request;
 
+/// Names that no upstream may have: the main section's, and what `use` takes besides names.
+const RESERVED: [&str; 2] = ["main", "auto"];
+
 /// A file's sections.
 #[derive(Default)]
 pub struct Sections {
@@ -70,10 +73,11 @@ impl Sections {
         match kind.text.as_slice() {
             b"tcp-over-http" if name.as_deref() == Some("main") => return Ok(Section::Main),
             b"tcp-over-http" => return Err((Origin::File(name_at), ConfigErrorKind::MainName)),
-            b"upstream" if name.as_deref() == Some("main") => {
-                return Err((Origin::File(name_at), ConfigErrorKind::UpstreamName));
+            b"upstream" => {
+                if let Some(reserved) = RESERVED.iter().find(|&&reserved| name.as_deref() == Some(reserved)) {
+                    return Err((Origin::File(name_at), ConfigErrorKind::UpstreamName(reserved)));
+                }
             }
-            b"upstream" => {}
             other => return Err((Origin::File(kind.at), ConfigErrorKind::SectionType(lossy(other)))),
         }
         let known = self.upstreams.iter().position(|section| name.is_some() && section.name == name);

@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use super::choices::{ConnectMode, DnsMode, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic};
 use super::options::Spec;
-use super::options::Unit::{Bytes, Kib, One, Seconds};
+use super::options::Unit::{Bytes, Kib, Millis, One, Seconds};
 use super::options::ValueType::{self, Bool, Choice, List, Number, Port, Secret, SecretList, Text};
 use super::upstream::UpstreamConfig;
 use super::values::{
@@ -108,6 +108,12 @@ pub static MAIN: &[Spec] = &[
         Number(1, 300, Seconds, |d, v| d.config.connect_timeout = secs(v))),
     live("reply_timeout", "30", "time for the proxy's answer to CONNECT",
         Number(1, 300, Seconds, |d, v| d.config.reply_timeout = secs(v))),
+    live("hedge_delay", "300", "the next proxy is asked beside one that takes this long, and 3 times as long as usual, to connect; 0: only once it has failed",
+        Number(0, 60000, Millis, |d, v| d.config.choice.hedge_delay = v)),
+    live("pin_fallback", "0", "1: when the chosen proxy fails, the others are asked",
+        Bool(|d, v| d.config.choice.pin_fallback = v)),
+    live("probe_interval", "0", "how often each proxy is probed while no client dials, at least 30; 0: never",
+        Number(0, 86400, Seconds, |d, v| d.config.choice.probe_interval = v * 1000)),
     // The kernel takes no more (MAX_TCP_KEEPIDLE).
     live("keepalive", "60", "idle time before TCP keepalive probes, on both sides; 0: none",
         Number(0, 32767, Seconds, |d, v| d.config.keepalive = v)),

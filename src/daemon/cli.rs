@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 
-use crate::report::status::Form;
+use crate::report::document::Form;
 use crate::settings::{DEFAULT_FILE, Settings};
 use tcp_over_http::config::{OPTIONS, Spec, UPSTREAM_OPTIONS, Unit, ValueType};
 
@@ -20,8 +20,8 @@ pub enum Command {
     Block(Settings),
     /// Remove what refuses and what captures.
     Unblock(Settings),
-    /// Ask the running daemon how it is.
-    Status(Settings, Form),
+    /// Send the running daemon this request.
+    Ask(Settings, String, Form),
     /// Look for what goes wrong, with CONNECT to this target.
     Doctor(Settings, String),
     /// Print the configuration's values for a shell.
@@ -45,6 +45,8 @@ pub enum UsageError {
     Flag(String),
     /// A flag without its value.
     NoValue(String),
+    /// `use` without a name.
+    NoName,
     /// The argument of this number is no flag, nor the value of one.
     Argument(usize),
     /// An argument or the variable isn't UTF-8.
@@ -68,7 +70,9 @@ pub fn parse(
         "check" => Command::Check,
         "block" => Command::Block,
         "unblock" => Command::Unblock,
-        "status" => |settings| Command::Status(settings, Form::Text),
+        "status" | "upstreams" | "clients" | "use" => {
+            |settings| Command::Ask(settings, String::new(), Form::Text)
+        }
         "doctor" => |settings| Command::Doctor(settings, String::new()),
         "config" => |_| Command::Help,
         "--help" | "-h" | "help" => return Ok(Command::Help),
@@ -76,6 +80,14 @@ pub fn parse(
         _ => return Err(UsageError::Command),
     };
     let mut target = TARGET.to_owned();
+    let mut request = word.clone();
+    if word == "use" {
+        match args.next_if(|(_, name)| !name.is_empty() && (!name.starts_with('-') || is_help(name))) {
+            Some((_, name)) if is_help(&name) => return Ok(Command::Help),
+            Some((_, name)) => request = format!("use {name}"),
+            None => return Err(UsageError::NoName),
+        }
+    }
     let mut settings = Settings::new(upstreams.map(utf8).transpose()?);
     while let Some((index, arg)) = args.next() {
         let Some(flag) = arg.strip_prefix("--") else {
@@ -93,6 +105,16 @@ pub fn parse(
         }
         if name == "leave-blocked" && word == "run" && value.is_none() {
             settings.leave_blocked = true;
+            continue;
+        }
+        let about = match (word.as_str(), flag) {
+            ("upstreams", "history") => Some("history".to_owned()),
+            ("use", "keep") => Some(request.trim_end_matches(" reset").to_owned()),
+            ("use", "reset") => Some(format!("{} reset", request.trim_end_matches(" reset"))),
+            _ => None,
+        };
+        if let Some(about) = about {
+            request = about;
             continue;
         }
         if let Some(form) = form(&word, flag) {
@@ -119,14 +141,21 @@ pub fn parse(
     }
     Ok(match command(settings) {
         Command::Doctor(settings, _) => Command::Doctor(settings, target),
+        Command::Ask(settings, _, form) => Command::Ask(settings, request, form),
         command => command,
     })
+}
+
+fn is_help(text: &str) -> bool {
+    matches!(text, "-h" | "--help")
 }
 
 /// The command of this word in the form that the flag asks for.
 fn form(word: &str, flag: &str) -> Option<fn(Settings) -> Command> {
     match (word, flag) {
-        ("status", "json") => Some(|settings| Command::Status(settings, Form::Json)),
+        ("status" | "upstreams" | "clients" | "use", "json") => {
+            Some(|settings| Command::Ask(settings, String::new(), Form::Json))
+        }
         ("config", "json") => Some(|_| Command::Options),
         ("config", "shell") => Some(Command::Shell),
         _ => None,
@@ -156,6 +185,12 @@ const COMMANDS: &str = "  tcp-over-http run [--leave-blocked] [OPTION]...
   tcp-over-http unblock [OPTION]...  remove what the daemon or `block` has left
   tcp-over-http status [--json] [OPTION]...
                                      how the running daemon is
+  tcp-over-http upstreams [--history] [--json] [OPTION]...
+                                     how its proxies are, or what has changed of them
+  tcp-over-http use NAME|auto [--keep|--reset] [--json] [OPTION]...
+                                     new connections go through this proxy; --reset: others end
+  tcp-over-http clients [--json] [OPTION]...
+                                     what its clients have moved
   tcp-over-http doctor [--target HOST] [OPTION]...
                                      what is wrong, and what to do
   tcp-over-http config --shell [OPTION]...
@@ -232,6 +267,7 @@ impl fmt::Display for UsageError {
             UsageError::Command => f.write_str("the first argument is no command")?,
             UsageError::Flag(name) => write!(f, "unknown option --{name}")?,
             UsageError::NoValue(name) => write!(f, "--{name} needs a value")?,
+            UsageError::NoName => f.write_str("use needs an upstream's name, or auto")?,
             UsageError::Argument(number) => write!(f, "argument {number} is not an option")?,
             UsageError::NotUtf8 => f.write_str("an argument is not UTF-8")?,
         }

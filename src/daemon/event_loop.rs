@@ -12,11 +12,13 @@ use crate::gateway::Gateway;
 use crate::kernel::capture::{self, Capture, CaptureError};
 use crate::kernel::tun::MAX_FRAME;
 use crate::report::control::StatusSocket;
+use crate::report::document::{Document, Form};
 use crate::report::logger;
-use crate::report::status::{Form, Status};
+use crate::report::status;
 use crate::settings::Settings;
 use crate::sys::signals::{self, Signals};
 use crate::upstream::Upstreams;
+use crate::upstream::choice_file::{AUTO, ChoiceFile};
 use tcp_over_http::config::{Changes, Config};
 
 /// How many frames are read before the relays have their turn: many enough to make a wake-up worth it,
@@ -24,8 +26,6 @@ use tcp_over_http::config::{Changes, Config};
 const FRAMES: usize = 16;
 /// How many connections are accepted before others have their turn.
 const ACCEPTS: usize = 16;
-/// How many are told the status before others have their turn.
-const ANSWERS: usize = 4;
 /// The frame's offset in its buffer: puts the IP header at a multiple of 16 bytes.
 const ALIGN: usize = 6;
 /// What the packets of connections that are cut off at the end get to go out.
@@ -69,6 +69,7 @@ pub struct EventLoop {
     /// A reload that has yet to end.
     reload: Option<Reload>,
     status_socket: Option<StatusSocket>,
+    choice_file: ChoiceFile,
     buffer: Box<[u8]>,
     tick: Interval,
     /// Set once a signal has asked to end: when connections are cut off; with true they are, and the loop ends then.
@@ -85,10 +86,13 @@ impl EventLoop {
         settings: Settings,
         config: Box<Config>,
     ) -> Self {
+        let choice_file = ChoiceFile::new(settings.has_file().then(|| settings.file_name()));
+        choice_file.apply(&gateway.upstreams());
         Self {
             gateway,
             capture,
             status_socket: status_socket(&config),
+            choice_file,
             settings,
             config,
             next: None,
@@ -181,7 +185,7 @@ impl EventLoop {
             match number {
                 signals::RELOAD => self.reload(),
                 signals::REPORT => {
-                    for line in self.status().render(Form::Text).lines() {
+                    for line in status::status(&self.gateway, &self.config).render(Form::Text).lines() {
                         log::info!("{line}");
                     }
                 }
@@ -252,20 +256,45 @@ impl EventLoop {
         }
     }
 
-    fn poll_status(&self, cx: &mut Context) {
-        let Some(socket) = &self.status_socket else { return };
-        for _ in 0..ANSWERS {
-            if socket.poll_answer(cx, &|| self.status()).is_pending() {
-                return;
-            }
-            // For who asks again.
-            self.gateway.self_test().begin(self.gateway.tun());
-        }
-        cx.waker().wake_by_ref();
+    fn poll_status(&mut self, cx: &mut Context) {
+        let Some(mut socket) = self.status_socket.take() else { return };
+        socket.poll_answer(cx, &mut |request| self.answer(request));
+        self.status_socket = Some(socket);
     }
 
-    fn status(&self) -> Status {
-        Status::new(&self.gateway, &self.config)
+    fn answer(&mut self, request: &str) -> Document {
+        match request.split_ascii_whitespace().collect::<Vec<_>>()[..] {
+            [] | ["status"] => {
+                // For who asks again.
+                self.gateway.self_test().begin(self.gateway.tun());
+                status::status(&self.gateway, &self.config)
+            }
+            ["upstreams"] => status::upstreams(&self.gateway),
+            ["history"] => status::history(&self.gateway),
+            ["clients"] => status::clients(&self.gateway),
+            ["use", name] => self.use_upstream(name, false),
+            ["use", name, "reset"] => self.use_upstream(name, true),
+            _ => Document::reply(false, "unknown request".to_owned()),
+        }
+    }
+
+    /// New connections go through this upstream from now on; `auto`: through the one that is best.
+    fn use_upstream(&self, name: &str, reset: bool) -> Document {
+        let upstreams = self.gateway.upstreams();
+        let chosen = (name != AUTO).then_some(name);
+        if !upstreams.choice().choose(chosen, upstreams.now()) {
+            let names = upstreams.proxies().iter().map(|proxy| &*proxy.account.name);
+            let names = names.collect::<Vec<_>>().join(", ");
+            return Document::reply(false, format!("no upstream is named '{name}'; there are: {names}"));
+        }
+        self.choice_file.save(chosen);
+        let mut message = format!("new connections use {name}");
+        if reset && let Some(first) = upstreams.choice().first() {
+            let kept = &upstreams.proxies()[first].account.name;
+            let count = self.gateway.reset_relays(&|relayed| relayed.account.name != *kept);
+            message += &format!("; {count} others reset");
+        }
+        Document::reply(true, message)
     }
 
     fn poll_drained(&mut self) -> Poll<End> {

@@ -30,8 +30,10 @@ use crate::sys::RawSocket;
 
 /// Ticks between two signs of life, to which the firewall gives three times as long.
 const SIGN: u8 = 3;
-/// Milliseconds that the MTU of the way to a proxy is believed.
-const MTU_TTL: u32 = 10_000;
+/// Milliseconds that what the kernel has said of an address is believed: whether it is our own, and the MTU of the way.
+const TTL: u32 = 10_000;
+/// Of how many clients it is remembered that their address is not our own.
+const CLIENTS: usize = 64;
 /// Bytes of the headers of a packet with the longest payload that counts as MSS (RFC 6691).
 const HEADERS: [u16; 2] = [40, 60];
 
@@ -56,6 +58,8 @@ pub struct Forwarder {
     wakers: RefCell<Vec<Option<Waker>>>,
     proxies: RefCell<Vec<Proxy>>,
     ticks: Cell<u8>,
+    /// Clients whose address is not our own, each at its place, and when that was asked.
+    clients: RefCell<[Option<(Ipv6Addr, Instant)>; CLIENTS]>,
 }
 
 /// An address that the firewall knows by its place in the list, from 1.
@@ -67,11 +71,10 @@ struct Proxy {
     mss: Option<(Option<u16>, Instant)>,
 }
 
-/// One handshake under way. Dropped before it is [kept](Self::keep), its connection to the proxy is reset.
+/// One handshake under way. Dropped before its client has released it, its connection to the proxy is reset.
 pub struct Attempt {
     forwarder: Rc<Forwarder>,
     id: Id,
-    is_kept: Cell<bool>,
 }
 
 impl Forwarder {
@@ -91,6 +94,7 @@ impl Forwarder {
             wakers: RefCell::default(),
             proxies: RefCell::default(),
             ticks: Cell::default(),
+            clients: RefCell::new([None; CLIENTS]),
         };
         forwarder.configure(config);
         Ok(forwarder)
@@ -130,7 +134,7 @@ impl Forwarder {
         let is_forwardable = (syn.family() == Family::V4) == address.is_ipv4()
             && (address.is_ipv4() || self.ipv6.is_some())
             && (tuple.destination, tuple.destination_port) != proxy
-            && !(self.local && is_own(tuple.source));
+            && !(self.local && self.is_own(tuple.source));
         if !is_forwardable {
             return None;
         }
@@ -145,7 +149,7 @@ impl Forwarder {
             wakers.resize_with(id.index() + 1, || None);
         }
         wakers[id.index()] = None;
-        Some(Attempt { forwarder: Rc::clone(self), id, is_kept: Cell::default() })
+        Some(Attempt { forwarder: Rc::clone(self), id })
     }
 
     /// Takes a packet from the TUN if it belongs to a handshake.
@@ -160,7 +164,7 @@ impl Forwarder {
         taken
     }
 
-    /// Repeats what is to be repeated, gives up clients that do not go on, and tells the firewall that somebody is there.
+    /// Repeats what is to be repeated, and tells the firewall that somebody is there.
     pub fn tick(&self, now: Instant) {
         self.ticks.set((self.ticks.get() + 1) % SIGN);
         if self.ticks.get() == 0 {
@@ -182,6 +186,21 @@ impl Forwarder {
         socket.map_or(Ok(()), |socket| socket.send(packet, next, mark))
     }
 
+    /// Whether a client is this machine itself.
+    fn is_own(&self, client: Ipv6Addr) -> bool {
+        let now = self.clock.now();
+        let mut clients = self.clients.borrow_mut();
+        let known = &mut clients[usize::from(client.octets()[15]) % CLIENTS];
+        if known.is_some_and(|(address, asked)| address == client && now.since(asked) < TTL) {
+            return false;
+        }
+        let is_own = is_own(client);
+        if !is_own {
+            *known = Some((client, now));
+        }
+        is_own
+    }
+
     /// What the firewall is to know a proxy by. `None` if there are too many.
     fn number(&self, address: SocketAddr) -> Option<u8> {
         let mut proxies = self.proxies.borrow_mut();
@@ -201,7 +220,7 @@ impl Forwarder {
         let mut proxies = self.proxies.borrow_mut();
         let proxy = proxies.get_mut(usize::from(number) - 1).filter(|proxy| proxy.is_installed)?;
         if let Some((mss, asked)) = proxy.mss
-            && now.since(asked) < MTU_TTL
+            && now.since(asked) < TTL
         {
             return mss;
         }
@@ -261,21 +280,27 @@ impl Attempt {
         self.wait(Outcome::Connected).await
     }
 
-    /// The client has been answered: what remains to be done for it needs nobody to wait.
-    pub fn keep(self) {
-        self.is_kept.set(true);
-        self.forwarder.handshakes.borrow_mut().keep(self.id);
+    /// Waits until the client, which has been answered, has gone on: the connection is the kernel's from there.
+    pub async fn released(&self) {
+        self.poll(|handshakes| handshakes.is_released(self.id).then_some(())).await;
     }
 
     /// Waits until it is further than that.
     async fn wait(&self, than: Outcome) -> Outcome {
-        poll_fn(|cx| {
-            let outcome = self.forwarder.handshakes.borrow().outcome(self.id);
-            if outcome == than || outcome == Outcome::Pending {
+        self.poll(|handshakes| {
+            let outcome = handshakes.outcome(self.id);
+            Some(outcome).filter(|outcome| *outcome != than && *outcome != Outcome::Pending)
+        })
+        .await
+    }
+
+    async fn poll<T>(&self, is_there: impl Fn(&Handshakes) -> Option<T>) -> T {
+        poll_fn(|cx| match is_there(&self.forwarder.handshakes.borrow()) {
+            Some(it) => Poll::Ready(it),
+            None => {
                 self.forwarder.wakers.borrow_mut()[self.id.index()] = Some(cx.waker().clone());
-                return Poll::Pending;
+                Poll::Pending
             }
-            Poll::Ready(outcome)
         })
         .await
     }
@@ -283,10 +308,8 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if !self.is_kept.get() {
-            let forwarder = &self.forwarder;
-            let mut send = |route: &Route, to: To, packet: &[u8]| forwarder.send(route, to, packet);
-            forwarder.handshakes.borrow_mut().abort(self.id, &mut send);
-        }
+        let forwarder = &self.forwarder;
+        let mut send = |route: &Route, to: To, packet: &[u8]| forwarder.send(route, to, packet);
+        forwarder.handshakes.borrow_mut().end(self.id, &mut send);
     }
 }

@@ -19,9 +19,10 @@ use std::time::Duration;
 use tcp_over_http::capture::Path;
 use tcp_over_http::config::{Config, ConnectMode};
 use tcp_over_http::flow::{Slot, State};
-use tcp_over_http::packet::vnet;
+use tcp_over_http::packet::{Packet, vnet};
 use tcp_over_http::rewrite::{Rewriter, Verdict};
 use tcp_over_http::time::Instant;
+use tcp_over_http::upstream::clients::Clients;
 
 use crate::clock::Clock;
 use crate::dns::Dns;
@@ -51,6 +52,7 @@ pub struct Gateway {
     /// ...and whether one of them can use it at once.
     again: Cell<bool>,
     totals: Cell<Totals>,
+    clients: RefCell<Clients>,
 }
 
 /// What has happened so far, except what the rewriter counts.
@@ -95,6 +97,7 @@ impl Gateway {
             queue: RefCell::default(),
             again: Cell::default(),
             totals: Cell::default(),
+            clients: RefCell::default(),
         }
     }
 
@@ -145,6 +148,11 @@ impl Gateway {
         self.totals.get()
     }
 
+    /// What is counted of each client.
+    pub const fn clients(&self) -> &RefCell<Clients> {
+        &self.clients
+    }
+
     /// The time, for the rewriter.
     pub fn now(&self) -> Instant {
         self.clock.now()
@@ -169,6 +177,10 @@ impl Gateway {
             return;
         }
         let is_anew = matches!(taken, Some(Taken::Restarted(_)));
+        if is_anew && let Ok(packet) = Packet::parse(packet) {
+            let forgotten = self.rewriter.borrow_mut().forget(&packet.tuple(), now);
+            forgotten.into_iter().for_each(|slot| self.keep(slot, Kept::Nothing));
+        }
         let verdict = self.rewriter.borrow_mut().handle(header, packet, now);
         self.carry_out(verdict, frame, is_anew, now);
     }
@@ -232,6 +244,7 @@ impl Gateway {
     /// Forgets flows that have waited too long. Called once a second or so.
     pub fn handle_tick(self: &Rc<Self>, now: Instant) {
         self.self_test.tick(&self.tun);
+        self.upstreams().tick(&mut |upstream, alarm| self.attend(upstream, alarm));
         if let Some(forwarder) = &self.forwarder {
             forwarder.tick(now);
         }

@@ -48,7 +48,7 @@ use crate::kernel::{firewall, route};
 use crate::relay::Supplies;
 use crate::relay::pipe::Pipes;
 use crate::relay::poller::Poller;
-use crate::report::status::Form;
+use crate::report::document::Form;
 use crate::report::{control, doctor, json, logger};
 use crate::settings::Settings;
 use crate::sys::signals::Signals;
@@ -75,18 +75,19 @@ fn main() -> ExitCode {
         Ok(Command::Run(settings)) => block_on(run(settings)),
         Ok(Command::Block(settings)) => result(capture::block(&settings.load_readable())),
         Ok(Command::Unblock(settings)) => result(unblock(&settings.load_readable())),
-        Ok(Command::Status(settings, form)) => {
+        Ok(Command::Ask(settings, request, form)) => {
             let path = settings.load_readable().status_socket;
-            match control::ask(&path, form) {
-                Ok(text) => print(&text),
-                Err(error) => {
-                    let error = format!("no daemon answers at {path}: {error}");
-                    if form == Form::Json {
-                        print(&json::error(&error));
-                    }
-                    fail(&error, 1)
+            let error = match control::ask(&path, &request) {
+                Ok(answer) if answer.is_done => {
+                    return print(if form == Form::Json { &answer.json } else { &answer.text });
                 }
+                Ok(answer) => answer.text.trim_end().to_owned(),
+                Err(error) => format!("no daemon answers at {path}: {error}"),
+            };
+            if form == Form::Json {
+                print(&json::error(&error));
             }
+            fail(&error, 1)
         }
         Ok(Command::Doctor(settings, target)) => block_on(async move {
             match doctor::examine(&settings, &target).await {

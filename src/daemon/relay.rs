@@ -56,6 +56,14 @@ pub struct Moved {
     pub down: u64,
 }
 
+impl Moved {
+    /// Adds those of another one.
+    pub const fn add(&mut self, other: Self) {
+        self.up = self.up.wrapping_add(other.up);
+        self.down = self.down.wrapping_add(other.down);
+    }
+}
+
 /// What a relay, or one of its directions, waits for. The later variants win when the two differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Next {

@@ -2,6 +2,7 @@
 
 pub mod control;
 pub mod doctor;
+pub mod document;
 pub mod json;
 pub mod limiter;
 pub mod logger;

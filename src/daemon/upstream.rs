@@ -1,6 +1,8 @@
 //! Has the upstream proxies open tunnels. Which of them is asked next is the library's to decide:
-//! [`tcp_over_http::upstream::choice`].
+//! [`tcp_over_http::upstream::choice`]; [`Upstreams::ask`] asks one of them.
 
+pub mod choice_file;
+mod confirm;
 mod connection;
 pub mod dial;
 mod etc_files;
@@ -11,24 +13,35 @@ pub mod resolver;
 pub mod stats;
 
 pub use tcp_over_http::upstream::Failure;
+pub use tcp_over_http::upstream::choice::Choice;
 
 use crate::forward::{self, Forwarder};
 use crate::sys;
+use crate::upstream::confirm::Worked;
 use crate::upstream::connection::Connection;
 use crate::upstream::dial::{HandshakeError, Reply};
-use crate::upstream::proxy::{Proxy, Warning};
-use crate::upstream::resolver::Resolver;
+use crate::upstream::exchange::udp_socket;
+use crate::upstream::proxy::{Account, Proxy, Warning};
+use crate::upstream::resolver::{ResolveError, Resolver};
 use log::{debug, warn};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell, RefMut};
+use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tcp_over_http::config::{Config, DnsMode};
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::time;
-use tcp_over_http::upstream::choice::{Asked, Attempt, Choice};
+use tcp_over_http::upstream::choice::{Asked, Attempt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::sleep;
+
+/// Addresses that take a default route, for those that have no address yet (RFC 5737, RFC 3849).
+const FAR: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
 
 /// How long after a proxy has closed without an answer it is asked again.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -40,14 +53,16 @@ pub struct Opened {
     pub stream: TcpStream,
     /// Bytes from the target that came with the proxy's reply; empty, and then not allocated, if there were none.
     pub leftover: Vec<u8>,
+    /// Of the proxy that it leads through.
+    pub account: Rc<Account>,
 }
 
 /// How a connection to a proxy came about.
 pub enum Carried {
     /// By a socket of ours: it has to be relayed.
     Relayed(Opened),
-    /// In the client's own name: the kernel carries it.
-    Forwarded,
+    /// In the client's own name: the kernel carries it once the client has released it.
+    Forwarded(forward::Attempt),
 }
 
 /// A client whose connection may be forwarded.
@@ -64,6 +79,8 @@ pub struct Upstreams {
     choice: RefCell<Choice>,
     /// The origin of the choice's clock.
     epoch: Instant,
+    /// A target that has been connected lately.
+    worked: RefCell<Option<Worked>>,
     mark: u32,
     keepalive: u32,
     connect_timeout: Duration,
@@ -85,8 +102,12 @@ impl Upstreams {
             proxies.push(Proxy::new(upstream, &resolver)?);
         }
         Ok(Self {
-            choice: RefCell::new(Choice::new(proxies.len())),
+            choice: RefCell::new(Choice::new(
+                proxies.iter().map(|proxy| Rc::clone(&proxy.account.name)),
+                config.choice,
+            )),
             epoch: Instant::now(),
+            worked: RefCell::default(),
             proxies,
             mark,
             keepalive: config.keepalive,
@@ -98,12 +119,15 @@ impl Upstreams {
     /// Goes on with what `old` has counted, resolved and learnt of proxies of the same names.
     pub fn inherit(&mut self, old: &Self) {
         self.epoch = old.epoch;
-        for (index, proxy) in self.proxies.iter().enumerate() {
-            let old_index = old.proxies.iter().position(|old| old.name == proxy.name);
+        self.worked = old.worked.take().into();
+        let (choice, old_choice) = (self.choice.get_mut(), old.choice.borrow());
+        choice.inherit(&old_choice);
+        for (index, proxy) in self.proxies.iter_mut().enumerate() {
+            let old_index = old.proxies.iter().position(|old| old.account.name == proxy.account.name);
             if let Some(old_index) = old_index
                 && proxy.inherit(&old.proxies[old_index])
             {
-                self.choice.get_mut().inherit(index, &old.choice.borrow(), old_index);
+                choice.inherit_proxy(index, &old_choice, old_index);
             }
         }
     }
@@ -116,7 +140,7 @@ impl Upstreams {
     pub async fn open(&self, target: Target<'_>) -> Result<Opened, Failure> {
         match self.carry(target, None).await? {
             Carried::Relayed(opened) => Ok(opened),
-            Carried::Forwarded => Err(Failure::BadTarget), // nobody's client
+            Carried::Forwarded(_) => Err(Failure::BadTarget), // nobody's client
         }
     }
 
@@ -125,25 +149,102 @@ impl Upstreams {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn carry(&self, target: Target<'_>, client: Option<Client<'_>>) -> Result<Carried, Failure> {
+        let attempt = RefCell::new(Attempt::new(target));
+        self.carry_next(&Dial { attempt: &attempt, target: &target }, client.as_ref(), true).await
+    }
+
+    /// Asks the proxies that this dial has not asked yet, one after the other, until one has opened a tunnel. If all
+    /// have closed and it `may_repeat`, it asks them again.
+    async fn carry_next(
+        &self,
+        dial: &Dial<'_>,
+        client: Option<&Client<'_>>,
+        may_repeat: bool,
+    ) -> Result<Carried, Failure> {
         let mut is_again = false;
         loop {
-            let mut attempt = Attempt::default();
-            while let Some(asked) = self.next(&mut attempt) {
-                let proxy = &self.proxies[asked.index];
-                proxy.count(|stats| stats.retried = stats.retried.wrapping_add(is_again.into()));
-                match self.ask(asked.index, target, client.as_ref()).await {
-                    Ok(carried) => return Ok(carried),
-                    Err(failure) => {
-                        self.choice.borrow_mut().failed(&mut attempt, asked, failure, self.now());
+            let asked = self.choice().next(&mut dial.attempt.borrow_mut(), self.now());
+            let Some(asked) = asked else {
+                let failure = dial.attempt.borrow().failure();
+                if is_again || !may_repeat || failure != Failure::Closed {
+                    return Err(failure);
+                }
+                is_again = true;
+                Box::pin(sleep(PAUSE)).await;
+                dial.attempt.replace(Attempt::new(*dial.target));
+                continue;
+            };
+            let proxy = &self.proxies[asked.index];
+            proxy.count(|stats| stats.retried = stats.retried.wrapping_add(is_again.into()));
+            let is_connected = Cell::new(false);
+            let mut ask = pin!(self.ask(asked.index, dial.target, client, &is_connected));
+            let hedge = self.choice().hedge(&dial.attempt.borrow(), asked);
+            let answer = match hedge {
+                None => Some(ask.as_mut().await),
+                Some(ms) => {
+                    let mut late = Box::pin(sleep(Duration::from_millis(ms.into())));
+                    poll_fn(|cx| match ask.as_mut().poll(cx) {
+                        Poll::Pending if is_connected.get() => Poll::Pending,
+                        Poll::Pending => late.as_mut().poll(cx).map(|()| None),
+                        Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                    })
+                    .await
+                }
+            };
+            match answer {
+                Some(Ok(carried)) => return Ok(carried),
+                Some(Err(failure)) => self.failed(dial, asked, failure),
+                None => {
+                    // Boxed: few dials come here, and all would have room for it.
+                    let race = Box::pin(self.race(dial, ask.as_mut(), asked));
+                    if let Some(carried) = race.await {
+                        return Ok(carried);
                     }
                 }
             }
-            if is_again || attempt.failure() != Failure::Closed {
-                return Err(attempt.failure());
-            }
-            is_again = true;
-            tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// Lets a proxy that takes long to connect go on, and asks the next ones beside it: the first tunnel wins.
+    /// They are asked from sockets, as the client's name can be used once only.
+    async fn race(
+        &self,
+        dial: &Dial<'_>,
+        mut ask: Pin<&mut dyn Future<Output = Result<Carried, Failure>>>,
+        asked: Asked,
+    ) -> Option<Carried> {
+        debug!("upstream {}: connects slowly; another one is asked", self.proxies[asked.index].account.name);
+        // Boxed: it is of the kind that this is a part of.
+        let mut others: Pin<Box<dyn Future<Output = Result<Carried, Failure>>>> =
+            Box::pin(self.carry_next(dial, None, false));
+        let (mut has_failed, mut have_others_failed) = (false, false);
+        poll_fn(|cx| {
+            if !has_failed && let Poll::Ready(answer) = ask.as_mut().poll(cx) {
+                match answer {
+                    Ok(carried) => return Poll::Ready(Some(carried)),
+                    Err(failure) => self.failed(dial, asked, failure),
+                }
+                has_failed = true;
+            }
+            if !have_others_failed && let Poll::Ready(answer) = others.as_mut().poll(cx) {
+                if let Ok(carried) = answer {
+                    if !has_failed {
+                        self.choice().overtaken(asked);
+                    }
+                    return Poll::Ready(Some(carried));
+                }
+                have_others_failed = true;
+            }
+            match dial.attempt.borrow().is_over() || has_failed && have_others_failed {
+                true => Poll::Ready(None),
+                false => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    fn failed(&self, dial: &Dial<'_>, asked: Asked, failure: Failure) {
+        self.choice().failed(&mut dial.attempt.borrow_mut(), asked, failure, self.now());
     }
 
     /// The proxies, for what is known of them.
@@ -151,47 +252,47 @@ impl Upstreams {
         &self.proxies
     }
 
-    /// Whether the proxy of this index is asked after all others for now.
-    pub fn is_resting(&self, index: usize) -> bool {
-        self.choice.borrow().is_resting(index)
+    /// Which proxy is asked, and how each is. Not to be kept.
+    pub fn choice(&self) -> RefMut<'_, Choice> {
+        self.choice.borrow_mut()
     }
 
-    fn next(&self, attempt: &mut Attempt) -> Option<Asked> {
-        self.choice.borrow_mut().next(attempt, self.now())
-    }
-
-    fn now(&self) -> time::Instant {
+    /// The time, as the choice has it.
+    pub fn now(&self) -> time::Instant {
         time::Instant::from_millis(self.epoch.elapsed().as_millis() as u64)
     }
 
-    /// Asks one proxy.
+    /// Asks one proxy, and tells once it is connected.
     async fn ask(
         &self,
         index: usize,
-        target: Target<'_>,
+        target: &Target<'_>,
         client: Option<&Client<'_>>,
+        is_connected: &Cell<bool>,
     ) -> Result<Carried, Failure> {
         let proxy = &self.proxies[index];
-        let request = proxy.request.bytes(target).map_err(|_| Failure::BadTarget)?;
+        let request = proxy.request.bytes(*target).map_err(|_| Failure::BadTarget)?;
         proxy.count(|stats| stats.attempts = stats.attempts.wrapping_add(1));
         let begun = Instant::now();
         let begin = |address| client?.begin(&request, address);
-        let connection = match self.reach(index, &begin).await {
+        // Boxed: the wait for an answer, which is longer, needs no room for it.
+        let reach = Box::pin(self.reach(index, &begin));
+        let connection = match reach.await {
             Ok(connection) => connection,
-            Err(error) if is_exhausted(&error) => {
-                proxy.warn(Warning::Exhausted, format_args!("{error}"));
-                return Err(Failure::Exhausted);
-            }
-            Err(error) => {
-                proxy.failed(Warning::Unreachable, format_args!("cannot be reached: {error}"));
-                return Err(Failure::Unreachable);
+            Err((failure, error)) => {
+                match failure {
+                    Failure::Exhausted => proxy.warn(Warning::Exhausted, format_args!("{error}")),
+                    Failure::UplinkDown => {
+                        proxy.failed(Warning::UplinkDown, format_args!("uplink down: {error}"));
+                    }
+                    _ => proxy.failed(Warning::Unreachable, format_args!("cannot be reached: {error}")),
+                }
+                return Err(failure);
             }
         };
+        is_connected.set(true);
         match connection.handshake(request, self.reply_timeout).await {
-            Ok(reply) => {
-                self.choice.borrow_mut().answered(index);
-                self.answered(proxy, target, begun, connection, reply)
-            }
+            Ok(reply) => self.answered(index, *target, begun, connection, reply),
             Err(HandshakeError::TimedOut) => {
                 proxy.failed(Warning::TimedOut, format_args!("no answer in time"));
                 Err(Failure::TimedOut)
@@ -214,11 +315,12 @@ impl Upstreams {
     /// Connects to one of the addresses of the proxy of this index with a socket.
     ///
     /// # Errors
-    /// Its name has no address; or what the last address said.
-    pub async fn connect(&self, index: usize) -> io::Result<TcpStream> {
+    /// Its name has no address, or what the last address said; and what that means.
+    pub async fn connect(&self, index: usize) -> Result<TcpStream, (Failure, io::Error)> {
         match self.reach(index, &|_| None).await? {
             Connection::Socket(stream) => Ok(stream),
-            Connection::Packets(_) => Err(io::ErrorKind::InvalidInput.into()), // nobody's client
+            // Nobody's client.
+            Connection::Packets(_) => Err((Failure::BadTarget, io::ErrorKind::InvalidInput.into())),
         }
     }
 
@@ -227,68 +329,100 @@ impl Upstreams {
         &self,
         index: usize,
         begin: &dyn Fn(SocketAddr) -> Option<forward::Attempt>,
-    ) -> io::Result<Connection> {
+    ) -> Result<Connection, (Failure, io::Error)> {
         let proxy = &self.proxies[index];
-        let addresses = proxy.addresses().await.map_err(io::Error::other)?;
-        let first = self.choice.borrow().first_address(index, &addresses);
-        let mut failure = io::Error::from(io::ErrorKind::NotFound);
+        let addresses = match proxy.addresses().await {
+            Ok(addresses) => addresses,
+            Err(ResolveError::Unanswered) if !self.has_route(&FAR) => {
+                return Err((Failure::UplinkDown, io::Error::other(ResolveError::Unanswered)));
+            }
+            Err(error) => return Err((Failure::Unreachable, io::Error::other(error))),
+        };
+        let first = self.choice().first_address(index, &addresses);
+        let mut last = (Failure::Unreachable, io::Error::from(io::ErrorKind::NotFound));
         for &ip in addresses.iter().cycle().skip(first).take(addresses.len()) {
+            let begun = Instant::now();
             let address = SocketAddr::new(ip, proxy.port);
             match Connection::connect(address, begin(address), self.mark, self.connect_timeout).await {
                 Ok(connection) => {
-                    self.choice.borrow_mut().connected(index, ip);
+                    self.choice().connected(index, ip, millis(begun));
                     return Ok(connection);
                 }
                 Err(error) => {
-                    debug!("upstream {}: {ip}: {error}", proxy.name);
+                    debug!("upstream {}: {ip}: {error}", proxy.account.name);
+                    let failure = match error.kind() {
+                        _ if is_exhausted(&error) => Failure::Exhausted,
+                        io::ErrorKind::TimedOut => Failure::Unanswered,
+                        _ => Failure::Unreachable,
+                    };
                     // The next address has other ports, but no more of all else.
-                    let ends = is_exhausted(&error) && error.raw_os_error() != Some(libc::EADDRNOTAVAIL);
-                    if is_exhausted(&error) || !is_exhausted(&failure) {
-                        failure = error;
+                    let ends =
+                        failure == Failure::Exhausted && error.raw_os_error() != Some(libc::EADDRNOTAVAIL);
+                    if failure == Failure::Exhausted || last.0 != Failure::Exhausted {
+                        last = (failure, error);
                     }
                     if ends {
-                        break;
+                        return Err(last);
                     }
                 }
             }
         }
-        Err(failure)
+        if last.0 != Failure::Exhausted && !self.has_route(&addresses) {
+            last.0 = Failure::UplinkDown;
+        }
+        Err(last)
+    }
+
+    /// Whether the kernel knows a way to any of these.
+    fn has_route(&self, addresses: &[IpAddr]) -> bool {
+        addresses.iter().any(|&ip| udp_socket(SocketAddr::new(ip, 9), self.mark).is_ok())
     }
 
     /// Tells what a proxy's answer means, and readies the tunnel.
     fn answered(
         &self,
-        proxy: &Proxy,
+        index: usize,
         target: Target<'_>,
         begun: Instant,
         connection: Connection,
         reply: Reply,
     ) -> Result<Carried, Failure> {
-        let latency = u32::try_from(begun.elapsed().as_millis()).unwrap_or(u32::MAX);
-        let status = reply.status;
+        let proxy = &self.proxies[index];
+        let (latency, status) = (millis(begun), reply.status);
         proxy.count(|stats| stats.answered(status, latency));
-        debug!("upstream {}: {status} for {target} after {latency} ms", proxy.name);
+        debug!("upstream {}: {status} for {target} after {latency} ms", proxy.account.name);
+        if status == 407 {
+            proxy.warn(Warning::Refused, format_args!("{}", proxy.refusal(&reply)));
+            if proxy.request.has_credentials() {
+                return Err(Failure::Credentials);
+            }
+        }
+        self.choice().answered(index, self.now());
         if !(200..300).contains(&status) {
-            match status {
-                407 => proxy.warn(Warning::Refused, format_args!("{}", proxy.refusal(&reply))),
-                _ => proxy.warn(Warning::Refused, format_args!("refuses with status {status}")),
+            if status != 407 {
+                proxy.warn(Warning::Refused, format_args!("refuses with status {status}"));
             }
             return Err(Failure::Refused { status });
         }
+        self.note_worked(target);
         let stream = match connection {
             Connection::Socket(stream) => stream,
-            Connection::Packets(attempt) => {
-                attempt.keep();
-                return Ok(Carried::Forwarded);
-            }
+            Connection::Packets(attempt) => return Ok(Carried::Forwarded(attempt)),
         };
         // Only now: refused connections, of which a port scan makes many, are spared these calls.
         let _ = stream.set_nodelay(true);
         if self.keepalive != 0 {
             let _ = sys::set_keepalive(&stream, self.keepalive);
         }
-        Ok(Carried::Relayed(Opened { stream, leftover: reply.leftover }))
+        let account = Rc::clone(&proxy.account);
+        Ok(Carried::Relayed(Opened { stream, leftover: reply.leftover, account }))
     }
+}
+
+/// A connection's way through the proxies.
+struct Dial<'a> {
+    attempt: &'a RefCell<Attempt>,
+    target: &'a Target<'a>,
 }
 
 impl Client<'_> {
@@ -296,6 +430,11 @@ impl Client<'_> {
     fn begin(&self, request: &[u8], address: SocketAddr) -> Option<forward::Attempt> {
         self.forwarder.begin(&mut self.syn.borrow_mut(), request, address)
     }
+}
+
+/// Milliseconds since then.
+fn millis(since: Instant) -> u32 {
+    u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX)
 }
 
 /// Whether this machine, not the proxy, is why there is no socket.

@@ -163,6 +163,17 @@ impl Handshake {
         }
     }
 
+    /// Whether a SYN of the client with the same sequence number offers the same; another would not be the one that the
+    /// proxy knows.
+    pub fn is_repetition(&self, syn: &Packet) -> bool {
+        let End { options, .. } = End::of(syn, self.mss_limit);
+        let mut known = self.client.options;
+        if let (Some(known), Some(now)) = (&mut known.timestamps, options.timestamps) {
+            *known = now;
+        }
+        known == options
+    }
+
     /// The client has repeated its SYN, with the same sequence number.
     pub fn handle_client_syn(&mut self, syn: &Packet, send: &mut dyn FnMut(To, &[u8])) {
         self.client.ecn = syn.flags() & ECN; // RFC 3168 section 6.1.1.1: a repetition may do without

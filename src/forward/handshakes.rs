@@ -14,8 +14,6 @@ use crate::time::Instant;
 
 /// The most at a time; whoever comes then is relayed.
 const LIMIT: u16 = 4096;
-/// Milliseconds that an answered client may take until its first packet: its SYN may be lost several times.
-const PATIENCE: u32 = 60_000;
 
 // The lists of slots.
 
@@ -85,12 +83,8 @@ struct Entry {
     serial: u32,
     is_connected: bool,
     outcome: Outcome,
-    /// When the client was answered.
-    answered: Option<Instant>,
     /// The client has gone on: the kernel has it from there.
     is_released: bool,
-    /// Whoever began it knows how it ended.
-    is_told: bool,
 }
 
 impl Handshakes {
@@ -127,9 +121,7 @@ impl Handshakes {
             serial: self.serial,
             is_connected: false,
             outcome: Outcome::Pending,
-            answered: None,
             is_released: false,
-            is_told: false,
         }));
         self.slots.move_to_back(slot, BUSY);
         self.slots.hash(slot, hash(self.key, route.tuple.source, route.tuple.source_port));
@@ -165,9 +157,6 @@ impl Handshakes {
             Outcome::Connected => entry.is_connected = true,
             outcome => entry.outcome = outcome,
         }
-        if matches!(entry.outcome, Outcome::Opened { .. }) {
-            entry.answered = Some(now);
-        }
         Taken::Yes(Some(Id { slot, serial: entry.serial }))
     }
 
@@ -188,11 +177,11 @@ impl Handshakes {
         let Entry { handshake, route, .. } = &mut **entry;
         let mut send = |to: To, packet: &[u8]| send(route, to, packet);
         if packet.flags() & SYN == 0 {
-            entry.is_released = entry.answered.is_some();
-            if entry.is_released && entry.is_told {
-                self.free(slot);
+            if matches!(entry.outcome, Outcome::Opened { .. }) {
+                entry.is_released = true;
+                return Taken::Yes(Some(Id { slot, serial: entry.serial }));
             }
-        } else if ahead == 0 {
+        } else if ahead == 0 && handshake.is_repetition(&packet) {
             handshake.handle_client_syn(&packet, &mut send);
         } else {
             handshake.abort(&mut send);
@@ -234,38 +223,31 @@ impl Handshakes {
         }
     }
 
-    /// The client has been answered, and whoever began knows: what is left to do for it is done by itself.
-    pub fn keep(&mut self, id: Id) {
-        let Some(entry) = self.get_mut(id) else { return };
-        entry.is_told = true;
-        if entry.is_released {
-            self.free(id.slot);
-        }
+    /// Whether its client has gone on.
+    pub fn is_released(&self, id: Id) -> bool {
+        self.get(id).is_some_and(|entry| entry.is_released)
     }
 
-    /// Ends one; the connection to the proxy is reset, unless it has ended.
-    pub fn abort(&mut self, id: Id, send: Send) {
+    /// Ends one; the connection to the proxy is reset, unless it has ended or is the kernel's.
+    pub fn end(&mut self, id: Id, send: Send) {
         let Some(entry) = self.get(id) else { return };
-        if entry.outcome == Outcome::Pending {
+        let is_ours = matches!(entry.outcome, Outcome::Pending | Outcome::Opened { .. });
+        if is_ours && !entry.is_released {
+            // The firewall drops the reset if the kernel has the connection, and we have missed that.
             entry.handshake.abort(&mut |to, packet| send(&entry.route, to, packet));
         }
         self.free(id.slot);
     }
 
-    /// Repeats what is to be repeated, and gives up clients that do not go on. To be called once a second or so.
+    /// Repeats what is to be repeated. To be called once a second or so.
     pub fn tick(&mut self, now: Instant, send: Send) {
         let mut next = self.slots.first(BUSY);
         while let Some(slot) = next {
             next = self.slots.next(slot);
             let Some(entry) = &mut self.entries[usize::from(slot)] else { continue };
-            let Entry { handshake, route, answered, .. } = &mut **entry;
-            let mut send = |to: To, packet: &[u8]| send(route, to, packet);
-            if answered.is_some_and(|at| now.since(at) > PATIENCE) {
-                // The firewall drops the reset if the kernel has the connection, and we have missed that.
-                handshake.abort(&mut send);
-                self.free(slot);
-            } else if handshake.timeout().is_some_and(|at| now.since(at) > 0) {
-                handshake.handle_timeout(now, &mut send);
+            let Entry { handshake, route, .. } = &mut **entry;
+            if handshake.timeout().is_some_and(|at| now.since(at) > 0) {
+                handshake.handle_timeout(now, &mut |to, packet| send(route, to, packet));
             }
         }
     }
@@ -283,10 +265,6 @@ impl Handshakes {
 
     fn get(&self, id: Id) -> Option<&Entry> {
         self.entries.get(id.index())?.as_deref().filter(|entry| entry.serial == id.serial)
-    }
-
-    fn get_mut(&mut self, id: Id) -> Option<&mut Entry> {
-        self.entries.get_mut(id.index())?.as_deref_mut().filter(|entry| entry.serial == id.serial)
     }
 
     fn free(&mut self, slot: u16) {
@@ -405,24 +383,29 @@ mod tests {
             Taken::Yes(Some(id))
         );
         assert_eq!(world.handshakes.outcome(id), Outcome::Connected);
+        // Nothing that the client could send now releases it.
+        assert_eq!(world.take(packet(to_proxy(), 5001, 7020, ACK, &[])).0, Taken::Yes(None));
         world.open(5000);
         assert_eq!(world.handshakes.outcome(id), Outcome::Opened { status: 200 });
-        world.handshakes.keep(id);
-        assert_eq!(world.take(packet(to_proxy(), 5001, 7020, ACK, &[])).0, Taken::Yes(None));
+        assert!(!world.handshakes.is_released(id));
+        assert_eq!(world.take(packet(to_proxy(), 5001, 7020, ACK, &[])).0, Taken::Yes(Some(id)));
+        assert!(world.handshakes.is_released(id));
+        world.handshakes.end(id, &mut |_, _, _| panic!("it is the kernel's"));
         assert_eq!(world.handshakes.outcome(id), Outcome::Closed);
         assert_eq!(world.take(packet(to_proxy(), 5001, 7020, ACK, &[])).0, Taken::No);
     }
 
-    /// The client's packet may come before anybody has asked how it went.
     #[test]
-    fn released_before_it_is_known() {
+    fn a_client_that_does_not_go_on() {
         let mut world = World::new();
         let id = world.begin("::ffff:203.0.113.1", 5000);
         world.open(5000);
-        world.take(packet(to_proxy(), 5001, 7020, ACK, &[]));
-        assert_eq!(world.handshakes.outcome(id), Outcome::Opened { status: 200 });
-        world.handshakes.keep(id);
-        assert_eq!(world.handshakes.outcome(id), Outcome::Closed);
+        let mut flags = Vec::new();
+        world.handshakes.end(id, &mut |_, to, bytes| {
+            assert_eq!(to, To::Proxy);
+            flags.push(Packet::parse(&mut bytes.to_vec()).unwrap().flags());
+        });
+        assert_eq!(flags, [RST]);
     }
 
     /// One port, several servers, one proxy: the numbers tell.
@@ -434,10 +417,8 @@ mod tests {
         world.open(900_000);
         assert_eq!(world.handshakes.outcome(one), Outcome::Pending);
         assert_eq!(world.handshakes.outcome(other), Outcome::Opened { status: 200 });
-        world.handshakes.keep(other);
         world.take(packet(to_proxy(), 900_001, 7020, ACK, &[]));
-        assert_eq!(world.handshakes.outcome(other), Outcome::Closed);
-        assert_eq!(world.handshakes.outcome(one), Outcome::Pending);
+        assert!(world.handshakes.is_released(other) && !world.handshakes.is_released(one));
     }
 
     #[test]
@@ -454,22 +435,25 @@ mod tests {
         assert_eq!(next.index(), id.index());
         assert_eq!(world.handshakes.outcome(id), Outcome::Closed);
         assert_eq!(world.handshakes.outcome(next), Outcome::Pending);
-        world.handshakes.abort(id, &mut |_, _, _| panic!("it is gone"));
+        world.handshakes.end(id, &mut |_, _, _| panic!("it is gone"));
         assert_eq!(world.handshakes.outcome(next), Outcome::Pending);
     }
 
+    /// Its third SYN offers less, as a fallback: the proxy has been told otherwise.
     #[test]
-    fn a_client_that_does_not_go_on_is_given_up() {
+    fn a_syn_that_offers_less_begins_anew() {
         let mut world = World::new();
         let id = world.begin("::ffff:203.0.113.1", 5000);
-        world.open(5000);
-        world.handshakes.keep(id);
-        let mut resets = 0;
-        for (after, left) in [(PATIENCE, Outcome::Opened { status: 200 }), (PATIENCE + 1, Outcome::Closed)] {
-            world.handshakes.tick(NOW.plus(after), &mut |_, _, _| resets += 1);
-            assert_eq!(world.handshakes.outcome(id), left);
-        }
-        assert_eq!(resets, 1);
+        let offers = |options: &[u8]| {
+            let mut bytes = vec![0; 100];
+            let tuple = tuple("::ffff:203.0.113.1");
+            let header = Tcp { tuple, sequence: 5000, acknowledgement: 0, flags: SYN, window: 1000 };
+            let length = header.write(options, &[], &mut bytes);
+            bytes.truncate(length);
+            bytes
+        };
+        assert_eq!(world.take(offers(&[])).0, Taken::Yes(None));
+        assert_eq!(world.take(offers(&[1, 3, 3, 7])).0, Taken::Restarted(id));
     }
 
     #[test]
@@ -480,7 +464,7 @@ mod tests {
         let mut begin = || handshakes.begin(&syn, REQUEST.into(), route("::"), 1460, NOW, &mut |_, _, _| ());
         let ids: Vec<_> = (0..LIMIT).map(|_| begin().unwrap()).collect();
         assert_eq!(begin(), None);
-        handshakes.abort(ids[7], &mut |_, _, _| ());
+        handshakes.end(ids[7], &mut |_, _, _| ());
         let again = handshakes.begin(&syn, REQUEST.into(), route("::"), 1460, NOW, &mut |_, _, _| ());
         assert_eq!(again.map(Id::index), Some(7));
     }

@@ -8,7 +8,7 @@ use crate::flow::subnet::Subnet;
 use crate::flow::{Flow, FlowTable, Limits, Slot, State};
 use crate::net::Family;
 use crate::packet::reject::Reject;
-use crate::packet::vnet;
+use crate::packet::{Tuple, vnet};
 use crate::siphash::Key;
 use crate::time::Instant;
 
@@ -153,6 +153,18 @@ impl Rewriter {
     /// The flow's relay has ended, or nobody will accept its connection any more.
     pub fn close(&mut self, slot: Slot, now: Instant) {
         self.flows.close(slot, now);
+    }
+
+    /// The flow's connection is the kernel's: no packet of it is to be expected any more.
+    pub fn end(&mut self, slot: Slot, now: Instant) {
+        self.flows.end(slot, now);
+    }
+
+    /// Ends the flow whose client begins anew before it has gone on with the connection that it asked for.
+    pub fn forget(&mut self, tuple: &Tuple, now: Instant) -> Option<Slot> {
+        let slot = self.flows.find(tuple).filter(|slot| self.flows.get(*slot).state() == State::Opening)?;
+        self.flows.end(slot, now);
+        Some(slot)
     }
 
     /// Ends one flow that has waited too long and returns the state it was in; call until None, every few seconds.

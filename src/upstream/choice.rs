@@ -1,40 +1,77 @@
-//! Which proxy is asked next, and which ones rest.
+//! Which proxy is asked next.
 //!
 //! # Theory of operation
-//! The proxies are asked in the order of the configuration, each at one address after the other, the one that worked
-//! last first. An answer, whatever its status, is final: only a proxy that cannot be reached, hangs up, sends garbage
-//! or stays silent makes the next one worth a try.
+//! The proxies are asked in the order of the configuration, those that [rest](super::health) last, each at one address
+//! after the other, the one that worked last first. An answer is final, whatever its status, but for a 407 to configured
+//! credentials: only a proxy that fails by its own fault makes the next one worth a try. While one is **chosen**, no other
+//! is asked, however it is, unless there is a fallback: then it is asked first.
 //!
-//! A proxy that cannot be reached **rests**: for 10 s it is asked after all others, so that a dead first proxy costs
-//! its time-out once and not once per connection. After that, one connection tries it again; the others go on without
-//! it until it has answered.
+//! A proxy is **blamed**, and rests, if it cannot be reached or refuses its credentials. That it closes, sends garbage or
+//! stays silent is ambiguous: it may be the target. It is the target's fault if the proxy has answered anybody since it
+//! was asked, or if another proxy rests because of the same target. A proxy that has ever answered is blamed only when
+//! a second target, or the same one 10 s later, gets no answer either. Otherwise, a port scan would send everybody to
+//! another proxy.
 //!
-//! Silence is ambiguous: the proxy may hang, or wait for a target that drops packets. If it has answered anybody
-//! since it was asked, it is the target: the attempt times out, and the proxy is as good as before. If not, the proxy
-//! rests and the next one is asked. Otherwise, a port scan would send everybody to another proxy.
+//! A proxy that rests comes back by a **confirmation** in the background. Confirmations are begun only by what clients do:
+//! while none dials, nothing is sent (but for a configured interval).
 
-use alloc::vec;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 
 use super::Failure;
+use super::health::{Alarm, Health, State};
+use super::history::{Change, History, What};
+use crate::http::connect::Target;
 use crate::time::Instant;
 
-/// How long a proxy rests, in milliseconds.
-const REST: u32 = 10_000;
+/// The most proxies that there can be.
+pub const MAX_PROXIES: usize = 64;
+
+/// How long one target alone does not make a proxy suspect, in ms.
+const DOUBT: u32 = 10_000;
+
+/// What the configuration says about choosing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// Other proxies are asked when the chosen one fails.
+    pub pin_fallback: bool,
+    /// The least time in ms that a connect has before the next proxy is asked beside it; 0: all that it takes.
+    pub hedge_delay: u32,
+    /// How often each proxy is confirmed even if no client dials, in ms; 0: never.
+    pub probe_interval: u32,
+}
 
 /// What connections have taught about each proxy. A proxy is named by its index in the configuration.
 #[derive(Debug)]
 pub struct Choice {
     proxies: Vec<Proxy>,
+    settings: Settings,
+    /// The name of the chosen one; it may be gone from the configuration, and come back.
+    chosen: Option<Rc<str>>,
+    history: History,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Proxy {
-    /// When its rest began; `None`: it is awake.
-    resting_since: Option<Instant>,
+    name: Rc<str>,
+    health: Health,
+    has_route: bool,
     /// How many times it has answered, whatever the status. Wraps.
     answers: u32,
+    has_answered: bool,
+    /// The first target that got no answer since its last one, and when that was.
+    doubt: Option<(u32, Instant)>,
+    /// The target that it rests for.
+    blamed_for: Option<u32>,
+    /// A confirmation is wanted...
+    is_wanted: bool,
+    /// ...or under way.
+    is_asked: bool,
+    /// When it was last known to answer or not to.
+    known_at: Instant,
+    /// The usual time to connect, in 1/8 ms; 0: not known.
+    connect_time: u32,
     /// The address that was connected last.
     good_address: Option<IpAddr>,
 }
@@ -42,12 +79,12 @@ struct Proxy {
 /// One connection's way through the proxies.
 #[derive(Debug)]
 pub struct Attempt {
-    /// How many turns have been given: first each proxy's, then those of `resting`.
-    turns: usize,
-    /// The proxies that were passed over.
-    resting: Vec<usize>,
+    /// The target's digest.
+    target: u32,
+    /// Who has been asked, a bit each.
+    asked: u64,
     /// The most telling failure so far.
-    failure: Failure,
+    failure: Option<Failure>,
     /// No other proxy is worth a try.
     is_over: bool,
 }
@@ -62,16 +99,53 @@ pub struct Asked {
 }
 
 impl Choice {
-    /// For `count` proxies of which nothing is known.
-    pub fn new(count: usize) -> Self {
-        Self { proxies: vec![Proxy::default(); count] }
+    /// For proxies of these names, at most [`MAX_PROXIES`], of which nothing is known.
+    pub fn new(names: impl Iterator<Item = Rc<str>>, settings: Settings) -> Self {
+        Self { proxies: names.map(Proxy::new).collect(), settings, chosen: None, history: History::default() }
+    }
+
+    /// Takes over what `old` knows, except of each single proxy.
+    pub fn inherit(&mut self, old: &Self) {
+        self.chosen = old.chosen.clone();
+        self.history = old.history.clone();
     }
 
     /// Takes over what `old` knows of the proxy that has not moved, but had the index `old_index` there.
-    pub fn inherit(&mut self, index: usize, old: &Self, old_index: usize) {
+    pub fn inherit_proxy(&mut self, index: usize, old: &Self, old_index: usize) {
         if let (Some(new), Some(old)) = (self.proxies.get_mut(index), old.proxies.get(old_index)) {
-            *new = Proxy { answers: new.answers, ..*old };
+            // What is under way tells its outcome to `old`.
+            *new = Proxy { answers: new.answers, is_asked: false, ..old.clone() };
         }
+    }
+
+    /// From now on asks the proxy of this name only; `None`: as it sees fit. Returns whether there is such a proxy.
+    pub fn choose(&mut self, name: Option<&str>, now: Instant) -> bool {
+        let chosen = name.map(|name| self.proxies.iter().find(|proxy| *proxy.name == *name));
+        let chosen = match chosen {
+            Some(None) => return false,
+            Some(Some(proxy)) => Some(Rc::clone(&proxy.name)),
+            None => None,
+        };
+        if chosen != self.chosen {
+            let (upstream, what) = match (&chosen, &self.chosen) {
+                (Some(new), _) => (new, What::Chosen),
+                (None, Some(old)) => (old, What::Released),
+                (None, None) => return true,
+            };
+            self.history.push(Change { at: now, upstream: Rc::clone(upstream), what });
+            self.chosen = chosen;
+        }
+        true
+    }
+
+    /// The index of the chosen proxy.
+    pub fn chosen(&self) -> Option<usize> {
+        self.proxies.iter().position(|proxy| self.chosen.as_deref() == Some(&*proxy.name))
+    }
+
+    /// Which proxy a new connection would ask first.
+    pub fn first(&self) -> Option<usize> {
+        self.best(&Attempt { target: 0, asked: 0, failure: None, is_over: false })
     }
 
     /// Which proxy to ask next, at the time `now`. `None`: the attempt has failed, with [`Attempt::failure`].
@@ -79,45 +153,98 @@ impl Choice {
         if attempt.is_over {
             return None;
         }
-        while let Some(proxy) = self.proxies.get_mut(attempt.turns) {
-            let index = attempt.turns;
-            attempt.turns += 1;
-            if !proxy.rests(now) {
-                return Some(Asked { index, answers: proxy.answers });
-            }
-            attempt.resting.push(index);
+        self.advance(now);
+        let index = self.best(attempt)?;
+        if attempt.asked == 0 && !self.proxies.get(index)?.health.is_resting() {
+            self.want_rested(now);
         }
-        let index = *attempt.resting.get(attempt.turns - self.proxies.len())?;
-        attempt.turns += 1;
-        Some(Asked { index, answers: self.proxies.get(index)?.answers })
+        attempt.asked |= bit(index);
+        self.ask(index)
+    }
+
+    /// How long, in ms, the proxy's connect may take before the next one is asked beside it; `None`: nobody would be.
+    pub fn hedge(&self, attempt: &Attempt, asked: Asked) -> Option<u32> {
+        let next = self.proxies.get(self.best(attempt)?)?;
+        let usual = self.proxies.get(asked.index)?.connect_time / 8;
+        let delay = self.settings.hedge_delay;
+        (delay != 0 && !next.health.is_resting()).then(|| delay.max(3 * usual))
+    }
+
+    /// Another proxy was faster than this one's connect, which is now given up: whether it still answers is to be found
+    /// out.
+    pub fn overtaken(&mut self, asked: Asked) {
+        if let Some(proxy) = self.proxies.get_mut(asked.index) {
+            proxy.is_wanted = true;
+        }
     }
 
     /// The proxy has answered, whatever the status.
-    pub fn answered(&mut self, index: usize) {
-        if let Some(proxy) = self.proxies.get_mut(index) {
-            proxy.answers = proxy.answers.wrapping_add(1);
-            proxy.resting_since = None;
+    pub fn answered(&mut self, index: usize, now: Instant) {
+        let Some(proxy) = self.proxies.get_mut(index) else { return };
+        proxy.answers = proxy.answers.wrapping_add(1);
+        proxy.has_answered = true;
+        proxy.doubt = None;
+        proxy.blamed_for = None;
+        proxy.is_wanted = false;
+        proxy.known_at = now;
+        if proxy.health.answered(now) {
+            self.tell(index, What::Answers, now);
         }
+        self.route(index, true, now);
     }
 
     /// The proxy has opened no tunnel.
     pub fn failed(&mut self, attempt: &mut Attempt, asked: Asked, failure: Failure, now: Instant) {
-        attempt.failure = attempt.failure.max(failure);
-        let Some(proxy) = self.proxies.get_mut(asked.index) else { return };
-        match failure {
-            Failure::TimedOut if proxy.answers != asked.answers => attempt.is_over = true,
-            Failure::Unreachable | Failure::TimedOut => proxy.resting_since = Some(now),
-            // Another proxy may have a place, and has other ports.
-            Failure::Closed | Failure::BadReply | Failure::Exhausted => {}
-            Failure::Refused { .. } | Failure::BadTarget => attempt.is_over = true,
+        attempt.failure = attempt.failure.max(Some(failure));
+        attempt.is_over |= self.judge(asked, failure, attempt.target, now);
+    }
+
+    /// The proxy has been connected at `address`, after so many ms.
+    pub fn connected(&mut self, index: usize, address: IpAddr, ms: u32) {
+        if let Some(proxy) = self.proxies.get_mut(index) {
+            proxy.good_address = Some(address);
+            let ms = ms.min(1 << 20);
+            proxy.connect_time = match proxy.connect_time {
+                0 => 8 * ms,
+                usual => usual - usual / 8 + ms,
+            };
         }
     }
 
-    /// The proxy has been connected at `address`.
-    pub fn connected(&mut self, index: usize, address: IpAddr) {
-        if let Some(proxy) = self.proxies.get_mut(index) {
-            proxy.good_address = Some(address);
+    /// Lets time pass, and tells which proxy is to be confirmed, if one is. Its outcome must be [told](Self::confirmed).
+    pub fn confirm(&mut self, now: Instant) -> Option<Asked> {
+        self.advance(now);
+        let interval = self.settings.probe_interval;
+        let index = self.proxies.iter().position(|proxy| {
+            let is_time = interval != 0 && now.since(proxy.known_at) >= interval;
+            let may = !proxy.health.is_resting() || proxy.health.is_rested(now);
+            !proxy.is_asked && (proxy.is_wanted || is_time) && may
+        })?;
+        let proxy = self.proxies.get_mut(index)?;
+        (proxy.is_wanted, proxy.is_asked) = (false, true);
+        self.ask(index)
+    }
+
+    /// What has become of a confirmation with this target, of whose answers any will do.
+    pub fn confirmed(&mut self, asked: Asked, result: Result<(), Failure>, target: Target<'_>, now: Instant) {
+        if let Some(proxy) = self.proxies.get_mut(asked.index) {
+            proxy.is_asked = false;
+            proxy.known_at = now;
         }
+        match result {
+            Ok(()) | Err(Failure::Refused { .. }) => self.answered(asked.index, now),
+            Err(failure) => _ = self.judge(asked, failure, digest(target), now),
+        }
+    }
+
+    /// A proxy whose connections need attention.
+    pub fn take_alarm(&mut self, now: Instant) -> Option<(usize, Alarm)> {
+        let mut alarms = self.proxies.iter_mut().map(|proxy| proxy.health.take_alarm()).enumerate();
+        let (index, alarm) = alarms.find_map(|(index, alarm)| Some((index, alarm?)))?;
+        if alarm == Alarm::Dead {
+            self.tell(index, What::Dead, now);
+        }
+        Some((index, alarm))
     }
 
     /// Which of the proxy's `addresses`, by index, to connect first; the others follow in turn.
@@ -131,191 +258,191 @@ impl Choice {
         self.proxies.get(index)?.good_address
     }
 
+    /// The usual time to connect to the proxy, in ms; 0: not known.
+    pub fn connect_time(&self, index: usize) -> u32 {
+        self.proxies.get(index).map_or(0, |proxy| proxy.connect_time / 8)
+    }
+
     /// Whether the proxy has not answered since it was sent to rest.
     pub fn is_resting(&self, index: usize) -> bool {
-        self.proxies.get(index).is_some_and(|proxy| proxy.resting_since.is_some())
+        self.proxies.get(index).is_some_and(|proxy| proxy.health.is_resting())
+    }
+
+    /// How the proxy is; `None`: there is no route to it.
+    pub fn state(&self, index: usize) -> Option<State> {
+        self.proxies.get(index).filter(|proxy| proxy.has_route).map(|proxy| proxy.health.state())
+    }
+
+    /// The last changes.
+    pub const fn history(&mut self) -> &mut History {
+        &mut self.history
+    }
+
+    /// The first in the order of asking that this attempt has yet to ask.
+    fn best(&self, attempt: &Attempt) -> Option<usize> {
+        let chosen = self.chosen();
+        let is_open = |index: usize| {
+            attempt.asked & bit(index) == 0
+                && chosen.is_none_or(|chosen| chosen == index || self.settings.pin_fallback)
+        };
+        let rank = |&index: &usize| {
+            let state = self.proxies.get(index).map(|proxy| proxy.health.state());
+            let rank = match state {
+                Some(State::Ok) => 0,
+                Some(State::Holding(_)) => 1,
+                _ => 2,
+            };
+            (rank, chosen != Some(index), index)
+        };
+        (0..self.proxies.len()).filter(|&index| is_open(index)).min_by_key(rank)
+    }
+
+    /// A client dials: whoever could be asked but for its rest is to be confirmed once that is over.
+    fn want_rested(&mut self, now: Instant) {
+        if self.chosen().is_some() && !self.settings.pin_fallback {
+            return;
+        }
+        for proxy in &mut self.proxies {
+            proxy.is_wanted |= proxy.health.is_rested(now);
+        }
+    }
+
+    fn ask(&self, index: usize) -> Option<Asked> {
+        Some(Asked { index, answers: self.proxies.get(index)?.answers })
+    }
+
+    fn advance(&mut self, now: Instant) {
+        for index in 0..self.proxies.len() {
+            if self.proxies[index].health.advance(now) {
+                self.tell(index, What::Ok, now);
+            }
+        }
+    }
+
+    /// Blames the proxy if it is to blame. Returns whether no other proxy is worth a try.
+    fn judge(&mut self, asked: Asked, failure: Failure, target: u32, now: Instant) -> bool {
+        let index = asked.index;
+        let Some(proxy) = self.proxies.get(index) else { return false };
+        let answers_others = proxy.answers != asked.answers;
+        match failure {
+            Failure::Refused { .. } | Failure::BadTarget => return true,
+            // The next one has other ports.
+            Failure::Exhausted => return false,
+            Failure::UplinkDown => {
+                self.route(index, false, now);
+                return false;
+            }
+            _ if !failure.is_ambiguous() => {}
+            _ if answers_others => return failure == Failure::TimedOut,
+            _ if self.is_doubtful(index, target, now) => return false,
+            _ => {}
+        }
+        self.route(index, true, now);
+        let Some(proxy) = self.proxies.get_mut(index) else { return false };
+        if !proxy.health.is_resting() {
+            proxy.blamed_for = failure.is_ambiguous().then_some(target);
+        }
+        proxy.is_wanted = false;
+        proxy.known_at = now;
+        if proxy.health.blame(failure, now) {
+            self.tell(index, What::Rests(failure), now);
+        }
+        false
+    }
+
+    /// Whether it may be the target, not the proxy, that gives no answer.
+    fn is_doubtful(&mut self, index: usize, target: u32, now: Instant) -> bool {
+        let is_others = |(other, proxy): (usize, &Proxy)| {
+            other != index && proxy.health.is_resting() && proxy.blamed_for == Some(target)
+        };
+        let is_anothers = self.proxies.iter().enumerate().any(is_others);
+        let Some(proxy) = self.proxies.get_mut(index) else { return true };
+        if proxy.health.is_resting() {
+            return false;
+        }
+        let before = *proxy.doubt.get_or_insert((target, now));
+        is_anothers || proxy.has_answered && before.0 == target && now.since(before.1) < DOUBT
+    }
+
+    fn route(&mut self, index: usize, has_route: bool, now: Instant) {
+        let Some(proxy) = self.proxies.get_mut(index) else { return };
+        if core::mem::replace(&mut proxy.has_route, has_route) != has_route {
+            self.tell(index, if has_route { What::UplinkUp } else { What::UplinkDown }, now);
+        }
+    }
+
+    fn tell(&mut self, index: usize, what: What, now: Instant) {
+        if let Some(proxy) = self.proxies.get(index) {
+            self.history.push(Change { at: now, upstream: Rc::clone(&proxy.name), what });
+        }
     }
 }
 
 impl Proxy {
-    /// Whether to ask it after all others. The first to learn that its rest is over prolongs it for the others.
-    fn rests(&mut self, now: Instant) -> bool {
-        match self.resting_since {
-            None => false,
-            Some(since) if now.since(since) < REST => true,
-            Some(_) => {
-                self.resting_since = Some(now);
-                false
-            }
+    fn new(name: Rc<str>) -> Self {
+        Self {
+            name,
+            health: Health::new(),
+            has_route: true,
+            answers: 0,
+            has_answered: false,
+            doubt: None,
+            blamed_for: None,
+            is_wanted: false,
+            is_asked: false,
+            known_at: Instant::default(),
+            connect_time: 0,
+            good_address: None,
         }
     }
 }
 
 impl Attempt {
+    /// An attempt that has asked nobody yet.
+    pub fn new(target: Target<'_>) -> Self {
+        Self { target: digest(target), asked: 0, failure: None, is_over: false }
+    }
+
+    /// Whether no other proxy is worth a try.
+    pub const fn is_over(&self) -> bool {
+        self.is_over
+    }
+
     /// Why it has failed: the answer of the one that answered, or the most telling failure of all.
-    pub const fn failure(&self) -> Failure {
-        self.failure
+    pub fn failure(&self) -> Failure {
+        self.failure.unwrap_or(Failure::Unreachable)
     }
 }
 
-impl Default for Attempt {
-    /// An attempt that has asked nobody yet.
-    fn default() -> Self {
-        Self { turns: 0, resting: Vec::new(), failure: Failure::Unreachable, is_over: false }
-    }
+const fn bit(index: usize) -> u64 {
+    if index < MAX_PROXIES { 1 << index } else { u64::MAX }
+}
+
+/// Tells targets apart, if nobody tries to have them mistaken (FNV-1a).
+fn digest(target: Target<'_>) -> u32 {
+    let mut hash = 0x811c_9dc5_u32;
+    let mut add = |bytes: &[u8]| {
+        for &byte in bytes {
+            hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+        }
+    };
+    let port = match target {
+        Target::Ip(SocketAddr::V4(address)) => {
+            add(&address.ip().octets());
+            address.port()
+        }
+        Target::Ip(SocketAddr::V6(address)) => {
+            add(&address.ip().octets());
+            address.port()
+        }
+        Target::Name(name, port) => {
+            add(name.as_bytes());
+            port
+        }
+    };
+    add(&port.to_be_bytes());
+    hash
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const REFUSED: Failure = Failure::Refused { status: 403 };
-
-    fn at(ms: u64) -> Instant {
-        Instant::from_millis(ms)
-    }
-
-    /// Whom an attempt asks at the time `now` if each proxy fails as `failures` says, and its failure.
-    fn attempt(choice: &mut Choice, now: Instant, failures: &[Failure]) -> (Vec<usize>, Failure) {
-        let (mut attempt, mut order) = (Attempt::default(), vec![]);
-        while let Some(asked) = choice.next(&mut attempt, now) {
-            order.push(asked.index);
-            choice.failed(&mut attempt, asked, failures[asked.index], now);
-        }
-        (order, attempt.failure())
-    }
-
-    /// Whom an attempt asks first.
-    fn first(choice: &mut Choice, now: Instant) -> usize {
-        choice.next(&mut Attempt::default(), now).unwrap().index
-    }
-
-    /// A choice of which the first of two proxies was unreachable at the time 0.
-    fn first_rests() -> Choice {
-        let mut choice = Choice::new(2);
-        let (order, failure) = attempt(&mut choice, at(0), &[Failure::Unreachable, REFUSED]);
-        assert_eq!((order, failure), (vec![0, 1], REFUSED));
-        choice
-    }
-
-    #[test]
-    fn all_are_asked_in_the_order_of_the_configuration() {
-        let mut choice = Choice::new(3);
-        assert_eq!(attempt(&mut choice, at(0), &[Failure::BadReply; 3]), (vec![0, 1, 2], Failure::BadReply));
-        assert_eq!(attempt(&mut Choice::new(0), at(0), &[]), (vec![], Failure::Unreachable));
-    }
-
-    #[test]
-    fn what_says_most_about_the_target_wins() {
-        use Failure::{BadReply, TimedOut, Unreachable};
-        for failures in [[Unreachable, TimedOut, BadReply], [TimedOut, BadReply, Unreachable]] {
-            assert_eq!(attempt(&mut Choice::new(3), at(0), &failures), (vec![0, 1, 2], TimedOut));
-        }
-    }
-
-    #[test]
-    fn an_answer_is_final() {
-        for failure in [REFUSED, Failure::BadTarget] {
-            let mut choice = Choice::new(2);
-            assert_eq!(attempt(&mut choice, at(0), &[failure; 2]), (vec![0], failure));
-            assert!(!choice.is_resting(0));
-        }
-    }
-
-    /// Nobody is to blame for it, and the next one has ports of its own.
-    #[test]
-    fn exhaustion_is_nobodys_fault() {
-        use Failure::{Exhausted, Unreachable};
-        let mut choice = Choice::new(2);
-        assert_eq!(attempt(&mut choice, at(0), &[Exhausted, Unreachable]), (vec![0, 1], Exhausted));
-        assert!(!choice.is_resting(0) && choice.is_resting(1));
-    }
-
-    #[test]
-    fn only_unreachable_and_silent_proxies_rest() {
-        let rests = |failure| {
-            let mut choice = Choice::new(1);
-            attempt(&mut choice, at(0), &[failure]);
-            choice.is_resting(0)
-        };
-        assert!(rests(Failure::Unreachable) && rests(Failure::TimedOut));
-        assert!(!rests(Failure::BadReply) && !rests(Failure::Closed));
-    }
-
-    #[test]
-    fn who_rests_is_the_last_resort_for_ten_seconds() {
-        let mut choice = first_rests();
-        assert!(choice.is_resting(0) && !choice.is_resting(1));
-        let broken = [Failure::BadReply; 2];
-        assert_eq!(attempt(&mut choice, at(9_999), &broken), (vec![1, 0], Failure::BadReply));
-        assert_eq!(attempt(&mut choice, at(10_000), &broken), (vec![0, 1], Failure::BadReply));
-    }
-
-    #[test]
-    fn those_who_rest_are_asked_in_order_too() {
-        let mut choice = Choice::new(3);
-        attempt(&mut choice, at(0), &[Failure::Unreachable, Failure::BadReply, Failure::Unreachable]);
-        assert_eq!(attempt(&mut choice, at(1), &[Failure::BadReply; 3]).0, [1, 0, 2]);
-    }
-
-    #[test]
-    fn one_connection_tries_who_has_rested_and_the_others_go_on_without_it() {
-        let mut choice = first_rests();
-        assert_eq!(first(&mut choice, at(10_000)), 0);
-        assert_eq!(first(&mut choice, at(10_000)), 1);
-        assert_eq!(first(&mut choice, at(19_999)), 1);
-        assert_eq!(first(&mut choice, at(20_000)), 0);
-    }
-
-    #[test]
-    fn an_answer_wakes() {
-        let mut choice = first_rests();
-        choice.answered(0);
-        assert!(!choice.is_resting(0));
-        assert_eq!((first(&mut choice, at(1)), first(&mut choice, at(1))), (0, 0));
-    }
-
-    #[test]
-    fn silence_is_the_proxys_fault_unless_it_answers_others_meanwhile() {
-        let mut choice = Choice::new(2);
-        choice.answered(0); // before
-        let mut silent = Attempt::default();
-        let asked = choice.next(&mut silent, at(0)).unwrap();
-        choice.failed(&mut silent, asked, Failure::TimedOut, at(9));
-        assert!(choice.is_resting(0));
-        assert_eq!(choice.next(&mut silent, at(9)).unwrap().index, 1);
-
-        choice.answered(0);
-        let mut silent = Attempt::default();
-        let asked = choice.next(&mut silent, at(10)).unwrap();
-        choice.answered(0); // meanwhile
-        choice.failed(&mut silent, asked, Failure::TimedOut, at(19));
-        assert!(!choice.is_resting(0));
-        assert_eq!(choice.next(&mut silent, at(19)), None);
-        assert_eq!(silent.failure(), Failure::TimedOut);
-    }
-
-    #[test]
-    fn the_good_address_comes_first() {
-        let [a, b, c] = [1, 2, 3].map(|last| IpAddr::from([192, 0, 2, last]));
-        let mut choice = Choice::new(2);
-        assert_eq!(choice.first_address(0, &[a, b]), 0);
-        choice.connected(0, b);
-        assert_eq!(choice.first_address(0, &[a, b, c]), 1);
-        assert_eq!(choice.first_address(0, &[c, a]), 0, "it is not among them any more");
-        assert_eq!(choice.first_address(1, &[a, b]), 0);
-    }
-
-    #[test]
-    fn a_reload_keeps_rest_and_good_address() {
-        let mut old = first_rests();
-        let address = IpAddr::from([192, 0, 2, 1]);
-        old.connected(0, address);
-        let mut new = Choice::new(3);
-        new.inherit(1, &old, 0);
-        assert!(new.is_resting(1) && !new.is_resting(0));
-        assert_eq!(new.first_address(1, &[[192, 0, 2, 9].into(), address]), 1);
-        assert_eq!(attempt(&mut new, at(9_999), &[Failure::BadReply; 3]).0, [0, 2, 1]);
-        assert_eq!(attempt(&mut new, at(10_000), &[Failure::BadReply; 3]).0, [0, 1, 2]);
-    }
-}
+mod tests;

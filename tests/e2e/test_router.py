@@ -10,8 +10,8 @@ import pytest
 
 from lab.connections import assert_carries, open_tunnel
 from lab.dnsservers import Unbound, dig
-from lab.gateway import PATH, TABLE, TUN, upstream
-from lab.netns import CLIENT, CLIENT_OTHER, PROXY, RESOLVER, ROUTER_LAN, ROUTER_WAN, SERVER, SERVER6, finish_connect, literal
+from lab.gateway import PATH, PROJECT, TABLE, TUN, upstream
+from lab.netns import CLIENT, CLIENT_OTHER, PROXY, RESOLVER, ROUTER_LAN, ROUTER_WAN, SERVER, SERVER6, command, finish_connect, literal
 from lab.router import CONFIG, RUN, Router, pack
 from lab.servers import WebServer
 from lab.wait import WAIT, until
@@ -153,7 +153,7 @@ def test_the_firewall_comes_and_goes(box, honest, client, leaks, fetch, action):
 def test_a_broken_firewall_is_left_alone(box, honest, client, fetch):
     """Another package's bad include: it must not be us who make fw4 fail on it."""
     box.boot()
-    # On the express path a daemon that no connection reaches would not start.
+    # Any path will do: this is about the firewall.
     bad = box.root / "usr/share/nftables.d/table-post/bad.nft"
     bad.write_text("chain nonsense { what }\n")
     before = box.nft()
@@ -578,13 +578,82 @@ def test_values_and_options_for_programs(box):
     assert (mtu["type"], mtu["default"], mtu["min"], mtu["unit"], mtu["live"]) == ("number", "1500", 1280, "bytes", False)
 
 
+PLUGIN = "/usr/libexec/rpcd/tcp-over-http"
+
+
+def call(box, method, **arguments):
+    """What a call over ubus gives, as rpcd makes it."""
+    return json.loads(box.run(PLUGIN, "call", method, input=json.dumps(arguments), check=False).stdout)
+
+
 def test_status_for_rpcd(box, honest, client, fetch):
-    plugin = "/usr/libexec/rpcd/tcp-over-http"
-    assert json.loads(box.run(plugin, "list").stdout) == {"status": {}}
-    failed = json.loads(box.run(plugin, "call", "status", input="{}", check=False).stdout)
-    assert set(failed) == {"error"} and "no daemon answers at /var/run/tcp-over-http.sock: " in failed["error"]
+    methods = json.loads(box.run(PLUGIN, "list").stdout)
+    assert {name for name, arguments in methods.items() if not arguments} == {"status", "upstreams", "history", "clients"}
+    for method in ("status", "upstreams", "history", "clients"):
+        failed = call(box, method)
+        assert set(failed) == {"error"} and "no daemon answers at /var/run/tcp-over-http.sock: " in failed["error"]
+    assert "no daemon answers" in call(box, "use", name="auto")["error"]
+    assert any(line.startswith("FAIL  the daemon answers") for line in call(box, "doctor")["lines"])
     box.serve()
     assert_fetched(fetch, client)
-    said = json.loads(box.run(plugin, "call", "status", input="{}").stdout)
+    said = call(box, "status")
     same = json.loads(box.run("/usr/bin/tcp-over-http", "status", "--json").stdout)
     assert said["path"] == PATH and set(said) == set(same)
+    name = call(box, "upstreams")["upstreams"][0]["name"]
+    assert call(box, "clients")["clients"][0]["opened"] >= 1
+    assert call(box, "use", name=name) == {"done": f"new connections use {name}"}
+    assert (box.root / "etc/tcp-over-http/upstream").read_text() == f"{name}\n"
+    assert call(box, "upstreams")["upstreams"][0]["chosen"]
+    assert call(box, "history")["history"][-1]["change"] == "chosen"
+    for wrong in ("nowhere", "", "--help", "$(reboot)", "a b"):
+        assert call(box, "use", name=wrong).keys() == {"error"}, wrong
+    assert call(box, "use", name="auto", reset=True)["done"]
+    assert not (box.root / "etc/tcp-over-http/upstream").exists()
+    assert any(line.startswith("ok    the daemon answers") for line in call(box, "doctor", target=SERVER)["lines"])
+
+
+def test_who_may_call_what(box):
+    """What changes anything needs write access; what can be called can be granted, and nothing else."""
+    granted = json.loads((PROJECT / "openwrt/files/usr/share/rpcd/acl.d/tcp-over-http.json").read_text())["tcp-over-http"]
+    read, write = (set(granted[access]["ubus"]["tcp-over-http"]) for access in ("read", "write"))
+    assert read == {"status", "upstreams", "history", "clients"} and not read & write
+    assert read | write == set(json.loads(box.run(PLUGIN, "list").stdout))
+
+
+# What prometheus-node-exporter-lua and libubus-lua have for a collector.
+EXPORTER = """
+package.preload.ubus = function() return { connect = function() return { close = function() end, call = function()
+  return %s end } end } end
+local function one(name) return function(labels, value)
+  assert(type(value) == "number", name)
+  local texts = {}
+  for key, text in pairs(labels or {}) do texts[#texts + 1] = key .. "=" .. text end
+  table.sort(texts)
+  print(name .. "{" .. table.concat(texts, ",") .. "} " .. value)
+end end
+function metric(name, kind, labels, value) if value then one(name)(labels, value) end return one(name) end
+dofile("openwrt/files/usr/lib/lua/prometheus-collectors/tcp_over_http.lua").scrape()
+"""
+
+
+def as_lua(value):
+    if isinstance(value, dict):
+        return "{" + ",".join(f"[{json.dumps(key)}]={as_lua(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "{" + ",".join(map(as_lua, value)) + "}"
+    return json.dumps(value)
+
+
+@pytest.mark.once(why="the status knows no path")
+def test_metrics_for_prometheus(gateway, proxy, client):
+    daemon = gateway()
+    _near, _ = open_tunnel(client, proxy, SERVER)
+    scrape = lambda status: set(command("lua5.1", "-e", EXPORTER % as_lua(status), cwd=PROJECT).stdout.splitlines())
+    told = scrape(daemon.status())
+    name = f"{PROXY}:3128"
+    assert told >= {"tcp_over_http_up{} 1", "tcp_over_http_flows_opened_total{} 1",
+                    f"tcp_over_http_upstream_ok{{upstream={name}}} 1",
+                    f"tcp_over_http_upstream_opened_total{{upstream={name}}} 1",
+                    f"tcp_over_http_upstream_bytes_total{{direction=up,upstream={name}}} 0",
+                    "tcp_over_http_dropped_packets_total{reason=malformed} 0"}
+    assert scrape({"error": "no daemon answers"}) == {"tcp_over_http_up{} 0"}

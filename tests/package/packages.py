@@ -119,7 +119,7 @@ class Root:
         (base / "etc/init.d/rpcd").chmod(0o755)
         packages = [self.package(folder, "base-files", "--files", base)]
         packages += [self.package(folder, name) for name in
-                     ["kmod-tun", "nftables"]]
+                     ["kmod-tun", "nftables", "kmod-nft-dup-inet", "kmod-nf-conntrack-netlink"]]
         self.apk("--initdb", "add", *packages)
 
     @staticmethod

@@ -63,7 +63,7 @@ def test_an_ipk_says_what_it_is(ipk):
     assert fields["Package"] == "tcp-over-http"
     assert fields["Version"] == package_version()
     assert fields["Architecture"] == "mips_24kc"
-    assert fields["Depends"] == "kmod-tun, nftables"
+    assert fields["Depends"] == "kmod-tun, nftables, kmod-nft-dup-inet, kmod-nf-conntrack-netlink"
     assert fields["License"] == "MIT"
     assert int(fields["Installed-Size"]) == len(gzip.decompress(data))
     assert list(fields)[-1] == "Description"
@@ -151,7 +151,7 @@ def test_apk_mkpkg_is_given_the_same_files(tmp_path):
     assert packages == [f"{arch}/tcp-over-http-{package_version()}.apk" for arch in ARCHS]
     arguments = (tmp_path / "apk.args").read_text()
     for line in [f"info version:{package_version()}", "info arch:mips_4kec",
-                 "info depends:kmod-tun nftables",
+                 "info depends:kmod-tun nftables kmod-nft-dup-inet kmod-nf-conntrack-netlink",
                  "script post-install", "script post-upgrade", "script pre-deinstall", "script post-deinstall",
                  "default_postinst", OWN_SCRIPT,
                  f"./{CONFIG} 600 0 0 {EPOCH}", f"./usr/bin/tcp-over-http 755 0 0 {EPOCH}"]:

@@ -141,6 +141,12 @@ fn errors_say_what_and_where() {
             "FILE:3:9: unknown section type 'upstrem' (there are tcp-over-http and upstream)",
         ),
         ("config upstream main", "FILE:3:18: an upstream can't be named 'main'"),
+        ("config upstream auto", "FILE:3:18: an upstream can't be named 'auto'"),
+        ("option probe_interval 29", "FILE:3:24: probe_interval: less than 30 seconds (0: none)"),
+        (
+            "list upstream http://u:p@192.0.2.1:3128",
+            "FILE:3:16: two upstreams have the name '192.0.2.1:3128'",
+        ),
         ("config upstream; \n\toption port 1", "FILE:3:9: upstream without a host"),
         (
             "config upstream\n\toption host h\n\toption username u\n\tlist header 'Proxy-Authorization: x'",

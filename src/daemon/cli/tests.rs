@@ -24,8 +24,25 @@ fn commands() {
     assert!(matches!(parsed(&["block"]), Ok(Command::Block(_))));
     assert!(matches!(parsed(&["unblock"]), Ok(Command::Unblock(_))));
     assert!(matches!(parsed(&["run", "--leave-blocked"]), Ok(Command::Run(it)) if it.leave_blocked));
-    assert!(matches!(parsed(&["status"]), Ok(Command::Status(_, Form::Text))));
-    assert!(matches!(parsed(&["status", "--json"]), Ok(Command::Status(_, Form::Json))));
+    for (args, request, form) in [
+        (&["status"][..], "status", Form::Text),
+        (&["status", "--json"], "status", Form::Json),
+        (&["upstreams"], "upstreams", Form::Text),
+        (&["upstreams", "--json", "--history"], "history", Form::Json),
+        (&["clients", "--json"], "clients", Form::Json),
+        (&["use", "corp", "--config", "/dev/null"], "use corp", Form::Text),
+        (&["use", "auto", "--reset"], "use auto reset", Form::Text),
+        (&["use", "corp", "--reset", "--keep", "--json"], "use corp", Form::Json),
+    ] {
+        let is_meant =
+            matches!(parsed(args), Ok(Command::Ask(_, asked, as_)) if asked == request && as_ == form);
+        assert!(is_meant, "{args:?}");
+    }
+    assert_eq!(parsed(&["use"]).err(), Some(UsageError::NoName));
+    assert_eq!(parsed(&["use", ""]).err(), Some(UsageError::NoName));
+    assert_eq!(parsed(&["use", "--reset"]).err(), Some(UsageError::NoName));
+    assert_eq!(parsed(&["use", "a", "b"]).err(), Some(UsageError::Argument(3)));
+    assert_eq!(parsed(&["status", "--reset"]).err(), Some(UsageError::Flag("reset".to_owned())));
     assert!(matches!(parsed(&["config", "--shell", "--mtu", "1400"]), Ok(Command::Shell(_))));
     assert!(matches!(parsed(&["config", "--json"]), Ok(Command::Options)));
     assert!(matches!(parsed(&["doctor"]), Ok(Command::Doctor(_, target)) if target == TARGET));
@@ -37,6 +54,8 @@ fn commands() {
         &["run", "--help"],
         &["config"],
         &["check", "-h"],
+        &["use", "--help"],
+        &["use", "a", "-h"],
         &["run", "--mtu", "1", "--help"],
     ] {
         assert!(matches!(parsed(help), Ok(Command::Help)), "{help:?}");

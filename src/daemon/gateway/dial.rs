@@ -1,7 +1,7 @@
 //! From a SYN that is held to the proxy's answer.
 
 use std::cell::RefCell;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
 use tcp_over_http::config::ConnectMode;
@@ -31,6 +31,7 @@ impl Gateway {
         let is_own = self.rewriter.borrow().settings().is_own(tuple.source);
         self.count(|totals| totals.from_lan += u64::from(!is_own));
         let target = server(&tuple);
+        self.clients.borrow_mut().note(self.client(slot), now).opened += 1;
         let syn = Rc::new(RefCell::new(Box::from(&*frame)));
         let mut parked =
             Parked { syn: Rc::clone(&syn), dial: DialState::InFlight(None), client: None, held: None };
@@ -47,8 +48,8 @@ impl Gateway {
                 Some(name)
             }
             Some(Meaning::Nothing) => {
+                self.count_refused(slot);
                 self.rewriter.borrow_mut().remove(slot, now);
-                self.count(|totals| totals.refused += 1);
                 if let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() {
                     self.reject(Reject::Reset, packet);
                 }
@@ -68,7 +69,11 @@ impl Gateway {
             let forwarder = gateway.forwarder.as_ref().filter(|_| is_honest);
             let client = forwarder.map(|forwarder| Client { forwarder, syn: &syn });
             match upstreams.carry(target, client).await {
-                Ok(Carried::Forwarded) => gateway.handle_forwarded(slot),
+                Ok(Carried::Forwarded(attempt)) => {
+                    gateway.rewriter.borrow_mut().release(slot, gateway.now());
+                    attempt.released().await;
+                    gateway.handle_released(slot);
+                }
                 Ok(Carried::Relayed(opened)) => gateway.handle_dialled(slot, Ok(opened)),
                 Err(failure) => gateway.handle_dialled(slot, Err(failure)),
             }
@@ -88,12 +93,12 @@ impl Gateway {
         }
     }
 
-    /// The kernel carries the connection: nothing is left to do for it.
-    fn handle_forwarded(&self, slot: Slot) {
+    /// The client has gone on, and the kernel carries the connection: nothing is left to do for it.
+    fn handle_released(&self, slot: Slot) {
         if let Some(parked) = self.kept.borrow_mut().parked(slot) {
             parked.dial = DialState::InFlight(None); // it has ended: nothing to abort
         }
-        self.rewriter.borrow_mut().remove(slot, self.now());
+        self.rewriter.borrow_mut().end(slot, self.now());
         self.keep(slot, Kept::Nothing);
         self.count(|totals| totals.forwarded += 1);
     }
@@ -122,14 +127,14 @@ impl Gateway {
             }
             (Err(_), Some(client)) => {
                 drop(kept);
-                self.count(|totals| totals.refused += 1);
+                self.count_refused(slot);
                 self.reset(slot, &client);
             }
             (Err(_), None) if !held => parked.dial = DialState::Failed,
             (Err(failure), None) => {
                 let mut syn = parked.syn.take();
                 drop(kept);
-                self.count(|totals| totals.refused += 1);
+                self.count_refused(slot);
                 let packet = syn.split_first_chunk_mut::<{ vnet::LEN }>();
                 match (failure.rejection(), packet) {
                     (Some(reject), Some((_, packet))) => {
@@ -141,6 +146,17 @@ impl Gateway {
                 self.keep(slot, Kept::Nothing);
             }
         }
+    }
+
+    /// The client of a flow.
+    pub(super) fn client(&self, slot: Slot) -> IpAddr {
+        self.rewriter.borrow().flow(slot).tuple.source.to_canonical()
+    }
+
+    /// Counts a flow that is refused and has yet to be removed.
+    fn count_refused(&self, slot: Slot) {
+        self.count(|totals| totals.refused += 1);
+        self.clients.borrow_mut().note(self.client(slot), self.now()).refused += 1;
     }
 
     /// Lets a held SYN pass on to the kernel.

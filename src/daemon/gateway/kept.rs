@@ -1,7 +1,7 @@
 //! What the daemon keeps for each flow, from its SYN until its relay ends.
 
 use std::cell::RefCell;
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::rc::Rc;
 
 use tcp_over_http::flow::Slot;
@@ -11,6 +11,7 @@ use crate::dns::Held;
 use crate::relay::Relay;
 use crate::sys;
 use crate::upstream::Opened;
+use crate::upstream::proxy::Account;
 
 /// What is kept, by slot. Grows to the highest slot that was ever used.
 #[derive(Default)]
@@ -41,6 +42,14 @@ impl KeptFlows {
             self.slots.resize_with(slot.index() + 1, Kept::default);
         }
         std::mem::replace(&mut self.slots[slot.index()], new)
+    }
+
+    /// All relays.
+    pub fn relays(&mut self) -> impl Iterator<Item = (Slot, &mut Relayed)> {
+        (0..).zip(&mut self.slots).filter_map(|(number, kept)| match kept {
+            Kept::Relayed(relayed) => Some((Slot::from_number(number), &mut **relayed)),
+            _ => None,
+        })
     }
 
     /// All relays. Ends all else.
@@ -88,6 +97,12 @@ pub struct Relayed {
     pub relay: Relay,
     /// Whether it is queued for a turn without an event.
     pub queued: bool,
+    /// Of its proxy.
+    pub account: Rc<Account>,
+    /// Whose connection it is.
+    pub client: IpAddr,
+    /// How many bytes the client had received when the proxy stopped to answer.
+    pub received: u64,
     /// Keeps the fake address that the client has connected to.
     pub _held: Option<Held>,
 }

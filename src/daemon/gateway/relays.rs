@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::task::{Context, Poll};
 
 use tcp_over_http::flow::Slot;
+use tcp_over_http::upstream::health::Alarm;
 
 use super::Gateway;
 use crate::gateway::kept::{Kept, Relayed};
@@ -47,6 +48,44 @@ impl Gateway {
         }
     }
 
+    /// Ends the relays that `is_meant` for it; their clients are reset. Returns how many.
+    pub fn reset_relays(&self, is_meant: &dyn Fn(&Relayed) -> bool) -> usize {
+        let mut kept = self.kept.borrow_mut();
+        let slots = kept.relays().filter(|(_, relayed)| is_meant(relayed)).map(|(slot, _)| slot);
+        let slots: Vec<_> = slots.collect();
+        drop(kept);
+        for &slot in &slots {
+            let kept = self.kept.borrow_mut().replace(slot, Kept::Nothing);
+            if let Kept::Relayed(relayed) = kept {
+                self.end(slot, relayed, Err(io::ErrorKind::ConnectionReset.into()));
+            }
+        }
+        slots.len()
+    }
+
+    /// Shows all relays to `look`.
+    pub fn visit_relays(&self, look: &mut dyn FnMut(&mut Relayed)) {
+        self.kept.borrow_mut().relays().for_each(|(_, relayed)| look(relayed));
+    }
+
+    /// A proxy is silent: whoever still receives something through it is left alone.
+    pub(super) fn attend(&self, upstream: &str, alarm: Alarm) {
+        match alarm {
+            Alarm::Silent => self.visit_relays(&mut |relayed| {
+                if *relayed.account.name == *upstream {
+                    relayed.received = relayed.relay.moved().down;
+                }
+            }),
+            Alarm::Dead => {
+                let has_ended = |relayed: &Relayed| {
+                    *relayed.account.name == *upstream && relayed.relay.moved().down == relayed.received
+                };
+                let count = self.reset_relays(&has_ended);
+                log::warn!("upstream {upstream}: silent; {count} connections reset");
+            }
+        }
+    }
+
     /// Lets go of what is kept for a flow that has yielded.
     pub(super) fn give_up(&self, slot: Slot) {
         log::debug!("{slot} yields to a newer one");
@@ -62,13 +101,21 @@ impl Gateway {
     /// Starts a relay.
     pub(super) fn relay(&self, slot: Slot, client: TcpStream, opened: Opened) {
         let held = self.kept.borrow_mut().parked(slot).and_then(|parked| parked.held.take());
-        let Opened { stream, leftover } = opened;
+        let Opened { stream, leftover, account } = opened;
+        let client_address = self.client(slot);
         let relay = stream
             .into_std()
             .and_then(|upstream| Relay::new(slot, client, upstream, &leftover, &self.supplies));
         match relay {
             Ok(relay) => {
-                let relayed = Relayed { relay, queued: false, _held: held };
+                let relayed = Relayed {
+                    relay,
+                    queued: false,
+                    account,
+                    client: client_address,
+                    received: 0,
+                    _held: held,
+                };
                 self.keep(slot, Kept::Relayed(Box::new(relayed)));
                 self.run(slot, |_| ());
             }
@@ -127,6 +174,12 @@ impl Gateway {
             Err(_) => relay.reset(),
         }
         relay.release(&self.supplies.pipes);
+        relayed.account.count(|stats| stats.moved.add(Moved { up, down }));
+        let mut clients = self.clients.borrow_mut();
+        let client = clients.note(relayed.client, self.now());
+        client.up = client.up.wrapping_add(up);
+        client.down = client.down.wrapping_add(down);
+        drop(clients);
         drop(relayed);
         self.rewriter.borrow_mut().close(slot, self.now());
     }

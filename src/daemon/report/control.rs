@@ -1,7 +1,8 @@
-//! The status socket: whoever connects is sent the status, and the connection ends.
+//! The status socket: whoever connects sends a request in one piece, is answered, and the connection ends.
 //!
-//! Nothing is read from clients and all is written at once: the daemon neither waits for a client nor remembers one,
-//! however slow. What is written has both forms, [`Form::Text`] and [`Form::Json`], with a NUL between them.
+//! A request is words: `status`, `upstreams`, `history`, `clients`, `use NAME`, `use NAME reset`. Who sends none within a
+//! second, or is one of too many, is told the status. An answer is written at once, however slow its reader, and has
+//! both forms, [`Form::Text`] and [`Form::Json`], with a NUL between them.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -9,15 +10,37 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 
-use crate::report::status::{Form, Status};
+use crate::report::document::{Document, Form};
 use crate::sys;
 
 /// How long a daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a client may take to send its request.
+const REQUEST: Duration = Duration::from_secs(1);
+/// No request is longer, in bytes.
+const MAX_REQUEST: usize = 512;
+/// How many clients may be about to send a request.
+const MAX_WAITING: usize = 16;
+/// How many are accepted before others have their turn.
+const ACCEPTS: usize = 16;
+
+/// What a request begins with whose answer says that it could not be done.
+const ERROR: &str = "{\"error\":";
+
+/// What a daemon has answered.
+pub struct Answer {
+    /// Whether it has done what it was asked for.
+    pub is_done: bool,
+    /// For people.
+    pub text: String,
+    /// For programs.
+    pub json: String,
+}
 
 /// The listening socket. Removed when dropped.
 pub struct StatusSocket {
@@ -26,6 +49,8 @@ pub struct StatusSocket {
     path: String,
     /// Device and inode, by which we know our own file.
     identity: (u64, u64),
+    /// Clients that have yet to send a request, and since when.
+    waiting: Vec<(AsyncFd<File>, Instant)>,
 }
 
 impl StatusSocket {
@@ -44,31 +69,68 @@ impl StatusSocket {
         }?;
         listener.set_nonblocking(true)?;
         let watch = sys::watch(File::from(OwnedFd::from(listener.try_clone()?)))?;
-        Ok(Self { listener, watch, path: path.to_owned(), identity: identity(path)? })
+        Ok(Self { listener, watch, path: path.to_owned(), identity: identity(path)?, waiting: Vec::new() })
     }
 
-    /// Answers the next client.
-    pub fn poll_answer(&self, cx: &mut Context, status: &dyn Fn() -> Status) -> Poll<()> {
+    /// Answers clients: `answer` is told the request.
+    pub fn poll_answer(&mut self, cx: &mut Context, answer: &mut dyn FnMut(&str) -> Document) {
+        let mut accepts = 0;
+        while accepts < ACCEPTS
+            && let Poll::Ready(client) = self.poll_accept(cx)
+        {
+            accepts += 1;
+            match client.and_then(|client| {
+                client.set_nonblocking(true)?;
+                sys::watch(File::from(OwnedFd::from(client)))
+            }) {
+                Ok(client) => self.waiting.push((client, Instant::now())),
+                Err(error) => log::debug!("status: {error}"),
+            }
+        }
+        if accepts == ACCEPTS {
+            cx.waker().wake_by_ref();
+        }
+        let mut left = self.waiting.len();
+        self.waiting.retain(|(client, since)| {
+            let request = match receive(client, cx) {
+                None if left <= MAX_WAITING && since.elapsed() < REQUEST => return true,
+                request => request.unwrap_or_default(),
+            };
+            left -= 1;
+            let document = answer(&request);
+            let text = [document.render(Form::Text), document.render(Form::Json)].join("\0");
+            // The empty buffer of a new socket takes it whole.
+            if let Err(error) = client.get_ref().write_all(text.as_bytes()) {
+                log::debug!("status: {error}");
+            }
+            false
+        });
+    }
+
+    fn poll_accept(&self, cx: &mut Context) -> Poll<io::Result<UnixStream>> {
         loop {
             let Ok(mut ready) = ready!(self.watch.poll_read_ready(cx)) else { return Poll::Pending };
             match ready.try_io(|_| self.listener.accept()) {
-                Ok(Ok((mut client, _))) => {
-                    let status = status();
-                    let answer = [status.render(Form::Text), status.render(Form::Json)].join("\0");
-                    // The empty buffer of a new socket takes it whole.
-                    let sent =
-                        client.set_nonblocking(true).and_then(|()| client.write_all(answer.as_bytes()));
-                    if let Err(error) = sent {
-                        log::debug!("status: {error}");
-                    }
-                    return Poll::Ready(());
-                }
+                Ok(Ok((client, _))) => return Poll::Ready(Ok(client)),
+                // Until the loop comes by again.
                 Ok(Err(error)) => {
                     log::debug!("status: {error}");
-                    return Poll::Pending; // until the loop comes by again
+                    return Poll::Pending;
                 }
                 Err(_would_block) => {}
             }
+        }
+    }
+}
+
+/// A client's request, once it has come or will not come.
+fn receive(client: &AsyncFd<File>, cx: &mut Context) -> Option<String> {
+    let mut bytes = [0; MAX_REQUEST];
+    loop {
+        let Poll::Ready(Ok(mut ready)) = client.poll_read_ready(cx) else { return None };
+        if let Ok(received) = ready.try_io(|client| client.get_ref().read(&mut bytes)) {
+            let length = received.unwrap_or_default();
+            return Some(String::from_utf8_lossy(&bytes[..length]).trim().to_owned());
         }
     }
 }
@@ -82,18 +144,20 @@ impl Drop for StatusSocket {
     }
 }
 
-/// Asks the daemon that listens at `path` for its status.
+/// Sends a request to the daemon that listens at `path`.
 ///
 /// # Errors
 /// None listens, or its answer is late or incomplete.
-pub fn ask(path: &str, form: Form) -> io::Result<String> {
+pub fn ask(path: &str, request: &str) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     match answer.split_once('\0') {
         Some((text, json)) if json.ends_with('\n') => {
-            Ok(if form == Form::Text { text } else { json }.to_owned())
+            let is_done = !json.starts_with(ERROR);
+            Ok(Answer { is_done, text: text.to_owned(), json: json.to_owned() })
         }
         _ => Err(ErrorKind::UnexpectedEof.into()),
     }

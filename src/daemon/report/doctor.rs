@@ -13,7 +13,6 @@ use tcp_over_http::http::connect::Target;
 use tcp_over_http::net::IpNet;
 
 use crate::kernel::{firewall, route, sysctl};
-use crate::report::status::Form;
 use crate::report::{control, json};
 use crate::settings::Settings;
 use crate::sys;
@@ -122,7 +121,7 @@ pub async fn examine(settings: &Settings, target: &str) -> bool {
 
 /// What the daemon has set up.
 fn daemon(findings: &mut Findings, config: &Config) {
-    let ask = || control::ask(&config.status_socket, Form::Json);
+    let ask = || control::ask(&config.status_socket, "status").map(|answer| answer.json);
     let status = match ask() {
         Ok(status) => status,
         Err(_) => return findings.fail(format_args!("the daemon answers"), NO_DAEMON),
@@ -205,7 +204,7 @@ async fn examine_proxy(
     target: &str,
 ) {
     let proxy = &upstreams.proxies()[index];
-    let name = &proxy.name;
+    let name = &proxy.account.name;
     let addresses = match proxy.addresses().await {
         Ok(addresses) => addresses,
         Err(error) => return findings.fail(format_args!("upstream {name}: {error}"), NO_NAME),
@@ -218,7 +217,7 @@ async fn examine_proxy(
     for (port, advice) in PORTS {
         let stream = match upstreams.connect(index).await {
             Ok(stream) => stream,
-            Err(error) => return findings.fail(format_args!("upstream {name}: {error}"), NO_PROXY),
+            Err((_, error)) => return findings.fail(format_args!("upstream {name}: {error}"), NO_PROXY),
         };
         let to = match target.parse() {
             Ok(ip) => Target::Ip(SocketAddr::new(ip, port)),

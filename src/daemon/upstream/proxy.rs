@@ -24,22 +24,31 @@ pub enum Warning {
     Garbage,
     Refused,
     Exhausted,
+    UplinkDown,
 }
 
 impl Warning {
-    const COUNT: usize = Self::Exhausted as usize + 1;
+    const COUNT: usize = Self::UplinkDown as usize + 1;
+}
+
+/// What is counted of a proxy, by its name; a reload goes on with it.
+#[derive(Debug)]
+pub struct Account {
+    /// The proxy's name.
+    pub name: Rc<str>,
+    /// What has become of the tunnels that it was asked for.
+    pub stats: Cell<Stats>,
 }
 
 /// A proxy of the configuration, its addresses, and what has been counted.
 pub struct Proxy {
-    /// For logs.
-    pub name: String,
+    /// Shared with the tunnels through it.
+    pub account: Rc<Account>,
     host: Addresses,
     /// Its TCP port.
     pub port: u16,
     /// What it is sent for every tunnel.
     pub request: Request,
-    pub stats: Cell<Stats>,
     /// One for each [`Warning`].
     limiters: [Limiter; Warning::COUNT],
 }
@@ -49,12 +58,21 @@ enum Addresses {
     Named(Rc<Lookup>),
 }
 
+impl Account {
+    /// Changes its counters.
+    pub fn count(&self, change: impl FnOnce(&mut Stats)) {
+        let mut stats = self.stats.get();
+        change(&mut stats);
+        self.stats.set(stats);
+    }
+}
+
 impl Proxy {
     /// # Errors
     /// `InvalidInput` if the resolver cannot be asked for its name.
     pub fn new(config: &UpstreamConfig, resolver: &Rc<Resolver>) -> io::Result<Self> {
         Ok(Self {
-            name: config.name.clone(),
+            account: Rc::new(Account { name: config.name.as_str().into(), stats: Cell::default() }),
             host: match &config.host {
                 Host::Ip(ip) => Addresses::Fixed(Rc::new([*ip])),
                 Host::Name(name) => {
@@ -67,15 +85,14 @@ impl Proxy {
             },
             port: config.port,
             request: config.request.clone(),
-            stats: Cell::default(),
             limiters: Default::default(),
         })
     }
 
     /// Takes over what `old` has counted, and its addresses as far as they are known. Returns whether it has not
     /// moved, so that what else is known of it still holds.
-    pub fn inherit(&self, old: &Self) -> bool {
-        self.stats.set(old.stats.get());
+    pub fn inherit(&mut self, old: &Self) -> bool {
+        self.account = Rc::clone(&old.account);
         let is_same_host = match (&self.host, &old.host) {
             (Addresses::Fixed(new), Addresses::Fixed(old)) => new == old,
             (Addresses::Named(new), Addresses::Named(old)) => new.inherit(old),
@@ -106,9 +123,7 @@ impl Proxy {
 
     /// Changes its counters.
     pub fn count(&self, change: impl FnOnce(&mut Stats)) {
-        let mut stats = self.stats.get();
-        change(&mut stats);
-        self.stats.set(stats);
+        self.account.count(change);
     }
 
     /// Counts and logs an attempt without an answer.
@@ -116,6 +131,7 @@ impl Proxy {
         self.count(|stats| {
             let count = match warning {
                 Warning::Unreachable => &mut stats.unreachable,
+                Warning::UplinkDown => &mut stats.unreachable,
                 Warning::TimedOut => &mut stats.timed_out,
                 _ => &mut stats.bad_reply,
             };
@@ -131,8 +147,8 @@ impl Proxy {
         };
         match limiter.pass(Instant::now()) {
             None => {}
-            Some(0) => warn!("upstream {}: {what}", self.name),
-            Some(more) => warn!("upstream {}: {what} ({more} more since the last line)", self.name),
+            Some(0) => warn!("upstream {}: {what}", self.account.name),
+            Some(more) => warn!("upstream {}: {what} ({more} more since the last line)", self.account.name),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What is counted of one proxy.
 
+use crate::relay::Moved;
+
 /// What became of the tunnels that one proxy was asked for since the start. Counters wrap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -23,6 +25,8 @@ pub struct Stats {
     pub last: u32,
     /// The sum of all.
     pub sum: u64,
+    /// Bytes that went through its tunnels, of those that have ended.
+    pub moved: Moved,
 }
 
 impl Stats {
@@ -49,6 +53,11 @@ impl Stats {
     /// The mean time to an answer, in milliseconds.
     pub fn mean(&self) -> u64 {
         self.sum / u64::from(self.answers().max(1))
+    }
+
+    /// How many ended without an answer.
+    pub const fn failed(&self) -> u32 {
+        self.unreachable.wrapping_add(self.timed_out).wrapping_add(self.bad_reply)
     }
 
     fn answers(&self) -> u32 {

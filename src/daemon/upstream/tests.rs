@@ -102,7 +102,7 @@ fn open(upstreams: &Upstreams) -> Result<Opened, Failure> {
 }
 
 fn good_address(upstreams: &Upstreams, index: usize) -> Option<IpAddr> {
-    upstreams.choice.borrow().good_address(index)
+    upstreams.choice().good_address(index)
 }
 
 async fn read_byte(stream: &TcpStream) -> u8 {
@@ -118,7 +118,7 @@ async fn read_byte(stream: &TcpStream) -> u8 {
 }
 
 fn stats(upstreams: &Upstreams) -> Vec<(u32, u32, u32)> {
-    let stats = upstreams.proxies().iter().map(|proxy| proxy.stats.get());
+    let stats = upstreams.proxies().iter().map(|proxy| proxy.account.stats.get());
     stats
         .map(|s| {
             let refused = s.refused.iter().sum();
@@ -140,7 +140,7 @@ fn a_tunnel_carries_bytes_both_ways() {
     });
     let upstreams = upstreams(&[fake.address]);
     run(async {
-        let Opened { stream, leftover } = upstreams.open(target()).await.unwrap();
+        let Opened { stream, leftover, .. } = upstreams.open(target()).await.unwrap();
         assert_eq!(leftover, b"early");
         assert!(stream.nodelay().unwrap());
         assert_eq!(sys::option(&stream, libc::SOL_SOCKET, libc::SO_KEEPALIVE).unwrap(), 1);
@@ -186,7 +186,8 @@ fn a_reply_may_come_byte_by_byte_and_over_ipv6() {
         stream.shutdown(Shutdown::Write).unwrap();
     });
     run(async {
-        let Opened { stream, leftover: mut got } = upstreams(&[fake.address]).open(target()).await.unwrap();
+        let Opened { stream, leftover: mut got, .. } =
+            upstreams(&[fake.address]).open(target()).await.unwrap();
         while got.len() < 5 {
             got.push(read_byte(&stream).await);
         }
@@ -250,7 +251,7 @@ fn a_proxy_that_closes_is_asked_once_more() {
     assert!(begun.elapsed() >= PAUSE);
     assert_eq!(open(&upstreams).unwrap_err(), Failure::Closed);
     assert_eq!(full.requests.load(SeqCst), 4);
-    assert_eq!(upstreams.proxies[0].stats.get().retried, 2);
+    assert_eq!(upstreams.proxies[0].account.stats.get().retried, 2);
     let cut_off = answering("H");
     assert_eq!(open(&self::upstreams(&[cut_off.address])).unwrap_err(), Failure::BadReply);
     assert_eq!(cut_off.requests.load(SeqCst), 1);
@@ -288,7 +289,7 @@ fn a_resting_proxy_is_the_last_resort() {
     listener.set_nonblocking(false).unwrap();
     proxy_on(listener, |stream, _| stream.write_all(b"HTTP/1.1 200\r\n\r\n").unwrap());
     assert!(open(&upstreams).is_ok());
-    assert!(!upstreams.is_resting(0));
+    assert!(!upstreams.choice().is_resting(0));
 }
 
 #[test]
@@ -296,15 +297,15 @@ fn silence_is_the_proxys_fault_until_it_answers_others() {
     let (first, second) = (silent(), answering("HTTP/1.1 200\r\n\r\n"));
     let hung = impatient(&[first.address, second.address]);
     assert!(open(&hung).is_ok());
-    assert!(hung.is_resting(0));
+    assert!(hung.choice().is_resting(0));
 
     let busy = Rc::new(impatient(&[first.address, second.address]));
     run(async {
         let others = Rc::clone(&busy);
-        tokio::task::spawn_local(async move { others.choice.borrow_mut().answered(0) });
+        tokio::task::spawn_local(async move { others.choice().answered(0, others.now()) });
         assert_eq!(busy.open(target()).await.unwrap_err(), Failure::TimedOut);
     });
-    assert!(!busy.is_resting(0));
+    assert!(!busy.choice().is_resting(0));
     assert_eq!(second.requests.load(SeqCst), 1);
 
     let (dead, _socket) = closed();
@@ -353,7 +354,7 @@ fn a_reload_keeps_what_is_known_of_a_proxy() {
     config.upstreams[1].host = Host::Name("other.invalid".to_owned());
     let mut moved = Upstreams::new(&config).unwrap();
     moved.inherit(&new);
-    assert!(!moved.is_resting(0));
+    assert!(!moved.choice().is_resting(0));
     assert_eq!(good_address(&moved, 1), None);
     assert!(open(&moved).is_ok());
     assert_eq!(stats(&moved), [(1, 0, 1), (2, 0, 0)]);

@@ -99,6 +99,7 @@ class Router:
             (applets / name).symlink_to("/usr/bin/busybox")
         for name in ("nft", "fw4", "dnsmasq"):
             (applets / name).symlink_to(f"/usr/sbin/{name}")
+        (applets / "jsonfilter").symlink_to("/usr/bin/jsonfilter")
         (self.root / "etc/resolv.conf").unlink(missing_ok=True)
         (self.root / "etc/resolv.conf").write_text("nameserver 127.0.0.1\n")
         uplink = self.root / "tmp/resolv.conf.d/resolv.conf.auto"

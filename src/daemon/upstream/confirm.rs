@@ -1,0 +1,80 @@
+//! Confirmations: whether a proxy that rests, or that another one has overtaken, answers.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use log::info;
+use tcp_over_http::http::connect::Target;
+use tcp_over_http::time::Instant;
+use tcp_over_http::upstream::choice::Asked;
+use tcp_over_http::upstream::health::Alarm;
+
+use super::Upstreams;
+use crate::task::spawn;
+
+/// How long a target that has been connected stands for others, in ms.
+const FRESH: u32 = 10_000;
+
+/// A target that has been connected.
+pub struct Worked {
+    at: Instant,
+    target: Owned,
+}
+
+/// A target that is kept.
+#[derive(Clone)]
+enum Owned {
+    Ip(SocketAddr),
+    Name(Box<str>, u16),
+}
+
+impl Upstreams {
+    /// Begins the confirmations that are due, logs what has changed, and tells whose connections need attention. Called
+    /// once a second or so; sends nothing unless a client has dialled.
+    pub fn tick(self: &Rc<Self>, attend: &mut dyn FnMut(&str, Alarm)) {
+        let now = self.now();
+        loop {
+            let asked = self.choice().confirm(now);
+            let Some(asked) = asked else { break };
+            let this = Rc::clone(self);
+            spawn(async move { this.confirm(asked).await });
+        }
+        loop {
+            let alarm = self.choice().take_alarm(now);
+            let Some((index, alarm)) = alarm else { break };
+            attend(&self.proxies[index].account.name, alarm);
+        }
+        for change in self.choice().history().news() {
+            info!("upstream {}: {}", change.upstream, change.what);
+        }
+    }
+
+    /// Connects to a proxy, and has it connect to a target that worked lately, if there is one.
+    async fn confirm(&self, asked: Asked) {
+        let target = self.worked.borrow().as_ref().map(|worked| worked.target.clone());
+        let target = target.as_ref().map(|target| match target {
+            Owned::Ip(address) => Target::Ip(*address),
+            Owned::Name(name, port) => Target::Name(name, *port),
+        });
+        let result = match target {
+            Some(target) => self.ask(asked.index, &target, None, &Cell::new(false)).await.map(drop),
+            None => self.connect(asked.index).await.map(drop).map_err(|(failure, _)| failure),
+        };
+        let nowhere = Target::Name("", 0);
+        self.choice().confirmed(asked, result, target.unwrap_or(nowhere), self.now());
+    }
+
+    /// Keeps a target that has been connected, now and then.
+    pub(super) fn note_worked(&self, target: Target<'_>) {
+        let (now, mut worked) = (self.now(), self.worked.borrow_mut());
+        if worked.as_ref().is_some_and(|worked| now.since(worked.at) < FRESH) {
+            return;
+        }
+        let target = match target {
+            Target::Ip(address) => Owned::Ip(address),
+            Target::Name(name, port) => Owned::Name(name.into(), port),
+        };
+        *worked = Some(Worked { at: now, target });
+    }
+}

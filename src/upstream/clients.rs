@@ -1,0 +1,78 @@
+//! What is counted of each client. Of destinations nothing is kept, ever.
+
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+use crate::time::Instant;
+
+/// How many clients are remembered: of more, the one that has been seen the longest ago is dropped.
+pub const MAX: usize = 64;
+
+/// One client's counters. They wrap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Its address.
+    pub address: IpAddr,
+    /// When its last connection began or ended.
+    pub seen: Instant,
+    /// Connections that it asked for.
+    pub opened: u32,
+    /// Of these, refused.
+    pub refused: u32,
+    /// Bytes from it, of connections that have ended.
+    pub up: u64,
+    /// Bytes to it, likewise.
+    pub down: u64,
+}
+
+/// The last [`MAX`] clients.
+#[derive(Debug, Default)]
+pub struct Clients {
+    clients: Vec<Client>,
+}
+
+impl Clients {
+    /// A client's counters, to be changed.
+    pub fn note(&mut self, address: IpAddr, now: Instant) -> &mut Client {
+        let known = self.clients.iter().position(|client| client.address == address);
+        let index = known.unwrap_or_else(|| {
+            let new = Client { address, seen: now, opened: 0, refused: 0, up: 0, down: 0 };
+            if self.clients.len() < MAX {
+                self.clients.push(new);
+                return self.clients.len() - 1;
+            }
+            let oldest = (0..MAX).min_by_key(|&index| self.clients[index].seen).unwrap_or(0);
+            self.clients[oldest] = new;
+            oldest
+        });
+        let client = &mut self.clients[index];
+        client.seen = now;
+        client
+    }
+
+    /// All that are remembered.
+    pub fn iter(&self) -> impl Iterator<Item = &Client> {
+        self.clients.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_one_not_seen_for_longest_is_dropped() {
+        let mut clients = Clients::default();
+        let address = |number: u8| IpAddr::from([10, 0, 0, number]);
+        for number in 0..64 {
+            clients.note(address(number), Instant::from_millis(number.into())).opened += 1;
+        }
+        clients.note(address(0), Instant::from_millis(100)).opened += 1;
+        clients.note(address(64), Instant::from_millis(101)).refused += 1;
+        assert_eq!(clients.iter().count(), MAX);
+        let find = |wanted| clients.iter().find(|client| client.address == wanted);
+        assert_eq!(find(address(0)).unwrap().opened, 2);
+        assert!(find(address(1)).is_none());
+        assert_eq!(find(address(64)).map(|client| (client.opened, client.refused)), Some((0, 1)));
+    }
+}

@@ -1,0 +1,112 @@
+//! The last changes of the proxies' states.
+
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
+use core::fmt;
+
+use super::Failure;
+use crate::time::Instant;
+
+/// How many are kept.
+pub const MAX: usize = 64;
+
+/// What has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// It is asked after all others.
+    Rests(Failure),
+    /// It has answered, and is held back for a while.
+    Answers,
+    /// It is as good as any other.
+    Ok,
+    /// There is no route to it.
+    UplinkDown,
+    /// There is one again.
+    UplinkUp,
+    /// Its connections have been reset.
+    Dead,
+    /// Somebody has chosen it.
+    Chosen,
+    /// It is no longer the chosen one.
+    Released,
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// When.
+    pub at: Instant,
+    /// The proxy's name.
+    pub upstream: Rc<str>,
+    /// What.
+    pub what: What,
+}
+
+/// The last [`MAX`] changes, the oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    changes: VecDeque<Change>,
+    /// How many of them, the newest, have not been [told](Self::news).
+    untold: usize,
+}
+
+impl History {
+    /// Adds one.
+    pub fn push(&mut self, change: Change) {
+        if self.changes.len() == MAX {
+            self.changes.pop_front();
+        }
+        self.changes.push_back(change);
+        self.untold = (self.untold + 1).min(MAX);
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Change> {
+        self.changes.iter()
+    }
+
+    /// Those since the last call.
+    pub fn news(&mut self) -> impl Iterator<Item = &Change> {
+        let untold = core::mem::take(&mut self.untold);
+        self.changes.iter().skip(self.changes.len() - untold)
+    }
+}
+
+/// In words that continue the proxy's name.
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rests(why) => {
+                f.write_str("rests: ")?;
+                return why.fmt(f);
+            }
+            Self::Answers => "answers again",
+            Self::Ok => "ok",
+            Self::UplinkDown => "uplink down",
+            Self::UplinkUp => "uplink up",
+            Self::Dead => "silent: connections reset",
+            Self::Chosen => "chosen",
+            Self::Released => "no longer chosen",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn the_last_ones_are_kept_and_told_once() {
+        let mut history = History::default();
+        let push = |history: &mut History, number: u64| {
+            history.push(Change { at: Instant::from_millis(number), upstream: "a".into(), what: What::Ok });
+        };
+        (0..3).for_each(|number| push(&mut history, number));
+        assert_eq!((history.iter().count(), history.news().count(), history.news().count()), (3, 3, 0));
+        (3..100).for_each(|number| push(&mut history, number));
+        let times: Vec<_> = history.iter().map(|change| change.at.since(Instant::default())).collect();
+        assert_eq!(times, (36..100).collect::<Vec<_>>());
+        assert_eq!(history.news().count(), 64);
+    }
+}
