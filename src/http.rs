@@ -4,6 +4,7 @@ pub mod auth;
 pub mod connect;
 pub mod digest;
 pub mod field;
+pub mod login;
 pub mod relay;
 mod reply;
 

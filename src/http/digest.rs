@@ -22,8 +22,8 @@ pub struct Challenge {
     algorithm: Option<Box<str>>,
     /// Quality of protection "auth"; `false`: none.
     is_auth: bool,
-    /// What was wrong with the last answer is its nonce's age, nothing else.
-    pub is_stale: bool,
+    /// Ours.
+    cnonce: String,
     /// How many requests have been answered with it.
     count: u32,
 }
@@ -66,23 +66,18 @@ impl Offer {
 }
 
 impl Challenge {
-    /// Appends `Digest` and the answer for a request. `cnonce`: random, and new for each nonce.
-    ///
-    /// The user name is sent in quotes, as UTF-8.
-    pub fn answer(
-        &mut self,
-        username: &str,
-        password: &str,
-        method: &[u8],
-        uri: &[u8],
-        cnonce: &str,
-        out: &mut Vec<u8>,
-    ) {
+    /// Sets our part: random, new for each nonce, and fit for quotes.
+    pub fn set_cnonce(&mut self, cnonce: String) {
+        self.cnonce = cnonce;
+    }
+
+    /// Appends `Digest` and the answer for a request. The user name is sent in quotes, as UTF-8.
+    pub fn answer(&mut self, username: &str, password: &str, method: &[u8], uri: &[u8], out: &mut Vec<u8>) {
         self.count += 1;
         let mut nc = String::new();
         _ = write!(nc, "{:08x}", self.count);
         let join = |parts: &[&[u8]]| self.hash.hex(&parts.join(&b':'));
-        let (nonce, cnonce) = (self.nonce.as_bytes(), cnonce.as_bytes());
+        let (nonce, cnonce) = (self.nonce.as_bytes(), self.cnonce.as_bytes());
         let mut a1 = join(&[username.as_bytes(), self.realm.as_bytes(), password.as_bytes()]);
         if self.is_session {
             a1 = join(&[a1.as_bytes(), nonce, cnonce]);
@@ -131,17 +126,13 @@ struct Parameters<'a> {
     opaque: Option<&'a str>,
     algorithm: Option<&'a str>,
     qop: Option<&'a str>,
-    is_stale: bool,
 }
 
 impl<'a> Parameters<'a> {
     fn add(&mut self, parameter: &'a str) {
         let Some((name, value)) = parameter.split_once('=') else { return };
         let (name, Some(value)) = (name.trim_end(), unquoted(value.trim_start())) else { return };
-        let is = |other: &str| name.eq_ignore_ascii_case(other);
-        if is("stale") {
-            self.is_stale = value.eq_ignore_ascii_case("true");
-        } else if let Some(place) = [
+        if let Some(place) = [
             ("realm", &mut self.realm),
             ("nonce", &mut self.nonce),
             ("opaque", &mut self.opaque),
@@ -149,7 +140,7 @@ impl<'a> Parameters<'a> {
             ("qop", &mut self.qop),
         ]
         .into_iter()
-        .find_map(|(name, place)| is(name).then_some(place))
+        .find_map(|(known, place)| name.eq_ignore_ascii_case(known).then_some(place))
         {
             *place = Some(value);
         }
@@ -177,7 +168,7 @@ impl<'a> Parameters<'a> {
             is_session,
             algorithm: self.algorithm.map(Into::into),
             is_auth,
-            is_stale: self.is_stale,
+            cnonce: String::new(),
             count: 0,
         })
     }
