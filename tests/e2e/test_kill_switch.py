@@ -11,7 +11,7 @@ from lab.connections import assert_proxied, open_tunnel
 from lab.gateway import DEFAULT_RULES, TUN
 from lab.netns import CLIENT6, PROXY, PROXY6, SERVER, SERVER6, SERVER_OTHER
 from lab.wait import until
-from lab.wire import IPv6, TCP, Wire
+from lab.wire import TCP, IPv6, Wire
 
 pytestmark = pytest.mark.native(why="it is about the rules")
 

@@ -15,8 +15,20 @@ from lab.capture import LeakCapture
 from lab.connections import assert_carries, open_tunnel
 from lab.dnsservers import Unbound, dig
 from lab.gateway import PATH, TABLE, TUN, upstream
-from lab.netns import CLIENT, CLIENT_OTHER, PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_WAN, SERVER, SERVER6, finish_connect, literal
-from lab.router import CONFIG, RUN, Router, pack
+from lab.netns import (
+    CLIENT,
+    CLIENT_OTHER,
+    PROXY,
+    PROXY6,
+    RESOLVER,
+    ROUTER_LAN,
+    ROUTER_WAN,
+    SERVER,
+    SERVER6,
+    finish_connect,
+    literal,
+)
+from lab.router import CONFIG, Router, pack
 from lab.servers import WebServer
 from lab.wait import WAIT, until
 

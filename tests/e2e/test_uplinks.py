@@ -8,10 +8,9 @@ import time
 
 import pytest
 
-from lab.capture import Capture
 from lab.connections import assert_carries, assert_proxied, open_tunnel
-from lab.faultproxy import OK
 from lab.dnsservers import dig, query
+from lab.faultproxy import OK
 from lab.gateway import PATH, TUN, upstream
 from lab.netns import (
     INTERNET,
@@ -102,16 +101,22 @@ def test_an_address_that_comes_back(gateway, fault_proxy, client, server, way, r
     assert_carries(near, connection.sock)
 
 
-@pytest.fixture(params=[NOBODY, NOBODY6], ids=["v4", "v6"])
-def nobody(request, internet):
-    """An address that the internet sends to the router, and takes back and drops."""
-    address = request.param
-    number, hop, family = ("-6", ROUTER_WAN6, "ip6") if ":" in address else ("-4", ROUTER_WAN, "ip")
-    internet.run("ip", number, "route", "add", address, "via", hop)
+def absorb(internet, address):
+    """What comes back to the internet for an address ends there."""
+    family = "ip6" if ":" in address else "ip"
     internet.nft(
         "table inet absorb { chain in { type filter hook prerouting priority raw;"
         f" iifname wan {family} daddr {address} drop; }}; }}"
     )
+
+
+@pytest.fixture(params=[NOBODY, NOBODY6], ids=["v4", "v6"])
+def nobody(request, internet):
+    """An address that the internet sends to the router, and takes back and drops."""
+    address = request.param
+    number, hop = ("-6", ROUTER_WAN6) if ":" in address else ("-4", ROUTER_WAN)
+    internet.run("ip", number, "route", "add", address, "via", hop)
+    absorb(internet, address)
     return address
 
 
@@ -158,7 +163,7 @@ def test_fake_addresses_are_none_for_neighbours(gateway, proxy, client, internet
     gateway("--dns", "fakeip")
     (fake,) = dig(client, SERVER, "www.corp.example")
     internet.run("ip", "route", "add", fake, "via", ROUTER_WAN)
-    internet.nft(f"table inet absorb {{ chain in {{ type filter hook prerouting priority raw; iifname wan ip daddr {fake} drop; }}; }}")
+    absorb(internet, fake)
     seen = capture(internet, "wan", f"host {fake}")
     near = internet.begin_connect(fake, 443)
     until(lambda: went_through(seen), "it goes through the router")
