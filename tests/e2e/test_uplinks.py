@@ -11,7 +11,7 @@ import pytest
 from lab.connections import assert_carries, assert_proxied, open_tunnel
 from lab.dnsservers import dig, query
 from lab.faultproxy import OK
-from lab.gateway import PATH, TUN, upstream
+from lab.gateway import PATH, READY, TUN, upstream
 from lab.netns import (
     INTERNET,
     INTERNET6,
@@ -284,8 +284,10 @@ def test_a_network_that_is_ours_already(gateway, router, net, option, when):
     add = lambda: router.run("ip", "addr", "add", net, "dev", "lan", *(["nodad"] if ":" in net else []))
     if when == "before":
         add()
-    daemon = gateway("--dns", "fakeip")
+    # The forward path does not work then, and its test says so.
+    daemon = gateway("--dns", "fakeip", ready=when == "after")
     if when == "after":
         assert "overlaps" not in daemon.log()
         add()
     daemon.wait_log(f"overlaps .*: set {option} to another network")
+    until(lambda: READY in daemon.log() or not daemon.running(), "it runs, or has said why not")
