@@ -14,7 +14,11 @@ import pytest
 from lab.capture import LeakCapture
 from lab.connections import assert_carries, open_tunnel
 from lab.dnsservers import Unbound, dig
+<<<<<<< HEAD
 from lab.gateway import PATH, PROJECT, TABLE, TUN, upstream
+=======
+from lab.gateway import PATH, TABLE, TUN, upstream
+>>>>>>> router14
 from lab.netns import (
     CLIENT,
     CLIENT_OTHER,
@@ -25,7 +29,10 @@ from lab.netns import (
     ROUTER_WAN,
     SERVER,
     SERVER6,
+<<<<<<< HEAD
     command,
+=======
+>>>>>>> router14
     finish_connect,
     literal,
 )
@@ -178,7 +185,8 @@ def test_a_broken_firewall_is_left_alone(box, honest, client, fetch, leaks):
     box.wait_ready()
     assert before.startswith("table inet fw4 {") and before in box.nft()
     until(lambda: "check" in box.syslog(), "the log says why")
-    assert not fetch(client, SERVER)[0]
+    if PATH == "relay":  # the kernel forwards to the proxy by the zone that it is in
+        assert not fetch(client, SERVER)[0]
     bad.unlink()
     box.run("/etc/init.d/firewall", "reload")
     assert_fetched(fetch, client)
