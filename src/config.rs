@@ -135,6 +135,22 @@ impl Config {
         self.auto_route || !self.routes.is_empty() || matches!(self.dns.mode, DnsMode::FakeIp)
     }
 
+    /// The zone that what goes to the TUN leaves by, if `firewall`, a file of fw4's, has none of that name.
+    pub fn missing_zone(&self, firewall: &[u8]) -> Option<&str> {
+        let zone = OPTIONS.iter().find(|spec| spec.name == "zone")?;
+        let zone = self.given.texts(zone).pop()?;
+        (!uci::has_zone(firewall, zone)).then_some(zone)
+    }
+
+    /// The option whose network has addresses in common with `net`, and that network.
+    pub fn overlapping(&self, net: IpNet) -> Option<(&'static str, IpNet)> {
+        let own = [Some(IpNet::V4(self.address)), self.address6.map(IpNet::V6)].into_iter().flatten();
+        own.map(|own| (["address", "address6"], own))
+            .chain(self.dns.fake_ranges().map(|range| (["fakeip_range", "fakeip_range6"], range)))
+            .find(|(_, ours)| IpNet::new(ours.network(), ours.prefix()).overlaps(net))
+            .map(|(names, ours)| (names[usize::from(ours.addr().is_ipv6())], ours))
+    }
+
     /// How many connections to the proxies there can be, if `max_flows` is more: to each as many as there are ports in
     /// `range`, the text of `net.ipv4.ip_local_port_range`.
     pub fn too_few_ports(&self, range: &str) -> Option<usize> {

@@ -13,8 +13,7 @@ pub const RTM_NEWLINK: u16 = 16;
 /// A device is gone.
 pub const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
-/// A device has an address, or is to have it.
-pub const RTM_NEWADDR: u16 = 20;
+const RTM_NEWADDR: u16 = 20;
 /// An address is gone.
 pub const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;

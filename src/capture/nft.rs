@@ -1,7 +1,8 @@
 //! The firewall's tables of our own, one a family (`dup` is not to be had in `inet`), as text for nft(8).
 //!
 //! What is **captured** is what the machine is about to forward: its routing and its firewall have decided already.
-//! Chain `forwarded` asks whose it is and to where, `captured` what of it; `take` is the end: on the forward path it goes
+//! Chain `forwarded` asks whose it is and to where (`sent` the same of what the machine itself sends, where rules have not
+//! led it into the TUN), `captured` what of it; `take` is the end: on the forward path it goes
 //! into the TUN, and otherwise it is refused. So nothing leaks, whatever becomes of the daemon, of policy rules or of
 //! routes: on the relay path rules lead it into the TUN, and what comes here has lost its way.
 //!
@@ -22,6 +23,7 @@
 //! Replaced as a whole by `nft -f`, so that there is never half of them. Firewalls that are restarted may delete them;
 //! notifications tell.
 
+use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -158,7 +160,7 @@ struct Chains<'a> {
 
 impl Chains<'_> {
     fn write(&mut self) {
-        let Tables { config, path, is_running, .. } = *self.tables;
+        let Tables { config, path, is_running, uplinks, .. } = *self.tables;
         self.define();
         self.foreign();
         if path == Path::Forward || config.on_failure == OnFailure::Block {
@@ -172,7 +174,13 @@ impl Chains<'_> {
         if path == Path::Forward {
             self.rules.push_str(TO_PROXY);
             self.destination();
-            self.rules.push_str(if is_running { FROM_PROXY } else { SPARE_RELEASED });
+            if is_running {
+                self.rules.push_str(FROM_PROXY);
+            }
+            // Where policy rules capture what is forwarded.
+            if !is_running || !uplinks.has_default[usize::from(!self.behind.is_ipv4())] {
+                self.rules.push_str(SPARE_FORWARDED);
+            }
         }
         if config.captures() && (path == Path::Relay || config.local) {
             self.exempt();
@@ -206,7 +214,7 @@ impl Chains<'_> {
             self.rules,
             "chain foreign {{\n\
              type filter hook prerouting priority raw; policy accept;\n\
-             iifname != {{ $tun, \"lo\" }} {} saddr {} drop\n\
+             {} saddr {} iifname != {{ $tun, \"lo\" }} drop\n\
              }}\n",
             self.family, self.own
         );
@@ -395,7 +403,11 @@ impl Chains<'_> {
         self.rules.push_str("}\n");
         if self.tables.is_running {
             // What a relay sends to a client conntrack must not see, which would take it for invalid: it has not seen
-            // the SYN.
+            // the SYN. Errors that the router makes itself about a client's packets go to the relay.
+            let towards = match &self.tables.uplinks.devices[..] {
+                [] => "oifname != $tun".to_owned(),
+                uplinks => format!("oif {}", Set(uplinks)),
+            };
             _ = write!(
                 self.rules,
                 "chain alive {{\n\
@@ -407,8 +419,8 @@ impl Chains<'_> {
                  iifname $tun fib daddr type != local {} saddr != $behind notrack\n\
                  }}\n\
                  chain own_errors {{\n\
-                 type filter hook output priority raw; policy accept;\n\
-                 {} ct state untracked dup to $behind device $tun drop\n\
+                 type filter hook output priority mangle; policy accept;\n\
+                 {towards} {} ct state invalid,untracked dup to $behind device $tun drop\n\
                  }}\n",
                 self.family,
                 self.icmp_error()
@@ -503,11 +515,11 @@ ct direction reply ct mark & $state == $released tcp flags & syn == syn dup to $
 }
 ";
 
-/// Without a daemon policy rules refuse what is captured: not these.
-const SPARE_RELEASED: &str = "\
-chain spare_released {
+/// Policy rules must not capture, or refuse, what NAT leads to a proxy.
+const SPARE_FORWARDED: &str = "\
+chain spare_forwarded {
 type filter hook prerouting priority mangle + 11; policy accept;
-ct mark & $state == $released meta mark set meta mark & $others | $exempt
+ct mark & $ours == $upstream meta mark set meta mark & $others | $exempt
 }
 ";
 
@@ -620,7 +632,7 @@ mod tests {
         config.auto_route = true;
         let text = replace(&config, Path::Forward, false);
         assert!(text.contains("reject with tcp reset") && !text.contains("dup to"));
-        assert!(text.contains("ct mark & $state == $released accept\n") && text.contains(SPARE_RELEASED));
+        assert!(text.contains("ct mark & $state == $released accept\n") && text.contains(SPARE_FORWARDED));
     }
 
     #[test]
@@ -633,6 +645,44 @@ mod tests {
         assert!(text.ends_with(&[BEGUN, ANSWERS, "}\n", local, ANSWERS, "}\n}\n"].concat()), "{text}");
         config.local = false;
         assert!(!replace(&config, Path::Forward, true).contains(ANSWERS));
+    }
+
+    /// By whom it is, whatever becomes of the rules.
+    #[test]
+    fn what_the_machine_itself_sends_is_refused() {
+        let mut config = config("1");
+        config.auto_route = true;
+        for (path, is_running) in [(Path::Forward, true), (Path::Forward, false), (Path::Relay, true)] {
+            config.local = true;
+            let text = replace(&config, path, is_running);
+            assert_eq!(text.matches(SENT).count(), 2);
+            assert_eq!(text.matches(NEIGHBOURS).count(), 1, "IPv6 alone");
+            config.local = false;
+            assert!(!replace(&config, path, is_running).contains(SENT));
+        }
+        config.local = true;
+        config.on_failure = OnFailure::Direct;
+        assert!(!replace(&config, Path::Forward, true).contains(SENT));
+    }
+
+    /// Neighbours must not guess fake addresses, and who is behind the TUN has an address that nobody else has.
+    #[test]
+    fn the_uplinks_come_before_fake_addresses() {
+        let mut config = config("0");
+        config.dns.mode = crate::config::DnsMode::FakeIp;
+        let uplinks = Uplinks { devices: alloc::vec![3], ..Uplinks::default() };
+        let tables = Tables {
+            config: &config,
+            path: Path::Forward,
+            is_running: true,
+            uplinks: &uplinks,
+            proxies: &[],
+        };
+        let text = tables.replace();
+        let (uplink, fakes) =
+            (text.find("iif { 3 } accept"), text.find("ip daddr { 198.18.0.0/15 } goto take"));
+        assert!(uplink.is_some() && uplink < fakes, "{text}");
+        assert!(text.contains("ip saddr 10.45.39.1/24 iifname != { $tun, \"lo\" } drop\n"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the kernel's notifications mean to what we have set up.
 
-use super::link::{self, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
+use super::link::{self, RTM_DELADDR, RTM_DELLINK, RTM_NEWLINK};
 use super::route::{RTM_DELROUTE, RTM_NEWROUTE, Route};
 use super::rule::{RTM_DELRULE, Rule};
 use super::uplinks::concerns;
@@ -14,9 +14,7 @@ pub struct Events {
     pub restore: bool,
     /// Somebody else's routes have changed.
     pub network: bool,
-    /// Another device has a new address...
-    pub new_address: bool,
-    /// ...or has lost one.
+    /// Another device has lost an address.
     pub lost_address: bool,
     /// The TUN doesn't exist any more.
     pub gone: bool,
@@ -24,8 +22,7 @@ pub struct Events {
 
 impl Events {
     /// Anything may have happened.
-    pub const ANY: Self =
-        Self { restore: true, network: true, new_address: true, lost_address: true, gone: false };
+    pub const ANY: Self = Self { restore: true, network: true, lost_address: true, gone: false };
 }
 
 /// Reads notifications, with a TUN of this index. What we do ourselves is no event: nothing that is desired is
@@ -39,7 +36,6 @@ pub fn judge(notifications: &[u8], tun: u32, desired: &Desired, events: &mut Eve
             RTM_DELLINK if index == tun && body.first() == Some(&0) => events.gone = true,
             // What is the loopback's can't be put back before it is up.
             RTM_NEWLINK => events.restore |= index == if link::is_up(body) { LOOPBACK } else { tun },
-            RTM_NEWADDR => events.new_address |= index != tun,
             RTM_DELADDR if index == tun => events.restore = true,
             RTM_DELADDR => events.lost_address = true,
             RTM_NEWROUTE | RTM_DELROUTE => {
@@ -73,8 +69,7 @@ mod tests {
         Desired::new(&Config::from_uci(text).unwrap(), Path::Relay, "toh0", Some(TUN), &Uplinks::default())
     }
 
-    const NOTHING: Events =
-        Events { restore: false, network: false, new_address: false, lost_address: false, gone: false };
+    const NOTHING: Events = Events { restore: false, network: false, lost_address: false, gone: false };
     const RESTORE: Events = Events { restore: true, ..NOTHING };
     const GONE: Events = Events { gone: true, ..NOTHING };
 
@@ -106,8 +101,6 @@ mod tests {
         assert_eq!(means(RTM_NEWLINK, &device(0, LOOPBACK, 0)), NOTHING);
         assert_eq!(means(RTM_DELADDR, &device(0, TUN, 0)), RESTORE);
         assert_eq!(means(RTM_DELADDR, &device(0, 8, 0)), Events { lost_address: true, ..NOTHING });
-        assert_eq!(means(RTM_NEWADDR, &device(0, 8, 0)), Events { new_address: true, ..NOTHING });
-        assert_eq!(means(RTM_NEWADDR, &device(0, TUN, 0)), NOTHING);
     }
 
     #[test]

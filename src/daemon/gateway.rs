@@ -6,6 +6,7 @@
 
 mod dial;
 mod kept;
+mod loops;
 mod queries;
 mod relays;
 mod reply;
@@ -29,6 +30,7 @@ use crate::clock::Clock;
 use crate::dns::Dns;
 use crate::forward::{Forwarder, Taken};
 use crate::gateway::kept::{DialState, Kept, KeptFlows};
+use crate::gateway::loops::Loops;
 use crate::kernel::self_test::SelfTest;
 use crate::kernel::tun::Tun;
 use crate::relay::{Moved, Supplies};
@@ -46,6 +48,7 @@ pub struct Gateway {
     supplies: Supplies,
     forwarder: Option<Rc<Forwarder>>,
     mode: Cell<ConnectMode>,
+    loops: Loops,
     /// What is kept for a flow, by slot.
     kept: RefCell<KeptFlows>,
     /// Flows whose relays get a turn without an event...
@@ -67,6 +70,8 @@ pub struct Totals {
     pub forwarded: u64,
     /// Flows ended to make room for others.
     pub yielded: u64,
+    /// Flows refused that were a proxy's own.
+    pub looped: u64,
     /// Flows of other machines: the kernel gives this one's the TUN's address.
     pub from_lan: u64,
 }
@@ -94,6 +99,7 @@ impl Gateway {
             supplies,
             forwarder,
             mode: Cell::new(mode),
+            loops: Loops::default(),
             kept: RefCell::default(),
             queue: RefCell::default(),
             again: Cell::default(),

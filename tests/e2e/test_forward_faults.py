@@ -55,7 +55,7 @@ def test_each_step(forward, middles, client, router, ends, strays, hard, what):
 
     for link, middle in middles.items():
         middle.fault = fault(link)
-    daemon, proxy = forward()
+    _, proxy = forward()
     proxy.serve(echo)
     failures = all_of({name: lambda port=port: talk(client, ends, port) for port, name in names.items()})
     assert not failures
@@ -69,7 +69,7 @@ def test_a_bad_network(forward, middles, client, ends, strays, hard):
     chance = random.Random(1)
     for middle in middles.values():
         middle.fault = lambda segment: chance.choice(FAULTS) if chance.random() < 0.2 else None
-    daemon, proxy = forward("--connect-timeout", "30", "--reply-timeout", "60")
+    _, proxy = forward("--connect-timeout", "30", "--reply-timeout", "60")
     proxy.serve(echo)
     failures = all_of({port: lambda port=port: talk(client, ends, port, 3000) for port in range(PORT, PORT + 20)})
     assert not failures

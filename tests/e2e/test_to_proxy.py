@@ -8,7 +8,6 @@ from lab.connections import assert_carries
 from lab.faultproxy import OK
 from lab.gateway import upstream
 from lab.netns import PROXY, PROXY6, SERVER, finish_connect, with_mounts
-from lab.wait import until
 
 
 @pytest.fixture(params=[PROXY, PROXY6], ids=["v4", "v6"])

@@ -1,14 +1,16 @@
 """The uplink: its address changes, its neighbours, and what is there instead of one."""
 
+import contextlib
+import errno
 import socket
 import threading
+import time
 
 import pytest
 
-from lab.capture import Capture
 from lab.connections import assert_carries, assert_proxied, open_tunnel
-from lab.faultproxy import OK
 from lab.dnsservers import dig, query
+from lab.faultproxy import OK
 from lab.gateway import PATH, TUN, upstream
 from lab.netns import (
     INTERNET,
@@ -155,7 +157,13 @@ def test_fake_addresses_are_none_for_neighbours(gateway, proxy, client, internet
     gateway("--dns", "fakeip")
     (fake,) = dig(client, SERVER, "www.corp.example")
     internet.run("ip", "route", "add", fake, "via", ROUTER_WAN)
-    internet.nft(f"table inet absorb {{ chain in {{ type filter hook prerouting priority raw; iifname wan ip daddr {fake} drop; }}; }}")
+    internet.nft(f"""
+table inet absorb {{
+    chain in {{
+        type filter hook prerouting priority raw
+        iifname wan ip daddr {fake} drop
+    }}
+}}""")
     seen = capture(internet, "wan", f"host {fake}")
     near = internet.begin_connect(fake, 443)
     until(lambda: went_through(seen), "it goes through the router")
@@ -224,3 +232,60 @@ def test_rules_of_ones_own_in_front(gateway, fault_proxy, client, router, server
     near.close()
     assert connection.sock.recv(1) == b""
     leaks.assert_none()
+
+
+@pytest.mark.parametrize("way", ["down", "up"])
+def test_what_runs_directly_is_reset(gateway, client, router, internet, server, way):
+    """A transfer that began before the gateway, on a router whose firewall knows who began it: soon, and not by a
+    time-out."""
+    router.nft("table inet tracked { chain in { type filter hook prerouting priority 0; ct state invalid counter; }; }")
+    listener = internet.listen(server, 443)
+    near = client.connect(server, 443)
+    far, _ = listener.accept()
+    sender, receiver = (far, near) if way == "down" else (near, far)
+    stopped = threading.Event()
+
+    def send():
+        with contextlib.suppress(OSError):
+            while not stopped.is_set():
+                sender.sendall(bytes(10_000))
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    receiver.recv(1000)
+    gateway()
+    near.settimeout(SOON)
+    with pytest.raises(OSError) as error:
+        end = time.monotonic() + SOON
+        while time.monotonic() < end:
+            if way == "up":
+                time.sleep(0.1)
+                if code := near.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    raise OSError(code, "reset")
+                near.send(b"x")
+            else:
+                assert near.recv(1 << 20)
+    assert error.value.errno in (errno.ECONNRESET, errno.EPIPE), error.value
+    stopped.set()
+    far.close()
+    thread.join()
+
+
+@pytest.mark.native(why="it is about the rules")
+@pytest.mark.parametrize(
+    "net, option",
+    [("10.45.39.254/24", "address"), ("fd45:39::99/64", "address6"), ("198.18.7.1/24", "fakeip_range")],
+    ids=["v4", "v6", "fake"],
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_network_that_is_ours_already(gateway, router, net, option, when):
+    """A guest network of the same addresses: the log says what to set."""
+    add = lambda: router.run("ip", "addr", "add", net, "dev", "lan", *(["nodad"] if ":" in net else []))
+    if when == "before":
+        add()
+    daemon = gateway("--dns", "fakeip")
+    if when == "after":
+        assert "overlaps" not in daemon.log()
+        add()
+    daemon.wait_log(f"overlaps .*: set {option} to another network")

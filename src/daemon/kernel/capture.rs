@@ -21,6 +21,7 @@ use crate::kernel::route::{self, RouteError, Routes};
 use crate::kernel::tun::Tun;
 use crate::sys;
 use tcp_over_http::config::{Config, OnFailure, PathChoice};
+use tcp_over_http::net::IpNet;
 use tcp_over_http::siphash::Key;
 
 /// How long an address may be away: a lease that is renewed may take it and put it back.
@@ -99,6 +100,7 @@ impl Capture {
             },
         }
         this.warn_of_detours();
+        warn_of_overlaps(config, &this.uplinks);
         this.firewall = this.firewall.map(Firewall::keep);
         this.routes = this.routes.keep();
         Ok(this)
@@ -283,6 +285,7 @@ impl Capture {
                 let had_default = self.uplinks.has_default;
                 self.uplinks = uplinks;
                 self.warn_of_detours();
+                warn_of_overlaps(config, &self.uplinks);
                 self.replace_tables(config);
                 // What is to be taken over next was made for the uplinks before.
                 let is_other = self.path() == Path::Forward && had_default != self.uplinks.has_default;
@@ -354,6 +357,31 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
         log::debug!("{error}"); // there are some, or it has none
     }
     route::block(config)
+}
+
+fn warn_of_overlaps(config: &Config, uplinks: &Uplinks) {
+    for &net in &uplinks.networks {
+        if let Some((option, ours)) = config.overlapping(net) {
+            log::error!("{}", Overlap { net, option, ours });
+        }
+    }
+}
+
+/// A network of this machine that has addresses in common with one of ours.
+pub struct Overlap {
+    /// The machine's.
+    pub net: IpNet,
+    /// The option that has ours...
+    pub option: &'static str,
+    /// ...and its value.
+    pub ours: IpNet,
+}
+
+impl fmt::Display for Overlap {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { net, option, ours } = self;
+        write!(f, "network {net} overlaps {ours}, and can't be reached: set {option} to another network")
+    }
 }
 
 /// Relaying also works without the firewall.

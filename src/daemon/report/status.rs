@@ -40,6 +40,7 @@ pub fn status(gateway: &Gateway, config: &Config) -> Document {
     status.number("forwarded", totals.forwarded);
     status.number("refused", totals.refused);
     status.number("yielded", totals.yielded);
+    status.number("looped", totals.looped);
     status.number("from_lan", totals.from_lan);
 
     if gateway.path() == Path::Forward {

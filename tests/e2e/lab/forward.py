@@ -122,7 +122,7 @@ def all_of(works):
     def one(name, work):
         try:
             work()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             failures[name] = f"{type(error).__name__}: {error}"
 
     threads = [threading.Thread(target=one, args=item) for item in works.items()]
