@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use super::Config;
 use super::host::Host;
+use crate::http::login::AuthChoice;
 
 /// A configuration in the making. Complete once values and defaults are stored: its own `Default` means nothing.
 #[derive(Default)]
@@ -28,6 +29,8 @@ pub struct UpstreamDraft {
     pub host: Option<Host>,
     /// `option port`.
     pub port: u16,
+    /// `option auth`.
+    pub auth: AuthChoice,
     /// `option username`.
     pub username: Option<String>,
     /// `option password`.
