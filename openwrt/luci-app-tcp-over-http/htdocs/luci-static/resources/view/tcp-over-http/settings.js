@@ -35,6 +35,7 @@ const PROXY = [
 	[ 'port', _('Port'), _('TCP port of the proxy.') ],
 	[ 'username', _('User'), _('If the proxy wants a login.') ],
 	[ 'password', _('Password'), _('It never leaves the router: an empty field leaves it as it is.') ],
+	[ 'auth', _('Login'), _('How user and password are sent: as they are, only as hashes, or as hashes once the proxy offers it.') ],
 	[ 'header', _('Header fields'), _('Sent with every CONNECT, as NAME: VALUE.') ],
 	[ 'enabled', _('Enabled'), _('Off: as if this proxy were not there.') ]
 ];
@@ -106,6 +107,9 @@ const CHOICES = {
 	'dns.off': _('left alone'),
 	'dns.fakeip': _('the proxy resolves them'),
 	'dns.proxy': _('resolvers asked through the proxy'),
+	'auth.basic': _('Basic'),
+	'auth.digest': _('Digest'),
+	'auth.auto': _('what the proxy offers'),
 	'to_proxy.direct': _('left alone'),
 	'to_proxy.reject': _('refused'),
 	'quic.reject': _('refused'),
