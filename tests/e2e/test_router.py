@@ -14,11 +14,7 @@ import pytest
 from lab.capture import LeakCapture
 from lab.connections import assert_carries, open_tunnel
 from lab.dnsservers import Unbound, dig
-<<<<<<< HEAD
 from lab.gateway import PATH, PROJECT, TABLE, TUN, upstream
-=======
-from lab.gateway import PATH, TABLE, TUN, upstream
->>>>>>> router14
 from lab.netns import (
     CLIENT,
     CLIENT_OTHER,
@@ -29,10 +25,7 @@ from lab.netns import (
     ROUTER_WAN,
     SERVER,
     SERVER6,
-<<<<<<< HEAD
     command,
-=======
->>>>>>> router14
     finish_connect,
     literal,
 )

@@ -37,15 +37,8 @@ def refused(client, proxy, answer):
     near.close()
 
 
-<<<<<<< HEAD
 COUNTS = ("held", "opening", "live", "closing", "opened", "forwarded", "refused", "yielded", "looped", "from_lan")
 FLOWS = {"max": 4096} | dict.fromkeys(COUNTS, 0)
-=======
-FLOWS = {
-    "max": 4096, "held": 0, "opening": 0, "live": 0, "closing": 0,
-    "opened": 0, "forwarded": 0, "refused": 0, "yielded": 0, "looped": 0, "from_lan": 0,
-}
->>>>>>> router14
 
 
 def test_counts_what_happens(gateway, proxy, client):
