@@ -258,7 +258,7 @@ def test_marks_of_others(forward, client, router, ends, order):
         router.run("ip", number, "rule", "add", "pref", 2000 + mark, "fwmark", f"{mark:#x}00/0x3f00", "lookup", 100 + mark)
     if order == "before":
         router.nft(BALANCE)
-    _, proxy = forward()
+    _, proxy = forward("--hedge-delay", "0")  # each by its own port, also where the machine is busy
     if order == "after":
         router.nft(BALANCE)
     proxy.serve(echo)

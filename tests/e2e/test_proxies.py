@@ -129,15 +129,15 @@ def test_squid_with_digest(gateway, client, internet, server, directory):
     proxy = Squid(internet, directory, user="me", scheme="digest")
     daemon = gateway(upstreams=[upstream(user="me")])
     exchange(client, listener, server)
-    begun = [client.begin_connect(server, port) for _ in range(20)]
+    begun = [client.begin_connect(server, port) for _ in range(15)]  # more at once look like a loop
     assert [finish_connect(near) for near in begun] == [0] * len(begun)
     for near in begun:
         near.close()
     near = client.connect(server, port)
     near.close()
-    until(lambda: proxy.log().count("/200") >= 22, "squid's log")
+    until(lambda: proxy.log().count("/200") >= 17, "squid's log")
     # With Basic and without a nonce it refused; no more often than there were connections without one.
-    assert 1 <= proxy.log().count("/407") <= 21
+    assert 1 <= proxy.log().count("/407") <= 16
     assert PASSWORD not in daemon.log() and "WARN" not in daemon.log()
 
 
