@@ -198,13 +198,13 @@ def test_killed_and_direct(gateway, proxy, client, internet, server):
     assert_proxied(client, proxy, server)
 
 
-@pytest.mark.native(why="it is about the rules")
 def relayed_only(server):
     """For what is different by nature where the kernel forwards: test_forward has that."""
     if not is_relayed(server):
         pytest.skip("the kernel forwards it, whatever becomes of the daemon")
 
 
+@pytest.mark.native(why="it is about the rules")
 def test_killed_with_live_connections(gateway, proxy, client, server, leaks):
     """Connections of a killed daemon are reset, at the latest once it is back, and do not leak before."""
     relayed_only(server)

@@ -54,6 +54,7 @@ def test_refused_if_so_wished(gateway, fault_proxy, client, address, leaks):
     leaks.assert_none()
 
 
+@pytest.mark.native(why="SO_ERROR is not translated")
 def test_a_closed_one_refuses(gateway, fault_proxy, client, address):
     """As it would without us: at once, and with a reset."""
     fault_proxy(address)

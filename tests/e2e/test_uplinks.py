@@ -86,6 +86,7 @@ def test_a_dial_while_the_address_changes(gateway, fault_proxy, client, server, 
     assert_carries(near, proxy.connections[-1].sock)
 
 
+@pytest.mark.native(why="its notifications are the other machine's")
 def test_an_address_that_comes_back(gateway, fault_proxy, client, server, way, renumber):
     """Within a second, as when a lease is renewed: relayed connections go on."""
     if PATH == "forward" and (":" in server) == (":" in way[0]):
