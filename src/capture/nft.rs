@@ -300,7 +300,6 @@ impl Chains<'_> {
             // Led there by routes: ours, where there is no default one, or the owner's.
             self.rules.push_str("oifname $tun goto take\n");
         }
-        self.rules.push_str("ct direction reply ct mark & $ours != $begun accept\n");
         self.exempted();
         if config.interfaces.is_empty() && !uplinks.devices.is_empty() {
             _ = writeln!(self.rules, "iif {} accept", Set(&uplinks.devices));

@@ -19,7 +19,7 @@ use tcp_over_http::capture::nft::{ALIVE, ANSWERED, HANDSHAKE, PROBE, TO_CLIENT};
 use tcp_over_http::config::{Config, Host};
 pub use tcp_over_http::forward::Taken;
 use tcp_over_http::forward::{Handshakes, Id, Outcome, Route, To};
-use tcp_over_http::net::Family;
+use tcp_over_http::net::{Family, mapped};
 use tcp_over_http::packet::vnet::{self, Header};
 use tcp_over_http::packet::{ACK, Packet, SYN, Transport, Tuple};
 use tcp_over_http::siphash::Key;
@@ -248,9 +248,13 @@ impl Forwarder {
     }
 
     fn send_numbered(&self, number: u8, packet: &[u8], next: IpAddr) -> io::Result<()> {
-        let socket = if next.is_ipv4() { Some(&self.ipv4) } else { self.ipv6.as_ref() };
         let mark = self.mark | HANDSHAKE | u32::from(number);
-        socket.map_or(Ok(()), |socket| socket.send(packet, next, mark))
+        self.socket(next).map_or(Ok(()), |socket| socket.send(packet, next, mark))
+    }
+
+    /// What sends to an address.
+    const fn socket(&self, next: IpAddr) -> Option<&RawSocket> {
+        if next.is_ipv4() { Some(&self.ipv4) } else { self.ipv6.as_ref() }
     }
 
     /// Whether a client is this machine itself.
@@ -313,9 +317,8 @@ impl Forwarder {
             To::Client => (route.tuple.source, TO_CLIENT),
         };
         let next = next.to_canonical();
-        let socket = if next.is_ipv4() { Some(&self.ipv4) } else { self.ipv6.as_ref() };
         let mark = self.mark | state | u32::from(route.number);
-        let Some(socket) = socket else { return };
+        let Some(socket) = self.socket(next) else { return };
         let mut sent = socket.send(packet, next, mark);
         // The firewall drops a SYN where conntrack still has another connection of the same addresses.
         if sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
@@ -338,13 +341,6 @@ fn is_syn(packet: &[u8]) -> bool {
 /// Whether an address is this machine's: the kernel lets a socket be bound to no other.
 fn is_own(address: Ipv6Addr) -> bool {
     UdpSocket::bind((address.to_canonical(), 0)).is_ok()
-}
-
-const fn mapped(address: IpAddr) -> Ipv6Addr {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped(),
-        IpAddr::V6(address) => address,
-    }
 }
 
 impl Attempt {

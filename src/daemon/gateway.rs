@@ -13,7 +13,7 @@ mod reply;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tcp_over_http::capture::Path;
 use tcp_over_http::capture::conntrack::Entry;
 use tcp_over_http::config::{Config, ConnectMode};
 use tcp_over_http::flow::{Slot, State};
+use tcp_over_http::net::mapped;
 use tcp_over_http::packet::{Packet, vnet};
 use tcp_over_http::rewrite::{Rewriter, Verdict};
 use tcp_over_http::time::Instant;
@@ -300,12 +301,5 @@ impl Gateway {
         let mut totals = self.totals.get();
         change(&mut totals);
         self.totals.set(totals);
-    }
-}
-
-const fn mapped(address: IpAddr) -> Ipv6Addr {
-    match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-        IpAddr::V6(v6) => v6,
     }
 }

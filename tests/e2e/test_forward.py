@@ -10,6 +10,7 @@ import time
 import pytest
 
 from lab.faultproxy import OK, reply
+from lab.forward import read
 from lab.gateway import NFT_TABLE, tables, upstream
 from lab.netns import (
     CLIENT,
@@ -85,15 +86,6 @@ def test_the_kernel_carries_it(forward, client, ends, leaks):
     assert connection.sock.recv(1) == b""
     connection.close()
     leaks.assert_none()
-
-
-def read(sock, size):
-    data = bytearray()
-    while len(data) < size:
-        part = sock.recv(size - len(data))
-        assert part, f"ended after {len(data)} of {size} bytes"
-        data += part
-    return bytes(data)
 
 
 def test_what_comes_with_the_reply_arrives(forward, client, ends):

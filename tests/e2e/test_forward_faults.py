@@ -263,7 +263,10 @@ def test_marks_of_others(forward, client, router, ends, order):
         router.nft(BALANCE)
     proxy.serve(echo)
     ports = set(range(PORT, PORT + 30))
-    failures = all_of({port: lambda port=port: talk(client, ends, port) for port in ports})
+    failures = {}
+    for first in (PORT, PORT + 15):  # more at once look like a loop, for which the proxy is asked by a port of our own
+        half = range(first, first + 15)
+        failures |= all_of({port: lambda port=port: talk(client, ends, port) for port in half})
     listing = router.run("nft", "list", "table", "inet", "balance").stdout
     for mark in (1, 2):
         router.run("ip", number, "rule", "del", "pref", 2000 + mark)

@@ -8,10 +8,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
 use tcp_over_http::http::connect::Target;
+use tcp_over_http::net::mapped;
 use tcp_over_http::packet::Tuple;
 use tcp_over_http::time::Instant;
 
-use super::{Gateway, mapped};
+use super::Gateway;
 use crate::sys;
 use crate::task::spawn;
 

@@ -1,8 +1,10 @@
 //! What the daemon tells about itself: its status, its proxies, what has changed of them, its clients.
 
+use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tcp_over_http::capture::Path;
+use tcp_over_http::capture::conntrack::Entry;
 use tcp_over_http::config::Config;
 use tcp_over_http::flow::State;
 use tcp_over_http::rewrite;
@@ -43,8 +45,8 @@ pub fn status(gateway: &Gateway, config: &Config) -> Document {
     status.number("looped", totals.looped);
     status.number("from_lan", totals.from_lan);
 
+    let entries = gateway.forwarded();
     if gateway.path() == Path::Forward {
-        let entries = gateway.forwarded();
         let bytes = |way: usize| entries.iter().map(|(_, entry)| entry.bytes[way]).sum();
         status.subject("forwarding");
         status.number("live", entries.len() as u64);
@@ -71,7 +73,7 @@ pub fn status(gateway: &Gateway, config: &Config) -> Document {
     }
     status.number("tests", tests.into());
 
-    list_upstreams(&mut status, gateway);
+    list_upstreams(&mut status, gateway, &entries);
 
     if let Some(dns) = gateway.dns() {
         let counters = dns.counters();
@@ -109,14 +111,13 @@ pub fn upstreams(gateway: &Gateway) -> Document {
         "why",
     ];
     let mut document = Document::new(Layout::Table(columns));
-    list_upstreams(&mut document, gateway);
+    list_upstreams(&mut document, gateway, &gateway.forwarded());
     document
 }
 
-fn list_upstreams(document: &mut Document, gateway: &Gateway) {
+fn list_upstreams(document: &mut Document, gateway: &Gateway, forwarded: &[(Rc<str>, Entry)]) {
     let upstreams = gateway.upstreams();
     let (choice, now) = (upstreams.choice(), upstreams.now());
-    let forwarded = gateway.forwarded();
     document.list("upstreams", "upstream");
     for (index, proxy) in upstreams.proxies().iter().enumerate() {
         let name = &proxy.account.name;
