@@ -16,6 +16,7 @@
 //! | P+1 | `goto END` | ... for all else the firewall captures |
 //! | P+2 | `iif TUN goto END` | what leaves the TUN can't enter it again: no loops |
 //! | P+3 | `fwmark MARK/MASK goto END`, `from PROXY goto END` each, `fwmark EXEMPT/MASK goto END` | nor can our connections to the proxies, nor theirs; what [`nft`] exempts |
+//! | P+3 | `fwmark BEGUN/MASK lookup TABLE` | relay path: errors about what a relay has sent, which [`nft`] knows |
 //! | P+4 | `to FAKE lookup TABLE` | `dns 'fakeip'`: addresses that only we know |
 //! | P+4 | `iif lo ipproto PROTO dport 53 goto END` each | `dns_domain`: what dnsmasq asks others |
 //! | P+5 | `iif lo goto CAPTURE` or `goto END` | `local`: our own connections |

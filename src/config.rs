@@ -168,8 +168,7 @@ impl Config {
         }
     }
 
-    /// The mark of connections, not packets, that seem to begin with what we send to clients. No packet has it,
-    /// unless somebody copies the one mark to the other.
+    /// The mark of connections that have an end in the TUN, and of errors about their packets.
     pub const fn begun_mark(&self) -> u32 {
         match self.mark ^ 0x0800_0000 {
             0 => 0x1000_0000,

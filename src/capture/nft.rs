@@ -439,9 +439,13 @@ impl Chains<'_> {
     /// the relay path what comes in by an uplink: neighbours there have no business with the proxy.
     fn exempt(&mut self) {
         let Tables { config, path, uplinks, .. } = *self.tables;
+        if path == Path::Relay {
+            self.rules.push_str(TUNNELLED);
+        }
         self.rules.push_str(BEGUN);
         if path == Path::Relay {
             self.rules.push_str(ANSWERS);
+            self.errors();
             if config.interfaces.is_empty() && !uplinks.devices.is_empty() {
                 let devices = Set(&uplinks.devices);
                 _ = writeln!(
@@ -454,7 +458,19 @@ impl Chains<'_> {
             "}\nchain exempt_local {\ntype route hook output priority mangle + 11; policy accept;\n",
         );
         self.rules.push_str(ANSWERS);
+        if path == Path::Relay {
+            self.errors();
+        }
         self.rules.push_str("}\n");
+    }
+
+    /// Marks errors about what a relay has sent, of which the router may be the maker: a policy rule leads them into the TUN.
+    fn errors(&mut self) {
+        _ = writeln!(
+            self.rules,
+            "{} ct direction original ct state related ct mark & $ours == $begun meta mark set meta mark & $others | $begun",
+            self.icmp_error()
+        );
     }
 }
 
@@ -519,6 +535,14 @@ const SPARE_FORWARDED: &str = "\
 chain spare_forwarded {
 type filter hook prerouting priority mangle + 11; policy accept;
 ct mark & $ours == $upstream meta mark set meta mark & $others | $exempt
+}
+";
+
+/// Connections that go into the TUN.
+const TUNNELLED: &str = "\
+chain tunnelled {
+type filter hook forward priority mangle + 11; policy accept;
+oifname $tun ct state new ct mark set ct mark & $others | $begun
 }
 ";
 
@@ -641,7 +665,9 @@ mod tests {
         config.on_failure = OnFailure::Direct;
         let text = replace(&config, Path::Relay, true);
         let local = "chain exempt_local {\ntype route hook output priority mangle + 11; policy accept;\n";
-        assert!(text.ends_with(&[BEGUN, ANSWERS, "}\n", local, ANSWERS, "}\n}\n"].concat()), "{text}");
+        let errors = text.lines().find(|line| line.contains("state related")).unwrap().to_owned() + "\n";
+        let chains = [TUNNELLED, BEGUN, ANSWERS, &errors, "}\n", local, ANSWERS, &errors, "}\n}\n"];
+        assert!(text.ends_with(&chains.concat()), "{text}");
         config.local = false;
         assert!(!replace(&config, Path::Forward, true).contains(ANSWERS));
     }

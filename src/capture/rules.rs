@@ -72,6 +72,9 @@ pub fn rules(
         if config.mark != 0 {
             rules.goto(MARKED, END).marked(config.mark);
             rules.goto(MARKED, END).marked(config.exempt_mark());
+            if !forwards {
+                rules.lookup(MARKED, config.table).marked(config.begun_mark());
+            }
         }
         rules.spare_proxies(forwards && !is_self_only);
         for range in config.dns.fake_ranges().filter(|range| family_of(*range) == family) {

@@ -7,22 +7,11 @@ import time
 
 import pytest
 
-from lab.capture import Capture
 from lab.connections import open_tunnel
 from lab.faultproxy import OK, reset
 from lab.forward import HELLO, PORT, echo, handshakes, read, talk
 from lab.gateway import upstream
-from lab.netns import (
-    CLIENT,
-    CLIENT6,
-    INTERNET,
-    INTERNET6,
-    ROUTER_WAN,
-    SERVER6,
-    Namespace,
-    batch,
-    finish_connect,
-)
+from lab.netns import INTERNET, INTERNET6, finish_connect
 from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.path("forward", why="it is about the other one")
@@ -226,94 +215,3 @@ def test_packets_of_ours_are_dropped(forward, client, router, ends, strays):
     router.run("nft", "delete", "table", "inet", "full")
     talk(client, ends, PORT + 1)
     strays.assert_none()
-
-
-@pytest.fixture
-def mesh(network):
-    """A client behind another router of the LAN, on a link of 1300 bytes; and a proxy behind one of the internet's."""
-    space = Namespace(f"{network.client.name}-mesh")
-    network.namespaces.insert(0, space)
-    network.client.sysctl("net.ipv4.ip_forward", 1)
-    network.client.sysctl("net.ipv6.conf.all.forwarding", 1)
-    batch(
-        network.client,
-        f"link add mesh mtu 1300 type veth peer name mesh mtu 1300 netns {space.name}",
-        "addr add 10.1.2.1/24 dev mesh",
-        "addr add fd01:2::1/64 dev mesh nodad",
-        "link set mesh up",
-    )
-    batch(
-        space,
-        "addr add 10.1.2.2/24 dev mesh",
-        "addr add fd01:2::2/64 dev mesh nodad",
-        "link set mesh mtu 1300 up",
-        "route add default via 10.1.2.1",
-        "route add default via fd01:2::1",
-    )
-    batch(network.router, f"route add 10.1.2.0/24 via {CLIENT}", f"route add fd01:2::/64 via {CLIENT6}")
-    batch(network.internet, f"route add 10.1.2.0/24 via {ROUTER_WAN}", "route add fd01:2::/64 via 2001:db8:a::1")
-    return space
-
-
-def big(space, proxy, server, size=300_000):
-    near, connection = open_tunnel(space, proxy, server, 443)
-    for one, other in ((near, connection.sock), (connection.sock, near)):
-        threading.Thread(target=one.sendall, args=(bytes(size),), daemon=True).start()
-        assert read(other, size) == bytes(size)
-    near.close()
-    connection.close()
-
-
-def spoil(space, device):
-    """SYNs promise segments for a link of 1500 bytes whatever its own takes."""
-    for number, size in (("-4", 1460), ("-6", 1440)):
-        for route in space.ip(number, "route", "show", "default"):
-            space.run("ip", number, "route", "change", "default", "via", route["gateway"], "dev", device, "advmss", size)
-
-
-def test_a_small_link_behind_the_router(forward, mesh, ends, strays):
-    """Towards the LAN: errors about segments that are too big get to the proxy."""
-    spoil(mesh, "mesh")
-    _, proxy = forward()
-    strays.close()
-    big(mesh, proxy, ends.server)
-
-
-def test_a_small_link_of_a_relayed_client(gateway, proxy, mesh, router):
-    """The same where a relay is the sender: an error belongs to it, and does not leave."""
-    spoil(mesh, "mesh")
-    gateway()
-    errors = Capture(router, "wan", "icmp6")
-    big(mesh, proxy, SERVER6)
-    left = [packet for packet in errors.packets() if packet[40] < 128]
-    errors.close()
-    assert not left
-
-
-def test_the_routers_own_link_is_small(forward, gateway, proxy, client, router, server):
-    """The router's link to the LAN takes 1300, and the client's SYN promises more."""
-    router.run("ip", "link", "set", "lan", "mtu", "1300")
-    gateway()
-    errors = Capture(router, "wan", "icmp or icmp6")
-    big(client, proxy, server)
-    left = [packet for packet in errors.packets() if packet[0] >> 4 == 6 and packet[40] < 128]
-    errors.close()
-    assert not left
-
-
-def test_a_small_link_towards_the_proxy(gateway, fault_proxy, network, client, ends, strays):
-    """A long request, and then 300,000 bytes both ways, over a link of 1300."""
-    address, via, net = ("fd02::2", "fd02::1", "64") if ":" in ends.proxy else ("192.0.3.2", "192.0.3.1", "24")
-    space = Namespace(f"{network.client.name}-far")
-    network.namespaces.insert(0, space)
-    extra = " nodad" if net == "64" else ""
-    batch(network.internet, f"link add far mtu 1300 type veth peer name far mtu 1300 netns {space.name}",
-          f"addr add {via}/{net} dev far{extra}", "link set far up")
-    network.internet.sysctl("net.ipv4.ip_forward", 1)
-    network.internet.sysctl("net.ipv6.conf.all.forwarding", 1)
-    batch(space, f"addr add {address}/{net} dev far{extra}", "link set far up", f"route add default via {via}")
-    spoil(space, "far")
-    strays.close()
-    proxy = fault_proxy(address, space=space)
-    gateway(upstreams=(f"{upstream(address).replace('http://', 'http://' + 'u' * 60 + ':' + 'p' * 1500 + '@')}",))
-    big(client, proxy, ends.server)
