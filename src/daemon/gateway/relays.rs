@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::mem;
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::task::{Context, Poll};
 
 use tcp_over_http::flow::Slot;
@@ -13,6 +13,7 @@ use super::Gateway;
 use crate::gateway::kept::{Kept, Relayed};
 use crate::relay::{Moved, Next, Relay};
 use crate::upstream::Opened;
+use crate::upstream::proxy::Account;
 
 /// How many times events are taken before others get a turn.
 const TURNS: usize = 4;
@@ -193,13 +194,29 @@ impl Gateway {
             Err(_) => relay.reset(),
         }
         relay.release(&self.supplies.pipes);
-        relayed.account.count(|stats| stats.moved.add(Moved { up, down }));
-        let mut clients = self.clients.borrow_mut();
-        let client = clients.note(relayed.client, self.now());
-        client.up = client.up.wrapping_add(up);
-        client.down = client.down.wrapping_add(down);
-        drop(clients);
+        self.count_moved(&relayed.account, relayed.client, Moved { up, down });
         drop(relayed);
         self.rewriter.borrow_mut().close(slot, self.now());
+    }
+
+    /// Counts what connections have moved that the kernel forwarded, and has forgotten.
+    pub(super) fn count_ended(&self) {
+        let Some(forwarder) = &self.forwarder else { return };
+        forwarder.take_ended(&mut |upstream, entry| {
+            let moved = Moved { up: entry.bytes[0], down: entry.bytes[1] };
+            self.count(|totals| totals.ended.add(moved));
+            let upstreams = self.upstreams();
+            if let Some(proxy) = upstreams.proxies().iter().find(|proxy| proxy.account.name == upstream) {
+                self.count_moved(&proxy.account, entry.client.to_canonical(), moved);
+            }
+        });
+    }
+
+    fn count_moved(&self, account: &Account, client: IpAddr, moved: Moved) {
+        account.count(|stats| stats.moved.add(moved));
+        let mut clients = self.clients.borrow_mut();
+        let client = clients.note(client, self.now());
+        client.up = client.up.wrapping_add(moved.up);
+        client.down = client.down.wrapping_add(moved.down);
     }
 }
