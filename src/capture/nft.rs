@@ -275,7 +275,7 @@ impl Chains<'_> {
 
     /// Whose traffic it is, and to where: behind the firewall's own chain.
     fn forwarded(&mut self) {
-        let Tables { config, path, is_running, uplinks, .. } = *self.tables;
+        let Tables { config, path, uplinks, .. } = *self.tables;
         self.rules
             .push_str("chain forwarded {\ntype filter hook forward priority filter + 10; policy accept;\n");
         match path {
