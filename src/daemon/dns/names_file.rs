@@ -38,8 +38,7 @@ impl NamesFile {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => log::warn!("{path}: {error}"),
         }
-        let folder = path.rsplit_once('/').map_or(".", |(folder, _)| folder);
-        let pause = if sys::is_in_memory(&[folder, "/"].concat()) { PAUSE_IN_MEMORY } else { PAUSE };
+        let pause = if sys::is_in_memory(sys::folder(path)) { PAUSE_IN_MEMORY } else { PAUSE };
         Self { path: path.to_owned(), written: Cell::new(fake.changes()), written_at: Cell::new(now), pause }
     }
 
