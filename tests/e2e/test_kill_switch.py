@@ -1,6 +1,7 @@
 """The kill switch: what others do to policy rules lets nothing out, with a daemon or without."""
 
 import contextlib
+import re
 import threading
 import time
 
@@ -76,6 +77,21 @@ def blocked(gateway):
     daemon.prefix = ()
     daemon.command("block")
     return daemon
+
+
+def test_a_boot_is_no_fault(gateway, proxy, client, router):
+    """netifd finds the daemon there: it takes the loopback down, which has routes, and flushes the rules."""
+    daemon = gateway()
+    ours = lambda: [rule for rule in router.ip("-6", "rule") if rule["priority"] not in DEFAULT_RULES]
+    before, offset = ours(), len(daemon.log())
+    router.run("ip", "link", "set", "lo", "down")
+    flush_rules(router)
+    daemon.wait_log("routes were changed from outside: ", offset)
+    router.run("ip", "link", "set", "lo", "up")
+    until(lambda: ours() == before, "the rules are back")
+    for server in (SERVER, SERVER6):
+        assert_proxied(client, proxy, server)
+    assert not re.search("WARN|ERROR", daemon.log()[offset:]), daemon.log()[offset:]
 
 
 @pytest.mark.parametrize("how", ["blocked", "killed"])
