@@ -1,6 +1,7 @@
 """The kill switch: what others do to policy rules lets nothing out, with a daemon or without."""
 
 import contextlib
+import errno
 import re
 import threading
 import time
@@ -108,6 +109,22 @@ def test_rules_are_flushed_while_no_daemon_runs(gateway, network, traffic, how):
         traffic.wait()
     leaks.assert_none()
     leaks.close()
+    daemon.command("unblock")
+
+
+def test_all_that_a_client_asks_for_is_refused_at_once(gateway, client, router, server, leaks):
+    """The kernel sends it one error a second; a reset tells each of its connections."""
+    daemon = blocked(gateway)
+    begun = time.monotonic()
+    assert {client.connect_errno(server, 1000 + number, timeout=5) for number in range(100)} == {errno.ECONNREFUSED}
+    assert time.monotonic() - begun < 5
+    # What has been nearby and is gone, though its tables have it still, goes nowhere else.
+    net = "fd09::/64" if ":" in server else "10.9.0.0/24"
+    router.run("ip", "route", "add", net, "dev", "lan")
+    daemon.command("block")
+    router.run("ip", "route", "del", net, "dev", "lan")
+    assert client.connect_errno("fd09::1" if ":" in server else "10.9.0.1", 80, timeout=2) != 0
+    leaks.assert_none()
     daemon.command("unblock")
 
 
