@@ -14,7 +14,19 @@ import pytest
 
 from lab.connections import assert_carries, open_tunnel
 from lab.dnsservers import ELSEWHERE, ELSEWHERE6, NAME, PORT, Unbound, dig, dig_full, getaddrinfo, query, rcode, with_resolver
-from lab.netns import CLIENT, CLIENT6_OTHER, CLIENT_OTHER, PLAIN, PROXY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, connecting, finish_connect
+from lab.netns import (
+    CLIENT,
+    CLIENT6_OTHER,
+    CLIENT_OTHER,
+    PLAIN,
+    PROXY,
+    RESOLVER,
+    ROUTER_LAN,
+    ROUTER_LAN6,
+    SERVER,
+    connecting,
+    finish_connect,
+)
 from lab.proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
 from lab.wait import WAIT, until
 

@@ -21,7 +21,8 @@ CONNECTS = 60
 def query(number, family):
     name = f"n{number}.attack.example"
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
-    return struct.pack("!HHHHHH", number & 0xFFFF, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", 1 if family == socket.AF_INET else 28, 1)
+    kind = 1 if family == socket.AF_INET else 28  # A, AAAA
+    return struct.pack("!HHHHHH", number & 0xFFFF, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, 1)
 
 
 def address_in(reply, family):
