@@ -147,14 +147,14 @@ class Soak:
 
     @contextlib.contextmanager
     def little_memory(self):
-        """A megabyte beyond what it can't do without: what is read from the disk has to go. (Without nft, which has more.)"""
+        """Half a megabyte beyond what it can't do without: what is read from the disk has to go. (Without nft, which has more.)"""
         self.is_changing = False
         time.sleep(0.5)
         if self.group.exists():
             least = self.status("RssAnon")
             while not self.set_limit(least):
                 least += 64
-            self.set_limit(least + 1024)
+            self.set_limit(least + 512)
         yield
         if self.group.exists():
             print("limit of memory hit", (self.group / "memory.failcnt").read_text().strip(), "times")
