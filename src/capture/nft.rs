@@ -171,6 +171,9 @@ impl Chains<'_> {
         if config.local && config.on_failure == OnFailure::Block {
             self.sent();
         }
+        if !is_running && config.on_failure == OnFailure::Block {
+            self.past_rules();
+        }
         if path == Path::Forward {
             self.rules.push_str(TO_PROXY);
             self.destination();
@@ -312,7 +315,19 @@ impl Chains<'_> {
         if !config.clients.is_empty() && !self.nets("saddr !=", &config.clients, "accept") {
             self.rules.push_str("accept\n");
         }
-        self.destinations();
+        self.destinations("goto captured");
+    }
+
+    /// Policy rules refuse with errors, of which the kernel sends a client one a second, and to its other connections
+    /// nothing: what `forwarded` takes, whatever is nearby by now, gets there, and all of it is reset.
+    fn past_rules(&mut self) {
+        self.rules.push_str(
+            "chain past_rules {\n\
+             type filter hook prerouting priority mangle + 11; policy accept;\n\
+             meta l4proto != tcp accept\n\
+             meta mark & $ours != 0 accept\n",
+        );
+        self.destinations("meta mark set meta mark & $others | $exempt");
     }
 
     /// What the machine itself sends, which policy rules lead into the TUN.
@@ -326,7 +341,7 @@ impl Chains<'_> {
         if self.tables.config.dns.spares_own() {
             _ = writeln!(self.rules, "meta l4proto {{ tcp, udp }} th dport {} accept", dns::PORT);
         }
-        self.destinations();
+        self.destinations("goto captured");
     }
 
     /// Answers to connections from outside, and what a proxy within the LAN sends, which would come back to it for ever.
@@ -347,14 +362,15 @@ impl Chains<'_> {
     }
 
     /// To where: the end of a chain.
-    fn destinations(&mut self) {
+    fn destinations(&mut self, captured: &str) {
         let Tables { config, uplinks, .. } = *self.tables;
         self.nets("daddr", &config.bypass, "accept");
-        self.nets("daddr", &config.routes, "goto captured");
+        self.nets("daddr", &config.routes, captured);
         if config.auto_route {
             let networks = [&uplinks.networks[..], &LINK].concat();
             self.nets("daddr", &networks, "accept");
-            self.rules.push_str("goto captured\n");
+            self.rules.push_str(captured);
+            self.rules.push('\n');
         }
         self.rules.push_str("}\n");
     }
@@ -652,6 +668,24 @@ mod tests {
         let text = replace(&config, Path::Forward, false);
         assert!(text.contains("reject with tcp reset") && !text.contains("dup to"));
         assert!(text.contains("ct mark & $state == $released accept\n") && text.contains(SPARE_FORWARDED));
+    }
+
+    /// A client that asks for much is refused all of it: a reset for each, not an error a second.
+    #[test]
+    fn without_a_daemon_rules_refuse_nothing_that_can_be_reset() {
+        let mut config = config("0");
+        config.auto_route = true;
+        config.bypass = alloc::vec![IpNet::parse("192.0.2.0/24").unwrap()];
+        let chain = "meta mark & $ours != 0 accept\n\
+                     ip daddr { 192.0.2.0/24 } accept\n\
+                     ip daddr { 224.0.0.0/4, 255.255.255.255/32 } accept\n\
+                     meta mark set meta mark & $others | $exempt\n}\n";
+        for path in [Path::Forward, Path::Relay] {
+            assert!(replace(&config, path, false).contains(chain), "{}", replace(&config, path, false));
+            assert!(!replace(&config, path, true).contains("past_rules"));
+            let direct = Config { on_failure: OnFailure::Direct, ..config.clone() };
+            assert!(!replace(&direct, path, false).contains("past_rules"));
+        }
     }
 
     #[test]

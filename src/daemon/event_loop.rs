@@ -17,6 +17,7 @@ use crate::report::document::{Document, Form};
 use crate::report::logger;
 use crate::report::status;
 use crate::settings::Settings;
+use crate::sys;
 use crate::sys::signals::{self, Signals};
 use crate::upstream::Upstreams;
 use crate::upstream::choice_file::{AUTO, ChoiceFile};
@@ -102,6 +103,17 @@ impl EventLoop {
             tick: every(TICK),
             deadline: None,
             signals,
+        }
+    }
+
+    /// Gives up writing anywhere but where the configuration has files, and where the set-up writes, also of another run
+    /// that takes the place of this one: it can't have what this one has given up.
+    pub fn confine(&self) {
+        let status = &*self.config.status_socket;
+        let files = [status, &self.config.dns.fakeip_file, self.choice_file.path().unwrap_or(status)];
+        let [a, b, c] = files.map(sys::folder);
+        if let Err(error) = sys::keep_writable(&["/proc/sys/net", "/dev/net", a, b, c]) {
+            log::debug!("Landlock: {error}");
         }
     }
 

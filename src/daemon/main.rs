@@ -168,6 +168,9 @@ async fn serve(settings: Settings) -> Result<End, StartError> {
     }
     let leave_blocked = settings.leave_blocked;
     let event_loop = EventLoop::new(Rc::clone(&gateway), capture, signals, settings, config);
+    if !restarted {
+        event_loop.confine();
+    }
     log::info!("{ready}"); // and its status can be asked for
     let (end, capture, config) = event_loop.run().await;
     match &end {

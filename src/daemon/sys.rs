@@ -2,6 +2,7 @@
 
 mod epoll;
 mod file;
+mod landlock;
 mod pipe;
 pub mod process;
 mod raw;
@@ -10,7 +11,8 @@ mod socket;
 mod tun;
 
 pub use epoll::{epoll, epoll_control, epoll_take, watch};
-pub use file::{is_in_memory, replace};
+pub use file::{folder, is_in_memory, replace};
+pub use landlock::keep_writable;
 pub use pipe::{pipe, set_pipe_size, splice, write};
 #[cfg(test)]
 pub use process::unshare_network;

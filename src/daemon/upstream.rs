@@ -159,6 +159,17 @@ impl Upstreams {
         self.carry_next(&Dial { attempt: &attempt, target: &target }, client.as_ref(), true).await
     }
 
+    /// Has the proxy that would be asked first ask for `target`. What becomes of it is neither counted nor told.
+    pub async fn ask_quietly(&self, target: Target<'_>) {
+        let Some(index) = self.choice().first() else { return };
+        let proxy = &self.proxies[index];
+        let mut authorization = proxy.login.borrow_mut().begin();
+        let Ok(request) = proxy.request.bytes(target, &mut authorization) else { return };
+        if let Ok(stream) = self.connect(index).await {
+            _ = Connection::Socket(stream).handshake(request, self.reply_timeout).await;
+        }
+    }
+
     /// Asks the proxies that this dial has not asked yet, one after the other, until one has opened a tunnel. If all
     /// have closed and it `may_repeat`, it asks them again.
     async fn carry_next(

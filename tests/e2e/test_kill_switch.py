@@ -1,6 +1,8 @@
 """The kill switch: what others do to policy rules lets nothing out, with a daemon or without."""
 
 import contextlib
+import errno
+import re
 import threading
 import time
 
@@ -78,6 +80,21 @@ def blocked(gateway):
     return daemon
 
 
+def test_a_boot_is_no_fault(gateway, proxy, client, router):
+    """netifd finds the daemon there: it takes the loopback down, which has routes, and flushes the rules."""
+    daemon = gateway()
+    ours = lambda: [rule for rule in router.ip("-6", "rule") if rule["priority"] not in DEFAULT_RULES]
+    before, offset = ours(), len(daemon.log())
+    router.run("ip", "link", "set", "lo", "down")
+    flush_rules(router)
+    daemon.wait_log("routes were changed from outside: ", offset)
+    router.run("ip", "link", "set", "lo", "up")
+    until(lambda: ours() == before, "the rules are back")
+    for server in (SERVER, SERVER6):
+        assert_proxied(client, proxy, server)
+    assert not re.search("WARN|ERROR", daemon.log()[offset:]), daemon.log()[offset:]
+
+
 @pytest.mark.parametrize("how", ["blocked", "killed"])
 def test_rules_are_flushed_while_no_daemon_runs(gateway, network, traffic, how):
     if how == "blocked":
@@ -92,6 +109,22 @@ def test_rules_are_flushed_while_no_daemon_runs(gateway, network, traffic, how):
         traffic.wait()
     leaks.assert_none()
     leaks.close()
+    daemon.command("unblock")
+
+
+def test_all_that_a_client_asks_for_is_refused_at_once(gateway, client, router, server, leaks):
+    """The kernel sends it one error a second; a reset tells each of its connections."""
+    daemon = blocked(gateway)
+    begun = time.monotonic()
+    assert {client.connect_errno(server, 1000 + number, timeout=5) for number in range(100)} == {errno.ECONNREFUSED}
+    assert time.monotonic() - begun < 5
+    # What has been nearby and is gone, though its tables have it still, goes nowhere else.
+    net = "fd09::/64" if ":" in server else "10.9.0.0/24"
+    router.run("ip", "route", "add", net, "dev", "lan")
+    daemon.command("block")
+    router.run("ip", "route", "del", net, "dev", "lan")
+    assert client.connect_errno("fd09::1" if ":" in server else "10.9.0.1", 80, timeout=2) != 0
+    leaks.assert_none()
     daemon.command("unblock")
 
 

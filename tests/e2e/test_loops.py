@@ -60,9 +60,12 @@ def test_a_busy_client_is_none(gateway, proxy, client, server):
     near = [client.begin_connect(server, 443) for _ in range(60)]
     connections = [proxy.accept_request() for _ in range(61)]  # and the test
     for connection in connections:
-        connection.send(OK)
+        connection.send(OK if connection.target.startswith((SERVER, f"[{SERVER6}]")) else reply(502))
     assert [finish_connect(sock) for sock in near] == [0] * 60
-    assert daemon.status()["flows"]["looped"] == 0
+    status = daemon.status()
+    assert status["flows"]["looped"] == 0
+    # Nobody asked for what the proxy refuses.
+    assert status["upstreams"][0]["refused_5xx"] == 0 and "refuses with status" not in daemon.log()
     for sock in near:
         with contextlib.suppress(OSError):
             sock.close()

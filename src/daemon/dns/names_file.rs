@@ -25,6 +25,7 @@ pub struct NamesFile {
     written: Cell<u32>,
     written_at: Cell<Instant>,
     pause: u32,
+    has_failed: Cell<bool>,
 }
 
 impl NamesFile {
@@ -38,9 +39,14 @@ impl NamesFile {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => log::warn!("{path}: {error}"),
         }
-        let folder = path.rsplit_once('/').map_or(".", |(folder, _)| folder);
-        let pause = if sys::is_in_memory(&[folder, "/"].concat()) { PAUSE_IN_MEMORY } else { PAUSE };
-        Self { path: path.to_owned(), written: Cell::new(fake.changes()), written_at: Cell::new(now), pause }
+        let pause = if sys::is_in_memory(sys::folder(path)) { PAUSE_IN_MEMORY } else { PAUSE };
+        Self {
+            path: path.to_owned(),
+            written: Cell::new(fake.changes()),
+            written_at: Cell::new(now),
+            pause,
+            has_failed: Cell::default(),
+        }
     }
 
     /// Writes the file if the table has changed and it is time.
@@ -53,13 +59,18 @@ impl NamesFile {
     /// Writes the file: a new one that replaces the old one. To be called at the end even if no name is new: the file also
     /// says which ones are in use.
     pub fn save(&self, fake: &FakeIp, now: Instant) {
-        self.written.set(fake.changes());
         self.written_at.set(now);
         let mut text = Vec::new();
         fake.save(now, &mut text);
         // A power cut may take it: clients ask again.
-        if let Err(error) = sys::replace(&self.path, &text) {
-            log::warn!("{}: {error}", self.path);
+        match sys::replace(&self.path, &text) {
+            Ok(()) => {
+                self.written.set(fake.changes());
+                self.has_failed.set(false);
+            }
+            // Once: a disk may be full for long.
+            Err(error) if !self.has_failed.replace(true) => log::warn!("{}: {error}", self.path),
+            Err(_) => {}
         }
     }
 }
@@ -120,6 +131,15 @@ mod tests {
         fake.assign("b.example", 60, at(later)).unwrap();
         file.save_at_times(&fake, at(later));
         assert!(read().contains("b.example"), "after quiet weeks");
+
+        // What could not be written is written later, also if nothing more has changed.
+        fs::rename(&directory, directory.with_extension("away")).unwrap();
+        fake.assign("c.example", 60, at(later)).unwrap();
+        file.save_at_times(&fake, at(later + DAY));
+        assert!(file.has_failed.get());
+        fs::rename(directory.with_extension("away"), &directory).unwrap();
+        file.save_at_times(&fake, at(later + 2 * DAY));
+        assert!(read().contains("c.example") && !file.has_failed.get());
 
         let mut next = table();
         NamesFile::load(path.to_str().unwrap(), &mut next, at(0));

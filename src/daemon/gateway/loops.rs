@@ -73,6 +73,6 @@ impl Gateway {
         self.loops.asked.set(Some((mapped(address), now)));
         let target = SocketAddr::new(address, tuple.destination_port);
         let gateway = Rc::clone(self);
-        spawn(async move { _ = gateway.upstreams().open(Target::Ip(target)).await });
+        spawn(async move { gateway.upstreams().ask_quietly(Target::Ip(target)).await });
     }
 }

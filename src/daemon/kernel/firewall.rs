@@ -124,7 +124,7 @@ impl Firewall {
                 }
                 (None, result) => {
                     let end = result.as_ref().map_or_else(|error| error as &dyn Display, |()| &"restored");
-                    let level = if result.is_ok() { Level::Warn } else { Level::Error };
+                    let level = if result.is_ok() { Level::Info } else { Level::Error };
                     log::log!(level, "the firewall's table was deleted from outside: {end}");
                 }
             }

@@ -179,7 +179,7 @@ impl Routes {
                 (Purpose::Restore(why), result) => {
                     // If the device is on its way out, that will be the next event.
                     let end = result.as_ref().map_or_else(|error| error as &dyn Display, |()| &"restored");
-                    let level = if result.is_ok() && why == FOLLOWED { Level::Debug } else { Level::Warn };
+                    let level = level(why, &result);
                     log::log!(level, "{why}: {end}");
                 }
             }
@@ -244,6 +244,21 @@ impl Drop for Routes {
         {
             warn!("{error}");
         }
+    }
+}
+
+/// How much it matters how a restoration ends. A router's boot flushes the rules and takes devices down and up: what can't be
+/// added to one that is down is restored when it comes up.
+fn level(why: &str, result: &Result<(), RouteError>) -> Level {
+    match result {
+        Err(RouteError::Change(_, cause) | RouteError::SetAddress(.., cause))
+            if cause.errno() == libc::ENETDOWN =>
+        {
+            Level::Debug
+        }
+        Err(_) => Level::Warn,
+        Ok(()) if why == FOLLOWED => Level::Debug,
+        Ok(()) => Level::Info,
     }
 }
 

@@ -25,6 +25,15 @@ pub fn replace(path: &str, contents: &[u8]) -> io::Result<()> {
     written
 }
 
+/// The folder of a file.
+pub fn folder(path: &str) -> &str {
+    match path.rsplit_once('/') {
+        Some(("", _)) => "/",
+        Some((folder, _)) => folder,
+        None => ".",
+    }
+}
+
 /// Whether files at `path`, or in the folder at it, are in memory: writing them wears nothing out.
 pub fn is_in_memory(path: &str) -> bool {
     let Ok(path) = CString::new(path) else { return false };
@@ -63,6 +72,11 @@ mod tests {
         fs::create_dir(&new).unwrap();
         assert!(replace(path.to_str().unwrap(), b"text").is_err());
         fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn each_file_has_a_folder() {
+        assert_eq!(["/a/b", "/a", "a", "a/b"].map(folder), ["/a", "/", ".", "a"]);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::path::Path;
 
 use log::{info, warn};
 
@@ -32,9 +31,17 @@ impl ChoiceFile {
             Some(name) => format!("/etc/{name}/upstream"),
             None => format!("{config}.upstream"),
         });
+        if let Some(path) = &path {
+            _ = fs::create_dir(sys::folder(path)); // now: later it may not
+        }
         let text = path.as_ref().and_then(|path| fs::read_to_string(path).ok());
         let written = text.unwrap_or_default().trim().to_owned();
         Self { path, written: RefCell::new(written), has_failed: Cell::new(false) }
+    }
+
+    /// Where it is, if anywhere.
+    pub fn path(&self) -> Option<&str> {
+        self.path.as_deref()
     }
 
     /// Has the proxies know the choice.
@@ -68,9 +75,6 @@ fn write(path: &str, name: &str) -> io::Result<()> {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         };
-    }
-    if let Some(directory) = Path::new(path).parent() {
-        _ = fs::create_dir(directory); // or it is there
     }
     sys::replace(path, [name, "\n"].concat().as_bytes())
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""A client at its worst: asks for new names without end, and keeps connections to as many of them as told.
+"""A client at its worst: asks for new names without end, and keeps connections to as many of them as told. By IPv6 it asks
+for addresses of IPv6.
 
     attack.py SOURCE RESOLVER HOLD     prints "ready" once it holds all, or no more come; goes on until it is killed
 """
@@ -17,21 +18,24 @@ WINDOW = 100
 CONNECTS = 60
 
 
-def query(number):
+def query(number, family):
     name = f"n{number}.attack.example"
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
-    return struct.pack("!HHHHHH", number & 0xFFFF, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", 1, 1)
+    kind = 1 if family == socket.AF_INET else 28  # A, AAAA
+    return struct.pack("!HHHHHH", number & 0xFFFF, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, 1)
 
 
-def address_in(reply):
-    """The A record at its end, if there is one."""
+def address_in(reply, family):
+    """That of the record at its end, if there is one."""
     answers = struct.unpack_from("!H", reply, 6)[0]
-    return socket.inet_ntoa(reply[-4:]) if answers and reply[3] & 15 == 0 else None
+    length = 4 if family == socket.AF_INET else 16
+    return socket.inet_ntop(family, reply[-length:]) if answers and reply[3] & 15 == 0 else None
 
 
 def main(source, resolver, hold):
     resource.setrlimit(resource.RLIMIT_NOFILE, (hold + 1000, hold + 1000))
-    asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    family = socket.AF_INET6 if ":" in source else socket.AF_INET
+    asking = socket.socket(family, socket.SOCK_DGRAM)
     asking.bind((source, 0))
     asking.connect((resolver, 53))
     asking.setblocking(False)
@@ -40,7 +44,7 @@ def main(source, resolver, hold):
     while True:
         try:
             while number - answered < WINDOW:
-                asking.send(query(number))
+                asking.send(query(number, family))
                 number += 1
         except OSError:
             pass
@@ -48,10 +52,10 @@ def main(source, resolver, hold):
             answered = number  # lost
         try:
             while True:
-                address = address_in(asking.recv(1500))
+                address = address_in(asking.recv(1500), family)
                 answered += 1
                 if address and len(held) + len(connecting) < hold and len(connecting) < CONNECTS:
-                    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
                     sock.bind((source, 0))
                     sock.connect_ex((address, 443))
                     connecting.append(sock)

@@ -2,7 +2,8 @@
 """Short connections at a fixed rate: a client, and a proxy that is its own server.
 
     load.py client ADDRESS PORT RATE SECONDS     prints one JSON object at the end
-    load.py proxy ADDRESS PORT                   answers each CONNECT with 200, then each line with itself, and closes
+    load.py proxy ADDRESS PORT                   answers each CONNECT with 200, then each line with itself, and closes; for
+                                                 port 7 (echo) it goes on
 """
 
 import errno
@@ -92,7 +93,7 @@ def proxy(address, port):
     listener.setblocking(False)
     epoll = select.epoll()
     epoll.register(listener, select.EPOLLIN)
-    sockets = {}
+    sockets, echoes = {}, set()
     while True:
         for number, _ in epoll.poll():
             if number == listener.fileno():
@@ -108,15 +109,20 @@ def proxy(address, port):
             try:
                 data = sock.recv(4096)
                 if data.startswith(b"CONNECT ") and data.endswith(b"\r\n\r\n"):
+                    if b":7 HTTP" in data:
+                        echoes.add(number)
                     sock.send(b"HTTP/1.1 200 OK\r\n\r\n")
                     continue
                 if data:
                     sock.send(data)
+                    if number in echoes:
+                        continue
             except BlockingIOError:
                 continue
             except OSError:
                 pass
             del sockets[number]
+            echoes.discard(number)
             sock.close()
 
 
