@@ -4,7 +4,7 @@
 //! There are two ways to capture what the machine forwards, by [`Path`]:
 //!
 //! - **forward**: the firewall's tables alone, without a policy rule or a routing table. Rules and routes are for what the
-//!   machine itself sends, with `local`.
+//!   machine itself sends, with `local`, and for a family without a default route: what has no route is not forwarded.
 //! - **relay**, for kernels without conntrack, NAT or `dup`: rules capture; the firewall exempts, and refuses what should
 //!   have been captured and was not. Where its tables are gone, more is captured, never less.
 //!
@@ -12,9 +12,9 @@
 //!
 //! | priority | rule | why |
 //! |---|---|---|
-//! | P | `iif TUN goto END` | what leaves the TUN can't enter it again: no loops |
-//! | P+1 | `iif lo goto P+3` | forward path: only what the machine itself sends, ... |
-//! | P+2 | `goto END` | ... for all else the firewall captures |
+//! | P | `iif lo goto P+2` | forward path, with a default route: only what the machine itself sends, ... |
+//! | P+1 | `goto END` | ... for all else the firewall captures |
+//! | P+2 | `iif TUN goto END` | what leaves the TUN can't enter it again: no loops |
 //! | P+3 | `fwmark MARK/MASK goto END`, `from PROXY goto END` each, `fwmark EXEMPT/MASK goto END` | nor can our connections to the proxies, nor theirs; what [`nft`] exempts |
 //! | P+4 | `to FAKE lookup TABLE` | `dns 'fakeip'`: addresses that only we know |
 //! | P+4 | `iif lo ipproto PROTO dport 53 goto END` each | `dns_domain`: what dnsmasq asks others |
@@ -65,7 +65,7 @@ pub use route::Route;
 pub use routes::{NotCaptured, Why};
 pub use rule::Rule;
 pub use uplinks::Uplinks;
-pub use watch::{Event, judge};
+pub use watch::{Events, judge};
 
 use core::fmt;
 

@@ -26,7 +26,9 @@ mod upstream;
 mod values;
 
 pub use changes::Changes;
-pub use choices::{ConnectMode, DnsMode, HttpRelay, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic};
+pub use choices::{
+    ConnectMode, DnsMode, HttpRelay, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, ToProxy,
+};
 pub use dns::DnsConfig;
 pub use error::{ConfigError, ConfigErrorKind, Fault, Origin};
 pub use export::{Json, Shell};
@@ -99,6 +101,8 @@ pub struct Config {
     pub client_bypass: Vec<IpNet>,
     /// Capture TCP to these ports only, first and last of each range; empty = all.
     pub ports: Vec<(u16, u16)>,
+    /// What happens to what clients send to a proxy's own address and port.
+    pub to_proxy: ToProxy,
     /// What happens to UDP to port 443.
     pub quic: Quic,
     /// What happens to captured packets that aren't TCP.
@@ -135,6 +139,22 @@ impl Config {
     /// Whether any traffic is captured by our own rules.
     pub const fn captures(&self) -> bool {
         self.auto_route || !self.routes.is_empty() || matches!(self.dns.mode, DnsMode::FakeIp)
+    }
+
+    /// The zone that what goes to the TUN leaves by, if `firewall`, a file of fw4's, has none of that name.
+    pub fn missing_zone(&self, firewall: &[u8]) -> Option<&str> {
+        let zone = OPTIONS.iter().find(|spec| spec.name == "zone")?;
+        let zone = self.given.texts(zone).pop()?;
+        (!uci::has_zone(firewall, zone)).then_some(zone)
+    }
+
+    /// The option whose network has addresses in common with `net`, and that network.
+    pub fn overlapping(&self, net: IpNet) -> Option<(&'static str, IpNet)> {
+        let own = [Some(IpNet::V4(self.address)), self.address6.map(IpNet::V6)].into_iter().flatten();
+        own.map(|own| (["address", "address6"], own))
+            .chain(self.dns.fake_ranges().map(|range| (["fakeip_range", "fakeip_range6"], range)))
+            .find(|(_, ours)| IpNet::new(ours.network(), ours.prefix()).overlaps(net))
+            .map(|(names, ours)| (names[usize::from(ours.addr().is_ipv6())], ours))
     }
 
     /// How many connections to the proxies there can be, if `max_flows` is more: to each as many as there are ports in

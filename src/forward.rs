@@ -20,7 +20,7 @@
 //! ```
 //!
 //! It is no TCP stack, and must not become one: one request, one reply, in order. What is out of order is
-//! dropped and comes again; what the client repeats drives what it can. Only the SYN and the request are
+//! dropped and comes again; what the client repeats drives what it can. Only both SYNs and the request are
 //! retransmitted by timers.
 //!
 //! Both ends see each other's MSS, window scale, SACK and timestamps. MPTCP and Fast Open are taken out, data in the

@@ -169,6 +169,14 @@ impl IpNet {
         nets.dedup_by(|net, before| before.contains(*net));
     }
 
+    /// The first address: all host bits 0.
+    pub fn network(self) -> IpAddr {
+        match self {
+            IpNet::V4(net) => net.network().into(),
+            IpNet::V6(net) => net.network().into(),
+        }
+    }
+
     /// Whether the two have an address in common.
     pub fn overlaps(self, other: Self) -> bool {
         self.contains(other) || other.contains(self)

@@ -51,6 +51,23 @@ fn nobody_waits_for_ever() {
 }
 
 #[test]
+fn who_is_held_for_one_server() {
+    let mut table = FlowTable::new(LIMITS, 4, [1, 2]);
+    let now = Instant::default();
+    let first = many_tuples(0, 0);
+    let same = Tuple { source_port: first.source_port ^ 1, ..first };
+    let of_another = Tuple { source: Ipv6Addr::from_bits(first.source.to_bits() ^ 1), ..first };
+    let to_another = Tuple { destination_port: first.destination_port ^ 1, ..first };
+    let mut slots = Vec::new();
+    for tuple in [first, same, of_another, to_another] {
+        slots.push(table.open(tuple, 1, now, |_| Change::default()).unwrap());
+    }
+    assert_eq!((table.held_to(&first), table.held_to(&to_another)), ((3, 2), (1, 1)));
+    table.release(slots[1], now);
+    assert_eq!(table.held_to(&of_another), (2, 1));
+}
+
+#[test]
 fn limits_of_held_flows_can_change() {
     let mut table = FlowTable::new(LIMITS, 4, [1, 2]);
     let now = Instant::default();

@@ -131,21 +131,16 @@ def run(chosen: list[gateways.Gateway], plan: measure.Plan) -> dict:
 
     rounds: dict[str, list[dict]] = {gateway.name: [] for gateway in present}
     for n in range(plan.rounds):
-        # So that no gateway always comes after the same one.
-        turn = n * 3 % len(present)
-        for gateway in present[turn:] + present[:turn]:
-            say(f"round {n + 1} of {plan.rounds}: {gateway.name}")
-            try:
-                figures = measure.one_round(gateway, tools, plan)
-            except (LabError, subprocess.SubprocessError, ValueError) as error:
-                say(f"{gateway.name}: {error}")
-                figures = {"errors": {"round": str(error)}}
-            rounds[gateway.name].append(figures)
+        say(f"round {n + 1} of {plan.rounds}")
+        for name, figures in measure.one_round(present, tools, plan, n * 3).items():
+            rounds[name].append(figures)
+            for cell, error in figures["errors"].items():
+                say(f"{name}: {cell}: {error}")
     idle: dict[str, list[dict]] = {gateway.name: [] for gateway in present}
     for gateway in present:
         for count in plan.idle if gateway.kind != "limit" else ():
             say(f"{gateway.name}: {count} idle connections")
-            with contextlib.suppress(LabError, subprocess.SubprocessError, ValueError):
+            with contextlib.suppress(*measure.FAILURES):
                 idle[gateway.name].append(measure.idle(gateway, tools, plan, count))
 
     limits = {name: rounds[name] for name in ("plain", "straight") if name in rounds}

@@ -1,12 +1,13 @@
 """The measurements: what is done with one gateway in one lab."""
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from gateways import Gateway
@@ -20,6 +21,8 @@ CONNECTS = {"connect1": 1, "connect8": 8}
 IDLE = (1_000, 10_000)
 # What they may take to be opened and tried.
 IDLE_SECONDS = 120
+# What a measurement may end with.
+FAILURES = (LabError, subprocess.SubprocessError, ValueError, OSError)
 # For how long system calls are counted.
 SYSCALL_SECONDS = 0.4
 # Of a kernel thread, in /proc/PID/stat (<linux/sched.h>).
@@ -61,8 +64,10 @@ class Running:
     lab: Lab
     gateway: Gateway
     process: subprocess.Popen | None
-    # Kept to the process ID: /proc/PID/stat counts in ticks of 10 ms, its CPU clock in nanoseconds.
-    errors: dict[str, str] = field(default_factory=dict)
+
+    def is_there(self) -> bool:
+        """Whether it has not ended."""
+        return self.process is None or self.process.poll() is None
 
     def client(self, *argv) -> list:
         """The command of a client that goes through this gateway."""
@@ -86,33 +91,49 @@ def running(gateway: Gateway, tools: Path, plan: Plan):
             lab.stop(process)
 
 
-def one_round(gateway: Gateway, tools: Path, plan: Plan) -> dict:
-    """All of a round's figures. What fails is missing in them, with the reason under `errors`."""
-    figures: dict = {"load_before": os.getloadavg()[0]}
-    with running(gateway, tools, plan) as run:
-        figures["rss_idle"] = _rss(run.process)
-        peak = figures["rss_idle"]
-        for name, (streams, down) in STREAMS.items():
-            with _noted(run, name):
-                figures[name] = _stream(run, plan.stream_seconds, plan.warmup, streams, down)
-                peak = _most(peak, figures[name].pop("rss"))
-        figures["rss_load"] = peak
-        for name, down in RATES.items() if plan.fixed_rate else ():
-            with _noted(run, name):
-                figures[name] = _stream(run, plan.stream_seconds, plan.warmup, 1, down, FIXED_RATE)
-                figures[name].pop("rss")
-        for name, concurrency in CONNECTS.items():
-            with _noted(run, name):
-                argv = ["--spread", SPREAD, "--concurrency", concurrency, "--seconds", plan.connect_seconds]
-                before = _cpu(run.process)
-                figures[name] = json.loads(run.lab.run("client", run.client("connect", *argv)))
-                done = figures[name]["done"]
-                if run.process and done:
-                    figures[name]["gateway_us"] = (_cpu(run.process) - before) / done * 1e6
-            with _noted(run, f"{name}: system calls"):
-                figures[name] |= _syscalls(run, ["--spread", SPREAD, "--concurrency", concurrency])
-        figures["errors"] = run.errors
-    return figures
+def one_round(gateways: list[Gateway], tools: Path, plan: Plan, turn: int) -> dict[str, dict]:
+    """All of a round's figures, by gateway. What fails is missing in them, with the reason under `errors`.
+
+    Each figure is taken of all gateways, one right after the other, in an order that turns: what else the machine does
+    is much the same for them.
+    """
+    found: dict[str, dict] = {gateway.name: {"errors": {}} for gateway in gateways}
+    with contextlib.ExitStack() as stack:
+        runs = []
+        for gateway in gateways:
+            figures = found[gateway.name]
+            try:
+                run = stack.enter_context(running(gateway, tools, plan))
+            except FAILURES as error:
+                figures["errors"]["round"] = str(error)
+                continue
+            figures["rss_idle"] = figures["rss_load"] = _rss(run.process)
+            runs.append(run)
+        for number, (name, take) in enumerate(_figures(plan)):
+            first = (turn + number) % max(len(runs), 1)
+            for run in runs[first:] + runs[:first]:
+                figures = found[run.gateway.name]
+                if not run.is_there():
+                    continue
+                try:
+                    figures[name] = take(run)
+                    figures["rss_load"] = _most(figures["rss_load"], figures[name].pop("rss", None))
+                except FAILURES as error:
+                    figures["errors"][name] = str(error)
+                if not run.is_there():
+                    log = run.lab.log(Path(run.gateway.binary).name)
+                    figures["errors"]["round"] = f"{name}: the gateway has ended: {log}"
+    return found
+
+
+def _figures(plan: Plan):
+    """What a round takes: names, and functions of a running gateway."""
+    for name, (streams, down) in STREAMS.items():
+        yield name, functools.partial(_stream, plan=plan, streams=streams, down=down)
+    for name, down in RATES.items() if plan.fixed_rate else ():
+        yield name, functools.partial(_stream, plan=plan, streams=1, down=down, rate=FIXED_RATE)
+    for name, concurrency in CONNECTS.items():
+        yield name, functools.partial(_connect, plan=plan, concurrency=concurrency)
 
 
 def idle(gateway: Gateway, tools: Path, plan: Plan, count: int) -> dict:
@@ -143,16 +164,9 @@ def idle(gateway: Gateway, tools: Path, plan: Plan, count: int) -> dict:
     return figures
 
 
-def _stream(run: Running, seconds, warmup, streams, down, rate=0) -> dict:
-    argv = [
-        "--streams",
-        streams,
-        "--seconds",
-        seconds + warmup,
-        "--warmup",
-        warmup,
-        *(["--down"] if down else []),
-    ]
+def _stream(run: Running, plan: Plan, streams, down, rate=0) -> dict:
+    argv = ["--streams", streams, "--seconds", plan.stream_seconds + plan.warmup, "--warmup", plan.warmup]
+    argv += ["--down"] if down else []
     argv += ["--rate", rate] if rate else []
     lab = run.lab
     gateway, proxy, system = _cpu(run.process), _cpu(lab.proxy), _system_cpu()
@@ -183,10 +197,18 @@ def _stream(run: Running, seconds, warmup, streams, down, rate=0) -> dict:
     return figures
 
 
+def _connect(run: Running, plan: Plan, concurrency: int) -> dict:
+    argv = ["--spread", SPREAD, "--concurrency", concurrency]
+    before = _cpu(run.process)
+    figures = json.loads(run.lab.run("client", run.client("connect", *argv, "--seconds", plan.connect_seconds)))
+    if run.process and figures["done"]:
+        figures["gateway_us"] = (_cpu(run.process) - before) / figures["done"] * 1e6
+        figures |= _syscalls(run, argv)
+    return figures
+
+
 def _syscalls(run: Running, argv: list) -> dict:
     """The gateway's system calls for a connection, apart from the time of connections: counting takes some."""
-    if run.process is None:
-        return {}
     output = run.lab.dir / "perf"
     perf = ["perf", "stat", "-x", ",", "-o", output, "-e", "raw_syscalls:sys_enter", "-p", run.process.pid, "--"]
     client = run.client("connect", *argv, "--seconds", SYSCALL_SECONDS)
@@ -199,17 +221,6 @@ def _is_ready(lab: Lab, gateway: Gateway, process) -> bool:
     if process and process.poll() is not None:
         raise LabError(f"it ended with {process.returncode}")
     return lab.reaches_server(gateway.via_proxy)
-
-
-@contextlib.contextmanager
-def _noted(run: Running, name: str):
-    """Notes a failure in it, unless there is no gateway left to go on with."""
-    try:
-        yield
-    except (LabError, ValueError) as error:
-        run.errors[name] = str(error)
-    if run.process and run.process.poll() is not None:
-        raise LabError(f"{name}: the gateway has ended: {run.lab.log(Path(run.gateway.binary).name)}")
 
 
 def _cpu(process) -> float:

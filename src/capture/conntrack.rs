@@ -1,8 +1,11 @@
 //! Connection tracking's entries of connections that the kernel forwards, told by their mark.
 
-use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::netlink::{self, Message};
+use super::nft::PROXIES;
+use super::{V4, V6};
+use crate::packet::Tuple;
 
 /// `NFNL_SUBSYS_CTNETLINK << 8` with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE` (<linux/netfilter/nfnetlink_conntrack.h>).
 const GET: u16 = 1 << 8 | 1;
@@ -12,6 +15,15 @@ const BODY: usize = 4;
 
 // Attributes of an entry; numbers are big-endian.
 
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+/// Source and destination.
+const CTA_IP_V4: [u16; 2] = [1, 2];
+const CTA_IP_V6: [u16; 2] = [3, 4];
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTOINFO: u16 = 4;
 const CTA_MARK: u16 = 8;
 const CTA_COUNTERS_ORIG: u16 = 9;
@@ -21,12 +33,16 @@ const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_COUNTERS_BYTES: u16 = 2;
 
+/// `IPPROTO_TCP`
+const TCP: u8 = 6;
 /// `TCP_CONNTRACK_TIME_WAIT` (<linux/netfilter/nf_conntrack_tcp.h>): from here on nothing is to come.
 const TIME_WAIT: u8 = 7;
 
 /// A connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
+    /// Who began it.
+    pub client: Ipv6Addr,
     /// Its mark.
     pub mark: u32,
     /// Whether both ends may still have something to say.
@@ -46,11 +62,40 @@ impl Entry {
         filtered(DELETE, mark, mask)
     }
 
+    /// What the firewall knows its proxy by.
+    pub const fn number(&self) -> u8 {
+        (self.mark & PROXIES) as u8
+    }
+
+    /// The request that deletes the one that began with a TCP packet of this tuple.
+    pub fn delete_one(tuple: &Tuple) -> Message {
+        let attrs = || Message::new(0, 0, &[]);
+        let (source, destination) = (tuple.source.to_canonical(), tuple.destination.to_canonical());
+        let (family, [from, to]) = match source {
+            IpAddr::V4(_) => (V4, CTA_IP_V4),
+            IpAddr::V6(_) => (V6, CTA_IP_V6),
+        };
+        let addresses = attrs().attr_addr(from, source).attr_addr(to, destination);
+        let ports = attrs()
+            .attr(CTA_PROTO_NUM, &[TCP])
+            .attr(CTA_PROTO_SRC_PORT, &tuple.source_port.to_be_bytes())
+            .attr(CTA_PROTO_DST_PORT, &tuple.destination_port.to_be_bytes());
+        let tuple = attrs().nest(CTA_TUPLE_IP, addresses).nest(CTA_TUPLE_PROTO, ports);
+        Message::new(DELETE, 0, &[family, 0, 0, 0]).nest(CTA_TUPLE_ORIG, tuple)
+    }
+
     /// Reads the body of an answer.
     pub fn parse(body: &[u8]) -> Self {
-        let mut entry = Self { is_live: true, ..Self::default() };
+        let mut entry = Self { client: Ipv6Addr::UNSPECIFIED, mark: 0, is_live: true, bytes: [0; 2] };
         for (kind, value) in netlink::attrs(body, BODY) {
             match kind {
+                CTA_TUPLE_ORIG => {
+                    let ip = within(value, CTA_TUPLE_IP).unwrap_or_default();
+                    let v4 = within(ip, CTA_IP_V4[0]).and_then(|value| netlink::array_at::<4>(value, 0));
+                    let v6 = within(ip, CTA_IP_V6[0]).and_then(|value| netlink::array_at::<16>(value, 0));
+                    let client = v4.map(|v4| Ipv4Addr::from(v4).to_ipv6_mapped()).or(v6.map(Ipv6Addr::from));
+                    entry.client = client.unwrap_or(entry.client);
+                }
                 CTA_MARK => entry.mark = netlink::array_at(value, 0).map_or(0, u32::from_be_bytes),
                 CTA_PROTOINFO => {
                     let state =
@@ -81,22 +126,11 @@ fn filtered(kind: u16, mark: u32, mask: u32) -> Message {
         .attr(CTA_MARK_MASK, &mask.to_be_bytes())
 }
 
-/// The numbers of live connections and of bytes from clients and to them, of the proxy of each number from 1.
-pub fn by_proxy(entries: impl Iterator<Item = Entry>, proxies: usize) -> Vec<(u32, [u64; 2])> {
-    let mut counts = alloc::vec![(0, [0; 2]); proxies];
-    for entry in entries {
-        let number = (entry.mark & super::nft::PROXIES) as usize;
-        if let Some((live, bytes)) = number.checked_sub(1).and_then(|index| counts.get_mut(index)) {
-            *live += u32::from(entry.is_live);
-            bytes[0] += entry.bytes[0];
-            bytes[1] += entry.bytes[1];
-        }
-    }
-    counts
-}
-
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
+    use alloc::vec::Vec;
+
     use super::*;
 
     fn attr(kind: u16, value: &[u8]) -> Vec<u8> {
@@ -107,6 +141,7 @@ mod tests {
         let bytes = |count: u64| attr(CTA_COUNTERS_BYTES, &count.to_be_bytes());
         [
             vec![2, 0, 0, 0],
+            attr(CTA_TUPLE_ORIG, &attr(CTA_TUPLE_IP, &attr(CTA_IP_V4[0], &[10, 1, 0, 2]))),
             attr(CTA_PROTOINFO, &attr(CTA_PROTOINFO_TCP, &attr(CTA_PROTOINFO_TCP_STATE, &[state]))),
             attr(CTA_MARK, &mark.to_be_bytes()),
             attr(CTA_COUNTERS_ORIG, &bytes(300)),
@@ -115,25 +150,17 @@ mod tests {
         .concat()
     }
 
-    use alloc::vec;
-
     #[test]
     fn reads_an_entry() {
-        let entry = Entry { mark: 0x7400_c001, is_live: true, bytes: [300, 1 << 40] };
+        let client = "::ffff:10.1.0.2".parse().unwrap();
+        let entry = Entry { client, mark: 0x7400_c001, is_live: true, bytes: [300, 1 << 40] };
         assert_eq!(Entry::parse(&body(0x7400_c001, 3)), entry);
+        assert_eq!(entry.number(), 1);
         assert!(!Entry::parse(&body(1, TIME_WAIT)).is_live);
         let whole = body(7, 3);
         for cut in 0..whole.len() {
             Entry::parse(&whole[..cut]);
         }
-    }
-
-    #[test]
-    fn sums_by_proxy() {
-        let entries =
-            [body(0x7400_c002, 3), body(0x7400_c002, 8), body(0x7400_c000, 3), body(0x7400_c009, 3)];
-        let counts = by_proxy(entries.iter().map(|body| Entry::parse(body)), 2);
-        assert_eq!(counts, [(0, [0, 0]), (1, [600, 1 << 41])]);
     }
 
     /// Numbers are big-endian on all machines.

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::routes::{Group, NotCaptured, routes};
 use super::rules::rules;
-use super::{Path, Route, Rule};
+use super::{Path, Route, Rule, Uplinks};
 use crate::config::Config;
 
 /// Rules and routes. There may be thousands of routes.
@@ -19,15 +19,21 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// What a configuration asks for, with a TUN of this name and index: on the forward path no more than what the
-    /// machine itself sends needs. Without an index what refuses all that is captured, until there is a daemon.
-    pub fn new(config: &Config, path: Path, tun: &str, index: Option<u32>) -> Self {
+    /// What a configuration asks for, with a TUN of this name and index. On the forward path, for families with a default
+    /// route, that is no more than what the machine itself sends needs: what has no route is not forwarded, and so not
+    /// captured by the firewall. Without an index it is what refuses all that is captured, until there is a daemon.
+    pub fn new(config: &Config, path: Path, tun: &str, index: Option<u32>, uplinks: &Uplinks) -> Self {
         let (mut groups, ignored) = routes(config, index);
-        let is_self_only = path == Path::Forward && index.is_some();
-        if is_self_only && !config.local {
+        let is_self_only = uplinks.has_default.map(|has| has && path == Path::Forward && index.is_some());
+        let has_ipv6 = config.address6.is_some();
+        if !config.local && is_self_only[0] && (is_self_only[1] || !has_ipv6) {
             groups.clear();
         }
-        Self { rules: rules(config, is_self_only, tun, &groups), groups, ignored }
+        Self {
+            rules: rules(config, path == Path::Forward && index.is_some(), is_self_only, tun, &groups),
+            groups,
+            ignored,
+        }
     }
 
     /// The routes, in the order to add them.

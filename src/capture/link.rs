@@ -1,5 +1,7 @@
 //! Messages about network devices and their addresses.
 
+use core::net::IpAddr;
+
 use super::netlink::{self, Message, NLM_F_CREATE, NLM_F_REPLACE};
 use super::{V4, V6};
 use crate::net::IpNet;
@@ -14,6 +16,7 @@ const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 /// An address is gone.
 pub const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
 
 /// <linux/if_link.h>
 const IFLA_IFNAME: u16 = 3;
@@ -26,6 +29,8 @@ const IFF_UP: u32 = 1;
 
 /// Length of `struct ifinfomsg`: family, type, index, flags, and which flags to change.
 const BODY: usize = 16;
+/// Length of `struct ifaddrmsg`: family, prefix, flags, scope, index.
+const ADDRESS_BODY: usize = 8;
 
 /// The request for the device of this name.
 pub fn find(name: &str) -> Message {
@@ -55,6 +60,28 @@ pub fn add_address(index: u32, net: IpNet) -> Message {
         .attr_addr(IFA_ADDRESS, net.addr())
 }
 
+/// The request for all addresses of all devices.
+pub fn addresses() -> Message {
+    Message::new(RTM_GETADDR, 0, &[0; ADDRESS_BODY])
+}
+
+/// Reads the body of an `RTM_NEWADDR`: this machine's address with its network.
+pub fn address(body: &[u8]) -> Option<IpNet> {
+    let [family, prefix] = netlink::array_at(body, 0)?;
+    let mut address = None;
+    for (kind, value) in netlink::attrs(body, ADDRESS_BODY) {
+        // Where both are there, the other is the peer's.
+        if kind == IFA_LOCAL || kind == IFA_ADDRESS && address.is_none() {
+            address = match family {
+                V4 => netlink::array_at::<4>(value, 0).map(IpAddr::from),
+                V6 => netlink::array_at::<16>(value, 0).map(IpAddr::from),
+                _ => None,
+            };
+        }
+    }
+    Some(IpNet::new(address?, prefix))
+}
+
 /// The device that a message is about: `struct ifinfomsg` and `struct ifaddrmsg` have its index in one place.
 pub fn index(body: &[u8]) -> u32 {
     netlink::u32_at(body, 4)
@@ -79,6 +106,23 @@ mod tests {
         assert_eq!(index(message.body()), 7);
         let message = add_address(7, IpNet::parse("fd45:39::1/64").unwrap());
         assert_eq!(message.body()[..4], [10, 64, IFA_F_NODAD, 0]);
+    }
+
+    #[test]
+    fn reads_addresses() {
+        for text in ["10.45.39.1/24", "fd45:39::1/64"] {
+            let net = IpNet::parse(text).unwrap();
+            assert_eq!(address(add_address(7, net).body()), Some(net));
+        }
+        // The peer of a point-to-point link comes first.
+        let body = [V4, 32, 0, 0, 7, 0, 0, 0];
+        let message = Message::new(RTM_NEWADDR, 0, &body)
+            .attr(IFA_ADDRESS, &[192, 0, 2, 9])
+            .attr(IFA_LOCAL, &[192, 0, 2, 1]);
+        assert_eq!(address(message.body()).map(IpNet::addr), Some(IpAddr::from([192, 0, 2, 1])));
+        for cut in 0..message.body().len() {
+            address(&message.body()[..cut]);
+        }
     }
 
     #[test]

@@ -32,6 +32,8 @@ const NLMSG_DONE: u16 = 3;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 /// The two upper bits of an attribute's type are flags.
 const NLA_TYPE_MASK: u16 = 0x3fff;
+/// `NLA_F_NESTED`
+const NESTED: u16 = 1 << 15;
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
 /// Length of `struct nlattr`.
@@ -62,6 +64,11 @@ impl Message {
         self.0.extend_from_slice(value);
         self.pad();
         self
+    }
+
+    /// Appends the attributes of another message, within one.
+    pub fn nest(self, kind: u16, attrs: Self) -> Self {
+        self.attr(NESTED | kind, &attrs.0[HEADER..])
     }
 
     /// Appends a number.

@@ -1,7 +1,8 @@
 //! The firewall's tables of our own, one a family (`dup` is not to be had in `inet`), as text for nft(8).
 //!
 //! What is **captured** is what the machine is about to forward: its routing and its firewall have decided already.
-//! Chain `forwarded` asks whose it is and to where, `captured` what of it; `take` is the end: on the forward path it goes
+//! Chain `forwarded` asks whose it is and to where (`sent` the same of what the machine itself sends, where rules have not
+//! led it into the TUN), `captured` what of it; `take` is the end: on the forward path it goes
 //! into the TUN, and otherwise it is refused. So nothing leaks, whatever becomes of the daemon, of policy rules or of
 //! routes: on the relay path rules lead it into the TUN, and what comes here has lost its way.
 //!
@@ -22,6 +23,7 @@
 //! Replaced as a whole by `nft -f`, so that there is never half of them. Firewalls that are restarted may delete them;
 //! notifications tell.
 
+use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -55,6 +57,8 @@ pub const PROBE: u8 = 0xff;
 pub const ALIVE: u8 = 0;
 /// For so many seconds after the last.
 const ALIVE_TIMEOUT: u8 = 10;
+/// A released connection that conntrack forgets within so many seconds is over: its time-out of TIME_WAIT.
+const OVER: u8 = 120;
 /// The port of [`PROBE`]: discard (RFC 863).
 pub const PROBE_PORT: u16 = 9;
 /// The state of packets, and their connection, that belong to a handshake.
@@ -66,9 +70,11 @@ pub const RELEASED: u32 = 0xc000;
 /// ...and of packets that we send to clients.
 pub const TO_CLIENT: u32 = 0xc000;
 
-/// Is forwarded to many, and never TCP.
-const MULTICAST: [IpNet; 2] = [
+/// Never takes a default route: what is for many, or for a link.
+const LINK: [IpNet; 4] = [
     IpNet::new(IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4),
+    IpNet::new(IpAddr::V4(Ipv4Addr::BROADCAST), 32),
+    IpNet::new(IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
     IpNet::new(IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
 ];
 
@@ -128,11 +134,13 @@ impl Tables<'_> {
             return rules;
         }
         let Subnets { ipv4, ipv6 } = Subnets::new(self.config);
-        for subnet in [Some(ipv4), ipv6].into_iter().flatten() {
+        let own = [Some(IpNet::V4(self.config.address)), self.config.address6.map(IpNet::V6)];
+        for (subnet, own) in [Some(ipv4), ipv6].into_iter().zip(own) {
+            let (Some(subnet), Some(own)) = (subnet, own) else { continue };
             let behind = subnet.error_source().to_canonical();
             let family = if behind.is_ipv4() { "ip" } else { "ip6" };
             _ = writeln!(rules, "table {family} {name} {{");
-            Chains { tables: self, family, behind, rules: &mut rules }.write();
+            Chains { tables: self, family, own, behind, rules: &mut rules }.write();
             rules.push_str("}\n");
         }
         rules
@@ -143,6 +151,8 @@ impl Tables<'_> {
 struct Chains<'a> {
     tables: &'a Tables<'a>,
     family: &'static str,
+    /// The TUN's address and subnet.
+    own: IpNet,
     /// Any address behind the TUN.
     behind: IpAddr,
     rules: &'a mut String,
@@ -150,17 +160,27 @@ struct Chains<'a> {
 
 impl Chains<'_> {
     fn write(&mut self) {
-        let Tables { config, path, is_running, .. } = *self.tables;
+        let Tables { config, path, is_running, uplinks, .. } = *self.tables;
         self.define();
+        self.foreign();
         if path == Path::Forward || config.on_failure == OnFailure::Block {
             self.take();
             self.captured();
             self.forwarded();
         }
+        if config.local && config.on_failure == OnFailure::Block {
+            self.sent();
+        }
         if path == Path::Forward {
             self.rules.push_str(TO_PROXY);
             self.destination();
-            self.rules.push_str(if is_running { FROM_PROXY } else { SPARE_RELEASED });
+            if is_running {
+                self.rules.push_str(FROM_PROXY);
+            }
+            // Where policy rules capture what is forwarded.
+            if !is_running || !uplinks.has_default[usize::from(!self.behind.is_ipv4())] {
+                self.rules.push_str(SPARE_FORWARDED);
+            }
         }
         if config.captures() && (path == Path::Relay || config.local) {
             self.exempt();
@@ -173,6 +193,7 @@ impl Chains<'_> {
         _ = write!(self.rules, "define tun = \"{tun}\"\ndefine behind = {}\n", self.behind);
         for (name, value) in [
             ("state", STATES),
+            ("upstream", *mark),
             ("handshake", mark | HANDSHAKE),
             ("answered", mark | ANSWERED),
             ("released", mark | RELEASED),
@@ -185,6 +206,18 @@ impl Chains<'_> {
         ] {
             _ = writeln!(self.rules, "define {name} = {value:#010x}");
         }
+    }
+
+    /// Nobody else has the TUN's addresses: its listener's answers are told by them.
+    fn foreign(&mut self) {
+        _ = write!(
+            self.rules,
+            "chain foreign {{\n\
+             type filter hook prerouting priority raw; policy accept;\n\
+             {} saddr {} iifname != {{ $tun, \"lo\" }} drop\n\
+             }}\n",
+            self.family, self.own
+        );
     }
 
     /// Where what is captured ends: with the daemon, as long as it lives.
@@ -202,7 +235,8 @@ impl Chains<'_> {
         }
         self.rules.push_str("chain take {\n");
         if is_taken {
-            self.rules.push_str("meta protocol @alive dup to $behind device $tun drop\n");
+            // What is forwarded, that is: what the machine itself sends has lost its way here.
+            self.rules.push_str("meta iif != 0 meta protocol @alive dup to $behind device $tun drop\n");
         }
         self.rules.push_str(match config.on_failure {
             OnFailure::Block => "meta l4proto tcp reject with tcp reset\nreject\n}\n",
@@ -226,6 +260,10 @@ impl Chains<'_> {
         if *quic == Quic::Reject {
             self.rules.push_str("udp dport 443 goto take\n");
         }
+        // An error about what a relay has sent, of which conntrack knows nothing.
+        if self.tables.path == Path::Forward {
+            _ = writeln!(self.rules, "{} ct state invalid,untracked goto take", self.icmp_error());
+        }
         if *non_tcp == NonTcp::Reject {
             if *quic != Quic::Reject {
                 self.rules.push_str("udp dport 443 accept\n");
@@ -241,28 +279,34 @@ impl Chains<'_> {
         self.rules
             .push_str("chain forwarded {\ntype filter hook forward priority filter + 10; policy accept;\n");
         match path {
-            Path::Forward => self.rules.push_str("ct mark & $state == $released accept\n"),
+            // A SYN where a connection has ended, or is about to, begins anew: conntrack would lead it to the proxy.
+            Path::Forward => {
+                _ = write!(
+                    self.rules,
+                    "ct mark & $state == $released tcp flags & (syn | ack) != syn accept\n\
+                     ct direction original ct mark & $state == $released meta l4proto tcp ct expiration <= {OVER}s \
+                     {0} daddr set ct original {0} daddr tcp dport set ct original proto-dst goto take\n\
+                     ct mark & $state == $released accept\n",
+                    self.family
+                );
+            }
             Path::Relay => self.rules.push_str("oifname $tun accept\n"),
         }
         if path == Path::Forward && is_running {
             self.rules.push_str(RELEASE);
         }
-        self.rules.push_str("iifname $tun accept\nct direction reply ct mark & $ours != $begun accept\n");
-        for upstream in &config.upstreams {
-            // A proxy within the LAN: what it sends would come back to it for ever.
-            if let Host::Ip(ip) = upstream.host
-                && ip.is_ipv4() == self.behind.is_ipv4()
-            {
-                _ = writeln!(self.rules, "{} saddr {ip} accept", self.family);
-            }
+        self.rules.push_str("iifname $tun oifname $tun drop\niifname $tun accept\n");
+        if path == Path::Forward {
+            // Led there by routes: ours, where there is no default one, or the owner's.
+            self.rules.push_str("oifname $tun goto take\n");
         }
-        let fakes: Vec<_> = config.dns.fake_ranges().collect();
-        self.nets("daddr", &fakes, "goto take");
-        if config.interfaces.is_empty() {
-            if !uplinks.devices.is_empty() {
-                _ = writeln!(self.rules, "iif {} accept", Set(&uplinks.devices));
-            }
-        } else {
+        self.rules.push_str("ct direction reply ct mark & $ours != $begun accept\n");
+        self.exempted();
+        if config.interfaces.is_empty() && !uplinks.devices.is_empty() {
+            _ = writeln!(self.rules, "iif {} accept", Set(&uplinks.devices));
+        }
+        self.fakes();
+        if !config.interfaces.is_empty() {
             let names: Vec<_> = config.interfaces.iter().map(|name| format!("\"{name}\"")).collect();
             _ = writeln!(self.rules, "iifname != {} accept", Set(&names));
         }
@@ -271,10 +315,47 @@ impl Chains<'_> {
         if !config.clients.is_empty() && !self.nets("saddr !=", &config.clients, "accept") {
             self.rules.push_str("accept\n");
         }
+        self.destinations();
+    }
+
+    /// What the machine itself sends, which policy rules lead into the TUN.
+    fn sent(&mut self) {
+        self.rules.push_str(SENT);
+        self.exempted();
+        if self.behind.is_ipv6() {
+            self.rules.push_str(NEIGHBOURS);
+        }
+        self.fakes();
+        if self.tables.config.dns.spares_own() {
+            _ = writeln!(self.rules, "meta l4proto {{ tcp, udp }} th dport {} accept", dns::PORT);
+        }
+        self.destinations();
+    }
+
+    /// Answers to connections from outside, and what a proxy within the LAN sends, which would come back to it for ever.
+    fn exempted(&mut self) {
+        self.rules.push_str("ct direction reply ct mark & $ours != $begun accept\n");
+        for upstream in &self.tables.config.upstreams {
+            if let Host::Ip(ip) = upstream.host
+                && ip.is_ipv4() == self.behind.is_ipv4()
+            {
+                _ = writeln!(self.rules, "{} saddr {ip} accept", self.family);
+            }
+        }
+    }
+
+    fn fakes(&mut self) {
+        let fakes: Vec<_> = self.tables.config.dns.fake_ranges().collect();
+        self.nets("daddr", &fakes, "goto take");
+    }
+
+    /// To where: the end of a chain.
+    fn destinations(&mut self) {
+        let Tables { config, uplinks, .. } = *self.tables;
         self.nets("daddr", &config.bypass, "accept");
         self.nets("daddr", &config.routes, "goto captured");
         if config.auto_route {
-            let networks = [&uplinks.networks[..], &MULTICAST].concat();
+            let networks = [&uplinks.networks[..], &LINK].concat();
             self.nets("daddr", &networks, "accept");
             self.rules.push_str("goto captured\n");
         }
@@ -307,9 +388,26 @@ impl Chains<'_> {
             }
         }
         self.rules.push_str("}\n");
+        // A proxy that still remembers an earlier connection from the port that NAT has chosen answers a SYN with an ACK,
+        // which conntrack knows nothing of: the reset makes it forget (RFC 9293 section 3.10.7.3), for the next SYN.
+        self.rules.push_str("chain stale {\ntype filter hook input priority filter - 1; policy accept;\n");
+        for proxy in self.tables.proxies.iter().filter(|proxy| proxy.is_ipv4() == self.behind.is_ipv4()) {
+            _ = writeln!(
+                self.rules,
+                "ct state invalid {} saddr {} tcp sport {} tcp flags & (syn | rst | ack) == ack reject with tcp reset",
+                self.family,
+                proxy.ip(),
+                proxy.port()
+            );
+        }
+        self.rules.push_str("}\n");
         if self.tables.is_running {
             // What a relay sends to a client conntrack must not see, which would take it for invalid: it has not seen
-            // the SYN.
+            // the SYN. Errors that the router makes itself about a client's packets go to the relay.
+            let towards = match &self.tables.uplinks.devices[..] {
+                [] => "oifname != $tun".to_owned(),
+                uplinks => format!("oif {}", Set(uplinks)),
+            };
             _ = write!(
                 self.rules,
                 "chain alive {{\n\
@@ -319,9 +417,22 @@ impl Chains<'_> {
                  chain from_tun {{\n\
                  type filter hook prerouting priority raw; policy accept;\n\
                  iifname $tun fib daddr type != local {} saddr != $behind notrack\n\
+                 }}\n\
+                 chain own_errors {{\n\
+                 type filter hook output priority mangle; policy accept;\n\
+                 {towards} {} ct state invalid,untracked dup to $behind device $tun drop\n\
                  }}\n",
-                self.family
+                self.family,
+                self.icmp_error()
             );
+        }
+    }
+
+    /// Matches errors that somebody whose packet it is about must hear of.
+    const fn icmp_error(&self) -> &'static str {
+        match self.behind {
+            IpAddr::V4(_) => "icmp type destination-unreachable",
+            IpAddr::V6(_) => "icmpv6 type { destination-unreachable, packet-too-big }",
         }
     }
 
@@ -356,8 +467,22 @@ ct direction original ct mark & $state == $answered tcp flags & (syn | rst) == r
 ct direction original ct mark & $state { $handshake, $answered } goto take
 ";
 
-/// The way of a handshake's packets. A reset that comes too late must not end what the kernel has. Without NAT, as for a
-/// stale entry of the same addresses, a packet would go to the server itself.
+/// Our own connections go past, and what has found its way.
+const SENT: &str = "\
+chain sent {
+type filter hook output priority filter + 10; policy accept;
+oifname { $tun, \"lo\" } accept
+meta mark & $ours { $upstream, $exempt } accept
+";
+
+/// What a link can't do without.
+const NEIGHBOURS: &str = "\
+icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept
+";
+
+/// The way of a handshake's packets. A reset that comes too late must not end what the kernel has, and a SYN
+/// would meet what is over: the daemon has it forgotten. The whole mark is set only once: others keep theirs in it. Without NAT, as for a stale entry of the same addresses, a packet would go to the
+/// server itself.
 const TO_PROXY: &str = "\
 chain to_client {
 type filter hook output priority raw; policy accept;
@@ -365,8 +490,9 @@ meta mark & $state == $released notrack
 }
 chain to_proxy {
 type filter hook output priority mangle; policy accept;
-meta mark & $state { $handshake, $answered } ct mark & $state == $released tcp flags & rst == rst drop
-meta mark & $state { $handshake, $answered } ct mark & $state != $released ct mark set meta mark
+meta mark & $state { $handshake, $answered } ct mark & $state == $released tcp flags & (syn | rst) != 0 drop
+meta mark & $state { $handshake, $answered } ct mark & $ours != $upstream ct mark set meta mark
+meta mark & $state == $answered ct mark & $state == $handshake ct mark set ct mark & $stateless | $answered
 }
 chain source {
 type nat hook postrouting priority srcnat - 1; policy accept;
@@ -375,6 +501,7 @@ ct mark & $state == $handshake masquerade
 chain guard {
 type filter hook postrouting priority mangle; policy accept;
 meta mark & $state { $handshake, $answered } ct status & dnat == 0 drop
+meta mark & $state { $handshake, $answered } ct state invalid,untracked drop
 }
 ";
 
@@ -388,11 +515,11 @@ ct direction reply ct mark & $state == $released tcp flags & syn == syn dup to $
 }
 ";
 
-/// Without a daemon policy rules refuse what is captured: not these.
-const SPARE_RELEASED: &str = "\
-chain spare_released {
+/// Policy rules must not capture, or refuse, what NAT leads to a proxy.
+const SPARE_FORWARDED: &str = "\
+chain spare_forwarded {
 type filter hook prerouting priority mangle + 11; policy accept;
-ct mark & $state == $released meta mark set meta mark & $others | $exempt
+ct mark & $ours == $upstream meta mark set meta mark & $others | $exempt
 }
 ";
 
@@ -505,7 +632,7 @@ mod tests {
         config.auto_route = true;
         let text = replace(&config, Path::Forward, false);
         assert!(text.contains("reject with tcp reset") && !text.contains("dup to"));
-        assert!(text.contains("ct mark & $state == $released accept\n") && text.contains(SPARE_RELEASED));
+        assert!(text.contains("ct mark & $state == $released accept\n") && text.contains(SPARE_FORWARDED));
     }
 
     #[test]
@@ -518,6 +645,44 @@ mod tests {
         assert!(text.ends_with(&[BEGUN, ANSWERS, "}\n", local, ANSWERS, "}\n}\n"].concat()), "{text}");
         config.local = false;
         assert!(!replace(&config, Path::Forward, true).contains(ANSWERS));
+    }
+
+    /// By whom it is, whatever becomes of the rules.
+    #[test]
+    fn what_the_machine_itself_sends_is_refused() {
+        let mut config = config("1");
+        config.auto_route = true;
+        for (path, is_running) in [(Path::Forward, true), (Path::Forward, false), (Path::Relay, true)] {
+            config.local = true;
+            let text = replace(&config, path, is_running);
+            assert_eq!(text.matches(SENT).count(), 2);
+            assert_eq!(text.matches(NEIGHBOURS).count(), 1, "IPv6 alone");
+            config.local = false;
+            assert!(!replace(&config, path, is_running).contains(SENT));
+        }
+        config.local = true;
+        config.on_failure = OnFailure::Direct;
+        assert!(!replace(&config, Path::Forward, true).contains(SENT));
+    }
+
+    /// Neighbours must not guess fake addresses, and who is behind the TUN has an address that nobody else has.
+    #[test]
+    fn the_uplinks_come_before_fake_addresses() {
+        let mut config = config("0");
+        config.dns.mode = crate::config::DnsMode::FakeIp;
+        let uplinks = Uplinks { devices: alloc::vec![3], ..Uplinks::default() };
+        let tables = Tables {
+            config: &config,
+            path: Path::Forward,
+            is_running: true,
+            uplinks: &uplinks,
+            proxies: &[],
+        };
+        let text = tables.replace();
+        let (uplink, fakes) =
+            (text.find("iif { 3 } accept"), text.find("ip daddr { 198.18.0.0/15 } goto take"));
+        assert!(uplink.is_some() && uplink < fakes, "{text}");
+        assert!(text.contains("ip saddr 10.45.39.1/24 iifname != { $tun, \"lo\" } drop\n"));
     }
 
     #[test]

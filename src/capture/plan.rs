@@ -200,7 +200,7 @@ impl fmt::Display for Action {
 mod tests {
     use std::string::ToString;
 
-    use super::super::Path;
+    use super::super::{Path, Uplinks};
     use super::*;
     use crate::net::IpNet;
 
@@ -216,7 +216,7 @@ mod tests {
     }
 
     fn desired(config: &Config, path: Path) -> Rc<Desired> {
-        Rc::new(Desired::new(config, path, TUN, Some(7)))
+        Rc::new(Desired::new(config, path, TUN, Some(7), &Uplinks::default()))
     }
 
     /// The plan of a kernel that has what was desired before.
@@ -296,7 +296,7 @@ mod tests {
         let ours = desired(&config, Path::Relay);
         config.tun = "toh7".to_string();
         (config.table, config.rule_priority) = (9000, 2000);
-        let other = Rc::new(Desired::new(&config, Path::Relay, "toh7", Some(8)));
+        let other = Rc::new(Desired::new(&config, Path::Relay, "toh7", Some(8), &Uplinks::default()));
         assert!(actions(&config, &ours, &other).iter().all(|it| it.starts_with("add ")));
         // Until one of the numbers is its own: then it was an earlier run.
         config.table = 7480;

@@ -13,9 +13,9 @@ use crate::net::IpNet;
 
 // Priorities, from `rule_priority` on.
 
-const LEAVES_TUN: u32 = 0;
-const SELF_ONLY: u32 = 1;
-const NOT_SELF: u32 = 2;
+const SELF_ONLY: u32 = 0;
+const NOT_SELF: u32 = 1;
+const LEAVES_TUN: u32 = 2;
 const MARKED: u32 = 3;
 const FAKE: u32 = 4;
 const LOCAL: u32 = 5;
@@ -44,26 +44,36 @@ const UDP: u8 = 17;
 const HTTPS: u16 = 443;
 
 /// The rules that lead to these routes, in the order to add them: the capture last, so that neither our
-/// own connections nor local networks are captured meanwhile. Where `is_self_only`, of what the machine itself sends.
-pub fn rules(config: &Config, is_self_only: bool, tun: &str, groups: &[Group]) -> Vec<Rule> {
+/// own connections nor local networks are captured meanwhile. Where `is_self_only` (IPv4, IPv6), of what the machine itself sends.
+pub fn rules(
+    config: &Config,
+    forwards: bool,
+    is_self_only: [bool; 2],
+    tun: &str,
+    groups: &[Group],
+) -> Vec<Rule> {
     let mut all = Vec::new();
-    for family in [V4, V6] {
+    for (family, is_self_only) in [V4, V6].into_iter().zip(is_self_only) {
+        if is_self_only && !config.local {
+            continue;
+        }
         if !groups.iter().any(|group| group.captures(family)) {
             continue;
         }
         let mut rules = Rules { config, family, all: &mut all };
         rules.add(END, FR_ACT_NOP); // a jump needs its target
-        rules.goto(LEAVES_TUN, END).device(tun);
         if is_self_only {
-            rules.add(MARKED, FR_ACT_NOP);
-            rules.goto(SELF_ONLY, MARKED).device(SELF);
+            // First, since each packet that the machine forwards has to pass them.
+            rules.add(LEAVES_TUN, FR_ACT_NOP);
+            rules.goto(SELF_ONLY, LEAVES_TUN).device(SELF);
             rules.goto(NOT_SELF, END);
         }
+        rules.goto(LEAVES_TUN, END).device(tun);
         if config.mark != 0 {
             rules.goto(MARKED, END).marked(config.mark);
             rules.goto(MARKED, END).marked(config.exempt_mark());
         }
-        rules.spare_proxies();
+        rules.spare_proxies(forwards && !is_self_only);
         for range in config.dns.fake_ranges().filter(|range| family_of(*range) == family) {
             rules.lookup(FAKE, config.table).dst = Some(range);
         }
@@ -90,12 +100,15 @@ struct Rules<'a> {
 impl Rules<'_> {
     /// A proxy within the LAN: what it sends from this address would come back to it for ever. (From another one, or
     /// on this machine, it still does.)
-    fn spare_proxies(&mut self) {
+    fn spare_proxies(&mut self, forwards: bool) {
         for upstream in &self.config.upstreams {
             let Host::Ip(address) = upstream.host else { continue };
             let host = IpNet::new(address, if address.is_ipv4() { 32 } else { 128 });
             if family_of(host) == self.family {
                 self.goto(MARKED, END).src = Some(host);
+                if forwards {
+                    self.goto(MARKED, END).dst = Some(host); // where NAT leads what is forwarded
+                }
             }
         }
     }

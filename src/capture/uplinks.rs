@@ -6,12 +6,14 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::netlink::{self, Message};
-use super::route::{RTA_DST, RTA_OIF, RTA_TABLE, RTM_GETROUTE, RTN_UNICAST};
+use super::route::{RTA_DST, RTA_OIF, RTA_TABLE, RTM_GETROUTE, RTN_THROW, RTN_UNICAST};
 use super::{OURS, V4, V6};
 use crate::net::IpNet;
 
 /// <linux/rtnetlink.h>
 const RTA_MULTIPATH: u16 = 9;
+/// Who made a route: the kernel, of an address.
+const RTPROT_KERNEL: u8 = 2;
 /// `RT_TABLE_MAIN`
 const MAIN: u32 = 254;
 /// Lengths of `struct rtmsg` and `struct rtnexthop`.
@@ -35,6 +37,12 @@ pub struct Uplinks {
     pub devices: Vec<u32>,
     /// The networks of all other routes of the main table, in order, none within another.
     pub networks: Vec<IpNet>,
+    /// Routes of others into the TUN, each with its table...
+    pub(super) into_tun: Vec<(IpNet, u32)>,
+    /// ...and those of others that except something from a table.
+    pub(super) thrown: Vec<(IpNet, u32)>,
+    /// Whether there is a default route of IPv4, and of IPv6.
+    pub has_default: [bool; 2],
     /// While routes are being seen: whether any but a default one has another device.
     pub(super) others: Vec<u32>,
 }
@@ -50,7 +58,7 @@ impl Uplinks {
         let Some([family, prefix, _, _, table, protocol, _, kind]) = netlink::array_at(body, 0) else {
             return;
         };
-        if protocol == OURS || kind != RTN_UNICAST {
+        if protocol == OURS || !matches!(kind, RTN_UNICAST | RTN_THROW) {
             return;
         }
         let mut destination = match family {
@@ -81,13 +89,33 @@ impl Uplinks {
                 _ => {}
             }
         }
+        let net = IpNet::new(destination, prefix);
+        if kind == RTN_THROW {
+            return self.thrown.push((net, table));
+        }
+        if protocol != RTPROT_KERNEL && devices.contains(&tun) {
+            self.into_tun.push((net, table));
+        }
         devices.retain(|device| *device != tun);
-        if prefix <= default_prefix(family) {
+        if prefix <= default_prefix(family) && !devices.is_empty() {
+            self.has_default[usize::from(family == V6)] = true;
             self.devices.extend(devices);
         } else if table == MAIN && !devices.is_empty() {
             self.others.extend(devices);
-            self.networks.push(IpNet::new(destination, prefix));
+            self.networks.push(net);
         }
+    }
+
+    /// A table by which others lead into the TUN what goes to this address. Where the kernel forwards connections to it,
+    /// they would end there: a packet that the kernel sends to a proxy must not come to us again.
+    pub fn detour(&self, proxy: IpAddr) -> Option<u32> {
+        let host = IpNet::new(proxy, if proxy.is_ipv4() { 32 } else { 128 });
+        let best = |routes: &[(IpNet, u32)], of: u32| {
+            let matching = routes.iter().filter(|(net, table)| *table == of && net.contains(host));
+            matching.map(|(net, _)| net.prefix()).max()
+        };
+        let mut tables = self.into_tun.iter().map(|(_, table)| *table);
+        tables.find(|table| best(&self.into_tun, *table) > best(&self.thrown, *table))
     }
 
     /// All routes have been seen.
@@ -105,7 +133,8 @@ impl Uplinks {
 
 /// Whether a notification about a route may change the uplinks.
 pub fn concerns(body: &[u8]) -> bool {
-    matches!(netlink::array_at::<8>(body, 0), Some([V4 | V6, _, _, _, _, protocol, _, RTN_UNICAST]) if protocol != OURS)
+    let header = netlink::array_at::<8>(body, 0);
+    matches!(header, Some([V4 | V6, _, _, _, _, protocol, _, RTN_UNICAST | RTN_THROW]) if protocol != OURS)
 }
 
 #[cfg(test)]
@@ -179,6 +208,24 @@ mod tests {
         for cut in 0..hops.len() {
             uplinks(&[route("0.0.0.0/0", MAIN).attr(RTA_MULTIPATH, &hops[..cut])]);
         }
+    }
+
+    #[test]
+    fn routes_of_others_into_the_tun() {
+        let into_tun = route("0.0.0.0/0", 777).attr_u32(RTA_OIF, 9);
+        let proxy = IpAddr::from([192, 0, 2, 10]);
+        assert_eq!(uplinks(&[lan()]).detour(proxy), None);
+        assert_eq!(uplinks(&[into_tun, lan()]).detour(proxy), Some(777));
+        let throw = |table| {
+            let body = [V4, 32, 0, 0, 0, 4, 0, RTN_THROW, 0, 0, 0, 0];
+            let message = Message::new(RTM_NEWROUTE, 0, &body).attr_u32(RTA_TABLE, table);
+            message.attr_addr(RTA_DST, proxy)
+        };
+        let into_tun = || route("0.0.0.0/0", 777).attr_u32(RTA_OIF, 9);
+        assert_eq!(uplinks(&[throw(777), into_tun()]).detour(proxy), None);
+        assert_eq!(uplinks(&[throw(778), into_tun()]).detour(proxy), Some(777));
+        let narrow = route("198.51.100.0/24", 777).attr_u32(RTA_OIF, 9);
+        assert_eq!(uplinks(&[narrow]).detour(proxy), None);
     }
 
     #[test]

@@ -6,51 +6,57 @@ use super::rule::{RTM_DELRULE, Rule};
 use super::uplinks::concerns;
 use super::{Desired, LOOPBACK, netlink};
 
-/// What happened to our configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+/// What has happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Events {
     /// Somebody took down the TUN or deleted something of ours: restore it. If that fails since the TUN is on its way
-    /// out, `Gone` follows.
-    Restore,
+    /// out, `gone` follows.
+    pub restore: bool,
     /// Somebody else's routes have changed.
-    Network,
+    pub network: bool,
+    /// Another device has lost an address.
+    pub lost_address: bool,
     /// The TUN doesn't exist any more.
-    Gone,
+    pub gone: bool,
+}
+
+impl Events {
+    /// Anything may have happened.
+    pub const ANY: Self = Self { restore: true, network: true, lost_address: true, gone: false };
 }
 
 /// Reads notifications, with a TUN of this index. What we do ourselves is no event: nothing that is desired is
 /// deleted by us.
-pub fn judge(notifications: &[u8], tun: u32, desired: &Desired) -> Option<Event> {
-    let mut event = None;
+pub fn judge(notifications: &[u8], tun: u32, desired: &Desired, events: &mut Events) {
     for received in netlink::messages(notifications) {
         let body = received.body;
         let index = link::index(body);
-        let lost = match received.kind {
+        match received.kind {
             // A bridge that lets go of a port says so with its own family.
-            RTM_DELLINK if index == tun && body.first() == Some(&0) => return Some(Event::Gone),
+            RTM_DELLINK if index == tun && body.first() == Some(&0) => events.gone = true,
             // What is the loopback's can't be put back before it is up.
-            RTM_NEWLINK if link::is_up(body) => index == LOOPBACK,
-            RTM_NEWLINK | RTM_DELADDR => index == tun,
-            RTM_DELROUTE => Route::parse(body)
-                .is_some_and(|route| desired.find(&route).is_some_and(|(_, it)| it == route)),
-            RTM_DELRULE => Rule::parse(body).is_some_and(|rule| desired.rules.contains(&rule)),
-            _ => false,
-        };
-        let is_route = matches!(received.kind, RTM_NEWROUTE | RTM_DELROUTE);
-        if lost {
-            event = Some(Event::Restore);
-        } else if event.is_none() && is_route && concerns(body) {
-            event = Some(Event::Network);
+            RTM_NEWLINK => events.restore |= index == if link::is_up(body) { LOOPBACK } else { tun },
+            RTM_DELADDR if index == tun => events.restore = true,
+            RTM_DELADDR => events.lost_address = true,
+            RTM_NEWROUTE | RTM_DELROUTE => {
+                events.restore |= received.kind == RTM_DELROUTE
+                    && Route::parse(body)
+                        .is_some_and(|route| desired.find(&route).is_some_and(|(_, it)| it == route));
+                events.network |= concerns(body);
+            }
+            RTM_DELRULE => {
+                events.restore |= Rule::parse(body).is_some_and(|rule| desired.rules.contains(&rule));
+            }
+            _ => {}
         }
     }
-    event
 }
 
 #[cfg(test)]
 mod tests {
     use alloc::vec::Vec;
 
-    use super::super::Path;
+    use super::super::{Path, Uplinks};
     use super::*;
     use crate::capture::netlink::Message;
     use crate::config::Config;
@@ -60,12 +66,22 @@ mod tests {
 
     fn desired() -> Desired {
         let text = "config tcp-over-http main\noption auto_route 1\nlist upstream http://192.0.2.1\n";
-        Desired::new(&Config::from_uci(text).unwrap(), Path::Relay, "toh0", Some(TUN))
+        Desired::new(&Config::from_uci(text).unwrap(), Path::Relay, "toh0", Some(TUN), &Uplinks::default())
+    }
+
+    const NOTHING: Events = Events { restore: false, network: false, lost_address: false, gone: false };
+    const RESTORE: Events = Events { restore: true, ..NOTHING };
+    const GONE: Events = Events { gone: true, ..NOTHING };
+
+    fn judged(notifications: &[u8]) -> Events {
+        let mut events = Events::default();
+        judge(notifications, TUN, &desired(), &mut events);
+        events
     }
 
     /// What a notification of this kind and with this body means.
-    fn means(kind: u16, body: &[u8]) -> Option<Event> {
-        judge(&Message::new(kind, 0, body).finish(0, 0), TUN, &desired())
+    fn means(kind: u16, body: &[u8]) -> Events {
+        judged(&Message::new(kind, 0, body).finish(0, 0))
     }
 
     /// `struct ifinfomsg`
@@ -76,39 +92,38 @@ mod tests {
     #[test]
     fn devices() {
         const AF_BRIDGE: u8 = 7;
-        assert_eq!(means(RTM_DELLINK, &device(0, TUN, 0)), Some(Event::Gone));
-        assert_eq!(means(RTM_DELLINK, &device(AF_BRIDGE, TUN, 0)), None);
-        assert_eq!(means(RTM_DELLINK, &device(0, 8, 0)), None);
-        assert_eq!(means(RTM_NEWLINK, &device(0, TUN, 0)), Some(Event::Restore));
-        assert_eq!(means(RTM_NEWLINK, &device(0, TUN, UP)), None);
-        assert_eq!(means(RTM_NEWLINK, &device(0, LOOPBACK, UP)), Some(Event::Restore));
-        assert_eq!(means(RTM_NEWLINK, &device(0, LOOPBACK, 0)), None);
-        assert_eq!(means(RTM_DELADDR, &device(0, TUN, 0)), Some(Event::Restore));
-        assert_eq!(means(RTM_DELADDR, &device(0, 8, 0)), None);
+        assert_eq!(means(RTM_DELLINK, &device(0, TUN, 0)), GONE);
+        assert_eq!(means(RTM_DELLINK, &device(AF_BRIDGE, TUN, 0)), NOTHING);
+        assert_eq!(means(RTM_DELLINK, &device(0, 8, 0)), NOTHING);
+        assert_eq!(means(RTM_NEWLINK, &device(0, TUN, 0)), RESTORE);
+        assert_eq!(means(RTM_NEWLINK, &device(0, TUN, UP)), NOTHING);
+        assert_eq!(means(RTM_NEWLINK, &device(0, LOOPBACK, UP)), RESTORE);
+        assert_eq!(means(RTM_NEWLINK, &device(0, LOOPBACK, 0)), NOTHING);
+        assert_eq!(means(RTM_DELADDR, &device(0, TUN, 0)), RESTORE);
+        assert_eq!(means(RTM_DELADDR, &device(0, 8, 0)), Events { lost_address: true, ..NOTHING });
     }
 
     #[test]
     fn rules_and_routes() {
         let mut desired = desired();
         let mut route = desired.routes().next().unwrap();
-        assert_eq!(means(RTM_DELROUTE, route.add().body()), Some(Event::Restore));
+        assert_eq!(means(RTM_DELROUTE, route.add().body()), RESTORE);
         route.kind = 6; // another with its key
-        assert_eq!(means(RTM_DELROUTE, route.add().body()), None);
+        assert_eq!(means(RTM_DELROUTE, route.add().body()), NOTHING);
         let rule = &mut desired.rules[0];
-        assert_eq!(means(RTM_DELRULE, rule.add().body()), Some(Event::Restore));
+        assert_eq!(means(RTM_DELRULE, rule.add().body()), RESTORE);
         rule.mark = 1;
         rule.mask = 1;
-        assert_eq!(means(RTM_DELRULE, rule.add().body()), None);
+        assert_eq!(means(RTM_DELRULE, rule.add().body()), NOTHING);
     }
 
-    /// The end of the device is the last that is to be known.
     #[test]
-    fn several_are_one() {
+    fn several_at_once() {
         let message = |kind, flags| Message::new(kind, 0, &device(0, TUN, flags)).finish(0, 0);
         let mut bytes = [message(RTM_NEWLINK, 0), message(RTM_NEWLINK, UP)].concat();
-        assert_eq!(judge(&bytes, TUN, &desired()), Some(Event::Restore));
+        assert_eq!(judged(&bytes), RESTORE);
         bytes.extend(message(RTM_DELLINK, 0));
-        assert_eq!(judge(&bytes, TUN, &desired()), Some(Event::Gone));
-        assert_eq!(judge(&bytes[..20], TUN, &desired()), None);
+        assert_eq!(judged(&bytes), Events { gone: true, ..RESTORE });
+        assert_eq!(judged(&bytes[..20]), NOTHING);
     }
 }

@@ -57,6 +57,15 @@ choices! {
         Never = "never",
     }
 
+    /// What happens to what clients send to a proxy itself.
+    ToProxy {
+        /// It goes there, as it is.
+        #[default]
+        Direct = "direct",
+        /// It is refused.
+        Reject = "reject",
+    }
+
     /// What happens to captured packets that aren't TCP.
     NonTcp {
         /// They aren't captured.

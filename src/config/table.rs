@@ -4,7 +4,9 @@
 use alloc::borrow::ToOwned;
 use core::time::Duration;
 
-use super::choices::{ConnectMode, DnsMode, HttpRelay, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic};
+use super::choices::{
+    ConnectMode, DnsMode, HttpRelay, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, ToProxy,
+};
 use super::options::Spec;
 use super::options::Unit::{Bytes, Kib, Millis, One, Seconds};
 use super::options::ValueType::{self, Bool, Choice, List, Number, Port, Secret, SecretList, Text};
@@ -73,6 +75,8 @@ pub static MAIN: &[Spec] = &[
         List(|d, v| clients(v).map(|v| d.config.client_bypass.push(v)))),
     live("port", "", "capture only TCP to this port, or FIRST-LAST; none: to any",
         List(|d, v| ports(v).map(|v| d.config.ports.push(v)))),
+    live("to_proxy", "direct", "what clients send to a proxy's own address and port; direct: it goes there, as it is; reject: it is refused",
+        choice!(ToProxy, config.to_proxy)),
     live("quic", "reject", "UDP to port 443; reject: it gets an ICMP error, so that browsers take TCP at once; direct: it is left alone",
         choice!(Quic, config.quic)),
     live("non_tcp", "direct", "what isn't TCP; direct: it is left alone; reject: it is captured, and gets an ICMP error",

@@ -28,6 +28,21 @@ pub fn parse(input: &[u8]) -> Statements<'_> {
     Statements { input, pos: 0, end: 0, line_start: 0, line: 0, in_line: false, in_section: false }
 }
 
+/// Whether a file of fw4's has a zone of this name.
+pub fn has_zone(file: &[u8], zone: &str) -> bool {
+    let mut is_zone = false;
+    parse(file).map_while(Result::ok).any(|statement| {
+        match statement {
+            Statement::Config { kind, .. } => is_zone = kind.text == b"zone",
+            Statement::Option { key, value } => {
+                return is_zone && key.text == b"name" && value.text == zone.as_bytes();
+            }
+            _ => {}
+        }
+        false
+    })
+}
+
 /// One statement of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Statement {

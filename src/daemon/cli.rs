@@ -81,10 +81,11 @@ pub fn parse(
     };
     let mut target = TARGET.to_owned();
     let mut request = word.clone();
+    let mut reset = false;
     if word == "use" {
         match args.next_if(|(_, name)| !name.is_empty() && (!name.starts_with('-') || is_help(name))) {
             Some((_, name)) if is_help(&name) => return Ok(Command::Help),
-            Some((_, name)) => request = format!("use {name}"),
+            Some((_, name)) => request = ["use ", &name].concat(),
             None => return Err(UsageError::NoName),
         }
     }
@@ -107,15 +108,16 @@ pub fn parse(
             settings.leave_blocked = true;
             continue;
         }
-        let about = match (word.as_str(), flag) {
-            ("upstreams", "history") => Some("history".to_owned()),
-            ("use", "keep") => Some(request.trim_end_matches(" reset").to_owned()),
-            ("use", "reset") => Some(format!("{} reset", request.trim_end_matches(" reset"))),
-            _ => None,
-        };
-        if let Some(about) = about {
-            request = about;
-            continue;
+        match (word.as_str(), flag) {
+            ("upstreams", "history") => {
+                request = flag.to_owned();
+                continue;
+            }
+            ("use", "keep" | "reset") => {
+                reset = flag == "reset";
+                continue;
+            }
+            _ => {}
         }
         if let Some(form) = form(&word, flag) {
             command = form;
@@ -138,6 +140,9 @@ pub fn parse(
             (Some(spec), None) if is_bool(spec) => settings.give(spec, "1".to_owned()),
             (_, None) => return Err(UsageError::NoValue(name.to_owned())),
         }
+    }
+    if reset {
+        request.push_str(" reset");
     }
     Ok(match command(settings) {
         Command::Doctor(settings, _) => Command::Doctor(settings, target),

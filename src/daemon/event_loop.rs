@@ -1,5 +1,6 @@
 //! The one loop of the daemon. What isn't here runs in a task per dial.
 
+use std::fmt::Write;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
@@ -126,6 +127,7 @@ impl EventLoop {
         self.poll_status(cx);
         while self.tick.poll_tick(cx).is_ready() {
             self.gateway.handle_tick(self.gateway.now());
+            self.capture.tick();
         }
         while let Poll::Ready(event) = self.poll_capture(cx) {
             match event {
@@ -283,16 +285,19 @@ impl EventLoop {
         let upstreams = self.gateway.upstreams();
         let chosen = (name != AUTO).then_some(name);
         if !upstreams.choice().choose(chosen, upstreams.now()) {
-            let names = upstreams.proxies().iter().map(|proxy| &*proxy.account.name);
-            let names = names.collect::<Vec<_>>().join(", ");
-            return Document::reply(false, format!("no upstream is named '{name}'; there are: {names}"));
+            let mut message = ["no upstream is named '", name, "'; there are"].concat();
+            for (index, proxy) in upstreams.proxies().iter().enumerate() {
+                message.push_str(if index == 0 { ": " } else { ", " });
+                message.push_str(&proxy.account.name);
+            }
+            return Document::reply(false, message);
         }
         self.choice_file.save(chosen);
-        let mut message = format!("new connections use {name}");
+        let mut message = ["new connections use ", name].concat();
         if reset && let Some(first) = upstreams.choice().first() {
             let kept = &upstreams.proxies()[first].account.name;
-            let count = self.gateway.reset_relays(&|relayed| relayed.account.name != *kept);
-            message += &format!("; {count} others reset");
+            let count = self.gateway.reset_through(&|upstream| *upstream != **kept);
+            _ = write!(message, "; {count} others reset");
         }
         Document::reply(true, message)
     }

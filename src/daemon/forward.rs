@@ -14,17 +14,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
+use tcp_over_http::capture::conntrack::Entry;
 use tcp_over_http::capture::nft::{ALIVE, ANSWERED, HANDSHAKE, PROBE, TO_CLIENT};
 use tcp_over_http::config::{Config, Host};
 pub use tcp_over_http::forward::Taken;
 use tcp_over_http::forward::{Handshakes, Id, Outcome, Route, To};
 use tcp_over_http::net::Family;
-use tcp_over_http::packet::Packet;
 use tcp_over_http::packet::vnet::{self, Header};
+use tcp_over_http::packet::{ACK, Packet, SYN, Transport, Tuple};
 use tcp_over_http::siphash::Key;
 use tcp_over_http::time::Instant;
 
 use crate::clock::Clock;
+use crate::kernel::conntrack;
 use crate::sys;
 use crate::sys::RawSocket;
 
@@ -62,13 +64,16 @@ pub struct Forwarder {
     clients: RefCell<[Option<(Ipv6Addr, Instant)>; CLIENTS]>,
 }
 
-/// An address that the firewall knows by its place in the list, from 1.
+/// An address of an upstream, which the firewall knows by its place in the list, from 1.
 struct Proxy {
+    upstream: Rc<str>,
     address: SocketAddr,
     /// Whether the firewall knows it.
     is_installed: bool,
     /// What the way there takes (nothing is forwarded to this machine itself), and when that was asked.
     mss: Option<(Option<u16>, Instant)>,
+    /// Where it began then.
+    source: Option<IpAddr>,
 }
 
 /// One handshake under way. Dropped before its client has released it, its connection to the proxy is reset.
@@ -104,7 +109,7 @@ impl Forwarder {
     pub fn configure(&self, config: &Config) {
         for upstream in &config.upstreams {
             if let Host::Ip(ip) = upstream.host {
-                self.number(SocketAddr::new(ip, upstream.port));
+                self.number(&upstream.name.as_str().into(), SocketAddr::new(ip, upstream.port));
             }
         }
     }
@@ -112,6 +117,36 @@ impl Forwarder {
     /// The proxies' addresses in order.
     pub fn proxies(&self) -> Vec<SocketAddr> {
         self.proxies.borrow().iter().map(|proxy| proxy.address).collect()
+    }
+
+    /// The live connections that the kernel forwards, each with its upstream.
+    pub fn forwarded(&self) -> Vec<(Rc<str>, Entry)> {
+        let proxies = self.proxies.borrow();
+        let entries = conntrack::forwarded(self.mark).unwrap_or_default().into_iter();
+        let with_upstream = entries.filter(|entry| entry.is_live).filter_map(|entry| {
+            let proxy = proxies.get(usize::from(entry.number()).checked_sub(1)?)?;
+            Some((Rc::clone(&proxy.upstream), entry))
+        });
+        with_upstream.collect()
+    }
+
+    /// Ends those through the upstreams that `is_meant` for. Returns how many.
+    pub fn reset(&self, is_meant: &dyn Fn(&str) -> bool) -> usize {
+        let mut numbers: Vec<_> = self
+            .forwarded()
+            .into_iter()
+            .filter(|(upstream, _)| is_meant(upstream))
+            .map(|(_, entry)| entry.number())
+            .collect();
+        let count = numbers.len();
+        numbers.sort_unstable();
+        numbers.dedup();
+        for number in numbers {
+            if let Err(error) = conntrack::forget_proxy(self.mark, number) {
+                log::warn!("forwarded connections go on: {error}");
+            }
+        }
+        count
     }
 
     /// How many there are.
@@ -124,9 +159,15 @@ impl Forwarder {
         self.proxies.borrow_mut().iter_mut().take(count).for_each(|proxy| proxy.is_installed = true);
     }
 
-    /// Begins to ask the proxy at `address` in the name of the client whose SYN is in `frame`. `None` if it can't be
+    /// Begins to ask the upstream's proxy at `address` in the name of the client whose SYN is in `frame`. `None` if it can't be
     /// asked in this way, or not yet: the connection is to be relayed.
-    pub fn begin(self: &Rc<Self>, frame: &mut [u8], request: &[u8], address: SocketAddr) -> Option<Attempt> {
+    pub fn begin(
+        self: &Rc<Self>,
+        frame: &mut [u8],
+        request: &[u8],
+        upstream: &Rc<str>,
+        address: SocketAddr,
+    ) -> Option<Attempt> {
         let (_, bytes) = frame.split_first_chunk_mut::<{ vnet::LEN }>()?;
         let syn = Packet::parse(bytes).ok()?;
         let (tuple, proxy) = (syn.tuple(), (mapped(address.ip()), address.port()));
@@ -138,7 +179,7 @@ impl Forwarder {
         if !is_forwardable {
             return None;
         }
-        let number = self.number(address)?;
+        let number = self.number(upstream, address)?;
         let now = self.clock.now();
         let mss = self.mss(number, now)?;
         let route = Route { tuple, proxy, number };
@@ -152,16 +193,32 @@ impl Forwarder {
         Some(Attempt { forwarder: Rc::clone(self), id })
     }
 
-    /// Takes a packet from the TUN if it belongs to a handshake.
+    /// Takes a packet from the TUN if it belongs to a handshake, or did: what a proxy sends late is for nobody.
     pub fn take(&self, header: Header, bytes: &mut [u8], now: Instant) -> Taken {
         let mut send = |route: &Route, to: To, packet: &[u8]| self.send(route, to, packet);
         let taken = self.handshakes.borrow_mut().take(header, bytes, now, &mut send);
-        if let Taken::Yes(Some(id)) = taken
-            && let Some(waker) = self.wakers.borrow_mut().get_mut(id.index()).and_then(Option::take)
-        {
+        if let Taken::Yes(Some(id)) = taken {
+            self.wake(id);
+        }
+        match taken {
+            Taken::No if self.is_from_proxy(bytes) => Taken::Yes(None),
+            taken => taken,
+        }
+    }
+
+    fn is_from_proxy(&self, bytes: &mut [u8]) -> bool {
+        let Ok(packet) = Packet::parse(bytes) else { return false };
+        let Tuple { source, source_port, .. } = packet.tuple();
+        let from = SocketAddr::new(source.to_canonical(), source_port);
+        packet.transport() == Transport::Tcp
+            && packet.flags() & (SYN | ACK) != SYN
+            && self.proxies.borrow().iter().any(|proxy| proxy.address == from)
+    }
+
+    fn wake(&self, id: Id) {
+        if let Some(waker) = self.wakers.borrow_mut().get_mut(id.index()).and_then(Option::take) {
             waker.wake();
         }
-        taken
     }
 
     /// Repeats what is to be repeated, and tells the firewall that somebody is there.
@@ -173,6 +230,16 @@ impl Forwarder {
             _ = self.send_numbered(ALIVE, &LIFE6, Ipv6Addr::LOCALHOST.into());
         }
         self.handshakes.borrow_mut().tick(now, &mut |route, to, packet| self.send(route, to, packet));
+    }
+
+    /// Gives up what waits for answers of proxies to an address that this machine has lost.
+    pub fn lose_ways(&self, is_lost: &dyn Fn(IpAddr) -> bool) {
+        for (number, proxy) in (1..).zip(&mut *self.proxies.borrow_mut()) {
+            if proxy.source.is_some_and(is_lost) {
+                proxy.mss = None;
+                self.handshakes.borrow_mut().lose_way(number, &mut |id| self.wake(id));
+            }
+        }
     }
 
     /// Sends a packet of ours from anybody to anybody, for the test of the way to a proxy.
@@ -202,10 +269,12 @@ impl Forwarder {
     }
 
     /// What the firewall is to know a proxy by. `None` if there are too many.
-    fn number(&self, address: SocketAddr) -> Option<u8> {
+    fn number(&self, upstream: &Rc<str>, address: SocketAddr) -> Option<u8> {
         let mut proxies = self.proxies.borrow_mut();
-        let index = proxies.iter().position(|proxy| proxy.address == address).unwrap_or_else(|| {
-            proxies.push(Proxy { address, is_installed: false, mss: None });
+        let is_it = |proxy: &Proxy| proxy.address == address && proxy.upstream == *upstream;
+        let index = proxies.iter().position(is_it).unwrap_or_else(|| {
+            let upstream = Rc::clone(upstream);
+            proxies.push(Proxy { upstream, address, is_installed: false, mss: None, source: None });
             proxies.len() - 1
         });
         let number = u8::try_from(index + 1).ok().filter(|number| *number < PROBE);
@@ -227,7 +296,9 @@ impl Forwarder {
         let mss = match is_own(mapped(proxy.address.ip())) {
             true => None,
             false => {
-                let mtu = sys::route_mtu(proxy.address, self.mark).unwrap_or(1500);
+                let route = sys::route_to(proxy.address, self.mark).ok();
+                proxy.source = route.map(|(_, source)| source);
+                let mtu = route.map_or(1500, |(mtu, _)| mtu);
                 Some(mtu.saturating_sub(HEADERS[usize::from(proxy.address.is_ipv6())]).max(500))
             }
         };
@@ -244,11 +315,24 @@ impl Forwarder {
         let next = next.to_canonical();
         let socket = if next.is_ipv4() { Some(&self.ipv4) } else { self.ipv6.as_ref() };
         let mark = self.mark | state | u32::from(route.number);
+        let Some(socket) = socket else { return };
+        let mut sent = socket.send(packet, next, mark);
+        // The firewall drops a SYN where conntrack still has another connection of the same addresses.
+        if sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+            && is_syn(packet)
+            && conntrack::forget(&route.tuple).is_ok()
+        {
+            sent = socket.send(packet, next, mark);
+        }
         // What is lost is repeated, or given up.
-        if let Some(Err(error)) = socket.map(|socket| socket.send(packet, next, mark)) {
+        if let Err(error) = sent {
             log::debug!("a packet of a handshake to {next}: {error}");
         }
     }
+}
+
+fn is_syn(packet: &[u8]) -> bool {
+    Packet::parse(&mut packet.to_vec()).is_ok_and(|packet| packet.flags() & (SYN | ACK) == SYN)
 }
 
 /// Whether an address is this machine's: the kernel lets a socket be bound to no other.
@@ -270,7 +354,8 @@ impl Attempt {
     /// It refuses, or can't be reached.
     pub async fn connected(&self) -> io::Result<()> {
         match self.wait(Outcome::Pending).await {
-            Outcome::Unreachable | Outcome::Closed => Err(ErrorKind::ConnectionRefused.into()),
+            // Closed may be what it is by the time that anybody looks.
+            Outcome::Unreachable => Err(ErrorKind::ConnectionRefused.into()),
             _ => Ok(()),
         }
     }

@@ -7,6 +7,7 @@
 mod dial;
 mod http;
 mod kept;
+mod loops;
 mod queries;
 mod relays;
 mod reply;
@@ -18,6 +19,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tcp_over_http::capture::Path;
+use tcp_over_http::capture::conntrack::Entry;
 use tcp_over_http::config::{Config, ConnectMode};
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::packet::{Packet, vnet};
@@ -29,6 +31,7 @@ use crate::clock::Clock;
 use crate::dns::Dns;
 use crate::forward::{Forwarder, Taken};
 use crate::gateway::kept::{DialState, Kept, KeptFlows};
+use crate::gateway::loops::Loops;
 use crate::kernel::self_test::SelfTest;
 use crate::kernel::tun::Tun;
 use crate::relay::{Moved, Supplies};
@@ -46,6 +49,7 @@ pub struct Gateway {
     supplies: Supplies,
     forwarder: Option<Rc<Forwarder>>,
     mode: Cell<ConnectMode>,
+    loops: Loops,
     /// What is kept for a flow, by slot.
     kept: RefCell<KeptFlows>,
     /// Flows whose relays get a turn without an event...
@@ -67,6 +71,8 @@ pub struct Totals {
     pub forwarded: u64,
     /// Flows ended to make room for others.
     pub yielded: u64,
+    /// Flows refused that were a proxy's own.
+    pub looped: u64,
     /// Flows of other machines: the kernel gives this one's the TUN's address.
     pub from_lan: u64,
 }
@@ -94,6 +100,7 @@ impl Gateway {
             supplies,
             forwarder,
             mode: Cell::new(mode),
+            loops: Loops::default(),
             kept: RefCell::default(),
             queue: RefCell::default(),
             again: Cell::default(),
@@ -105,6 +112,11 @@ impl Gateway {
     /// How clients' connections get to proxies.
     pub const fn path(&self) -> Path {
         if self.forwarder.is_some() { Path::Forward } else { Path::Relay }
+    }
+
+    /// The live connections that the kernel forwards, each with its upstream.
+    pub fn forwarded(&self) -> Vec<(Rc<str>, Entry)> {
+        self.forwarder.as_ref().map(|forwarder| forwarder.forwarded()).unwrap_or_default()
     }
 
     /// The TUN.

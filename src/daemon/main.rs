@@ -81,7 +81,7 @@ fn main() -> ExitCode {
                 Ok(answer) if answer.is_done => {
                     return print(if form == Form::Json { &answer.json } else { &answer.text });
                 }
-                Ok(answer) => answer.text.trim_end().to_owned(),
+                Ok(answer) => answer.text.trim_ascii_end().to_owned(),
                 Err(error) => format!("no daemon answers at {path}: {error}"),
             };
             if form == Form::Json {

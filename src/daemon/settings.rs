@@ -11,6 +11,9 @@ use crate::kernel::sysctl;
 /// The file that is read if it exists and no other is named.
 pub const DEFAULT_FILE: &str = "/etc/config/tcp-over-http";
 
+/// fw4's.
+const FIREWALL: &str = "/etc/config/firewall";
+
 /// No sensible file is longer; a device file would never end.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -77,6 +80,14 @@ impl Settings {
 
 /// What is allowed, but may not work out as it seems to be meant.
 pub fn warning(config: &Config) -> Option<String> {
+    // Without fw4 there is no such file, and nobody asks for zones.
+    let firewall = read_file(FIREWALL).ok();
+    if let Some(zone) = firewall.as_ref().and_then(|text| config.missing_zone(text)) {
+        return Some(format!(
+            "zone: the firewall has no zone '{zone}', so nobody's connections get to {}: set zone to the one of the uplink",
+            config.tun
+        ));
+    }
     let most = config.too_few_ports(&sysctl::local_ports())?;
     let max = config.max_flows;
     Some(format!("max_flows {max}: only {most} connections to the proxies, for net.ipv4.ip_local_port_range"))

@@ -15,12 +15,12 @@ pub use pipe::{pipe, set_pipe_size, splice, write};
 #[cfg(test)]
 pub use process::unshare_network;
 pub use process::{keep_capabilities, raise_file_limit, set_process_name, with_umask};
-pub use raw::{RawSocket, route_mtu};
+pub use raw::{RawSocket, route_to};
 #[cfg(test)]
 pub use socket::option;
 pub use socket::{
-    accept, at_urgent_mark, delay_acknowledgement, discard, netlink, receive_inline, set_keepalive,
-    set_lingering, set_mark, set_resetting, shutdown_write, unacknowledged,
+    accept, at_urgent_mark, delay_acknowledgement, discard, netlink, receive_inline, reset_connections,
+    set_keepalive, set_lingering, set_mark, set_resetting, shutdown_write, unacknowledged,
 };
 pub use tun::{
     into_file, set_mtu, set_offload, set_queue_length, set_vnet_header_size, set_vnet_little_endian,

@@ -28,11 +28,11 @@ use std::cell::{Cell, RefCell, RefMut};
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use tcp_over_http::config::{Config, DnsMode, HttpRelay};
+use tcp_over_http::config::{Config, DnsMode, HttpRelay, ToProxy};
 use tcp_over_http::dns::Name;
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::upstream::choice::{Asked, Attempt};
@@ -92,6 +92,7 @@ pub struct Upstreams {
     http_ports: Vec<(u16, u16)>,
     /// For names that clients claim to have connected to.
     resolver: Rc<Resolver>,
+    to_proxy: ToProxy,
 }
 
 impl Upstreams {
@@ -123,6 +124,7 @@ impl Upstreams {
             http_relay: config.http_relay,
             http_ports: config.http_ports.clone(),
             resolver,
+            to_proxy: config.to_proxy,
         })
     }
 
@@ -160,6 +162,9 @@ impl Upstreams {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn carry(&self, target: Target<'_>, client: Option<Client<'_>>) -> Result<Carried, Failure> {
+        if let Some(index) = self.proxies.iter().position(|proxy| proxy.is_at(target)) {
+            return Box::pin(self.pass(index)).await; // boxed: others need no room for it
+        }
         let attempt = RefCell::new(Attempt::new(target));
         self.carry_next(&Dial { attempt: &attempt, target: &target }, client.as_ref(), true).await
     }
@@ -188,74 +193,72 @@ impl Upstreams {
             let proxy = &self.proxies[asked.index];
             proxy.count(|stats| stats.retried = stats.retried.wrapping_add(is_again.into()));
             let is_connected = Cell::new(false);
-            let mut ask = pin!(self.ask(asked.index, dial.target, client, &is_connected));
+            let mut ask: Option<Answer<'_>> =
+                Some(Box::pin(self.ask(asked.index, dial.target, client, &is_connected)));
+            // If it takes long to connect, the next ones are asked beside it, and the first tunnel wins. They are asked from
+            // sockets: the client's name can be used once only.
             let hedge = self.choice().hedge(&dial.attempt.borrow(), asked);
-            let answer = match hedge {
-                None => Some(ask.as_mut().await),
-                Some(ms) => {
-                    let mut late = Box::pin(sleep(Duration::from_millis(ms.into())));
-                    poll_fn(|cx| match ask.as_mut().poll(cx) {
-                        Poll::Pending if is_connected.get() => Poll::Pending,
-                        Poll::Pending => late.as_mut().poll(cx).map(|()| None),
-                        Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                    })
-                    .await
-                }
-            };
-            match answer {
-                Some(Ok(carried)) => return Ok(carried),
-                Some(Err(failure)) => self.failed(dial, asked, failure),
-                None => {
-                    // Boxed: few dials come here, and all would have room for it.
-                    let race = Box::pin(self.race(dial, ask.as_mut(), asked));
-                    if let Some(carried) = race.await {
-                        return Ok(carried);
+            let mut late = hedge.map(|ms| Box::pin(sleep(Duration::from_millis(ms.into()))));
+            let mut others: Option<Answer<'_>> = None;
+            let carried = poll_fn(|cx| {
+                if let Some(one) = &mut ask
+                    && let Poll::Ready(answer) = one.as_mut().poll(cx)
+                {
+                    ask = None;
+                    match answer {
+                        Ok(carried) => return Poll::Ready(Some(carried)),
+                        Err(failure) => self.failed(dial, asked, failure),
                     }
                 }
+                if ask.is_none() || is_connected.get() {
+                    late = None;
+                }
+                if let Some(timer) = &mut late
+                    && timer.as_mut().poll(cx).is_ready()
+                {
+                    late = None;
+                    debug!("upstream {}: connects slowly; others are asked", proxy.account.name);
+                    others = Some(Box::pin(self.carry_next(dial, None, false)));
+                }
+                if let Some(rest) = &mut others
+                    && let Poll::Ready(answer) = rest.as_mut().poll(cx)
+                {
+                    others = None;
+                    if let Ok(carried) = answer {
+                        if ask.is_some() {
+                            self.choice().overtaken(asked);
+                        }
+                        return Poll::Ready(Some(carried));
+                    }
+                }
+                match dial.attempt.borrow().is_over() || ask.is_none() && others.is_none() {
+                    true => Poll::Ready(None),
+                    false => Poll::Pending,
+                }
+            });
+            if let Some(carried) = carried.await {
+                return Ok(carried);
             }
         }
     }
 
-    /// Lets a proxy that takes long to connect go on, and asks the next ones beside it: the first tunnel wins.
-    /// They are asked from sockets, as the client's name can be used once only.
-    async fn race(
-        &self,
-        dial: &Dial<'_>,
-        mut ask: Pin<&mut dyn Future<Output = Result<Carried, Failure>>>,
-        asked: Asked,
-    ) -> Option<Carried> {
-        debug!("upstream {}: connects slowly; another one is asked", self.proxies[asked.index].account.name);
-        // Boxed: it is of the kind that this is a part of.
-        let mut others: Pin<Box<dyn Future<Output = Result<Carried, Failure>>>> =
-            Box::pin(self.carry_next(dial, None, false));
-        let (mut has_failed, mut have_others_failed) = (false, false);
-        poll_fn(|cx| {
-            if !has_failed && let Poll::Ready(answer) = ask.as_mut().poll(cx) {
-                match answer {
-                    Ok(carried) => return Poll::Ready(Some(carried)),
-                    Err(failure) => self.failed(dial, asked, failure),
-                }
-                has_failed = true;
-            }
-            if !have_others_failed && let Poll::Ready(answer) = others.as_mut().poll(cx) {
-                if let Ok(carried) = answer {
-                    if !has_failed {
-                        self.choice().overtaken(asked);
-                    }
-                    return Poll::Ready(Some(carried));
-                }
-                have_others_failed = true;
-            }
-            match dial.attempt.borrow().is_over() || has_failed && have_others_failed {
-                true => Poll::Ready(None),
-                false => Poll::Pending,
-            }
-        })
-        .await
-    }
-
     fn failed(&self, dial: &Dial<'_>, asked: Asked, failure: Failure) {
         self.choice().failed(&mut dial.attempt.borrow_mut(), asked, failure, self.now());
+    }
+
+    /// Connects a client that wants the proxy of this index itself, as one that is configured for it does.
+    async fn pass(&self, index: usize) -> Result<Carried, Failure> {
+        if self.to_proxy == ToProxy::Reject {
+            return Err(Failure::Refused { status: 403 });
+        }
+        match self.connect(index).await {
+            Ok(stream) => Ok(self.relayed(&self.proxies[index], stream, Vec::new())),
+            Err((Failure::Exhausted, _)) => Err(Failure::Exhausted),
+            Err((_, error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                Err(Failure::Refused { status: 502 })
+            }
+            Err(_) => Err(Failure::TimedOut),
+        }
     }
 
     /// The proxies, for what is known of them.
@@ -289,7 +292,8 @@ impl Upstreams {
         loop {
             let request = self.proxies[index].request.bytes(*target, &mut authorization);
             let request = request.map_err(|_| Failure::BadTarget)?;
-            let begin = |address| client?.begin(&request, address);
+            let proxy = &self.proxies[index];
+            let begin = |address| client?.begin(&request, &proxy.account.name, address);
             // Boxed: the wait for an answer, which is longer, needs no room for it.
             let reach = Box::pin(self.reach(index, &begin));
             let connection = reach
@@ -460,15 +464,22 @@ impl Upstreams {
             Connection::Socket(stream) => stream,
             Connection::Packets(attempt) => return Ok(Carried::Forwarded(attempt)),
         };
+        Ok(self.relayed(proxy, stream, reply.rest))
+    }
+
+    fn relayed(&self, proxy: &Proxy, stream: TcpStream, leftover: Vec<u8>) -> Carried {
         // Only now: refused connections, of which a port scan makes many, are spared these calls.
         let _ = stream.set_nodelay(true);
         if self.keepalive != 0 {
             let _ = sys::set_keepalive(&stream, self.keepalive);
         }
         let account = Rc::clone(&proxy.account);
-        Ok(Carried::Relayed(Box::new(Opened { stream, leftover: reply.rest, account, http: None })))
+        Carried::Relayed(Box::new(Opened { stream, leftover, account, http: None }))
     }
 }
+
+/// What becomes of one proxy or more being asked. Boxed: what asks several is of the kind that it is a part of.
+type Answer<'a> = Pin<Box<dyn Future<Output = Result<Carried, Failure>> + 'a>>;
 
 /// A connection's way through the proxies.
 struct Dial<'a> {
@@ -477,9 +488,9 @@ struct Dial<'a> {
 }
 
 impl Client<'_> {
-    /// Begins to ask the proxy at `address` in its name, if that can be.
-    fn begin(&self, request: &[u8], address: SocketAddr) -> Option<forward::Attempt> {
-        self.forwarder.begin(&mut self.syn.borrow_mut(), request, address)
+    /// Begins to ask the upstream's proxy at `address` in its name, if that can be.
+    fn begin(&self, request: &[u8], upstream: &Rc<str>, address: SocketAddr) -> Option<forward::Attempt> {
+        self.forwarder.begin(&mut self.syn.borrow_mut(), request, upstream, address)
     }
 }
 

@@ -133,6 +133,26 @@ impl FlowTable {
         [State::Held, State::Opening, State::Live, State::Closing].iter().all(|state| self.count(*state) == 0)
     }
 
+    /// How many flows to the same server are held: all, and those from the same address.
+    pub fn held_to(&self, tuple: &Tuple) -> (u16, u16) {
+        let (mut all, mut same) = (0, 0);
+        let mut next = self.slots.first(State::Held as u16);
+        while let Some(slot) = next {
+            let of = &self.get(Slot(slot)).tuple;
+            if (of.destination, of.destination_port) == (tuple.destination, tuple.destination_port) {
+                all += 1;
+                same += u16::from(of.source == tuple.source);
+            }
+            next = self.slots.next(slot);
+        }
+        (all, same)
+    }
+
+    /// How many flows a client opens.
+    pub fn opened(&self, client: Ipv6Addr) -> u16 {
+        self.clients.opened(self.clients.find(Identity::from(client)))
+    }
+
     /// A new flow for the SYN of a client, held. A flow of the same tuple makes way: it lives on if it is
     /// live, but no packet finds it any more. Another flow may have yielded: [`FlowTable::take_yielded`] tells.
     ///

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | connecting | the proxy's SYN-ACK | the SYN is repeated |
 //! | asking | the end of the reply, with the whole request acknowledged | the request is repeated |
-//! | answered | the client's first packet, which the kernel sees and not we | the client repeats its SYN |
+//! | answered | the client's first packet, which the kernel sees | the SYN-ACK is repeated |
 //!
 //! A refusal or a failure resets the connection to the proxy: nothing of it is left there, nor in conntrack.
 
@@ -154,17 +154,21 @@ impl Handshake {
 
     /// When [`handle_timeout`](Self::handle_timeout) is due, unless nothing has to be repeated.
     pub fn timeout(&self) -> Option<Instant> {
-        (!self.answered && (self.proxy.is_none() || self.acked < self.request.len()))
-            .then_some(self.repeat_at)
+        (self.answered || self.proxy.is_none() || self.acked < self.request.len()).then_some(self.repeat_at)
     }
 
-    /// Repeats what the proxy has not acknowledged.
+    /// Repeats what the proxy, or the client, has not acknowledged.
     pub fn handle_timeout(&mut self, now: Instant, send: &mut dyn FnMut(To, &[u8])) {
         self.timeout = (self.timeout * 2).min(MAX_TIMEOUT);
         self.repeat_at = now.plus(self.timeout);
         match self.proxy {
             None => self.send_syn(send),
-            Some(_) => self.send_request(send),
+            Some(_) if self.answered => self.send_syn_ack(send),
+            Some(_) => {
+                // A link on the way may take less than the first.
+                self.mss_limit = self.mss_limit.min(Options::default_mss(self.tuple.family()));
+                self.send_request(send);
+            }
         }
     }
 
@@ -204,13 +208,13 @@ impl Handshake {
         }
     }
 
-    /// Ends the connection to the proxy, which has not answered.
+    /// Ends the connection to the proxy, which has not answered. A reset must have the number that it expects
+    /// (RFC 5961 section 3.2): behind all that it has acknowledged, or behind the request if it has come meanwhile.
     pub fn abort(&self, send: &mut dyn FnMut(To, &[u8])) {
-        let sequence = match self.proxy {
-            None => self.first(),
-            Some(_) => self.client.sequence.wrapping_add(1),
-        };
-        self.send_proxy(sequence, RST, &[], To::Proxy, send);
+        self.send_proxy(self.first().wrapping_add(self.acked as u32), RST, &[], To::Proxy, send);
+        if self.proxy.is_some() && self.acked < self.request.len() {
+            self.send_proxy(self.client.sequence.wrapping_add(1), RST, &[], To::Proxy, send);
+        }
     }
 
     /// The sequence number of the request's first byte.
@@ -294,7 +298,7 @@ impl Handshake {
         }
         match self.status {
             Some(status @ 200..=299) if self.acked == self.request.len() => {
-                self.answer(rest, send);
+                self.answer(rest, now, send);
                 return Outcome::Opened { status };
             }
             Some(200..=299) => {}
@@ -316,8 +320,10 @@ impl Handshake {
 
     /// The tunnel is open: the client gets its SYN-ACK, and `rest`, what came behind the reply. That stays
     /// unacknowledged until the client does it: if it is lost, the proxy repeats it.
-    fn answer(&mut self, rest: &[u8], send: &mut dyn FnMut(To, &[u8])) {
+    fn answer(&mut self, rest: &[u8], now: Instant, send: &mut dyn FnMut(To, &[u8])) {
         self.answered = true;
+        self.timeout = FIRST_TIMEOUT;
+        self.repeat_at = now.plus(FIRST_TIMEOUT);
         self.acknowledge(To::ProxyAnswered, send);
         self.send_syn_ack(send);
         if !rest.is_empty() {

@@ -7,7 +7,7 @@ use core::net::Ipv6Addr;
 use super::{Handshake, Outcome, To};
 use crate::net::Family;
 use crate::packet::vnet::Header;
-use crate::packet::{Change, Packet, SYN, Transport, Tuple};
+use crate::packet::{Change, Packet, RST, SYN, Transport, Tuple};
 use crate::siphash::{self, Key};
 use crate::slots::Slots;
 use crate::time::Instant;
@@ -63,7 +63,7 @@ pub enum Taken {
     Yes(Option<Id>),
     /// It is the SYN of a client that begins anew: this handshake is over, and the packet is as the client sent it.
     Restarted(Id),
-    /// It does not.
+    /// It does not, or is the reset of a client that is held: the packet is as the client sent it.
     No,
 }
 
@@ -174,25 +174,30 @@ impl Handshakes {
         });
         let Some(slot) = nearest else { return Taken::No };
         let Some(entry) = &mut self.entries[usize::from(slot)] else { return Taken::No };
-        let Entry { handshake, route, .. } = &mut **entry;
-        let mut send = |to: To, packet: &[u8]| send(route, to, packet);
-        if packet.flags() & SYN == 0 {
-            if matches!(entry.outcome, Outcome::Opened { .. }) {
-                entry.is_released = true;
-                return Taken::Yes(Some(Id { slot, serial: entry.serial }));
+        let (route, id) = (entry.route, Id { slot, serial: entry.serial });
+        let is_opened = matches!(entry.outcome, Outcome::Opened { .. });
+        let mut send = |to: To, packet: &[u8]| send(&route, to, packet);
+        let taken = match packet.flags() {
+            flags if flags & SYN != 0 && ahead == 0 && entry.handshake.is_repetition(&packet) => {
+                entry.handshake.handle_client_syn(&packet, &mut send);
+                return Taken::Yes(None);
             }
-        } else if ahead == 0 && handshake.is_repetition(&packet) {
-            handshake.handle_client_syn(&packet, &mut send);
-        } else {
-            handshake.abort(&mut send);
-            let (wanted, serial) = (route.tuple, entry.serial);
-            self.free(slot);
-            if let Some(state) = header.checksum_state(&packet).filter(|_| wanted != *tuple) {
-                packet.translate(&wanted, Change::between(tuple, &wanted), state);
+            flags if flags & SYN != 0 => {
+                entry.handshake.abort(&mut send);
+                self.free(slot);
+                Taken::Restarted(id)
             }
-            return Taken::Restarted(Id { slot, serial });
+            // Whoever holds it lets it go.
+            flags if flags & RST != 0 && !is_opened => Taken::No,
+            _ => {
+                entry.is_released = is_opened;
+                return Taken::Yes(Some(id).filter(|_| is_opened));
+            }
+        };
+        if let Some(state) = header.checksum_state(&packet).filter(|_| route.tuple != *tuple) {
+            packet.translate(&route.tuple, Change::between(tuple, &route.tuple), state);
         }
-        Taken::Yes(None)
+        taken
     }
 
     /// An ICMP error about a handshake's packet: unreachable, if nothing has come back yet.
@@ -233,11 +238,11 @@ impl Handshakes {
         self.get(id).is_some_and(|entry| entry.is_released)
     }
 
-    /// Ends one; the connection to the proxy is reset, unless it has ended or is the kernel's.
+    /// Ends one; the connection to the proxy is reset, unless it is the kernel's: also one that the proxy has reset, for
+    /// conntrack takes another SYN of this client for a new connection only behind a reset of ours.
     pub fn end(&mut self, id: Id, send: Send) {
         let Some(entry) = self.get(id) else { return };
-        let is_ours = matches!(entry.outcome, Outcome::Pending | Outcome::Opened { .. });
-        if is_ours && !entry.is_released {
+        if !entry.is_released {
             // The firewall drops the reset if the kernel has the connection, and we have missed that.
             entry.handshake.abort(&mut |to, packet| send(&entry.route, to, packet));
         }
@@ -258,6 +263,20 @@ impl Handshakes {
     }
 
     /// The first slot with this client that `is_it`.
+    /// The way to the proxy of this number has another address here from now on: what was to come to the old one never
+    /// will. Tells each handshake that has yet to be answered.
+    pub fn lose_way(&mut self, number: u8, tell: &mut dyn FnMut(Id)) {
+        for (slot, entry) in (0..).zip(&mut self.entries) {
+            if let Some(entry) = entry
+                && entry.route.number == number
+                && entry.outcome == Outcome::Pending
+            {
+                entry.outcome = Outcome::Closed;
+                tell(Id { slot, serial: entry.serial });
+            }
+        }
+    }
+
     fn find(&self, address: Ipv6Addr, port: u16, is_it: &mut dyn FnMut(u16, &Entry) -> bool) -> Option<u16> {
         self.slots.find(hash(self.key, address, port), |slot| {
             let entry = self.entries.get(usize::from(slot)).and_then(Option::as_deref);
@@ -292,7 +311,7 @@ mod tests {
 
     use super::*;
     use crate::packet::builder::Tcp;
-    use crate::packet::{ACK, RST, vnet};
+    use crate::packet::{ACK, vnet};
 
     const PROXY: (&str, u16) = ("::ffff:192.0.2.1", 3128);
     const REQUEST: &[u8] = b"CONNECT a:1 HTTP/1.1\r\n\r\n";

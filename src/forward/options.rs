@@ -101,14 +101,17 @@ impl Options {
         length
     }
 
-    /// The longest payload of a segment to a peer that offers these, none longer than `limit`; without an MSS
-    /// the default of RFC 9293 section 3.7.1.
-    pub fn payload(&self, family: Family, limit: u16) -> usize {
-        let default = match family {
+    /// What every way takes: the MSS of a peer that offers none (RFC 9293 section 3.7.1).
+    pub const fn default_mss(family: Family) -> u16 {
+        match family {
             Family::V4 => 536,
             Family::V6 => 1220,
-        };
-        let mss = usize::from(self.mss.unwrap_or(default).min(limit));
+        }
+    }
+
+    /// The longest payload of a segment to a peer that offers these, none longer than `limit`.
+    pub fn payload(&self, family: Family, limit: u16) -> usize {
+        let mss = usize::from(self.mss.unwrap_or(Self::default_mss(family)).min(limit));
         // RFC 6691 section 2: the MSS counts fixed headers only.
         mss.saturating_sub(if self.timestamps.is_some() { 12 } else { 0 }).max(1)
     }

@@ -108,6 +108,16 @@ impl Rewriter {
         self.flows.count(state)
     }
 
+    /// As [`FlowTable::held_to`].
+    pub fn held_to(&self, tuple: &Tuple) -> (u16, u16) {
+        self.flows.held_to(tuple)
+    }
+
+    /// How many flows a client opens.
+    pub fn opened(&self, client: Ipv6Addr) -> u16 {
+        self.flows.opened(client)
+    }
+
     /// The flow of a slot that a verdict named.
     pub fn flow(&self, slot: Slot) -> &Flow {
         self.flows.get(slot)

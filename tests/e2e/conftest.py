@@ -14,6 +14,7 @@ from lab.configured import Configured
 from lab.connections import open_tunnel
 from lab.dnsservers import PORT, RECORDS, Dnsmasq, Unbound
 from lab.faultproxy import FaultProxy
+from lab.forward import ends, forward, hard, middles, strays  # noqa: F401
 from lab.gateway import PATH, Gateway, upstream
 from lab.netns import PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6
 from lab.proxies import HonestProxy
@@ -174,16 +175,16 @@ def page(internet, directory):
 def tunnel(proxy, gateway, client, server):
     """A function that opens a connection through the gateway: (the client's socket, the far end's)."""
     gateway()
-    ends = []
+    opened_ends = []
 
     def another(port=4000):
         near, connection = open_tunnel(client, proxy, server, port)
-        ends.extend((near, connection.sock))
+        opened_ends.extend((near, connection.sock))
         return near, connection.sock
 
     yield another
     # Both: a gateway that is told to end gives those that go on some time.
-    for end in ends:
+    for end in opened_ends:
         end.close()
 
 

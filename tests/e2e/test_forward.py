@@ -274,6 +274,16 @@ def test_a_firewall_that_forgets(forward, client, router, ends, leaks):
     connection.close()
 
 
+def test_a_reset_of_what_the_firewall_has_forgotten(forward, client, router, ends, leaks):
+    """A proxy that does not answer is reset in the client's name: that must not go to the server instead."""
+    _, proxy = forward("--reply-timeout", "1")
+    near = client.begin_connect(ends[0], 443)
+    proxy.accept_request()
+    router.forget_connections()
+    assert finish_connect(near) == errno.EHOSTUNREACH
+    leaks.assert_none()
+
+
 def test_a_connection_that_was_there_before(gateway, fault_proxy, client, internet, leaks):
     """A direct one is reset, and its port may be used again at once: through the proxy."""
     far = internet.listen(SERVER, 443)

@@ -11,7 +11,6 @@ import pytest
 
 from lab.capture import Capture, LeakCapture
 from lab.connections import assert_direct, assert_proxied, open_tunnel, refused, works
-from lab.faultproxy import OK
 from lab.gateway import DEFAULT_RULES, TABLE, TUN, is_relayed
 from lab.netns import (
     CLIENT,
@@ -22,7 +21,6 @@ from lab.netns import (
     SERVER6,
     SERVER_OTHER,
     connecting,
-    finish_connect,
     retransmits,
     with_mounts,
 )
@@ -97,17 +95,6 @@ def test_never_captures_its_own_upstream(gateway, fault_proxy, client, server, l
     assert_proxied(client, proxy, server)
     assert not proxy.pending()
     leaks.assert_none()
-
-
-def test_clients_can_reach_the_proxy_through_the_proxy(gateway, proxy, client):
-    """A client's own connection to the proxy's address is one like any other, not a loop."""
-    gateway()
-    near = client.begin_connect(PROXY, 3128)
-    connection = proxy.accept_request()
-    assert connection.target == f"{PROXY}:3128"
-    connection.send(OK)
-    assert finish_connect(near) == 0
-    assert not proxy.pending()
 
 
 def test_other_protocols_go_direct(gateway, proxy, client, internet):

@@ -37,7 +37,7 @@ def refused(client, proxy, answer):
     near.close()
 
 
-COUNTS = ("held", "opening", "live", "closing", "opened", "forwarded", "refused", "yielded", "from_lan")
+COUNTS = ("held", "opening", "live", "closing", "opened", "forwarded", "refused", "yielded", "looped", "from_lan")
 FLOWS = {"max": 4096} | dict.fromkeys(COUNTS, 0)
 
 

@@ -94,7 +94,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done >"$0.args"
-tar -C "$files" -cf "$0.tar" .
+tar -C "$files" -cf "$output.tar" .
 cp "$0.args" "$output"
 """)
     apk.chmod(0o755)

@@ -44,18 +44,20 @@ def test_an_opkg_index_tells_of_the_packages_beside_it(feed, arch):
     folder = feed / "opkg" / arch
     index = (folder / "Packages").read_text()
     assert gzip.decompress((folder / "Packages.gz").read_bytes()).decode() == index
-    (entry,) = index.removesuffix("\n\n").split("\n\n")
-    fields = dict(line.split(": ", 1) for line in entry.splitlines() if not line.startswith(" "))
-    assert [path.name for path in folder.glob("*.ipk")] == [fields["Filename"]]
-    package = (folder / fields["Filename"]).read_bytes()
-    assert fields["SHA256sum"] == hashlib.sha256(package).hexdigest()
-    assert int(fields["Size"]) == len(package)
-    assert fields["Architecture"] == arch
-    assert fields["Version"] == package_version()
-    # All else is the package's own word, the description last.
-    control = members(parts(folder / fields["Filename"])[1])[0]["./control"][1].decode()
-    added = ("Filename: ", "Size: ", "SHA256sum: ")
-    assert "".join(line for line in index.splitlines(True) if not line.startswith(added)) == control + "\n"
+    entries = index.removesuffix("\n\n").split("\n\n")
+    told = [dict(line.split(": ", 1) for line in entry.splitlines() if not line.startswith(" ")) for entry in entries]
+    assert sorted(path.name for path in folder.glob("*.ipk")) == [fields["Filename"] for fields in told]
+    # The page, then the daemon.
+    assert [fields["Architecture"] for fields in told] == ["all", arch]
+    for entry, fields in zip(entries, told):
+        package = (folder / fields["Filename"]).read_bytes()
+        assert fields["SHA256sum"] == hashlib.sha256(package).hexdigest()
+        assert int(fields["Size"]) == len(package)
+        assert fields["Version"] == package_version()
+        # All else is the package's own word, the description last.
+        control = members(parts(folder / fields["Filename"])[1])[0]["./control"][1].decode()
+        added = ("Filename: ", "Size: ", "SHA256sum: ")
+        assert "".join(f"{line}\n" for line in entry.splitlines() if not line.startswith(added)) == control
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -75,7 +77,8 @@ def test_an_opkg_index_is_signed(feed, keys, arch, tmp_path):
 @needs_root
 def test_apk_adds_it_from_a_signed_feed(feed, tmp_path):
     index = feed / "apk" / ARCHS[0] / "packages.adb"
-    assert [path.name for path in index.parent.glob("*.apk")] == [f"tcp-over-http-{package_version()}.apk"]
+    page = f"luci-app-tcp-over-http-{package_version()}.apk"
+    assert sorted(path.name for path in index.parent.glob("*.apk")) == [page, f"tcp-over-http-{package_version()}.apk"]
     root = Root(tmp_path)
     add = ["--repository", index, "add", "tcp-over-http"]
     with pytest.raises(subprocess.CalledProcessError):
@@ -99,7 +102,8 @@ def test_a_trial_says_what_it_lacks(tmp_path):
     for message in ["no OPKG_KEY", "NO APK FEED"]:
         assert message in result.stderr, message
     files = {path.name for path in (tmp_path / "feed/opkg" / ARCHS[0]).iterdir()}
-    assert files == {f"tcp-over-http_{package_version()}_{ARCHS[0]}.ipk", "Packages", "Packages.gz"}
+    packages = {f"tcp-over-http_{package_version()}_{ARCHS[0]}.ipk", f"luci-app-tcp-over-http_{package_version()}_all.ipk"}
+    assert files == packages | {"Packages", "Packages.gz"}
     assert not (tmp_path / "feed/apk").exists()
 
 

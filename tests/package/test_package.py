@@ -115,7 +115,7 @@ def test_a_package_is_the_same_wherever_and_whenever_it_is_made(script, tmp_path
     finally:
         os.umask(old)
     packages = list(here.rglob(f"*.{script}"))
-    assert len(packages) == len(ARCHS)
+    assert len(packages) == len(ARCHS) + 1  # and the page
     for package in packages:
         assert (tmp_path / "there" / package.relative_to(here)).read_bytes() == package.read_bytes()
 
@@ -147,16 +147,17 @@ def test_apk_mkpkg_is_given_the_same_files(tmp_path):
         pytest.skip("needs root or fakeroot")
     apk = mkpkg_stand_in(tmp_path)
     pack("apk", tmp_path / "dist", APK=str(apk))
-    packages = sorted(path.relative_to(tmp_path / "dist/mips").as_posix() for path in tmp_path.rglob("*.apk"))
+    packages = sorted(path.relative_to(tmp_path / "dist/mips").as_posix() for path in tmp_path.glob("dist/mips/*/*.apk"))
     assert packages == [f"{arch}/tcp-over-http-{package_version()}.apk" for arch in ARCHS]
-    arguments = (tmp_path / "apk.args").read_text()
+    package = tmp_path / "dist/mips" / packages[-1]
+    arguments = package.read_text()
     for line in [f"info version:{package_version()}", "info arch:mips_4kec",
                  "info depends:kmod-tun nftables kmod-nft-dup-inet kmod-nf-conntrack-netlink",
                  "script post-install", "script post-upgrade", "script pre-deinstall", "script post-deinstall",
                  "default_postinst", OWN_SCRIPT,
                  f"./{CONFIG} 600 0 0 {EPOCH}", f"./usr/bin/tcp-over-http 755 0 0 {EPOCH}"]:
         assert line in arguments.splitlines(), line
-    with tarfile.open(tmp_path / "apk.tar") as archive:
+    with tarfile.open(f"{package}.tar") as archive:
         found = {i.name.removeprefix("./"): (i.mode, archive.extractfile(i).read()) for i in archive if i.isfile()}
     info = "lib/apk/packages/tcp-over-http."
     listing = found.pop(info + "list")[1].decode().split()
@@ -175,7 +176,7 @@ def test_without_root_apk_packs_under_fakeroot_from_any_folder(tmp_path):
     (tmp_path / "dist/mips/tcp-over-http").write_bytes(BINARY)
     env = {"DIST": str(tmp_path / "dist"), "APK": str(mkpkg_stand_in(tmp_path)), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     subprocess.run(["./apk", "mips"], cwd=ROOT / "scripts", env=os.environ | env, check=True)
-    assert len(list(tmp_path.rglob("*.apk"))) == len(ARCHS)
+    assert len(list(tmp_path.rglob("*.apk"))) == len(ARCHS) + 1  # and the page
 
 
 @needs_apk_tool

@@ -31,6 +31,14 @@ impl Gateway {
         let is_own = self.rewriter.borrow().settings().is_own(tuple.source);
         self.count(|totals| totals.from_lan += u64::from(!is_own));
         let target = server(&tuple);
+        if self.is_loop(&tuple, now) {
+            self.count(|totals| totals.looped += 1);
+            self.rewriter.borrow_mut().refuse(slot, Reject::Reset, now);
+            if let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() {
+                self.reject(Reject::Reset, packet);
+            }
+            return;
+        }
         self.clients.borrow_mut().note(self.client(slot), now).opened += 1;
         let syn = Rc::new(RefCell::new(Box::from(&*frame)));
         let mut parked =

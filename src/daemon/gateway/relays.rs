@@ -51,7 +51,7 @@ impl Gateway {
     }
 
     /// Ends the relays that `is_meant` for it; their clients are reset. Returns how many.
-    pub fn reset_relays(&self, is_meant: &dyn Fn(&Relayed) -> bool) -> usize {
+    fn reset_relays(&self, is_meant: &dyn Fn(&Relayed) -> bool) -> usize {
         let mut kept = self.kept.borrow_mut();
         let slots = kept.relays().filter(|(_, relayed)| is_meant(relayed)).map(|(slot, _)| slot);
         let slots: Vec<_> = slots.collect();
@@ -65,24 +65,43 @@ impl Gateway {
         slots.len()
     }
 
+    /// Ends all connections through the upstreams that `is_meant` for. Returns how many.
+    pub fn reset_through(&self, is_meant: &dyn Fn(&str) -> bool) -> usize {
+        let forwarded = self.forwarder.as_ref().map_or(0, |forwarder| forwarder.reset(is_meant));
+        forwarded + self.reset_relays(&|relayed| is_meant(&relayed.account.name))
+    }
+
     /// Shows all relays to `look`.
     pub fn visit_relays(&self, look: &mut dyn FnMut(&mut Relayed)) {
         self.kept.borrow_mut().relays().for_each(|(_, relayed)| look(relayed));
     }
 
-    /// A proxy is silent: whoever still receives something through it is left alone.
+    /// A proxy is silent: whoever still receives something through it is left alone. Of the connections that the kernel
+    /// forwards it is all of them, or none.
     pub(super) fn attend(&self, upstream: &str, alarm: Alarm) {
+        let upstreams = self.upstreams();
+        let Some(proxy) = upstreams.proxies().iter().find(|proxy| *proxy.account.name == *upstream) else {
+            return;
+        };
+        let forwarded = self.forwarded().into_iter().filter(|(name, _)| **name == *upstream);
+        let received = forwarded.map(|(_, entry)| entry.bytes[1]).sum();
         match alarm {
-            Alarm::Silent => self.visit_relays(&mut |relayed| {
-                if *relayed.account.name == *upstream {
-                    relayed.received = relayed.relay.moved().down;
-                }
-            }),
+            Alarm::Silent => {
+                proxy.account.received.set(received);
+                self.visit_relays(&mut |relayed| {
+                    if *relayed.account.name == *upstream {
+                        relayed.received = relayed.relay.moved().down;
+                    }
+                });
+            }
             Alarm::Dead => {
                 let has_ended = |relayed: &Relayed| {
                     *relayed.account.name == *upstream && relayed.relay.moved().down == relayed.received
                 };
-                let count = self.reset_relays(&has_ended);
+                let mut count = self.reset_relays(&has_ended);
+                if proxy.account.received.get() == received {
+                    count += self.forwarder.as_ref().map_or(0, |it| it.reset(&|name| name == upstream));
+                }
                 log::warn!("upstream {upstream}: silent; {count} connections reset");
             }
         }

@@ -3,12 +3,13 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use tcp_over_http::capture::nft::{self, Tables};
-use tcp_over_http::capture::{self, Desired, Path, Subnets, Uplinks};
+use tcp_over_http::capture::{Desired, Path, Subnets, Uplinks};
 
 use crate::clock::Clock;
 use crate::forward::Forwarder;
@@ -20,7 +21,28 @@ use crate::kernel::route::{self, RouteError, Routes};
 use crate::kernel::tun::Tun;
 use crate::sys;
 use tcp_over_http::config::{Config, OnFailure, PathChoice};
+use tcp_over_http::net::IpNet;
 use tcp_over_http::siphash::Key;
+
+/// How long an address may be away: a lease that is renewed may take it and put it back.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What to do about a [`Detour`].
+pub const DETOUR: &str = "connections that the kernel forwards end there: except it (ip route add throw ADDRESS table TABLE), or set path 'relay'";
+
+/// A proxy that others' routes lead into the TUN.
+pub struct Detour {
+    /// Its address.
+    pub proxy: IpAddr,
+    /// The table that has the route.
+    pub table: u32,
+}
+
+impl fmt::Display for Detour {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "table {} has a route into the device for the proxy's address {}", self.table, self.proxy)
+    }
+}
 
 /// The routes, the listeners, and the firewall's tables.
 pub struct Capture {
@@ -34,6 +56,8 @@ pub struct Capture {
     told: usize,
     /// The rules and routes of a configuration that is to be taken over, once the firewall has its tables.
     next: Option<Rc<Desired>>,
+    /// When a device has last lost an address, until sockets have been looked through for it.
+    lost_address: Option<Instant>,
 }
 
 /// What happens to it.
@@ -52,10 +76,20 @@ impl Capture {
     pub async fn set_up(config: &Config, tun: &Tun, clock: Clock, key: Key) -> Result<Self, CaptureError> {
         let routes = Routes::open(config, &config.tun).map_err(CaptureError::Routes)?;
         let uplinks = routes.uplinks().map_err(CaptureError::Routes)?;
+        // Before what it may make fail.
+        warn_of_overlaps(config, &uplinks);
         let listeners =
             listener::listen(config).map_err(|(address, error)| CaptureError::Listen(address, error))?;
-        let mut this =
-            Self { listeners, routes, firewall: None, forwarder: None, uplinks, told: 0, next: None };
+        let mut this = Self {
+            listeners,
+            routes,
+            firewall: None,
+            forwarder: None,
+            uplinks,
+            told: 0,
+            next: None,
+            lost_address: None,
+        };
         match config.path {
             PathChoice::Relay => this.relay(config)?,
             choice => match this.forward(config, tun, clock, key).await {
@@ -67,6 +101,7 @@ impl Capture {
                 result => result?,
             },
         }
+        this.warn_of_detours();
         this.firewall = this.firewall.map(Firewall::keep);
         this.routes = this.routes.keep();
         Ok(this)
@@ -82,6 +117,9 @@ impl Capture {
         let forwarder = Forwarder::new(config, clock, key).map_err(CaptureError::RawSocket)?;
         let forwarder = Rc::new(forwarder);
         self.forwarder = Some(Rc::clone(&forwarder));
+        if let Err(error) = conntrack::forget_handshakes(config.mark) {
+            log::debug!("connection tracking: {error}");
+        }
         // Before an earlier run's rules are gone, which refuse what is captured.
         self.install_firewall(config).map_err(CaptureError::Firewall)?;
         let Subnets { ipv4, ipv6 } = Subnets::new(config);
@@ -89,7 +127,7 @@ impl Capture {
             let behind = subnet.error_source().to_canonical();
             probe(tun, &forwarder, behind).await.map_err(CaptureError::Probe)?;
         }
-        self.routes.install(config, Path::Forward).map_err(CaptureError::Routes)
+        self.routes.install(config, Path::Forward, &self.uplinks).map_err(CaptureError::Routes)
     }
 
     /// Works without the firewall, too.
@@ -99,7 +137,7 @@ impl Capture {
             true => self.install_firewall(config).unwrap_or_else(|error| warn_of_missing_tables(&error)),
             false => firewall::sweep(config),
         }
-        self.routes.install(config, Path::Relay).map_err(CaptureError::Routes)
+        self.routes.install(config, Path::Relay, &self.uplinks).map_err(CaptureError::Routes)
     }
 
     fn install_firewall(&mut self, config: &Config) -> Result<(), FirewallError> {
@@ -153,7 +191,7 @@ impl Capture {
             self.firewall = Firewall::new(config).inspect_err(warn_of_missing_tables).ok();
         }
         self.replace_tables(config);
-        self.next = Some(self.routes.desired(config, self.path()));
+        self.next = Some(self.routes.desired(config, self.path(), &self.uplinks));
     }
 
     fn replace_tables(&mut self, config: &Config) {
@@ -168,11 +206,18 @@ impl Capture {
     /// Puts back what others take away, follows the uplinks and the proxies' addresses, and takes over what it is to.
     /// `config` is what it was given last.
     pub fn poll_event(&mut self, cx: &mut Context, config: &Config) -> Poll<Event> {
-        while let Poll::Ready(event) = self.routes.poll_event(cx) {
-            match event {
-                capture::Event::Gone => return Poll::Ready(Event::Gone),
-                capture::Event::Restore => self.routes.restore_later(),
-                capture::Event::Network => self.follow_uplinks(config),
+        while let Poll::Ready(events) = self.routes.poll_events(cx) {
+            if events.gone {
+                return Poll::Ready(Event::Gone);
+            }
+            if events.restore {
+                self.routes.restore_later();
+            }
+            if events.network {
+                self.follow_uplinks(config);
+            }
+            if events.lost_address {
+                self.lost_address = Some(Instant::now());
             }
         }
         if let Some(forwarder) = &self.forwarder
@@ -206,12 +251,52 @@ impl Capture {
         replaced.map(|result| Event::Reconfigured(result.map_err(CaptureError::Routes)))
     }
 
+    /// Resets connections whose local address is gone: nothing will ever come back to it. Called once a second or so.
+    pub fn tick(&mut self) {
+        if self.lost_address.is_none_or(|lost| lost.elapsed() < ADDRESS_PATIENCE) {
+            return;
+        }
+        self.lost_address = None;
+        let reset = route::addresses().map_err(|error| error.to_string()).and_then(|addresses| {
+            let is_lost = |ip| addresses.iter().all(|net| net.addr() != ip);
+            if let Some(forwarder) = &self.forwarder {
+                forwarder.lose_ways(&is_lost);
+            }
+            sys::reset_connections(&is_lost).map_err(|error| format!("look through sockets: {error}"))
+        });
+        match reset {
+            Ok(0) => {}
+            Ok(count) => log::info!("{count} connections were reset: their local address is gone"),
+            Err(error) => log::warn!("{error}"),
+        }
+    }
+
+    fn warn_of_detours(&self) {
+        for proxy in self.proxies() {
+            if let Some(table) = self.uplinks.detour(proxy.ip()) {
+                log::warn!("{}: {DETOUR}", Detour { proxy: proxy.ip(), table });
+            }
+        }
+    }
+
     fn follow_uplinks(&mut self, config: &Config) {
         match self.routes.uplinks() {
             Ok(uplinks) if uplinks != self.uplinks => {
                 log::debug!("uplinks: devices {:?}, networks {:?}", uplinks.devices, uplinks.networks);
+                let had_default = self.uplinks.has_default;
                 self.uplinks = uplinks;
+                self.warn_of_detours();
+                warn_of_overlaps(config, &self.uplinks);
                 self.replace_tables(config);
+                // What is to be taken over next was made for the uplinks before.
+                let is_other = self.path() == Path::Forward && had_default != self.uplinks.has_default;
+                if is_other || self.next.is_some() {
+                    let desired = self.routes.desired(config, self.path(), &self.uplinks);
+                    match &mut self.next {
+                        Some(next) => *next = desired,
+                        None => self.routes.follow(desired),
+                    }
+                }
             }
             Ok(_) => {}
             Err(error) => log::warn!("{error}"),
@@ -241,15 +326,16 @@ impl Capture {
         if let Err(error) = self.routes.remove() {
             log::warn!("{error}");
         }
-        let entries = match self.forwarder {
-            Some(_) => conntrack::forwarded(config.mark).unwrap_or_default(),
-            None => Vec::new(),
-        };
-        match entries.iter().filter(|entry| entry.is_live).count() {
+        // Where conntrack does not tell, there may be some.
+        let live = self.forwarder.map_or(0, |_| match conntrack::forwarded(config.mark) {
+            Ok(entries) => entries.iter().filter(|entry| entry.is_live).count(),
+            Err(_) => usize::MAX,
+        });
+        match live {
             0 => self.firewall.into_iter().for_each(Firewall::remove),
-            live => {
+            _ => {
                 drop(self.firewall);
-                log::info!("{live} forwarded connections go on; what their NAT needs stays until `unblock`");
+                log::info!("forwarded connections go on; what their NAT needs stays until `unblock`");
                 firewall::run(&nft::leave_nat(&nft::name(config)))
                     .unwrap_or_else(|error| log::warn!("{error}"));
             }
@@ -266,10 +352,37 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
     let path = if config.path == PathChoice::Relay { Path::Relay } else { Path::Forward };
     let uplinks = route::uplinks(0)?;
     let tables = Tables { config, path, is_running: false, uplinks: &uplinks, proxies: &[] };
-    if let Err(error) = firewall::run(&tables.create()) {
+    // Without a device there is no daemon, and what there is may know another network.
+    let commands = if route::index(&config.tun) == 0 { tables.replace() } else { tables.create() };
+    if let Err(error) = firewall::run(&commands) {
         log::debug!("{error}"); // there are some, or it has none
     }
     route::block(config)
+}
+
+fn warn_of_overlaps(config: &Config, uplinks: &Uplinks) {
+    for &net in &uplinks.networks {
+        if let Some((option, ours)) = config.overlapping(net) {
+            log::error!("{}", Overlap { net, option, ours });
+        }
+    }
+}
+
+/// A network of this machine that has addresses in common with one of ours.
+pub struct Overlap {
+    /// The machine's.
+    pub net: IpNet,
+    /// The option that has ours...
+    pub option: &'static str,
+    /// ...and its value.
+    pub ours: IpNet,
+}
+
+impl fmt::Display for Overlap {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { net, option, ours } = self;
+        write!(f, "network {net} overlaps {ours}, and can't be reached: set {option} to another network")
+    }
 }
 
 /// Relaying also works without the firewall.

@@ -7,8 +7,8 @@ use std::mem;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use log::warn;
-use tcp_over_http::capture::{self, Action, Desired, Event, Owner, Path, Plan, Uplinks, link};
+use log::{Level, warn};
+use tcp_over_http::capture::{self, Action, Desired, Events, Owner, Path, Plan, Uplinks, link};
 use tokio::io::unix::AsyncFd;
 
 use super::netlink::{self, Socket};
@@ -33,6 +33,9 @@ const WATCHED: u32 = (libc::RTMGRP_LINK
     | libc::RTMGRP_IPV6_ROUTE
     | libc::RTMGRP_IPV4_RULE
     | 1 << (libc::RTNLGRP_IPV6_RULE - 1)) as u32;
+
+/// Why rules and routes are changed that nobody has taken away.
+const FOLLOWED: &str = "default routes have come or gone";
 
 /// What the daemon has changed in the kernel, and a watch over it.
 pub struct Routes {
@@ -89,9 +92,9 @@ impl Routes {
     /// If it fails, or is not [kept](Routes::keep) since something else does, nothing is left behind with `on_failure
     /// 'direct'`; with `'block'` everything stays, leftovers included: what was refused must not leak because the daemon
     /// can't start again.
-    pub fn install(&mut self, config: &Config, path: Path) -> Result<(), RouteError> {
+    pub fn install(&mut self, config: &Config, path: Path, uplinks: &Uplinks) -> Result<(), RouteError> {
         self.undo = config.on_failure == OnFailure::Direct;
-        self.desired = self.desired(config, path);
+        self.desired = self.desired(config, path, uplinks);
         self.restore()?;
         self.warn_of_strict_filters();
         Ok(())
@@ -119,12 +122,18 @@ impl Routes {
     }
 
     /// What a configuration asks for; the log tells what of it can't be had.
-    pub fn desired(&self, config: &Config, path: Path) -> Rc<Desired> {
-        let desired = Desired::new(config, path, &self.device.name, Some(self.device.index));
+    pub fn desired(&self, config: &Config, path: Path, uplinks: &Uplinks) -> Rc<Desired> {
+        let desired = Desired::new(config, path, &self.device.name, Some(self.device.index), uplinks);
         for ignored in &desired.ignored {
             warn!("{ignored}");
         }
         Rc::new(desired)
+    }
+
+    /// Changes what is captured since the default routes have: in the background, as [`Routes::restore_later`].
+    pub fn follow(&mut self, desired: Rc<Desired>) {
+        self.desired = desired;
+        self.lost = Some(FOLLOWED);
     }
 
     /// Changes what is captured; the TUN and its addresses stay. [`Routes::poll_replaced`] does it.
@@ -170,7 +179,8 @@ impl Routes {
                 (Purpose::Restore(why), result) => {
                     // If the device is on its way out, that will be the next event.
                     let end = result.as_ref().map_or_else(|error| error as &dyn Display, |()| &"restored");
-                    warn!("{why}: {end}");
+                    let level = if result.is_ok() && why == FOLLOWED { Level::Debug } else { Level::Warn };
+                    log::log!(level, "{why}: {end}");
                 }
             }
         }
@@ -188,34 +198,24 @@ impl Routes {
         clear(&self.owner)
     }
 
-    /// The next thing that somebody else did to our configuration.
-    pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+    /// What others have done since: several changes at once make one answer.
+    pub fn poll_events(&mut self, cx: &mut Context<'_>) -> Poll<Events> {
         let mut buffer = Vec::new();
-        let (mut restore, mut network) = (false, false);
-        loop {
-            let mut ready = match self.watch.poll_read_ready(cx) {
-                Poll::Ready(Ok(ready)) => ready,
-                // All is read (or the runtime ends): several changes make one event.
-                _ if restore => return Poll::Ready(Event::Restore),
-                _ if network => return Poll::Ready(Event::Network),
-                _ => return Poll::Pending,
-            };
+        let mut events = Events::default();
+        // (An error says that the runtime ends.)
+        while let Poll::Ready(Ok(mut ready)) = self.watch.poll_read_ready(cx) {
             buffer.resize(netlink::READ_SIZE, 0);
-            let event = match ready.try_io(|watch| watch.get_ref().read(&mut buffer)) {
+            match ready.try_io(|watch| watch.get_ref().read(&mut buffer)) {
                 Ok(Ok(length)) => {
-                    capture::judge(buffer.get(..length).unwrap_or_default(), self.device.index, &self.desired)
+                    let bytes = buffer.get(..length).unwrap_or_default();
+                    capture::judge(bytes, self.device.index, &self.desired, &mut events);
                 }
-                // Notifications were lost (ENOBUFS): anything may have happened.
-                Ok(Err(_)) => Some(Event::Restore),
-                Err(_would_block) => None,
-            };
-            match event {
-                Some(Event::Gone) => return Poll::Ready(Event::Gone),
-                Some(Event::Restore) => restore = true,
-                Some(Event::Network) => network = true,
-                None => {}
+                // Notifications were lost (ENOBUFS).
+                Ok(Err(_)) => events = Events { gone: events.gone, ..Events::ANY },
+                Err(_would_block) => {}
             }
         }
+        if events == Events::default() { Poll::Pending } else { Poll::Ready(events) }
     }
 
     /// The filter looks up the way back without the mark, finds our capture, and drops the proxies' answers.
@@ -267,16 +267,38 @@ pub fn uplinks(tun: u32) -> Result<Uplinks, RouteError> {
     Ok(uplinks.finish())
 }
 
+/// The number of the device of this name; 0 if there is none.
+pub fn index(name: &str) -> u32 {
+    let mut index = 0;
+    if let Ok(mut socket) = Socket::open(libc::NETLINK_ROUTE) {
+        _ = socket.get(link::find(name), &mut |received| index = link::index(received.body));
+    }
+    index
+}
+
+/// All addresses of this machine, each with its network.
+pub fn addresses() -> Result<Vec<IpNet>, RouteError> {
+    let mut socket = Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?;
+    let mut found = Vec::new();
+    let mut list = || -> Result<(), netlink::Error> {
+        socket.begin_dump(link::addresses())?;
+        while !socket.receive(&mut |received| found.extend(link::address(received.body)))? {}
+        Ok(())
+    };
+    list().map_err(RouteError::ListAddresses)?;
+    Ok(found)
+}
+
 /// What captures, less what leads to the TUN.
 fn refusing(config: &Config) -> Rc<Desired> {
-    Rc::new(Desired::new(config, Path::Relay, &config.tun, None))
+    Rc::new(Desired::new(config, Path::Relay, &config.tun, None, &Uplinks::default()))
 }
 
 /// How many of the rules and routes of a running daemon are not there.
 pub fn missing(config: &Config, path: Path) -> Result<usize, RouteError> {
     let mut socket = Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?;
     let tun = Device::find(&mut socket, &config.tun, config)?;
-    let desired = Rc::new(Desired::new(config, path, &config.tun, Some(tun.index)));
+    let desired = Rc::new(Desired::new(config, path, &config.tun, Some(tun.index), &uplinks(tun.index)?));
     Change::begin(&Owner::new(config), &desired)?.count_missing()
 }
 
@@ -300,6 +322,8 @@ pub enum RouteError {
     Change(Action, netlink::Error),
     /// List the rules and routes there are.
     List(netlink::Error),
+    /// List this machine's addresses.
+    ListAddresses(netlink::Error),
 }
 
 impl Display for RouteError {
@@ -313,6 +337,7 @@ impl Display for RouteError {
             }
             Self::Change(action, cause) => write!(f, "{action}: {cause}"),
             Self::List(cause) => write!(f, "list rules and routes: {cause}"),
+            Self::ListAddresses(cause) => write!(f, "list addresses: {cause}"),
         }
     }
 }

@@ -12,14 +12,15 @@ use tcp_over_http::dns;
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::net::IpNet;
 
+use crate::kernel::capture::{DETOUR, Detour, Overlap};
 use crate::kernel::{firewall, route, sysctl};
 use crate::report::{control, json};
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 use crate::sys;
 use crate::upstream::Upstreams;
 use crate::upstream::dial::{self, HandshakeError};
 use crate::upstream::exchange::any_address;
-use tcp_over_http::config::Config;
+use tcp_over_http::config::{Config, PathChoice};
 
 /// For the proxy's answer: one that allows a port where the target drops packets may stay silent for long.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -43,11 +44,13 @@ const HARDWARE: &str = "if connections stall, set flow_offloading_hw '0'; in sof
 const LEAK: &str = "it goes around the proxy: set ipv6 '1', or give clients no IPv6";
 const PRIVATE: &str =
     "browsers take these for the local network and block pages: leave fakeip_range6 out, for 2001:2::/64";
-const NO_CLIENT: &str = "if there should be one: is it in the zone or interface that is captured, does something drop what is forwarded (Docker does)?";
+const NO_CLIENT: &str = "if there should be one: is it in the zone or interface that is captured (what comes in by a default route's device is not, unless interface names it), does something drop what is forwarded (Docker does)?";
 const TIME: &str =
     "their UDP can't go through the proxy: list direct_domain 'pool.ntp.org', and direct_server";
 const NO_NAME: &str = "list resolver '...', or give its address as host";
 const NO_PROXY: &str = "check host and port, and the way there";
+const LOOPED: &str =
+    "exempt the address that they come from: list client_bypass, or local '0' (the log says which)";
 const LOOP: &str = "they would be captured: set a mark";
 const OVERLAP: &str = "they would be captured despite the mark: does its network overlap address, address6, or a range of fake addresses?";
 const NO_HTTP: &str = "check the port: this is no HTTP proxy";
@@ -159,6 +162,9 @@ fn daemon(findings: &mut Findings, config: &Config) {
     if config.captures() && json::find(&now, &["flows", "from_lan"]) == Some("0") {
         findings.warn(format_args!("no connection of another machine has come yet"), NO_CLIENT);
     }
+    if json::find(&now, &["flows", "looped"]).is_some_and(|count| count != "0") {
+        findings.fail(format_args!("a proxy's own connections come back to it"), LOOPED);
+    }
     if json::find(&now, &["dns", "time"]).is_some_and(|count| count != "0") {
         findings.warn(format_args!("clients get fake addresses for time servers"), TIME);
     }
@@ -179,8 +185,19 @@ fn listener<'a>(status: &'a str, key: &str) -> Option<&'a str> {
 
 /// What others have set up.
 fn system(findings: &mut Findings, config: &Config) {
+    if let Some(warning) = settings::warning(config) {
+        line(format_args!("warn  {warning}"));
+    }
     for device in sysctl::strict_devices() {
         findings.warn(format_args!("rp_filter of {device} is strict"), STRICT);
+    }
+    if let Ok(uplinks) = route::uplinks(route::index(&config.tun)) {
+        for &net in &uplinks.networks {
+            if let Some((option, ours)) = config.overlapping(net) {
+                findings.failed = true;
+                line(format_args!("FAIL  {}", Overlap { net, option, ours }));
+            }
+        }
     }
     let firewall = fs::read_to_string("/etc/config/firewall").unwrap_or_default();
     if firewall.lines().any(|line| line.trim_ascii() == "option flow_offloading_hw '1'") {
@@ -212,6 +229,15 @@ async fn examine_proxy(
     if addresses.iter().any(|&ip| is_captured(config, SocketAddr::new(ip, proxy.port))) {
         let advice = if config.mark == 0 { LOOP } else { OVERLAP };
         findings.fail(format_args!("upstream {name}: connections enter {}", config.tun), advice);
+    }
+    if config.path != PathChoice::Relay
+        && let Ok(uplinks) = route::uplinks(route::index(&config.tun))
+    {
+        for &proxy in &*addresses {
+            if let Some(table) = uplinks.detour(proxy) {
+                findings.warn(format_args!("upstream {name}: {}", Detour { proxy, table }), DETOUR);
+            }
+        }
     }
     let mut is_reached = true;
     for (port, advice) in PORTS {

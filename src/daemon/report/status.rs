@@ -10,7 +10,6 @@ use tcp_over_http::upstream::clients::Client;
 use tcp_over_http::upstream::health;
 
 use crate::gateway::Gateway;
-use crate::kernel::conntrack;
 use crate::relay::Moved;
 use crate::report::document::{Document, Layout};
 use crate::upstream::stats::Stats;
@@ -41,12 +40,12 @@ pub fn status(gateway: &Gateway, config: &Config) -> Document {
     status.number("forwarded", totals.forwarded);
     status.number("refused", totals.refused);
     status.number("yielded", totals.yielded);
+    status.number("looped", totals.looped);
     status.number("from_lan", totals.from_lan);
 
     if gateway.path() == Path::Forward {
-        let mut entries = conntrack::forwarded(config.mark).unwrap_or_default();
-        entries.retain(|entry| entry.is_live);
-        let bytes = |way: usize| entries.iter().map(|entry| entry.bytes[way]).sum();
+        let entries = gateway.forwarded();
+        let bytes = |way: usize| entries.iter().map(|(_, entry)| entry.bytes[way]).sum();
         status.subject("forwarding");
         status.number("live", entries.len() as u64);
         status.number("up", bytes(0));
@@ -117,6 +116,7 @@ pub fn upstreams(gateway: &Gateway) -> Document {
 fn list_upstreams(document: &mut Document, gateway: &Gateway) {
     let upstreams = gateway.upstreams();
     let (choice, now) = (upstreams.choice(), upstreams.now());
+    let forwarded = gateway.forwarded();
     document.list("upstreams", "upstream");
     for (index, proxy) in upstreams.proxies().iter().enumerate() {
         let name = &proxy.account.name;
@@ -128,6 +128,10 @@ fn list_upstreams(document: &mut Document, gateway: &Gateway) {
                 moved.add(relayed.relay.moved());
             }
         });
+        for (_, entry) in forwarded.iter().filter(|(upstream, _)| upstream == name) {
+            flows += 1;
+            moved.add(Moved { up: entry.bytes[0], down: entry.bytes[1] });
+        }
         let (state, why, until) = match choice.state(index) {
             None => ("uplink_down", None, None),
             Some(health::State::Ok) => ("ok", None, None),
@@ -183,6 +187,7 @@ pub fn history(gateway: &Gateway) -> Document {
 /// The clients, as far as they are remembered.
 pub fn clients(gateway: &Gateway) -> Document {
     let (clients, now) = (gateway.clients().borrow(), gateway.now());
+    let forwarded = gateway.forwarded();
     let columns = &["client", "flows", "opened", "refused", "up", "down", "seconds_ago"];
     let mut document = Document::new(Layout::Table(columns));
     document.list("clients", "client");
@@ -194,6 +199,10 @@ pub fn clients(gateway: &Gateway) -> Document {
                 moved.add(relayed.relay.moved());
             }
         });
+        for (_, entry) in forwarded.iter().filter(|(_, entry)| entry.client.to_canonical() == address) {
+            flows += 1;
+            moved.add(Moved { up: entry.bytes[0], down: entry.bytes[1] });
+        }
         document.element();
         document.text("client", address.to_string());
         document.number("flows", flows);

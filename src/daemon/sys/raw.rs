@@ -70,11 +70,12 @@ impl RawSocket {
     }
 }
 
-/// The MTU in bytes of the way to `address`, as the kernel knows it: `IP_MTU` (ip(7)). With the mark of upstream sockets.
+/// The way to `address`, as the kernel knows it: its MTU in bytes, `IP_MTU` (ip(7)), and the address that it begins at.
+/// With the mark of upstream sockets.
 ///
 /// # Errors
 /// There is no way.
-pub fn route_mtu(address: SocketAddr, mark: u32) -> io::Result<u16> {
+pub fn route_to(address: SocketAddr, mark: u32) -> io::Result<(u16, IpAddr)> {
     /// <linux/in.h> and <linux/in6.h>
     const IP_MTU: c_int = 14;
     const IPV6_MTU: c_int = 24;
@@ -89,7 +90,7 @@ pub fn route_mtu(address: SocketAddr, mark: u32) -> io::Result<u16> {
         SocketAddr::V6(_) => (libc::IPPROTO_IPV6, IPV6_MTU),
     };
     let mtu = option(&socket, level, name)?;
-    Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
+    Ok((u16::try_from(mtu).unwrap_or(u16::MAX), socket.local_addr()?.ip()))
 }
 
 /// As a `struct sockaddr_in` or `sockaddr_in6` without a port, and its length.

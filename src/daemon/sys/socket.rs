@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::{check, check_size};
 
@@ -19,13 +19,7 @@ pub fn accept(listener: &File) -> io::Result<(TcpStream, SocketAddr)> {
     let fd = check(unsafe { libc::accept4(listener.as_raw_fd(), place, &raw mut length, flags) })?;
     // SAFETY: the descriptor is new and owned by nobody else.
     let stream = unsafe { TcpStream::from_raw_fd(fd) };
-    let port = u16::from_be(address.sin6_port);
-    let ip = match c_int::from(address.sin6_family) {
-        libc::AF_INET6 => IpAddr::from(address.sin6_addr.s6_addr),
-        // `sin_port` is where `sin6_port` is, and `sin_addr` where `sin6_flowinfo` is.
-        _ => IpAddr::from(address.sin6_flowinfo.to_ne_bytes()),
-    };
-    Ok((stream, SocketAddr::new(ip, port)))
+    Ok((stream, address_in(&address)))
 }
 
 /// Opens a netlink socket of `protocol` (`NETLINK_*`). One that joins multicast `groups` (a mask) does not block.
@@ -75,6 +69,64 @@ pub fn discard(socket: impl AsFd, length: usize) -> io::Result<usize> {
     let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
     // SAFETY: with MSG_TRUNC TCP writes nothing to the buffer (tcp(7)), so null will do.
     check_size(unsafe { libc::recv(socket.as_fd().as_raw_fd(), std::ptr::null_mut(), length, flags) })
+}
+
+/// Resets each TCP connection of this process whose local address is such a one, whoever has its socket, and learns of it
+/// by an error; those that are being opened, too. Returns how many.
+///
+/// # Errors
+/// /proc can't be read.
+pub fn reset_connections(is_such: &dyn Fn(IpAddr) -> bool) -> io::Result<usize> {
+    const LISTEN: c_int = 10; // <net/tcp_states.h>
+    const CLOSE: c_int = 7;
+    let mut count = 0;
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let Some(fd) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // SAFETY: it is used by calls that fail if nothing is open there.
+        let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+        // What is no TCP socket has no such state.
+        let Ok(state) = tcp_state(socket) else { continue };
+        if !matches!(state, LISTEN | CLOSE) && local_address(socket).is_some_and(is_such) {
+            let address =
+                libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+            let length = size_of_val(&address) as libc::socklen_t;
+            // SAFETY: the pointer and the length are those of `address`.
+            count += usize::from(unsafe { libc::connect(fd, &raw const address, length) } == 0);
+        }
+    }
+    Ok(count)
+}
+
+/// The state of a TCP socket: the first byte of `TCP_INFO` (tcp(7)).
+fn tcp_state(socket: BorrowedFd) -> io::Result<c_int> {
+    let mut state: u8 = 0;
+    let mut length = 1;
+    let place = (&raw mut state).cast();
+    let fd = socket.as_raw_fd();
+    // SAFETY: writes no more than one byte.
+    check(unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, place, &raw mut length) })?;
+    Ok(state.into())
+}
+
+/// The address that a socket of IPv4 or IPv6 has here, IPv4 not mapped.
+fn local_address(socket: BorrowedFd) -> Option<IpAddr> {
+    // SAFETY: plain numbers, for which all bits 0 is a value.
+    let mut address: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
+    let mut length = size_of_val(&address) as libc::socklen_t;
+    let place = (&raw mut address).cast::<libc::sockaddr>();
+    // SAFETY: writes no more than `length` bytes of one struct.
+    check(unsafe { libc::getsockname(socket.as_raw_fd(), place, &raw mut length) }).ok()?;
+    Some(address_in(&address).ip().to_canonical())
+}
+
+/// The address in a `struct sockaddr_in6`, or in a `struct sockaddr_in` in its place.
+fn address_in(address: &libc::sockaddr_in6) -> SocketAddr {
+    let ip = match c_int::from(address.sin6_family) {
+        libc::AF_INET6 => IpAddr::from(address.sin6_addr.s6_addr),
+        // `sin_port` is where `sin6_port` is, and `sin_addr` where `sin6_flowinfo` is.
+        _ => IpAddr::from(address.sin6_flowinfo.to_ne_bytes()),
+    };
+    SocketAddr::new(ip, u16::from_be(address.sin6_port))
 }
 
 /// How many bytes that a TCP socket has sent, its FIN included, are not acknowledged yet: `SIOCOUTQ` (tcp(7)).

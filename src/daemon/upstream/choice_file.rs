@@ -70,9 +70,9 @@ fn write(path: &str, name: &str) -> io::Result<()> {
         };
     }
     if let Some(directory) = Path::new(path).parent() {
-        fs::create_dir_all(directory)?;
+        _ = fs::create_dir(directory); // or it is there
     }
-    sys::replace(path, format!("{name}\n").as_bytes())
+    sys::replace(path, [name, "\n"].concat().as_bytes())
 }
 
 #[cfg(test)]

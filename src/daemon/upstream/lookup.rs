@@ -80,6 +80,18 @@ impl Lookup {
         Some(known.outcome.clone())
     }
 
+    /// Whether this address is known to be one of its.
+    pub fn has(&self, address: IpAddr) -> bool {
+        let known = self.known.borrow();
+        let addresses = known.as_ref().and_then(|known| known.outcome.as_ref().ok());
+        addresses.is_some_and(|addresses| addresses.contains(&address))
+    }
+
+    /// Whether this is its name.
+    pub fn is_for(&self, name: &str) -> bool {
+        self.name.trim_end_matches('.').eq_ignore_ascii_case(name)
+    }
+
     /// The addresses, asked for if none are known.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 use tcp_over_http::config::{Host, UpstreamConfig};
-use tcp_over_http::http::connect::Request;
+use tcp_over_http::http::connect::{Request, Target};
 use tcp_over_http::http::digest::Offer;
 use tcp_over_http::http::login::{Authorization, Denial, Login};
 use tcp_over_http::upstream::Failure;
@@ -43,6 +43,8 @@ pub struct Account {
     pub name: Rc<str>,
     /// What has become of the tunnels that it was asked for.
     pub stats: Cell<Stats>,
+    /// Bytes that the kernel had forwarded from it when it fell silent.
+    pub received: Cell<u64>,
 }
 
 /// A proxy of the configuration, its addresses, and what has been counted.
@@ -81,7 +83,11 @@ impl Proxy {
     /// `InvalidInput` if the resolver cannot be asked for its name.
     pub fn new(config: &UpstreamConfig, resolver: &Rc<Resolver>) -> io::Result<Self> {
         Ok(Self {
-            account: Rc::new(Account { name: config.name.as_str().into(), stats: Cell::default() }),
+            account: Rc::new(Account {
+                name: config.name.as_str().into(),
+                stats: Cell::default(),
+                received: Cell::default(),
+            }),
             host: match &config.host {
                 Host::Ip(ip) => Addresses::Fixed(Rc::new([*ip])),
                 Host::Name(name) => {
@@ -121,6 +127,17 @@ impl Proxy {
                 None => lookup.addresses().await,
             },
         }
+    }
+
+    /// Whether this is what a client wants to connect to, as far as its addresses are known.
+    pub fn is_at(&self, target: Target<'_>) -> bool {
+        let (is_host, port) = match (target, &self.host) {
+            (Target::Ip(to), Addresses::Fixed(addresses)) => (addresses.contains(&to.ip()), to.port()),
+            (Target::Ip(to), Addresses::Named(lookup)) => (lookup.has(to.ip()), to.port()),
+            (Target::Name(name, port), Addresses::Named(lookup)) => (lookup.is_for(name), port),
+            (Target::Name(..), Addresses::Fixed(_)) => return false,
+        };
+        is_host && port == self.port
     }
 
     /// A dial begins: counts it. Returns what the proxy is told of us.

@@ -63,7 +63,8 @@ def summary(packet):
         protocol, payload = packet[6], packet[40:]
     if protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP) and len(payload) >= 4:
         from_port, to_port = struct.unpack("!HH", payload[:4])
-        return f"protocol {protocol} {literal(source)}:{from_port} > {literal(destination)}:{to_port}"
+        flags = f" flags {payload[13]:#x}" if protocol == socket.IPPROTO_TCP and len(payload) > 13 else ""
+        return f"protocol {protocol} {literal(source)}:{from_port} > {literal(destination)}:{to_port}{flags}"
     return f"protocol {protocol} {source} > {destination}"
 
 

@@ -99,7 +99,8 @@ class Router:
             (applets / name).symlink_to("/usr/bin/busybox")
         for name in ("nft", "fw4", "dnsmasq"):
             (applets / name).symlink_to(f"/usr/sbin/{name}")
-        (applets / "jsonfilter").symlink_to("/usr/bin/jsonfilter")
+        for name in ("jsonfilter", "uci"):
+            (applets / name).symlink_to(f"/usr/bin/{name}")
         (self.root / "etc/resolv.conf").unlink(missing_ok=True)
         (self.root / "etc/resolv.conf").write_text("nameserver 127.0.0.1\n")
         uplink = self.root / "tmp/resolv.conf.d/resolv.conf.auto"
@@ -208,28 +209,36 @@ class Router:
             self.start_network()
 
     def start_network(self):
-        """netifd's part: the loopback's routes go before it comes up; addresses, links, hotplug, and the firewall anew."""
+        """netifd's part: all rules go, and the loopback's routes before it comes up; addresses, links, hotplug, and the
+        firewall anew."""
         self.space.run("ip", "link", "set", "lo", "down")
         for family in ("-4", "-6"):
+            self.space.run("ip", family, "rule", "flush")
+            for priority, table in (("32766", "main"), ("32767", "default")):
+                self.space.run("ip", family, "rule", "add", "priority", priority, "lookup", table)
             self.space.run("ip", family, "route", "flush", "table", "all", "dev", "lo", check=False)
         self.space.run("ip", "link", "set", "lo", "up")
-        for script in sorted((self.root / "etc/hotplug.d/iface").glob("*")):
-            self.run("sh", f"/etc/hotplug.d/iface/{script.name}", env={"ACTION": "ifup", "INTERFACE": "loopback"})
+        self.hotplug("loopback")
         batch(
             self.space,
-            f"addr add {ROUTER_LAN}/24 dev br-lan",
-            f"addr add {ROUTER_LAN6}/64 dev br-lan nodad",
-            "addr add 10.2.0.1/24 dev br-guest",
-            "addr add fd02::1/64 dev br-guest nodad",
+            f"addr replace {ROUTER_LAN}/24 dev br-lan",
+            f"addr replace {ROUTER_LAN6}/64 dev br-lan nodad",
+            "addr replace 10.2.0.1/24 dev br-guest",
+            "addr replace fd02::1/64 dev br-guest nodad",
             *(f"link set {name} up" for name in ("lan", "guest", "br-lan", "br-guest")),
         )
-        batch(self.guest, "route add default via 10.2.0.1", "route add default via fd02::1")
+        batch(self.guest, "route replace default via 10.2.0.1", "route replace default via fd02::1")
         self.network.client.run("ip", "route", "replace", "default", "via", ROUTER_LAN)
         self.network.client.run("ip", "-6", "route", "replace", "default", "via", ROUTER_LAN6)
+        self.hotplug("lan")
         self.run("fw4", "-q", "reload")
         # The bridge forwards at once: no spanning tree.
         reach = lambda: self.network.client.run("ping", "-c1", "-W1", ROUTER_LAN, check=False).returncode == 0
         until(reach, "the LAN is up")
+
+    def hotplug(self, interface):
+        for script in sorted((self.root / "etc/hotplug.d/iface").glob("*")):
+            self.run("sh", f"/etc/hotplug.d/iface/{script.name}", env={"ACTION": "ifup", "INTERFACE": interface})
 
     def log(self):
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""

@@ -39,12 +39,12 @@ impl World {
     fn try_install_for(&self, path: Path, config: &Config) -> Result<Routes, RouteError> {
         let _runtime = self.0.enter();
         let mut routes = Routes::open(config, TUN)?;
-        routes.install(config, path).map(|()| routes.keep())
+        routes.install(config, path, &Uplinks::default()).map(|()| routes.keep())
     }
 
     /// Changes what is captured, as the event loop has it done.
     fn reconfigure(&self, routes: &mut Routes, config: &Config) -> Result<(), RouteError> {
-        routes.replace(routes.desired(config, Path::Relay));
+        routes.replace(routes.desired(config, Path::Relay, &Uplinks::default()));
         self.0.block_on(poll_fn(|cx| routes.poll_replaced(cx)))
     }
 
@@ -56,19 +56,27 @@ impl World {
         });
     }
 
-    /// The event that there is. The kernel queues events while it makes the change, so that the wait is
-    /// only for the runtime to look.
+    /// What has happened to us. The kernel queues events while it makes the change, so that the wait is only for the
+    /// runtime to look.
     fn event(&self, routes: &mut Routes) -> Option<Event> {
         self.0.block_on(async {
             loop {
-                let event = poll_fn(|cx| routes.poll_event(cx));
-                match tokio::time::timeout(Duration::from_millis(50), event).await.ok() {
-                    Some(Event::Network) => {} // what others' routes do is not ours
-                    event => return event,
+                let events = poll_fn(|cx| routes.poll_events(cx));
+                match tokio::time::timeout(Duration::from_millis(50), events).await {
+                    Ok(events) if events.gone => return Some(Event::Gone),
+                    Ok(events) if events.restore => return Some(Event::Restore),
+                    Ok(_) => {} // what happens to others is not ours
+                    Err(_) => return None,
                 }
             }
         })
     }
+}
+
+#[derive(Debug, PartialEq)]
+enum Event {
+    Restore,
+    Gone,
 }
 
 /// Runs a test on a thread with a new network namespace, which ends with the thread, however it ends.

@@ -1,7 +1,8 @@
 # shellcheck shell=dash disable=SC2154 # the init script loads the options
 # Sourced by the init script: with `option dns`, dnsmasq asks the daemon for all names but those that it has servers
 # of their own for, or only for those of `list dns_domain`. Each instance gets a file in its conf-dir, which is read
-# only at a start. What its own configuration must not say meanwhile is overridden by states, since nothing of ours is
+# only at a start: hence the restart. (SIGHUP rereads a servers-file, which would have to be named at a start before, and
+# can neither say no-resolv nor exempt domains from rebind protection.) What its own configuration must not say meanwhile is overridden by states, since nothing of ours is
 # in /etc/config.
 
 # The files made: a line for each instance.

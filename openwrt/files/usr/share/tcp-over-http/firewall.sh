@@ -29,9 +29,9 @@ firewall_open() {
 	for part in input forward zone; do
 		mv "$FIREWALL/$part.new" "$FIREWALL/$part.nft"
 	done
+	# They stay also if fw4 fails on something else: once that is mended, its reload takes them, too.
 	firewall_reload && return
-	logger -t "$NAME" -p daemon.err "the firewall fails its check: it stays as it was"
-	firewall_close
+	logger -t "$NAME" -p daemon.err "the firewall fails its check (fw4 check): it stays as it was, and captured traffic is refused until it is mended and reloaded"
 	return 1
 }
 

@@ -20,7 +20,7 @@ fn install_and_remove_leave_nothing() {
         assert_eq!(
             ip("rule"),
             "0:\tfrom all lookup local\n\
-             900:\tfrom all iif toh0 goto 916 proto 116\n\
+             902:\tfrom all iif toh0 goto 916 proto 116\n\
              903:\tfrom all fwmark 0x74000000/0xff000000 goto 916 proto 116\n\
              903:\tfrom all fwmark 0x76000000/0xff000000 goto 916 proto 116\n\
              903:\tfrom 192.0.2.1 goto 916 proto 116\n\

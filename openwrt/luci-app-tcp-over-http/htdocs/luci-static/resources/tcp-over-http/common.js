@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT
+'use strict';
+'require baseclass';
+'require rpc';
+
+/* What the pages share: the calls, the daemon's words in the reader's language, and graphs.
+ *
+ * E() takes a string for HTML, and one in a list for text: what comes from the router is in lists. */
+
+const callStatus = rpc.declare({ object: 'tcp-over-http', method: 'status' });
+const callSettings = rpc.declare({ object: 'tcp-over-http', method: 'settings' });
+
+/* Of a proxy: what it is called, and how good that is. */
+const STATES = {
+	ok: [ _('works'), 'good' ],
+	resting: [ _('rests'), 'bad' ],
+	confirming: [ _('is being tested'), 'fair' ],
+	holding: [ _('answers again'), 'fair' ],
+	uplink_down: [ _('uplink down'), 'bad' ]
+};
+
+const REASONS = {
+	'uplink down': _('uplink down'),
+	'cannot be reached': _('cannot be reached'),
+	'does not answer': _('does not answer'),
+	'closed, or spoke no HTTP': _('closed, or spoke no HTTP'),
+	'407: refuses the credentials': _('407: refuses the credentials'),
+	'no answer to CONNECT': _('no answer to CONNECT'),
+	'refused': _('refused'),
+	'answers again': _('answers again'),
+	'ok': _('works'),
+	'uplink up': _('uplink up'),
+	'silent: connections reset': _('silent: connections reset'),
+	'chosen': _('chosen'),
+	'no longer chosen': _('no longer chosen')
+};
+
+const DROPS = {
+	malformed: _('malformed packets'),
+	fragment: _('fragments'),
+	extension: _('packets with IPv6 extensions'),
+	ipv6_off: _('IPv6 packets, though IPv6 is off'),
+	repeated_syn: _('repeated beginnings of a connection'),
+	unexpected: _('packets that do not fit their connection'),
+	unknown_flow: _('packets of no known connection'),
+	rate_limited: _('answers that would have been too many'),
+	table_full: _('connections beyond the limit of all'),
+	too_many_dials: _('connections beyond those being opened at once'),
+	too_many_dials_of_client: _('connections beyond those being opened for one client'),
+	draining: _('connections that began while the daemon ended')
+};
+
+const REFUSALS = {
+	refused_403: _('403: the target is not allowed'),
+	refused_407: _('407: user or password is wrong'),
+	refused_4xx: _('4xx: refused'),
+	refused_5xx: _('5xx: the target cannot be reached'),
+	refused_other: _('an answer of another kind'),
+	unreachable: _('the proxy cannot be reached'),
+	timed_out: _('no answer in time'),
+	bad_reply: _('closed, or spoke no HTTP')
+};
+
+function svg(tag, attributes, children) {
+	const node = document.createElementNS('http://www.w3.org/2000/svg', tag);
+
+	for (const name in attributes)
+		node.setAttribute(name, attributes[name]);
+
+	(children || []).forEach(child => node.appendChild(child));
+
+	return node;
+}
+
+return baseclass.extend({
+	/* null: no daemon answers. */
+	status: function() {
+		return L.resolveDefault(callStatus(), null).then(status => (status && status.upstreams) ? status : null);
+	},
+
+	settings: callSettings,
+
+	state: function(proxy) {
+		const [ words, grade ] = STATES[proxy.state] || [ proxy.state, 'fair' ];
+
+		return { words: words, grade: grade };
+	},
+
+	reason: function(text) {
+		return REASONS[text] || text;
+	},
+
+	/* An entry of the history, as "rests: does not answer". */
+	change: function(text) {
+		return text.startsWith('rests: ')
+			? '%s: %s'.format(_('rests'), this.reason(text.substring(7)))
+			: this.reason(text);
+	},
+
+	drop: function(name) {
+		return DROPS[name] || name;
+	},
+
+	/* What it has refused, or failed at: how often, and what that means. */
+	refusals: function(proxy) {
+		return Object.keys(REFUSALS).filter(name => proxy[name] > 0).map(name => [ proxy[name], REFUSALS[name] ]);
+	},
+
+	bytes: function(number) {
+		return '%1024.1mB'.format(Math.round(number));
+	},
+
+	rate: function(number) {
+		return '%1024.1mB/s'.format(Math.round(number));
+	},
+
+	duration: function(seconds) {
+		return (seconds < 60) ? _('%d s').format(seconds)
+			: (seconds < 3600) ? _('%d min').format(seconds / 60)
+			: (seconds < 172800) ? _('%d h %d min').format(seconds / 3600, seconds % 3600 / 60)
+			: _('%d days').format(seconds / 86400);
+	},
+
+	/* Why no daemon answers, in words. */
+	whyNot: function(settings) {
+		const main = (settings.sections || []).find(section => section['.type'] == 'tcp-over-http');
+		const check = settings.check || {};
+
+		if (main && /^(0|no|off|false|disabled)$/.test(L.toArray(main.enabled)[0]))
+			return _('Switched off. Nothing is proxied.');
+
+		if (check.valid === false)
+			return _('Not running: the configuration has a mistake (%s).').format(check.message.join(' '));
+
+		return _('Switched on, but no daemon answers. The doctor may know why; the system log does.');
+	},
+
+	/* Lines over time, in a common scale; each is an array with null for what is not known. What it shows is told in words. */
+	graph: function(lines, length, label) {
+		const top = Math.max(1, ...lines.map(line => Math.max(0, ...line.filter(value => value != null))));
+		const shapes = lines.map((line, index) => {
+			let path = '', pen = false;
+
+			line.forEach((value, place) => {
+				if (value != null)
+					path += '%s%.1f %.1f%s'.format(pen ? 'L' : 'M',
+						100 * (length - line.length + place) / (length - 1), 38 - 36 * value / top, pen ? '' : 'h0');
+				pen = (value != null);
+			});
+
+			return svg('path', { 'd': path, 'class': 'toh-line-%d'.format(index + 1), 'vector-effect': 'non-scaling-stroke' });
+		});
+
+		return svg('svg', {
+			'class': 'toh-graph', 'viewBox': '0 0 100 40', 'preserveAspectRatio': 'none', 'role': 'img', 'aria-label': label
+		}, shapes);
+	},
+
+	/* A line of the doctor's: how bad, what, and what to do. */
+	finding: function(line) {
+		const [ , level, what ] = line.match(/^(ok|warn|FAIL)\s+(.*)$/) || [ null, 'FAIL', line ];
+		const [ words, grade ] = { ok: [ _('good'), 'good' ], warn: [ _('warning'), 'fair' ], FAIL: [ _('fails'), 'bad' ] }[level];
+
+		return E('li', { 'class': 'toh-finding' }, [
+			E('span', { 'class': 'toh-state toh-%s'.format(grade) }, words), ' ', what
+		]);
+	},
+
+	style: function() {
+		return E('link', { 'rel': 'stylesheet', 'href': L.resource('tcp-over-http/style.css') });
+	}
+});

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+'use strict';
+'require dom';
+'require rpc';
+'require ui';
+'require view';
+'require tcp-over-http.common as common';
+
+const callDoctor = rpc.declare({ object: 'tcp-over-http', method: 'doctor', params: [ 'target' ], expect: { lines: [] } });
+
+/* Of no use to a stranger: networks that are everybody's, and those of our own device. */
+const LOCAL = /^(10\.|127\.|169\.254\.|192\.168\.|172\.(1[6-9]|2\d|3[01])\.|198\.1[89]\.|0\.|255\.|fd|fc|fe80|::1$|::$)/i;
+
+return view.extend({
+	/* Without what a forum need not know: addresses of the internet, names of proxies, the target. */
+	blank: function(lines, target) {
+		const proxies = [];
+
+		return lines.map(line => line.replace(/\bupstream (\S+?)(?=:? |:$|$)/, (all, name) => {
+			if (!proxies.includes(name))
+				proxies.push(name);
+
+			return 'upstream #%d'.format(proxies.indexOf(name) + 1);
+		}).replace(/\/\/[^\/\s@]+@/g, '//***@')
+			.replace(/\b\d{1,3}(\.\d{1,3}){3}\b/g, ip => LOCAL.test(ip) ? ip : 'x.x.x.x')
+			.replace(/(?<![\w:])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w:])/gi, ip => LOCAL.test(ip) ? ip : 'x::x')
+			.split(target).join('TARGET')).join('\n') + '\n';
+	},
+
+	render: function() {
+		const may = L.hasViewPermission();
+
+		this.output = E('div', { 'aria-live': 'polite' });
+		this.target = E('input', { 'type': 'text', 'class': 'cbi-input-text', 'id': 'toh-target', 'value': 'example.com', 'disabled': may ? null : true });
+
+		return E('div', {}, [
+			common.style(),
+			E('h2', {}, _('Doctor')),
+			E('p', {}, _('Looks for what goes wrong in practice, and says what to do. It takes a few seconds, with a silent proxy half a minute.')),
+			E('p', {}, [
+				E('label', { 'for': 'toh-target' }, _('A host that the proxies should reach:')), ' ', this.target, ' ',
+				E('button', {
+					'class': 'btn cbi-button cbi-button-action important',
+					'disabled': may ? null : true,
+					'click': ui.createHandlerFn(this, 'handleRun')
+				}, _('Examine'))
+			]),
+			this.output
+		]);
+	},
+
+	handleRun: function() {
+		const target = this.target.value.trim() || 'example.com';
+
+		dom.content(this.output, E('em', { 'class': 'spinning' }, _('Under way…')));
+
+		return callDoctor(target).then(lines => {
+			const bad = lines.filter(line => line.startsWith('FAIL')).length;
+			const isWarned = lines.some(line => line.startsWith('warn'));
+			const text = E('textarea', { 'class': 'toh-copy', 'rows': lines.length + 1, 'readonly': true, 'aria-label': _('As text') },
+				[ this.blank(lines, target) ]);
+
+			dom.content(this.output, lines.length ? [
+				E('p', {}, E('strong', {}, bad ? _('%d things are wrong.').format(bad)
+					: isWarned ? _('Nothing fails, but there are warnings.') : _('All is well.'))),
+				E('ul', {}, lines.map(line => common.finding(line))),
+				E('h3', {}, _('For a forum')),
+				E('p', {}, _('Without public addresses and the names of proxies.')),
+				text,
+				E('p', {}, E('button', { 'class': 'btn cbi-button', 'click': () => this.copy(text) }, _('Copy')))
+			] : E('p', { 'class': 'toh-state toh-bad' }, _('The doctor said nothing.')));
+		});
+	},
+
+	/* The clipboard proper is for https only, which few routers have. */
+	copy: function(text) {
+		text.focus();
+		text.select();
+
+		if (!document.execCommand('copy'))
+			ui.addNotification(null, E('p', {}, _('The browser does not let the page copy: the text is selected.')), 'warning');
+	},
+
+	handleSaveApply: null,
+	handleSave: null,
+	handleReset: null
+});

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: MIT
+'use strict';
+'require dom';
+'require poll';
+'require rpc';
+'require ui';
+'require view';
+'require tcp-over-http.common as common';
+
+const callClients = rpc.declare({ object: 'tcp-over-http', method: 'clients', expect: { clients: [] } });
+const callHistory = rpc.declare({ object: 'tcp-over-http', method: 'history', expect: { history: [] } });
+const callUse = rpc.declare({ object: 'tcp-over-http', method: 'use', params: [ 'name', 'reset' ] });
+
+/* A sample every 5 s: five minutes. */
+const INTERVAL = 5, SAMPLES = 60;
+
+return view.extend({
+	/* What earlier answers said: bytes, when, rates, and by proxy the time to answer. */
+	last: null,
+	up: [],
+	down: [],
+	answers: {},
+
+	load: function() {
+		return this.ask();
+	},
+
+	/* All at once: LuCI sends them as one request. */
+	ask: function() {
+		return Promise.all([
+			common.status(),
+			L.resolveDefault(callClients(), []),
+			L.resolveDefault(callHistory(), [])
+		]).then(answers => answers[0] ? answers
+			: L.resolveDefault(common.settings(), {}).then(settings => [ null, [], [], settings ]));
+	},
+
+	remember: function(status) {
+		const now = Date.now() / 1000;
+		const push = (line, value) => { line.push(value); line.splice(0, line.length - SAMPLES); };
+
+		if (!status) {
+			this.last = null;
+			return;
+		}
+
+		if (this.last && now > this.last.at) {
+			const rate = key => {
+				const moved = status.bytes[key] - this.last[key];
+
+				return (moved >= 0) ? moved / (now - this.last.at) : null;
+			};
+
+			push(this.up, rate('up'));
+			push(this.down, rate('down'));
+		}
+
+		this.last = { at: now, up: status.bytes.up, down: status.bytes.down };
+
+		status.upstreams.forEach(proxy => {
+			const line = this.answers[proxy.name] = this.answers[proxy.name] || { seen: 0, line: [] };
+
+			/* One that nobody has asked since has nothing new to say. */
+			push(line.line, (proxy.opened > line.seen) ? proxy.ms_last : null);
+			line.seen = proxy.opened;
+		});
+	},
+
+	render: function(answers) {
+		const root = E('div', { 'class': 'toh' });
+
+		this.may = L.hasViewPermission();
+		this.update(root, answers);
+
+		/* A page that nobody sees asks nothing. */
+		poll.add(() => document.hidden ? Promise.resolve()
+			: this.ask().then(answers => this.update(root, answers)), INTERVAL);
+
+		return root;
+	},
+
+	update: function(root, [ status, clients, history, settings ]) {
+		const focused = root.contains(document.activeElement) && document.activeElement.getAttribute('data-key');
+
+		this.remember(status);
+		dom.content(root, [
+			common.style(),
+			E('h2', {}, _('TCP over HTTP')),
+			this.renderSentence(status, settings),
+			status ? this.renderProxies(status) : '',
+			status ? this.renderThroughput(status) : '',
+			status ? this.renderClients(clients) : '',
+			status ? this.renderDrops(status.dropped || {}) : '',
+			status ? this.renderHistory(history) : ''
+		]);
+
+		/* The button that the keyboard was at is another one now. */
+		const again = focused && root.querySelector('[data-key="%s"]'.format(CSS.escape(focused)));
+
+		if (again)
+			again.focus();
+	},
+
+	renderSentence: function(status, settings) {
+		if (!status)
+			return E('p', { 'class': 'toh-state toh-bad', 'aria-live': 'polite' }, [
+				common.whyNot(settings), ' ',
+				E('a', { 'href': L.url('admin/services/tcp-over-http/settings') }, _('Settings'))
+			]);
+
+		const works = status.upstreams.filter(proxy => proxy.state == 'ok' || proxy.state == 'holding').length;
+		const words = status.draining ? _('Ends: no new connections.')
+			: !works ? _('Running, but no proxy works: connections are refused.')
+			: _('Running for %s, %d connections open.').format(common.duration(status.uptime), status.flows.live);
+
+		return E('p', { 'class': 'toh-state toh-%s'.format(status.draining || !works ? 'bad' : 'good'), 'aria-live': 'polite' }, [ words ]);
+	},
+
+	renderProxies: function(status) {
+		const chosen = status.upstreams.some(proxy => proxy.chosen);
+
+		return E('div', { 'class': 'cbi-section' }, [
+			E('h3', {}, _('Proxies')),
+			E('p', {}, chosen ? _('You have chosen one: no other is used.')
+				: _('The first that works is used.')),
+			E('div', { 'class': 'toh-cards' }, status.upstreams.map(proxy => this.renderProxy(proxy))),
+			chosen ? this.renderUse('auto', _('Choose automatically')) : ''
+		]);
+	},
+
+	renderProxy: function(proxy) {
+		const state = common.state(proxy);
+		const line = this.answers[proxy.name].line;
+		const refusals = common.refusals(proxy);
+
+		return E('div', { 'class': 'toh-card%s'.format(proxy.chosen ? ' chosen' : ''), 'data-proxy': proxy.name }, [
+			E('h4', {}, [ proxy.name ]),
+			E('p', { 'class': 'toh-state toh-%s'.format(state.grade) }, [
+				proxy.why ? '%s: %s'.format(state.words, common.reason(proxy.why)) : state.words,
+				proxy.seconds_left ? ' ' + _('(%s left)').format(common.duration(proxy.seconds_left)) : '',
+				proxy.chosen ? E('strong', {}, ' — ' + _('chosen by you')) : ''
+			]),
+			common.graph([ line ], SAMPLES, _('Time to answer in the last minutes')),
+			E('div', { 'class': 'toh-numbers' }, [
+				E('span', {}, [ proxy.ms_mean ? _('answers in %d ms').format(proxy.ms_mean) : _('not asked yet') ]),
+				E('span', {}, [ _('%d connections').format(proxy.flows) ]),
+				E('span', { 'title': _('Sent') }, [ '↑ ' + common.bytes(proxy.up) ]),
+				E('span', { 'title': _('Received') }, [ '↓ ' + common.bytes(proxy.down) ])
+			]),
+			refusals.length ? E('p', { 'class': 'toh-old' }, [
+				_('Refused: '), refusals.map(([ count, words ]) => '%s (%d)'.format(words, count)).join(', ')
+			]) : '',
+			proxy.chosen ? '' : this.renderUse(proxy.name, _('Use this one'))
+		]);
+	},
+
+	renderUse: function(name, words) {
+		return E('button', {
+			'class': 'btn cbi-button cbi-button-action',
+			'data-key': name,
+			'aria-label': '%s: %s'.format(words, name),
+			'disabled': this.may ? null : true,
+			'click': ui.createHandlerFn(this, 'handleUse', name)
+		}, [ words ]);
+	},
+
+	handleUse: function(name, ev) {
+		const root = dom.parent(ev.currentTarget || ev.target, '.toh');
+
+		return callUse(name, false).then(reply => {
+			if (!reply || !reply.done)
+				ui.addNotification(null, E('p', {}, [ (reply && (reply.message || reply.error)) || _('The daemon does not answer.') ]), 'error');
+
+			return this.ask();
+		}).then(answers => this.update(root, answers));
+	},
+
+	renderThroughput: function(status) {
+		const last = line => line.length ? line[line.length - 1] || 0 : 0;
+
+		return E('div', { 'class': 'cbi-section toh-wide' }, [
+			E('h3', {}, _('Throughput')),
+			common.graph([ this.down, this.up ], SAMPLES, _('Throughput in the last five minutes')),
+			E('div', { 'class': 'toh-numbers' }, [
+				E('span', {}, [ _('— received: %s').format(common.rate(last(this.down))) ]),
+				E('span', {}, [ _('- - sent: %s').format(common.rate(last(this.up))) ]),
+				E('span', {}, [ _('top edge: %s').format(common.rate(Math.max(1, ...this.down, ...this.up))) ]),
+				E('span', {}, [ _('in all: ↓ %s, ↑ %s').format(common.bytes(status.bytes.down), common.bytes(status.bytes.up)) ])
+			])
+		]);
+	},
+
+	renderClients: function(clients) {
+		if (!clients.length)
+			return '';
+
+		const titles = [ _('Client'), _('Connections'), _('Opened'), _('Refused'), _('Sent'), _('Received'), _('Last seen') ];
+		const sorted = clients.slice().sort((a, b) => b.flows - a.flows || a.seconds_ago - b.seconds_ago);
+
+		return E('div', { 'class': 'cbi-section' }, [
+			E('h3', {}, _('Clients')),
+			E('table', { 'class': 'table' }, [
+				E('tr', { 'class': 'tr table-titles' }, titles.map(title => E('th', { 'class': 'th' }, title)))
+			].concat(sorted.map(client => E('tr', { 'class': 'tr' }, [
+				client.client, client.flows, client.opened, client.refused, common.bytes(client.up), common.bytes(client.down),
+				common.duration(client.seconds_ago)
+			].map((text, place) => E('td', { 'class': 'td', 'data-title': titles[place] }, [ text ]))))))
+		]);
+	},
+
+	renderDrops: function(drops) {
+		/* What the kernel itself sends to every device is no TCP, or to groups: of that there always is some. */
+		const names = Object.keys(drops).filter(name => drops[name] > 0 && name != 'not_tcp' && name != 'address');
+
+		if (!names.length)
+			return '';
+
+		return E('div', { 'class': 'cbi-section' }, [
+			E('h3', {}, _('Dropped')),
+			E('ul', {}, names.map(name => E('li', {}, [ '%d %s'.format(drops[name], common.drop(name)) ])))
+		]);
+	},
+
+	renderHistory: function(history) {
+		if (!history.length)
+			return '';
+
+		return E('div', { 'class': 'cbi-section' }, [
+			E('h3', {}, _('Last changes')),
+			E('ul', {}, history.slice(-10).reverse().map(change => E('li', {}, [
+				E('span', { 'class': 'toh-old' }, [ _('%s ago').format(common.duration(change.seconds_ago)) ]),
+				' ', E('strong', {}, [ change.upstream ]), ' ', common.change(change.change)
+			])))
+		]);
+	},
+
+	handleSaveApply: null,
+	handleSave: null,
+	handleReset: null
+});

@@ -1,0 +1,492 @@
+// SPDX-License-Identifier: MIT
+'use strict';
+'require dom';
+'require form';
+'require rpc';
+'require ui';
+'require view';
+'require tcp-over-http.common as common';
+
+const CONFIG = 'tcp-over-http';
+
+/* The configuration is read without its secrets, so not through uci, and written through it: staged, checked by the
+ * daemon, and committed, by which procd has the daemon reload it. */
+const callAdd = rpc.declare({ object: 'uci', method: 'add', params: [ 'config', 'type', 'values' ], expect: { section: '' } });
+const callSet = rpc.declare({ object: 'uci', method: 'set', params: [ 'config', 'section', 'values' ], reject: true });
+const callDelete = rpc.declare({ object: 'uci', method: 'delete', params: [ 'config', 'section', 'options' ], reject: true });
+const callDeleteSection = rpc.declare({ object: 'uci', method: 'delete', params: [ 'config', 'section' ], reject: true });
+const callOrder = rpc.declare({ object: 'uci', method: 'order', params: [ 'config', 'sections' ], reject: true });
+const callRevert = rpc.declare({ object: 'uci', method: 'revert', params: [ 'config' ] });
+const callCommit = rpc.declare({ object: 'uci', method: 'commit', params: [ 'config' ], reject: true });
+const callCheck = rpc.declare({ object: 'tcp-over-http', method: 'check' });
+const callDoctor = rpc.declare({ object: 'tcp-over-http', method: 'doctor', params: [ 'target', 'candidate' ], expect: { lines: [] } });
+
+/* What stands for a secret. */
+const SECRET = '***';
+
+/* What is found with each option; its type, default and range are the daemon's to tell. */
+const FIRST = [
+	[ 'enabled', _('Enabled'), _('Off: nothing is proxied, and no daemon runs.') ],
+	[ 'dns', _('Names'), _('Who resolves the names that clients ask for: nobody new, the proxy by addresses that stand for names, or a resolver asked through the proxy.') ]
+];
+
+const PROXY = [
+	[ 'host', _('Host'), _('Name or address of the proxy.') ],
+	[ 'port', _('Port'), _('TCP port of the proxy.') ],
+	[ 'username', _('User'), _('If the proxy wants a login.') ],
+	[ 'password', _('Password'), _('It never leaves the router: an empty field leaves it as it is.') ],
+	[ 'auth', _('Login'), _('How user and password are sent: as they are, only as hashes, or as hashes once the proxy offers it.') ],
+	[ 'header', _('Header fields'), _('Sent with every CONNECT, as NAME: VALUE.') ],
+	[ 'enabled', _('Enabled'), _('Off: as if this proxy were not there.') ]
+];
+
+const TABS = [
+	[ 'traffic', _('What goes through it'), [
+		[ 'auto_route', _('All connections'), _('Proxies everything that would go to the internet.') ],
+		[ 'route', _('Only these networks'), _('Proxies what goes to these networks, if not all is.') ],
+		[ 'bypass', _('But not these networks'), _('What goes there never goes through the proxy.') ],
+		[ 'bypass_file', _('Nor the networks in these files'), _('One network a line; # begins a comment.') ],
+		[ 'port', _('Only these ports'), _('As 443 or 8000-8999; none: all ports.') ],
+		[ 'interface', _('Only from these devices'), _('As br-lan; none: from all.') ],
+		[ 'client', _('Only these clients'), _('Addresses or networks; none: all clients.') ],
+		[ 'client_bypass', _('But not these clients'), _('Their connections never go through the proxy.') ],
+		[ 'local', _('The router itself'), _("Proxies the router's own connections, too.") ],
+		[ 'to_proxy', _('To the proxy itself'), _("What clients send to a proxy's own port: left alone, or refused.") ],
+		[ 'quic', _('QUIC'), _('UDP to port 443: refused, so that browsers take TCP at once, or left alone.') ],
+		[ 'non_tcp', _('What is not TCP'), _('Left alone, or refused.') ],
+		[ 'ping', _('Pings'), _('Of what is proxied: refused, or answered by the router.') ],
+		[ 'on_failure', _('Without a daemon'), _('What happens to proxied traffic while no daemon runs: it is refused, or goes out directly.') ],
+		[ 'ipv6', _('IPv6'), _('Off: IPv6 is not proxied at all.') ],
+		[ 'zone', _('Firewall zone'), _('Who may use this zone is proxied.') ]
+	] ],
+	[ 'names', _('Names'), [
+		[ 'direct_domain', _('Direct domains'), _('These, and all below them, are resolved directly and not proxied by name.') ],
+		[ 'direct_server', _('Resolvers for direct domains'), _('Addresses, with or without a port.') ],
+		[ 'dns_domain', _('Only these domains'), _('Only these, and all below them, are asked of the daemon; none: all names.') ],
+		[ 'dns_server', _('Resolvers behind the proxy'), _('Asked through the proxy if names are to be resolved so.') ],
+		[ 'dns_hijack', _('Answer for all resolvers'), _('Also what clients ask other resolvers is answered here.') ],
+		[ 'resolver', _("Resolvers of the proxies' names"), _("None: the router's own.") ],
+		[ 'fakeip_range', _('Addresses that stand for names'), _('An IPv4 network that nobody uses.') ],
+		[ 'fakeip_range6', _('The same for IPv6'), _('An IPv6 network that nobody uses.') ],
+		[ 'fakeip_names', _('How many names'), _('So many may have such an address at once.') ],
+		[ 'fakeip_file', _('Where they are kept'), _('Over a restart, so that clients need not ask again.') ],
+		[ 'dns_port', _('Port of the resolver'), _('On the router itself.') ]
+	] ],
+	[ 'proxies', _('Several proxies'), [
+		[ 'upstream', _('More proxies'), _('As http://USER:PASSWORD@HOST:PORT, in one line each; asked before those above.') ],
+		[ 'pin_fallback', _('When the chosen one fails'), _('On: the others are asked then. Off: connections are refused.') ],
+		[ 'hedge_delay', _('Ask the next one beside it'), _('Once a proxy takes this long, and three times as long as usual; 0: once it has failed.') ],
+		[ 'probe_interval', _('Test them while idle'), _('How often; 0: never, which wakes no modem.') ],
+		[ 'connect_timeout', _('Time to connect'), _('For one address of a proxy.') ],
+		[ 'reply_timeout', _('Time to answer'), _("For the proxy's answer to CONNECT.") ],
+		[ 'connect', _('When clients are connected'), _('When the proxy has connected, which is the truth, or at once, which is earlier.') ]
+	] ],
+	[ 'expert', _('Expert'), [
+		[ 'path', _('Path'), _('How connections get to the proxy: forwarded by the kernel, relayed by the daemon, or what works here.') ],
+		[ 'log_level', _('Log'), _('The least severe messages that are logged.') ],
+		[ 'max_flows', _('Connections in all'), _('More are refused.') ],
+		[ 'max_dials', _('Connections being opened'), _('In all; the oldest makes room.') ],
+		[ 'max_dials_per_client', _('The same for one client'), _('Its oldest makes room.') ],
+		[ 'keepalive', _('Keepalive'), _('Idle time before a connection is probed; 0: never.') ],
+		[ 'drain_timeout', _('Time to end'), _('What connections get when the daemon is stopped.') ],
+		[ 'pipe_size', _('Size of a pipe'), _('More is faster over long ways, and takes memory.') ],
+		[ 'tun', _('Device'), _('Name of the TUN device.') ],
+		[ 'mtu', _('MTU'), _('Of the TUN device.') ],
+		[ 'offload', _('Super-packets'), _('Off, should a kernel get them wrong.') ],
+		[ 'address', _('IPv4 address'), _('Of the TUN device; the rest of its network is used, too.') ],
+		[ 'address6', _('IPv6 address'), _('Of the TUN device, likewise.') ],
+		[ 'listen_port', _('Port of the listener'), _('On these addresses.') ],
+		[ 'table', _('Routing table'), _('Its number; others must not use it.') ],
+		[ 'mark', _('Firewall mark'), _('Of connections to the proxy; 0: none.') ],
+		[ 'rule_priority', _('Priority of the rules'), _('Of the first of the routing rules; the others follow.') ],
+		[ 'status_socket', _('Socket'), _('Where the daemon tells its status.') ]
+	] ]
+];
+
+const CHOICES = {
+	'dns.off': _('left alone'),
+	'dns.fakeip': _('the proxy resolves them'),
+	'dns.proxy': _('resolvers asked through the proxy'),
+	'auth.basic': _('Basic'),
+	'auth.digest': _('Digest'),
+	'auth.auto': _('what the proxy offers'),
+	'to_proxy.direct': _('left alone'),
+	'to_proxy.reject': _('refused'),
+	'quic.reject': _('refused'),
+	'quic.direct': _('left alone'),
+	'non_tcp.reject': _('refused'),
+	'non_tcp.direct': _('left alone'),
+	'ping.reject': _('refused'),
+	'ping.answer': _('answered'),
+	'on_failure.block': _('refused'),
+	'on_failure.direct': _('goes out directly'),
+	'connect.honest': _('when the proxy has connected'),
+	'connect.early': _('at once'),
+	'path.auto': _('what works here'),
+	'path.forward': _('forwarded'),
+	'path.relay': _('relayed')
+};
+
+const UNITS = { seconds: _('seconds'), ms: _('milliseconds'), bytes: _('bytes'), KiB: _('KiB') };
+
+function isOff(value) {
+	return /^(0|no|off|false|disabled)$/.test(value);
+}
+
+function equal(a, b) {
+	return JSON.stringify(a) == JSON.stringify(b);
+}
+
+return view.extend({
+	load: function() {
+		return common.settings();
+	},
+
+	render: function(settings) {
+		this.root = this.root || E('div');
+
+		if (!settings || !settings.options)
+			return E('p', {}, _('The daemon does not say what can be set.'));
+
+		this.options = settings.options;
+		this.main = null;
+		this.old = {};
+		this.order = [];
+
+		/* What the form changes, and what it was. */
+		const data = { main: {}, upstream: [] };
+
+		settings.sections.forEach(section => {
+			const sid = section['.name'];
+
+			this.order.push(sid);
+
+			if (section['.type'] == CONFIG && !this.main) {
+				this.main = sid;
+				this.old[sid] = this.normalise('main', section);
+				data.main = this.normalise('main', section);
+			}
+			else if (section['.type'] == 'upstream') {
+				this.old[sid] = this.normalise('upstream', section);
+				data.upstream.push(Object.assign(this.normalise('upstream', section), { '.name': sid, password: null }));
+			}
+		});
+
+		this.map = new form.JSONMap(data, _('TCP over HTTP'), _('Carries all TCP connections of this network through an HTTP proxy.'));
+		this.map.readonly = !L.hasViewPermission();
+		this.addSections();
+
+		return this.map.render().then(nodes => {
+			dom.content(this.root, [ common.style(), nodes ]);
+
+			return this.root;
+		});
+	},
+
+	/* Lists as lists, all else as one text, words for yes and no as 1 and 0. */
+	normalise: function(kind, section) {
+		const values = {};
+
+		this.options[kind].forEach(spec => {
+			const value = section[spec.name];
+
+			if (value == null)
+				return;
+
+			values[spec.name] = spec.list ? L.toArray(value)
+				: (spec.type == 'bool') ? (isOff(value[0]) ? '0' : '1')
+				: L.toArray(value)[0];
+		});
+
+		return values;
+	},
+
+	addSections: function() {
+		let s = this.map.section(form.NamedSection, 'main', 'main', _('General'));
+
+		FIRST.forEach(words => this.addOption(s, 'main', words));
+
+		s = this.map.section(form.TypedSection, 'upstream', _('Proxies'), _('They are asked in this order: the first that works is used.'));
+		s.anonymous = true;
+		s.addremove = !this.map.readonly;
+		s.addbtntitle = _('Add a proxy');
+		PROXY.forEach(words => this.addOption(s, 'upstream', words));
+		this.addButton(s, '_test', _('Try it'), _('As typed, before anything is saved.'), _('Test this proxy'), this.handleTest);
+		this.addButton(s, '_up', _('Order'), '', _('Ask it earlier'), this.handleUp);
+
+		s = this.map.section(form.NamedSection, 'main', 'main', _('More'));
+		TABS.forEach(([ tab, title, options ]) => {
+			s.tab(tab, title);
+			options.forEach(words => this.addOption(s, 'main', words, tab));
+		});
+
+		/* What is newer than this page. */
+		const known = FIRST.concat(...TABS.map(([ tab, title, options ]) => options)).map(([ name ]) => name);
+
+		this.options.main.filter(spec => !known.includes(spec.name))
+			.forEach(spec => this.addOption(s, 'main', [ spec.name, spec.name, spec.help ], 'expert'));
+	},
+
+	addButton: function(s, name, title, description, words, handler) {
+		const o = s.option(form.Button, name, title, description);
+
+		o.inputtitle = words;
+		o.inputstyle = 'action';
+		o.readonly = this.map.readonly;
+		o.onclick = (ev, sid) => handler.call(this, sid);
+	},
+
+	addOption: function(s, kind, [ name, title, description ], tab) {
+		const spec = this.options[kind].find(spec => spec.name == name);
+
+		if (!spec)
+			return; /* of another version */
+
+		const type = spec.list ? form.DynamicList
+			: (spec.type == 'bool') ? form.Flag
+			: (spec.type == 'choice') ? form.ListValue
+			: form.Value;
+		const unit = spec.unit ? ' (%s, %d–%d)'.format(UNITS[spec.unit] || spec.unit, spec.min, spec.max)
+			: (spec.min != null) ? ' (%d–%d)'.format(spec.min, spec.max) : '';
+		const o = tab ? s.taboption(tab, type, name, title, description + unit) : s.option(type, name, title, description + unit);
+
+		if (spec.type == 'bool')
+			o.default = spec.default;
+		else if (spec.type == 'choice') {
+			o.optional = true;
+			o.value('', _('default: %s').format(CHOICES['%s.%s'.format(name, spec.default)] || spec.default));
+			spec.choices.forEach(choice => o.value(choice, CHOICES['%s.%s'.format(name, choice)] || choice));
+		}
+		else
+			o.placeholder = spec.default;
+
+		if (spec.type == 'port')
+			o.datatype = 'port';
+		else if (spec.type == 'number')
+			o.datatype = 'range(%d,%d)'.format(spec.min, spec.max);
+
+		if (name == 'password') {
+			o.password = true;
+			o.placeholder = _('unchanged, or none');
+		}
+
+		if (name == 'host')
+			o.rmempty = false;
+
+		o.validate = (sid, value) => this.validate(kind, name, sid, value);
+	},
+
+	/* A secret can be kept, or typed. */
+	validate: function(kind, name, sid, value) {
+		const old = (this.old[(kind == 'main') ? this.main : sid] || {})[name];
+
+		return !String(value).includes(SECRET) || L.toArray(old).some(one => one == value) ||
+			_('Type what %s stands for: the page does not know it.').format(SECRET);
+	},
+
+	/* What is to be changed of a section: values to set, and names to delete. What nobody has set is the default;
+	 * secrets that nobody has typed stay. */
+	difference: function(kind, sid, values) {
+		const old = this.old[sid] || {}, changes = { set: {}, unset: [] };
+
+		this.options[kind].forEach(spec => {
+			const name = spec.name;
+			const simple = value => (spec.list ? !L.toArray(value).length : value == null || value === '' || value === spec.default)
+				? null : spec.list ? L.toArray(value) : value;
+			const value = simple(values[name]);
+
+			if (equal(value, simple(old[name])) || (name == 'password' && value == null && values.username))
+				return;
+
+			if (value == null)
+				changes.unset.push(name);
+			else
+				changes.set[name] = value;
+		});
+
+		return changes;
+	},
+
+	/* The form's sections as [ kind, name in the configuration (null: new), values ], the main one first. */
+	sections: function() {
+		const data = this.map.data;
+
+		return [ [ 'main', this.main, data.get('json', 'main') || {}, 'main' ] ].concat(data.sections('json', 'upstream')
+			.map(values => [ 'upstream', this.old[values['.name']] ? values['.name'] : null, values, values['.name'] ]));
+	},
+
+	/* Stages what is to be; gives the names of the options that change, what the daemon says of it, and the form's
+	 * sections in the order that they then have. With `only`, all other proxies are off. */
+	stage: function(only) {
+		const sections = this.sections();
+		const kept = sections.map(section => section[1]).filter(sid => sid);
+		const unknown = this.order.filter(sid => !this.old[sid]);
+		const isMoved = sections.some(section => !section[1]) || !equal(kept, this.order.filter(sid => kept.includes(sid)));
+		const names = isMoved ? [ 'upstream' ] : [], steps = [ () => L.resolveDefault(callRevert(CONFIG)) ], order = [];
+
+		Object.keys(this.old).filter(sid => !kept.includes(sid)).forEach(sid => {
+			names.push('upstream');
+			steps.push(() => callDeleteSection(CONFIG, sid));
+		});
+
+		sections.forEach(([ kind, sid, values, formSid ]) => {
+			const changes = this.difference(kind, sid, values);
+
+			if (only && kind == 'upstream')
+				changes.set.enabled = (formSid == only) ? '1' : '0';
+
+			if (only && kind == 'main') {
+				delete changes.set.upstream;
+				changes.unset = changes.unset.filter(name => name != 'upstream').concat((this.old[sid] || {}).upstream ? [ 'upstream' ] : []);
+			}
+
+			names.push(...Object.keys(changes.set), ...changes.unset);
+
+			if (!sid) {
+				steps.push(() => callAdd(CONFIG, (kind == 'main') ? CONFIG : 'upstream', changes.set).then(added => order.push(added)));
+				return;
+			}
+
+			if (Object.keys(changes.set).length)
+				steps.push(() => callSet(CONFIG, sid, changes.set));
+
+			if (changes.unset.length)
+				steps.push(() => callDelete(CONFIG, sid, changes.unset));
+
+			steps.push(() => order.push(sid));
+		});
+
+		/* What the page does not know comes behind. */
+		if (isMoved)
+			steps.push(() => callOrder(CONFIG, order.concat(unknown)));
+
+		const layout = isMoved ? sections.map(section => section[3]) : this.order.filter(sid => kept.includes(sid) || unknown.includes(sid))
+			.map(sid => (sid == this.main) ? 'main' : sid);
+
+		return steps.reduce((before, step) => before.then(step), Promise.resolve()).then(() => callCheck()).then(check => ({
+			names: names,
+			layout: layout,
+			check: check || { valid: false, message: [ _('The router does not answer.') ] }
+		}));
+	},
+
+	/* The form takes over what is typed, and reads it again: it compares with what it has read last. */
+	parse: function() {
+		return this.map.parse().then(() => this.map.load());
+	},
+
+	/* Puts what the daemon says to the field it is about, and on top. */
+	blame: function({ check, layout }) {
+		const text = check.message.join(' ');
+		const [ , name, message ] = text.match(/^([a-z0-9_]+): (.*)$/) || [];
+		const field = name && this.map.root.querySelector('[data-field="cbid.json.%s.%s"]'.format(layout[check.section - 1] || 'main', name));
+
+		if (field) {
+			const tab = dom.parent(field, '[data-tab]');
+			const link = tab && this.map.root.querySelector('.cbi-tabmenu [data-tab="%s"] a'.format(tab.getAttribute('data-tab')));
+			const input = field.querySelector('input:not([type="hidden"]), select');
+
+			if (link)
+				link.click();
+
+			(field.querySelector('.cbi-value-field') || field).appendChild(E('div', { 'class': 'cbi-value-description toh-fault', 'role': 'alert' }, [ message ]));
+
+			if (input)
+				input.focus();
+		}
+
+		this.tell(_('Nothing was saved'), E('p', {}, [ text ]), 'error');
+	},
+
+	/* One message at a time. */
+	tell: function(title, children, kind) {
+		if (this.note)
+			this.note.remove();
+
+		this.note = ui.addNotification(title, children, kind);
+	},
+
+	forgive: function() {
+		this.root.querySelectorAll('.toh-fault').forEach(node => node.remove());
+	},
+
+	handleTest: function(sid) {
+		this.forgive();
+
+		return this.parse().then(() => this.stage(sid).then(staged => {
+			if (!staged.check.valid)
+				return this.blame(staged);
+
+			return callDoctor('example.com', true).then(lines => {
+				const told = lines.filter(line => /^\S+\s+upstream /.test(line));
+
+				ui.showModal(_('Test of the proxy'), [
+					E('ul', {}, (told.length ? told : lines).map(line => common.finding(line))),
+					E('div', { 'class': 'right' }, [
+						E('button', { 'class': 'btn cbi-button', 'click': ui.hideModal }, _('Dismiss'))
+					])
+				]);
+			});
+		}), () => this.tell(null, E('p', {}, _('First correct what is marked.')), 'error'))
+			.finally(() => L.resolveDefault(callRevert(CONFIG)));
+	},
+
+	handleUp: function(sid) {
+		return L.resolveDefault(this.parse()).then(() => {
+			const sids = this.map.data.sections('json', 'upstream').map(values => values['.name']);
+			const place = sids.indexOf(sid);
+
+			if (place > 0)
+				this.map.data.move('json', sid, sids[place - 1], false);
+
+			return this.map.renderContents();
+		});
+	},
+
+	handleSaveApply: function(ev) {
+		this.forgive();
+
+		return this.parse().then(() => this.stage(), () => null).then(staged => {
+			if (!staged) {
+				this.tell(null, E('p', {}, _('First correct what is marked.')), 'error');
+				return;
+			}
+
+			if (!staged.names.length) {
+				this.tell(null, E('p', {}, _('Nothing has changed.')), 'info');
+				return;
+			}
+
+			if (!staged.check.valid) {
+				this.blame(staged);
+				return L.resolveDefault(callRevert(CONFIG));
+			}
+
+			return callCommit(CONFIG).then(() => this.told(staged.names));
+		}).catch(error => {
+			this.tell(_('Nothing was saved'), E('p', {}, [ String(error.message || error) ]), 'error');
+
+			return L.resolveDefault(callRevert(CONFIG));
+		});
+	},
+
+	/* Says what a change did, once the daemon has had time for it. */
+	told: function(names) {
+		const restarts = this.options.main.filter(spec => !spec.live && names.includes(spec.name)).map(spec => spec.name);
+		const words = names.includes('enabled') ? _('Saved and applied.')
+			: restarts.length ? _('Saved. The daemon starts anew, since these are new: %s.').format(restarts.join(', '))
+			: _('Saved and applied: connections go on.');
+
+		return new Promise(resolve => window.setTimeout(resolve, 2000))
+			.then(() => Promise.all([ common.status(), common.settings() ]))
+			.then(([ status, settings ]) => {
+				this.tell(null, E('p', {}, [
+					words, ' ', status ? _('It runs.') : common.whyNot(settings)
+				]), status ? 'info' : 'warning');
+
+				return this.render(settings);
+			});
+	},
+
+	handleSave: null
+});

@@ -1,0 +1,77 @@
+//! A proxy whose own connections are captured: what it is asked for comes back to it for ever.
+//!
+//! Many connections of one client to one server that wait for the proxy may be a loop, or a busy client. So the proxy is
+//! asked for an address that nobody else asks for: if somebody connects to that, he is the proxy.
+
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+
+use tcp_over_http::http::connect::Target;
+use tcp_over_http::packet::Tuple;
+use tcp_over_http::time::Instant;
+
+use super::{Gateway, mapped};
+use crate::sys;
+use crate::task::spawn;
+
+/// So many connections of one client to one server make it worth a test.
+const SUSPICIOUS: u16 = 16; // more than a browser opens
+/// Milliseconds that a test may take, and until the next...
+const PAUSE: u32 = 30_000;
+/// ...and for which what one has found is believed.
+const TTL: u32 = 60_000;
+
+/// What is known of loops.
+#[derive(Default)]
+pub struct Loops {
+    /// The address that the proxy was asked for last, and when.
+    asked: Cell<Option<(Ipv6Addr, Instant)>>,
+    /// Where a proxy's connections come from, and when they did.
+    proxy: Cell<Option<(Ipv6Addr, Instant)>>,
+}
+
+impl Gateway {
+    /// Whether a new connection, held already, is a proxy's own for a client that waits for that: it is to be refused.
+    pub(super) fn is_loop(self: &Rc<Self>, tuple: &Tuple, now: Instant) -> bool {
+        let loops = &self.loops;
+        let asked = loops.asked.get().filter(|(_, at)| now.since(*at) < PAUSE);
+        if asked.is_some_and(|(address, _)| address == tuple.destination) {
+            loops.proxy.set(Some((tuple.source, now)));
+            let source = tuple.source.to_canonical();
+            match self.rewriter.borrow().settings().is_own(tuple.source) {
+                true => log::error!("connections of a proxy on this machine come back to it: set local '0'"),
+                false => {
+                    log::error!("a proxy's connections come back to it: set list client_bypass '{source}'")
+                }
+            }
+            return true;
+        }
+        let is_proxy =
+            loops.proxy.get().is_some_and(|(source, seen)| source == tuple.source && now.since(seen) < TTL);
+        let rewriter = self.rewriter.borrow();
+        if is_proxy {
+            return rewriter.held_to(tuple).0 > 1;
+        }
+        if asked.is_none()
+            && rewriter.opened(tuple.source) >= SUSPICIOUS
+            && rewriter.held_to(tuple).1 >= SUSPICIOUS
+        {
+            self.test_for_loop(tuple, now);
+        }
+        false
+    }
+
+    /// Asks for an address of a documentation's range (RFC 5737, RFC 3849), at a port that the proxy allows.
+    fn test_for_loop(self: &Rc<Self>, tuple: &Tuple, now: Instant) {
+        let Ok([a, b, c, d, ..]) = sys::random::<4>() else { return };
+        let address: IpAddr = match tuple.destination.to_canonical() {
+            IpAddr::V4(_) => Ipv4Addr::new(198, 51, 100, a).into(),
+            IpAddr::V6(_) => Ipv6Addr::from([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d]).into(),
+        };
+        self.loops.asked.set(Some((mapped(address), now)));
+        let target = SocketAddr::new(address, tuple.destination_port);
+        let gateway = Rc::clone(self);
+        spawn(async move { _ = gateway.upstreams().open(Target::Ip(target)).await });
+    }
+}

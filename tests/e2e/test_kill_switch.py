@@ -1,0 +1,148 @@
+"""The kill switch: what others do to policy rules lets nothing out, with a daemon or without."""
+
+import contextlib
+import threading
+import time
+
+import pytest
+
+from lab.capture import LeakCapture
+from lab.connections import assert_proxied, open_tunnel
+from lab.gateway import DEFAULT_RULES, TUN
+from lab.netns import CLIENT6, PROXY, PROXY6, SERVER, SERVER6, SERVER_OTHER
+from lab.wait import until
+from lab.wire import TCP, IPv6, Wire
+
+pytestmark = pytest.mark.native(why="it is about the rules")
+
+# Listener's port, and a NAT source of the TUN's subnet.
+LISTENER, NAT_SOURCE, OWN6 = 12345, "fd45:39::7", "fd45:39::1"
+
+
+class Traffic:
+    """Connections without end, from a namespace to servers of both families; none is waited for."""
+
+    def __init__(self, space):
+        self.space, self.begun, self.stopped = space, 0, threading.Event()
+        self.thread = threading.Thread(target=self.go_on, daemon=True)
+        self.thread.start()
+
+    def go_on(self):
+        while not self.stopped.is_set():
+            for address in (SERVER, SERVER6, SERVER_OTHER):
+                with contextlib.suppress(OSError):
+                    self.space.begin_connect(address, 1000 + self.begun % 5000).close()
+                self.begun += 1
+            time.sleep(0.003)
+
+    def wait(self, count=60):
+        """Until so many more have begun."""
+        until(lambda end=self.begun + count: self.begun >= end, "traffic goes on")
+
+    def close(self):
+        self.stopped.set()
+        self.thread.join()
+
+
+@pytest.fixture(params=["client", "router"])
+def traffic(request, network, internet):
+    """Traffic, of which all that leaves is seen: that is asserted."""
+    control = LeakCapture(network, [(PROXY, 3128), (PROXY6, 3128)])
+    traffic = Traffic(getattr(network, request.param))
+    until(lambda: len(control.packets()) >= 10, "the capture sees what leaves")
+    control.close()
+    yield traffic
+    traffic.close()
+
+
+def flush_rules(router):
+    """As netifd does when it loads its configuration."""
+    for number in ("-4", "-6"):
+        router.run("ip", number, "rule", "flush")
+        for priority, table in (("32766", "main"), ("32767", "default")):
+            router.run("ip", number, "rule", "add", "priority", priority, "lookup", table, check=False)
+
+
+def delete_ours(router):
+    for number in ("-4", "-6"):
+        for rule in router.ip(number, "rule", "show"):
+            if rule["priority"] not in DEFAULT_RULES:
+                router.run("ip", number, "rule", "del", "priority", rule["priority"], check=False)
+
+
+def blocked(gateway):
+    daemon = gateway(ready=False, prefix=("true",))
+    daemon.wait()
+    daemon.prefix = ()
+    daemon.command("block")
+    return daemon
+
+
+@pytest.mark.parametrize("how", ["blocked", "killed"])
+def test_rules_are_flushed_while_no_daemon_runs(gateway, network, traffic, how):
+    if how == "blocked":
+        daemon = blocked(gateway)
+    else:
+        daemon = gateway()
+        daemon.kill()
+    leaks = LeakCapture(network, [])
+    traffic.wait()
+    for _ in range(3):
+        flush_rules(network.router)
+        traffic.wait()
+    leaks.assert_none()
+    leaks.close()
+    daemon.command("unblock")
+
+
+def test_rules_are_deleted_again_and_again(gateway, proxy, network, traffic, server):
+    """Beside a daemon that puts them back, as fast as they can be deleted."""
+    proxy.serve(lambda connection: connection.close())
+    gateway()
+    leaks = LeakCapture(network, [(PROXY, 3128), (PROXY6, 3128)])
+    for delete in [delete_ours, flush_rules] * 5:
+        delete(network.router)
+        traffic.wait(15)
+    leaks.assert_none()
+    leaks.close()
+
+
+def test_live_connections_do_not_leak(gateway, proxy, client, router, server, leaks):
+    """Whatever becomes of them when the rules go."""
+    gateway()
+    ends = [open_tunnel(client, proxy, server, 2000 + number) for number in range(4)]
+    for _ in range(10):
+        delete_ours(router)
+        for near, _ in ends:
+            with contextlib.suppress(OSError):
+                near.sendall(bytes(3000))
+    leaks.assert_none()
+    until(lambda: len([rule for rule in router.ip("rule") if rule["priority"] not in DEFAULT_RULES]) > 0, "rules are back")
+    for near, connection in ends:
+        near.close()
+        connection.close()
+
+
+def test_block_follows_the_network(gateway, client, router):
+    """Before there is any network, nothing is known to be nearby; told again, it is."""
+    router.run("ip", "link", "set", "lan", "down")
+    daemon = blocked(gateway)
+    router.run("ip", "link", "set", "lan", "up")
+    router.run("ip", "route", "replace", "10.9.0.0/24", "dev", "lan")
+    daemon.command("block")
+    listing = router.run("nft", "list", "table", "ip", f"tcp_over_http_{TUN}").stdout
+    assert "10.9.0.0/24" in listing
+    daemon.command("unblock")
+
+
+def test_nobody_else_has_the_tuns_address(gateway, proxy, client, router, capture):
+    """From the LAN it would look like an answer of the listener, and be passed on to another client."""
+    gateway()
+    wire = Wire(client, router, SERVER6)
+    its, others = (capture(router, TUN, f"ip6 src {source} and dst {NAT_SOURCE}") for source in (OWN6, CLIENT6))
+    segment = TCP(sport=LISTENER, dport=7, flags="A", seq=1)
+    wire.send(IPv6(src=OWN6, dst=NAT_SOURCE) / segment)
+    wire.send(IPv6(src=CLIENT6, dst=NAT_SOURCE) / segment)
+    until(others.packets, "what others send gets there")
+    assert not its.packets()
+    assert_proxied(client, proxy, SERVER)

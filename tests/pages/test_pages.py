@@ -1,0 +1,251 @@
+"""The pages in a browser, on a router that does something."""
+
+import json
+
+import pytest
+from server import LUCI, translations
+
+from lab.faultproxy import reply
+from lab.gateway import PATH
+from lab.netns import PROXY, PROXY_OTHER, SERVER
+from lab.wait import until
+
+FIRST, SECOND = "first", "second"
+SECRET = "hunter2-must-not-show"
+LANGUAGES = ["de", "zh_Hans"]
+
+
+def write(box, *main, sections=()):
+    """A configuration: all that is captured goes through the proxies of the sections."""
+    lines = ["option auto_route '1'", "option log_level 'debug'", f"option path '{PATH}'", *main]
+    text = "config tcp-over-http 'main'\n" + "".join(f"\t{line}\n" for line in lines)
+    for name, host, *options in sections:
+        lines = [f"option host '{host}'", "option port '3128'", *options]
+        text += f"\nconfig upstream '{name}'\n" + "".join(f"\t{line}\n" for line in lines)
+    (box.root / "etc/config/tcp-over-http").write_text(text)
+
+
+OFFICE = ("office", PROXY, "option username 'joe'", f"option password '{SECRET}'")
+HOME = ("home", PROXY_OTHER)
+
+
+def serve(box, *main, sections=(("first", PROXY), ("second", PROXY_OTHER))):
+    write(box, *main, sections=sections)
+    offset = len(box.log())
+    box.service("restart")
+    box.wait_ready(offset)
+
+
+def status(box):
+    return json.loads(box.run("/usr/bin/tcp-over-http", "status", "--json").stdout)
+
+
+def config(box):
+    return (box.root / "etc/config/tcp-over-http").read_text()
+
+
+def field(page, section, option):
+    return page.locator(f'[data-field="cbid.json.{section}.{option}"]')
+
+
+def save(page):
+    page.locator(".cbi-page-actions .cbi-button-apply").first.click()
+
+
+def test_overview(box, visit, lab):
+    serve(box)
+    client = lab[0].client
+    held = [client.connect(SERVER, 80) for _ in range(3)]
+    page = visit("overview")
+    page.locator(".toh-card").nth(1).wait_for()
+    assert page.locator(".toh-card h4").all_inner_texts() == [FIRST, SECOND]
+    assert "3 connections" in page.locator(".toh-card").first.inner_text()
+    assert "Running for" in page.locator(".toh-state").first.inner_text()
+    assert client.connect(SERVER, 80).recv(5) == b"hello"
+    # What is told again after 5 s.
+    page.locator(".toh-wide svg path[d^=M]").first.wait_for(state="attached")
+    assert "10.1.0.2" in page.locator("table").inner_text()
+    assert "Dropped" not in page.inner_text("#view")
+    for sock in held:
+        sock.close()
+
+
+def test_one_click_uses_a_proxy_and_another_none(box, visit):
+    serve(box)
+    page = visit("overview")
+    page.locator(f'.toh-card[data-proxy="{SECOND}"] button').click()
+    page.get_by_text("You have chosen one").wait_for()
+    assert [one["chosen"] for one in status(box)["upstreams"]] == [False, True]
+    assert "chosen" in page.locator("li").first.inner_text()
+    # With the keyboard alone.
+    page.get_by_role("button", name="Choose automatically").focus()
+    page.keyboard.press("Enter")
+    page.get_by_text("The first that works is used").wait_for()
+    assert not any(one["chosen"] for one in status(box)["upstreams"])
+
+
+def test_a_page_that_nobody_sees_asks_nothing(box, visit, server):
+    serve(box)
+    page = visit("overview")
+    page.locator(".toh-card").first.wait_for()
+    page.evaluate("Object.defineProperty(document, 'hidden', { get: () => true })")
+    page.wait_for_timeout(1000)
+    before = len(server.ubus.calls)
+    page.wait_for_timeout(6000)
+    assert len(server.ubus.calls) == before
+
+
+def test_overview_says_why_nothing_runs(box, visit):
+    page = visit("overview")
+    page.get_by_text("Switched off. Nothing is proxied.").wait_for()
+    write(box, "option mtu '<img src=x onerror=alert(1)>'", sections=[OFFICE])
+    page = visit("overview")
+    page.get_by_text("the configuration has a mistake").wait_for()
+    assert page.locator("#view img").count() == 0
+
+
+def test_a_refusal_is_told_in_words(box, visit, lab, proxies):
+    serve(box, sections=[OFFICE])
+    proxies[PROXY] = reply(403)
+    lab[0].client.connect_errno(SERVER, 80)
+    page = visit("overview")
+    page.get_by_text("403: the target is not allowed (1)").wait_for()
+
+
+def test_settings_from_nothing(box, visit):
+    """A new user's way: a proxy, switched on, saved."""
+    write(box, "option enabled '0'")
+    page = visit("settings")
+    page.get_by_role("button", name="Add a proxy").click()
+    hosts = page.locator('[data-name="host"] input[type=text]')
+    hosts.fill(PROXY)
+    page.locator('[data-name="port"] input[type=text]').first.fill("3128")
+    field(page, "main", "enabled").locator("input[type=checkbox]").check()
+    save(page)
+    page.get_by_text("Saved and applied").wait_for()
+    page.get_by_text("It runs.").wait_for()
+    assert len(status(box)["upstreams"]) == 1
+    assert "option enabled" not in config(box)  # the default
+
+
+def test_a_change_keeps_secrets_and_connections(box, visit, lab, server):
+    serve(box, sections=[OFFICE])
+    near = lab[0].client.connect(SERVER, 80)
+    pid = box.pid()
+    page = visit("settings")
+    assert page.locator('[data-name="password"] input').input_value() == ""
+    assert SECRET not in page.content()
+    page.get_by_text("Several proxies").click()
+    field(page, "main", "reply_timeout").locator("input").fill("20")
+    save(page)
+    page.get_by_text("Saved and applied: connections go on.").wait_for()
+    assert f"option password '{SECRET}'" in config(box) and "option reply_timeout '20'" in config(box)
+    assert box.pid() == pid and near.recv(5) == b"hello"
+    assert SECRET not in json.dumps(server.ubus.calls)
+    page.locator('[data-name="password"] input').fill("another")
+    save(page)
+    until(lambda: "option password 'another'" in config(box), "the password is another")
+
+
+def test_what_the_daemon_refuses_stands_at_its_field(box, visit):
+    serve(box, sections=[OFFICE])
+    before = config(box)
+    page = visit("settings")
+    page.get_by_text("Expert", exact=True).click()
+    field(page, "main", "mtu").locator("input").fill("9")
+    save(page)
+    page.get_by_text("First correct what is marked").wait_for()
+    field(page, "main", "mtu").locator("input").fill("")
+    field(page, "main", "address").locator("input").fill("10.0.0.1/99")
+    save(page)
+    fault = field(page, "main", "address").locator(".toh-fault")
+    fault.wait_for()
+    assert "10.0.0.1/99" in fault.inner_text()
+    field(page, "main", "address").locator("input").fill("")
+    field(page, "office", "host").locator("input").fill("no host")
+    save(page)
+    field(page, "office", "host").locator(".toh-fault").wait_for()
+    assert config(box) == before
+
+
+def test_a_proxy_is_tried_as_typed(box, visit, proxies):
+    serve(box, sections=[OFFICE])
+    before = config(box)
+    page = visit("settings")
+    page.locator('[data-name="port"] input').first.fill("3129")
+    page.get_by_role("button", name="Test this proxy").click()
+    page.locator(".toh-finding .toh-bad").wait_for()
+    page.get_by_role("button", name="Dismiss").last.click()
+    page.locator('[data-name="port"] input').first.fill("3128")
+    page.get_by_role("button", name="Test this proxy").click()
+    page.locator(".toh-finding .toh-good").first.wait_for()
+    assert config(box) == before
+
+
+def test_order_and_removal(box, visit):
+    serve(box, sections=[OFFICE, HOME])
+    page = visit("settings")
+    page.get_by_role("button", name="Ask it earlier").nth(1).click()
+    save(page)
+    until(lambda: config(box).index("'home'") < config(box).index("'office'"), "the order is another")
+    page.get_by_text("Saved and applied").wait_for()
+    page.locator(".cbi-section-remove button").first.click()
+    save(page)
+    until(lambda: "'home'" not in config(box), "it is gone")
+    assert SECRET in config(box)
+
+
+def test_who_may_only_read_changes_nothing(box, visit, server):
+    serve(box)
+    server.ubus.readonly = True
+    page = visit("overview")
+    assert page.locator(".toh-card button").first.is_disabled()
+    page = visit("settings")
+    page.locator('[data-name="enabled"] input[type=checkbox]').first.wait_for()
+    assert page.locator('[data-name="enabled"] input[type=checkbox]').first.is_disabled()
+    page = visit("doctor")
+    assert page.get_by_role("button", name="Examine").is_disabled()
+    assert {(name, method) for name, method, _ in server.ubus.calls} <= {
+        ("tcp-over-http", method) for method in ("status", "clients", "history", "settings")}
+    for method in ("use", "check", "doctor"):
+        with pytest.raises(PermissionError):
+            server.ubus.call("0123456789abcdef" * 2, "tcp-over-http", method, {})
+
+
+def test_doctor(box, visit):
+    serve(box)
+    page = visit("doctor")
+    page.get_by_role("button", name="Examine").click()
+    page.locator(".toh-finding").first.wait_for()
+    assert page.locator(".toh-finding .toh-good").count() > 3
+    text = page.locator("textarea").input_value()
+    assert PROXY not in text and "upstream #1" in text and "toh0" in text
+    page.get_by_role("button", name="Copy").click()
+
+
+def test_widget(box, visit):
+    serve(box)
+    page = visit("widget")
+    page.get_by_text(FIRST).wait_for()
+    assert "works" in page.inner_text("#view")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_languages(box, visit, language):
+    serve(box)
+    words = translations.read(translations.po(language))
+    for view, text in {"overview": "Throughput", "settings": "Add a proxy", "doctor": "Examine"}.items():
+        page = visit(view, lang=language)
+        page.get_by_text(words[text], exact=True).first.wait_for()
+        assert not page.get_by_text(text, exact=True).count(), view
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_phone(box, visit, dark):
+    """Nothing is wider than the screen."""
+    serve(box)
+    for view in ("overview", "settings", "doctor"):
+        page = visit(view, width=360, dark=dark)
+        page.locator("h2").first.wait_for()
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= (360 if not LUCI else 400), view
