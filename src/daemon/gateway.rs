@@ -5,6 +5,7 @@
 //! those to resolvers, `reply` sends packets of our own, and `kept` is what is remembered of each flow.
 
 mod dial;
+mod http;
 mod kept;
 mod loops;
 mod queries;

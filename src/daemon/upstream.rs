@@ -23,7 +23,7 @@ use crate::upstream::dial::Reply;
 use crate::upstream::exchange::udp_socket;
 use crate::upstream::proxy::{Account, Proxy, Warning};
 use crate::upstream::resolver::{ResolveError, Resolver};
-use log::{debug, warn};
+use log::{debug, info, warn};
 use std::cell::{Cell, RefCell, RefMut};
 use std::future::poll_fn;
 use std::io;
@@ -32,10 +32,11 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use tcp_over_http::config::{Config, DnsMode, ToProxy};
+use tcp_over_http::config::{Config, DnsMode, HttpRelay, ToProxy};
+use tcp_over_http::dns::Name;
 use tcp_over_http::http::connect::Target;
-use tcp_over_http::time;
 use tcp_over_http::upstream::choice::{Asked, Attempt};
+use tcp_over_http::{http, time};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::sleep;
 
@@ -55,12 +56,14 @@ pub struct Opened {
     pub leftover: Vec<u8>,
     /// Of the proxy that it leads through.
     pub account: Rc<Account>,
+    /// It is no tunnel: the proxy has to be sent requests in absolute form.
+    pub http: Option<Box<http::relay::Relay>>,
 }
 
 /// How a connection to a proxy came about.
 pub enum Carried {
     /// By a socket of ours: it has to be relayed.
-    Relayed(Opened),
+    Relayed(Box<Opened>),
     /// In the client's own name: the kernel carries it once the client has released it.
     Forwarded(forward::Attempt),
 }
@@ -85,6 +88,10 @@ pub struct Upstreams {
     keepalive: u32,
     connect_timeout: Duration,
     reply_timeout: Duration,
+    http_relay: HttpRelay,
+    http_ports: Vec<(u16, u16)>,
+    /// For names that clients claim to have connected to.
+    resolver: Rc<Resolver>,
     to_proxy: ToProxy,
 }
 
@@ -114,6 +121,9 @@ impl Upstreams {
             keepalive: config.keepalive,
             connect_timeout: config.connect_timeout,
             reply_timeout: config.reply_timeout,
+            http_relay: config.http_relay,
+            http_ports: config.http_ports.clone(),
+            resolver,
             to_proxy: config.to_proxy,
         })
     }
@@ -141,7 +151,8 @@ impl Upstreams {
     /// [`Failure`]: the refusal of the one that answered, or the most telling failure of all of them.
     pub async fn open(&self, target: Target<'_>) -> Result<Opened, Failure> {
         match self.carry(target, None).await? {
-            Carried::Relayed(opened) => Ok(opened),
+            Carried::Relayed(opened) if opened.http.is_none() => Ok(*opened),
+            Carried::Relayed(_) => Err(Failure::Refused { status: 403 }),
             Carried::Forwarded(_) => Err(Failure::BadTarget), // nobody's client
         }
     }
@@ -273,6 +284,9 @@ impl Upstreams {
         client: Option<&Client<'_>>,
         is_connected: &Cell<bool>,
     ) -> Result<Carried, Failure> {
+        if self.is_plain(index, target) {
+            return Box::pin(self.connect_plain(index, target, is_connected)).await;
+        }
         let mut authorization = self.proxies[index].begin();
         let begun = self.now();
         loop {
@@ -290,7 +304,7 @@ impl Upstreams {
             let proxy = &self.proxies[index]; // kept over no wait, which would make every dial larger
             let reply = reply.map_err(|error| proxy.gave_no_answer(error))?;
             if reply.status == 407 {
-                match proxy.refused(&authorization, &reply) {
+                match proxy.refused(&authorization, &reply.rest) {
                     Ok(next) => {
                         authorization = next;
                         continue;
@@ -300,8 +314,60 @@ impl Upstreams {
             } else {
                 proxy.login.borrow_mut().accepted(authorization);
             }
-            return self.answered(index, *target, begun, connection, reply);
+            let status = reply.status;
+            let carried = self.answered(index, *target, begun, connection, reply);
+            if let Some(port) = self.plain_port(target)
+                && proxy.plain.borrow_mut().answered(port, status, self.now())
+            {
+                drop(carried);
+                info!(
+                    "upstream {}: refuses CONNECT to port {port}: carried as HTTP requests",
+                    proxy.account.name
+                );
+                return Box::pin(self.connect_plain(index, target, is_connected)).await;
+            }
+            return carried;
         }
+    }
+
+    /// The port, if plain HTTP may be carried to it as requests.
+    fn plain_port(&self, target: &Target<'_>) -> Option<u16> {
+        let port = match target {
+            Target::Ip(address) => address.port(),
+            Target::Name(_, port) => *port,
+        };
+        let is_plain = self.http_ports.iter().any(|&(first, last)| (first..=last).contains(&port));
+        (is_plain && self.http_relay != HttpRelay::Never).then_some(port)
+    }
+
+    /// Whether a proxy is not asked for a tunnel to the target, but sent requests in absolute form.
+    fn is_plain(&self, index: usize, target: &Target<'_>) -> bool {
+        self.plain_port(target).is_some_and(|port| {
+            self.http_relay == HttpRelay::Always
+                || self.proxies[index].plain.borrow().is_refused(port, self.now())
+        })
+    }
+
+    /// Connects to a proxy that is sent requests in absolute form.
+    async fn connect_plain(
+        &self,
+        index: usize,
+        target: &Target<'_>,
+        is_connected: &Cell<bool>,
+    ) -> Result<Carried, Failure> {
+        let proxy = &self.proxies[index];
+        let connected = self.connect(index).await;
+        let stream = connected.map_err(|(failure, error)| proxy.was_not_reached(failure, &error))?;
+        is_connected.set(true);
+        let (account, http) = (Rc::clone(&proxy.account), Some(Box::new(http::relay::Relay::new(*target))));
+        Ok(Carried::Relayed(Box::new(Opened { stream, leftover: Vec::new(), account, http })))
+    }
+
+    /// Whether a name has this address, as far as our resolvers know.
+    pub async fn is_name_of(&self, name: &str, address: IpAddr) -> bool {
+        let Ok(wire) = Name::new(name) else { return false };
+        let resolved = self.resolver.resolve(name, &wire).await;
+        resolved.is_ok_and(|(addresses, _)| addresses.contains(&address))
     }
 
     /// Connects to one of the addresses of the proxy of this index with a socket.
@@ -398,7 +464,7 @@ impl Upstreams {
             Connection::Socket(stream) => stream,
             Connection::Packets(attempt) => return Ok(Carried::Forwarded(attempt)),
         };
-        Ok(self.relayed(proxy, stream, reply.leftover))
+        Ok(self.relayed(proxy, stream, reply.rest))
     }
 
     fn relayed(&self, proxy: &Proxy, stream: TcpStream, leftover: Vec<u8>) -> Carried {
@@ -407,7 +473,8 @@ impl Upstreams {
         if self.keepalive != 0 {
             let _ = sys::set_keepalive(&stream, self.keepalive);
         }
-        Carried::Relayed(Opened { stream, leftover, account: Rc::clone(&proxy.account) })
+        let account = Rc::clone(&proxy.account);
+        Carried::Relayed(Box::new(Opened { stream, leftover, account, http: None }))
     }
 }
 

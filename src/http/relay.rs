@@ -124,6 +124,8 @@ pub struct Relay {
     client: Stream,
     proxy: Stream,
     request: request::Facts,
+    /// The head of the request under way, while it can be sent again: nothing else of it has gone.
+    sent: Option<Head>,
     /// Whether a byte of the response may have gone to the client.
     has_answered: bool,
     /// Whether the proxy keeps its connection open.
@@ -155,6 +157,7 @@ impl Relay {
             client: Stream::Head(Head::new(Kind::Request)),
             proxy: Stream::Idle,
             request: request::Facts::default(),
+            sent: None,
             has_answered: false,
             is_kept: false,
             is_over: false,
@@ -201,6 +204,7 @@ impl Relay {
         let stream = if side == Side::Client { &mut self.client } else { &mut self.proxy };
         if let Stream::Body(body) = stream {
             body.pass(length);
+            self.sent = None;
         }
         self.settle();
     }
@@ -255,10 +259,21 @@ impl Relay {
         }
         request.write(&authority, authorize, out);
         self.request = request.facts();
-        self.client = Stream::Body(request.body());
+        let client = Stream::Body(request.body());
+        if let Stream::Ready(head) = core::mem::replace(&mut self.client, client) {
+            self.sent = Some(head);
+        }
         self.proxy = Stream::Head(Head::new(Kind::Response));
-        self.has_answered = false;
+        (self.has_answered, self.is_kept) = (false, false);
         Ok(())
+    }
+
+    /// Takes back the request under way, so that it can be sent again: behind [`Refusal::Unauthorized`], or when a
+    /// connection that was kept has ended. Returns whether that is possible.
+    pub fn take_back(&mut self) -> bool {
+        let Some(head) = self.sent.take() else { return false };
+        (self.client, self.proxy, self.is_over) = (Stream::Ready(head), Stream::Idle, false);
+        true
     }
 
     /// Whether a byte of the response to the request under way may have gone to the client.
@@ -269,6 +284,11 @@ impl Relay {
     /// Whether both sides have changed to another protocol, whose bytes all pass as they are.
     pub const fn is_tunnel(&self) -> bool {
         matches!((&self.client, &self.proxy), (Stream::Body(client), Stream::Body(_)) if client.is_endless())
+    }
+
+    /// Whether no request is under way.
+    pub const fn is_idle(&self) -> bool {
+        matches!(self.proxy, Stream::Idle)
     }
 
     /// Whether the proxy's connection can carry the next request.
@@ -310,7 +330,10 @@ impl Relay {
                 }
                 Ok(taken)
             }
-            Stream::Body(body) => body.feed(bytes, out),
+            Stream::Body(body) => {
+                self.sent = None;
+                body.feed(bytes, out)
+            }
             Stream::Idle | Stream::Ready(_) => Ok(0),
         }
     }
@@ -323,7 +346,9 @@ impl Relay {
             }
             (_, Stream::Head(head)) => {
                 let response = Response::read(head, self.request)?;
-                self.has_answered |= !response.is_interim();
+                if !response.is_interim() {
+                    (self.has_answered, self.sent) = (true, None);
+                }
                 // A body that the client goes on with nobody may wait for.
                 let is_sent = !matches!(&self.client, Stream::Body(body) if !body.is_over());
                 self.request.is_kept &= response.is_interim() || is_sent && !response.is_endless();

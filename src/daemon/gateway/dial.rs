@@ -82,7 +82,7 @@ impl Gateway {
                     attempt.released().await;
                     gateway.handle_released(slot);
                 }
-                Ok(Carried::Relayed(opened)) => gateway.handle_dialled(slot, Ok(opened)),
+                Ok(Carried::Relayed(opened)) => gateway.handle_dialled(slot, Ok(*opened)),
                 Err(failure) => gateway.handle_dialled(slot, Err(failure)),
             }
         });

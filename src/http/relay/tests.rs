@@ -619,6 +619,42 @@ fn the_proxys_wish_for_credentials_is_not_the_clients_business() {
 }
 
 #[test]
+fn a_request_is_taken_back_while_nothing_but_its_head_has_gone() {
+    let sent = |request: &[u8]| {
+        let mut relay = Relay::new(NAME);
+        let taken = relay.feed(Side::Client, request, &mut vec![]).unwrap();
+        relay.send(false, &mut |_, _, _| (), &mut vec![]).unwrap();
+        (relay, taken)
+    };
+    for (request, response, is_possible) in [
+        (GET, "", true),
+        (GET, "HTTP/1.1 407 x\r\n\r\n", true),
+        (POST, "HTTP/1.1 407 x\r\n\r\n", true),
+        (POST, "HTTP/1.1 100 x\r\n\r\nHTTP/1.1 407 x\r\n\r\n", true),
+        (GET, "HTTP/1.1 200 x\r\n", true),
+        (GET, "HTTP/1.1 200 x\r\nContent-Length: 1\r\n\r\n", false),
+    ] {
+        let (mut relay, _) = sent(request.as_bytes());
+        _ = relay.feed(Side::Proxy, response.as_bytes(), &mut vec![]);
+        assert_eq!(relay.take_back(), is_possible, "{response:?}");
+        if is_possible {
+            let mut out = vec![];
+            assert_eq!([relay.next(Side::Client), relay.next(Side::Proxy)], [Next::Request, Next::Wait]);
+            relay.send(false, &mut |_, _, _| (), &mut out).unwrap();
+            assert!(out.ends_with(b"\r\n\r\n"));
+        }
+        assert!(!relay.take_back() || is_possible);
+    }
+    let (mut relay, _) = sent(POST.as_bytes());
+    relay.passed(Side::Client, 1);
+    assert!(!relay.take_back());
+    let chunked = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let (mut relay, _) = sent(chunked.as_bytes());
+    relay.feed(Side::Client, b"5", &mut vec![]).unwrap();
+    assert!(!relay.take_back());
+}
+
+#[test]
 fn an_upgrade_makes_a_tunnel() {
     let mut relay = Relay::new(NAME);
     let (mut out, mut back) = (vec![], vec![]);

@@ -110,8 +110,8 @@ max_filedescriptors 4096
 class StrictSquid(Squid):
     """Squid with the ports of Debian's default configuration: CONNECT to 443 only."""
 
-    def configure(self):
-        argv = super().configure()
+    def configure(self, **options):
+        argv = super().configure(**options)
         path = self.directory / "squid.conf"
         rules = "acl SSL_ports port 443\nacl CONNECT method CONNECT\nhttp_access deny CONNECT !SSL_ports\n"
         path.write_text(rules + path.read_text())
