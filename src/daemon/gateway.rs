@@ -11,6 +11,7 @@ mod loops;
 mod queries;
 mod relays;
 mod reply;
+mod served;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

@@ -20,6 +20,16 @@ pub enum Target<'a> {
     Name(&'a str, u16),
 }
 
+impl Target<'_> {
+    /// Its port.
+    pub const fn port(&self) -> u16 {
+        match self {
+            Self::Ip(address) => address.port(),
+            Self::Name(_, port) => *port,
+        }
+    }
+}
+
 impl fmt::Display for Target<'_> {
     /// The authority form of RFC 9112 section 3.2.3.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

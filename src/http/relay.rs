@@ -17,7 +17,7 @@ mod response;
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use self::body::Body;
 use self::head::{Head, Kind};
@@ -49,6 +49,9 @@ pub enum Next {
     Request,
     /// There are none: what has been written goes out, and both connections are closed.
     End,
+    /// Both sides have changed to another protocol: from here on all bytes pass as they are, and this machine is of no
+    /// further use.
+    Tunnel,
 }
 
 /// Why a connection is no longer carried.
@@ -119,12 +122,12 @@ pub struct Relay {
     /// Whom the client has connected to: a name, or an address; IPv6 in brackets.
     host: String,
     port: u16,
-    /// Whether it is an address, which a name may belong to.
-    is_address: bool,
+    /// If it is an address: a name may belong to it.
+    server: Option<IpAddr>,
     client: Stream,
     proxy: Stream,
     request: request::Facts,
-    /// The head of the request under way, while it can be sent again: nothing else of it has gone.
+    /// The head of the request under way, while it can be sent again.
     sent: Option<Head>,
     /// Whether a byte of the response may have gone to the client.
     has_answered: bool,
@@ -148,12 +151,12 @@ enum Stream {
 impl Relay {
     /// A relay for a client that has connected to `target`.
     pub fn new(target: Target<'_>) -> Self {
-        let text = target.to_string();
-        let (host, port) = text.rsplit_once(':').unwrap_or((&text, ""));
+        let mut host = target.to_string();
+        host.truncate(host.rfind(':').unwrap_or(host.len()));
         Self {
-            host: host.to_string(),
-            port: port.parse().unwrap_or(PORT),
-            is_address: matches!(target, Target::Ip(_)),
+            host,
+            port: target.port(),
+            server: if let Target::Ip(address) = target { Some(address.ip()) } else { None },
             client: Stream::Head(Head::new(Kind::Request)),
             proxy: Stream::Idle,
             request: request::Facts::default(),
@@ -164,10 +167,21 @@ impl Relay {
         }
     }
 
+    /// Whom the client has connected to.
+    pub fn target(&self) -> Target<'_> {
+        match self.server {
+            Some(ip) => Target::Ip(SocketAddr::new(ip, self.port)),
+            None => Target::Name(&self.host, self.port),
+        }
+    }
+
     /// What is to be done with the next bytes of `side`.
     pub fn next(&self, side: Side) -> Next {
         if self.is_over {
             return Next::End;
+        }
+        if matches!(&self.client, Stream::Body(client) if client.is_endless()) {
+            return Next::Tunnel;
         }
         match self.stream(side) {
             Stream::Idle => Next::Wait,
@@ -204,13 +218,11 @@ impl Relay {
         let stream = if side == Side::Client { &mut self.client } else { &mut self.proxy };
         if let Stream::Body(body) = stream {
             body.pass(length);
-            self.sent = None;
         }
         self.settle();
     }
 
-    /// A side has sent its last byte. Returns whether it may do that here; of a [tunnel](Self::is_tunnel) this machine is
-    /// not asked.
+    /// A side has sent its last byte. Returns whether it may do that here.
     pub fn ended(&mut self, side: Side) -> bool {
         let may_end = match (side, &self.client, &self.proxy) {
             (Side::Client, Stream::Head(head), _) => head.is_empty(),
@@ -234,7 +246,7 @@ impl Relay {
     pub fn claimed_name(&self) -> Option<&str> {
         let Stream::Ready(head) = &self.client else { return None };
         let is_name = |host: &&str| !host.starts_with('[') && host.parse::<Ipv4Addr>().is_err();
-        Request::read(head).ok()?.host.filter(is_name).filter(|_| self.is_address)
+        Request::read(head).ok()?.host.filter(is_name).filter(|_| self.server.is_some())
     }
 
     /// Appends to `out` what the proxy gets for the request whose head is whole. `is_true`: the
@@ -269,21 +281,29 @@ impl Relay {
     }
 
     /// Takes back the request under way, so that it can be sent again: behind [`Refusal::Unauthorized`], or when a
-    /// connection that was kept has ended. Returns whether that is possible.
+    /// connection that was kept has ended. What has come of its body has to come again. Returns whether that is possible.
     pub fn take_back(&mut self) -> bool {
         let Some(head) = self.sent.take() else { return false };
         (self.client, self.proxy, self.is_over) = (Stream::Ready(head), Stream::Idle, false);
         true
     }
 
+    /// Whether the request under way may be sent twice (RFC 9110 section 9.2.2).
+    pub const fn is_repeatable(&self) -> bool {
+        self.request.is_repeatable
+    }
+
+    /// The client's bytes that no request has been made of.
+    pub fn unsent(&self) -> &[u8] {
+        match &self.client {
+            Stream::Head(head) | Stream::Ready(head) => head.bytes(),
+            Stream::Idle | Stream::Body(_) => &[],
+        }
+    }
+
     /// Whether a byte of the response to the request under way may have gone to the client.
     pub const fn has_answered(&self) -> bool {
         self.has_answered
-    }
-
-    /// Whether both sides have changed to another protocol, whose bytes all pass as they are.
-    pub const fn is_tunnel(&self) -> bool {
-        matches!((&self.client, &self.proxy), (Stream::Body(client), Stream::Body(_)) if client.is_endless())
     }
 
     /// Whether no request is under way.
@@ -294,14 +314,6 @@ impl Relay {
     /// Whether the proxy's connection can carry the next request.
     pub const fn is_kept(&self) -> bool {
         self.is_kept
-    }
-
-    /// The client's bytes that no request has been made of.
-    pub fn unsent(&self) -> &[u8] {
-        match &self.client {
-            Stream::Head(head) | Stream::Ready(head) => head.bytes(),
-            Stream::Idle | Stream::Body(_) => &[],
-        }
     }
 
     /// The values of the Proxy-Authenticate fields of a response that was [refused](Refusal::Unauthorized), a line each.
@@ -330,10 +342,7 @@ impl Relay {
                 }
                 Ok(taken)
             }
-            Stream::Body(body) => {
-                self.sent = None;
-                body.feed(bytes, out)
-            }
+            Stream::Body(body) => body.feed(bytes, out),
             Stream::Idle | Stream::Ready(_) => Ok(0),
         }
     }

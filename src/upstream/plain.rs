@@ -1,9 +1,14 @@
 //! Ports that a proxy refuses CONNECT to, so that plain HTTP is carried to them as requests in absolute form.
+//!
+//! One answer says little: it may be the target that is refused, or the client. It is the port if the proxy has allowed
+//! no other target there lately, and does not refuse the port of TLS, too.
 
 use crate::time::Instant;
 
 /// Milliseconds that an answer is believed.
 const TTL: u32 = 600_000;
+/// The port that every proxy allows.
+pub const TLS: u16 = 443;
 /// How many ports are known at most.
 const PORTS: usize = 8;
 
@@ -21,29 +26,30 @@ struct Known {
 }
 
 impl PlainPorts {
-    /// Whether CONNECT to this port was refused lately.
+    /// Whether CONNECT to this port is refused as such.
     pub fn is_refused(&self, port: u16, now: Instant) -> bool {
-        let mut known = self.known.iter();
-        known.any(|known| known.port == port && known.is_refused && now.since(known.at) < TTL)
+        let was_refused = |port| {
+            let mut known = self.known.iter();
+            known.any(|known| known.port == port && known.is_refused && now.since(known.at) < TTL)
+        };
+        was_refused(port) && !was_refused(TLS)
     }
 
-    /// The proxy has answered a CONNECT to this port. Returns whether that is refused as such: not if others were allowed
-    /// lately, for then it is the target that is refused.
-    pub fn answered(&mut self, port: u16, status: u16, now: Instant) -> bool {
+    /// The proxy has answered a CONNECT to this port.
+    pub fn answered(&mut self, port: u16, status: u16, now: Instant) {
         let is_refused = matches!(status, 403 | 405);
         if !is_refused && !(200..300).contains(&status) {
-            return false;
+            return;
         }
         self.known.retain(|known| now.since(known.at) < TTL);
         if is_refused && self.known.iter().any(|known| known.port == port && !known.is_refused) {
-            return false;
+            return;
         }
         self.known.retain(|known| known.port != port);
         if self.known.is_full() {
             self.known.remove(0);
         }
         _ = self.known.push(Known { port, is_refused, at: now });
-        is_refused
     }
 }
 
@@ -60,29 +66,47 @@ mod tests {
         for status in [403, 405] {
             let mut ports = PlainPorts::default();
             assert!(!ports.is_refused(80, at(0)));
-            assert!(ports.answered(80, status, at(0)));
+            ports.answered(80, status, at(0));
             assert!(ports.is_refused(80, at(599_999)) && !ports.is_refused(81, at(1)));
             assert!(!ports.is_refused(80, at(600_000)));
         }
         for status in [200, 400, 404, 407, 502, 503] {
-            assert!(!PlainPorts::default().answered(80, status, at(0)), "{status}");
+            let mut ports = PlainPorts::default();
+            ports.answered(80, status, at(0));
+            assert!(!ports.is_refused(80, at(0)), "{status}");
         }
     }
 
     #[test]
     fn where_others_are_allowed_it_is_the_target_that_is_refused() {
         let mut ports = PlainPorts::default();
-        assert!(!ports.answered(80, 200, at(0)));
-        assert!(!ports.answered(80, 403, at(1)) && !ports.is_refused(80, at(1)));
-        assert!(ports.answered(8080, 403, at(1)));
-        assert!(ports.answered(80, 403, at(600_000)));
+        ports.answered(80, 200, at(0));
+        ports.answered(80, 403, at(1));
+        assert!(!ports.is_refused(80, at(1)));
+        ports.answered(8080, 403, at(1));
+        assert!(ports.is_refused(8080, at(1)));
+        ports.answered(80, 403, at(600_000));
+        assert!(ports.is_refused(80, at(600_000)));
+    }
+
+    #[test]
+    fn who_refuses_tls_as_well_refuses_all() {
+        let mut ports = PlainPorts::default();
+        ports.answered(TLS, 403, at(0));
+        ports.answered(80, 403, at(1));
+        assert!(!ports.is_refused(80, at(1)));
+        ports.answered(TLS, 200, at(2));
+        assert!(ports.is_refused(80, at(2)));
+        // One target.
+        ports.answered(TLS, 403, at(3));
+        assert!(ports.is_refused(80, at(3)));
     }
 
     #[test]
     fn the_oldest_port_is_forgotten_first() {
         let mut ports = PlainPorts::default();
         for port in 0..=PORTS as u16 {
-            assert!(ports.answered(port, 403, at(port.into())));
+            ports.answered(port, 403, at(port.into()));
         }
         assert!(!ports.is_refused(0, at(9)) && ports.is_refused(1, at(9)) && ports.is_refused(8, at(9)));
     }

@@ -2,17 +2,17 @@
 //! ([`tcp_over_http::http::relay`]).
 //!
 //! Heads and chunk lines pass through here, bodies through a pipe. A direction reads nothing more before the other side has
-//! taken what it was sent.
+//! taken what it was sent. All that goes to a proxy or comes from it passes through [`Direction`]: `read`, `splice`, and
+//! `poll_flush` are what a TLS session would take the place of.
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::mem;
-use std::net::{IpAddr, Ipv6Addr};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tcp_over_http::flow::{Flow, NatSource, Slot};
+use tcp_over_http::flow::Slot;
 use tcp_over_http::http::login::Authorization;
 use tcp_over_http::http::relay::{Next, Refusal, Relay, Side};
 use tokio::io::Interest;
@@ -20,13 +20,11 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use super::Gateway;
-use super::kept::Kept;
 use crate::dns::Held;
 use crate::relay::Moved;
 use crate::relay::pipe::{Pipe, Pipes};
 use crate::sys;
-use crate::task::spawn;
-use crate::upstream::proxy::Proxy;
+use crate::upstream::proxy::{Account, Proxy, Warning};
 use crate::upstream::{Opened, Upstreams};
 
 /// How long a client may take to send a head, or to begin another one.
@@ -35,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How much is read at a time where bytes have to be looked at.
 const CHUNK: usize = 2048;
+/// How much of a body is kept, so that it can be sent again with other credentials.
+const AGAIN: usize = 64 << 10;
 /// How much one call may splice at most.
 const RUN: u64 = 1 << 20;
 
@@ -47,78 +47,69 @@ impl Gateway {
         opened: Opened,
         held: Option<Held>,
     ) {
-        let Flow { tuple, nat, .. } = *self.rewriter.borrow().flow(slot);
-        let task = Task { slot, nat, gateway: Rc::clone(self), _held: held };
-        let task = spawn(async move {
-            task.serve(client, opened, tuple.destination).await;
-            task.gateway.keep(task.slot, Kept::Nothing);
-        });
-        self.keep(slot, Kept::Served(task));
+        let gateway = Rc::clone(self);
+        let requests = async move {
+            let tunnel = gateway.carry(slot, client, opened).await;
+            let is_over = tunnel.is_none();
+            if let Some((client, opened)) = tunnel {
+                gateway.relay_bytes(slot, client, opened, held);
+            }
+            is_over
+        };
+        self.serve(slot, Box::pin(requests));
     }
-}
 
-/// A client's connection, until its end.
-struct Task {
-    slot: Slot,
-    /// Tells its flow from a later one in the slot.
-    nat: NatSource,
-    gateway: Rc<Gateway>,
-    /// Keeps the fake address that the client has connected to.
-    _held: Option<Held>,
-}
-
-impl Drop for Task {
-    /// Also when the task is aborted: that takes effect later.
-    fn drop(&mut self) {
-        let mut rewriter = self.gateway.rewriter.borrow_mut();
-        if rewriter.flow(self.slot).nat == self.nat {
-            rewriter.close(self.slot, self.gateway.now());
-        }
-    }
-}
-
-impl Task {
-    async fn serve(&self, client: std::net::TcpStream, opened: Opened, server: Ipv6Addr) {
-        let (Some(relay), Ok(client)) = (opened.http, TcpStream::from_std(client)) else { return };
-        let upstreams = self.gateway.upstreams();
+    /// Carries requests until there are no more. Returns client and proxy if they go on with a tunnel.
+    async fn carry(
+        &self,
+        slot: Slot,
+        client: std::net::TcpStream,
+        opened: Opened,
+    ) -> Option<(std::net::TcpStream, Opened)> {
+        let upstreams = self.upstreams();
         // A reload may have taken the proxy away meanwhile.
-        let mut proxies = upstreams.proxies().iter().enumerate();
-        let found = proxies.find(|(_, proxy)| Rc::ptr_eq(&proxy.account, &opened.account));
-        let Some((index, upstream)) = found else { return };
+        let mut proxies = upstreams.proxies().iter();
         let mut carried = Carried {
-            relay,
-            client,
+            relay: opened.http?,
+            client: TcpStream::from_std(client).ok()?,
             proxy: opened.stream,
+            index: proxies.position(|proxy| Rc::ptr_eq(&proxy.account, &opened.account))?,
             upstreams: &upstreams,
-            index,
-            upstream,
-            pipes: &self.gateway.supplies.pipes,
-            server: server.to_canonical(),
+            pipes: &self.supplies.pipes,
             claimed: Default::default(),
             used: Authorization::Nothing,
             next: None,
-            requests: 0,
-            is_broken: false,
+            is_fresh: true,
+            is_reused: false,
             up: Direction::default(),
             down: Direction::default(),
         };
-        let end = carried.run().await;
-        if let Err(trouble) = &end {
-            log::debug!("{}: {trouble:?}", self.slot);
+        let mut account = opened.account;
+        let mut end = carried.run().await;
+        if let Err(Trouble::Refused(Refusal::NotHttp)) = end {
+            match carried.open_tunnel().await {
+                Some(other) => (account, end) = (other, Ok(Next::Tunnel)),
+                None => self.count_refused(slot),
+            }
         }
+        if let Err(trouble) = &end {
+            log::debug!("{slot}: {trouble:?}");
+        }
+        let is_tunnel = end == Ok(Next::Tunnel);
         carried.finish(end).await;
         let moved = Moved { up: carried.up.moved, down: carried.down.moved };
-        opened.account.count(|stats| stats.moved.add(moved));
-        self.gateway.count(|totals| totals.moved.add(moved));
-        let mut clients = self.gateway.clients.borrow_mut();
-        let client = clients.note(self.gateway.client(self.slot), self.gateway.now());
-        client.up = client.up.wrapping_add(moved.up);
-        client.down = client.down.wrapping_add(moved.down);
+        self.count(|totals| totals.moved.add(moved));
+        self.count_moved(&account, self.client(slot), moved);
+        let Carried { client, proxy, down, .. } = carried;
+        let leftover = down.outgoing;
+        is_tunnel.then(|| {
+            Some((client.into_std().ok()?, Opened { stream: proxy, leftover, account, http: None }))
+        })?
     }
 }
 
 /// Why a connection does not go on.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 enum Trouble {
     /// A side's connection is broken, or has ended too early.
     Lost(Side),
@@ -133,54 +124,48 @@ struct Carried<'a> {
     proxy: TcpStream,
     upstreams: &'a Upstreams,
     index: usize,
-    upstream: &'a Proxy,
     pipes: &'a Pipes,
-    /// Whom the client has connected to.
-    server: IpAddr,
     /// The name that it is said to have, and whether that is so.
     claimed: (String, bool),
     /// What the request under way says of us...
     used: Authorization,
     /// ...and what it is to say in its place.
     next: Option<Authorization>,
-    /// How many the proxy's connection has been sent.
-    requests: u32,
-    /// The proxy's connection can't be used any more.
-    is_broken: bool,
+    /// The proxy's connection has carried none yet...
+    is_fresh: bool,
+    /// ...or one before the one under way.
+    is_reused: bool,
     up: Direction,
     down: Direction,
 }
 
 impl Carried<'_> {
     /// Carries requests until there are no more.
-    async fn run(&mut self) -> Result<(), Trouble> {
+    async fn run(&mut self) -> Result<Next, Trouble> {
         loop {
             let trouble = match self.progress().await {
                 Ok(Next::Request) => {
                     self.send().await?;
                     continue;
                 }
-                Ok(Next::End) => return Ok(()),
-                Ok(_) => continue,
+                Ok(Next::Wait) => continue,
+                Ok(end) => return Ok(end),
                 Err(trouble) => trouble,
             };
-            match trouble {
+            let may_repeat = match trouble {
                 // The nonce is too old, or has yet to be given.
                 Trouble::Refused(Refusal::Unauthorized) => {
                     let used = mem::take(&mut self.used);
-                    self.next = self.upstream.refused(&used, &self.relay.challenges()).ok();
-                    if self.next.is_none() || !self.relay.take_back() {
-                        return Err(trouble);
-                    }
+                    self.next = self.upstreams.refused(self.index, &used, &self.relay.challenges());
+                    self.next.is_some()
                 }
                 // A proxy may close a connection that it has kept at any time.
-                Trouble::Lost(Side::Proxy) if self.requests > 1 && self.relay.take_back() => {}
-                _ => return Err(trouble),
+                Trouble::Lost(Side::Proxy) => self.is_reused && self.relay.is_repeatable(),
+                _ => false,
+            };
+            if !(may_repeat && self.up.take_back(&mut self.relay, self.pipes)) {
+                return Err(trouble);
             }
-            self.is_broken = true;
-            self.up.forget(self.pipes);
-            self.down.forget(self.pipes);
-            self.down.incoming.clear();
         }
     }
 
@@ -188,21 +173,20 @@ impl Carried<'_> {
     async fn progress(&mut self) -> Result<Next, Trouble> {
         let was_idle = self.relay.is_idle();
         let Self { relay, client, proxy, pipes, up, down, .. } = self;
+        if was_idle {
+            up.again = None;
+        }
         let mut late = was_idle.then(|| Box::pin(sleep(PATIENCE)));
         let moved = poll_fn(|cx| {
-            if let Poll::Ready(next) = up.poll(Side::Client, relay, (client, proxy), pipes, cx)? {
-                return Poll::Ready(Ok(next));
-            }
+            // Before a proxy that takes no more is found out: what it has said tells more.
             if let Poll::Ready(next) = down.poll(Side::Proxy, relay, (proxy, client), pipes, cx)? {
                 return Poll::Ready(Ok(next));
             }
-            if relay.is_tunnel() && up.has_ended && down.has_ended {
-                return Poll::Ready(Ok(Next::End));
+            if let Poll::Ready(next) = up.poll(Side::Client, relay, (client, proxy), pipes, cx)? {
+                return Poll::Ready(Ok(next));
             }
             // What the client may do now is another thing: it is waited for in another way.
-            let is_changed = relay.is_idle() != was_idle || relay.is_tunnel() && !up.is_tunnel;
-            up.is_tunnel = relay.is_tunnel();
-            if is_changed {
+            if relay.is_idle() != was_idle {
                 return Poll::Ready(Ok(Next::Wait));
             }
             match &mut late {
@@ -223,42 +207,81 @@ impl Carried<'_> {
             && *name != *self.claimed.0
         {
             let name = name.to_owned();
-            let is_true = self.upstreams.is_name_of(&name, self.server).await;
+            let is_true = self.upstreams.is_name_of(&name, self.relay.target()).await;
             self.claimed = (name, is_true);
         }
-        let is_true = self.claimed.1;
-        let is_usable =
-            !self.is_broken && (self.requests == 0 || self.relay.is_kept() && is_quiet(&self.proxy));
-        if !is_usable {
-            let connected = self.upstreams.connect(self.index).await;
+        self.is_reused = !self.is_fresh && self.relay.is_kept() && is_quiet(&self.proxy);
+        if !self.is_fresh && !self.is_reused {
+            let connected = self.upstreams.connect_plain(self.index).await;
             self.proxy = connected.map_err(|_| Trouble::Refused(Refusal::BadGateway))?;
-            (self.requests, self.is_broken) = (0, false);
+            self.down.incoming.clear();
+            (self.up.is_lost, self.down.has_ended) = (false, false);
         }
-        self.requests += 1;
-        let mut login = self.upstream.login.borrow_mut();
-        login.accepted(mem::take(&mut self.used));
-        self.used = self.next.take().unwrap_or_else(|| login.begin());
-        let (used, request) = (&mut self.used, &self.upstream.request);
+        self.is_fresh = false;
+        self.accept();
+        let Proxy { login, request, .. } = &self.upstreams.proxies()[self.index];
+        self.up.room = if request.has_credentials() { AGAIN } else { 0 };
+        self.up.again = Some(Vec::new());
+        let mut used = self.next.take().unwrap_or_else(|| login.borrow_mut().begin());
         let mut authorize = |method: &[u8], uri: &[u8], out: &mut Vec<u8>| {
-            request.authorize(used, method, uri, out);
+            request.authorize(&mut used, method, uri, out);
         };
-        self.relay.send(is_true, &mut authorize, &mut self.up.outgoing).map_err(Trouble::Refused)
+        let sent = self.relay.send(self.claimed.1, &mut authorize, &mut self.up.outgoing);
+        self.used = used;
+        sent.map_err(Trouble::Refused)
+    }
+
+    /// Notes that the proxy has answered, and accepted what it was told of us.
+    fn accept(&mut self) {
+        if self.relay.has_answered() {
+            let used = mem::take(&mut self.used);
+            self.upstream().login.borrow_mut().accepted(used);
+            self.upstreams.choice().answered(self.index, self.upstreams.now());
+        }
+    }
+
+    fn upstream(&self) -> &Proxy {
+        &self.upstreams.proxies()[self.index]
+    }
+
+    /// Has a proxy open a tunnel for what is no HTTP, before a request has been sent. Returns whose tunnel it is.
+    async fn open_tunnel(&mut self) -> Option<Rc<Account>> {
+        if !self.is_fresh {
+            return None;
+        }
+        let Ok(opened) = self.upstreams.open(self.relay.target()).await else {
+            let proxy = self.upstream();
+            proxy.warn(Warning::Refused, format_args!("no tunnel for what is no HTTP, clients are reset"));
+            return None;
+        };
+        self.proxy = opened.stream;
+        self.down.incoming = opened.leftover;
+        self.up.outgoing.extend_from_slice(self.relay.unsent());
+        Some(opened.account)
     }
 
     /// Tells the client why there is no more, unless a part of a response has gone to it.
-    async fn finish(&mut self, end: Result<(), Trouble>) {
-        self.up.forget(self.pipes);
-        if end.is_ok() {
-            self.upstream.login.borrow_mut().accepted(mem::take(&mut self.used));
-        }
+    async fn finish(&mut self, end: Result<Next, Trouble>) {
+        self.down.forget(self.pipes);
         let refusal = match end {
-            Ok(()) => None,
+            Ok(Next::Tunnel) => {
+                for direction in [&mut self.up, &mut self.down] {
+                    direction.outgoing.append(&mut direction.incoming);
+                }
+                // There is room for it: nothing is under way.
+                _ = sys::write(&self.proxy, &self.up.outgoing);
+                return;
+            }
+            Ok(_) => {
+                self.accept();
+                None
+            }
             Err(Trouble::Refused(refusal)) => Some(refusal),
             Err(Trouble::Lost(Side::Proxy)) => Some(Refusal::BadGateway),
             Err(Trouble::Lost(Side::Client)) => Some(Refusal::NotHttp),
         };
+        self.up.forget(self.pipes);
         if let Some(refusal) = refusal {
-            self.down.forget(self.pipes);
             if self.relay.has_answered() || refusal.answer().is_empty() {
                 _ = sys::set_resetting(&self.client);
                 return;
@@ -273,7 +296,6 @@ impl Carried<'_> {
             Poll::Pending => late.as_mut().poll(cx),
         })
         .await;
-        self.down.forget(self.pipes);
     }
 }
 
@@ -311,7 +333,12 @@ struct Direction {
     buffered: usize,
     moved: u64,
     has_ended: bool,
-    is_tunnel: bool,
+    /// The other side takes nothing more.
+    is_lost: bool,
+    /// The body of the request under way as far as it has gone, while it can be sent again...
+    again: Option<Vec<u8>>,
+    /// ...and how much more of it there may be.
+    room: usize,
 }
 
 impl Direction {
@@ -324,44 +351,48 @@ impl Direction {
         pipes: &Pipes,
         cx: &mut Context,
     ) -> Poll<Result<Next, Trouble>> {
-        let other = if side == Side::Client { Side::Proxy } else { Side::Client };
         loop {
-            ready!(self.poll_flush(to, cx)).map_err(|_| Trouble::Lost(other))?;
+            match ready!(self.poll_flush(to, cx)) {
+                Ok(()) => {}
+                Err(_) if side == Side::Proxy => return Poll::Ready(Err(Trouble::Lost(Side::Client))),
+                // It may have answered before: its own direction will tell.
+                Err(_) => self.is_lost = true,
+            }
             self.release(pipes);
             let next = relay.next(side);
             let read = match next {
-                Next::Request | Next::End => return Poll::Ready(Ok(next)),
+                Next::Request | Next::End | Next::Tunnel => return Poll::Ready(Ok(next)),
+                _ if self.is_lost => return Poll::Pending,
                 Next::Feed if !self.incoming.is_empty() => {
                     let taken = relay.feed(side, &self.incoming, &mut self.outgoing);
-                    advance(&mut self.incoming, taken.map_err(Trouble::Refused)?);
+                    self.take(taken.map_err(Trouble::Refused)?);
                     continue;
                 }
                 Next::Run(run) if !self.incoming.is_empty() => {
                     let length = self.incoming.len().min(run.min(RUN) as usize);
                     self.outgoing.extend_from_slice(self.incoming.get(..length).unwrap_or_default());
-                    advance(&mut self.incoming, length);
+                    self.take(length);
                     relay.passed(side, length as u64);
                     continue;
                 }
                 _ if self.has_ended => return Poll::Pending,
                 // A piece of the client's next requests is read at most, so that its end is seen.
                 Next::Wait if side == Side::Proxy || !self.incoming.is_empty() => return Poll::Pending,
-                Next::Run(run) => {
+                Next::Run(_) | Next::Feed | Next::Wait => {
                     ready!(from.poll_read_ready(cx)).map_err(|_| Trouble::Lost(side))?;
-                    let spliced = self.splice(from, run, pipes);
-                    spliced.inspect(|&length| relay.passed(side, length as u64))
-                }
-                Next::Feed | Next::Wait => {
-                    ready!(from.poll_read_ready(cx)).map_err(|_| Trouble::Lost(side))?;
-                    self.read(from)
+                    match next {
+                        Next::Run(run) if self.again.is_none() => {
+                            let spliced = self.splice(from, run, pipes);
+                            spliced.inspect(|&length| relay.passed(side, length as u64))
+                        }
+                        _ => self.read(from),
+                    }
                 }
             };
             match read {
                 Ok(0) => {
                     self.has_ended = true;
-                    if relay.is_tunnel() {
-                        _ = sys::shutdown_write(to);
-                    } else if !relay.ended(side) {
+                    if !relay.ended(side) {
                         return Poll::Ready(Err(Trouble::Lost(side)));
                     }
                 }
@@ -370,6 +401,29 @@ impl Direction {
                 Err(_) => return Poll::Ready(Err(Trouble::Lost(side))),
             }
         }
+    }
+
+    /// So much of what was read has been looked at.
+    fn take(&mut self, length: usize) {
+        if let Some(again) = &mut self.again {
+            match self.room.checked_sub(length) {
+                Some(room) => {
+                    self.room = room;
+                    again.extend_from_slice(self.incoming.get(..length).unwrap_or_default());
+                }
+                None => self.again = None,
+            }
+        }
+        advance(&mut self.incoming, length);
+    }
+
+    /// Takes the request under way back, if that is possible.
+    fn take_back(&mut self, relay: &mut Relay, pipes: &Pipes) -> bool {
+        let Some(mut again) = self.again.take() else { return false };
+        again.append(&mut self.incoming);
+        self.incoming = again;
+        self.forget(pipes);
+        relay.take_back()
     }
 
     /// Sends what is for the other side. Ready when nothing is left.

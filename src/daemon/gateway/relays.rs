@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::mem;
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -15,6 +15,7 @@ use crate::dns::Held;
 use crate::gateway::kept::{Kept, Relayed};
 use crate::relay::{Moved, Next, Relay};
 use crate::upstream::Opened;
+use crate::upstream::proxy::Account;
 
 /// How many times events are taken before others get a turn.
 const TURNS: usize = 4;
@@ -203,13 +204,17 @@ impl Gateway {
             Err(_) => relay.reset(),
         }
         relay.release(&self.supplies.pipes);
-        relayed.account.count(|stats| stats.moved.add(Moved { up, down }));
-        let mut clients = self.clients.borrow_mut();
-        let client = clients.note(relayed.client, self.now());
-        client.up = client.up.wrapping_add(up);
-        client.down = client.down.wrapping_add(down);
-        drop(clients);
+        self.count_moved(&relayed.account, relayed.client, Moved { up, down });
         drop(relayed);
         self.rewriter.borrow_mut().close(slot, self.now());
+    }
+
+    /// Counts what a connection has moved for a proxy and a client.
+    pub(super) fn count_moved(&self, account: &Account, client: IpAddr, moved: Moved) {
+        account.count(|stats| stats.moved.add(moved));
+        let mut clients = self.clients.borrow_mut();
+        let client = clients.note(client, self.now());
+        client.up = client.up.wrapping_add(moved.up);
+        client.down = client.down.wrapping_add(moved.down);
     }
 }

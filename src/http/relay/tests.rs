@@ -47,7 +47,7 @@ fn carry(target: Target<'_>, is_true: bool, client: &[u8], proxy: &[u8], size: u
                     Ok(length)
                 }
                 Next::Request => relay.send(is_true, &mut |_, _, _| (), out).map(|()| 0),
-                Next::Wait | Next::End => Ok(0),
+                Next::Wait | Next::End | Next::Tunnel => Ok(0),
             };
             match result {
                 Ok(taken) => *rest = &rest[taken..],
@@ -205,6 +205,7 @@ fn what_is_no_http_is_known_by_its_first_bytes() {
     }
     let mut relay = Relay::new(NAME);
     relay.feed(Side::Client, b"\r\nSSH", &mut vec![]).unwrap();
+    assert_eq!(relay.feed(Side::Client, b"-2.0\r\n", &mut vec![]), Err(Refusal::NotHttp));
     assert_eq!(relay.unsent(), b"\r\nSSH");
 }
 
@@ -619,7 +620,7 @@ fn the_proxys_wish_for_credentials_is_not_the_clients_business() {
 }
 
 #[test]
-fn a_request_is_taken_back_while_nothing_but_its_head_has_gone() {
+fn a_request_is_taken_back_until_it_is_answered() {
     let sent = |request: &[u8]| {
         let mut relay = Relay::new(NAME);
         let taken = relay.feed(Side::Client, request, &mut vec![]).unwrap();
@@ -645,13 +646,13 @@ fn a_request_is_taken_back_while_nothing_but_its_head_has_gone() {
         }
         assert!(!relay.take_back() || is_possible);
     }
+    // Its body begins anew.
     let (mut relay, _) = sent(POST.as_bytes());
-    relay.passed(Side::Client, 1);
-    assert!(!relay.take_back());
-    let chunked = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let (mut relay, _) = sent(chunked.as_bytes());
-    relay.feed(Side::Client, b"5", &mut vec![]).unwrap();
-    assert!(!relay.take_back());
+    relay.passed(Side::Client, 9);
+    assert_eq!(relay.next(Side::Client), Next::Wait);
+    assert!(relay.take_back());
+    relay.send(false, &mut |_, _, _| (), &mut vec![]).unwrap();
+    assert_eq!(relay.next(Side::Client), Next::Run(9));
 }
 
 #[test]
@@ -669,8 +670,7 @@ fn an_upgrade_makes_a_tunnel() {
         str::from_utf8(&back),
         Ok("HTTP/1.1 101 Go\r\nX: y\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
     );
-    assert!(relay.is_tunnel() && !relay.is_kept());
-    assert_eq!([relay.next(Side::Client), relay.next(Side::Proxy)], [Next::Run(u64::MAX); 2]);
+    assert_eq!([relay.next(Side::Client), relay.next(Side::Proxy)], [Next::Tunnel; 2]);
     // Refused: it goes on as before.
     let refused = answered(
         str::from_utf8(&request[..request.len() - 1]).unwrap(),

@@ -70,7 +70,7 @@ class Proxy:
 class Squid(Proxy):
     account = "proxy"
 
-    def configure(self, user=None, scheme="basic"):
+    def configure(self, user=None, scheme="basic", more=""):
         auth = ""
         if user and scheme == "digest":
             # As `htdigest`.
@@ -103,7 +103,7 @@ pinger_enable off
 client_db off
 netdb_filename none
 max_filedescriptors 4096
-""")
+{more}""")
         return ["squid", "-N", "-f", config, "-n", f"toh{os.getpid()}"]
 
 
@@ -178,6 +178,7 @@ LoadModule mpm_event_module {modules}/mod_mpm_event.so
 LoadModule authz_core_module {modules}/mod_authz_core.so
 LoadModule proxy_module {modules}/mod_proxy.so
 LoadModule proxy_connect_module {modules}/mod_proxy_connect.so
+LoadModule proxy_http_module {modules}/mod_proxy_http.so
 ErrorLog {self.directory}/error.log
 LogFormat "%r %>s" request
 CustomLog {self.log_path} request
