@@ -12,8 +12,8 @@ use super::options::Unit::{Bytes, Kib, Millis, One, Seconds};
 use super::options::ValueType::{self, Bool, Choice, List, Number, Port, Secret, SecretList, Text};
 use super::upstream::UpstreamConfig;
 use super::values::{
-    cidr, clients, device, domain, fake_ipv4, fake_ipv6, header, host, mark, own_ipv4, own_ipv6, password,
-    path, ports, resolver, socket, table, username,
+    cidr, clients, device, domain, fake_ipv4, fake_ipv6, header, header_host, host, mark, own_ipv4, own_ipv6,
+    password, path, ports, resolver, socket, table, username,
 };
 use crate::http::login::AuthChoice;
 
@@ -160,6 +160,8 @@ pub static UPSTREAM: &[Spec] = &[
         Secret(|d, v| password(v).map(|v| d.upstream.password = Some(v)))),
     live("header", "", "a header field for each CONNECT, NAME: VALUE",
         SecretList(|d, v| header(v).map(|v| d.upstream.headers.push(v)))),
+    live("connect_header_host", "", "what the Host field of each CONNECT has in place of the target",
+        Text(|d, v| header_host(v).map(|v| d.upstream.header_host = Some(v)))),
 ];
 
 /// An option that a running daemon takes over.

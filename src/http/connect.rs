@@ -67,6 +67,8 @@ pub struct Request {
     credentials: Option<(Box<str>, Box<str>)>,
     /// How they are sent.
     pub auth: AuthChoice,
+    /// What Host has in place of the target; not in requests that are none for a tunnel.
+    pub host: Option<Box<str>>,
 }
 
 /// Redacts it: credentials and headers are secrets.
@@ -98,7 +100,7 @@ impl Request {
             fields.extend_from_slice(b"\r\n");
         }
         let credentials = credentials.map(|(username, password)| (username.into(), password.into()));
-        Ok(Self { fields: fields.into(), credentials, auth: AuthChoice::default() })
+        Ok(Self { fields: fields.into(), credentials, auth: AuthChoice::default(), host: None })
     }
 
     /// Whether it carries credentials of its own, not only those that a header may hold.
@@ -120,7 +122,8 @@ impl Request {
         let mut authority = heapless::String::<MAX_AUTHORITY>::new();
         write!(authority, "{target}").map_err(|_| BadName)?;
         let authority = authority.as_bytes();
-        let mut bytes = [b"CONNECT ", authority, b" HTTP/1.1\r\nHost: ", authority, b"\r\n"].concat();
+        let host = self.host.as_ref().map_or(authority, |host| host.as_bytes());
+        let mut bytes = [b"CONNECT ", authority, b" HTTP/1.1\r\nHost: ", host, b"\r\n"].concat();
         self.authorize(authorization, b"CONNECT", authority, &mut bytes);
         bytes.extend_from_slice(b"\r\n");
         Ok(bytes)
@@ -201,6 +204,14 @@ mod tests {
             let expected = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
             assert_eq!(text(&request, target), expected);
         }
+    }
+
+    #[test]
+    fn host_may_be_another() {
+        let mut request = Request::new(None, &[]).unwrap();
+        request.host = Some("front.example".into());
+        let expected = "CONNECT a:1 HTTP/1.1\r\nHost: front.example\r\n\r\n";
+        assert_eq!(text(&request, Target::Name("a", 1)), expected);
     }
 
     #[test]

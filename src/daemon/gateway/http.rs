@@ -2,8 +2,7 @@
 //! ([`tcp_over_http::http::relay`]).
 //!
 //! Heads and chunk lines pass through here, bodies through a pipe. A direction reads nothing more before the other side has
-//! taken what it was sent. All that goes to a proxy or comes from it passes through [`Direction`]: `read`, `splice`, and
-//! `poll_flush` are what a TLS session would take the place of.
+//! taken what it was sent.
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};

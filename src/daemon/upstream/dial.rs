@@ -35,7 +35,7 @@ pub enum HandshakeError {
 }
 
 /// Connects to one address within `patience`, from a socket with `mark` (0: none). `EADDRNOTAVAIL` says that no port is
-/// left for it.
+/// left for it. Each socket to a proxy comes from here: the place for TLS.
 pub async fn connect(address: SocketAddr, mark: u32, patience: Duration) -> io::Result<TcpStream> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
