@@ -164,7 +164,7 @@ fn fake_query(iterations: u64, times: u16) -> Duration {
         // A second for each name, so that the one that makes way is always the oldest.
         let now = Instant::from_millis((1 << 20) + nth * 1000);
         let query = Query::parse(&queries[nth as usize % queries.len()]).expect("a query");
-        let reply = table.answer(&query, now).expect("an address");
+        let reply = table.answer(&query, None, now).expect("an address");
         assert!(matches!(reply, Reply::Address(..)));
         out.clear();
         query.reply(&reply, &mut out);

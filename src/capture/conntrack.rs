@@ -11,7 +11,9 @@ use crate::packet::Tuple;
 const GET: u16 = 1 << 8 | 1;
 const DELETE: u16 = 1 << 8 | 2;
 /// Length of `struct nfgenmsg`.
-const BODY: usize = 4;
+pub const BODY: usize = 4;
+/// The group that is told of entries that are gone, as a mask: `NFNLGRP_CONNTRACK_DESTROY` (<linux/netfilter/nfnetlink.h>).
+pub const DESTROYED: u32 = 1 << (3 - 1);
 
 // Attributes of an entry; numbers are big-endian.
 
@@ -25,7 +27,8 @@ const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTOINFO: u16 = 4;
-const CTA_MARK: u16 = 8;
+/// The mark.
+pub const CTA_MARK: u16 = 8;
 const CTA_COUNTERS_ORIG: u16 = 9;
 const CTA_COUNTERS_REPLY: u16 = 10;
 const CTA_MARK_MASK: u16 = 21;

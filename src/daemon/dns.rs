@@ -136,6 +136,11 @@ impl Dns {
         }
     }
 
+    /// From now on the kernel forwards connections to proxies of their own family.
+    pub fn set_forwarding(&self) {
+        self.responder.context.set_forwarding();
+    }
+
     /// Takes the queries and connections of clients.
     pub fn poll(self: &Rc<Self>, cx: &mut task::Context) {
         self.responder.server.poll_datagrams(cx, &|query, client| self.ask(query, client));
@@ -217,7 +222,8 @@ impl Dns {
     /// Sends a reply that depends on nothing but the name and the type, if there is one.
     fn reply_locally(&self, query: &Query, client: &Client) -> bool {
         let mut fake = self.fake.as_ref().map(|fake| fake.table());
-        let fake = fake.as_mut().and_then(|table| table.answer(query, self.responder.context.now()));
+        let context = &self.responder.context;
+        let fake = fake.as_mut().and_then(|table| table.answer(query, context.only_family(), context.now()));
         let Some(reply) = fake.or_else(|| local_reply(query)) else {
             return false;
         };

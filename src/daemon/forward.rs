@@ -26,7 +26,7 @@ use tcp_over_http::siphash::Key;
 use tcp_over_http::time::Instant;
 
 use crate::clock::Clock;
-use crate::kernel::conntrack;
+use crate::kernel::conntrack::{self, Ended};
 use crate::sys;
 use crate::sys::RawSocket;
 
@@ -60,6 +60,7 @@ pub struct Forwarder {
     wakers: RefCell<Vec<Option<Waker>>>,
     proxies: RefCell<Vec<Proxy>>,
     ticks: Cell<u8>,
+    ended: Option<Ended>,
     /// Clients whose address is not our own, each at its place, and when that was asked.
     clients: RefCell<[Option<(Ipv6Addr, Instant)>; CLIENTS]>,
 }
@@ -89,6 +90,12 @@ impl Forwarder {
     /// No raw socket can be had.
     pub fn new(config: &Config, clock: Clock, key: Key) -> io::Result<Self> {
         let ipv6 = config.address6.is_some().then(|| RawSocket::new(false)).transpose()?;
+        let ended = Ended::watch(config.mark);
+        if let Err(error) = &ended {
+            log::info!(
+                "bytes of forwarded connections are not counted any more once they have ended: {error}"
+            );
+        }
         let forwarder = Self {
             clock,
             ipv4: RawSocket::new(true)?,
@@ -99,6 +106,7 @@ impl Forwarder {
             wakers: RefCell::default(),
             proxies: RefCell::default(),
             ticks: Cell::default(),
+            ended: ended.ok(),
             clients: RefCell::new([None; CLIENTS]),
         };
         forwarder.configure(config);
@@ -119,15 +127,25 @@ impl Forwarder {
         self.proxies.borrow().iter().map(|proxy| proxy.address).collect()
     }
 
-    /// The live connections that the kernel forwards, each with its upstream.
+    /// The connections that the kernel forwards, and those that conntrack has yet to forget, each with its upstream.
     pub fn forwarded(&self) -> Vec<(Rc<str>, Entry)> {
-        let proxies = self.proxies.borrow();
         let entries = conntrack::forwarded(self.mark).unwrap_or_default().into_iter();
-        let with_upstream = entries.filter(|entry| entry.is_live).filter_map(|entry| {
-            let proxy = proxies.get(usize::from(entry.number()).checked_sub(1)?)?;
-            Some((Rc::clone(&proxy.upstream), entry))
+        entries.filter_map(|entry| Some((self.upstream(&entry)?, entry))).collect()
+    }
+
+    /// Those that it has forgotten since the last call.
+    pub fn take_ended(&self, each: &mut dyn FnMut(Rc<str>, Entry)) {
+        let Some(ended) = &self.ended else { return };
+        ended.take(&mut |entry| {
+            if let Some(upstream) = self.upstream(&entry) {
+                each(upstream, entry);
+            }
         });
-        with_upstream.collect()
+    }
+
+    fn upstream(&self, entry: &Entry) -> Option<Rc<str>> {
+        let index = usize::from(entry.number()).checked_sub(1)?;
+        self.proxies.borrow().get(index).map(|proxy| Rc::clone(&proxy.upstream))
     }
 
     /// Ends those through the upstreams that `is_meant` for. Returns how many.
@@ -135,7 +153,7 @@ impl Forwarder {
         let mut numbers: Vec<_> = self
             .forwarded()
             .into_iter()
-            .filter(|(upstream, _)| is_meant(upstream))
+            .filter(|(upstream, entry)| entry.is_live && is_meant(upstream))
             .map(|(_, entry)| entry.number())
             .collect();
         let count = numbers.len();

@@ -67,6 +67,8 @@ pub struct Gateway {
 pub struct Totals {
     /// Bytes moved by relays.
     pub moved: Moved,
+    /// Bytes of forwarded connections that conntrack has forgotten.
+    pub ended: Moved,
     /// Flows refused because of what the proxy said.
     pub refused: u64,
     /// Connections that the kernel carries since.
@@ -116,8 +118,10 @@ impl Gateway {
         if self.forwarder.is_some() { Path::Forward } else { Path::Relay }
     }
 
-    /// The live connections that the kernel forwards, each with its upstream.
+    /// The connections that the kernel forwards, and those that conntrack has yet to forget, each with its upstream. All
+    /// others have been counted.
     pub fn forwarded(&self) -> Vec<(Rc<str>, Entry)> {
+        self.count_ended();
         self.forwarder.as_ref().map(|forwarder| forwarder.forwarded()).unwrap_or_default()
     }
 
@@ -262,6 +266,7 @@ impl Gateway {
         self.upstreams().tick(&mut |upstream, alarm| self.attend(upstream, alarm));
         if let Some(forwarder) = &self.forwarder {
             forwarder.tick(now);
+            self.count_ended();
         }
         if let Some(dns) = &self.dns {
             dns.tick(now);

@@ -206,6 +206,11 @@ async fn set_up(config: &Config) -> Result<(Rc<Gateway>, Capture), StartError> {
     // Last of what may fail: it undoes itself only until it has succeeded.
     let capture = Capture::set_up(config, &tun, clock, key).await.map_err(StartError::Capture)?;
     let forwarder = capture.forwarder();
+    if let Some(dns) = &dns
+        && forwarder.is_some()
+    {
+        dns.set_forwarding();
+    }
     let rewriter = Rewriter::new(rewriter_settings(config), limits(config), key);
     let pipes = Pipes::new(pipes, config.pipe_size);
     let supplies = Supplies { pipes, poller };

@@ -19,8 +19,9 @@ pub use raw::{RawSocket, route_to};
 #[cfg(test)]
 pub use socket::option;
 pub use socket::{
-    accept, at_urgent_mark, delay_acknowledgement, discard, netlink, receive_inline, reset_connections,
-    set_keepalive, set_lingering, set_mark, set_resetting, shutdown_write, unacknowledged,
+    accept, at_urgent_mark, attach_filter, delay_acknowledgement, discard, netlink, receive_inline,
+    reset_connections, set_keepalive, set_lingering, set_mark, set_receive_buffer, set_resetting,
+    shutdown_write, unacknowledged,
 };
 pub use tun::{
     into_file, set_mtu, set_offload, set_queue_length, set_vnet_header_size, set_vnet_little_endian,

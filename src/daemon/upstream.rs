@@ -36,6 +36,7 @@ use tcp_over_http::config::{Config, DnsMode, HttpRelay, ToProxy};
 use tcp_over_http::dns::Name;
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::http::login::Authorization;
+use tcp_over_http::net::Family;
 use tcp_over_http::upstream::choice::{Asked, Attempt};
 use tcp_over_http::upstream::plain::TLS;
 use tcp_over_http::{http, time};
@@ -263,6 +264,20 @@ impl Upstreams {
             }
             Err(_) => Err(Failure::TimedOut),
         }
+    }
+
+    /// The family of all the proxies' addresses, if they are known and of one.
+    pub fn only_family(&self) -> Option<Family> {
+        let mut only = None;
+        for proxy in &self.proxies {
+            for address in &*proxy.known_addresses()? {
+                let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+                if *only.get_or_insert(family) != family {
+                    return None;
+                }
+            }
+        }
+        only
     }
 
     /// The proxies, for what is known of them.

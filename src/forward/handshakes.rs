@@ -262,7 +262,6 @@ impl Handshakes {
         }
     }
 
-    /// The first slot with this client that `is_it`.
     /// The way to the proxy of this number has another address here from now on: what was to come to the old one never
     /// will. Tells each handshake that has yet to be answered.
     pub fn lose_way(&mut self, number: u8, tell: &mut dyn FnMut(Id)) {
@@ -277,6 +276,7 @@ impl Handshakes {
         }
     }
 
+    /// The first slot with this client that `is_it`.
     fn find(&self, address: Ipv6Addr, port: u16, is_it: &mut dyn FnMut(u16, &Entry) -> bool) -> Option<u16> {
         self.slots.find(hash(self.key, address, port), |slot| {
             let entry = self.entries.get(usize::from(slot)).and_then(Option::as_deref);

@@ -5,12 +5,13 @@ import pytest
 from lab.dnsservers import PORT, dig
 from lab.faultproxy import reply
 from lab.gateway import PATH, TUN, upstream
-from lab.netns import PROXY, SERVER
+from lab.netns import PROXY, SERVER, with_mounts
 from lab.proxies import StrictSquid
 from lab.wait import until
 
 pytestmark = pytest.mark.native(why="it misses the rules, rightly")
 
+ROOM = "each forwarded connection is one, and new ones are dropped when it is full: raise net.netfilter.nf_conntrack_max"
 BASIC = b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=x\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -243,6 +244,20 @@ def test_loop(gateway, answering, router, mark, advice):
     router.run("ip", "route", "add", PROXY, "dev", TUN)
     found = examine(daemon)
     assert any("connections enter toh0: they would be captured" in line for line in found["FAIL"]), found
+
+
+@pytest.mark.path("forward", why="relayed connections have sockets")
+@pytest.mark.parametrize("count, most, is_warned", [(1, 2048, True), (15_000, 16_384, True), (9_000, 16_384, False)])
+def test_room_in_conntrack(gateway, answering, directory, count, most, is_warned):
+    """Forwarded connections need it: the doctor, and it alone, sees these numbers."""
+    answering()
+    daemon = gateway()
+    for name, number in (("count", count), ("max", most)):
+        (directory / name).write_text(f"{number}\n")
+    mounts = [f"mount --bind {directory / name} /proc/sys/net/netfilter/nf_conntrack_{name}" for name in ("count", "max")]
+    daemon.prefix = with_mounts(" && ".join(mounts))
+    found = examine(daemon)["warn"]
+    assert found == ([f"connection tracking has {count} of at most {most} entries: {ROOM}"] if is_warned else []), found
 
 
 @pytest.mark.once(why="this check knows no path")

@@ -14,7 +14,20 @@ import pytest
 
 from lab.connections import assert_carries, open_tunnel
 from lab.dnsservers import ELSEWHERE, ELSEWHERE6, NAME, PORT, Unbound, dig, dig_full, getaddrinfo, query, rcode, with_resolver
-from lab.netns import CLIENT, CLIENT_OTHER, PLAIN, PROXY, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, connecting, finish_connect
+from lab.gateway import upstream
+from lab.netns import (
+    CLIENT,
+    CLIENT_OTHER,
+    PLAIN,
+    PROXY,
+    PROXY6,
+    RESOLVER,
+    ROUTER_LAN,
+    ROUTER_LAN6,
+    SERVER,
+    connecting,
+    finish_connect,
+)
 from lab.proxies import HonestProxy, Squid, StrictSquid, Tinyproxy
 from lab.wait import WAIT, until
 
@@ -27,10 +40,11 @@ RANGE, RANGE6 = ipaddress.ip_network("198.18.0.0/15"), ipaddress.ip_network("200
 
 @pytest.fixture
 def fakeip(gateway, directory):
-    """A gateway that answers names with fake addresses."""
+    """A gateway that answers names with fake addresses, of both families since its proxies are."""
 
-    def start(*options, **more):
-        return gateway("--dns", "fakeip", "--fakeip-file", directory / "names", *options, **more)
+    def start(*options, upstreams=(upstream(), upstream(PROXY6)), **more):
+        options = ("--dns", "fakeip", "--fakeip-file", directory / "names", *options)
+        return gateway(*options, upstreams=upstreams, **more)
 
     return start
 
@@ -69,6 +83,20 @@ def test_no_ipv6(fakeip, router):
     assert is_fake(resolve(router, NAME)[0])
     full = dig_full(router, "127.0.0.1", NAME, "AAAA", port=PORT)
     assert "status: NOERROR" in full and "ANSWER: 0," in full
+
+
+@pytest.mark.path("forward", why="a relay joins any two families")
+@pytest.mark.parametrize("address, kind, other", [(PROXY, "A", "AAAA"), (PROXY6, "AAAA", "A")], ids=["v4", "v6"])
+def test_addresses_are_of_the_proxys_family(fakeip, fault_proxy, client, router, address, kind, other):
+    """What is of the other one would have to be relayed."""
+    proxy = fault_proxy(address)
+    daemon = fakeip(upstreams=(upstream(address),))
+    full = dig_full(router, "127.0.0.1", NAME, other, port=PORT)
+    assert "status: NOERROR" in full and "ANSWER: 0," in full
+    near, connection = open_tunnel(client, proxy, resolve(router, NAME, kind)[0], 443)
+    assert connection.target == f"{NAME}:443"
+    assert_carries(near, connection.sock)
+    assert daemon.summary()["flows forwarded"] == 1
 
 
 @pytest.mark.parametrize("kind", ["A", "AAAA"])

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import signal
 import socket
 import threading
@@ -9,6 +10,7 @@ import time
 
 import pytest
 
+from lab.connections import open_tunnel
 from lab.faultproxy import OK, reply
 from lab.forward import read
 from lab.gateway import NFT_TABLE, tables, upstream
@@ -86,6 +88,31 @@ def test_the_kernel_carries_it(forward, client, ends, leaks):
     assert connection.sock.recv(1) == b""
     connection.close()
     leaks.assert_none()
+
+
+def test_bytes_of_what_has_ended_count(forward, client, router, ends):
+    """In total, of the proxy and of the client: conntrack tells when it forgets a connection."""
+    router.sysctl("net.netfilter.nf_conntrack_acct", 1)
+    router.sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", 1)
+    server, _, source, _ = ends
+    daemon, proxy = forward()
+    near, connection = open_tunnel(client, proxy, server, 443)
+    for one, other in ((near, connection.sock), (connection.sock, near)):
+        one.sendall(bytes(100_000))
+        assert read(other, 100_000) == bytes(100_000)
+
+    def counts():
+        status, clients = daemon.status(), json.loads(daemon.command("clients", "--json").stdout)
+        of_client = next(one for one in clients["clients"] if one["client"] == source)
+        return [(of["up"], of["down"]) for of in (status["forwarding"], status["upstreams"][0], of_client)]
+
+    live = counts()
+    assert all(100_000 < moved < 120_000 for pair in live for moved in pair)
+    near.close()
+    connection.close()
+    until(lambda: "dport=3128" not in router.run("cat", "/proc/net/nf_conntrack").stdout, "conntrack forgets it")
+    ended = counts()
+    assert all(new >= old for pair in zip(live, ended) for old, new in zip(*pair)) and ended[0] == ended[1] == ended[2]
 
 
 def test_what_comes_with_the_reply_arrives(forward, client, ends):

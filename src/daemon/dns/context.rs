@@ -1,8 +1,9 @@
 //! All that DNS needs of the rest of the daemon: a clock, tunnels through the proxies, and a writer of datagrams.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use tcp_over_http::net::Family;
 use tcp_over_http::packet::{Tuple, builder};
 use tcp_over_http::time::Instant;
 
@@ -15,12 +16,24 @@ pub struct Context {
     clock: Clock,
     upstreams: RefCell<Rc<Upstreams>>,
     tun: Rc<Tun>,
+    /// Whether the kernel forwards connections.
+    forwards: Cell<bool>,
 }
 
 impl Context {
     /// Opens tunnels with `upstreams`, and sends datagrams on `tun`.
     pub fn new(clock: Clock, upstreams: Rc<Upstreams>, tun: Rc<Tun>) -> Self {
-        Self { clock, upstreams: RefCell::new(upstreams), tun }
+        Self { clock, upstreams: RefCell::new(upstreams), tun, forwards: Cell::default() }
+    }
+
+    /// The kernel forwards connections to proxies of their own family.
+    pub fn set_forwarding(&self) {
+        self.forwards.set(true);
+    }
+
+    /// The family of the addresses that connections can be forwarded to, if others would have to be relayed.
+    pub fn only_family(&self) -> Option<Family> {
+        if self.forwards.get() { self.upstreams.borrow().only_family() } else { None }
     }
 
     /// The time.

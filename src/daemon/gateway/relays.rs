@@ -209,6 +209,19 @@ impl Gateway {
         self.rewriter.borrow_mut().close(slot, self.now());
     }
 
+    /// Counts what connections have moved that the kernel forwarded, and has forgotten.
+    pub(super) fn count_ended(&self) {
+        let Some(forwarder) = &self.forwarder else { return };
+        forwarder.take_ended(&mut |upstream, entry| {
+            let moved = Moved { up: entry.bytes[0], down: entry.bytes[1] };
+            self.count(|totals| totals.ended.add(moved));
+            let upstreams = self.upstreams();
+            if let Some(proxy) = upstreams.proxies().iter().find(|proxy| proxy.account.name == upstream) {
+                self.count_moved(&proxy.account, entry.client.to_canonical(), moved);
+            }
+        });
+    }
+
     /// Counts what a connection has moved for a proxy and a client.
     pub(super) fn count_moved(&self, account: &Account, client: IpAddr, moved: Moved) {
         account.count(|stats| stats.moved.add(moved));

@@ -1,10 +1,33 @@
 //! What connection tracking knows of connections that the kernel forwards.
 
-use tcp_over_http::capture::conntrack::Entry;
+use std::fs::File;
+use std::io::{self, Read};
+
+use tcp_over_http::capture::conntrack::{BODY, CTA_MARK, DESTROYED, Entry};
+use tcp_over_http::capture::netlink;
 use tcp_over_http::capture::nft::{HANDSHAKE, PROXIES, RELEASED, STATES};
 use tcp_over_http::packet::Tuple;
 
 use crate::kernel::netlink::{Error, Socket};
+use crate::sys;
+
+/// Bytes of notifications that wait to be read, each of which takes some 800.
+const BUFFER: i32 = 512 << 10;
+/// Length of `struct nlmsghdr`.
+const HEADER: usize = 16;
+
+// Operations of classic BPF (<linux/filter.h>).
+
+const LD_IMM: u32 = libc::BPF_LD | libc::BPF_IMM;
+const LDX_IMM: u32 = libc::BPF_LDX | libc::BPF_IMM;
+const LD_ABS: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+const LD_IND: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_IND;
+const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
+const JEQ: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+const TAX: u32 = libc::BPF_MISC | libc::BPF_TAX;
+const RET: u32 = libc::BPF_RET | libc::BPF_K;
+/// `SKF_AD_OFF + SKF_AD_NLATTR`: where the attribute of type X is, of those from A on; 0 if it is not there.
+const FIND_ATTRIBUTE: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_NLATTR) as u32;
 
 /// The entries of connections that clients have released, with this mark.
 ///
@@ -18,6 +41,53 @@ pub fn forwarded(mark: u32) -> Result<Vec<Entry>, Error> {
     // Kernels before 3.15 list all.
     entries.retain(|entry| entry.mark & STATES == mark | RELEASED);
     Ok(entries)
+}
+
+/// What is told of forwarded connections that conntrack has forgotten, and nobody reads until somebody wants to know: no
+/// connection wakes us by its end. What is too much is lost.
+pub struct Ended {
+    socket: File,
+}
+
+impl Ended {
+    /// Of connections with this mark.
+    ///
+    /// # Errors
+    /// The kernel has no connection tracking, or does not tell.
+    pub fn watch(mark: u32) -> io::Result<Self> {
+        let socket = sys::netlink(libc::NETLINK_NETFILTER, DESTROYED)?;
+        let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
+        sys::attach_filter(
+            &socket,
+            &mut [
+                step(LD_IMM, 0, 0, (HEADER + BODY) as u32),
+                step(LDX_IMM, 0, 0, CTA_MARK.into()),
+                step(LD_ABS, 0, 0, FIND_ATTRIBUTE),
+                step(JEQ, 5, 0, 0),
+                step(TAX, 0, 0, 0),
+                step(LD_IND, 0, 0, 4), // behind the attribute's header
+                step(AND, 0, 0, STATES),
+                step(JEQ, 0, 1, mark | RELEASED),
+                step(RET, 0, 0, u32::MAX),
+                step(RET, 0, 0, 0),
+            ],
+        )?;
+        sys::set_receive_buffer(&socket, BUFFER)?;
+        Ok(Self { socket })
+    }
+
+    /// Takes what has been told since.
+    pub fn take(&self, each: &mut dyn FnMut(Entry)) {
+        let mut buffer = [0; 2048]; // one entry
+        loop {
+            match (&self.socket).read(&mut buffer) {
+                Ok(length) => netlink::messages(buffer.get(..length).unwrap_or_default())
+                    .for_each(|received| each(Entry::parse(received.body))),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {} // some were lost
+                Err(_) => return,
+            }
+        }
+    }
 }
 
 /// Forgets those through the proxy of a number: who sends a packet of one then is reset.

@@ -37,6 +37,7 @@ const NO_TUN: &str = "install kmod-tun, or run this as root";
 const NO_DAEMON: &str = "start it: service tcp-over-http start; see logread -e tcp-over-http";
 const NO_ADDRESS: &str = "somebody has taken it away: restart the daemon";
 const NO_RULE: &str = "somebody has taken them away (pbr, mwan3, a script?): restart the daemon";
+const TRACKED: &str = "each forwarded connection is one, and new ones are dropped when it is full: raise net.netfilter.nf_conntrack_max";
 const NO_INPUT: &str =
     "the firewall's input rejects it: let in what comes from the device (OpenWrt: logread -e tcp-over-http)";
 const STRICT: &str = "answers of a proxy behind it may be dropped: set it to 2";
@@ -56,6 +57,9 @@ const OVERLAP: &str = "they would be captured despite the mark: does its network
 const NO_HTTP: &str = "check the port: this is no HTTP proxy";
 const NO_TARGET: &str = "it does not reach the target: is it online? try another --target";
 const NO_LOGIN: &str = "check username and password";
+
+/// Fewer entries of conntrack than a home with a file sharer needs.
+const SMALL_TABLE: u32 = 4096;
 
 /// Stand for a missing status.
 const CLOSED: u16 = 0;
@@ -141,6 +145,11 @@ fn daemon(findings: &mut Findings, config: &Config) {
     if is_forward {
         let is_there = firewall::is_there(config);
         findings.judge(format_args!("the firewall's tables are there"), (!is_there).then_some(NO_RULE));
+        if let Some((count, max)) = sysctl::tracked()
+            && (max < SMALL_TABLE || count > max - max / 10)
+        {
+            findings.warn(format_args!("connection tracking has {count} of at most {max} entries"), TRACKED);
+        }
     }
 
     // Being asked for its status has the daemon test for up to two seconds; the first result may be of a test that

@@ -47,11 +47,12 @@ pub fn status(gateway: &Gateway, config: &Config) -> Document {
 
     let entries = gateway.forwarded();
     if gateway.path() == Path::Forward {
-        let bytes = |way: usize| entries.iter().map(|(_, entry)| entry.bytes[way]).sum();
+        let mut moved = totals.ended;
+        entries.iter().for_each(|(_, entry)| moved.add(bytes_of(entry)));
         status.subject("forwarding");
-        status.number("live", entries.len() as u64);
-        status.number("up", bytes(0));
-        status.number("down", bytes(1));
+        status.number("live", entries.iter().filter(|(_, entry)| entry.is_live).count() as u64);
+        status.number("up", moved.up);
+        status.number("down", moved.down);
     }
 
     status.subject("bytes");
@@ -115,6 +116,10 @@ pub fn upstreams(gateway: &Gateway) -> Document {
     document
 }
 
+const fn bytes_of(entry: &Entry) -> Moved {
+    Moved { up: entry.bytes[0], down: entry.bytes[1] }
+}
+
 fn list_upstreams(document: &mut Document, gateway: &Gateway, forwarded: &[(Rc<str>, Entry)]) {
     let upstreams = gateway.upstreams();
     let (choice, now) = (upstreams.choice(), upstreams.now());
@@ -130,8 +135,8 @@ fn list_upstreams(document: &mut Document, gateway: &Gateway, forwarded: &[(Rc<s
             }
         });
         for (_, entry) in forwarded.iter().filter(|(upstream, _)| upstream == name) {
-            flows += 1;
-            moved.add(Moved { up: entry.bytes[0], down: entry.bytes[1] });
+            flows += u64::from(entry.is_live);
+            moved.add(bytes_of(entry));
         }
         let (state, why, until) = match choice.state(index) {
             None => ("uplink_down", None, None),
@@ -201,8 +206,8 @@ pub fn clients(gateway: &Gateway) -> Document {
             }
         });
         for (_, entry) in forwarded.iter().filter(|(_, entry)| entry.client.to_canonical() == address) {
-            flows += 1;
-            moved.add(Moved { up: entry.bytes[0], down: entry.bytes[1] });
+            flows += u64::from(entry.is_live);
+            moved.add(bytes_of(entry));
         }
         document.element();
         document.text("client", address.to_string());

@@ -42,6 +42,22 @@ pub fn netlink(protocol: c_int, groups: u32) -> io::Result<File> {
     Ok(File::from(socket))
 }
 
+/// Has a socket receive only what a program of classic BPF lets pass: `SO_ATTACH_FILTER` (socket(7)).
+pub fn attach_filter(socket: impl AsFd, program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    let length = size_of_val(&program) as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    let place = (&raw const program).cast();
+    // SAFETY: points to a `sock_fprog`, which points to as many instructions as it says; the kernel copies them.
+    check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, place, length) }).map(drop)
+}
+
+/// Gives a socket room for so many bytes that have come in, above the system's limit: `SO_RCVBUFFORCE` (socket(7)). Needs
+/// CAP_NET_ADMIN.
+pub fn set_receive_buffer(socket: impl AsFd, bytes: c_int) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
+}
+
 /// <asm-generic/sockios.h>, and <asm/sockios.h> of MIPS: `_IOR('s', 7, int)`.
 #[cfg(not(any(target_arch = "mips", target_arch = "mips64")))]
 const SIOCATMARK: libc::Ioctl = 0x8905;

@@ -80,11 +80,9 @@ impl Lookup {
         Some(known.outcome.clone())
     }
 
-    /// Whether this address is known to be one of its.
-    pub fn has(&self, address: IpAddr) -> bool {
-        let known = self.known.borrow();
-        let addresses = known.as_ref().and_then(|known| known.outcome.as_ref().ok());
-        addresses.is_some_and(|addresses| addresses.contains(&address))
+    /// The addresses that are known, whether or not their time is up.
+    pub fn last(&self) -> Option<Rc<[IpAddr]>> {
+        self.known.borrow().as_ref()?.outcome.clone().ok()
     }
 
     /// Whether this is its name.

@@ -129,11 +129,21 @@ impl Proxy {
         }
     }
 
+    /// The same, if they are known.
+    pub fn known_addresses(&self) -> Option<Rc<[IpAddr]>> {
+        match &self.host {
+            Addresses::Fixed(addresses) => Some(Rc::clone(addresses)),
+            Addresses::Named(lookup) => lookup.last(),
+        }
+    }
+
     /// Whether this is what a client wants to connect to, as far as its addresses are known.
     pub fn is_at(&self, target: Target<'_>) -> bool {
         let (is_host, port) = match (target, &self.host) {
-            (Target::Ip(to), Addresses::Fixed(addresses)) => (addresses.contains(&to.ip()), to.port()),
-            (Target::Ip(to), Addresses::Named(lookup)) => (lookup.has(to.ip()), to.port()),
+            (Target::Ip(to), _) => {
+                let addresses = self.known_addresses();
+                (addresses.is_some_and(|addresses| addresses.contains(&to.ip())), to.port())
+            }
             (Target::Name(name, port), Addresses::Named(lookup)) => (lookup.is_for(name), port),
             (Target::Name(..), Addresses::Fixed(_)) => return false,
         };

@@ -8,6 +8,7 @@ use crate::dns::wire::header::Rcode;
 use crate::dns::wire::message::Kind;
 use crate::dns::wire::query::Query;
 use crate::dns::wire::reply::Reply;
+use crate::net::Family;
 use crate::time::Instant;
 
 /// TTL of a fake address.
@@ -23,7 +24,9 @@ impl FakeIp {
     /// before (RFC 9460 section 3). Special names are left to [`local_reply`].
     ///
     /// `None` for types that have nothing to do with addresses: a resolver may know.
-    pub fn answer(&mut self, query: &Query<'_>, now: Instant) -> Option<Reply<'_>> {
+    ///
+    /// `only`: names have addresses of this family alone.
+    pub fn answer(&mut self, query: &Query<'_>, only: Option<Family>, now: Instant) -> Option<Reply<'_>> {
         if query.is_internet()
             && query.kind() == Kind::PTR
             && let Some(address) = query.address()
@@ -38,18 +41,20 @@ impl FakeIp {
             return Some(reply);
         }
         match query.kind() {
-            Kind::A | Kind::AAAA => Some(self.address_reply(query, now)),
+            Kind::A | Kind::AAAA => Some(self.address_reply(query, only, now)),
             Kind::HTTPS | Kind::SVCB => Some(Reply::NoData(FAKE_TTL)),
             Kind::ANY => Some(Reply::Any),
             _ => None,
         }
     }
 
-    fn address_reply(&mut self, query: &Query<'_>, now: Instant) -> Reply<'static> {
+    fn address_reply(&mut self, query: &Query<'_>, only: Option<Family>, now: Instant) -> Reply<'static> {
         let Some(host) = query.name().host() else {
             return Reply::NoSuchName(FAKE_TTL);
         };
-        if query.kind() == Kind::AAAA && self.ranges.v6.is_none() {
+        let family = if query.kind() == Kind::AAAA { Family::V6 } else { Family::V4 };
+        let only = if self.ranges.v6.is_some() { only } else { Some(Family::V4) };
+        if only.is_some_and(|only| only != family) {
             return Reply::NoData(FAKE_TTL);
         }
         let ttl = self.ttl(now);

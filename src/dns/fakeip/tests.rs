@@ -172,7 +172,7 @@ fn whoever_uses_most_yields() {
         let nth_name = |table: &mut FakeIp, nth: u64, now| {
             let name = format!("{nth}.{}.{}.example", "x".repeat(length), "y".repeat(length));
             let bytes = query(1, 0x0100, &name, Kind::A, None);
-            match table.answer(&Query::parse(&bytes).unwrap(), now) {
+            match table.answer(&Query::parse(&bytes).unwrap(), None, now) {
                 Some(Reply::Address(IpAddr::V4(address), _)) => Some(address),
                 _ => None,
             }
@@ -309,7 +309,7 @@ fn long_names_share_the_memory() {
 
 fn answer(table: &mut FakeIp, name: &str, kind: Kind, now: Instant) -> Option<String> {
     let bytes = query(7, 0x0100, name, kind, None);
-    let reply = table.answer(&Query::parse(&bytes).unwrap(), now)?;
+    let reply = table.answer(&Query::parse(&bytes).unwrap(), None, now)?;
     Some(match reply {
         Reply::Address(address, ttl) => format!("{address} {ttl}"),
         Reply::Pointer(host, _) => host.to_string(),
@@ -593,7 +593,7 @@ fn an_address_is_good_for_long_after_weeks_of_rest() {
     }
     for day in [1, 24, 25, 30, 49, 50] {
         let bytes = query(1, 0x0100, "3.old", Kind::A, None);
-        let reply = fake.answer(&Query::parse(&bytes).unwrap(), at(day * DAY));
+        let reply = fake.answer(&Query::parse(&bytes).unwrap(), None, at(day * DAY));
         assert!(matches!(reply, Some(Reply::Address(_, FAKE_TTL))), "day {day}: {reply:?}");
     }
 }
@@ -604,7 +604,7 @@ fn long_names_leave_room_for_others() {
     let mut fake = FakeIp::new(WIDE, 2048, KEY);
     let mut ask = |name: &str, now| {
         let bytes = query(1, 0x0100, name, Kind::A, None);
-        let reply = fake.answer(&Query::parse(&bytes).unwrap(), now);
+        let reply = fake.answer(&Query::parse(&bytes).unwrap(), None, now);
         assert!(matches!(reply, Some(Reply::Address(..))), "{name}: {reply:?}");
     };
     let label = "x".repeat(60);
