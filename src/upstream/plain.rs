@@ -41,11 +41,12 @@ impl PlainPorts {
         if !is_refused && !(200..300).contains(&status) {
             return;
         }
-        self.known.retain(|known| now.since(known.at) < TTL);
-        if is_refused && self.known.iter().any(|known| known.port == port && !known.is_refused) {
+        let is_fresh = |known: &Known| now.since(known.at) < TTL;
+        let is_allowed = |known: &Known| known.port == port && !known.is_refused && is_fresh(known);
+        if is_refused && self.known.iter().any(is_allowed) {
             return;
         }
-        self.known.retain(|known| known.port != port);
+        self.known.retain(|known| known.port != port && is_fresh(known));
         if self.known.is_full() {
             self.known.remove(0);
         }

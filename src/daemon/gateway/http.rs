@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use super::Gateway;
+use super::kept::Kept;
 use crate::dns::Held;
 use crate::relay::Moved;
 use crate::relay::pipe::{Pipe, Pipes};
@@ -46,35 +47,23 @@ impl Gateway {
         opened: Opened,
         held: Option<Held>,
     ) {
-        let gateway = Rc::clone(self);
-        let requests = async move {
-            let tunnel = gateway.carry(slot, client, opened).await;
-            let is_over = tunnel.is_none();
-            if let Some((client, opened)) = tunnel {
-                gateway.relay_bytes(slot, client, opened, held);
-            }
-            is_over
-        };
-        self.serve(slot, Box::pin(requests));
-    }
-
-    /// Carries requests until there are no more. Returns client and proxy if they go on with a tunnel.
-    async fn carry(
-        &self,
-        slot: Slot,
-        client: std::net::TcpStream,
-        opened: Opened,
-    ) -> Option<(std::net::TcpStream, Opened)> {
         let upstreams = self.upstreams();
         // A reload may have taken the proxy away meanwhile.
-        let mut proxies = upstreams.proxies().iter();
-        let mut carried = Carried {
-            relay: opened.http?,
-            client: TcpStream::from_std(client).ok()?,
+        let index = upstreams.proxies().iter().position(|proxy| Rc::ptr_eq(&proxy.account, &opened.account));
+        let (Some(relay), Some(index), Ok(client)) = (opened.http, index, TcpStream::from_std(client)) else {
+            self.rewriter.borrow_mut().close(slot, self.now());
+            return self.keep(slot, Kept::Nothing);
+        };
+        let carried = Carried {
+            gateway: Rc::clone(self),
+            slot,
+            held,
+            relay,
+            client,
             proxy: opened.stream,
-            index: proxies.position(|proxy| Rc::ptr_eq(&proxy.account, &opened.account))?,
-            upstreams: &upstreams,
-            pipes: &self.supplies.pipes,
+            account: opened.account,
+            index,
+            upstreams,
             claimed: Default::default(),
             used: Authorization::Nothing,
             next: None,
@@ -83,32 +72,12 @@ impl Gateway {
             up: Direction::default(),
             down: Direction::default(),
         };
-        let mut account = opened.account;
-        let mut end = carried.run().await;
-        if let Err(Trouble::Refused(Refusal::NotHttp)) = end {
-            match carried.open_tunnel().await {
-                Some(other) => (account, end) = (other, Ok(Next::Tunnel)),
-                None => self.count_refused(slot),
-            }
-        }
-        if let Err(trouble) = &end {
-            log::debug!("{slot}: {trouble:?}");
-        }
-        let is_tunnel = end == Ok(Next::Tunnel);
-        carried.finish(end).await;
-        let moved = Moved { up: carried.up.moved, down: carried.down.moved };
-        self.count(|totals| totals.moved.add(moved));
-        self.count_moved(&account, self.client(slot), moved);
-        let Carried { client, proxy, down, .. } = carried;
-        let leftover = down.outgoing;
-        is_tunnel.then(|| {
-            Some((client.into_std().ok()?, Opened { stream: proxy, leftover, account, http: None }))
-        })?
+        self.serve(slot, Box::pin(Box::new(carried).serve()));
     }
 }
 
 /// Why a connection does not go on.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 enum Trouble {
     /// A side's connection is broken, or has ended too early.
     Lost(Side),
@@ -117,13 +86,17 @@ enum Trouble {
 }
 
 /// A client's requests on their way.
-struct Carried<'a> {
+struct Carried {
+    gateway: Rc<Gateway>,
+    slot: Slot,
+    /// Keeps the fake address that the client has connected to.
+    held: Option<Held>,
     relay: Box<Relay>,
     client: TcpStream,
     proxy: TcpStream,
-    upstreams: &'a Upstreams,
+    account: Rc<Account>,
+    upstreams: Rc<Upstreams>,
     index: usize,
-    pipes: &'a Pipes,
     /// The name that it is said to have, and whether that is so.
     claimed: (String, bool),
     /// What the request under way says of us...
@@ -138,7 +111,40 @@ struct Carried<'a> {
     down: Direction,
 }
 
-impl Carried<'_> {
+impl Carried {
+    /// Carries requests until there are no more, then goes on with a tunnel if there is one. Returns whether there is none.
+    async fn serve(mut self: Box<Self>) -> bool {
+        let mut end = self.run().await;
+        if let Err(Trouble::Refused(Refusal::NotHttp)) = end {
+            match self.open_tunnel().await {
+                true => end = Ok(Next::Tunnel),
+                false => self.gateway.count_refused(self.slot),
+            }
+        }
+        if let Err(trouble) = &end {
+            let what = match trouble {
+                Trouble::Lost(Side::Client) => "the client is gone",
+                Trouble::Lost(Side::Proxy) => "the proxy is gone",
+                Trouble::Refused(refusal) => refusal.answer().get(9..12).unwrap_or("no HTTP"),
+            };
+            log::debug!("{}: ended: {what}", self.slot);
+        }
+        let is_tunnel = end == Ok(Next::Tunnel);
+        self.finish(end).await;
+        let moved = Moved { up: self.up.moved, down: self.down.moved };
+        self.gateway.count(|totals| totals.moved.add(moved));
+        self.gateway.count_moved(&self.account, self.gateway.client(self.slot), moved);
+        let Self { gateway, slot, held, client, proxy, account, down, .. } = *self;
+        match client.into_std() {
+            Ok(client) if is_tunnel => {
+                let opened = Opened { stream: proxy, leftover: down.outgoing, account, http: None };
+                gateway.relay_bytes(slot, client, opened, held);
+                false
+            }
+            _ => true,
+        }
+    }
+
     /// Carries requests until there are no more.
     async fn run(&mut self) -> Result<Next, Trouble> {
         loop {
@@ -162,7 +168,7 @@ impl Carried<'_> {
                 Trouble::Lost(Side::Proxy) => self.is_reused && self.relay.is_repeatable(),
                 _ => false,
             };
-            if !(may_repeat && self.up.take_back(&mut self.relay, self.pipes)) {
+            if !(may_repeat && self.up.take_back(&mut self.relay, &self.gateway.supplies.pipes)) {
                 return Err(trouble);
             }
         }
@@ -171,7 +177,8 @@ impl Carried<'_> {
     /// Moves bytes until there is something to decide.
     async fn progress(&mut self) -> Result<Next, Trouble> {
         let was_idle = self.relay.is_idle();
-        let Self { relay, client, proxy, pipes, up, down, .. } = self;
+        let Self { gateway, relay, client, proxy, up, down, .. } = self;
+        let pipes = &gateway.supplies.pipes;
         if was_idle {
             up.again = None;
         }
@@ -243,25 +250,26 @@ impl Carried<'_> {
         &self.upstreams.proxies()[self.index]
     }
 
-    /// Has a proxy open a tunnel for what is no HTTP, before a request has been sent. Returns whose tunnel it is.
-    async fn open_tunnel(&mut self) -> Option<Rc<Account>> {
+    /// Has a proxy open a tunnel for what is no HTTP, before a request has been sent.
+    async fn open_tunnel(&mut self) -> bool {
         if !self.is_fresh {
-            return None;
+            return false;
         }
         let Ok(opened) = self.upstreams.open(self.relay.target()).await else {
             let proxy = self.upstream();
             proxy.warn(Warning::Refused, format_args!("no tunnel for what is no HTTP, clients are reset"));
-            return None;
+            return false;
         };
         self.proxy = opened.stream;
+        self.account = opened.account;
         self.down.incoming = opened.leftover;
         self.up.outgoing.extend_from_slice(self.relay.unsent());
-        Some(opened.account)
+        true
     }
 
     /// Tells the client why there is no more, unless a part of a response has gone to it.
     async fn finish(&mut self, end: Result<Next, Trouble>) {
-        self.down.forget(self.pipes);
+        self.down.forget(&self.gateway.supplies.pipes);
         let refusal = match end {
             Ok(Next::Tunnel) => {
                 for direction in [&mut self.up, &mut self.down] {
@@ -279,7 +287,7 @@ impl Carried<'_> {
             Err(Trouble::Lost(Side::Proxy)) => Some(Refusal::BadGateway),
             Err(Trouble::Lost(Side::Client)) => Some(Refusal::NotHttp),
         };
-        self.up.forget(self.pipes);
+        self.up.forget(&self.gateway.supplies.pipes);
         if let Some(refusal) = refusal {
             if self.relay.has_answered() || refusal.answer().is_empty() {
                 _ = sys::set_resetting(&self.client);
