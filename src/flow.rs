@@ -143,8 +143,10 @@ pub struct Flow {
     since: Stamp,
     /// Held: last SYN.
     last_syn: Stamp,
-    /// Which of the slot's NAT sources it has.
+    /// Which of the slot's NAT sources it has...
     turn: Turn,
+    /// ...and, if it is free, whether that was never seen: it need not rest.
+    is_unseen: bool,
     /// Whether packets find the flow: no longer, once a newer flow has its tuple.
     hashed: bool,
 }

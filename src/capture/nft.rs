@@ -175,7 +175,7 @@ impl Chains<'_> {
             self.rules.push_str(TO_PROXY);
             self.destination();
             if is_running {
-                self.rules.push_str(FROM_PROXY);
+                self.rules.push_str(HANDSHAKES);
             }
             // Where policy rules capture what is forwarded.
             if !is_running || !uplinks.has_default[usize::from(!self.behind.is_ipv4())] {
@@ -275,7 +275,7 @@ impl Chains<'_> {
 
     /// Whose traffic it is, and to where: behind the firewall's own chain.
     fn forwarded(&mut self) {
-        let Tables { config, path, is_running, uplinks, .. } = *self.tables;
+        let Tables { config, path, uplinks, .. } = *self.tables;
         self.rules
             .push_str("chain forwarded {\ntype filter hook forward priority filter + 10; policy accept;\n");
         match path {
@@ -286,14 +286,12 @@ impl Chains<'_> {
                     "ct mark & $state == $released tcp flags & (syn | ack) != syn accept\n\
                      ct direction original ct mark & $state == $released meta l4proto tcp ct expiration <= {OVER}s \
                      {0} daddr set ct original {0} daddr tcp dport set ct original proto-dst goto take\n\
-                     ct mark & $state == $released accept\n",
+                     ct mark & $state == $released accept\n\
+                     ct direction original ct mark & $state {{ $handshake, $answered }} tcp flags & rst == 0 goto take\n",
                     self.family
                 );
             }
             Path::Relay => self.rules.push_str("oifname $tun accept\n"),
-        }
-        if path == Path::Forward && is_running {
-            self.rules.push_str(RELEASE);
         }
         self.rules.push_str("iifname $tun oifname $tun drop\niifname $tun accept\n");
         if path == Path::Forward {
@@ -474,14 +472,6 @@ impl Chains<'_> {
     }
 }
 
-/// The first packet of a client that was answered releases its connection, and the daemon sees it.
-const RELEASE: &str = "\
-ct direction original ct mark & $state == $answered tcp flags & (syn | rst | ack) == ack \
-ct mark set ct mark & $stateless | $released dup to $behind device $tun accept
-ct direction original ct mark & $state == $answered tcp flags & (syn | rst) == rst accept
-ct direction original ct mark & $state { $handshake, $answered } goto take
-";
-
 /// Our own connections go past, and what has found its way.
 const SENT: &str = "\
 chain sent {
@@ -520,11 +510,17 @@ meta mark & $state { $handshake, $answered } ct state invalid,untracked drop
 }
 ";
 
-/// The way back; a released connection's packets meet one rule here.
-const FROM_PROXY: &str = "\
-chain from_proxy {
+/// What belongs to a handshake, both ways; a released connection's packets meet one rule here. The first packet of a client
+/// that was answered releases its connection, and the daemon sees it. Before the firewall's chains: a repeated SYN would
+/// have their flowtable take the connection, and the proxy's answer past us.
+const HANDSHAKES: &str = "\
+chain handshakes {
 type filter hook prerouting priority dstnat + 10; policy accept;
 ct mark & $state == $released tcp flags & syn == 0 accept
+ct direction original ct mark & $state == $answered tcp flags & (syn | rst | ack) == ack \
+ct mark set ct mark & $stateless | $released dup to $behind device $tun accept
+ct direction original ct mark & $state == $answered tcp flags & (syn | rst) == rst accept
+ct direction original ct mark & $state { $handshake, $answered } meta protocol @alive dup to $behind device $tun drop
 ct direction reply ct mark & $state { $handshake, $answered } dup to $behind device $tun drop
 ct direction reply ct mark & $state == $released tcp flags & syn == syn dup to $behind device $tun drop
 }

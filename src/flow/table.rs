@@ -214,6 +214,7 @@ impl FlowTable {
             since: now.stamp(),
             last_syn: now.stamp(),
             turn,
+            is_unseen: false,
             hashed: true,
         };
         match self.flows.get_mut(slot.index()) {
@@ -275,6 +276,17 @@ impl FlowTable {
     pub fn end(&mut self, slot: Slot, now: Instant) {
         if matches!(self.get(slot).state, State::Opening | State::Live | State::Closing) {
             self.enter(slot, State::Closed, now);
+        }
+    }
+
+    /// No packet of the flow is to be expected any more, and none was translated: its slot is free at once, and the next
+    /// to be used.
+    pub fn vacate(&mut self, slot: Slot, now: Instant) {
+        if self.get(slot).state == State::Opening {
+            self.unhash(slot);
+            self.enter(slot, State::Free, now);
+            self.flows[slot.index()].is_unseen = true;
+            self.slots.move_to_front(slot.0, State::Free as u16);
         }
     }
 
@@ -350,13 +362,13 @@ impl FlowTable {
         None
     }
 
-    /// The slot to use next, and which of its NAT sources: the one that has been free the longest, else
-    /// one never used (memory is touched only when the rate of new flows asks for it), else the one that
+    /// The slot to use next, and which of its NAT sources: one that has been vacated, else the one that has been free the
+    /// longest, else one never used (memory is touched only when the rate of new flows asks for it), else the one that
     /// has been closed the longest.
     fn vacant(&self, now: Instant) -> Option<(Slot, Turn)> {
         if let Some(slot) = self.first(State::Free) {
-            let turn = self.nat.next_rested(slot.0, self.get(slot).turn, now);
-            return Some((slot, turn));
+            let Flow { is_unseen, turn, .. } = *self.get(slot);
+            return Some((slot, if is_unseen { turn } else { self.nat.next_rested(slot.0, turn, now) }));
         }
         let unused = self.flows.len() as u16;
         if unused < self.limits.flows {

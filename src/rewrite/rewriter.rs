@@ -165,15 +165,15 @@ impl Rewriter {
         self.flows.close(slot, now);
     }
 
-    /// The flow's connection is the kernel's: no packet of it is to be expected any more.
-    pub fn end(&mut self, slot: Slot, now: Instant) {
-        self.flows.end(slot, now);
+    /// The flow's connection is the kernel's: no packet of it has been translated, and none is to be expected any more.
+    pub fn vacate(&mut self, slot: Slot, now: Instant) {
+        self.flows.vacate(slot, now);
     }
 
     /// Ends the flow whose client begins anew before it has gone on with the connection that it asked for.
     pub fn forget(&mut self, tuple: &Tuple, now: Instant) -> Option<Slot> {
         let slot = self.flows.find(tuple).filter(|slot| self.flows.get(*slot).state() == State::Opening)?;
-        self.flows.end(slot, now);
+        self.flows.vacate(slot, now);
         Some(slot)
     }
 

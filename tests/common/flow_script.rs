@@ -38,6 +38,7 @@ pub enum Operation {
     Close(u8),
     Remove(u8),
     Refuse(u8),
+    Vacate(u8),
     /// A segment so far from where the flow is: mostly there.
     Note {
         flow: u8,
@@ -79,6 +80,8 @@ struct Entry {
     found: bool,
     finished: [bool; 2],
     refused: bool,
+    /// Whether a packet was translated.
+    seen: bool,
     isn: u32,
     /// The client's next sequence number, as far as the kernel knows.
     expected: u32,
@@ -166,6 +169,7 @@ impl Model {
             Operation::Close(nth) => self.with(nth, Self::close),
             Operation::Remove(nth) => self.with(nth, Self::remove),
             Operation::Refuse(nth) => self.with(nth, Self::refuse),
+            Operation::Vacate(nth) => self.with(nth, Self::vacate),
             Operation::Note { flow, listener, flags, length, far } => self.with(flow, |model, nth| {
                 let far = if far % 3 == 0 { 0 } else { (far as i32) << (far as u32 % 24) };
                 model.note(nth, listener, flags, length.into(), far as u32)
@@ -281,6 +285,7 @@ impl Model {
             found: true,
             finished: [false; 2],
             refused: false,
+            seen: false,
             isn,
             expected: isn.wrapping_add(1),
             since: self.now,
@@ -424,6 +429,17 @@ impl Model {
         }
     }
 
+    /// The kernel has taken the connection before a packet was translated.
+    fn vacate(&mut self, nth: usize) {
+        let entry = &mut self.entries[nth];
+        if entry.state == State::Opening && !entry.seen {
+            self.table.vacate(entry.slot, Instant::from_millis(self.now));
+            entry.found = false;
+            self.enter(nth, State::Free);
+            self.over.push_front(nth);
+        }
+    }
+
     /// Notes a segment, if the rewriter would.
     pub fn note(&mut self, nth: usize, listener: bool, flags: u8, length: u32, far: u32) {
         let entry = &mut self.entries[nth];
@@ -431,6 +447,7 @@ impl Model {
         if !self.table.get(entry.slot).is_translated(now) {
             return;
         }
+        entry.seen = true;
         let flags = flags & (FIN | RST | ACK | SYN);
         let side = if listener { Side::Listener } else { Side::Client };
         let at = entry.expected.wrapping_add(far);
@@ -523,6 +540,7 @@ impl Model {
                 found: true,
                 finished: [false; 2],
                 refused: false,
+                seen: true,
                 isn: 0,
                 expected: 1,
                 since: self.now,

@@ -106,7 +106,7 @@ impl Gateway {
         if let Some(parked) = self.kept.borrow_mut().parked(slot) {
             parked.dial = DialState::InFlight(None); // it has ended: nothing to abort
         }
-        self.rewriter.borrow_mut().end(slot, self.now());
+        self.rewriter.borrow_mut().vacate(slot, self.now());
         self.keep(slot, Kept::Nothing);
         self.count(|totals| totals.forwarded += 1);
     }
