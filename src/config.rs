@@ -26,7 +26,9 @@ mod upstream;
 mod values;
 
 pub use changes::Changes;
-pub use choices::{ConnectMode, DnsMode, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, ToProxy};
+pub use choices::{
+    ConnectMode, DnsMode, HttpRelay, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, ToProxy,
+};
 pub use dns::DnsConfig;
 pub use error::{ConfigError, ConfigErrorKind, Fault, Origin};
 pub use export::{Json, Shell};
@@ -79,6 +81,10 @@ pub struct Config {
     pub choice: choice::Settings,
     /// Seconds idle before TCP keepalive probes on both sides; 0 = off.
     pub keepalive: u32,
+    /// When plain HTTP is carried as requests in absolute form...
+    pub http_relay: HttpRelay,
+    /// ...and to which ports, first and last of each range.
+    pub http_ports: Vec<(u16, u16)>,
     /// Capture everything that the main table would send to a default route.
     pub auto_route: bool,
     /// Capture these networks.

@@ -4,6 +4,7 @@ pub mod choice;
 pub mod clients;
 pub mod health;
 pub mod history;
+pub mod plain;
 
 use core::fmt;
 

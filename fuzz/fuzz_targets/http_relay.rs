@@ -50,7 +50,7 @@ fn carry<'a>(
                     Ok(length)
                 }
                 Next::Request => relay.send(true, &mut |_, _, _| (), out).map(|()| 0),
-                Next::Wait | Next::End => Ok(0),
+                Next::Wait | Next::End | Next::Tunnel => Ok(0),
             };
             match taken {
                 Ok(taken) => *rest = &rest[taken..],

@@ -46,6 +46,17 @@ choices! {
         Direct = "direct",
     }
 
+    /// When connections to ports of plain HTTP are carried as requests in absolute form.
+    HttpRelay {
+        /// When the proxy refuses CONNECT to the port.
+        #[default]
+        Auto = "auto",
+        /// At once.
+        Always = "always",
+        /// Never.
+        Never = "never",
+    }
+
     /// What happens to what clients send to a proxy itself.
     ToProxy {
         /// It goes there, as it is.

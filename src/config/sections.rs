@@ -135,6 +135,7 @@ impl UpstreamSection {
         let mut request = Request::new(credentials, &draft.headers)
             .map_err(|error| (at, ConfigErrorKind::Request(error)))?;
         request.auth = draft.auth;
+        request.host = draft.header_host.map(Into::into);
         let upstream = UpstreamConfig { name, host, port: draft.port, request };
         Ok(draft.enabled.then_some(upstream))
     }

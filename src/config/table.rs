@@ -4,14 +4,16 @@
 use alloc::borrow::ToOwned;
 use core::time::Duration;
 
-use super::choices::{ConnectMode, DnsMode, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, ToProxy};
+use super::choices::{
+    ConnectMode, DnsMode, HttpRelay, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, ToProxy,
+};
 use super::options::Spec;
 use super::options::Unit::{Bytes, Kib, Millis, One, Seconds};
 use super::options::ValueType::{self, Bool, Choice, List, Number, Port, Secret, SecretList, Text};
 use super::upstream::UpstreamConfig;
 use super::values::{
-    cidr, clients, device, domain, fake_ipv4, fake_ipv6, header, host, mark, own_ipv4, own_ipv6, password,
-    path, ports, resolver, socket, table, username,
+    cidr, clients, device, domain, fake_ipv4, fake_ipv6, header, header_host, host, mark, own_ipv4, own_ipv6,
+    password, path, ports, resolver, socket, table, username,
 };
 use crate::http::login::AuthChoice;
 
@@ -51,6 +53,10 @@ pub static MAIN: &[Spec] = &[
         choice!(PathChoice, config.path)),
     live("connect", "honest", "honest: a client's connection is accepted when the proxy has connected; early: at once",
         choice!(ConnectMode, config.connect)),
+    live("http_relay", "auto", "carry plain http as requests for the proxy, not through CONNECT; auto: where the proxy refuses CONNECT to the port with 403 or 405; always; never",
+        choice!(HttpRelay, config.http_relay)),
+    live("http_port", "80", "what http_relay counts as a port of plain http, or FIRST-LAST",
+        List(|d, v| ports(v).map(|v| d.config.http_ports.push(v)))),
     live("auto_route", "0", "capture all TCP that would take a default route",
         Bool(|d, v| d.config.auto_route = v)),
     live("route", "", "capture TCP to this network",
@@ -154,6 +160,8 @@ pub static UPSTREAM: &[Spec] = &[
         Secret(|d, v| password(v).map(|v| d.upstream.password = Some(v)))),
     live("header", "", "a header field for each CONNECT, NAME: VALUE",
         SecretList(|d, v| header(v).map(|v| d.upstream.headers.push(v)))),
+    live("connect_header_host", "", "what the Host field of each CONNECT has in place of the target",
+        Text(|d, v| header_host(v).map(|v| d.upstream.header_host = Some(v)))),
 ];
 
 /// An option that a running daemon takes over.

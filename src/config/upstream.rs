@@ -11,6 +11,11 @@ use crate::http::connect::Request;
 /// The port of a URL without one (RFC 9110 section 4.2.1).
 const DEFAULT_PORT: u16 = 80;
 
+/// What to do with a proxy that wants TLS. The lines are stunnel's, in its words.
+const TLS: &str = "wants TLS to the proxy; let stunnel speak it (client = yes, accept = 127.0.0.1:3128, \
+                   connect = HOST:PORT, checkHost = HOST, verifyChain = yes, CApath = /etc/ssl/certs) \
+                   and name http://127.0.0.1:3128 here";
+
 /// One HTTP proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamConfig {
@@ -33,6 +38,9 @@ impl UpstreamConfig {
         let Some((scheme, rest)) = url.split_once("://") else {
             return Err("is not a URL (http://HOST:PORT)");
         };
+        if scheme.eq_ignore_ascii_case("https") {
+            return Err(TLS);
+        }
         if !scheme.eq_ignore_ascii_case("http") {
             return Err("is not an http URL");
         }
@@ -138,7 +146,6 @@ mod tests {
             "",
             "192.0.2.1:3128",
             "proxy.example",
-            "https://a",
             "socks5://a",
             "http://",
             "http:///",
@@ -175,6 +182,10 @@ mod tests {
             "http://a b:1",
         ] {
             assert!(UpstreamConfig::from_url(url).is_err(), "{url}");
+        }
+        for url in ["https://a", "HTTPS://u:hunter2@a:443/"] {
+            let reason = UpstreamConfig::from_url(url).unwrap_err();
+            assert!(reason.contains("stunnel") && reason.contains("http://127.0.0.1:3128"), "{url}");
         }
         let long = "a".repeat(64);
         assert!(UpstreamConfig::from_url(&format!("http://{long}")).is_err());

@@ -206,6 +206,14 @@ pub fn password(text: &str) -> Result<String, &'static str> {
     auth::check_password(text).map(|()| text.to_owned())
 }
 
+/// What stands in a Host field.
+pub fn header_host(text: &str) -> Result<String, &'static str> {
+    match !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(text.to_owned()),
+        false => Err("is not HOST or HOST:PORT"),
+    }
+}
+
 /// `Name: value`, in this form.
 pub fn header(text: &str) -> Result<String, &'static str> {
     let (name, value) = field::parse(text)?;

@@ -375,7 +375,7 @@ impl Attempt {
     }
 
     /// The challenges of the 407 that it was refused with, a line each.
-    pub fn challenges(&self) -> Box<[u8]> {
+    pub fn challenges(&self) -> Vec<u8> {
         self.forwarder.handshakes.borrow().challenges(self.id).into()
     }
 

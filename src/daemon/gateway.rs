@@ -5,11 +5,13 @@
 //! those to resolvers, `reply` sends packets of our own, and `kept` is what is remembered of each flow.
 
 mod dial;
+mod http;
 mod kept;
 mod loops;
 mod queries;
 mod relays;
 mod reply;
+mod served;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

@@ -23,7 +23,7 @@ use crate::upstream::dial::Reply;
 use crate::upstream::exchange::udp_socket;
 use crate::upstream::proxy::{Account, Proxy, Warning};
 use crate::upstream::resolver::{ResolveError, Resolver};
-use log::{debug, warn};
+use log::{debug, info, warn};
 use std::cell::{Cell, RefCell, RefMut};
 use std::future::poll_fn;
 use std::io;
@@ -32,11 +32,14 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use tcp_over_http::config::{Config, DnsMode, ToProxy};
+use tcp_over_http::config::{Config, DnsMode, HttpRelay, ToProxy};
+use tcp_over_http::dns::Name;
 use tcp_over_http::http::connect::Target;
+use tcp_over_http::http::login::Authorization;
 use tcp_over_http::net::Family;
-use tcp_over_http::time;
 use tcp_over_http::upstream::choice::{Asked, Attempt};
+use tcp_over_http::upstream::plain::TLS;
+use tcp_over_http::{http, time};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::sleep;
 
@@ -56,12 +59,14 @@ pub struct Opened {
     pub leftover: Vec<u8>,
     /// Of the proxy that it leads through.
     pub account: Rc<Account>,
+    /// It is no tunnel: the proxy has to be sent requests in absolute form.
+    pub http: Option<Box<http::relay::Relay>>,
 }
 
 /// How a connection to a proxy came about.
 pub enum Carried {
     /// By a socket of ours: it has to be relayed.
-    Relayed(Opened),
+    Relayed(Box<Opened>),
     /// In the client's own name: the kernel carries it once the client has released it.
     Forwarded(forward::Attempt),
 }
@@ -86,6 +91,10 @@ pub struct Upstreams {
     keepalive: u32,
     connect_timeout: Duration,
     reply_timeout: Duration,
+    http_relay: HttpRelay,
+    http_ports: Vec<(u16, u16)>,
+    /// For names that clients claim to have connected to.
+    resolver: Rc<Resolver>,
     to_proxy: ToProxy,
 }
 
@@ -115,6 +124,9 @@ impl Upstreams {
             keepalive: config.keepalive,
             connect_timeout: config.connect_timeout,
             reply_timeout: config.reply_timeout,
+            http_relay: config.http_relay,
+            http_ports: config.http_ports.clone(),
+            resolver,
             to_proxy: config.to_proxy,
         })
     }
@@ -141,8 +153,10 @@ impl Upstreams {
     /// # Errors
     /// [`Failure`]: the refusal of the one that answered, or the most telling failure of all of them.
     pub async fn open(&self, target: Target<'_>) -> Result<Opened, Failure> {
-        match self.carry(target, None).await? {
-            Carried::Relayed(opened) => Ok(opened),
+        let attempt = RefCell::new(Attempt::new(target));
+        let dial = Dial { attempt: &attempt, target: &target, may_be_plain: false };
+        match self.carry_next(&dial, None, true).await? {
+            Carried::Relayed(opened) => Ok(*opened),
             Carried::Forwarded(_) => Err(Failure::BadTarget), // nobody's client
         }
     }
@@ -156,7 +170,8 @@ impl Upstreams {
             return Box::pin(self.pass(index)).await; // boxed: others need no room for it
         }
         let attempt = RefCell::new(Attempt::new(target));
-        self.carry_next(&Dial { attempt: &attempt, target: &target }, client.as_ref(), true).await
+        let dial = Dial { attempt: &attempt, target: &target, may_be_plain: true };
+        self.carry_next(&dial, client.as_ref(), true).await
     }
 
     /// Has the proxy that would be asked first ask for `target`. What becomes of it is neither counted nor told.
@@ -195,7 +210,7 @@ impl Upstreams {
             proxy.count(|stats| stats.retried = stats.retried.wrapping_add(is_again.into()));
             let is_connected = Cell::new(false);
             let mut ask: Option<Answer<'_>> =
-                Some(Box::pin(self.ask(asked.index, dial.target, client, &is_connected)));
+                Some(Box::pin(self.ask(asked.index, dial.target, dial.may_be_plain, client, &is_connected)));
             // If it takes long to connect, the next ones are asked beside it, and the first tunnel wins. They are asked from
             // sockets: the client's name can be used once only.
             let hedge = self.choice().hedge(&dial.attempt.borrow(), asked);
@@ -296,9 +311,13 @@ impl Upstreams {
         &self,
         index: usize,
         target: &Target<'_>,
+        may_be_plain: bool,
         client: Option<&Client<'_>>,
         is_connected: &Cell<bool>,
     ) -> Result<Carried, Failure> {
+        if may_be_plain && self.is_plain(index, target) {
+            return Box::pin(self.open_plain(index, target, is_connected)).await;
+        }
         let mut authorization = self.proxies[index].begin();
         let begun = self.now();
         loop {
@@ -316,7 +335,7 @@ impl Upstreams {
             let proxy = &self.proxies[index]; // kept over no wait, which would make every dial larger
             let reply = reply.map_err(|error| proxy.gave_no_answer(error))?;
             if reply.status == 407 {
-                match proxy.refused(&authorization, &reply) {
+                match proxy.refused(&authorization, &reply.rest) {
                     Ok(next) => {
                         authorization = next;
                         continue;
@@ -326,8 +345,88 @@ impl Upstreams {
             } else {
                 proxy.login.borrow_mut().accepted(authorization);
             }
-            return self.answered(index, *target, begun, connection, reply);
+            if self.is_http_port(target.port()) || target.port() == TLS {
+                proxy.plain.borrow_mut().answered(target.port(), reply.status, self.now());
+            }
+            let carried = self.answered(index, *target, begun, connection, reply);
+            if may_be_plain && carried.is_err() && self.is_plain(index, target) {
+                info!(
+                    "upstream {}: refuses CONNECT to port {}: carried as HTTP requests",
+                    proxy.account.name,
+                    target.port()
+                );
+                return Box::pin(self.open_plain(index, target, is_connected)).await;
+            }
+            return carried;
         }
+    }
+
+    /// Whether a proxy is not asked for a tunnel to the target, but sent requests in absolute form.
+    fn is_plain(&self, index: usize, target: &Target<'_>) -> bool {
+        let port = target.port();
+        self.is_http_port(port)
+            && match self.http_relay {
+                HttpRelay::Always => true,
+                HttpRelay::Auto => self.proxies[index].plain.borrow().is_refused(port, self.now()),
+                HttpRelay::Never => false,
+            }
+    }
+
+    fn is_http_port(&self, port: u16) -> bool {
+        self.http_ports.iter().any(|&(first, last)| (first..=last).contains(&port))
+    }
+
+    /// Readies a proxy for requests in absolute form.
+    async fn open_plain(
+        &self,
+        index: usize,
+        target: &Target<'_>,
+        is_connected: &Cell<bool>,
+    ) -> Result<Carried, Failure> {
+        let begun = self.now();
+        let stream = self.connect_plain(index).await?;
+        is_connected.set(true);
+        let proxy = &self.proxies[index];
+        proxy.count(|stats| {
+            stats.attempts = stats.attempts.wrapping_add(1);
+            stats.answered(200, self.now().since(begun));
+        });
+        let (account, http) = (Rc::clone(&proxy.account), Some(Box::new(http::relay::Relay::new(*target))));
+        Ok(Carried::Relayed(Box::new(Opened { stream, leftover: Vec::new(), account, http })))
+    }
+
+    /// Connects to a proxy for requests in absolute form.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub async fn connect_plain(&self, index: usize) -> Result<TcpStream, Failure> {
+        let connected = self.connect(index).await;
+        let stream =
+            connected.map_err(|(failure, error)| self.proxies[index].was_not_reached(failure, &error))?;
+        self.ready(&stream);
+        Ok(stream)
+    }
+
+    /// A proxy has refused a request with 407. Returns what it may be told in place of what was `used`; `None`: nothing,
+    /// and it rests.
+    pub fn refused(&self, index: usize, used: &Authorization, challenges: &[u8]) -> Option<Authorization> {
+        let proxy = &self.proxies[index];
+        let denial = match proxy.refused(used, challenges) {
+            Ok(next) => return Some(next),
+            Err(denial) => denial,
+        };
+        proxy.warn(Warning::Refused, format_args!("{}", denial.text()));
+        if proxy.request.has_credentials() {
+            self.choice().blamed(index, Failure::Credentials, self.now());
+        }
+        None
+    }
+
+    /// Whether a name is the target's, as far as our resolvers know.
+    pub async fn is_name_of(&self, name: &str, target: Target<'_>) -> bool {
+        let (Ok(wire), Target::Ip(address)) = (Name::new(name), target) else { return false };
+        let resolved = self.resolver.resolve(name, &wire).await;
+        resolved.is_ok_and(|(addresses, _)| addresses.contains(&address.ip()))
     }
 
     /// Connects to one of the addresses of the proxy of this index with a socket.
@@ -414,7 +513,7 @@ impl Upstreams {
         }
         self.choice().answered(index, self.now());
         if !(200..300).contains(&status) {
-            if status != 407 {
+            if status != 407 && !self.is_plain(index, &target) {
                 proxy.warn(Warning::Refused, format_args!("refuses with status {status}"));
             }
             return Err(Failure::Refused { status });
@@ -424,16 +523,21 @@ impl Upstreams {
             Connection::Socket(stream) => stream,
             Connection::Packets(attempt) => return Ok(Carried::Forwarded(attempt)),
         };
-        Ok(self.relayed(proxy, stream, reply.leftover))
+        Ok(self.relayed(proxy, stream, reply.rest))
     }
 
     fn relayed(&self, proxy: &Proxy, stream: TcpStream, leftover: Vec<u8>) -> Carried {
-        // Only now: refused connections, of which a port scan makes many, are spared these calls.
+        self.ready(&stream);
+        let account = Rc::clone(&proxy.account);
+        Carried::Relayed(Box::new(Opened { stream, leftover, account, http: None }))
+    }
+
+    /// Only of connections that will be relayed: refused ones, of which a port scan makes many, are spared these calls.
+    fn ready(&self, stream: &TcpStream) {
         let _ = stream.set_nodelay(true);
         if self.keepalive != 0 {
-            let _ = sys::set_keepalive(&stream, self.keepalive);
+            let _ = sys::set_keepalive(stream, self.keepalive);
         }
-        Carried::Relayed(Opened { stream, leftover, account: Rc::clone(&proxy.account) })
     }
 }
 
@@ -444,6 +548,8 @@ type Answer<'a> = Pin<Box<dyn Future<Output = Result<Carried, Failure>> + 'a>>;
 struct Dial<'a> {
     attempt: &'a RefCell<Attempt>,
     target: &'a Target<'a>,
+    /// Requests in absolute form will do in place of a tunnel.
+    may_be_plain: bool,
 }
 
 impl Client<'_> {

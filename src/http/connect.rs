@@ -20,6 +20,16 @@ pub enum Target<'a> {
     Name(&'a str, u16),
 }
 
+impl Target<'_> {
+    /// Its port.
+    pub const fn port(&self) -> u16 {
+        match self {
+            Self::Ip(address) => address.port(),
+            Self::Name(_, port) => *port,
+        }
+    }
+}
+
 impl fmt::Display for Target<'_> {
     /// The authority form of RFC 9112 section 3.2.3.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -57,6 +67,8 @@ pub struct Request {
     credentials: Option<(Box<str>, Box<str>)>,
     /// How they are sent.
     pub auth: AuthChoice,
+    /// What Host has in place of the target; not in requests that are none for a tunnel.
+    pub host: Option<Box<str>>,
 }
 
 /// Redacts it: credentials and headers are secrets.
@@ -88,7 +100,7 @@ impl Request {
             fields.extend_from_slice(b"\r\n");
         }
         let credentials = credentials.map(|(username, password)| (username.into(), password.into()));
-        Ok(Self { fields: fields.into(), credentials, auth: AuthChoice::default() })
+        Ok(Self { fields: fields.into(), credentials, auth: AuthChoice::default(), host: None })
     }
 
     /// Whether it carries credentials of its own, not only those that a header may hold.
@@ -110,7 +122,8 @@ impl Request {
         let mut authority = heapless::String::<MAX_AUTHORITY>::new();
         write!(authority, "{target}").map_err(|_| BadName)?;
         let authority = authority.as_bytes();
-        let mut bytes = [b"CONNECT ", authority, b" HTTP/1.1\r\nHost: ", authority, b"\r\n"].concat();
+        let host = self.host.as_ref().map_or(authority, |host| host.as_bytes());
+        let mut bytes = [b"CONNECT ", authority, b" HTTP/1.1\r\nHost: ", host, b"\r\n"].concat();
         self.authorize(authorization, b"CONNECT", authority, &mut bytes);
         bytes.extend_from_slice(b"\r\n");
         Ok(bytes)
@@ -191,6 +204,14 @@ mod tests {
             let expected = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
             assert_eq!(text(&request, target), expected);
         }
+    }
+
+    #[test]
+    fn host_may_be_another() {
+        let mut request = Request::new(None, &[]).unwrap();
+        request.host = Some("front.example".into());
+        let expected = "CONNECT a:1 HTTP/1.1\r\nHost: front.example\r\n\r\n";
+        assert_eq!(text(&request, Target::Name("a", 1)), expected);
     }
 
     #[test]

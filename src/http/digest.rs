@@ -49,7 +49,7 @@ impl Offer {
                 // A challenge begins with its scheme: alone, or with the first parameter behind it.
                 let (scheme, first) = element.split_once([' ', '\t']).unwrap_or((element, ""));
                 let mut parameters = Parameters::default();
-                parameters.add(first.trim());
+                parameters.add(first.trim_ascii());
                 while let Some(parameter) = elements.next_if(|element| is_parameter(element)) {
                     parameters.add(parameter);
                 }
@@ -131,7 +131,7 @@ struct Parameters<'a> {
 impl<'a> Parameters<'a> {
     fn add(&mut self, parameter: &'a str) {
         let Some((name, value)) = parameter.split_once('=') else { return };
-        let (name, Some(value)) = (name.trim_end(), unquoted(value.trim_start())) else { return };
+        let (name, Some(value)) = (name.trim_ascii_end(), unquoted(value.trim_ascii_start())) else { return };
         if let Some(place) = [
             ("realm", &mut self.realm),
             ("nonce", &mut self.nonce),
@@ -156,7 +156,8 @@ impl<'a> Parameters<'a> {
                 .map(|&(_, hash, is_session)| (hash, is_session))?,
         };
         let is_auth = self.qop.is_some();
-        let offers_auth = |qop: &str| qop.split(',').any(|word| word.trim().eq_ignore_ascii_case("auth"));
+        let offers_auth =
+            |qop: &str| qop.split(',').any(|word| word.trim_ascii().eq_ignore_ascii_case("auth"));
         if !self.qop.is_none_or(offers_auth) {
             return None;
         }
@@ -207,8 +208,8 @@ impl<'a> Iterator for Elements<'a> {
             if text.is_empty() {
                 return None;
             }
-            if !element.trim_end().is_empty() {
-                return Some(element.trim_end());
+            if !element.trim_ascii_end().is_empty() {
+                return Some(element.trim_ascii_end());
             }
         }
     }
@@ -229,7 +230,7 @@ fn unquoted(value: &str) -> Option<&str> {
 /// Whether an element is `name=value`, and no scheme with its first parameter.
 fn is_parameter(element: &str) -> bool {
     let Some((name, _)) = element.split_once('=') else { return false };
-    !name.trim_end().contains([' ', '\t'])
+    !name.trim_ascii_end().contains([' ', '\t'])
 }
 
 #[cfg(test)]

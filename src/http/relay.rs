@@ -17,7 +17,7 @@ mod response;
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use self::body::Body;
 use self::head::{Head, Kind};
@@ -49,6 +49,9 @@ pub enum Next {
     Request,
     /// There are none: what has been written goes out, and both connections are closed.
     End,
+    /// Both sides have changed to another protocol: from here on all bytes pass as they are, and this machine is of no
+    /// further use.
+    Tunnel,
 }
 
 /// Why a connection is no longer carried.
@@ -119,11 +122,13 @@ pub struct Relay {
     /// Whom the client has connected to: a name, or an address; IPv6 in brackets.
     host: String,
     port: u16,
-    /// Whether it is an address, which a name may belong to.
-    is_address: bool,
+    /// If it is an address: a name may belong to it.
+    server: Option<IpAddr>,
     client: Stream,
     proxy: Stream,
     request: request::Facts,
+    /// The head of the request under way, while it can be sent again.
+    sent: Option<Head>,
     /// Whether a byte of the response may have gone to the client.
     has_answered: bool,
     /// Whether the proxy keeps its connection open.
@@ -146,18 +151,27 @@ enum Stream {
 impl Relay {
     /// A relay for a client that has connected to `target`.
     pub fn new(target: Target<'_>) -> Self {
-        let text = target.to_string();
-        let (host, port) = text.rsplit_once(':').unwrap_or((&text, ""));
+        let mut host = target.to_string();
+        host.truncate(host.rfind(':').unwrap_or(host.len()));
         Self {
-            host: host.to_string(),
-            port: port.parse().unwrap_or(PORT),
-            is_address: matches!(target, Target::Ip(_)),
+            host,
+            port: target.port(),
+            server: if let Target::Ip(address) = target { Some(address.ip()) } else { None },
             client: Stream::Head(Head::new(Kind::Request)),
             proxy: Stream::Idle,
             request: request::Facts::default(),
+            sent: None,
             has_answered: false,
             is_kept: false,
             is_over: false,
+        }
+    }
+
+    /// Whom the client has connected to.
+    pub fn target(&self) -> Target<'_> {
+        match self.server {
+            Some(ip) => Target::Ip(SocketAddr::new(ip, self.port)),
+            None => Target::Name(&self.host, self.port),
         }
     }
 
@@ -165,6 +179,9 @@ impl Relay {
     pub fn next(&self, side: Side) -> Next {
         if self.is_over {
             return Next::End;
+        }
+        if matches!(&self.client, Stream::Body(client) if client.is_endless()) {
+            return Next::Tunnel;
         }
         match self.stream(side) {
             Stream::Idle => Next::Wait,
@@ -205,8 +222,7 @@ impl Relay {
         self.settle();
     }
 
-    /// A side has sent its last byte. Returns whether it may do that here; of a [tunnel](Self::is_tunnel) this machine is
-    /// not asked.
+    /// A side has sent its last byte. Returns whether it may do that here.
     pub fn ended(&mut self, side: Side) -> bool {
         let may_end = match (side, &self.client, &self.proxy) {
             (Side::Client, Stream::Head(head), _) => head.is_empty(),
@@ -230,7 +246,7 @@ impl Relay {
     pub fn claimed_name(&self) -> Option<&str> {
         let Stream::Ready(head) = &self.client else { return None };
         let is_name = |host: &&str| !host.starts_with('[') && host.parse::<Ipv4Addr>().is_err();
-        Request::read(head).ok()?.host.filter(is_name).filter(|_| self.is_address)
+        Request::read(head).ok()?.host.filter(is_name).filter(|_| self.server.is_some())
     }
 
     /// Appends to `out` what the proxy gets for the request whose head is whole. `is_true`: the
@@ -255,25 +271,26 @@ impl Relay {
         }
         request.write(&authority, authorize, out);
         self.request = request.facts();
-        self.client = Stream::Body(request.body());
+        let client = Stream::Body(request.body());
+        if let Stream::Ready(head) = core::mem::replace(&mut self.client, client) {
+            self.sent = Some(head);
+        }
         self.proxy = Stream::Head(Head::new(Kind::Response));
-        self.has_answered = false;
+        (self.has_answered, self.is_kept) = (false, false);
         Ok(())
     }
 
-    /// Whether a byte of the response to the request under way may have gone to the client.
-    pub const fn has_answered(&self) -> bool {
-        self.has_answered
+    /// Takes back the request under way, so that it can be sent again: behind [`Refusal::Unauthorized`], or when a
+    /// connection that was kept has ended. What has come of its body has to come again. Returns whether that is possible.
+    pub fn take_back(&mut self) -> bool {
+        let Some(head) = self.sent.take() else { return false };
+        (self.client, self.proxy, self.is_over) = (Stream::Ready(head), Stream::Idle, false);
+        true
     }
 
-    /// Whether both sides have changed to another protocol, whose bytes all pass as they are.
-    pub const fn is_tunnel(&self) -> bool {
-        matches!((&self.client, &self.proxy), (Stream::Body(client), Stream::Body(_)) if client.is_endless())
-    }
-
-    /// Whether the proxy's connection can carry the next request.
-    pub const fn is_kept(&self) -> bool {
-        self.is_kept
+    /// Whether the request under way may be sent twice (RFC 9110 section 9.2.2).
+    pub const fn is_repeatable(&self) -> bool {
+        self.request.is_repeatable
     }
 
     /// The client's bytes that no request has been made of.
@@ -282,6 +299,21 @@ impl Relay {
             Stream::Head(head) | Stream::Ready(head) => head.bytes(),
             Stream::Idle | Stream::Body(_) => &[],
         }
+    }
+
+    /// Whether a byte of the response to the request under way may have gone to the client.
+    pub const fn has_answered(&self) -> bool {
+        self.has_answered
+    }
+
+    /// Whether no request is under way.
+    pub const fn is_idle(&self) -> bool {
+        matches!(self.proxy, Stream::Idle)
+    }
+
+    /// Whether the proxy's connection can carry the next request.
+    pub const fn is_kept(&self) -> bool {
+        self.is_kept
     }
 
     /// The values of the Proxy-Authenticate fields of a response that was [refused](Refusal::Unauthorized), a line each.
@@ -323,7 +355,9 @@ impl Relay {
             }
             (_, Stream::Head(head)) => {
                 let response = Response::read(head, self.request)?;
-                self.has_answered |= !response.is_interim();
+                if !response.is_interim() {
+                    (self.has_answered, self.sent) = (true, None);
+                }
                 // A body that the client goes on with nobody may wait for.
                 let is_sent = !matches!(&self.client, Stream::Body(body) if !body.is_over());
                 self.request.is_kept &= response.is_interim() || is_sent && !response.is_endless();

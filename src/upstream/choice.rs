@@ -199,6 +199,13 @@ impl Choice {
         attempt.is_over |= self.judge(asked, failure, attempt.target, now);
     }
 
+    /// The proxy has failed beside all dials.
+    pub fn blamed(&mut self, index: usize, failure: Failure, now: Instant) {
+        if let Some(asked) = self.ask(index) {
+            self.judge(asked, failure, 0, now);
+        }
+    }
+
     /// The proxy has been connected at `address`, after so many ms.
     pub fn connected(&mut self, index: usize, address: IpAddr, ms: u32) {
         if let Some(proxy) = self.proxies.get_mut(index) {

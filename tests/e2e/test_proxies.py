@@ -135,7 +135,7 @@ def test_squid_with_digest(gateway, client, internet, server, directory):
         near.close()
     near = client.connect(server, port)
     near.close()
-    until(lambda: proxy.log().count("/200") >= 17, "squid's log")
+    until(lambda: len(re.findall("/200 .* CONNECT ", proxy.log())) >= 17, "squid's log")
     # With Basic and without a nonce it refused; no more often than there were connections without one.
     assert 1 <= proxy.log().count("/407") <= 16
     assert PASSWORD not in daemon.log() and not re.search(r"WARN.*upstream", daemon.log())

@@ -4,7 +4,9 @@ use std::time::Duration;
 use std::{format, vec};
 
 use super::*;
-use crate::config::{ConnectMode, DnsMode, Host, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, Shell};
+use crate::config::{
+    ConnectMode, DnsMode, Host, HttpRelay, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, Shell,
+};
 use crate::http::connect::Request;
 use crate::http::login::AuthChoice;
 
@@ -68,6 +70,7 @@ fn a_file_says_everything() {
     assert_eq!(config.connect_timeout, Duration::from_secs(300));
     assert_eq!(config.reply_timeout, Duration::from_secs(1));
     assert_eq!(config.keepalive, 0);
+    assert_eq!((config.http_relay, &*config.http_ports), (HttpRelay::Always, &[(80, 80), (8000, 8080)][..]));
     assert!(config.auto_route);
     assert_eq!(texts(&config.routes), ["203.0.113.0/24", "198.51.100.7/32"]);
     assert_eq!(texts(&config.bypass), ["10.0.0.0/8"]);
@@ -100,6 +103,7 @@ fn a_file_says_everything() {
     let headers = ["X-Extra: value", "X-Empty: "].map(ToOwned::to_owned);
     let mut request = Request::new(Some(("u", "p w")), &headers).unwrap();
     request.auth = AuthChoice::Digest;
+    request.host = Some("front.example:443".into());
     assert_eq!(corp.request, request);
 }
 

@@ -82,7 +82,7 @@ impl Gateway {
                     attempt.released().await;
                     gateway.handle_released(slot);
                 }
-                Ok(Carried::Relayed(opened)) => gateway.handle_dialled(slot, Ok(opened)),
+                Ok(Carried::Relayed(opened)) => gateway.handle_dialled(slot, Ok(*opened)),
                 Err(failure) => gateway.handle_dialled(slot, Err(failure)),
             }
         });
@@ -162,7 +162,7 @@ impl Gateway {
     }
 
     /// Counts a flow that is refused and has yet to be removed.
-    fn count_refused(&self, slot: Slot) {
+    pub(super) fn count_refused(&self, slot: Slot) {
         self.count(|totals| totals.refused += 1);
         self.clients.borrow_mut().note(self.client(slot), self.now()).refused += 1;
     }

@@ -4,12 +4,14 @@ use std::fmt;
 use std::io;
 use std::mem;
 use std::net::{IpAddr, TcpStream};
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use tcp_over_http::flow::Slot;
 use tcp_over_http::upstream::health::Alarm;
 
 use super::Gateway;
+use crate::dns::Held;
 use crate::gateway::kept::{Kept, Relayed};
 use crate::relay::{Moved, Next, Relay};
 use crate::upstream::Opened;
@@ -119,9 +121,17 @@ impl Gateway {
     }
 
     /// Starts a relay.
-    pub(super) fn relay(&self, slot: Slot, client: TcpStream, opened: Opened) {
+    pub(super) fn relay(self: &Rc<Self>, slot: Slot, client: TcpStream, opened: Opened) {
         let held = self.kept.borrow_mut().parked(slot).and_then(|parked| parked.held.take());
-        let Opened { stream, leftover, account } = opened;
+        match opened.http {
+            None => self.relay_bytes(slot, client, opened, held),
+            Some(_) => self.serve_http(slot, client, opened, held),
+        }
+    }
+
+    /// Starts a relay that knows no requests.
+    pub(super) fn relay_bytes(&self, slot: Slot, client: TcpStream, opened: Opened, held: Option<Held>) {
+        let Opened { stream, leftover, account, .. } = opened;
         let client_address = self.client(slot);
         let relay = stream
             .into_std()
@@ -212,7 +222,8 @@ impl Gateway {
         });
     }
 
-    fn count_moved(&self, account: &Account, client: IpAddr, moved: Moved) {
+    /// Counts what a connection has moved for a proxy and a client.
+    pub(super) fn count_moved(&self, account: &Account, client: IpAddr, moved: Moved) {
         account.count(|stats| stats.moved.add(moved));
         let mut clients = self.clients.borrow_mut();
         let client = clients.note(client, self.now());

@@ -264,7 +264,7 @@ async fn examine_proxy(
                 return findings.fail(format_args!("target"), "is neither a name nor an address");
             };
             match dial::handshake(&stream, request, PATIENCE).await {
-                Ok(reply) if reply.status == 407 => match proxy.refused(&authorization, &reply) {
+                Ok(reply) if reply.status == 407 => match proxy.refused(&authorization, &reply.rest) {
                     Ok(next) => authorization = next,
                     Err(denial) => {
                         return findings.fail(format_args!("upstream {name}: {}", denial.text()), NO_LOGIN);

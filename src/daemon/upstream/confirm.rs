@@ -58,7 +58,7 @@ impl Upstreams {
             Owned::Name(name, port) => Target::Name(name, *port),
         });
         let result = match target {
-            Some(target) => self.ask(asked.index, &target, None, &Cell::new(false)).await.map(drop),
+            Some(target) => self.ask(asked.index, &target, false, None, &Cell::new(false)).await.map(drop),
             None => self.connect(asked.index).await.map(drop).map_err(|(failure, _)| failure),
         };
         let nowhere = Target::Name("", 0);

@@ -52,6 +52,6 @@ impl Connection {
             Ok(Outcome::Garbage(error)) => return Err(HandshakeError::Garbage(error)),
             Ok(_) => return Err(HandshakeError::Closed),
         };
-        Ok(Reply { status, challenges: attempt.challenges(), leftover: Vec::new() })
+        Ok(Reply { status, rest: attempt.challenges() })
     }
 }

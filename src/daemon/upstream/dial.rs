@@ -19,10 +19,8 @@ const BUFFER: usize = 2048;
 /// A proxy's answer.
 pub struct Reply {
     pub status: u16,
-    /// A 407's challenges, a line each.
-    pub challenges: Box<[u8]>,
-    /// The bytes that came behind the reply.
-    pub leftover: Vec<u8>,
+    /// Of a 407 its challenges, a line each; else the bytes that came behind the reply.
+    pub rest: Vec<u8>,
 }
 
 /// Why a connected proxy gave no answer.
@@ -37,7 +35,7 @@ pub enum HandshakeError {
 }
 
 /// Connects to one address within `patience`, from a socket with `mark` (0: none). `EADDRNOTAVAIL` says that no port is
-/// left for it.
+/// left for it. Each socket to a proxy comes from here: the place for TLS.
 pub async fn connect(address: SocketAddr, mark: u32, patience: Duration) -> io::Result<TcpStream> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -114,8 +112,11 @@ fn receive(stream: &TcpStream, parser: &mut ReplyParser) -> Result<Option<Reply>
         Status::Partial => None,
         Status::Done { status, consumed } => Some(Reply {
             status,
-            challenges: parser.challenges().into(),
-            leftover: received.get(consumed..).unwrap_or_default().to_vec(),
+            rest: match status {
+                407 => parser.challenges(),
+                _ => received.get(consumed..).unwrap_or_default(),
+            }
+            .to_vec(),
         }),
     })
 }

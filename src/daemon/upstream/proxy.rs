@@ -2,7 +2,7 @@
 
 use crate::report::limiter::Limiter;
 use crate::sys;
-use crate::upstream::dial::{HandshakeError, Reply};
+use crate::upstream::dial::HandshakeError;
 use crate::upstream::lookup::Lookup;
 use crate::upstream::resolver::{ResolveError, Resolver};
 use crate::upstream::stats::Stats;
@@ -18,6 +18,7 @@ use tcp_over_http::http::connect::{Request, Target};
 use tcp_over_http::http::digest::Offer;
 use tcp_over_http::http::login::{Authorization, Denial, Login};
 use tcp_over_http::upstream::Failure;
+use tcp_over_http::upstream::plain::PlainPorts;
 
 /// The kinds of warnings; each is limited by itself.
 #[derive(Clone, Copy)]
@@ -57,6 +58,8 @@ pub struct Proxy {
     pub request: Request,
     /// ...and how it is told of us.
     pub login: RefCell<Login>,
+    /// To which ports it refuses CONNECT.
+    pub plain: RefCell<PlainPorts>,
     /// One for each [`Warning`].
     limiters: [Limiter; Warning::COUNT],
 }
@@ -97,6 +100,7 @@ impl Proxy {
             },
             port: config.port,
             request: config.request.clone(),
+            plain: RefCell::default(),
             login: RefCell::new(Login::new(config.request.auth, config.request.has_credentials())),
             limiters: Default::default(),
         })
@@ -156,9 +160,9 @@ impl Proxy {
     ///
     /// # Errors
     /// [`Denial`]: it need not be asked again.
-    pub fn refused(&self, used: &Authorization, reply: &Reply) -> Result<Authorization, Denial> {
+    pub fn refused(&self, used: &Authorization, challenges: &[u8]) -> Result<Authorization, Denial> {
         let cnonce = u64::from_ne_bytes(sys::random().unwrap_or_default());
-        let offer = Offer::read(&reply.challenges);
+        let offer = Offer::read(challenges);
         self.login.borrow_mut().refused(used, offer, format!("{cnonce:016x}"))
     }
 

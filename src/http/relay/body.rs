@@ -139,9 +139,9 @@ impl Chunks {
                     return Ok(());
                 }
                 // None of those that frame a message, or say whom it is for, may stand here (RFC 9110 section 6.5.1).
-                let fields = Fields::read(head.lines())?;
+                let fields = Fields::read(head)?;
                 check(fields.length.is_none())?;
-                fields.write(head.lines(), out);
+                fields.write(head, true, out);
                 push(out, &[b"\r\n"]);
                 Self::Over
             }

@@ -51,8 +51,10 @@ impl Head {
 
     /// Takes bytes up to the empty line that ends it. Returns how many.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+        let before = self.bytes.len();
         for (index, &byte) in bytes.iter().enumerate() {
-            self.push(byte)?;
+            // What was not taken is not kept either.
+            self.push(byte).inspect_err(|_| self.bytes.truncate(before))?;
             if self.is_whole() {
                 return Ok(index + 1);
             }
@@ -75,8 +77,18 @@ impl Head {
         &self.bytes
     }
 
+    /// Its first line; of trailers there is none.
+    pub fn first_line(&self) -> &[u8] {
+        self.lines().next().unwrap_or_default()
+    }
+
+    /// Its field lines.
+    pub fn fields(&self) -> impl Iterator<Item = &[u8]> {
+        self.lines().skip(usize::from(self.kind != Kind::Trailers))
+    }
+
     /// Its lines, without the empty ones in front and at the end.
-    pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
+    fn lines(&self) -> impl Iterator<Item = &[u8]> {
         let lines = self.bytes.split(|&byte| byte == b'\n');
         lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line)).filter(|line| !line.is_empty())
     }
@@ -127,10 +139,10 @@ pub struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Reads and checks field lines.
-    pub fn read(lines: impl Iterator<Item = &'a [u8]>) -> Result<Self, Refusal> {
+    /// Reads and checks the field lines of a head.
+    pub fn read(head: &'a Head) -> Result<Self, Refusal> {
         let mut fields = Self::default();
-        for line in lines {
+        for line in head.fields() {
             let (name, value) = split(line)?;
             if is(name, "Content-Length") {
                 let is_doubled = fields.length.replace(length(value)?).is_some();
@@ -167,11 +179,12 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// Appends the field lines that go to the other side.
-    pub fn write(&self, lines: impl Iterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
-        for line in lines {
+    /// Appends the field lines that go to the other side, with the body's length or without.
+    pub fn write(&self, head: &Head, has_length: bool, out: &mut Vec<u8>) {
+        for line in head.fields() {
             let Ok((name, _)) = split(line) else { continue };
             let is_ours = OURS.iter().any(|ours| is(name, ours))
+                || !has_length && is(name, "Content-Length")
                 || self.named.iter().any(|named| named.eq_ignore_ascii_case(name));
             if !is_ours {
                 push(out, &[line, b"\r\n"]);

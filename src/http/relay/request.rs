@@ -29,6 +29,7 @@ pub struct Facts {
     pub is_head: bool,
     pub is_1_0: bool,
     pub is_upgrade: bool,
+    pub is_repeatable: bool,
     /// Whether the client's connection goes on to another request.
     pub is_kept: bool,
 }
@@ -36,7 +37,7 @@ pub struct Facts {
 impl<'a> Request<'a> {
     /// Reads and checks a head that is whole.
     pub fn read(head: &'a Head) -> Result<Self, Refusal> {
-        let line = head.lines().next().unwrap_or_default();
+        let line = head.first_line();
         let mut words = line.split(|&byte| byte == b' ');
         let (Some(method), Some(target), Some(version), None) =
             (words.next(), words.next(), words.next(), words.next())
@@ -55,7 +56,7 @@ impl<'a> Request<'a> {
                 .map(|(authority, path)| (Some(authority), path))
                 .ok_or(Refusal::BadRequest)?,
         };
-        let fields = Fields::read(head.lines().skip(1))?;
+        let fields = Fields::read(head)?;
         // A 1.0 client can't have meant it (RFC 9112 section 6.1).
         check(!fields.is_chunked || fields.length.is_none() && !is_1_0)?;
         check(is_1_0 || fields.host.is_some())?;
@@ -72,6 +73,7 @@ impl<'a> Request<'a> {
             is_head: self.method == b"HEAD",
             is_1_0: self.is_1_0,
             is_upgrade: self.upgrade().is_some(),
+            is_repeatable: matches!(self.method, b"GET" | b"HEAD" | b"OPTIONS"),
             is_kept: !self.fields.is_close && (!self.is_1_0 || self.fields.is_keep_alive),
         }
     }
@@ -87,7 +89,7 @@ impl<'a> Request<'a> {
         let version: &[u8] = if self.is_1_0 { b" HTTP/1.0\r\nHost: " } else { b" HTTP/1.1\r\nHost: " };
         push(out, &[self.method, b" ", &uri, version, authority.as_bytes(), b"\r\n"]);
         authorize(self.method, &uri, out);
-        self.fields.write(self.head.lines().skip(1), out);
+        self.fields.write(self.head, true, out);
         if self.fields.is_chunked {
             push(out, &[b"Transfer-Encoding: chunked\r\n"]);
         }

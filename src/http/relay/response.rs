@@ -21,7 +21,7 @@ pub struct Response<'a> {
 impl<'a> Response<'a> {
     /// Reads and checks a head that is whole, of a response to `request`.
     pub fn read(head: &'a Head, request: Facts) -> Result<Self, Refusal> {
-        let line = head.lines().next().unwrap_or_default();
+        let line = head.first_line();
         let (version, rest) = line.split_first_chunk().ok_or(Refusal::BadGateway)?;
         let is_1_0 = version == b"HTTP/1.0 ";
         check(is_1_0 || version == b"HTTP/1.1 ")?;
@@ -29,7 +29,7 @@ impl<'a> Response<'a> {
         check(code.iter().all(u8::is_ascii_digit) && code[0] != b'0')?;
         check(matches!(reason, [] | [b' ', ..]))?;
         let status = code.iter().fold(0, |status, digit| status * 10 + u16::from(digit - b'0'));
-        let fields = Fields::read(head.lines().skip(1))?;
+        let fields = Fields::read(head)?;
         let response = Self { head, is_1_0, status, reason, fields, request };
         match status {
             407 => Err(Refusal::Unauthorized),
@@ -79,9 +79,7 @@ impl<'a> Response<'a> {
             [self.status / 100, self.status / 10 % 10, self.status % 10].map(|digit| b'0' + digit as u8);
         push(out, &[b"HTTP/1.1 ", &code, self.reason, b"\r\n"]);
         let has_length = self.may_have_body() && !self.fields.is_chunked || self.status == 304;
-        let lines = || self.head.lines().skip(1);
-        let is_length = |line: &&[u8]| split(line).is_ok_and(|(name, _)| is(name, "Content-Length"));
-        self.fields.write(lines().filter(|line| has_length || !is_length(line)), out);
+        self.fields.write(self.head, has_length, out);
         if self.is_chunked() {
             push(out, &[b"Transfer-Encoding: chunked\r\n"]);
         }
@@ -109,7 +107,7 @@ impl<'a> Response<'a> {
 /// The values of the Proxy-Authenticate fields, a line each.
 pub fn challenges(head: &Head) -> Vec<u8> {
     let mut values = Vec::new();
-    for (name, value) in head.lines().skip(1).filter_map(|line| split(line).ok()) {
+    for (name, value) in head.fields().filter_map(|line| split(line).ok()) {
         if is(name, "Proxy-Authenticate") {
             push(&mut values, &[value, b"\n"]);
         }

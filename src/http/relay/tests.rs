@@ -47,7 +47,7 @@ fn carry(target: Target<'_>, is_true: bool, client: &[u8], proxy: &[u8], size: u
                     Ok(length)
                 }
                 Next::Request => relay.send(is_true, &mut |_, _, _| (), out).map(|()| 0),
-                Next::Wait | Next::End => Ok(0),
+                Next::Wait | Next::End | Next::Tunnel => Ok(0),
             };
             match result {
                 Ok(taken) => *rest = &rest[taken..],
@@ -205,6 +205,7 @@ fn what_is_no_http_is_known_by_its_first_bytes() {
     }
     let mut relay = Relay::new(NAME);
     relay.feed(Side::Client, b"\r\nSSH", &mut vec![]).unwrap();
+    assert_eq!(relay.feed(Side::Client, b"-2.0\r\n", &mut vec![]), Err(Refusal::NotHttp));
     assert_eq!(relay.unsent(), b"\r\nSSH");
 }
 
@@ -619,6 +620,42 @@ fn the_proxys_wish_for_credentials_is_not_the_clients_business() {
 }
 
 #[test]
+fn a_request_is_taken_back_until_it_is_answered() {
+    let sent = |request: &[u8]| {
+        let mut relay = Relay::new(NAME);
+        let taken = relay.feed(Side::Client, request, &mut vec![]).unwrap();
+        relay.send(false, &mut |_, _, _| (), &mut vec![]).unwrap();
+        (relay, taken)
+    };
+    for (request, response, is_possible) in [
+        (GET, "", true),
+        (GET, "HTTP/1.1 407 x\r\n\r\n", true),
+        (POST, "HTTP/1.1 407 x\r\n\r\n", true),
+        (POST, "HTTP/1.1 100 x\r\n\r\nHTTP/1.1 407 x\r\n\r\n", true),
+        (GET, "HTTP/1.1 200 x\r\n", true),
+        (GET, "HTTP/1.1 200 x\r\nContent-Length: 1\r\n\r\n", false),
+    ] {
+        let (mut relay, _) = sent(request.as_bytes());
+        _ = relay.feed(Side::Proxy, response.as_bytes(), &mut vec![]);
+        assert_eq!(relay.take_back(), is_possible, "{response:?}");
+        if is_possible {
+            let mut out = vec![];
+            assert_eq!([relay.next(Side::Client), relay.next(Side::Proxy)], [Next::Request, Next::Wait]);
+            relay.send(false, &mut |_, _, _| (), &mut out).unwrap();
+            assert!(out.ends_with(b"\r\n\r\n"));
+        }
+        assert!(!relay.take_back() || is_possible);
+    }
+    // Its body begins anew.
+    let (mut relay, _) = sent(POST.as_bytes());
+    relay.passed(Side::Client, 9);
+    assert_eq!(relay.next(Side::Client), Next::Wait);
+    assert!(relay.take_back());
+    relay.send(false, &mut |_, _, _| (), &mut vec![]).unwrap();
+    assert_eq!(relay.next(Side::Client), Next::Run(9));
+}
+
+#[test]
 fn an_upgrade_makes_a_tunnel() {
     let mut relay = Relay::new(NAME);
     let (mut out, mut back) = (vec![], vec![]);
@@ -633,8 +670,7 @@ fn an_upgrade_makes_a_tunnel() {
         str::from_utf8(&back),
         Ok("HTTP/1.1 101 Go\r\nX: y\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
     );
-    assert!(relay.is_tunnel() && !relay.is_kept());
-    assert_eq!([relay.next(Side::Client), relay.next(Side::Proxy)], [Next::Run(u64::MAX); 2]);
+    assert_eq!([relay.next(Side::Client), relay.next(Side::Proxy)], [Next::Tunnel; 2]);
     // Refused: it goes on as before.
     let refused = answered(
         str::from_utf8(&request[..request.len() - 1]).unwrap(),

@@ -70,7 +70,7 @@ class Proxy:
 class Squid(Proxy):
     account = "proxy"
 
-    def configure(self, user=None, scheme="basic"):
+    def configure(self, user=None, scheme="basic", more=""):
         auth = ""
         if user and scheme == "digest":
             # As `htdigest`.
@@ -103,15 +103,15 @@ pinger_enable off
 client_db off
 netdb_filename none
 max_filedescriptors 4096
-""")
+{more}""")
         return ["squid", "-N", "-f", config, "-n", f"toh{os.getpid()}"]
 
 
 class StrictSquid(Squid):
     """Squid with the ports of Debian's default configuration: CONNECT to 443 only."""
 
-    def configure(self):
-        argv = super().configure()
+    def configure(self, **options):
+        argv = super().configure(**options)
         path = self.directory / "squid.conf"
         rules = "acl SSL_ports port 443\nacl CONNECT method CONNECT\nhttp_access deny CONNECT !SSL_ports\n"
         path.write_text(rules + path.read_text())
@@ -178,6 +178,7 @@ LoadModule mpm_event_module {modules}/mod_mpm_event.so
 LoadModule authz_core_module {modules}/mod_authz_core.so
 LoadModule proxy_module {modules}/mod_proxy.so
 LoadModule proxy_connect_module {modules}/mod_proxy_connect.so
+LoadModule proxy_http_module {modules}/mod_proxy_http.so
 ErrorLog {self.directory}/error.log
 LogFormat "%r %>s" request
 CustomLog {self.log_path} request

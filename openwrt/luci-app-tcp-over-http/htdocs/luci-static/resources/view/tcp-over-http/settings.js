@@ -37,6 +37,7 @@ const PROXY = [
 	[ 'password', _('Password'), _('It never leaves the router: an empty field leaves it as it is.') ],
 	[ 'auth', _('Login'), _('How user and password are sent: as they are, only as hashes, or as hashes once the proxy offers it.') ],
 	[ 'header', _('Header fields'), _('Sent with every CONNECT, as NAME: VALUE.') ],
+	[ 'connect_header_host', _('Host field'), _("Sent with every CONNECT in place of the target's name, for proxies that go by it.") ],
 	[ 'enabled', _('Enabled'), _('Off: as if this proxy were not there.') ]
 ];
 
@@ -46,6 +47,8 @@ const TABS = [
 		[ 'route', _('Only these networks'), _('Proxies what goes to these networks, if not all is.') ],
 		[ 'bypass', _('But not these networks'), _('What goes there never goes through the proxy.') ],
 		[ 'bypass_file', _('Nor the networks in these files'), _('One network a line; # begins a comment.') ],
+		[ 'http_relay', _('Plain HTTP'), _('Carried as requests in place of tunnels: where the proxy refuses tunnels to such a port, always, or never.') ],
+		[ 'http_port', _('Ports of plain HTTP'), _('As 80 or 8000-8080.') ],
 		[ 'port', _('Only these ports'), _('As 443 or 8000-8999; none: all ports.') ],
 		[ 'interface', _('Only from these devices'), _('As br-lan; none: from all.') ],
 		[ 'client', _('Only these clients'), _('Addresses or networks; none: all clients.') ],
@@ -110,6 +113,9 @@ const CHOICES = {
 	'auth.basic': _('Basic'),
 	'auth.digest': _('Digest'),
 	'auth.auto': _('what the proxy offers'),
+	'http_relay.auto': _('where tunnels are refused'),
+	'http_relay.always': _('always'),
+	'http_relay.never': _('never'),
 	'to_proxy.direct': _('left alone'),
 	'to_proxy.reject': _('refused'),
 	'quic.reject': _('refused'),

@@ -1,0 +1,43 @@
+//! Flows that a task serves, until their end.
+
+use std::mem;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use tcp_over_http::flow::{NatSource, Slot};
+
+use super::Gateway;
+use super::kept::Kept;
+use crate::task::spawn;
+
+impl Gateway {
+    /// Has a task do this for a flow. The flow ends with it if it says so, or is aborted.
+    pub(super) fn serve(self: &Rc<Self>, slot: Slot, work: Pin<Box<dyn Future<Output = bool>>>) {
+        let nat = self.rewriter.borrow().flow(slot).nat;
+        let served = Served { slot, nat, gateway: Rc::clone(self) };
+        let task = spawn(async move {
+            match work.await {
+                true => served.gateway.keep(served.slot, Kept::Nothing),
+                false => mem::forget(served),
+            }
+        });
+        self.keep(slot, Kept::Served(task));
+    }
+}
+
+struct Served {
+    slot: Slot,
+    /// Tells its flow from a later one in the slot.
+    nat: NatSource,
+    gateway: Rc<Gateway>,
+}
+
+impl Drop for Served {
+    /// Also when the task is aborted: that takes effect later.
+    fn drop(&mut self) {
+        let mut rewriter = self.gateway.rewriter.borrow_mut();
+        if rewriter.flow(self.slot).nat == self.nat {
+            rewriter.close(self.slot, self.gateway.now());
+        }
+    }
+}
