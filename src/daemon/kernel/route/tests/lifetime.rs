@@ -23,6 +23,7 @@ fn install_and_remove_leave_nothing() {
              902:\tfrom all iif toh0 goto 916 proto 116\n\
              903:\tfrom all fwmark 0x74000000/0xff000000 goto 916 proto 116\n\
              903:\tfrom all fwmark 0x76000000/0xff000000 goto 916 proto 116\n\
+             903:\tfrom all fwmark 0x7c000000/0xff000000 lookup 7480 proto 116\n\
              903:\tfrom 192.0.2.1 goto 916 proto 116\n\
              912:\tfrom all ipproto tcp lookup main suppress_prefixlength 1 proto 116\n\
              912:\tfrom all ipproto udp dport 443 lookup main suppress_prefixlength 1 proto 116\n\
