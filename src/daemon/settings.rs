@@ -15,7 +15,7 @@ pub const DEFAULT_FILE: &str = "/etc/config/tcp-over-http";
 const FIREWALL: &str = "/etc/config/firewall";
 
 /// No sensible file is longer; a device file would never end.
-const MAX_FILE: u64 = 1 << 20;
+const MAX_FILE: u64 = 8 << 20;
 
 /// Where to look for a configuration: the command line, as far as it concerns that.
 #[derive(Default)]
@@ -70,9 +70,9 @@ impl Settings {
         };
         let mut reading =
             Reading::new(file.as_ref().map(Option::as_deref).map_err(Clone::clone), &self.overrides);
-        for path in reading.take_bypass_files() {
-            let text = read_file(&path).map_err(|error| error.to_string());
-            reading.add_networks(&path, text.as_deref().map_err(Clone::clone));
+        for file in reading.take_files() {
+            let text = read_file(&file.path).map_err(|error| error.to_string());
+            reading.add_file(&file, text.as_deref().map_err(Clone::clone));
         }
         reading
     }
@@ -98,7 +98,7 @@ fn read_file(path: &str) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut text)?;
     if text.len() as u64 > MAX_FILE {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than 1 MiB"));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than 8 MiB"));
     }
     Ok(text)
 }
