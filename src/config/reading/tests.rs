@@ -415,7 +415,7 @@ fn rules_are_read() {
     };
     let config = |section: &str| read("", section, b"192.0.2.0/24\n192.0.2.7 # one of them\n").unwrap();
     let corp = "list dest 10.0.0.0/8\noption upstream corp\nlist port 80-90";
-    assert_eq!(at(config(corp), "10.1.2.3", 85), Some(Action::Upstream(0)));
+    assert_eq!(at(config(corp), "10.1.2.3", 85), Some(Action::Upstream(1)));
     assert_eq!(at(config(corp), "10.1.2.3", 443), None);
     assert_eq!(at(config("list dest_file /l\noption reject 1"), "192.0.2.9", 1), Some(Action::Reject));
     assert_eq!(at(config("list dest_file /l\noption reject 1\noption enabled 0"), "192.0.2.9", 1), None);

@@ -14,7 +14,6 @@ use crate::gateway::kept::{Kept, Relayed};
 use crate::relay::{Moved, Next, Relay};
 use crate::upstream::Opened;
 use crate::upstream::direct::DIRECT;
-use crate::upstream::direct::DIRECT;
 
 /// How many times events are taken before others get a turn.
 const TURNS: usize = 4;
