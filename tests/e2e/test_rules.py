@@ -20,7 +20,7 @@ def ruled(configured):
     """Starts a gateway with rules, each a few lines of its section."""
 
     def text(*rules, main=""):
-        return "\n".join((main, SECTION, *(f"config rule\n{rule}" for rule in rules)))
+        return "\n".join((f"option log_level debug\n{main}", SECTION, *(f"config rule\n{rule}" for rule in rules)))
 
     def start(*rules, main="", **more):
         configured.write(text(*rules, main=main)).start(**more)
