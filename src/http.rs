@@ -2,7 +2,10 @@
 
 pub mod auth;
 pub mod connect;
+pub mod digest;
 pub mod field;
+pub mod login;
+pub mod relay;
 mod reply;
 
 pub use reply::{MAX_REPLY, ReplyError, ReplyParser, Status};

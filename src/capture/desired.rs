@@ -29,7 +29,11 @@ impl Desired {
         if !config.local && is_self_only[0] && (is_self_only[1] || !has_ipv6) {
             groups.clear();
         }
-        Self { rules: rules(config, is_self_only, tun, &groups), groups, ignored }
+        Self {
+            rules: rules(config, path == Path::Forward && index.is_some(), is_self_only, tun, &groups),
+            groups,
+            ignored,
+        }
     }
 
     /// The routes, in the order to add them.

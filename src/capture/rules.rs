@@ -45,7 +45,13 @@ const HTTPS: u16 = 443;
 
 /// The rules that lead to these routes, in the order to add them: the capture last, so that neither our
 /// own connections nor local networks are captured meanwhile. Where `is_self_only` (IPv4, IPv6), of what the machine itself sends.
-pub fn rules(config: &Config, is_self_only: [bool; 2], tun: &str, groups: &[Group]) -> Vec<Rule> {
+pub fn rules(
+    config: &Config,
+    forwards: bool,
+    is_self_only: [bool; 2],
+    tun: &str,
+    groups: &[Group],
+) -> Vec<Rule> {
     let mut all = Vec::new();
     for (family, is_self_only) in [V4, V6].into_iter().zip(is_self_only) {
         if is_self_only && !config.local {
@@ -67,7 +73,7 @@ pub fn rules(config: &Config, is_self_only: [bool; 2], tun: &str, groups: &[Grou
             rules.goto(MARKED, END).marked(config.mark);
             rules.goto(MARKED, END).marked(config.exempt_mark());
         }
-        rules.spare_proxies();
+        rules.spare_proxies(forwards && !is_self_only);
         for range in config.dns.fake_ranges().filter(|range| family_of(*range) == family) {
             rules.lookup(FAKE, config.table).dst = Some(range);
         }
@@ -94,12 +100,15 @@ struct Rules<'a> {
 impl Rules<'_> {
     /// A proxy within the LAN: what it sends from this address would come back to it for ever. (From another one, or
     /// on this machine, it still does.)
-    fn spare_proxies(&mut self) {
+    fn spare_proxies(&mut self, forwards: bool) {
         for upstream in &self.config.upstreams {
             let Host::Ip(address) = upstream.host else { continue };
             let host = IpNet::new(address, if address.is_ipv4() { 32 } else { 128 });
             if family_of(host) == self.family {
                 self.goto(MARKED, END).src = Some(host);
+                if forwards {
+                    self.goto(MARKED, END).dst = Some(host); // where NAT leads what is forwarded
+                }
             }
         }
     }

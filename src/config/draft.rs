@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use super::Config;
 use super::host::Host;
 use super::rule::RuleDraft;
+use crate::http::login::AuthChoice;
 
 /// A configuration in the making. Complete once values and defaults are stored: its own `Default` means nothing.
 #[derive(Default)]
@@ -31,6 +32,8 @@ pub struct UpstreamDraft {
     pub host: Option<Host>,
     /// `option port`.
     pub port: u16,
+    /// `option auth`.
+    pub auth: AuthChoice,
     /// `option username`.
     pub username: Option<String>,
     /// `option password`.

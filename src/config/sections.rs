@@ -157,8 +157,9 @@ impl UpstreamSection {
             (None, Some(_)) => return Err((at, ConfigErrorKind::NoUsername)),
         };
         let name = self.name.unwrap_or_else(|| UpstreamConfig::default_name(&host, draft.port));
-        let request = Request::new(credentials, &draft.headers)
+        let mut request = Request::new(credentials, &draft.headers)
             .map_err(|error| (at, ConfigErrorKind::Request(error)))?;
+        request.auth = draft.auth;
         let upstream = UpstreamConfig { name, host, port: draft.port, request };
         Ok(draft.enabled.then_some(upstream))
     }

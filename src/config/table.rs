@@ -14,6 +14,7 @@ use super::values::{
     cidr, clients, device, domain, fake_ipv4, fake_ipv6, header, host, mark, own_ipv4, own_ipv6, password,
     path, ports, resolver, socket, table, username,
 };
+use crate::http::login::AuthChoice;
 
 /// A choice: words and values are those of the field's own type.
 macro_rules! choice {
@@ -146,9 +147,11 @@ pub static UPSTREAM: &[Spec] = &[
         Secret(|d, v| host(v).map(|v| d.upstream.host = Some(v)))),
     live("port", "80", "TCP port of the proxy",
         Port(|d, v| d.upstream.port = v)),
-    live("username", "", "for Basic authentication, which is sent at once",
+    live("auth", "auto", "how username and password are sent; basic: with each request; digest: never, only hashes of them; auto: as basic, and as digest once the proxy offers it",
+        choice!(AuthChoice, upstream.auth)),
+    live("username", "", "for authentication",
         Secret(|d, v| username(v).map(|v| d.upstream.username = Some(v)))),
-    live("password", "", "for Basic authentication",
+    live("password", "", "for authentication",
         Secret(|d, v| password(v).map(|v| d.upstream.password = Some(v)))),
     live("header", "", "a header field for each CONNECT, NAME: VALUE",
         SecretList(|d, v| header(v).map(|v| d.upstream.headers.push(v)))),

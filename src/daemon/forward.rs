@@ -360,6 +360,11 @@ impl Attempt {
         }
     }
 
+    /// The challenges of the 407 that it was refused with, a line each.
+    pub fn challenges(&self) -> Box<[u8]> {
+        self.forwarder.handshakes.borrow().challenges(self.id).into()
+    }
+
     /// Waits until the proxy has answered, or can't any more.
     pub async fn answered(&self) -> Outcome {
         self.wait(Outcome::Connected).await

@@ -20,7 +20,7 @@ use crate::forward::{self, Forwarder};
 use crate::sys;
 use crate::upstream::confirm::Worked;
 use crate::upstream::connection::Connection;
-use crate::upstream::dial::{HandshakeError, Reply};
+use crate::upstream::dial::Reply;
 use crate::upstream::exchange::udp_socket;
 use crate::upstream::proxy::{Account, Proxy, Warning};
 use crate::upstream::resolver::{ResolveError, Resolver};
@@ -299,45 +299,34 @@ impl Upstreams {
         client: Option<&Client<'_>>,
         is_connected: &Cell<bool>,
     ) -> Result<Carried, Failure> {
-        let proxy = &self.proxies[index];
-        let request = proxy.request.bytes(*target).map_err(|_| Failure::BadTarget)?;
-        proxy.count(|stats| stats.attempts = stats.attempts.wrapping_add(1));
-        let begun = Instant::now();
-        let begin = |address| client?.begin(&request, &proxy.account.name, address);
-        // Boxed: the wait for an answer, which is longer, needs no room for it.
-        let reach = Box::pin(self.reach(index, &begin));
-        let connection = match reach.await {
-            Ok(connection) => connection,
-            Err((failure, error)) => {
-                match failure {
-                    Failure::Exhausted => proxy.warn(Warning::Exhausted, format_args!("{error}")),
-                    Failure::UplinkDown => {
-                        proxy.failed(Warning::UplinkDown, format_args!("uplink down: {error}"));
+        let mut authorization = self.proxies[index].begin();
+        let begun = self.now();
+        loop {
+            let request = self.proxies[index].request.bytes(*target, &mut authorization);
+            let request = request.map_err(|_| Failure::BadTarget)?;
+            let proxy = &self.proxies[index];
+            let begin = |address| client?.begin(&request, &proxy.account.name, address);
+            // Boxed: the wait for an answer, which is longer, needs no room for it.
+            let reach = Box::pin(self.reach(index, &begin));
+            let connection = reach
+                .await
+                .map_err(|(failure, error)| self.proxies[index].was_not_reached(failure, &error))?;
+            is_connected.set(true);
+            let reply = connection.handshake(request, self.reply_timeout).await;
+            let proxy = &self.proxies[index]; // kept over no wait, which would make every dial larger
+            let reply = reply.map_err(|error| proxy.gave_no_answer(error))?;
+            if reply.status == 407 {
+                match proxy.refused(&authorization, &reply) {
+                    Ok(next) => {
+                        authorization = next;
+                        continue;
                     }
-                    _ => proxy.failed(Warning::Unreachable, format_args!("cannot be reached: {error}")),
+                    Err(denial) => proxy.warn(Warning::Refused, format_args!("{}", denial.text())),
                 }
-                return Err(failure);
+            } else {
+                proxy.login.borrow_mut().accepted(authorization);
             }
-        };
-        is_connected.set(true);
-        match connection.handshake(request, self.reply_timeout).await {
-            Ok(reply) => self.answered(index, *target, begun, connection, reply),
-            Err(HandshakeError::TimedOut) => {
-                proxy.failed(Warning::TimedOut, format_args!("no answer in time"));
-                Err(Failure::TimedOut)
-            }
-            Err(HandshakeError::Closed) => {
-                proxy.failed(Warning::Closed, format_args!("closed before it answered"));
-                Err(Failure::Closed)
-            }
-            Err(HandshakeError::CutOff) => {
-                proxy.failed(Warning::Closed, format_args!("closed within its answer"));
-                Err(Failure::BadReply)
-            }
-            Err(HandshakeError::Garbage(error)) => {
-                proxy.failed(Warning::Garbage, format_args!("{error}"));
-                Err(Failure::BadReply)
-            }
+            return self.answered(index, *target, begun, connection, reply);
         }
     }
 
@@ -412,19 +401,16 @@ impl Upstreams {
         &self,
         index: usize,
         target: Target<'_>,
-        begun: Instant,
+        begun: time::Instant,
         connection: Connection,
         reply: Reply,
     ) -> Result<Carried, Failure> {
         let proxy = &self.proxies[index];
-        let (latency, status) = (millis(begun), reply.status);
+        let (latency, status) = (self.now().since(begun), reply.status);
         proxy.count(|stats| stats.answered(status, latency));
         debug!("upstream {}: {status} for {target} after {latency} ms", proxy.account.name);
-        if status == 407 {
-            proxy.warn(Warning::Refused, format_args!("{}", proxy.refusal(&reply)));
-            if proxy.request.has_credentials() {
-                return Err(Failure::Credentials);
-            }
+        if status == 407 && proxy.request.has_credentials() {
+            return Err(Failure::Credentials);
         }
         self.choice().answered(index, self.now());
         if !(200..300).contains(&status) {

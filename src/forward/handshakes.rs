@@ -228,6 +228,11 @@ impl Handshakes {
         }
     }
 
+    /// The challenges of the 407 that has refused it, a line each.
+    pub fn challenges(&self, id: Id) -> &[u8] {
+        self.get(id).map_or(&[], |entry| entry.handshake.challenges())
+    }
+
     /// Whether its client has gone on.
     pub fn is_released(&self, id: Id) -> bool {
         self.get(id).is_some_and(|entry| entry.is_released)

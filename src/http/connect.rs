@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use core::net::SocketAddr;
 
+use super::login::{AuthChoice, Authorization};
 use super::{auth, field};
 
 /// Where a tunnel shall lead.
@@ -34,9 +35,11 @@ impl fmt::Display for Target<'_> {
 ///
 /// ```
 /// use tcp_over_http::http::connect::{Request, Target};
+/// use tcp_over_http::http::login::Authorization;
 ///
 /// let request = Request::new(Some(("user", "password")), &["X-Extra: a".into()])?;
-/// let bytes = request.bytes(Target::Name("www.example.com", 443)).expect("a host name");
+/// let target = Target::Name("www.example.com", 443);
+/// let bytes = request.bytes(target, &mut { Authorization::BASIC }).expect("a host name");
 /// assert_eq!(
 ///     str::from_utf8(&bytes),
 ///     Ok("CONNECT www.example.com:443 HTTP/1.1\r\n\
@@ -48,9 +51,12 @@ impl fmt::Display for Target<'_> {
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Request {
-    /// Everything behind the Host field, with the empty line that ends the request.
+    /// `list header`, each with its line's end.
     fields: Box<[u8]>,
-    has_credentials: bool,
+    /// User name and password.
+    credentials: Option<(Box<str>, Box<str>)>,
+    /// How they are sent.
+    pub auth: AuthChoice,
 }
 
 /// Redacts it: credentials and headers are secrets.
@@ -61,22 +67,18 @@ impl fmt::Debug for Request {
 }
 
 impl Request {
-    /// Prepares the header fields: Basic credentials (`username`, `password`; RFC 7617), then `headers`, each
+    /// Prepares the header fields: credentials (`username`, `password`; RFC 7617), then `headers`, each
     /// `"Name: value"`.
     ///
     /// # Errors
     /// [`RequestError`] for whatever would break the request apart or make it ambiguous.
     pub fn new(credentials: Option<(&str, &str)>, headers: &[String]) -> Result<Self, RequestError> {
-        let mut fields = Vec::new();
-        if let Some((username, password)) = credentials {
-            if auth::check_username(username).and(auth::check_password(password)).is_err() {
-                return Err(RequestError::Credentials);
-            }
-            fields.extend_from_slice(AUTHORIZATION.as_bytes());
-            fields.extend_from_slice(b": ");
-            auth::push_basic(&mut fields, username, password);
-            fields.extend_from_slice(b"\r\n");
+        if let Some((username, password)) = credentials
+            && auth::check_username(username).and(auth::check_password(password)).is_err()
+        {
+            return Err(RequestError::Credentials);
         }
+        let mut fields = Vec::new();
         for (index, header) in headers.iter().enumerate() {
             match field::parse(header) {
                 Ok((name, _)) if credentials.is_none() || !name.eq_ignore_ascii_case(AUTHORIZATION) => {}
@@ -85,20 +87,20 @@ impl Request {
             fields.extend_from_slice(header.as_bytes());
             fields.extend_from_slice(b"\r\n");
         }
-        fields.extend_from_slice(b"\r\n");
-        Ok(Self { fields: fields.into(), has_credentials: credentials.is_some() })
+        let credentials = credentials.map(|(username, password)| (username.into(), password.into()));
+        Ok(Self { fields: fields.into(), credentials, auth: AuthChoice::default() })
     }
 
     /// Whether it carries credentials of its own, not only those that a header may hold.
     pub const fn has_credentials(&self) -> bool {
-        self.has_credentials
+        self.credentials.is_some()
     }
 
-    /// The whole request for one tunnel, in one allocation.
+    /// The whole request for one tunnel. What it says of us counts as said.
     ///
     /// # Errors
     /// [`BadName`] if the target is a name that cannot stand in a request.
-    pub fn bytes(&self, target: Target<'_>) -> Result<Vec<u8>, BadName> {
+    pub fn bytes(&self, target: Target<'_>, authorization: &mut Authorization) -> Result<Vec<u8>, BadName> {
         if let Target::Name(name, _) = target {
             let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
             if name.is_empty() || !name.bytes().all(allowed) {
@@ -107,15 +109,29 @@ impl Request {
         }
         let mut authority = heapless::String::<MAX_AUTHORITY>::new();
         write!(authority, "{target}").map_err(|_| BadName)?;
-        let parts = [
-            b"CONNECT ",
-            authority.as_bytes(),
-            b" HTTP/1.1\r\nHost: ",
-            authority.as_bytes(),
-            b"\r\n",
-            &self.fields,
-        ];
-        Ok(parts.concat())
+        let authority = authority.as_bytes();
+        let mut bytes = [b"CONNECT ", authority, b" HTTP/1.1\r\nHost: ", authority, b"\r\n"].concat();
+        self.authorize(authorization, b"CONNECT", authority, &mut bytes);
+        bytes.extend_from_slice(b"\r\n");
+        Ok(bytes)
+    }
+
+    /// Appends the fields that a request has for the proxy's eyes, each with its line's end.
+    pub fn authorize(&self, authorization: &mut Authorization, method: &[u8], uri: &[u8], out: &mut Vec<u8>) {
+        if let Some((username, password)) = &self.credentials
+            && *authorization != Authorization::Nothing
+        {
+            out.extend_from_slice(AUTHORIZATION.as_bytes());
+            out.extend_from_slice(b": ");
+            match authorization {
+                Authorization::Digest { challenge, .. } => {
+                    challenge.answer(username, password, method, uri, out)
+                }
+                _ => auth::push_basic(out, username, password),
+            }
+            out.extend_from_slice(b"\r\n");
+        }
+        out.extend_from_slice(&self.fields);
     }
 }
 
@@ -159,7 +175,7 @@ mod tests {
     use std::string::ToString;
 
     fn text(request: &Request, target: Target<'_>) -> String {
-        String::from_utf8(request.bytes(target).unwrap()).unwrap()
+        String::from_utf8(request.bytes(target, &mut { Authorization::BASIC }).unwrap()).unwrap()
     }
 
     #[test]
@@ -214,9 +230,13 @@ mod tests {
         assert!(Request::new(None, &["Proxy-Authorization: Bearer x".to_string()]).is_ok());
         let request = Request::new(None, &[]).unwrap();
         let longest = "x".repeat(253);
-        assert!(request.bytes(Target::Name(&longest, 65535)).is_ok());
+        assert!(request.bytes(Target::Name(&longest, 65535), &mut { Authorization::BASIC }).is_ok());
         for name in ["", "a b", "a\r\nb", "a:b", "[::1]", "a/b", "\u{fc}", &"x".repeat(300)] {
-            assert_eq!(request.bytes(Target::Name(name, 1)), Err(BadName), "{name:?}");
+            assert_eq!(
+                request.bytes(Target::Name(name, 1), &mut { Authorization::BASIC }),
+                Err(BadName),
+                "{name:?}"
+            );
         }
     }
 
@@ -228,7 +248,8 @@ mod tests {
             name in "[a-z0-9.-]{1,20}[\r\n: /]?", port in any::<u16>(),
         ) {
             let Ok(request) = Request::new(Some((&username, &password)), &headers) else { return Ok(()) };
-            let Ok(bytes) = request.bytes(Target::Name(&name, port)) else { return Ok(()) };
+            let target = Target::Name(&name, port);
+            let Ok(bytes) = request.bytes(target, &mut { Authorization::BASIC }) else { return Ok(()) };
             let text = String::from_utf8(bytes).unwrap();
             prop_assert!(text.ends_with("\r\n\r\n"));
             prop_assert_eq!(text.matches(['\r', '\n']).count(), 2 * (4 + headers.len()));

@@ -23,7 +23,7 @@ pub fn parse(field: &str) -> Result<(&str, &str), &'static str> {
 }
 
 /// A character of a token (RFC 9110 section 5.6.2), as names of fields are.
-fn is_token(byte: u8) -> bool {
+pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 

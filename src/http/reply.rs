@@ -1,12 +1,15 @@
 //! The incremental parser of a proxy's reply (RFC 9112).
 //!
-//! It keeps no header: a few bytes of state serve any number and size of header fields, however the reply is cut. It
+//! It keeps no header but the challenges of a 407: a few bytes of state serve any number and size of header fields, however the reply is cut. It
 //! stops at the end of the header section, so whatever follows a 2xx is tunnel data: "any Content-Length or
 //! Transfer-Encoding header fields in a 2xx response to CONNECT" mean nothing (RFC 9110 section 9.3.6). Where RFC 9112
 //! allows a recipient to be lenient it is; what is not HTTP/1 at all (a TLS alert, an SSH banner) fails at its first
 //! wrong byte rather than at a time-out.
 
+use alloc::boxed::Box;
 use core::fmt;
+
+use super::digest::Offer;
 
 /// The most bytes a reply may have up to the end of its header section, interim (1xx) replies included.
 pub const MAX_REPLY: u32 = 64 * 1024;
@@ -69,12 +72,15 @@ pub struct ReplyParser {
     left: u32,
     status: u16,
     state: State,
-    offers_basic: bool,
+    challenges: Option<Box<Challenges>>,
 }
+
+/// Values of Proxy-Authenticate fields, a line each.
+type Challenges = heapless::Vec<u8, MAX_CHALLENGES>;
 
 impl Default for ReplyParser {
     fn default() -> Self {
-        Self { left: MAX_REPLY, status: 0, state: State::Version(0), offers_basic: false }
+        Self { left: MAX_REPLY, status: 0, state: State::Version(0), challenges: None }
     }
 }
 
@@ -109,9 +115,14 @@ impl ReplyParser {
         self.left < MAX_REPLY
     }
 
-    /// Whether a 407 offered the Basic scheme (RFC 9110 section 11.7.1), the only one that we speak.
+    /// The values of a 407's Proxy-Authenticate fields (RFC 9110 section 11.7.1), a line each.
+    pub fn challenges(&self) -> &[u8] {
+        self.challenges.as_deref().map_or(&[], |challenges| challenges)
+    }
+
+    /// Whether a 407 offered the Basic scheme.
     pub fn offers_basic(&self) -> bool {
-        self.offers_basic
+        Offer::read(self.challenges()).basic
     }
 
     fn step(&mut self, byte: u8) -> Result<(), ReplyError> {
@@ -146,10 +157,9 @@ impl ReplyParser {
             (State::LineStart, b'\n') if self.status < 200 => State::Version(0),
             (State::LineStart, b'\n') => State::Done,
             (State::LineStart, b'\r') => State::LineStart,
-            (State::Challenge(challenge), _) => {
-                let next = challenge.step(byte);
-                self.offers_basic |= next == Challenge::Basic;
-                if byte == b'\n' { State::LineStart } else { State::Challenge(next) }
+            (State::Challenge, _) => {
+                _ = self.challenges.get_or_insert_default().push(byte);
+                if byte == b'\n' { State::LineStart } else { State::Challenge }
             }
             (_, b'\n') => State::LineStart,
             (State::LineStart, _) if self.status == 407 => field_name(0, byte),
@@ -162,7 +172,8 @@ impl ReplyParser {
 
 const VERSION: &[u8] = b"HTTP/1.";
 const CHALLENGE_FIELD: &[u8] = b"proxy-authenticate:";
-const BASIC: &[u8] = b"basic";
+/// The most bytes of challenges that are looked at.
+const MAX_CHALLENGES: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -181,48 +192,16 @@ enum State {
     /// So many bytes of [`CHALLENGE_FIELD`] seen on this line (looked for in a 407 only).
     FieldName(u8),
     /// In the value of a Proxy-Authenticate field.
-    Challenge(Challenge),
+    Challenge,
     /// The empty line has been seen.
     Done,
 }
 
 fn field_name(seen: u8, byte: u8) -> State {
     match CHALLENGE_FIELD.get(usize::from(seen)) {
-        Some(b':') if byte == b':' => State::Challenge(Challenge::Scheme(0)),
+        Some(b':') if byte == b':' => State::Challenge,
         Some(&expected) if expected == byte.to_ascii_lowercase() => State::FieldName(seen + 1),
         _ => State::Line,
-    }
-}
-
-/// A walk through a list of challenges (RFC 9110 section 11.6.1): `scheme param="a, b", scheme param`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Challenge {
-    /// At the start of a list element, so many bytes of [`BASIC`] seen.
-    Scheme(u8),
-    /// Just behind the whole word, which is no part of a longer one.
-    Basic,
-    /// In parameters, or in another scheme's name.
-    Other,
-    Quoted,
-    Escaped,
-}
-
-impl Challenge {
-    fn step(self, byte: u8) -> Self {
-        match (self, byte) {
-            (Self::Quoted, b'"') => Self::Other,
-            (Self::Quoted, b'\\') => Self::Escaped,
-            (Self::Quoted | Self::Escaped, _) => Self::Quoted,
-            (Self::Scheme(5), b' ' | b'\t' | b'\r' | b'\n' | b',') => Self::Basic,
-            (_, b',') => Self::Scheme(0),
-            (_, b'"') => Self::Quoted,
-            (Self::Scheme(0), b' ' | b'\t') => Self::Scheme(0),
-            (Self::Scheme(seen), _) => match BASIC.get(usize::from(seen)) {
-                Some(&expected) if expected == byte.to_ascii_lowercase() => Self::Scheme(seen + 1),
-                _ => Self::Other,
-            },
-            (Self::Basic | Self::Other, _) => Self::Other,
-        }
     }
 }
 

@@ -122,6 +122,39 @@ def test_squid_with_wrong_password(gateway, client, internet, server, directory)
     daemon.wait_log(r"WARN.*407")
 
 
+def test_squid_with_digest(gateway, client, internet, server, directory):
+    """Squid offers Digest only: the first connection learns it, and none fails, not even many at once."""
+    listener = internet.listen(server)
+    port = listener.getsockname()[1]
+    proxy = Squid(internet, directory, user="me", scheme="digest")
+    daemon = gateway(upstreams=[upstream(user="me")])
+    exchange(client, listener, server)
+    begun = [client.begin_connect(server, port) for _ in range(20)]
+    assert [finish_connect(near) for near in begun] == [0] * len(begun)
+    for near in begun:
+        near.close()
+    near = client.connect(server, port)
+    near.close()
+    until(lambda: proxy.log().count("/200") >= 22, "squid's log")
+    # With Basic and without a nonce it refused; no more often than there were connections without one.
+    assert 1 <= proxy.log().count("/407") <= 21
+    assert PASSWORD not in daemon.log() and "WARN" not in daemon.log()
+
+
+@pytest.mark.once(why="how proxies are chosen and asked knows no path")
+def test_squid_with_digest_and_wrong_password(gateway, client, internet, server, directory):
+    """One login a connection, and the log says it once."""
+    listener = internet.listen(server)
+    proxy = Squid(internet, directory, user="me", scheme="digest")
+    daemon = gateway(upstreams=[upstream(user="you")])
+    for _ in range(3):
+        error = client.connect_errno(server, listener.getsockname()[1])
+        assert error == (errno.EACCES if ":" in server else errno.EHOSTUNREACH)
+    daemon.wait_log(r"WARN.*407: refuses the credentials")
+    assert daemon.log().count("407: refuses") == 1
+    until(lambda: proxy.log().count("/407") == 6, "squid's log")
+
+
 def test_proxy_over_ipv6(gateway, client, internet, server, directory, leaks):
     listener = internet.listen(server)
     Squid(internet, directory)

@@ -11,7 +11,7 @@ import pytest
 from lab.connections import assert_carries, assert_proxied, open_tunnel
 from lab.dnsservers import dig, query
 from lab.faultproxy import OK
-from lab.gateway import PATH, TUN, upstream
+from lab.gateway import PATH, READY, TUN, upstream
 from lab.netns import (
     INTERNET,
     INTERNET6,
@@ -101,16 +101,22 @@ def test_an_address_that_comes_back(gateway, fault_proxy, client, server, way, r
     assert_carries(near, connection.sock)
 
 
-@pytest.fixture(params=[NOBODY, NOBODY6], ids=["v4", "v6"])
-def nobody(request, internet):
-    """An address that the internet sends to the router, and takes back and drops."""
-    address = request.param
-    number, hop, family = ("-6", ROUTER_WAN6, "ip6") if ":" in address else ("-4", ROUTER_WAN, "ip")
-    internet.run("ip", number, "route", "add", address, "via", hop)
+def absorb(internet, address):
+    """What comes back to the internet for an address ends there."""
+    family = "ip6" if ":" in address else "ip"
     internet.nft(
         "table inet absorb { chain in { type filter hook prerouting priority raw;"
         f" iifname wan {family} daddr {address} drop; }}; }}"
     )
+
+
+@pytest.fixture(params=[NOBODY, NOBODY6], ids=["v4", "v6"])
+def nobody(request, internet):
+    """An address that the internet sends to the router, and takes back and drops."""
+    address = request.param
+    number, hop = ("-6", ROUTER_WAN6) if ":" in address else ("-4", ROUTER_WAN)
+    internet.run("ip", number, "route", "add", address, "via", hop)
+    absorb(internet, address)
     return address
 
 
@@ -157,13 +163,7 @@ def test_fake_addresses_are_none_for_neighbours(gateway, proxy, client, internet
     gateway("--dns", "fakeip")
     (fake,) = dig(client, SERVER, "www.corp.example")
     internet.run("ip", "route", "add", fake, "via", ROUTER_WAN)
-    internet.nft(f"""
-table inet absorb {{
-    chain in {{
-        type filter hook prerouting priority raw
-        iifname wan ip daddr {fake} drop
-    }}
-}}""")
+    absorb(internet, fake)
     seen = capture(internet, "wan", f"host {fake}")
     near = internet.begin_connect(fake, 443)
     until(lambda: went_through(seen), "it goes through the router")
@@ -284,8 +284,10 @@ def test_a_network_that_is_ours_already(gateway, router, net, option, when):
     add = lambda: router.run("ip", "addr", "add", net, "dev", "lan", *(["nodad"] if ":" in net else []))
     if when == "before":
         add()
-    daemon = gateway("--dns", "fakeip")
+    # The forward path does not work then, and its test says so.
+    daemon = gateway("--dns", "fakeip", ready=when == "after")
     if when == "after":
         assert "overlaps" not in daemon.log()
         add()
     daemon.wait_log(f"overlaps .*: set {option} to another network")
+    until(lambda: READY in daemon.log() or not daemon.running(), "it runs, or has said why not")

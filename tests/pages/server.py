@@ -136,7 +136,9 @@ class Ubus:
     def uci_commit(self, config):
         """As rpcd: procd is told that the configuration has changed."""
         if self.staged.exists():
-            self.file.write_text(self.staged.read_text())
+            new = self.file.with_suffix(".new")
+            new.write_text(self.staged.read_text())
+            new.rename(self.file)
             self.staged.unlink()
             self.box.run("/usr/libexec/procd-call", "config", PACKAGE)
         return [0]
@@ -214,7 +216,7 @@ class Server:
 
     def luci(self, view, name, words, options):
         """As LuCI's header and view templates have it."""
-        theme = options.get("theme", "bootstrap")
+        theme = options.get("theme", os.environ.get("THEME", "bootstrap"))
         table = {f"{translations.sfh(key.encode()):08x}": text for key, text in words.items() if key}
         where = ["admin", "services", PACKAGE, view]
         env = {"media": f"/luci-static/{theme}", "resource": "/luci-static/resources", "scriptname": "/cgi-bin/luci",

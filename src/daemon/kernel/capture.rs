@@ -76,6 +76,8 @@ impl Capture {
     pub async fn set_up(config: &Config, tun: &Tun, clock: Clock, key: Key) -> Result<Self, CaptureError> {
         let routes = Routes::open(config, &config.tun).map_err(CaptureError::Routes)?;
         let uplinks = routes.uplinks().map_err(CaptureError::Routes)?;
+        // Before what it may make fail.
+        warn_of_overlaps(config, &uplinks);
         let listeners =
             listener::listen(config).map_err(|(address, error)| CaptureError::Listen(address, error))?;
         let mut this = Self {
@@ -100,7 +102,6 @@ impl Capture {
             },
         }
         this.warn_of_detours();
-        warn_of_overlaps(config, &this.uplinks);
         this.firewall = this.firewall.map(Firewall::keep);
         this.routes = this.routes.keep();
         Ok(this)

@@ -241,27 +241,36 @@ async fn examine_proxy(
     }
     let mut is_reached = true;
     for (port, advice) in PORTS {
-        let stream = match upstreams.connect(index).await {
-            Ok(stream) => stream,
-            Err((_, error)) => return findings.fail(format_args!("upstream {name}: {error}"), NO_PROXY),
-        };
         let to = match target.parse() {
             Ok(ip) => Target::Ip(SocketAddr::new(ip, port)),
             Err(_) => Target::Name(target, port),
         };
-        let Ok(request) = proxy.request.bytes(to) else {
-            return findings.fail(format_args!("target"), "is neither a name nor an address");
-        };
-        let status = match dial::handshake(&stream, request, PATIENCE).await {
-            Ok(reply) if reply.status == 407 => {
-                return findings.fail(format_args!("upstream {name}: {}", proxy.refusal(&reply)), NO_LOGIN);
+        let mut authorization = proxy.login.borrow_mut().begin();
+        let status = loop {
+            let stream = match upstreams.connect(index).await {
+                Ok(stream) => stream,
+                Err((_, error)) => return findings.fail(format_args!("upstream {name}: {error}"), NO_PROXY),
+            };
+            let Ok(request) = proxy.request.bytes(to, &mut authorization) else {
+                return findings.fail(format_args!("target"), "is neither a name nor an address");
+            };
+            match dial::handshake(&stream, request, PATIENCE).await {
+                Ok(reply) if reply.status == 407 => match proxy.refused(&authorization, &reply) {
+                    Ok(next) => authorization = next,
+                    Err(denial) => {
+                        return findings.fail(format_args!("upstream {name}: {}", denial.text()), NO_LOGIN);
+                    }
+                },
+                Ok(reply) => {
+                    proxy.login.borrow_mut().accepted(authorization);
+                    break reply.status;
+                }
+                Err(HandshakeError::Garbage(error)) => {
+                    return findings.fail(format_args!("upstream {name}: {error}"), NO_HTTP);
+                }
+                Err(HandshakeError::Closed | HandshakeError::CutOff) => break CLOSED,
+                Err(HandshakeError::TimedOut) => break SILENT,
             }
-            Ok(reply) => reply.status,
-            Err(HandshakeError::Garbage(error)) => {
-                return findings.fail(format_args!("upstream {name}: {error}"), NO_HTTP);
-            }
-            Err(HandshakeError::Closed | HandshakeError::CutOff) => CLOSED,
-            Err(HandshakeError::TimedOut) => SILENT,
         };
         let what = format_args!("upstream {name}: CONNECT to port {port}");
         let said = match status {

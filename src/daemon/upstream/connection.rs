@@ -46,13 +46,12 @@ impl Connection {
             Self::Socket(stream) => return dial::handshake(stream, request, patience).await,
             Self::Packets(attempt) => attempt,
         };
-        let (status, offers_basic) = match timeout(patience, attempt.answered()).await {
+        let status = match timeout(patience, attempt.answered()).await {
             Err(_) => return Err(HandshakeError::TimedOut),
-            Ok(Outcome::Opened { status }) => (status, false),
-            Ok(Outcome::Refused { status, offers_basic }) => (status, offers_basic),
+            Ok(Outcome::Opened { status } | Outcome::Refused { status, .. }) => status,
             Ok(Outcome::Garbage(error)) => return Err(HandshakeError::Garbage(error)),
             Ok(_) => return Err(HandshakeError::Closed),
         };
-        Ok(Reply { status, offers_basic, leftover: Vec::new() })
+        Ok(Reply { status, challenges: attempt.challenges(), leftover: Vec::new() })
     }
 }

@@ -19,8 +19,8 @@ const BUFFER: usize = 2048;
 /// A proxy's answer.
 pub struct Reply {
     pub status: u16,
-    /// A 407 offered the Basic scheme.
-    pub offers_basic: bool,
+    /// A 407's challenges, a line each.
+    pub challenges: Box<[u8]>,
     /// The bytes that came behind the reply.
     pub leftover: Vec<u8>,
 }
@@ -114,7 +114,7 @@ fn receive(stream: &TcpStream, parser: &mut ReplyParser) -> Result<Option<Reply>
         Status::Partial => None,
         Status::Done { status, consumed } => Some(Reply {
             status,
-            offers_basic: parser.offers_basic(),
+            challenges: parser.challenges().into(),
             leftover: received.get(consumed..).unwrap_or_default().to_vec(),
         }),
     })

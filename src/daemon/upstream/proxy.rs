@@ -1,12 +1,13 @@
 //! One upstream proxy: where it is, what it is sent, and what is counted and logged about it.
 
 use crate::report::limiter::Limiter;
-use crate::upstream::dial::Reply;
+use crate::sys;
+use crate::upstream::dial::{HandshakeError, Reply};
 use crate::upstream::lookup::Lookup;
 use crate::upstream::resolver::{ResolveError, Resolver};
 use crate::upstream::stats::Stats;
 use log::warn;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -14,6 +15,9 @@ use std::rc::Rc;
 use std::time::Instant;
 use tcp_over_http::config::{Host, UpstreamConfig};
 use tcp_over_http::http::connect::{Request, Target};
+use tcp_over_http::http::digest::Offer;
+use tcp_over_http::http::login::{Authorization, Denial, Login};
+use tcp_over_http::upstream::Failure;
 
 /// The kinds of warnings; each is limited by itself.
 #[derive(Clone, Copy)]
@@ -49,8 +53,10 @@ pub struct Proxy {
     host: Addresses,
     /// Its TCP port.
     pub port: u16,
-    /// What it is sent for every tunnel.
+    /// What it is sent for every tunnel...
     pub request: Request,
+    /// ...and how it is told of us.
+    pub login: RefCell<Login>,
     /// One for each [`Warning`].
     limiters: [Limiter; Warning::COUNT],
 }
@@ -91,6 +97,7 @@ impl Proxy {
             },
             port: config.port,
             request: config.request.clone(),
+            login: RefCell::new(Login::new(config.request.auth, config.request.has_credentials())),
             limiters: Default::default(),
         })
     }
@@ -129,13 +136,20 @@ impl Proxy {
         is_host && port == self.port
     }
 
-    /// What a 407 means.
-    pub const fn refusal(&self, reply: &Reply) -> &'static str {
-        match (reply.offers_basic, self.request.has_credentials()) {
-            (true, true) => "407: refuses the credentials",
-            (true, false) => "407: wants credentials, none configured",
-            (false, _) => "407: wants other credentials than Basic",
-        }
+    /// A dial begins: counts it. Returns what the proxy is told of us.
+    pub fn begin(&self) -> Authorization {
+        self.count(|stats| stats.attempts = stats.attempts.wrapping_add(1));
+        self.login.borrow_mut().begin()
+    }
+
+    /// What it may be told in place of what it has answered 407 to.
+    ///
+    /// # Errors
+    /// [`Denial`]: it need not be asked again.
+    pub fn refused(&self, used: &Authorization, reply: &Reply) -> Result<Authorization, Denial> {
+        let cnonce = u64::from_ne_bytes(sys::random().unwrap_or_default());
+        let offer = Offer::read(&reply.challenges);
+        self.login.borrow_mut().refused(used, offer, format!("{cnonce:016x}"))
     }
 
     /// Changes its counters.
@@ -155,6 +169,38 @@ impl Proxy {
             *count = count.wrapping_add(1);
         });
         self.warn(warning, what);
+    }
+
+    /// Counts and logs that it could not be connected. Returns what that means.
+    pub fn was_not_reached(&self, failure: Failure, error: &io::Error) -> Failure {
+        match failure {
+            Failure::Exhausted => self.warn(Warning::Exhausted, format_args!("{error}")),
+            Failure::UplinkDown => self.failed(Warning::UplinkDown, format_args!("uplink down: {error}")),
+            _ => self.failed(Warning::Unreachable, format_args!("cannot be reached: {error}")),
+        }
+        failure
+    }
+
+    /// Counts and logs that it was connected in vain. Returns what that means.
+    pub fn gave_no_answer(&self, error: HandshakeError) -> Failure {
+        match error {
+            HandshakeError::TimedOut => {
+                self.failed(Warning::TimedOut, format_args!("no answer in time"));
+                Failure::TimedOut
+            }
+            HandshakeError::Closed => {
+                self.failed(Warning::Closed, format_args!("closed before it answered"));
+                Failure::Closed
+            }
+            HandshakeError::CutOff => {
+                self.failed(Warning::Closed, format_args!("closed within its answer"));
+                Failure::BadReply
+            }
+            HandshakeError::Garbage(error) => {
+                self.failed(Warning::Garbage, format_args!("{error}"));
+                Failure::BadReply
+            }
+        }
     }
 
     /// Logs at most one warning of each kind in 10 s. `what` never has a client's address or a secret.

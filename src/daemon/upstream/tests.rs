@@ -12,6 +12,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 use tcp_over_http::config::{Host, UpstreamConfig};
 use tcp_over_http::http::connect::Request;
+use tcp_over_http::http::login::AuthChoice;
 
 const TARGET: &str = "192.0.2.7:443";
 const REQUEST: &str = "CONNECT 192.0.2.7:443 HTTP/1.1\r\nHost: 192.0.2.7:443\r\n\r\n";
@@ -164,6 +165,72 @@ fn credentials_and_headers_are_sent() {
     let mut config = config(&[fake.address]);
     config.upstreams[0].request = Request::new(Some(("u", "p")), &["X-Extra: y".to_owned()]).unwrap();
     assert!(open(&Upstreams::new(&config).unwrap()).is_ok());
+}
+
+/// A proxy that wants Digest: the first dial brings a nonce, and the next ones count with it. `says`: whether an answer
+/// will do.
+fn digest_proxy(says: fn(&str) -> bool) -> (Fake, Arc<std::sync::Mutex<Vec<String>>>) {
+    let seen = Arc::new(std::sync::Mutex::new(vec![]));
+    let log = Arc::clone(&seen);
+    let fake = proxy(move |stream, request| {
+        let authorization = request.lines().find_map(|line| line.strip_prefix("Proxy-Authorization: "));
+        let authorization = authorization.unwrap_or_default().to_owned();
+        let answer: &[u8] = match authorization.starts_with("Digest ") && says(&authorization) {
+            true => b"HTTP/1.1 200 OK\r\n\r\n",
+            false => {
+                b"HTTP/1.1 407 x\r\nProxy-Authenticate: Negotiate\r\n\
+                  Proxy-Authenticate: Digest realm=\"r\", nonce=\"n\", qop=\"auth\"\r\nContent-Length: 3\r\n\r\nno!"
+            }
+        };
+        log.lock().unwrap().push(authorization);
+        stream.write_all(answer).unwrap();
+    });
+    (fake, seen)
+}
+
+fn with_password(address: SocketAddr, auth: AuthChoice) -> Upstreams {
+    let mut config = config(&[address]);
+    config.upstreams[0].request = Request::new(Some(("u", "p")), &[]).unwrap();
+    config.upstreams[0].request.auth = auth;
+    Upstreams::new(&config).unwrap()
+}
+
+#[test]
+fn digest_is_spoken_once_it_is_offered() {
+    for (auth, first) in [(AuthChoice::Auto, "Basic dTpw"), (AuthChoice::Digest, "")] {
+        let (fake, seen) = digest_proxy(|_| true);
+        let upstreams = with_password(fake.address, auth);
+        assert!(open(&upstreams).is_ok() && open(&upstreams).is_ok());
+        let seen = seen.lock().unwrap();
+        let [one, two, three] = &seen[..] else { panic!("{seen:?}") };
+        assert_eq!(one, first);
+        let start = "Digest username=\"u\", realm=\"r\", nonce=\"n\", uri=\"192.0.2.7:443\", response=\"";
+        assert!(two.starts_with(start) && two.contains("nc=00000001"), "{two}");
+        assert!(three.starts_with(start) && three.contains("nc=00000002"), "{three}");
+        assert_eq!(stats(&upstreams), [(2, 0, 0)]);
+    }
+}
+
+/// An account must not be locked out by us: one login a dial.
+#[test]
+fn a_wrong_password_is_tried_once() {
+    let (fake, seen) = digest_proxy(|_| false);
+    let upstreams = with_password(fake.address, AuthChoice::Digest);
+    assert_eq!(open(&upstreams).unwrap_err(), Failure::Credentials);
+    assert_eq!(seen.lock().unwrap().len(), 2);
+    assert_eq!(stats(&upstreams), [(0, 1, 0)]);
+}
+
+/// A proxy that has forgotten its nonces gives a new one, and the client sees nothing of it.
+#[test]
+fn a_forgotten_nonce_is_replaced() {
+    let (fake, seen) = digest_proxy(|answer| answer.contains("nc=00000001"));
+    let upstreams = with_password(fake.address, AuthChoice::Digest);
+    for _ in 0..3 {
+        assert!(open(&upstreams).is_ok());
+    }
+    assert_eq!(seen.lock().unwrap().len(), 6);
+    assert_eq!(stats(&upstreams), [(3, 0, 0)]);
 }
 
 #[test]

@@ -35,7 +35,7 @@ def ends(request):
 @pytest.fixture
 def strays(network, ends):
     """What passes the uplink and is not between the router's own address and the proxy."""
-    allowed = f"tcp port 3128 and host {ends.router} and host {ends.proxy}"
+    allowed = f"(tcp port 3128 or tcp port 3129) and host {ends.router} and host {ends.proxy}"
     capture = LeakCapture(network, [], allowed)
     yield capture
     capture.close()

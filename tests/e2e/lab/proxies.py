@@ -3,6 +3,7 @@
 Each has .port, .log() (what it says about its CONNECTs) and runs as a process of the namespace.
 """
 
+import hashlib
 import os
 import pwd
 import shutil
@@ -69,9 +70,16 @@ class Proxy:
 class Squid(Proxy):
     account = "proxy"
 
-    def configure(self, user=None):
+    def configure(self, user=None, scheme="basic"):
         auth = ""
-        if user:
+        if user and scheme == "digest":
+            # As `htdigest`.
+            secret = hashlib.md5(f"{user}:squid, they say:{PASSWORD}".encode()).hexdigest()
+            users = self.write("users", f"{user}:squid, they say:{secret}\n")
+            helper = shutil.which("digest_file_auth", path="/usr/lib/squid:/usr/libexec/squid")
+            auth = (f"auth_param digest program {helper} -c {users}\nauth_param digest realm squid, they say\n"
+                    "acl known proxy_auth REQUIRED\nhttp_access deny !known\n")
+        elif user:
             # As `htpasswd -bm`, without apache2-utils.
             salted = command("openssl", "passwd", "-apr1", PASSWORD).stdout.strip()
             users = self.write("users", f"{user}:{salted}\n")

@@ -39,7 +39,6 @@ const DROPS = {
 	malformed: _('malformed packets'),
 	fragment: _('fragments'),
 	extension: _('packets with IPv6 extensions'),
-	address: _('packets with an impossible address'),
 	ipv6_off: _('IPv6 packets, though IPv6 is off'),
 	repeated_syn: _('repeated beginnings of a connection'),
 	unexpected: _('packets that do not fit their connection'),

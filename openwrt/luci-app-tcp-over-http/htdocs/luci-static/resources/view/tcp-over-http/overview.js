@@ -209,8 +209,8 @@ return view.extend({
 	},
 
 	renderDrops: function(drops) {
-		/* The kernel itself sends some that are not TCP to every device. */
-		const names = Object.keys(drops).filter(name => drops[name] > 0 && name != 'not_tcp');
+		/* What the kernel itself sends to every device is no TCP, or to groups: of that there always is some. */
+		const names = Object.keys(drops).filter(name => drops[name] > 0 && name != 'not_tcp' && name != 'address');
 
 		if (!names.length)
 			return '';

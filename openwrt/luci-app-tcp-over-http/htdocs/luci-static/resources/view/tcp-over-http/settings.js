@@ -35,6 +35,7 @@ const PROXY = [
 	[ 'port', _('Port'), _('TCP port of the proxy.') ],
 	[ 'username', _('User'), _('If the proxy wants a login.') ],
 	[ 'password', _('Password'), _('It never leaves the router: an empty field leaves it as it is.') ],
+	[ 'auth', _('Login'), _('How user and password are sent: as they are, only as hashes, or as hashes once the proxy offers it.') ],
 	[ 'header', _('Header fields'), _('Sent with every CONNECT, as NAME: VALUE.') ],
 	[ 'enabled', _('Enabled'), _('Off: as if this proxy were not there.') ]
 ];
@@ -50,6 +51,7 @@ const TABS = [
 		[ 'client', _('Only these clients'), _('Addresses or networks; none: all clients.') ],
 		[ 'client_bypass', _('But not these clients'), _('Their connections never go through the proxy.') ],
 		[ 'local', _('The router itself'), _("Proxies the router's own connections, too.") ],
+		[ 'to_proxy', _('To the proxy itself'), _("What clients send to a proxy's own port: left alone, or refused.") ],
 		[ 'quic', _('QUIC'), _('UDP to port 443: refused, so that browsers take TCP at once, or left alone.') ],
 		[ 'non_tcp', _('What is not TCP'), _('Left alone, or refused.') ],
 		[ 'ping', _('Pings'), _('Of what is proxied: refused, or answered by the router.') ],
@@ -105,6 +107,11 @@ const CHOICES = {
 	'dns.off': _('left alone'),
 	'dns.fakeip': _('the proxy resolves them'),
 	'dns.proxy': _('resolvers asked through the proxy'),
+	'auth.basic': _('Basic'),
+	'auth.digest': _('Digest'),
+	'auth.auto': _('what the proxy offers'),
+	'to_proxy.direct': _('left alone'),
+	'to_proxy.reject': _('refused'),
 	'quic.reject': _('refused'),
 	'quic.direct': _('left alone'),
 	'non_tcp.reject': _('refused'),

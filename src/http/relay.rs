@@ -1,0 +1,364 @@
+//! HTTP requests in absolute form (RFC 9112 section 3.2.2), for proxies that refuse CONNECT to a port of plain HTTP.
+//!
+//! [`Relay`] stands between a client that believes it speaks with its server, and a proxy. Heads are read, checked and
+//! written anew; bodies pass as they are, in runs that need not be looked at. The client chooses what is asked, not whom:
+//! the URI's authority is what it has connected to (CVE-2009-0801), and what two readers could take for different
+//! messages is refused, never mended (RFC 9112 section 11.2).
+//!
+//! ```text
+//! client ── feed ─► head ─► Next::Request ── send ─► proxy ── feed ─► head ─► client
+//! client ── body: runs, chunk lines ───────────────► proxy ── body: runs, chunk lines ─► client
+//! ```
+
+mod body;
+mod head;
+mod request;
+mod response;
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+
+use self::body::Body;
+use self::head::{Head, Kind};
+use self::request::Request;
+use self::response::Response;
+use super::connect::Target;
+
+pub use self::head::MAX_HEAD;
+
+/// Whom bytes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The client.
+    Client,
+    /// The proxy.
+    Proxy,
+}
+
+/// What is to be done with a side's next bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// [`Relay::feed`] is to see them.
+    Feed,
+    /// So many at most go to the other side as they are; [`Relay::passed`] is to know how many did.
+    Run(u64),
+    /// They wait for the other side.
+    Wait,
+    /// A request's head is whole: a proxy is to be connected, and [`Relay::send`] writes what it gets.
+    Request,
+    /// There are none: what has been written goes out, and both connections are closed.
+    End,
+}
+
+/// Why a connection is no longer carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The client's first bytes are no HTTP/1.
+    NotHttp,
+    /// The client's message is malformed or ambiguous.
+    BadRequest,
+    /// The client has not sent a whole head in time.
+    TimedOut,
+    /// A head is longer than [`MAX_HEAD`].
+    TooLarge,
+    /// The proxy's message is malformed or ambiguous.
+    BadGateway,
+    /// The proxy wants other credentials: [`Relay::challenges`].
+    Unauthorized,
+}
+
+impl Refusal {
+    /// What the client is sent if no byte of a response has gone to it.
+    pub const fn answer(self) -> &'static str {
+        match self {
+            Self::NotHttp => "",
+            Self::BadRequest => "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+            Self::TimedOut => {
+                "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            }
+            Self::TooLarge => {
+                "HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            }
+            Self::BadGateway | Self::Unauthorized => {
+                "HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            }
+        }
+    }
+}
+
+/// Writes the fields that authorize a request to the proxy, each with its line's end, from the method and the URI.
+pub type Authorize<'a> = dyn FnMut(&[u8], &[u8], &mut Vec<u8>) + 'a;
+
+/// One client's connection: request after request, each with its response.
+///
+/// ```
+/// use tcp_over_http::http::connect::Target;
+/// use tcp_over_http::http::relay::{Next, Relay, Side};
+///
+/// let mut relay = Relay::new(Target::Name("www.example.com", 80));
+/// let mut out = Vec::new();
+/// relay.feed(Side::Client, b"GET /a HTTP/1.1\r\nHost: www.example.com\r\n\r\n", &mut out)?;
+/// assert_eq!(relay.next(Side::Client), Next::Request);
+/// relay.send(false, &mut |_, _, out| out.extend_from_slice(b"Proxy-Authorization: Basic dTpw\r\n"), &mut out)?;
+/// assert_eq!(
+///     str::from_utf8(&out),
+///     Ok("GET http://www.example.com/a HTTP/1.1\r\n\
+///         Host: www.example.com\r\n\
+///         Proxy-Authorization: Basic dTpw\r\n\r\n")
+/// );
+/// out.clear();
+/// relay.feed(Side::Proxy, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", &mut out)?;
+/// assert_eq!(relay.next(Side::Proxy), Next::Run(5));
+/// relay.passed(Side::Proxy, 5);
+/// assert_eq!(relay.next(Side::Client), Next::Feed);
+/// # Ok::<(), tcp_over_http::http::relay::Refusal>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Relay {
+    /// Whom the client has connected to: a name, or an address; IPv6 in brackets.
+    host: String,
+    port: u16,
+    /// Whether it is an address, which a name may belong to.
+    is_address: bool,
+    client: Stream,
+    proxy: Stream,
+    request: request::Facts,
+    /// Whether a byte of the response may have gone to the client.
+    has_answered: bool,
+    /// Whether the proxy keeps its connection open.
+    is_kept: bool,
+    is_over: bool,
+}
+
+/// Where a side is.
+#[derive(Clone, Debug)]
+enum Stream {
+    /// Nothing is expected.
+    Idle,
+    /// In a head.
+    Head(Head),
+    /// Behind a request's head, which has not been sent yet.
+    Ready(Head),
+    Body(Body),
+}
+
+impl Relay {
+    /// A relay for a client that has connected to `target`.
+    pub fn new(target: Target<'_>) -> Self {
+        let text = target.to_string();
+        let (host, port) = text.rsplit_once(':').unwrap_or((&text, ""));
+        Self {
+            host: host.to_string(),
+            port: port.parse().unwrap_or(PORT),
+            is_address: matches!(target, Target::Ip(_)),
+            client: Stream::Head(Head::new(Kind::Request)),
+            proxy: Stream::Idle,
+            request: request::Facts::default(),
+            has_answered: false,
+            is_kept: false,
+            is_over: false,
+        }
+    }
+
+    /// What is to be done with the next bytes of `side`.
+    pub fn next(&self, side: Side) -> Next {
+        if self.is_over {
+            return Next::End;
+        }
+        match self.stream(side) {
+            Stream::Idle => Next::Wait,
+            Stream::Head(_) => Next::Feed,
+            Stream::Ready(_) => Next::Request,
+            Stream::Body(body) => match body.run() {
+                0 if body.is_over() => Next::Wait,
+                0 => Next::Feed,
+                run => Next::Run(run),
+            },
+        }
+    }
+
+    /// Takes bytes of `side`, and appends to `out` what the other one gets. Returns how many it took: it stops where
+    /// [`next`](Self::next) is no longer [`Next::Feed`].
+    ///
+    /// # Errors
+    /// [`Refusal`]: the relay is of no further use.
+    pub fn feed(&mut self, side: Side, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, Refusal> {
+        let mut taken = 0;
+        while taken < bytes.len() && self.next(side) == Next::Feed {
+            let rest = bytes.get(taken..).unwrap_or_default();
+            taken += self.take(side, rest, out).map_err(|refusal| match (side, refusal) {
+                (Side::Client, _) | (_, Refusal::Unauthorized) => refusal,
+                _ => Refusal::BadGateway,
+            })?;
+            self.settle();
+        }
+        Ok(taken)
+    }
+
+    /// So many bytes of a run have gone to the other side.
+    pub fn passed(&mut self, side: Side, length: u64) {
+        let stream = if side == Side::Client { &mut self.client } else { &mut self.proxy };
+        if let Stream::Body(body) = stream {
+            body.pass(length);
+        }
+        self.settle();
+    }
+
+    /// A side has sent its last byte. Returns whether it may do that here; of a [tunnel](Self::is_tunnel) this machine is
+    /// not asked.
+    pub fn ended(&mut self, side: Side) -> bool {
+        let may_end = match (side, &self.client, &self.proxy) {
+            (Side::Client, Stream::Head(head), _) => head.is_empty(),
+            (Side::Client, Stream::Body(body), _) if body.is_over() => {
+                self.request.is_kept = false;
+                return true;
+            }
+            (Side::Proxy, _, Stream::Idle) => {
+                self.is_kept = false;
+                return true;
+            }
+            (Side::Proxy, _, Stream::Body(body)) => body.is_endless(),
+            _ => false,
+        };
+        self.is_over = true;
+        may_end
+    }
+
+    /// The name in the request's Host field, if it may belong to the address that the client has connected to: then the
+    /// proxy may be asked for it by this name.
+    pub fn claimed_name(&self) -> Option<&str> {
+        let Stream::Ready(head) = &self.client else { return None };
+        let is_name = |host: &&str| !host.starts_with('[') && host.parse::<Ipv4Addr>().is_err();
+        Request::read(head).ok()?.host.filter(is_name).filter(|_| self.is_address)
+    }
+
+    /// Appends to `out` what the proxy gets for the request whose head is whole. `is_true`: the
+    /// [claimed name](Self::claimed_name) belongs to the address.
+    ///
+    /// # Errors
+    /// [`Refusal::BadRequest`]: the request is for another host in so many words.
+    pub fn send(
+        &mut self,
+        is_true: bool,
+        authorize: &mut Authorize<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Refusal> {
+        let claimed = self.claimed_name().filter(|_| is_true);
+        let Stream::Ready(head) = &self.client else { return Ok(()) };
+        let request = Request::read(head)?;
+        let authority = request::authority(claimed.unwrap_or(&self.host), self.port);
+        let is_other =
+            request.host.is_some_and(|host| !host.eq_ignore_ascii_case(claimed.unwrap_or(&self.host)));
+        if request.is_absolute && is_other {
+            return Err(Refusal::BadRequest);
+        }
+        request.write(&authority, authorize, out);
+        self.request = request.facts();
+        self.client = Stream::Body(request.body());
+        self.proxy = Stream::Head(Head::new(Kind::Response));
+        self.has_answered = false;
+        Ok(())
+    }
+
+    /// Whether a byte of the response to the request under way may have gone to the client.
+    pub const fn has_answered(&self) -> bool {
+        self.has_answered
+    }
+
+    /// Whether both sides have changed to another protocol, whose bytes all pass as they are.
+    pub const fn is_tunnel(&self) -> bool {
+        matches!((&self.client, &self.proxy), (Stream::Body(client), Stream::Body(_)) if client.is_endless())
+    }
+
+    /// Whether the proxy's connection can carry the next request.
+    pub const fn is_kept(&self) -> bool {
+        self.is_kept
+    }
+
+    /// The client's bytes that no request has been made of.
+    pub fn unsent(&self) -> &[u8] {
+        match &self.client {
+            Stream::Head(head) | Stream::Ready(head) => head.bytes(),
+            Stream::Idle | Stream::Body(_) => &[],
+        }
+    }
+
+    /// The values of the Proxy-Authenticate fields of a response that was [refused](Refusal::Unauthorized), a line each.
+    pub fn challenges(&self) -> Vec<u8> {
+        match &self.proxy {
+            Stream::Head(head) => response::challenges(head),
+            _ => Vec::new(),
+        }
+    }
+
+    const fn stream(&self, side: Side) -> &Stream {
+        match side {
+            Side::Client => &self.client,
+            Side::Proxy => &self.proxy,
+        }
+    }
+
+    /// Takes bytes up to the end of what they belong to.
+    fn take(&mut self, side: Side, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, Refusal> {
+        let stream = if side == Side::Client { &mut self.client } else { &mut self.proxy };
+        match stream {
+            Stream::Head(head) => {
+                let taken = head.feed(bytes)?;
+                if head.is_whole() {
+                    self.handle_head(side, out)?;
+                }
+                Ok(taken)
+            }
+            Stream::Body(body) => body.feed(bytes, out),
+            Stream::Idle | Stream::Ready(_) => Ok(0),
+        }
+    }
+
+    fn handle_head(&mut self, side: Side, out: &mut Vec<u8>) -> Result<(), Refusal> {
+        match (&mut self.client, &mut self.proxy) {
+            (Stream::Head(head), _) if side == Side::Client => {
+                Request::read(head)?;
+                self.client = Stream::Ready(core::mem::replace(head, Head::new(Kind::Request)));
+            }
+            (_, Stream::Head(head)) => {
+                let response = Response::read(head, self.request)?;
+                self.has_answered |= !response.is_interim();
+                // A body that the client goes on with nobody may wait for.
+                let is_sent = !matches!(&self.client, Stream::Body(body) if !body.is_over());
+                self.request.is_kept &= response.is_interim() || is_sent && !response.is_endless();
+                // A 1.0 client knows of none but the last (RFC 9110 section 15.2).
+                if !(response.is_interim() && self.request.is_1_0) {
+                    response.write(self.request, out);
+                }
+                self.is_kept = is_sent && !response.is_interim() && response.is_kept();
+                if response.is_upgrade() {
+                    self.client = Stream::Body(Body::endless());
+                }
+                self.proxy = match response.is_interim() {
+                    true => Stream::Head(Head::new(Kind::Response)),
+                    false => Stream::Body(response.body()),
+                };
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Goes on to the next request once the response has ended.
+    fn settle(&mut self) {
+        let (Stream::Body(client), Stream::Body(proxy)) = (&self.client, &self.proxy) else { return };
+        if !proxy.is_over() {
+            return;
+        }
+        self.is_over = !client.is_over() || !self.request.is_kept;
+        self.client = Stream::Head(Head::new(Kind::Request));
+        self.proxy = Stream::Idle;
+    }
+}
+
+/// The port that a URI need not name.
+const PORT: u16 = 80;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! The body of a message (RFC 9112 sections 6 and 7): where it ends, and how much of it is a plain run of bytes.
+
+use alloc::vec::Vec;
+
+use super::Refusal;
+use super::head::{Fields, Head, Kind, check, push};
+
+/// The most digits of a chunk's size, so that it fits.
+const MAX_DIGITS: u8 = 15;
+/// The most bytes of a chunk's extensions.
+const MAX_EXTENSION: u16 = 4096;
+
+/// A body on its way.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// So many bytes are left; [`ENDLESS`]: until the connection ends.
+    Plain(u64),
+    Chunked(Chunks),
+}
+
+const ENDLESS: u64 = u64::MAX;
+
+/// Where in a chunked body we are.
+#[derive(Clone, Debug)]
+pub enum Chunks {
+    /// So many digits of a size seen.
+    Size {
+        size: u64,
+        digits: u8,
+    },
+    /// So many bytes behind a size, which mean nothing to us and do not go on.
+    Extension {
+        size: u64,
+        length: u16,
+    },
+    /// Behind the CR of a size.
+    SizeEnd(u64),
+    /// So many bytes of a chunk are left.
+    Data(u64),
+    /// Behind a chunk's data.
+    DataEnd,
+    /// Behind the CR of its end.
+    DataEndLf,
+    Trailers(Head),
+    Over,
+}
+
+impl Body {
+    /// A body until the connection ends.
+    pub const fn endless() -> Self {
+        Self::Plain(ENDLESS)
+    }
+
+    /// A chunked body.
+    pub const fn chunked() -> Self {
+        Self::Chunked(Chunks::Size { size: 0, digits: 0 })
+    }
+
+    /// Whether it ends with the connection.
+    pub const fn is_endless(&self) -> bool {
+        matches!(self, Self::Plain(ENDLESS))
+    }
+
+    /// Whether its last byte has passed.
+    pub const fn is_over(&self) -> bool {
+        matches!(self, Self::Plain(0) | Self::Chunked(Chunks::Over))
+    }
+
+    /// How many of the next bytes go on as they are.
+    pub const fn run(&self) -> u64 {
+        match self {
+            Self::Plain(left) | Self::Chunked(Chunks::Data(left)) => *left,
+            Self::Chunked(_) => 0,
+        }
+    }
+
+    /// So many bytes of the run have passed.
+    pub fn pass(&mut self, length: u64) {
+        match self {
+            Self::Plain(ENDLESS) => {}
+            Self::Plain(left) => *left = left.saturating_sub(length),
+            Self::Chunked(Chunks::Data(left)) if *left > length => *left -= length,
+            Self::Chunked(Chunks::Data(_)) => *self = Self::Chunked(Chunks::DataEnd),
+            Self::Chunked(_) => {}
+        }
+    }
+
+    /// Takes bytes that are no run, and appends what the other side gets. Returns how many it took: to the next run, or to
+    /// the end.
+    pub fn feed(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, Refusal> {
+        let mut taken = 0;
+        while let Self::Chunked(chunks) = self
+            && !matches!(chunks, Chunks::Data(_) | Chunks::Over)
+            && let Some(&byte) = bytes.get(taken)
+        {
+            chunks.step(byte, out)?;
+            taken += 1;
+        }
+        Ok(taken)
+    }
+}
+
+impl Chunks {
+    fn step(&mut self, byte: u8, out: &mut Vec<u8>) -> Result<(), Refusal> {
+        *self = match *self {
+            Self::Size { size, digits } if byte.is_ascii_hexdigit() => {
+                check(digits < MAX_DIGITS)?;
+                out.push(byte);
+                let digit = char::from(byte).to_digit(16).unwrap_or_default();
+                Self::Size { size: size << 4 | u64::from(digit), digits: digits + 1 }
+            }
+            Self::Size { digits: 0, .. } => return Err(Refusal::BadRequest),
+            Self::Size { size, .. } | Self::Extension { size, .. } if byte == b'\r' => Self::SizeEnd(size),
+            Self::Size { size, .. } => {
+                check(matches!(byte, b';' | b' ' | b'\t'))?;
+                Self::Extension { size, length: 0 }
+            }
+            Self::Extension { size, length } => {
+                check(length < MAX_EXTENSION && (byte == b'\t' || !byte.is_ascii_control()))?;
+                Self::Extension { size, length: length + 1 }
+            }
+            Self::SizeEnd(size) => {
+                check(byte == b'\n')?;
+                out.extend_from_slice(b"\r\n");
+                if size == 0 { Self::Trailers(Head::new(Kind::Trailers)) } else { Self::Data(size) }
+            }
+            Self::DataEnd => {
+                check(byte == b'\r')?;
+                Self::DataEndLf
+            }
+            Self::DataEndLf => {
+                check(byte == b'\n')?;
+                out.extend_from_slice(b"\r\n");
+                Self::Size { size: 0, digits: 0 }
+            }
+            Self::Trailers(ref mut head) => {
+                head.feed(&[byte])?;
+                if !head.is_whole() {
+                    return Ok(());
+                }
+                // None of those that frame a message, or say whom it is for, may stand here (RFC 9110 section 6.5.1).
+                let fields = Fields::read(head.lines())?;
+                check(fields.length.is_none())?;
+                fields.write(head.lines(), out);
+                push(out, &[b"\r\n"]);
+                Self::Over
+            }
+            Self::Data(_) | Self::Over => return Ok(()),
+        };
+        Ok(())
+    }
+}

@@ -1,0 +1,225 @@
+//! The head of a message (RFC 9112 sections 2 to 5): its lines, and what its fields say of the connection.
+
+use alloc::vec::Vec;
+
+use super::Refusal;
+use crate::http::field::is_token;
+
+/// The most bytes of a head, or of a trailer section.
+pub const MAX_HEAD: usize = 16 * 1024;
+/// The most bytes of a method; what is longer is no HTTP.
+const MAX_METHOD: u8 = 32;
+/// The most fields that Connection may name.
+const MAX_NAMED: usize = 16;
+
+/// What kind of head it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Of a client: nothing is forgiven.
+    Request,
+    /// Of a proxy: a line may end in a lone LF.
+    Response,
+    /// Fields behind a chunked body, without a first line.
+    Trailers,
+}
+
+/// A head on its way in.
+#[derive(Clone, Debug)]
+pub struct Head {
+    kind: Kind,
+    place: Place,
+    bytes: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In front, where empty lines are ignored (RFC 9112 section 2.2).
+    Before,
+    /// So many bytes of a method seen.
+    Method(u8),
+    Within,
+    /// Behind the empty line that ends it.
+    Behind,
+}
+
+impl Head {
+    /// A head of which nothing has come.
+    pub const fn new(kind: Kind) -> Self {
+        let place = if matches!(kind, Kind::Trailers) { Place::Within } else { Place::Before };
+        Self { kind, place, bytes: Vec::new() }
+    }
+
+    /// Takes bytes up to the empty line that ends it. Returns how many.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+        for (index, &byte) in bytes.iter().enumerate() {
+            self.push(byte)?;
+            if self.is_whole() {
+                return Ok(index + 1);
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    /// Whether its end has come.
+    pub fn is_whole(&self) -> bool {
+        self.place == Place::Behind
+    }
+
+    /// Whether nothing has come.
+    pub const fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// As it came.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Its lines, without the empty ones in front and at the end.
+    pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
+        let lines = self.bytes.split(|&byte| byte == b'\n');
+        lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line)).filter(|line| !line.is_empty())
+    }
+
+    fn push(&mut self, byte: u8) -> Result<(), Refusal> {
+        if self.bytes.len() >= MAX_HEAD {
+            return Err(Refusal::TooLarge);
+        }
+        self.place = match (self.place, byte) {
+            (Place::Before, b'\r' | b'\n') => Place::Before,
+            (Place::Before | Place::Method(_), _) if self.kind != Kind::Request => Place::Within,
+            (Place::Method(_), b' ') => Place::Within,
+            (Place::Before, _) if is_token(byte) => Place::Method(1),
+            (Place::Method(length), _) if is_token(byte) && length < MAX_METHOD => Place::Method(length + 1),
+            (Place::Before | Place::Method(_), _) => return Err(Refusal::NotHttp),
+            (place, _) => place,
+        };
+        match (self.bytes.last(), byte) {
+            (Some(b'\r'), b'\n') => {}
+            (_, b'\n') if self.kind == Kind::Response => self.bytes.push(b'\r'),
+            (Some(b'\r'), _) | (_, b'\n') => return Err(Refusal::BadRequest),
+            (_, b'\r' | b'\t') => {}
+            _ if byte.is_ascii_control() => return Err(Refusal::BadRequest),
+            _ => {}
+        }
+        self.bytes.push(byte);
+        let is_empty_line = self.bytes.ends_with(b"\r\n\r\n") || self.bytes == b"\r\n";
+        if self.place == Place::Within && is_empty_line {
+            self.place = Place::Behind;
+        }
+        Ok(())
+    }
+}
+
+/// What the fields of a head say of the connection and the body.
+#[derive(Default)]
+pub struct Fields<'a> {
+    pub length: Option<u64>,
+    pub is_chunked: bool,
+    pub host: Option<&'a [u8]>,
+    pub upgrade: Option<&'a [u8]>,
+    /// What Connection says.
+    pub is_close: bool,
+    pub is_keep_alive: bool,
+    is_upgrade: bool,
+    /// The fields that it names: they concern this connection only.
+    named: [&'a [u8]; MAX_NAMED],
+}
+
+impl<'a> Fields<'a> {
+    /// Reads and checks field lines.
+    pub fn read(lines: impl Iterator<Item = &'a [u8]>) -> Result<Self, Refusal> {
+        let mut fields = Self::default();
+        for line in lines {
+            let (name, value) = split(line)?;
+            if is(name, "Content-Length") {
+                let is_doubled = fields.length.replace(length(value)?).is_some();
+                check(!is_doubled)?;
+            } else if is(name, "Transfer-Encoding") {
+                check(!fields.is_chunked && is(value, "chunked"))?;
+                fields.is_chunked = true;
+            } else if is(name, "Host") {
+                let is_doubled = fields.host.replace(value).is_some();
+                check(!is_doubled)?;
+            } else if is(name, "Upgrade") {
+                fields.upgrade = Some(value);
+            } else if is(name, "Connection") || is(name, "Proxy-Connection") {
+                value.split(|&byte| byte == b',').try_for_each(|option| fields.connection(option))?;
+            }
+        }
+        fields.upgrade = fields.upgrade.filter(|_| fields.is_upgrade);
+        Ok(fields)
+    }
+
+    fn connection(&mut self, option: &'a [u8]) -> Result<(), Refusal> {
+        let option = option.trim_ascii();
+        if is(option, "close") {
+            self.is_close = true;
+        } else if is(option, "keep-alive") {
+            self.is_keep_alive = true;
+        } else if is(option, "upgrade") {
+            self.is_upgrade = true;
+        } else if !option.is_empty() {
+            check(!is(option, "Content-Length"))?;
+            let free = self.named.iter_mut().find(|named| named.is_empty());
+            *free.ok_or(Refusal::BadRequest)? = option;
+        }
+        Ok(())
+    }
+
+    /// Appends the field lines that go to the other side.
+    pub fn write(&self, lines: impl Iterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
+        for line in lines {
+            let Ok((name, _)) = split(line) else { continue };
+            let is_ours = OURS.iter().any(|ours| is(name, ours))
+                || self.named.iter().any(|named| named.eq_ignore_ascii_case(name));
+            if !is_ours {
+                push(out, &[line, b"\r\n"]);
+            }
+        }
+    }
+}
+
+/// Fields that concern one connection only (RFC 9110 section 7.6.1), or that are written anew.
+const OURS: [&str; 10] = [
+    "Connection",
+    "Proxy-Connection",
+    "Keep-Alive",
+    "TE",
+    "Upgrade",
+    "Transfer-Encoding",
+    "Host",
+    "Proxy-Authorization",
+    "Proxy-Authenticate",
+    "Proxy-Authentication-Info",
+];
+
+/// Appends all parts.
+pub fn push(out: &mut Vec<u8>, parts: &[&[u8]]) {
+    parts.iter().for_each(|part| out.extend_from_slice(part));
+}
+
+/// Name and value of a field line. A blank before the colon makes no name, nor does one in front: that is obs-fold, which
+/// two readers read differently.
+pub fn split(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
+    let colon = line.iter().position(|&byte| byte == b':').ok_or(Refusal::BadRequest)?;
+    let (name, value) = line.split_at(colon);
+    check(!name.is_empty() && name.iter().all(|&byte| is_token(byte)))?;
+    Ok((name, value.get(1..).unwrap_or_default().trim_ascii()))
+}
+
+/// Whether a text is this word, in any case.
+pub fn is(text: &[u8], word: &str) -> bool {
+    text.eq_ignore_ascii_case(word.as_bytes())
+}
+
+/// Whether a message is as it has to be.
+pub const fn check(is_fine: bool) -> Result<(), Refusal> {
+    if is_fine { Ok(()) } else { Err(Refusal::BadRequest) }
+}
+
+/// Digits and nothing else, few enough for any reader.
+fn length(value: &[u8]) -> Result<u64, Refusal> {
+    check((1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit))?;
+    Ok(value.iter().fold(0, |length, digit| length * 10 + u64::from(digit - b'0')))
+}

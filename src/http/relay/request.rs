@@ -1,0 +1,142 @@
+//! A client's request: what it is for, and how a proxy is sent it.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::Write;
+use core::net::Ipv6Addr;
+
+use super::body::Body;
+use super::head::{Fields, Head, check, is, push};
+use super::{Authorize, PORT, Refusal};
+
+/// A request's head, checked.
+pub struct Request<'a> {
+    head: &'a Head,
+    method: &'a [u8],
+    /// Path and query: empty, or as they came.
+    path: &'a [u8],
+    /// Whom it is for, if it says so, without a port.
+    pub host: Option<&'a str>,
+    /// Whether the URI says so: then it is meant for a proxy.
+    pub is_absolute: bool,
+    is_1_0: bool,
+    fields: Fields<'a>,
+}
+
+/// What the response depends on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Facts {
+    pub is_head: bool,
+    pub is_1_0: bool,
+    pub is_upgrade: bool,
+    /// Whether the client's connection goes on to another request.
+    pub is_kept: bool,
+}
+
+impl<'a> Request<'a> {
+    /// Reads and checks a head that is whole.
+    pub fn read(head: &'a Head) -> Result<Self, Refusal> {
+        let line = head.lines().next().unwrap_or_default();
+        let mut words = line.split(|&byte| byte == b' ');
+        let (Some(method), Some(target), Some(version), None) =
+            (words.next(), words.next(), words.next(), words.next())
+        else {
+            return Err(Refusal::BadRequest);
+        };
+        let is_1_0 = version == b"HTTP/1.0";
+        check(is_1_0 || version == b"HTTP/1.1")?;
+        // "head" is another method than HEAD, and not all who read it know.
+        check(method != b"CONNECT" && !method.iter().any(u8::is_ascii_lowercase))?;
+        check(!target.contains(&b'\t'))?;
+        let (authority, path) = match target {
+            b"*" if method == b"OPTIONS" => (None, &b""[..]),
+            [b'/', ..] => (None, target),
+            _ => absolute(target)
+                .map(|(authority, path)| (Some(authority), path))
+                .ok_or(Refusal::BadRequest)?,
+        };
+        let fields = Fields::read(head.lines().skip(1))?;
+        // A 1.0 client can't have meant it (RFC 9112 section 6.1).
+        check(!fields.is_chunked || fields.length.is_none() && !is_1_0)?;
+        check(is_1_0 || fields.host.is_some())?;
+        let named = fields.host.filter(|host| !host.is_empty());
+        check(authority.is_none() || named.is_none() || authority == named)?;
+        let host =
+            authority.or(named).map(|authority| host(authority).ok_or(Refusal::BadRequest)).transpose()?;
+        Ok(Self { head, method, path, host, is_absolute: authority.is_some(), is_1_0, fields })
+    }
+
+    /// What its response depends on.
+    pub fn facts(&self) -> Facts {
+        Facts {
+            is_head: self.method == b"HEAD",
+            is_1_0: self.is_1_0,
+            is_upgrade: self.upgrade().is_some(),
+            is_kept: !self.fields.is_close && (!self.is_1_0 || self.fields.is_keep_alive),
+        }
+    }
+
+    /// Its body, of which nothing has come.
+    pub fn body(&self) -> Body {
+        if self.fields.is_chunked { Body::chunked() } else { Body::Plain(self.fields.length.unwrap_or(0)) }
+    }
+
+    /// Appends it as a proxy gets it.
+    pub fn write(&self, authority: &str, authorize: &mut Authorize<'_>, out: &mut Vec<u8>) {
+        let uri = [b"http://", authority.as_bytes(), self.path].concat();
+        let version: &[u8] = if self.is_1_0 { b" HTTP/1.0\r\nHost: " } else { b" HTTP/1.1\r\nHost: " };
+        push(out, &[self.method, b" ", &uri, version, authority.as_bytes(), b"\r\n"]);
+        authorize(self.method, &uri, out);
+        self.fields.write(self.head.lines().skip(1), out);
+        if self.fields.is_chunked {
+            push(out, &[b"Transfer-Encoding: chunked\r\n"]);
+        }
+        if let Some(upgrade) = self.upgrade() {
+            push(out, &[b"Connection: Upgrade\r\nUpgrade: ", upgrade, b"\r\n"]);
+        }
+        push(out, &[b"\r\n"]);
+    }
+
+    /// A 1.0 client can't ask for it (RFC 9110 section 7.8).
+    fn upgrade(&self) -> Option<&'a [u8]> {
+        self.fields.upgrade.filter(|_| !self.is_1_0)
+    }
+}
+
+/// What stands in a URI for a host: the port only if it is not that of the scheme.
+pub fn authority(host: &str, port: u16) -> String {
+    let mut authority = String::from(host);
+    if port != PORT {
+        _ = write!(authority, ":{port}");
+    }
+    authority
+}
+
+/// Authority and path of `http://AUTHORITY/PATH`.
+fn absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (scheme, rest) = target.split_at_checked(7).filter(|(scheme, _)| is(scheme, "http://"))?;
+    _ = scheme;
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+    Some(rest.split_at(end))
+}
+
+/// The host of an authority, which has no user: a name, an IPv4 address, or an IPv6 address in brackets.
+fn host(authority: &[u8]) -> Option<&str> {
+    let text = str::from_utf8(authority).ok()?;
+    let end = match text.strip_prefix('[') {
+        Some(rest) => rest.find(']')? + 2,
+        None => text.find(':').unwrap_or(text.len()),
+    };
+    let (host, port) = text.split_at_checked(end)?;
+    let is_port = port.is_empty()
+        || port.len() <= 6 && port.starts_with(':') && port.bytes().skip(1).all(|b| b.is_ascii_digit());
+    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => {
+            host.len() <= 253
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        }
+    };
+    let host = host.strip_suffix('.').unwrap_or(host);
+    (is_port && is_host && !host.is_empty()).then_some(host)
+}

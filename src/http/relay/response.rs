@@ -1,0 +1,118 @@
+//! A proxy's response, as its client gets it.
+
+use alloc::vec::Vec;
+
+use super::Refusal;
+use super::body::Body;
+use super::head::{Fields, Head, check, is, push, split};
+use super::request::Facts;
+
+/// A response's head, checked.
+pub struct Response<'a> {
+    head: &'a Head,
+    is_1_0: bool,
+    status: u16,
+    /// With the blank in front.
+    reason: &'a [u8],
+    fields: Fields<'a>,
+    request: Facts,
+}
+
+impl<'a> Response<'a> {
+    /// Reads and checks a head that is whole, of a response to `request`.
+    pub fn read(head: &'a Head, request: Facts) -> Result<Self, Refusal> {
+        let line = head.lines().next().unwrap_or_default();
+        let (version, rest) = line.split_first_chunk().ok_or(Refusal::BadGateway)?;
+        let is_1_0 = version == b"HTTP/1.0 ";
+        check(is_1_0 || version == b"HTTP/1.1 ")?;
+        let (code, reason) = rest.split_first_chunk::<3>().ok_or(Refusal::BadGateway)?;
+        check(code.iter().all(u8::is_ascii_digit) && code[0] != b'0')?;
+        check(matches!(reason, [] | [b' ', ..]))?;
+        let status = code.iter().fold(0, |status, digit| status * 10 + u16::from(digit - b'0'));
+        let fields = Fields::read(head.lines().skip(1))?;
+        let response = Self { head, is_1_0, status, reason, fields, request };
+        match status {
+            407 => Err(Refusal::Unauthorized),
+            101 if !request.is_upgrade => Err(Refusal::BadGateway),
+            // What can't be handed to a 1.0 client: it was asked as one.
+            _ if request.is_1_0 && response.is_chunked() => Err(Refusal::BadGateway),
+            _ => Ok(response),
+        }
+    }
+
+    /// Whether another one follows.
+    pub fn is_interim(&self) -> bool {
+        self.status < 200 && self.status != 101
+    }
+
+    /// Whether bytes of another protocol follow.
+    pub fn is_upgrade(&self) -> bool {
+        self.status == 101
+    }
+
+    /// Whether its body ends with the connection.
+    pub fn is_endless(&self) -> bool {
+        self.body().is_endless()
+    }
+
+    /// Whether the proxy's connection goes on to another request. Not behind a message of two lengths.
+    pub fn is_kept(&self) -> bool {
+        let fields = &self.fields;
+        let is_asked = !fields.is_close && (!self.is_1_0 && !self.request.is_1_0 || fields.is_keep_alive);
+        is_asked && !self.is_endless() && !(fields.is_chunked && fields.length.is_some())
+    }
+
+    /// Its body (RFC 9112 section 6.3), of which nothing has come.
+    pub fn body(&self) -> Body {
+        match self.fields.length {
+            _ if self.is_upgrade() => Body::endless(),
+            _ if self.request.is_head || !self.may_have_body() => Body::Plain(0),
+            _ if self.fields.is_chunked => Body::chunked(),
+            Some(length) => Body::Plain(length),
+            None => Body::endless(),
+        }
+    }
+
+    /// Appends it as the client gets it. `request`: whether its connection goes on may be known better by now.
+    pub fn write(&self, request: Facts, out: &mut Vec<u8>) {
+        let code =
+            [self.status / 100, self.status / 10 % 10, self.status % 10].map(|digit| b'0' + digit as u8);
+        push(out, &[b"HTTP/1.1 ", &code, self.reason, b"\r\n"]);
+        let has_length = self.may_have_body() && !self.fields.is_chunked || self.status == 304;
+        let lines = || self.head.lines().skip(1);
+        let is_length = |line: &&[u8]| split(line).is_ok_and(|(name, _)| is(name, "Content-Length"));
+        self.fields.write(lines().filter(|line| has_length || !is_length(line)), out);
+        if self.is_chunked() {
+            push(out, &[b"Transfer-Encoding: chunked\r\n"]);
+        }
+        match self.fields.upgrade {
+            Some(upgrade) if self.is_upgrade() => {
+                push(out, &[b"Connection: Upgrade\r\nUpgrade: ", upgrade, b"\r\n"]);
+            }
+            _ if self.is_interim() => {}
+            _ if !request.is_kept => push(out, &[b"Connection: close\r\n"]),
+            _ if request.is_1_0 => push(out, &[b"Connection: keep-alive\r\n"]),
+            _ => {}
+        }
+        push(out, &[b"\r\n"]);
+    }
+
+    fn is_chunked(&self) -> bool {
+        self.fields.is_chunked && self.may_have_body()
+    }
+
+    fn may_have_body(&self) -> bool {
+        !matches!(self.status, 100..=199 | 204 | 304)
+    }
+}
+
+/// The values of the Proxy-Authenticate fields, a line each.
+pub fn challenges(head: &Head) -> Vec<u8> {
+    let mut values = Vec::new();
+    for (name, value) in head.lines().skip(1).filter_map(|line| split(line).ok()) {
+        if is(name, "Proxy-Authenticate") {
+            push(&mut values, &[value, b"\n"]);
+        }
+    }
+    values
+}
