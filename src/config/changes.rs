@@ -7,7 +7,11 @@ use super::options::Spec;
 use super::{Config, OPTIONS};
 
 /// The options that differ.
-pub struct Changes(Vec<&'static Spec>);
+pub struct Changes {
+    options: Vec<&'static Spec>,
+    /// The rules do, too.
+    rules: bool,
+}
 
 impl Changes {
     /// Compares two configurations.
@@ -18,24 +22,25 @@ impl Changes {
                 || spec.name == "upstream" && old.upstreams != new.upstreams
                 || spec.name == "bypass" && old.bypass != new.bypass
         };
-        Self(OPTIONS.iter().filter(differs).collect())
+        Self { options: OPTIONS.iter().filter(differs).collect(), rules: old.rules != new.rules }
     }
 
     /// Whether a running daemon can't take all of it over.
     pub fn need_restart(&self) -> bool {
-        !self.0.iter().all(|spec| spec.live)
+        !self.options.iter().all(|spec| spec.live)
     }
 }
 
 /// The names, and what is done; never a value: it may be a secret.
 impl fmt::Display for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
+        if self.options.is_empty() && !self.rules {
             return f.write_str("nothing has changed");
         }
-        for (index, spec) in self.0.iter().enumerate() {
+        let names = self.options.iter().map(|spec| spec.name).chain(self.rules.then_some("rules"));
+        for (index, name) in names.enumerate() {
             f.write_str(if index == 0 { "changed " } else { ", " })?;
-            f.write_str(spec.name)?;
+            f.write_str(name)?;
         }
         f.write_str(if self.need_restart() { "; restarting" } else { "; connections go on" })
     }

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use super::Config;
 use super::host::Host;
+use super::rule::RuleDraft;
 use crate::http::login::AuthChoice;
 
 /// A configuration in the making. Complete once values and defaults are stored: its own `Default` means nothing.
@@ -18,6 +19,8 @@ pub struct Draft {
     pub bypass_files: Vec<String>,
     /// The section `config upstream` being read.
     pub upstream: UpstreamDraft,
+    /// The section `config rule` being read.
+    pub rule: RuleDraft,
 }
 
 /// A section `config upstream` in the making.

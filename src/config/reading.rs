@@ -5,6 +5,7 @@
 
 use alloc::borrow::ToOwned;
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::mem;
@@ -14,16 +15,18 @@ use super::draft::Draft;
 use super::error::{ConfigError, ConfigErrorKind, Fault, Origin};
 use super::given::Given;
 use super::options::Spec;
+use super::rule::{self, RuleDraft};
 use super::sections::{Sections, UpstreamSection};
-use super::{PathChoice, table, values};
+use super::{DnsMode, PathChoice, table, values};
 use crate::net::IpNet;
+use crate::rules::{Action, MAX_ENTRIES, MAX_RULES, Rule, Rules};
 use crate::upstream::choice::MAX_PROXIES;
 
 /// The least time between two probes of one proxy, in ms.
 const MIN_PROBE_INTERVAL: u32 = 30_000;
 
 impl Config {
-    /// The configuration in a file's text, which errors call `FILE`. A `bypass_file` is not read.
+    /// The configuration in a file's text, which errors call `FILE`. Files that it names are not read.
     ///
     /// # Errors
     /// [`ConfigError`]
@@ -81,10 +84,19 @@ impl Overrides {
     }
 }
 
+/// A file that the configuration names, to be read line by line.
+pub struct ListFile {
+    /// Where it is.
+    pub path: String,
+    /// The rule that it is a part of, by place, and whether it has domains; `None`: `bypass_file`.
+    rule: Option<(usize, bool)>,
+}
+
 /// A configuration whose values have been read; the files that it names have not.
 pub struct Reading {
     main: Given,
     upstreams: Vec<UpstreamSection>,
+    rules: Vec<RuleDraft>,
     draft: Draft,
     /// What was wrong first.
     result: Result<(), Fault>,
@@ -99,27 +111,58 @@ impl Reading {
             Ok(text) => sections.read(text.unwrap_or_default()),
             Err(error) => Err((Origin::Everywhere, ConfigErrorKind::Read(error))),
         };
-        let Sections { mut main, upstreams } = sections;
+        let Sections { mut main, upstreams, rules: sections } = sections;
         main.replace(&overrides.0);
         let mut draft = Draft::default();
         let stored = main.store(table::MAIN, &mut draft);
-        Self { main, upstreams, draft, result: read.and(stored) }
+        let mut result = read.and(stored);
+        let mut rules = Vec::with_capacity(sections.len());
+        for mut section in sections {
+            result = result.and(section.given.store(table::RULE, &mut draft));
+            rules.push(RuleDraft { at: Some(section.at), ..mem::take(&mut draft.rule) });
+        }
+        Self { main, upstreams, rules, draft, result }
     }
 
-    /// The paths of `bypass_file` that have yet to be [added](Self::add_networks).
-    pub fn take_bypass_files(&mut self) -> Vec<String> {
-        mem::take(&mut self.draft.bypass_files)
+    /// The files that have yet to be [added](Self::add_file).
+    pub fn take_files(&mut self) -> Vec<ListFile> {
+        let bypass = mem::take(&mut self.draft.bypass_files).into_iter();
+        let mut files: Vec<_> = bypass.map(|path| ListFile { path, rule: None }).collect();
+        for (index, rule) in self.rules.iter_mut().enumerate().filter(|(_, rule)| rule.enabled) {
+            for (path, is_domains) in mem::take(&mut rule.files) {
+                rule.has_files = true;
+                rule.has_domain_file |= is_domains;
+                files.push(ListFile { path, rule: Some((index, is_domains)) });
+            }
+        }
+        files
     }
 
-    /// Adds the networks in a `bypass_file` up to a line that is none, or takes the error why it could not be read.
-    pub fn add_networks(&mut self, path: &str, text: Result<&[u8], String>) {
-        let nets = &mut self.draft.config.bypass;
-        let added = match text {
-            Ok(text) => values::networks(path, text, nets),
-            Err(error) => Err(format!("{path}: {error}")),
+    /// Adds what is in a file up to a line that is wrong, or takes the error why it could not be read.
+    pub fn add_file(&mut self, file: &ListFile, text: Result<&[u8], String>) {
+        let path = file.path.as_str();
+        let mut left = MAX_ENTRIES.saturating_sub(self.rules.iter().map(RuleDraft::len).sum());
+        let rule = file.rule.and_then(|(index, is_domains)| Some((self.rules.get_mut(index)?, is_domains)));
+        let (option, origin) = match &rule {
+            None => ("bypass_file", self.main.origin("bypass_file")),
+            Some((rule, true)) => ("domain_file", rule.at.map_or(Origin::Everywhere, Origin::File)),
+            Some((rule, false)) => ("dest_file", rule.at.map_or(Origin::Everywhere, Origin::File)),
         };
+        let added = text.map_err(|error| format!("{path}: {error}")).and_then(|text| match rule {
+            None => values::lines(path, text, &mut |line| {
+                self.draft.config.bypass.push(values::cidr(line)?);
+                Ok(())
+            }),
+            Some((rule, is_domains)) => values::lines(path, text, &mut |line| {
+                left = left.checked_sub(1).ok_or("is one too many: 200000 are the most in all rules")?;
+                match is_domains {
+                    true => rule::domain(line, &mut rule.rule.domains),
+                    false => values::cidr(line).map(|net| rule.rule.networks.push(net)),
+                }
+            }),
+        });
         if let (Ok(()), Err(error)) = (&self.result, added) {
-            self.result = Err((self.main.origin("bypass_file"), ConfigErrorKind::NetFile(error)));
+            self.result = Err((origin, ConfigErrorKind::ListFile(option, error)));
         }
     }
 
@@ -136,7 +179,9 @@ impl Reading {
             self.draft.config.upstreams.extend(upstream.filter(|_| in_file));
         }
         without_ipv6(&mut self.draft, has_ipv6);
-        check(&self.main, &mut self.draft.config)?;
+        let config = &mut self.draft.config;
+        check(&self.main, config)?;
+        config.rules = Rc::new(rules(self.rules, config)?);
         self.draft.config.given = self.main;
         Ok(self.draft.config)
     }
@@ -196,6 +241,21 @@ fn check_upstreams(main: &Given, config: &Config) -> Result<(), Fault> {
         1..MIN_PROBE_INTERVAL => Err((main.origin("probe_interval"), ConfigErrorKind::ProbeInterval)),
         _ => Ok(()),
     }
+}
+
+fn rules(drafts: Vec<RuleDraft>, config: &Config) -> Result<Rules, Fault> {
+    if drafts.len() > MAX_RULES {
+        return Err((Origin::Everywhere, ConfigErrorKind::Rule("more than 1024 sections")));
+    }
+    let mut rules: Vec<Rule> = Vec::with_capacity(drafts.len());
+    for draft in drafts {
+        rules.extend(draft.resolve(&config.upstreams, config.dns.mode == DnsMode::FakeIp)?);
+    }
+    let is_direct = |rule: &Rule| rule.action == Some(Action::Direct) && !rule.domains.is_empty();
+    if config.dns.direct_servers.is_empty() && rules.iter().any(is_direct) {
+        return Err((Origin::Everywhere, ConfigErrorKind::Rule("direct domains need a direct_server")));
+    }
+    Ok(Rules::new(rules))
 }
 
 fn check_dns(main: &Given, config: &mut Config) -> Result<(), Fault> {

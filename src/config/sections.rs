@@ -13,8 +13,8 @@ use super::upstream::UpstreamConfig;
 use super::{table, values};
 use crate::http::connect::Request;
 
-/// Names that no upstream may have: the main section's, and what `use` takes besides names.
-const RESERVED: [&str; 2] = ["main", "auto"];
+/// Names that no upstream may have: the main section's, what `use` takes besides names, and what stands for none.
+const RESERVED: [&str; 3] = ["main", "auto", "direct"];
 
 /// A file's sections.
 #[derive(Default)]
@@ -23,6 +23,17 @@ pub struct Sections {
     pub main: Given,
     /// Each `config upstream`, in order.
     pub upstreams: Vec<UpstreamSection>,
+    /// Each `config rule`, in order.
+    pub rules: Vec<RuleSection>,
+}
+
+/// A section `config rule`.
+pub struct RuleSection {
+    /// Where it begins.
+    pub at: Position,
+    name: Option<String>,
+    /// What is in it.
+    pub given: Given,
 }
 
 /// A section `config upstream`.
@@ -38,6 +49,8 @@ enum Section {
     Main,
     /// The one at this place in `upstreams`.
     Upstream(usize),
+    /// The one at this place in `rules`.
+    Rule(usize),
 }
 
 impl Sections {
@@ -78,6 +91,14 @@ impl Sections {
                     return Err((Origin::File(name_at), ConfigErrorKind::UpstreamName(reserved)));
                 }
             }
+            b"rule" => {
+                let is_known = |section: &RuleSection| name.is_some() && section.name == name;
+                let known = self.rules.iter().position(is_known);
+                return Ok(Section::Rule(known.unwrap_or_else(|| {
+                    self.rules.push(RuleSection { at: kind.at, name, given: Given::default() });
+                    self.rules.len() - 1
+                })));
+            }
             other => return Err((Origin::File(kind.at), ConfigErrorKind::SectionType(lossy(other)))),
         }
         let known = self.upstreams.iter().position(|section| name.is_some() && section.name == name);
@@ -95,6 +116,10 @@ impl Sections {
             Some(Section::Upstream(index)) => match self.upstreams.get_mut(index) {
                 None => return Ok(()),
                 Some(upstream) => (&mut upstream.given, table::UPSTREAM),
+            },
+            Some(Section::Rule(index)) => match self.rules.get_mut(index) {
+                None => return Ok(()),
+                Some(rule) => (&mut rule.given, table::RULE),
             },
         };
         let is_named = |spec: &&Spec| spec.name.as_bytes() == key.text;

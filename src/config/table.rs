@@ -8,6 +8,7 @@ use super::choices::{ConnectMode, DnsMode, LogLevel, NonTcp, OnFailure, PathChoi
 use super::options::Spec;
 use super::options::Unit::{Bytes, Kib, Millis, One, Seconds};
 use super::options::ValueType::{self, Bool, Choice, List, Number, Port, Secret, SecretList, Text};
+use super::rule;
 use super::upstream::UpstreamConfig;
 use super::values::{
     cidr, clients, device, domain, fake_ipv4, fake_ipv6, header, host, mark, own_ipv4, own_ipv6, password,
@@ -154,6 +155,31 @@ pub static UPSTREAM: &[Spec] = &[
         Secret(|d, v| password(v).map(|v| d.upstream.password = Some(v)))),
     live("header", "", "a header field for each CONNECT, NAME: VALUE",
         SecretList(|d, v| header(v).map(|v| d.upstream.headers.push(v)))),
+];
+
+/// The options of a section `config rule`.
+#[rustfmt::skip] // one row an option
+pub static RULE: &[Spec] = &[
+    live("enabled", "1", "0: as if this section weren't there",
+        Bool(|d, v| d.rule.enabled = v)),
+    live("domain", "", "to this domain and all below it, or with a = in front to this name only; needs dns 'fakeip'",
+        List(|d, v| rule::domain(v, &mut d.rule.rule.domains))),
+    live("domain_file", "", "to the domains in this file: one a line, # begins a comment",
+        List(|d, v| path(v).map(|v| d.rule.files.push((v, true))))),
+    live("dest", "", "or to this network",
+        List(|d, v| cidr(v).map(|v| d.rule.rule.networks.push(v)))),
+    live("dest_file", "", "or to the networks in this file, likewise",
+        List(|d, v| path(v).map(|v| d.rule.files.push((v, false))))),
+    live("port", "", "and to this TCP port, PORT or FIRST-LAST",
+        List(|d, v| ports(v).map(|v| d.rule.rule.ports.push(v)))),
+    live("client", "", "and from this network",
+        List(|d, v| clients(v).map(|v| d.rule.rule.clients.push(v)))),
+    live("upstream", "", "then: this upstream is asked, and no other",
+        Text(|d, v| { d.rule.upstream = Some(v.to_owned()); Ok(()) })),
+    live("direct", "0", "1: then no proxy is asked",
+        Bool(|d, v| d.rule.direct = v)),
+    live("reject", "0", "1: then it is refused",
+        Bool(|d, v| d.rule.reject = v)),
 ];
 
 /// An option that a running daemon takes over.

@@ -259,7 +259,9 @@ impl Dns {
         if proxies.names.iter().any(|name| name.as_ref() == query.name()) {
             return Some(Rc::clone(&proxies.resolver));
         }
-        self.direct_domains.contains(query.name()).then(|| Rc::clone(&self.direct))
+        let is_direct = self.direct_domains.contains(query.name())
+            || self.responder.context.upstreams().rules().is_direct(query.name());
+        is_direct.then(|| Rc::clone(&self.direct))
     }
 }
 

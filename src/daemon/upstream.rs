@@ -5,6 +5,7 @@ pub mod choice_file;
 mod confirm;
 mod connection;
 pub mod dial;
+pub mod direct;
 mod etc_files;
 pub mod exchange;
 mod lookup;
@@ -34,6 +35,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 use tcp_over_http::config::{Config, DnsMode, ToProxy};
 use tcp_over_http::http::connect::Target;
+use tcp_over_http::rules::{Action, Rules};
 use tcp_over_http::time;
 use tcp_over_http::upstream::choice::{Asked, Attempt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -81,6 +83,10 @@ pub struct Upstreams {
     epoch: Instant,
     /// A target that has been connected lately.
     worked: RefCell<Option<Worked>>,
+    /// What connections are not left to the choice.
+    rules: Rc<Rules>,
+    /// Of direct connections' names.
+    resolver: Rc<Resolver>,
     mark: u32,
     keepalive: u32,
     connect_timeout: Duration,
@@ -108,6 +114,8 @@ impl Upstreams {
                 config.choice,
             )),
             epoch: Instant::now(),
+            rules: Rc::clone(&config.rules),
+            resolver,
             worked: RefCell::default(),
             proxies,
             mark,
@@ -140,7 +148,7 @@ impl Upstreams {
     /// # Errors
     /// [`Failure`]: the refusal of the one that answered, or the most telling failure of all of them.
     pub async fn open(&self, target: Target<'_>) -> Result<Opened, Failure> {
-        match self.carry(target, None).await? {
+        match self.carry(target, None, None).await? {
             Carried::Relayed(opened) => Ok(opened),
             Carried::Forwarded(_) => Err(Failure::BadTarget), // nobody's client
         }
@@ -150,12 +158,25 @@ impl Upstreams {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub async fn carry(&self, target: Target<'_>, client: Option<Client<'_>>) -> Result<Carried, Failure> {
+    pub async fn carry(
+        &self,
+        target: Target<'_>,
+        client: Option<Client<'_>>,
+        action: Option<Action>,
+    ) -> Result<Carried, Failure> {
         if let Some(index) = self.proxies.iter().position(|proxy| proxy.is_at(target)) {
             return Box::pin(self.pass(index)).await; // boxed: others need no room for it
         }
-        let attempt = RefCell::new(Attempt::new(target));
-        self.carry_next(&Dial { attempt: &attempt, target: &target }, client.as_ref(), true).await
+        let only = match action {
+            Some(Action::Upstream(index)) => Some(usize::from(index)),
+            Some(Action::Direct) => {
+                return Box::pin(self.connect_directly(target)).await;
+            }
+            Some(Action::Reject) => return Err(Failure::Refused { status: 502 }),
+            None => None,
+        };
+        let attempt = RefCell::new(Attempt::new(target, only));
+        self.carry_next(&Dial { attempt: &attempt, target: &target, only }, client.as_ref(), true).await
     }
 
     /// Asks the proxies that this dial has not asked yet, one after the other, until one has opened a tunnel. If all
@@ -176,7 +197,7 @@ impl Upstreams {
                 }
                 is_again = true;
                 Box::pin(sleep(PAUSE)).await;
-                dial.attempt.replace(Attempt::new(*dial.target));
+                dial.attempt.replace(Attempt::new(*dial.target, dial.only));
                 continue;
             };
             let proxy = &self.proxies[asked.index];
@@ -241,13 +262,18 @@ impl Upstreams {
             return Err(Failure::Refused { status: 403 });
         }
         match self.connect(index).await {
-            Ok(stream) => Ok(self.relayed(&self.proxies[index], stream, Vec::new())),
+            Ok(stream) => Ok(self.relayed(&self.proxies[index].account, stream, Vec::new())),
             Err((Failure::Exhausted, _)) => Err(Failure::Exhausted),
             Err((_, error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 Err(Failure::Refused { status: 502 })
             }
             Err(_) => Err(Failure::TimedOut),
         }
+    }
+
+    /// The rules.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
     }
 
     /// The proxies, for what is known of them.
@@ -398,16 +424,16 @@ impl Upstreams {
             Connection::Socket(stream) => stream,
             Connection::Packets(attempt) => return Ok(Carried::Forwarded(attempt)),
         };
-        Ok(self.relayed(proxy, stream, reply.leftover))
+        Ok(self.relayed(&proxy.account, stream, reply.leftover))
     }
 
-    fn relayed(&self, proxy: &Proxy, stream: TcpStream, leftover: Vec<u8>) -> Carried {
+    fn relayed(&self, account: &Rc<Account>, stream: TcpStream, leftover: Vec<u8>) -> Carried {
         // Only now: refused connections, of which a port scan makes many, are spared these calls.
         let _ = stream.set_nodelay(true);
         if self.keepalive != 0 {
             let _ = sys::set_keepalive(&stream, self.keepalive);
         }
-        Carried::Relayed(Opened { stream, leftover, account: Rc::clone(&proxy.account) })
+        Carried::Relayed(Opened { stream, leftover, account: Rc::clone(account) })
     }
 }
 
@@ -418,6 +444,8 @@ type Answer<'a> = Pin<Box<dyn Future<Output = Result<Carried, Failure>> + 'a>>;
 struct Dial<'a> {
     attempt: &'a RefCell<Attempt>,
     target: &'a Target<'a>,
+    /// The only proxy that may be asked.
+    only: Option<usize>,
 }
 
 impl Client<'_> {

@@ -7,6 +7,7 @@ use super::*;
 use crate::config::{ConnectMode, DnsMode, Host, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, Shell};
 use crate::http::connect::Request;
 use crate::http::login::AuthChoice;
+use crate::rules::{Action, Connection};
 
 const UPSTREAM: &str = "config tcp-over-http 'main'\n\tlist upstream 'http://192.0.2.1:3128'\n";
 
@@ -141,7 +142,7 @@ fn errors_say_what_and_where() {
         ("config tcp-over-http man", "FILE:3:23: this section's name has to be 'main'"),
         (
             "config upstrem corp",
-            "FILE:3:9: unknown section type 'upstrem' (there are tcp-over-http and upstream)",
+            "FILE:3:9: unknown section type 'upstrem' (there are tcp-over-http, upstream and rule)",
         ),
         ("config upstream main", "FILE:3:18: an upstream can't be named 'main'"),
         ("config upstream auto", "FILE:3:18: an upstream can't be named 'auto'"),
@@ -351,8 +352,9 @@ fn files_of_networks() {
                 list bypass_file LIST\noption ipv6 0";
     let of = |text: Result<&[u8], String>| {
         let mut reading = Reading::new(Ok(Some(file.as_bytes())), &Overrides::default());
-        assert_eq!(reading.take_bypass_files(), ["LIST"]);
-        reading.add_networks("LIST", text);
+        let files = reading.take_files();
+        assert!(files.len() == 1 && files[0].path == "LIST");
+        reading.add_file(&files[0], text);
         let config = reading.finish(true);
         config
             .map(|config| texts(&config.bypass))
@@ -376,8 +378,9 @@ fn a_byte_order_mark_is_no_text() {
     let file = "\u{feff}config tcp-over-http main\n\tlist upstream http://192.0.2.1\n\tlist bypass_file LIST\n\toption nix 1\n";
     let of = |text: &str| {
         let mut reading = Reading::new(Ok(Some(text.as_bytes())), &Overrides::default());
-        reading.take_bypass_files();
-        reading.add_networks("LIST", Ok("\u{feff}192.0.2.0/24\n".as_bytes()));
+        for file in reading.take_files() {
+            reading.add_file(&file, Ok("\u{feff}192.0.2.0/24\n".as_bytes()));
+        }
         reading.finish(true).map_err(|fault| ConfigError::new("FILE", fault).to_string())
     };
     assert!(of(file).unwrap_err().starts_with("FILE:4:9: "), "{:?}", of(file));
@@ -387,4 +390,69 @@ fn a_byte_order_mark_is_no_text() {
     );
     let error = of(&file.replace("config", "\u{feff}config")).unwrap_err();
     assert!(error.starts_with("FILE:1:1: "), "{error}");
+}
+
+#[test]
+fn rules_are_read() {
+    let file = |dns: &str, section: &str| {
+        std::format!(
+            "config tcp-over-http main\nlist upstream http://a\n{dns}\nlist direct_server 192.0.2.53\n\
+             config upstream corp\noption host h\nconfig rule\n{section}"
+        )
+    };
+    let read = |dns: &str, section: &str, list: &[u8]| {
+        let text = file(dns, section);
+        let mut reading = Reading::new(Ok(Some(text.as_bytes())), &Overrides::default());
+        for file in reading.take_files() {
+            reading.add_file(
+                &file,
+                if file.path == "/gone" { Err("no such file".to_owned()) } else { Ok(list) },
+            );
+        }
+        reading.finish(true).map_err(|fault| ConfigError::new("FILE", fault).to_string())
+    };
+    const NAMES: &str = "option dns fakeip";
+    let at = |config: Config, address: &str, port| {
+        let [address, client] = [address, "192.168.1.7"].map(|text| text.parse().unwrap());
+        config.rules.decide(Connection { name: None, address, port, client })
+    };
+    let config = |section: &str| read("", section, b"192.0.2.0/24\n192.0.2.7 # one of them\n").unwrap();
+    let corp = "list dest 10.0.0.0/8\noption upstream corp\nlist port 80-90";
+    assert_eq!(at(config(corp), "10.1.2.3", 85), Some(Action::Upstream(1)));
+    assert_eq!(at(config(corp), "10.1.2.3", 443), None);
+    assert_eq!(at(config("list dest_file /l\noption reject 1"), "192.0.2.9", 1), Some(Action::Reject));
+    assert_eq!(at(config("list dest_file /l\noption reject 1\noption enabled 0"), "192.0.2.9", 1), None);
+    let empty = read("", "list dest_file /l\noption reject 1", b"# none").unwrap();
+    assert_eq!(at(empty, "192.0.2.9", 1), None, "an empty list is nothing, not everything");
+    assert!(
+        read(NAMES, "list domain =a.example\nlist domain_file /l\noption direct 1", b".b.example\n").is_ok()
+    );
+    for (dns, section, list, error) in [
+        ("", "list domain a.example\noption direct 1", "", "FILE:7:8: rule: domains need dns 'fakeip'"),
+        ("", "list domain_file /l\noption direct 1", "", "FILE:7:8: rule: domains need dns 'fakeip'"),
+        ("", "option upstream nobody", "", "FILE:7:8: rule: there is no upstream 'nobody'"),
+        ("", "list port 80", "", "FILE:7:8: rule: needs one of upstream, direct and reject"),
+        (
+            "",
+            "option direct 1\noption reject 1",
+            "",
+            "FILE:7:8: rule: needs one of upstream, direct and reject",
+        ),
+        (NAMES, "list domain a..b\noption reject 1", "", "FILE:8:13: domain: 'a..b' is not a domain name"),
+        ("", "list dest_file /gone\noption reject 1", "", "FILE:7:8: dest_file: /gone: no such file"),
+        (
+            NAMES,
+            "list domain_file /l\noption reject 1",
+            "a\nb c\n",
+            "FILE:7:8: domain_file: /l:2: the line is not a domain name",
+        ),
+        ("", "option nix 1", "", "FILE:8:8: unknown option 'nix'"),
+    ] {
+        assert_eq!(read(dns, section, list.as_bytes()).map(drop).unwrap_err(), error, "{section}");
+    }
+    let list = "10.0.0.1\n".repeat(crate::rules::MAX_ENTRIES + 1);
+    let error = read("", "list dest_file /l\noption reject 1", list.as_bytes()).map(drop).unwrap_err();
+    assert!(error.contains("/l:200001: the line is one too many"), "{error}");
+    let many = "option reject 1\nlist port 1\nconfig rule\n".repeat(1024) + "option reject 1";
+    assert_eq!(read("", &many, b"").map(drop).unwrap_err(), "rule: more than 1024 sections");
 }

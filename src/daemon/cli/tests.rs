@@ -2,7 +2,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::{env, fs};
 
 use super::*;
-use tcp_over_http::config::{Config, UPSTREAM_OPTIONS};
+use tcp_over_http::config::{Config, RULE_OPTIONS, UPSTREAM_OPTIONS};
 
 fn parsed(args: &[&str]) -> Result<Command, UsageError> {
     parse(args.iter().map(OsString::from), None)
@@ -154,6 +154,10 @@ the file
     }
     page += &format!(".PP\n{NOTES}\n.SH UPSTREAMS\nOptions of a section\n.B config upstream\n");
     for spec in UPSTREAM_OPTIONS {
+        page += &format!(".TP\n.B {}\n{}\n", spec.name, spec.help);
+    }
+    page += ".SH RULES\nOptions of a section\n.BR \"config rule\" ,\nof which the first that matches a connection counts:\n";
+    for spec in RULE_OPTIONS {
         page += &format!(".TP\n.B {}\n{}\n", spec.name, spec.help);
     }
     page += &format!(

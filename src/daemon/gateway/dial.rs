@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
 use tcp_over_http::config::ConnectMode;
-use tcp_over_http::dns::PORT;
+use tcp_over_http::dns::{Name, PORT};
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::net::ClientKey;
 use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{Tuple, vnet};
+use tcp_over_http::rules::{Action, Connection};
 use tcp_over_http::time::Instant;
 
 use super::Gateway;
@@ -49,6 +50,8 @@ impl Gateway {
             return self.release(slot, frame, now);
         }
         let client = ClientKey::of(tuple.source);
+        let upstreams = self.upstreams();
+        let mut is_rejected = false;
         let name = match self.dns.as_ref().map(|dns| dns.meaning(target.ip(), client)) {
             Some(Meaning::Name(name, held)) => {
                 log::debug!("{slot}: {} is {name}", target.ip());
@@ -56,15 +59,26 @@ impl Gateway {
                 Some(name)
             }
             Some(Meaning::Nothing) => {
-                self.count_refused(slot);
-                self.rewriter.borrow_mut().remove(slot, now);
-                if let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() {
-                    self.reject(Reject::Reset, packet);
-                }
-                return;
+                is_rejected = true;
+                None
             }
             Some(Meaning::Address) | None => None,
         };
+        let wire = name.as_ref().and_then(|name| Name::new(name).ok());
+        let action = upstreams.rules().decide(Connection {
+            name: wire.as_ref().map(Name::as_ref),
+            address: target.ip(),
+            port: target.port(),
+            client: tuple.source.to_canonical(),
+        });
+        if is_rejected || action == Some(Action::Reject) {
+            self.count_refused(slot);
+            self.rewriter.borrow_mut().remove(slot, now);
+            if let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() {
+                self.reject(Reject::Reset, packet);
+            }
+            return;
+        }
         self.keep(slot, Kept::Parked(Box::new(parked)));
         let gateway = Rc::clone(self);
         let is_honest = self.mode.get() == ConnectMode::Honest;
@@ -73,10 +87,9 @@ impl Gateway {
                 Some(name) => Target::Name(name, target.port()),
                 None => Target::Ip(target),
             };
-            let upstreams = gateway.upstreams();
             let forwarder = gateway.forwarder.as_ref().filter(|_| is_honest);
             let client = forwarder.map(|forwarder| Client { forwarder, syn: &syn });
-            match upstreams.carry(target, client).await {
+            match upstreams.carry(target, client, action).await {
                 Ok(Carried::Forwarded(attempt)) => {
                     gateway.rewriter.borrow_mut().release(slot, gateway.now());
                     attempt.released().await;

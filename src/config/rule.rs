@@ -1,0 +1,79 @@
+//! Sections `config rule`.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::error::{ConfigErrorKind, Fault, Origin};
+use super::uci::Position;
+use super::{UpstreamConfig, values};
+use crate::dns::Domains;
+use crate::net::IpNet;
+use crate::rules::{Action, Rule};
+
+/// A rule in the making.
+#[derive(Default)]
+pub struct RuleDraft {
+    /// `option enabled`.
+    pub enabled: bool,
+    /// Its conditions.
+    pub rule: Rule,
+    /// Paths of `domain_file` (true) and `dest_file` that have yet to be read.
+    pub files: Vec<(String, bool)>,
+    /// Whether one of its domains is in a file, or could be.
+    pub has_domain_file: bool,
+    /// Whether there are files at all: an empty one covers nothing, rather than everything.
+    pub has_files: bool,
+    /// `option upstream`.
+    pub upstream: Option<String>,
+    /// `option direct`.
+    pub direct: bool,
+    /// `option reject`.
+    pub reject: bool,
+    /// Where the section begins.
+    pub at: Option<Position>,
+}
+
+impl RuleDraft {
+    /// Makes it a rule; `None` if it is disabled, or has nothing to match.
+    pub fn resolve(mut self, upstreams: &[UpstreamConfig], has_names: bool) -> Result<Option<Rule>, Fault> {
+        let at = self.at.map_or(Origin::Everywhere, Origin::File);
+        let wrong = |what| Err((at, ConfigErrorKind::Rule(what)));
+        let action = match (&self.upstream, self.direct, self.reject) {
+            (Some(name), false, false) => {
+                match upstreams.iter().position(|upstream| upstream.name == *name) {
+                    Some(index) => Action::Upstream(index as u8),
+                    None if !self.enabled => return Ok(None),
+                    None => return Err((at, ConfigErrorKind::RuleUpstream(name.clone()))),
+                }
+            }
+            (None, true, false) => Action::Direct,
+            (None, false, true) => Action::Reject,
+            _ => return wrong("needs one of upstream, direct and reject"),
+        };
+        if !has_names && self.enabled && (self.has_domain_file || !self.rule.domains.is_empty()) {
+            return wrong("domains need dns 'fakeip'");
+        }
+        let rule = &mut self.rule;
+        let is_empty = self.has_files && rule.domains.is_empty() && rule.networks.is_empty();
+        rule.domains.seal();
+        IpNet::widest(&mut rule.networks);
+        IpNet::widest(&mut rule.clients);
+        rule.networks.shrink_to_fit();
+        rule.action = Some(action);
+        Ok(Some(self.rule).filter(|_| self.enabled && !is_empty))
+    }
+
+    /// How many domains and networks there are by now.
+    pub const fn len(&self) -> usize {
+        self.rule.domains.len() + self.rule.networks.len()
+    }
+}
+
+/// Adds a domain, or a `=` and a name.
+pub fn domain(text: &str, domains: &mut Domains) -> Result<(), &'static str> {
+    let is_exact = text.starts_with('=');
+    let name = values::domain(text.strip_prefix('=').unwrap_or(text))?;
+    let name = if is_exact { format!("={name}") } else { name };
+    domains.insert(&name).map_err(|_| "is not a domain name")
+}
