@@ -49,6 +49,7 @@
 pub mod conntrack;
 mod desired;
 pub mod link;
+pub mod neighbour;
 pub mod netlink;
 pub mod nft;
 mod plan;
@@ -116,6 +117,15 @@ impl Subnets {
     pub fn new(config: &Config) -> Self {
         Self { ipv4: Subnet::new(config.address.to_ipv6_mapped()), ipv6: config.address6.map(Subnet::new) }
     }
+}
+
+/// Rules that have these networks bypassed.
+#[cfg(test)]
+fn bypassing(mut networks: alloc::vec::Vec<IpNet>) -> alloc::rc::Rc<crate::rules::Rules> {
+    use crate::rules::{Action, Rule, Rules};
+    IpNet::widest(&mut networks);
+    let rule = Rule { networks, action: Action::Direct, ..Rule::default() };
+    alloc::rc::Rc::new(Rules::new(alloc::vec![rule], alloc::vec![]))
 }
 
 const fn family_of(net: IpNet) -> u8 {

@@ -86,16 +86,12 @@ pub struct Config {
     pub auto_route: bool,
     /// Capture these networks.
     pub routes: Vec<IpNet>,
-    /// Never capture these networks.
-    pub bypass: Vec<IpNet>,
     /// Capture what comes from these devices only; empty = from any.
     pub interfaces: Vec<String>,
     /// Capture the machine's own connections, too.
     pub local: bool,
     /// Capture what these clients send only; empty = all.
     pub clients: Vec<IpNet>,
-    /// Never capture what these clients send.
-    pub client_bypass: Vec<IpNet>,
     /// Capture TCP to these ports only, first and last of each range; empty = all.
     pub ports: Vec<(u16, u16)>,
     /// What happens to what clients send to a proxy's own address and port.

@@ -1,9 +1,17 @@
 //! Rules: what becomes of a connection, decided by where it goes and who it is from. The first that matches wins.
 //!
-//! A rule's destinations are domains and networks: one of either will do. It may name ports and clients besides, and then
-//! wants one of each. A connection to a fake address has a name and no address, any other an address and no name.
+//! A rule's destinations are domains and networks: one of either will do. It may name ports, clients and devices besides,
+//! and then wants one of each. A connection to a fake address has a name and no address, any other an address and no name.
+//!
+//! A name that is direct for everybody gets no fake address. Its real ones are [learnt](Rules::learn) from the answer:
+//! connections to them are direct, whatever rules say of addresses, as those to a name would be.
+//!
+//! The same rules are the firewall's ([`nft`](crate::capture::nft)), so that the kernel lets go by itself what is direct.
 
+use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::vec::Vec;
+use core::cell::RefCell;
 use core::fmt;
 use core::net::IpAddr;
 
@@ -16,16 +24,24 @@ pub const MAX_RULES: usize = 1024;
 /// The most domains and networks in all rules.
 pub const MAX_ENTRIES: usize = 200_000;
 
+/// The most addresses of direct names that are kept; the oldest makes room.
+const MAX_LEARNT: usize = 4096;
+
 /// What becomes of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Action {
     /// The proxy with this index in the configuration is asked, and no other.
     Upstream(u8),
     /// It goes to its destination without a proxy.
     Direct,
     /// It is refused.
+    #[default]
     Reject,
 }
+
+/// An Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
 
 /// A rule. An empty list: whatever it is.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -36,10 +52,14 @@ pub struct Rule {
     pub networks: Vec<IpNet>,
     /// First and last of each range of ports.
     pub ports: Vec<(u16, u16)>,
-    /// Who the connection is from.
+    /// Who the connection is from, [widest](IpNet::widest) only...
     pub clients: Vec<IpNet>,
-    /// What becomes of it; `None`: as if the rule weren't there.
-    pub action: Option<Action>,
+    /// ...or which machine.
+    pub macs: Vec<Mac>,
+    /// The devices that it comes in by.
+    pub devices: Vec<String>,
+    /// What becomes of it.
+    pub action: Action,
 }
 
 /// What rules are asked about.
@@ -53,63 +73,147 @@ pub struct Connection<'a> {
     pub port: u16,
     /// Who it is from.
     pub client: IpAddr,
+    /// Where that is, as far as rules [ask](Rules::need_origin).
+    pub origin: &'a Origin,
+}
+
+/// Where a client is.
+#[derive(Default)]
+pub struct Origin {
+    /// Its Ethernet address, if it is a neighbour.
+    pub mac: Option<Mac>,
+    /// The device that it is behind.
+    pub device: Option<String>,
 }
 
 /// All rules, in order.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Rules(Vec<Rule>);
+#[derive(Default)]
+pub struct Rules {
+    list: Vec<Rule>,
+    /// How many of them, the first, come from short forms.
+    shorts: usize,
+    /// Addresses of direct names, the latest last, each with the name [reversed](NameRef::reversed).
+    learnt: RefCell<Vec<(IpAddr, Box<[u8]>)>>,
+}
 
 impl Rules {
-    /// These rules.
-    pub const fn new(rules: Vec<Rule>) -> Self {
-        Self(rules)
+    /// These rules, the first from short forms: direct, and with one kind of condition each.
+    pub fn new(shorts: Vec<Rule>, mut rules: Vec<Rule>) -> Self {
+        let count = shorts.len();
+        let mut list = shorts;
+        list.append(&mut rules);
+        Self { list, shorts: count, learnt: RefCell::default() }
     }
 
     /// What becomes of a connection; `None`: no rule says.
     pub fn decide(&self, connection: Connection<'_>) -> Option<Action> {
+        let Connection { name, address, port, client, origin } = connection;
+        if name.is_none() && self.learnt.borrow().iter().any(|(learnt, _)| *learnt == address) {
+            return Some(Action::Direct);
+        }
         let mut buffer = [0; 255];
-        let name = connection.name.map(|name| name.reversed(&mut buffer));
-        let rule = self.0.iter().find(|rule| {
+        let name = name.map(|name| name.reversed(&mut buffer));
+        let rule = self.list.iter().find(|rule| {
             let is_to = || match name {
                 Some(name) => rule.domains.covers(name),
-                None => is_in(&rule.networks, connection.address),
+                None => is_in(&rule.networks, address),
             };
-            let is_by = |&(first, last): &(u16, u16)| (first..=last).contains(&connection.port);
-            (rule.ports.is_empty() || rule.ports.iter().any(is_by))
-                && (rule.clients.is_empty() || is_in(&rule.clients, connection.client))
-                && (!rule.has_destinations() || is_to())
+            (!rule.has_destinations() || is_to())
+                && (rule.ports.is_empty()
+                    || rule.ports.iter().any(|range| (range.0..=range.1).contains(&port)))
+                && (!rule.has_clients()
+                    || is_in(&rule.clients, client)
+                    || rule.macs.iter().any(|mac| origin.mac == Some(*mac)))
+                && (rule.devices.is_empty()
+                    || rule.devices.iter().any(|it| origin.device.as_ref() == Some(it)))
         })?;
-        rule.action
+        Some(rule.action)
     }
 
     /// Whether connections to a name go there directly, whoever they are from and to which port: then it needs its real
     /// addresses.
     pub fn is_direct(&self, name: NameRef<'_>) -> bool {
-        let mut buffer = [0; 255];
-        let name = name.reversed(&mut buffer);
-        for rule in &self.0 {
+        self.is_direct_reversed(name.reversed(&mut [0; 255]))
+    }
+
+    fn is_direct_reversed(&self, name: &[u8]) -> bool {
+        for rule in &self.list {
             if rule.has_destinations() && !rule.domains.covers(name) {
                 continue;
             }
-            let is_for_all = rule.ports.is_empty() && rule.clients.is_empty();
-            let is_direct = rule.action == Some(Action::Direct);
-            if is_for_all || !is_direct {
+            let is_for_all = rule.is_for_all();
+            if is_for_all || rule.action != Action::Direct {
                 // Without a domain it says nothing about names: those that nobody asked to be direct stay with us.
-                return is_direct && is_for_all && !rule.domains.is_empty();
+                return rule.action == Action::Direct && is_for_all && !rule.domains.is_empty();
             }
         }
         false
     }
 
-    /// Whether there is none.
-    pub const fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Takes an address of a name that [is direct](Self::is_direct).
+    pub fn learn(&self, name: NameRef<'_>, address: IpAddr) {
+        let mut learnt = self.learnt.borrow_mut();
+        learnt.retain(|(old, _)| *old != address);
+        if learnt.len() == MAX_LEARNT {
+            learnt.remove(0);
+        }
+        learnt.push((address, name.reversed(&mut [0; 255]).into()));
+    }
+
+    /// What has been learnt, of all families.
+    pub fn learnt(&self) -> Vec<IpAddr> {
+        self.learnt.borrow().iter().map(|(address, _)| *address).collect()
+    }
+
+    /// Takes over what other rules have learnt of names that are direct by these, too.
+    pub fn inherit(&self, old: &Self) {
+        let kept = old.learnt.borrow();
+        let kept = kept.iter().filter(|(_, name)| self.is_direct_reversed(name));
+        self.learnt.replace(kept.cloned().collect());
+    }
+
+    /// Whether names can be direct.
+    pub fn have_direct_names(&self) -> bool {
+        self.list.iter().any(|rule| rule.action == Action::Direct && !rule.domains.is_empty())
+    }
+
+    /// Whether a decision needs to know where a client is.
+    pub fn need_origin(&self) -> bool {
+        self.list.iter().any(|rule| !rule.macs.is_empty() || !rule.devices.is_empty())
+    }
+
+    /// Those from short forms, which hold without the firewall, too.
+    pub fn short_forms(&self) -> &[Rule] {
+        self.list.get(..self.shorts).unwrap_or_default()
+    }
+
+    /// The rules up to the last that is direct.
+    pub fn up_to_direct(&self) -> &[Rule] {
+        let last = self.list.iter().rposition(|rule| rule.action == Action::Direct);
+        self.list.get(..last.map_or(0, |last| last + 1)).unwrap_or_default()
+    }
+}
+
+/// What they say, not what has been learnt.
+impl PartialEq for Rules {
+    fn eq(&self, other: &Self) -> bool {
+        self.list == other.list
     }
 }
 
 impl Rule {
-    const fn has_destinations(&self) -> bool {
+    /// Whether it names where connections go.
+    pub const fn has_destinations(&self) -> bool {
         !self.domains.is_empty() || !self.networks.is_empty()
+    }
+
+    /// Whether it names who they are from.
+    pub const fn has_clients(&self) -> bool {
+        !self.clients.is_empty() || !self.macs.is_empty()
+    }
+
+    const fn is_for_all(&self) -> bool {
+        self.ports.is_empty() && !self.has_clients() && self.devices.is_empty()
     }
 }
 
@@ -124,7 +228,17 @@ fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
 /// How many there are: they may be long.
 impl fmt::Debug for Rules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Rules({})", self.0.len())
+        write!(f, "Rules({})", self.list.len())
+    }
+}
+
+/// `aa:bb:cc:dd:ee:ff`, as nft has it.
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, byte) in self.0.iter().enumerate() {
+            write!(f, "{}{byte:02x}", if index == 0 { "" } else { ":" })?;
+        }
+        Ok(())
     }
 }
 

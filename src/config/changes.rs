@@ -9,7 +9,7 @@ use super::{Config, OPTIONS};
 /// The options that differ.
 pub struct Changes {
     options: Vec<&'static Spec>,
-    /// The rules do, too.
+    /// The rules do, too, or what is in files.
     rules: bool,
 }
 
@@ -17,10 +17,9 @@ impl Changes {
     /// Compares two configurations.
     pub fn new(old: &Config, new: &Config) -> Self {
         let differs = |spec: &&'static Spec| {
-            old.given.texts(spec) != new.given.texts(spec)
-                // Sections of their own, and what is in files.
-                || spec.name == "upstream" && old.upstreams != new.upstreams
-                || spec.name == "bypass" && old.bypass != new.bypass
+            // Or sections of their own.
+            let differs = spec.name == "upstream" && old.upstreams != new.upstreams;
+            differs || old.given.texts(spec) != new.given.texts(spec)
         };
         Self { options: OPTIONS.iter().filter(differs).collect(), rules: old.rules != new.rules }
     }
@@ -73,7 +72,7 @@ mod tests {
         let both = "option mtu 1400\noption connect early";
         assert_eq!(changes("", both), "changed mtu, connect; restarting");
         let [one, two] = ["list bypass 10.0.0.0/8", "list bypass 10.0.0.0/8\nlist bypass 11.0.0.0/8"];
-        assert_eq!(changes(one, two), "changed bypass; connections go on");
+        assert_eq!(changes(one, two), "changed bypass, rules; connections go on");
         let other = "option upstream http://u:swordfish@a:1";
         assert_eq!(changes("", other), "changed upstream; connections go on");
         let section = "config upstream a\noption host a\noption username u\noption password ";

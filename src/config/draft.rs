@@ -7,6 +7,7 @@ use super::Config;
 use super::host::Host;
 use super::rule::RuleDraft;
 use crate::http::login::AuthChoice;
+use crate::rules::Rule;
 
 /// A configuration in the making. Complete once values and defaults are stored: its own `Default` means nothing.
 #[derive(Default)]
@@ -15,6 +16,8 @@ pub struct Draft {
     pub config: Config,
     /// `option ipv6`.
     pub ipv6: bool,
+    /// Rules in short forms: `bypass`, `client_bypass` and `direct_domain`.
+    pub shorts: [Rule; 3],
     /// `list bypass_file`.
     pub bypass_files: Vec<String>,
     /// The section `config upstream` being read.

@@ -17,7 +17,7 @@ use super::given::Given;
 use super::options::Spec;
 use super::rule::{self, RuleDraft};
 use super::sections::{Sections, UpstreamSection};
-use super::{DnsMode, PathChoice, table, values};
+use super::{DnsMode, PathChoice, UpstreamConfig, table, values};
 use crate::net::IpNet;
 use crate::rules::{Action, MAX_ENTRIES, MAX_RULES, Rule, Rules};
 use crate::upstream::choice::MAX_PROXIES;
@@ -150,7 +150,7 @@ impl Reading {
         };
         let added = text.map_err(|error| format!("{path}: {error}")).and_then(|text| match rule {
             None => values::lines(path, text, &mut |line| {
-                self.draft.config.bypass.push(values::cidr(line)?);
+                self.draft.shorts[0].networks.push(values::cidr(line)?);
                 Ok(())
             }),
             Some((rule, is_domains)) => values::lines(path, text, &mut |line| {
@@ -179,9 +179,14 @@ impl Reading {
             self.draft.config.upstreams.extend(upstream.filter(|_| in_file));
         }
         without_ipv6(&mut self.draft, has_ipv6);
-        let config = &mut self.draft.config;
+        let Draft { config, shorts, .. } = &mut self.draft;
         check(&self.main, config)?;
-        config.rules = Rc::new(rules(self.rules, config)?);
+        if config.dns.direct_servers.is_empty() && !shorts[2].domains.is_empty() {
+            return Err((self.main.origin("direct_domain"), ConfigErrorKind::NoDirectServer));
+        }
+        let mut list = Vec::new();
+        add_rules(&mut list, self.rules, config, Some(&config.upstreams))?;
+        config.rules = all_rules(shorts, list);
         self.draft.config.given = self.main;
         Ok(self.draft.config)
     }
@@ -189,6 +194,11 @@ impl Reading {
     /// The values of the main section that are right, unchecked against each other.
     pub fn finish_lenient(mut self, has_ipv6: bool) -> Config {
         without_ipv6(&mut self.draft, has_ipv6);
+        let Draft { config, shorts, .. } = &mut self.draft;
+        let mut list = Vec::new();
+        // Those behind one that is wrong might let go what that would not have.
+        _ = add_rules(&mut list, self.rules, config, None);
+        config.rules = all_rules(shorts, list);
         self.draft.config.given = self.main;
         self.draft.config
     }
@@ -200,7 +210,7 @@ fn without_ipv6(draft: &mut Draft, has_ipv6: bool) {
         draft.config.address6 = None;
         draft.config.dns.fakeip_range6 = None;
         draft.config.routes.retain(|net| matches!(net, IpNet::V4(_)));
-        draft.config.bypass.retain(|net| matches!(net, IpNet::V4(_)));
+        draft.shorts[0].networks.retain(|net| matches!(net, IpNet::V4(_)));
     }
 }
 
@@ -243,26 +253,42 @@ fn check_upstreams(main: &Given, config: &Config) -> Result<(), Fault> {
     }
 }
 
-fn rules(drafts: Vec<RuleDraft>, config: &Config) -> Result<Rules, Fault> {
+/// All rules, those in short forms first.
+fn all_rules(shorts: &mut [Rule; 3], rules: Vec<Rule>) -> Rc<Rules> {
+    let mut used = Vec::new();
+    for short in shorts {
+        if short.has_destinations() || short.has_clients() {
+            used.push(rule::sealed(mem::take(short), Action::Direct));
+        }
+    }
+    Rc::new(Rules::new(used, rules))
+}
+
+/// Adds the rules up to one that is wrong.
+fn add_rules(
+    rules: &mut Vec<Rule>,
+    drafts: Vec<RuleDraft>,
+    config: &Config,
+    upstreams: Option<&[UpstreamConfig]>,
+) -> Result<(), Fault> {
     if drafts.len() > MAX_RULES {
         return Err((Origin::Everywhere, ConfigErrorKind::Rule("more than 1024 sections")));
     }
-    let mut rules: Vec<Rule> = Vec::with_capacity(drafts.len());
     for draft in drafts {
-        rules.extend(draft.resolve(&config.upstreams, config.dns.mode == DnsMode::FakeIp)?);
+        let at = draft.at;
+        let Some(rule) = draft.resolve(upstreams, config.dns.mode == DnsMode::FakeIp)? else { continue };
+        let is_direct = rule.action == Action::Direct;
+        if is_direct && !rule.domains.is_empty() && config.dns.direct_servers.is_empty() {
+            let lacks = ConfigErrorKind::Rule("direct domains need a direct_server");
+            return Err((at.map_or(Origin::Everywhere, Origin::File), lacks));
+        }
+        rules.push(rule);
     }
-    let is_direct = |rule: &Rule| rule.action == Some(Action::Direct) && !rule.domains.is_empty();
-    if config.dns.direct_servers.is_empty() && rules.iter().any(is_direct) {
-        return Err((Origin::Everywhere, ConfigErrorKind::Rule("direct domains need a direct_server")));
-    }
-    Ok(Rules::new(rules))
+    Ok(())
 }
 
 fn check_dns(main: &Given, config: &mut Config) -> Result<(), Fault> {
     let dns = &mut config.dns;
-    if !dns.direct_domains.is_empty() && dns.direct_servers.is_empty() {
-        return Err((main.origin("direct_domain"), ConfigErrorKind::NoDirectServer));
-    }
     let own = [Some(IpNet::V4(config.address)), config.address6.map(IpNet::V6)];
     for range in dns.fake_ranges() {
         let (option, other) = match range {

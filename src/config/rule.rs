@@ -9,7 +9,7 @@ use super::uci::Position;
 use super::{UpstreamConfig, values};
 use crate::dns::Domains;
 use crate::net::IpNet;
-use crate::rules::{Action, Rule};
+use crate::rules::{Action, Mac, Rule};
 
 /// A rule in the making.
 #[derive(Default)]
@@ -35,13 +35,18 @@ pub struct RuleDraft {
 }
 
 impl RuleDraft {
-    /// Makes it a rule; `None` if it is disabled, or has nothing to match.
-    pub fn resolve(mut self, upstreams: &[UpstreamConfig], has_names: bool) -> Result<Option<Rule>, Fault> {
+    /// Makes it a rule; `None` if it is disabled, or has nothing to match. Without `upstreams`, any name will do.
+    pub fn resolve(
+        self,
+        upstreams: Option<&[UpstreamConfig]>,
+        has_names: bool,
+    ) -> Result<Option<Rule>, Fault> {
         let at = self.at.map_or(Origin::Everywhere, Origin::File);
         let wrong = |what| Err((at, ConfigErrorKind::Rule(what)));
         let action = match (&self.upstream, self.direct, self.reject) {
             (Some(name), false, false) => {
-                match upstreams.iter().position(|upstream| upstream.name == *name) {
+                let is_named = |upstream: &UpstreamConfig| upstream.name == *name;
+                match upstreams.map_or(Some(0), |upstreams| upstreams.iter().position(is_named)) {
                     Some(index) => Action::Upstream(index as u8),
                     None if !self.enabled => return Ok(None),
                     None => return Err((at, ConfigErrorKind::RuleUpstream(name.clone()))),
@@ -54,20 +59,38 @@ impl RuleDraft {
         if !has_names && self.enabled && (self.has_domain_file || !self.rule.domains.is_empty()) {
             return wrong("domains need dns 'fakeip'");
         }
-        let rule = &mut self.rule;
-        let is_empty = self.has_files && rule.domains.is_empty() && rule.networks.is_empty();
-        rule.domains.seal();
-        IpNet::widest(&mut rule.networks);
-        IpNet::widest(&mut rule.clients);
-        rule.networks.shrink_to_fit();
-        rule.action = Some(action);
-        Ok(Some(self.rule).filter(|_| self.enabled && !is_empty))
+        let is_empty = self.has_files && !self.rule.has_destinations();
+        Ok((self.enabled && !is_empty).then(|| sealed(self.rule, action)))
     }
 
     /// How many domains and networks there are by now.
     pub const fn len(&self) -> usize {
         self.rule.domains.len() + self.rule.networks.len()
     }
+}
+
+/// Puts what a rule has in order.
+pub fn sealed(mut rule: Rule, action: Action) -> Rule {
+    rule.domains.seal();
+    IpNet::widest(&mut rule.networks);
+    IpNet::widest(&mut rule.clients);
+    rule.networks.shrink_to_fit();
+    Rule { action, ..rule }
+}
+
+/// Adds a client: a network, or an Ethernet address.
+pub fn client(text: &str, rule: &mut Rule) -> Result<(), &'static str> {
+    let mut mac = [0; 6];
+    let mut rest = text.split(':');
+    let is_mac = mac.iter_mut().all(|byte| {
+        let part = rest.next().filter(|part| part.len() == 2 && !part.starts_with('+'));
+        part.and_then(|part| u8::from_str_radix(part, 16).ok()).map(|value| *byte = value).is_some()
+    });
+    match is_mac && rest.next().is_none() {
+        true => rule.macs.push(Mac(mac)),
+        false => rule.clients.push(values::clients(text)?),
+    }
+    Ok(())
 }
 
 /// Adds a domain, or a `=` and a name.

@@ -87,6 +87,8 @@ pub struct Upstreams {
     rules: Rc<Rules>,
     /// Of direct connections' names.
     resolver: Rc<Resolver>,
+    /// The TUN's addresses: what comes from these does not get out.
+    own: [Option<IpAddr>; 2],
     mark: u32,
     keepalive: u32,
     connect_timeout: Duration,
@@ -115,7 +117,11 @@ impl Upstreams {
             )),
             epoch: Instant::now(),
             rules: Rc::clone(&config.rules),
-            resolver,
+            resolver: match config.dns.direct_servers.is_empty() {
+                true => resolver,
+                false => Rc::new(Resolver::new(&config.dns.direct_servers, mark)),
+            },
+            own: [Some(config.address.addr.into()), config.address6.map(|net| net.addr.into())],
             worked: RefCell::default(),
             proxies,
             mark,
@@ -132,6 +138,7 @@ impl Upstreams {
         self.worked = old.worked.take().into();
         let (choice, old_choice) = (self.choice.get_mut(), old.choice.borrow());
         choice.inherit(&old_choice);
+        self.rules.inherit(&old.rules);
         for (index, proxy) in self.proxies.iter_mut().enumerate() {
             let old_index = old.proxies.iter().position(|old| old.account.name == proxy.account.name);
             if let Some(old_index) = old_index
@@ -169,9 +176,10 @@ impl Upstreams {
         }
         let only = match action {
             Some(Action::Upstream(index)) => Some(usize::from(index)),
-            Some(Action::Direct) => {
-                return Box::pin(self.connect_directly(target)).await;
-            }
+            Some(Action::Direct) => match Box::pin(self.connect_directly(target)).await {
+                Some(result) => return result,
+                None => None,
+            },
             Some(Action::Reject) => return Err(Failure::Refused { status: 502 }),
             None => None,
         };

@@ -9,35 +9,58 @@ use proptest::prelude::*;
 use super::*;
 use crate::dns::Name;
 
-/// A rule as the model has it: plain lists of domains, networks, ports and clients.
-type Plain = (Vec<String>, Vec<IpNet>, Vec<(u16, u16)>, Vec<IpNet>, Action);
+/// A rule as the model has it: plain lists of domains, networks, ports, clients, and the last bytes of MAC addresses and
+/// of devices' names.
+type Plain = (Vec<String>, Vec<IpNet>, Vec<(u16, u16)>, Vec<IpNet>, Vec<u8>, Vec<u8>, Action);
 
-fn rule((domains, networks, ports, clients, action): &Plain) -> Rule {
+fn rule((domains, networks, ports, clients, macs, devices, action): &Plain) -> Rule {
     let (mut networks, mut clients) = (networks.clone(), clients.clone());
     IpNet::widest(&mut networks);
     IpNet::widest(&mut clients);
-    let domains = Domains::new(domains).unwrap();
-    Rule { domains, networks, ports: ports.clone(), clients, action: Some(*action) }
+    Rule {
+        domains: Domains::new(domains).unwrap(),
+        networks,
+        ports: ports.clone(),
+        clients,
+        macs: macs.iter().map(|&last| mac(last)).collect(),
+        devices: devices.iter().map(|&last| device(last)).collect(),
+        action: *action,
+    }
 }
 
+fn mac(last: u8) -> Mac {
+    Mac([2, 0, 0, 0, 0, last])
+}
+
+fn device(last: u8) -> String {
+    format!("lan{last}")
+}
+
+/// Who a connection is from.
+type From = (IpAddr, Option<u8>, Option<u8>);
+
 /// What one who reads the rules from the top would say.
-fn model(rules: &[Plain], name: Option<&str>, address: IpAddr, port: u16, client: IpAddr) -> Option<Action> {
+fn model(rules: &[Plain], name: Option<&str>, address: IpAddr, port: u16, from: From) -> Option<Action> {
+    let (client, mac, device) = from;
     let one = |address: IpAddr| IpNet::new(address, if address.is_ipv4() { 32 } else { 128 });
     let is_in = |nets: &[IpNet], address| nets.iter().any(|net| net.contains(one(address)));
     let is_named = |domain: &String, name: &str| match domain.strip_prefix('=') {
         Some(domain) => domain == name,
         None => domain == name || name.ends_with(&format!(".{domain}")),
     };
-    let matching = rules.iter().find(|(domains, nets, ports, clients, _)| {
+    let matching = rules.iter().find(|(domains, nets, ports, clients, macs, devices, _)| {
         let is_to = match name {
             Some(name) => domains.iter().any(|domain| is_named(domain, name)),
             None => is_in(nets, address),
         };
         (is_to || domains.is_empty() && nets.is_empty())
             && (ports.is_empty() || ports.iter().any(|range| range.0 <= port && port <= range.1))
-            && (clients.is_empty() || is_in(clients, client))
+            && (clients.is_empty() && macs.is_empty()
+                || is_in(clients, client)
+                || macs.iter().any(|it| Some(*it) == mac))
+            && (devices.is_empty() || devices.iter().any(|it| Some(*it) == device))
     });
-    matching.map(|rule| rule.4)
+    matching.map(|rule| rule.6)
 }
 
 fn some_address() -> impl Strategy<Value = IpAddr> {
@@ -62,6 +85,8 @@ fn some_rule() -> impl Strategy<Value = Plain> {
         list(some_net(), 0..3),
         list(range, 0..2),
         list(some_net(), 0..3),
+        list(0u8..3, 0..2),
+        list(0u8..3, 0..2),
         action,
     )
 }
@@ -73,33 +98,64 @@ proptest! {
         name in proptest::option::of("[ab](\\.[ab]){0,3}"),
         address in some_address(),
         port in 1u16..8,
-        client in some_address(),
+        from in (some_address(), proptest::option::of(0u8..3), proptest::option::of(0u8..3)),
     ) {
-        let rules = Rules::new(plain.iter().map(rule).collect());
+        let rules = Rules::new(vec![], plain.iter().map(rule).collect());
         let wire = name.as_deref().map(|name| Name::new(name).unwrap());
-        let connection = Connection { name: wire.as_ref().map(Name::as_ref), address, port, client };
-        let expected = model(&plain, name.as_deref(), address, port, client);
+        let origin = Origin { mac: from.1.map(mac), device: from.2.map(device) };
+        let name_ref = wire.as_ref().map(Name::as_ref);
+        let connection = Connection { name: name_ref, address, port, client: from.0, origin: &origin };
+        let expected = model(&plain, name.as_deref(), address, port, from);
         prop_assert_eq!(rules.decide(connection), expected);
         if let Some(wire) = &wire && rules.is_direct(wire.as_ref()) {
             prop_assert_eq!(expected, Some(Action::Direct), "whoever asks, and whatever for");
+            rules.learn(wire.as_ref(), address);
+            prop_assert_eq!(rules.decide(Connection { name: None, ..connection }), expected);
         }
     }
 }
 
 #[test]
 fn a_domain_is_direct_if_it_is_so_for_all() {
-    let domain = || vec![String::from("a.example")];
-    let is_direct = |rules: &[Plain]| {
-        Rules::new(rules.iter().map(rule).collect()).is_direct(Name::new("x.a.example").unwrap().as_ref())
+    let domain = || Domains::new(&[String::from("a.example")]).unwrap();
+    let is_direct = |rules: &[Rule]| {
+        Rules::new(vec![], rules.to_vec()).is_direct(Name::new("x.a.example").unwrap().as_ref())
     };
-    let client = || vec![IpNet::parse("10.0.0.7").unwrap()];
-    let direct = (domain(), vec![], vec![], vec![], Action::Direct);
+    let clients = || vec![IpNet::parse("10.0.0.7").unwrap()];
+    let direct = Rule { domains: domain(), action: Action::Direct, ..Rule::default() };
+    let of_port = Rule { ports: vec![(80, 80)], ..direct.clone() };
     assert!(is_direct(std::slice::from_ref(&direct)));
-    assert!(!is_direct(&[(domain(), vec![], vec![(80, 80)], vec![], Action::Direct)]));
-    assert!(is_direct(&[(domain(), vec![], vec![(80, 80)], vec![], Action::Direct), direct.clone()]));
-    assert!(!is_direct(&[(vec![], vec![], vec![], client(), Action::Upstream(0)), direct.clone()]));
-    assert!(is_direct(&[(vec![], client(), vec![], vec![], Action::Upstream(0)), direct]));
-    assert!(!is_direct(&[(vec![], vec![], vec![], vec![], Action::Direct)]), "no domain");
+    assert!(!is_direct(std::slice::from_ref(&of_port)));
+    assert!(!is_direct(&[Rule { macs: vec![mac(1)], ..direct.clone() }]));
+    assert!(!is_direct(&[Rule { devices: vec![device(1)], ..direct.clone() }]));
+    assert!(is_direct(&[of_port, direct.clone()]));
+    let other = Rule { clients: clients(), action: Action::Upstream(0), ..Rule::default() };
+    assert!(!is_direct(&[other, direct.clone()]));
+    let other = Rule { networks: clients(), action: Action::Upstream(0), ..Rule::default() };
+    assert!(is_direct(&[other, direct]));
+    assert!(!is_direct(&[Rule { action: Action::Direct, ..Rule::default() }]), "no domain");
+}
+
+#[test]
+fn addresses_of_direct_names_are_learnt() {
+    let of = |domain: &str| {
+        let domains = Domains::new(&[String::from(domain)]).unwrap();
+        Rules::new(vec![], vec![Rule { domains, action: Action::Direct, ..Rule::default() }])
+    };
+    let old = of("example");
+    let name = |text: &str| Name::new(text).unwrap();
+    let address = |number: u32| IpAddr::V4(number.into());
+    for number in 0..=MAX_LEARNT as u32 {
+        old.learn(name("www.a.example").as_ref(), address(number));
+    }
+    old.learn(name("www.b.example").as_ref(), address(1));
+    assert_eq!(old.learnt().len(), MAX_LEARNT);
+    assert!(!old.learnt().contains(&address(0)), "the oldest makes room");
+    assert_eq!(old.learnt().last(), Some(&address(1)), "known, and the latest by now");
+    let new = of("b.example");
+    new.inherit(&old);
+    assert_eq!(new.learnt(), [address(1)], "the other name is not direct any more");
+    assert!(old == of("example"), "what is learnt is no other rule");
 }
 
 /// `cargo test --release measure_ -- --ignored --nocapture`
@@ -122,20 +178,22 @@ fn measure_rules() {
         networks: vec![IpNet::new(IpAddr::V4((10 << 24 | index << 8).into()), 24)],
         ports: vec![(443, 443)],
         clients: vec![IpNet::parse("192.168.0.0/16").unwrap()],
-        action: Some(Action::Direct),
+        action: Action::Direct,
+        ..Rule::default()
     };
-    let rules = Rules::new((0..1024).map(rule).collect());
+    let rules = Rules::new(vec![], (0..1024).map(rule).collect());
     let name = Name::new("www.elsewhere.example").unwrap();
     for name in [Some(name.as_ref()), None] {
         let [address, client] = ["1.2.3.4", "192.168.1.7"].map(|text| text.parse().unwrap());
         let begun = Instant::now();
         for _ in 0..1000 {
-            let connection = Connection { name, address, port: 443, client };
+            let origin = &Origin::default();
+            let connection = Connection { name, address, port: 443, client, origin };
             assert_eq!(std::hint::black_box(&rules).decide(connection), None);
         }
         eprintln!("1024 rules, named {}: {:?}", name.is_some(), begun.elapsed() / 1000);
     }
-    let big = Rules::new(vec![Rule { domains: set, action: Some(Action::Reject), ..Rule::default() }]);
+    let big = Rules::new(vec![], vec![Rule { domains: set, action: Action::Reject, ..Rule::default() }]);
     let begun = Instant::now();
     for _ in 0..1000 {
         assert!(!std::hint::black_box(&big).is_direct(name.as_ref()));

@@ -5,9 +5,10 @@ use std::{format, vec};
 
 use super::*;
 use crate::config::{ConnectMode, DnsMode, Host, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, Shell};
+use crate::dns::Domains;
 use crate::http::connect::Request;
 use crate::http::login::AuthChoice;
-use crate::rules::{Action, Connection};
+use crate::rules::{Action, Connection, Origin};
 
 const UPSTREAM: &str = "config tcp-over-http 'main'\n\tlist upstream 'http://192.0.2.1:3128'\n";
 
@@ -37,7 +38,7 @@ fn an_upstream_is_enough() {
     assert_eq!(config.connect_timeout, Duration::from_secs(5));
     assert_eq!(config.reply_timeout, Duration::from_secs(30));
     assert_eq!(config.keepalive, 60);
-    assert!(!config.auto_route && config.routes.is_empty() && config.bypass.is_empty());
+    assert!(!config.auto_route && config.routes.is_empty() && config.rules.up_to_direct().is_empty());
     assert_eq!((config.non_tcp, config.on_failure), (NonTcp::Direct, OnFailure::Block));
     assert_eq!((config.table, config.mark, config.rule_priority), (7480, 0x7400_0000, 900));
     assert_eq!(config.drain_timeout, Duration::from_secs(3));
@@ -48,7 +49,7 @@ fn an_upstream_is_enough() {
     let dns = &config.dns;
     assert_eq!((dns.mode, dns.port, dns.hijack), (DnsMode::Off, 5453, true));
     assert_eq!(texts(&dns.servers), ["1.1.1.1:53", "9.9.9.9:53"]);
-    assert!(dns.direct_domains.is_empty() && dns.direct_servers.is_empty());
+    assert!(dns.direct_servers.is_empty());
     assert_eq!(dns.fakeip_range.to_string(), "198.18.0.0/15");
     assert_eq!(dns.fakeip_range6.unwrap().to_string(), "2001:2::/64");
     assert_eq!((dns.fakeip_names, dns.fakeip_file.as_str()), (2048, "/var/run/tcp-over-http.names"));
@@ -71,14 +72,15 @@ fn a_file_says_everything() {
     assert_eq!(config.keepalive, 0);
     assert!(config.auto_route);
     assert_eq!(texts(&config.routes), ["203.0.113.0/24", "198.51.100.7/32"]);
-    assert_eq!(texts(&config.bypass), ["10.0.0.0/8"]);
+    let [bypass, client_bypass, direct, ..] = config.rules.up_to_direct() else { unreachable!() };
+    assert_eq!(texts(&bypass.networks), ["10.0.0.0/8"]);
     assert_eq!((config.non_tcp, config.on_failure), (NonTcp::Reject, OnFailure::Direct));
     assert_eq!((config.path, config.quic, config.local), (PathChoice::Relay, Quic::Direct, false));
     assert_eq!(
         (texts(&config.interfaces), texts(&config.clients)),
         (vec!["br-lan".to_owned()], vec!["192.168.1.0/24".to_owned()])
     );
-    assert_eq!(texts(&config.client_bypass), ["192.168.1.9/32"]);
+    assert_eq!(texts(&client_bypass.clients), ["192.168.1.9/32"]);
     assert_eq!(config.ports, [(80, 80), (8000, 8999)]);
     assert_eq!((config.status_socket.as_str(), config.dns.domains.len()), ("/tmp/status", 1));
     assert_eq!((config.table, config.mark, config.rule_priority), (100, 0x0100_0000, 1));
@@ -90,7 +92,7 @@ fn a_file_says_everything() {
     let dns = &config.dns;
     assert_eq!((dns.mode, dns.port, dns.hijack), (DnsMode::FakeIp, 5300, false));
     assert_eq!(texts(&dns.servers), ["192.0.2.53:53", "[2001:db8::53]:5353"]);
-    assert_eq!(dns.direct_domains, ["lan", "corp.example"]);
+    assert!(direct.domains == Domains::new(&["lan".to_owned(), "corp.example".to_owned()]).unwrap());
     assert_eq!(texts(&dns.direct_servers), ["10.0.0.53:53"]);
     assert_eq!(texts(&dns.fake_ranges().collect::<Vec<_>>()), ["10.64.0.0/12"], "ipv6 '0'");
     assert_eq!((dns.fakeip_names, dns.fakeip_file.as_str()), (32768, "/etc/names"));
@@ -357,7 +359,7 @@ fn files_of_networks() {
         reading.add_file(&files[0], text);
         let config = reading.finish(true);
         config
-            .map(|config| texts(&config.bypass))
+            .map(|config| texts(&config.rules.up_to_direct()[0].networks))
             .map_err(|fault| ConfigError::new("FILE", fault).to_string())
     };
     let text = b"# a list\n192.0.2.0/24 # one\r\n\n  198.51.100.7\n2001:db8::/32\n203.0.113.0/24";
@@ -385,7 +387,7 @@ fn a_byte_order_mark_is_no_text() {
     };
     assert!(of(file).unwrap_err().starts_with("FILE:4:9: "), "{:?}", of(file));
     assert_eq!(
-        of(&file.replace("\toption nix 1", "")).unwrap().bypass,
+        of(&file.replace("\toption nix 1", "")).unwrap().rules.up_to_direct()[0].networks,
         [IpNet::parse("192.0.2.0/24").unwrap()]
     );
     let error = of(&file.replace("config", "\u{feff}config")).unwrap_err();
@@ -414,7 +416,7 @@ fn rules_are_read() {
     const NAMES: &str = "option dns fakeip";
     let at = |config: Config, address: &str, port| {
         let [address, client] = [address, "192.168.1.7"].map(|text| text.parse().unwrap());
-        config.rules.decide(Connection { name: None, address, port, client })
+        config.rules.decide(Connection { name: None, address, port, client, origin: &Origin::default() })
     };
     let config = |section: &str| read("", section, b"192.0.2.0/24\n192.0.2.7 # one of them\n").unwrap();
     let corp = "list dest 10.0.0.0/8\noption upstream corp\nlist port 80-90";

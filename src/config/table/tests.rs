@@ -121,6 +121,7 @@ fn the_file_of_the_package_is_short_and_valid() {
     assert!(shipped.contains("\toption enabled '0'\n"));
 
     let config = Config::from_uci(&shipped.replace("\t#", "\t").replace("\t ", "\t# ")).unwrap();
-    let auto = config.auto_route && config.bypass.len() == 6;
-    assert!(auto && config.upstreams.len() == 1 && config.dns.direct_domains == ["pool.ntp.org"]);
+    let [bypass, direct] = config.rules.up_to_direct() else { unreachable!() };
+    assert!(config.auto_route && bypass.networks.len() == 6);
+    assert!(config.upstreams.len() == 1 && direct.domains.len() == 1);
 }

@@ -69,7 +69,10 @@ fn flags() {
     assert_eq!(config(&["--listen-port", "1"]).listen_port, 1);
     assert_eq!(config(&["--listen-port=1"]).listen_port, 1);
     assert_eq!(config(&["--listen-port=1", "--listen-port", "2"]).listen_port, 2);
-    assert_eq!(config(&["--bypass=10.0.0.0/8", "--bypass", "::/0"]).bypass.len(), 2);
+    assert_eq!(
+        config(&["--bypass=10.0.0.0/8", "--bypass", "::/0"]).rules.up_to_direct()[0].networks.len(),
+        2
+    );
     assert!(config(&["--auto-route"]).auto_route);
     assert!(config(&["--auto-route", "--mtu", "1400"]).auto_route);
     assert!(config(&["--auto-route", "1"]).auto_route);

@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
 use tcp_over_http::config::ConnectMode;
-use tcp_over_http::dns::{Name, PORT};
+use tcp_over_http::dns::PORT;
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::net::ClientKey;
 use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{Tuple, vnet};
-use tcp_over_http::rules::{Action, Connection};
+use tcp_over_http::rules::Action;
 use tcp_over_http::time::Instant;
 
 use super::Gateway;
@@ -64,13 +64,7 @@ impl Gateway {
             }
             Some(Meaning::Address) | None => None,
         };
-        let wire = name.as_ref().and_then(|name| Name::new(name).ok());
-        let action = upstreams.rules().decide(Connection {
-            name: wire.as_ref().map(Name::as_ref),
-            address: target.ip(),
-            port: target.port(),
-            client: tuple.source.to_canonical(),
-        });
+        let action = upstreams.decide(name.as_deref(), target, tuple.source.to_canonical());
         if is_rejected || action == Some(Action::Reject) {
             self.count_refused(slot);
             self.rewriter.borrow_mut().remove(slot, now);
