@@ -125,7 +125,9 @@ fn bypassing(mut networks: alloc::vec::Vec<IpNet>) -> alloc::rc::Rc<crate::rules
     use crate::rules::{Action, Rule, Rules};
     IpNet::widest(&mut networks);
     let rule = Rule { networks, action: Action::Direct, ..Rule::default() };
-    alloc::rc::Rc::new(Rules::new(alloc::vec![rule], alloc::vec![]))
+    let mut rules = Rules::default();
+    rules.push(rule, true);
+    alloc::rc::Rc::new(rules)
 }
 
 const fn family_of(net: IpNet) -> u8 {

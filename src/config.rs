@@ -35,7 +35,7 @@ pub use export::{Json, Shell};
 pub use given::Given;
 pub use host::Host;
 pub use options::{Spec, Unit, ValueType};
-pub use reading::{ListFile, Overrides, Reading};
+pub use reading::{Overrides, Reading};
 pub use table::{MAIN as OPTIONS, RULE as RULE_OPTIONS, UPSTREAM as UPSTREAM_OPTIONS};
 pub use upstream::UpstreamConfig;
 

@@ -97,12 +97,10 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// These rules, the first from short forms: direct, and with one kind of condition each.
-    pub fn new(shorts: Vec<Rule>, mut rules: Vec<Rule>) -> Self {
-        let count = shorts.len();
-        let mut list = shorts;
-        list.append(&mut rules);
-        Self { list, shorts: count, learnt: RefCell::default() }
+    /// Adds a rule behind the others; those from short forms come first.
+    pub fn push(&mut self, rule: Rule, is_short: bool) {
+        self.list.push(rule);
+        self.shorts += usize::from(is_short);
     }
 
     /// What becomes of a connection; `None`: no rule says.

@@ -7,7 +7,9 @@ use super::Config;
 use super::host::Host;
 use super::rule::RuleDraft;
 use crate::http::login::AuthChoice;
-use crate::rules::Rule;
+
+/// How many short forms of rules there are.
+pub const SHORTS: usize = 3;
 
 /// A configuration in the making. Complete once values and defaults are stored: its own `Default` means nothing.
 #[derive(Default)]
@@ -17,9 +19,7 @@ pub struct Draft {
     /// `option ipv6`.
     pub ipv6: bool,
     /// Rules in short forms: `bypass`, `client_bypass` and `direct_domain`.
-    pub shorts: [Rule; 3],
-    /// `list bypass_file`.
-    pub bypass_files: Vec<String>,
+    pub shorts: [RuleDraft; SHORTS],
     /// The section `config upstream` being read.
     pub upstream: UpstreamDraft,
     /// The section `config rule` being read.

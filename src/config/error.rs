@@ -19,9 +19,10 @@ pub struct ConfigError {
 }
 
 /// Where a value comes from, or an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
     /// No one place.
+    #[default]
     Everywhere,
     /// The table of options.
     Default,

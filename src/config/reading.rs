@@ -11,16 +11,19 @@ use alloc::vec::Vec;
 use core::mem;
 
 use super::Config;
-use super::draft::Draft;
+use super::draft::{Draft, SHORTS};
 use super::error::{ConfigError, ConfigErrorKind, Fault, Origin};
 use super::given::Given;
 use super::options::Spec;
 use super::rule::{self, RuleDraft};
-use super::sections::{Sections, UpstreamSection};
+use super::sections::{Section, Sections};
 use super::{DnsMode, PathChoice, UpstreamConfig, table, values};
 use crate::net::IpNet;
-use crate::rules::{Action, MAX_ENTRIES, MAX_RULES, Rule, Rules};
+use crate::rules::{Action, MAX_ENTRIES, MAX_RULES, Rules};
 use crate::upstream::choice::MAX_PROXIES;
+
+/// An option of each short form, for what is wrong with it.
+const SHORT_ORIGINS: [&str; SHORTS] = ["bypass_file", "client_bypass", "direct_domain"];
 
 /// The least time between two probes of one proxy, in ms.
 const MIN_PROBE_INTERVAL: u32 = 30_000;
@@ -84,18 +87,10 @@ impl Overrides {
     }
 }
 
-/// A file that the configuration names, to be read line by line.
-pub struct ListFile {
-    /// Where it is.
-    pub path: String,
-    /// The rule that it is a part of, by place, and whether it has domains; `None`: `bypass_file`.
-    rule: Option<(usize, bool)>,
-}
-
 /// A configuration whose values have been read; the files that it names have not.
 pub struct Reading {
     main: Given,
-    upstreams: Vec<UpstreamSection>,
+    upstreams: Vec<Section>,
     rules: Vec<RuleDraft>,
     draft: Draft,
     /// What was wrong first.
@@ -116,53 +111,48 @@ impl Reading {
         let mut draft = Draft::default();
         let stored = main.store(table::MAIN, &mut draft);
         let mut result = read.and(stored);
-        let mut rules = Vec::with_capacity(sections.len());
+        let mut rules = Vec::with_capacity(SHORTS + sections.len());
+        for (mut short, option) in mem::take(&mut draft.shorts).into_iter().zip(SHORT_ORIGINS) {
+            short.at = main.origin(option);
+            rules.push(short);
+        }
         for mut section in sections {
             result = result.and(section.given.store(table::RULE, &mut draft));
-            rules.push(RuleDraft { at: Some(section.at), ..mem::take(&mut draft.rule) });
+            draft.rule.at = Origin::File(section.at);
+            rules.push(mem::take(&mut draft.rule));
         }
         Self { main, upstreams, rules, draft, result }
     }
 
-    /// The files that have yet to be [added](Self::add_file).
-    pub fn take_files(&mut self) -> Vec<ListFile> {
-        let bypass = mem::take(&mut self.draft.bypass_files).into_iter();
-        let mut files: Vec<_> = bypass.map(|path| ListFile { path, rule: None }).collect();
-        for (index, rule) in self.rules.iter_mut().enumerate().filter(|(_, rule)| rule.enabled) {
-            for (path, is_domains) in mem::take(&mut rule.files) {
-                rule.has_files = true;
-                rule.has_domain_file |= is_domains;
-                files.push(ListFile { path, rule: Some((index, is_domains)) });
+    /// Has the files that it names read, each up to a line that is wrong.
+    pub fn read_files(&mut self, read: &dyn Fn(&str) -> Result<Vec<u8>, String>) {
+        let mut left = MAX_ENTRIES;
+        for (index, draft) in self.rules.iter_mut().enumerate() {
+            if index >= SHORTS && !draft.enabled {
+                continue;
             }
-        }
-        files
-    }
-
-    /// Adds what is in a file up to a line that is wrong, or takes the error why it could not be read.
-    pub fn add_file(&mut self, file: &ListFile, text: Result<&[u8], String>) {
-        let path = file.path.as_str();
-        let mut left = MAX_ENTRIES.saturating_sub(self.rules.iter().map(RuleDraft::len).sum());
-        let rule = file.rule.and_then(|(index, is_domains)| Some((self.rules.get_mut(index)?, is_domains)));
-        let (option, origin) = match &rule {
-            None => ("bypass_file", self.main.origin("bypass_file")),
-            Some((rule, true)) => ("domain_file", rule.at.map_or(Origin::Everywhere, Origin::File)),
-            Some((rule, false)) => ("dest_file", rule.at.map_or(Origin::Everywhere, Origin::File)),
-        };
-        let added = text.map_err(|error| format!("{path}: {error}")).and_then(|text| match rule {
-            None => values::lines(path, text, &mut |line| {
-                self.draft.shorts[0].networks.push(values::cidr(line)?);
-                Ok(())
-            }),
-            Some((rule, is_domains)) => values::lines(path, text, &mut |line| {
-                left = left.checked_sub(1).ok_or("is one too many: 200000 are the most in all rules")?;
-                match is_domains {
-                    true => rule::domain(line, &mut rule.rule.domains),
-                    false => values::cidr(line).map(|net| rule.rule.networks.push(net)),
+            for (path, is_domains) in &draft.files {
+                let rule = &mut draft.rule;
+                let added = match read(path) {
+                    Ok(text) => values::lines(path, &text, &mut |line| {
+                        left =
+                            left.checked_sub(1).ok_or("is one too many: 200000 are the most in all files")?;
+                        match is_domains {
+                            true => rule::domain(line, &mut rule.domains),
+                            false => values::cidr(line).map(|net| rule.networks.push(net)),
+                        }
+                    }),
+                    Err(error) => Err(format!("{path}: {error}")),
+                };
+                if let (Ok(()), Err(error)) = (&self.result, added) {
+                    let option = match (index, is_domains) {
+                        (0, _) => "bypass_file",
+                        (_, true) => "domain_file",
+                        (_, false) => "dest_file",
+                    };
+                    self.result = Err((draft.at, ConfigErrorKind::ListFile(option, error)));
                 }
-            }),
-        });
-        if let (Ok(()), Err(error)) = (&self.result, added) {
-            self.result = Err((origin, ConfigErrorKind::ListFile(option, error)));
+            }
         }
     }
 
@@ -171,46 +161,46 @@ impl Reading {
     /// # Errors
     /// What is wrong first, or options that contradict each other.
     pub fn finish(mut self, has_ipv6: bool) -> Result<Config, Fault> {
-        self.result?;
+        mem::replace(&mut self.result, Ok(()))?;
         let in_file = matches!(self.main.origin("upstream"), Origin::Default | Origin::File(_));
-        for section in self.upstreams {
+        for section in mem::take(&mut self.upstreams) {
             // Checked even if unused.
             let upstream = section.resolve(&mut self.draft)?;
             self.draft.config.upstreams.extend(upstream.filter(|_| in_file));
         }
-        without_ipv6(&mut self.draft, has_ipv6);
-        let Draft { config, shorts, .. } = &mut self.draft;
+        self.without_ipv6(has_ipv6);
+        let config = &mut self.draft.config;
         check(&self.main, config)?;
-        if config.dns.direct_servers.is_empty() && !shorts[2].domains.is_empty() {
-            return Err((self.main.origin("direct_domain"), ConfigErrorKind::NoDirectServer));
-        }
-        let mut list = Vec::new();
-        add_rules(&mut list, self.rules, config, Some(&config.upstreams))?;
-        config.rules = all_rules(shorts, list);
+        let mut rules = Rules::default();
+        add_rules(&mut rules, self.rules, config, Some(&config.upstreams))?;
+        config.rules = Rc::new(rules);
         self.draft.config.given = self.main;
         Ok(self.draft.config)
     }
 
     /// The values of the main section that are right, unchecked against each other.
     pub fn finish_lenient(mut self, has_ipv6: bool) -> Config {
-        without_ipv6(&mut self.draft, has_ipv6);
-        let Draft { config, shorts, .. } = &mut self.draft;
-        let mut list = Vec::new();
+        self.without_ipv6(has_ipv6);
+        let config = &mut self.draft.config;
+        let mut rules = Rules::default();
         // Those behind one that is wrong might let go what that would not have.
-        _ = add_rules(&mut list, self.rules, config, None);
-        config.rules = all_rules(shorts, list);
+        _ = add_rules(&mut rules, self.rules, config, None);
+        config.rules = Rc::new(rules);
         self.draft.config.given = self.main;
         self.draft.config
     }
-}
 
-/// Removes all that is IPv6 if that is off.
-fn without_ipv6(draft: &mut Draft, has_ipv6: bool) {
-    if !draft.ipv6 || !has_ipv6 {
-        draft.config.address6 = None;
-        draft.config.dns.fakeip_range6 = None;
-        draft.config.routes.retain(|net| matches!(net, IpNet::V4(_)));
-        draft.shorts[0].networks.retain(|net| matches!(net, IpNet::V4(_)));
+    /// Removes all that is IPv6 if that is off.
+    fn without_ipv6(&mut self, has_ipv6: bool) {
+        let Draft { config, ipv6, .. } = &mut self.draft;
+        if !*ipv6 || !has_ipv6 {
+            config.address6 = None;
+            config.dns.fakeip_range6 = None;
+            config.routes.retain(|net| matches!(net, IpNet::V4(_)));
+            for short in self.rules.iter_mut().take(SHORTS) {
+                short.rule.networks.retain(|net| matches!(net, IpNet::V4(_)));
+            }
+        }
     }
 }
 
@@ -253,36 +243,34 @@ fn check_upstreams(main: &Given, config: &Config) -> Result<(), Fault> {
     }
 }
 
-/// All rules, those in short forms first.
-fn all_rules(shorts: &mut [Rule; 3], rules: Vec<Rule>) -> Rc<Rules> {
-    let mut used = Vec::new();
-    for short in shorts {
-        if short.has_destinations() || short.has_clients() {
-            used.push(rule::sealed(mem::take(short), Action::Direct));
-        }
-    }
-    Rc::new(Rules::new(used, rules))
-}
-
-/// Adds the rules up to one that is wrong.
+/// Adds the rules, those from short forms first, up to one that is wrong.
 fn add_rules(
-    rules: &mut Vec<Rule>,
+    rules: &mut Rules,
     drafts: Vec<RuleDraft>,
     config: &Config,
     upstreams: Option<&[UpstreamConfig]>,
 ) -> Result<(), Fault> {
-    if drafts.len() > MAX_RULES {
+    if drafts.len() > SHORTS + MAX_RULES {
         return Err((Origin::Everywhere, ConfigErrorKind::Rule("more than 1024 sections")));
     }
-    for draft in drafts {
-        let at = draft.at;
-        let Some(rule) = draft.resolve(upstreams, config.dns.mode == DnsMode::FakeIp)? else { continue };
-        let is_direct = rule.action == Action::Direct;
-        if is_direct && !rule.domains.is_empty() && config.dns.direct_servers.is_empty() {
-            let lacks = ConfigErrorKind::Rule("direct domains need a direct_server");
-            return Err((at.map_or(Origin::Everywhere, Origin::File), lacks));
+    for (index, draft) in drafts.into_iter().enumerate() {
+        let (at, is_short) = (draft.at, index < SHORTS);
+        let rule = match is_short {
+            true => draft.resolve_short(),
+            false => draft.resolve(upstreams, config.dns.mode == DnsMode::FakeIp)?,
+        };
+        let Some(rule) = rule else { continue };
+        let needs_server = rule.action == Action::Direct && !rule.domains.is_empty();
+        if needs_server && config.dns.direct_servers.is_empty() {
+            return Err((
+                at,
+                match is_short {
+                    true => ConfigErrorKind::NoDirectServer,
+                    false => ConfigErrorKind::Rule("direct domains need a direct_server"),
+                },
+            ));
         }
-        rules.push(rule);
+        rules.push(rule, is_short);
     }
     Ok(())
 }

@@ -5,7 +5,6 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::error::{ConfigErrorKind, Fault, Origin};
-use super::uci::Position;
 use super::{UpstreamConfig, values};
 use crate::dns::Domains;
 use crate::net::IpNet;
@@ -18,12 +17,8 @@ pub struct RuleDraft {
     pub enabled: bool,
     /// Its conditions.
     pub rule: Rule,
-    /// Paths of `domain_file` (true) and `dest_file` that have yet to be read.
+    /// Paths of `domain_file` (true) and `dest_file`.
     pub files: Vec<(String, bool)>,
-    /// Whether one of its domains is in a file, or could be.
-    pub has_domain_file: bool,
-    /// Whether there are files at all: an empty one covers nothing, rather than everything.
-    pub has_files: bool,
     /// `option upstream`.
     pub upstream: Option<String>,
     /// `option direct`.
@@ -31,7 +26,7 @@ pub struct RuleDraft {
     /// `option reject`.
     pub reject: bool,
     /// Where the section begins.
-    pub at: Option<Position>,
+    pub at: Origin,
 }
 
 impl RuleDraft {
@@ -41,7 +36,7 @@ impl RuleDraft {
         upstreams: Option<&[UpstreamConfig]>,
         has_names: bool,
     ) -> Result<Option<Rule>, Fault> {
-        let at = self.at.map_or(Origin::Everywhere, Origin::File);
+        let at = self.at;
         let wrong = |what| Err((at, ConfigErrorKind::Rule(what)));
         let action = match (&self.upstream, self.direct, self.reject) {
             (Some(name), false, false) => {
@@ -56,21 +51,26 @@ impl RuleDraft {
             (None, false, true) => Action::Reject,
             _ => return wrong("needs one of upstream, direct and reject"),
         };
-        if !has_names && self.enabled && (self.has_domain_file || !self.rule.domains.is_empty()) {
+        if !has_names
+            && self.enabled
+            && (!self.rule.domains.is_empty() || self.files.iter().any(|file| file.1))
+        {
             return wrong("domains need dns 'fakeip'");
         }
-        let is_empty = self.has_files && !self.rule.has_destinations();
+        // Files that are empty are nothing, rather than everything.
+        let is_empty = !self.files.is_empty() && !self.rule.has_destinations();
         Ok((self.enabled && !is_empty).then(|| sealed(self.rule, action)))
     }
 
-    /// How many domains and networks there are by now.
-    pub const fn len(&self) -> usize {
-        self.rule.domains.len() + self.rule.networks.len()
+    /// Makes one in a short form a rule, unless it is empty.
+    pub fn resolve_short(self) -> Option<Rule> {
+        let is_used = self.rule.has_destinations() || self.rule.has_clients();
+        is_used.then(|| sealed(self.rule, Action::Direct))
     }
 }
 
 /// Puts what a rule has in order.
-pub fn sealed(mut rule: Rule, action: Action) -> Rule {
+fn sealed(mut rule: Rule, action: Action) -> Rule {
     rule.domains.seal();
     IpNet::widest(&mut rule.networks);
     IpNet::widest(&mut rule.clients);

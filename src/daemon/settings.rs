@@ -73,10 +73,7 @@ impl Settings {
         };
         let mut reading =
             Reading::new(file.as_ref().map(Option::as_deref).map_err(Clone::clone), &self.overrides);
-        for file in reading.take_files() {
-            let text = read_file(&file.path, MAX_LIST).map_err(|error| error.to_string());
-            reading.add_file(&file, text.as_deref().map_err(Clone::clone));
-        }
+        reading.read_files(&|path| read_file(path, MAX_LIST).map_err(|error| error.to_string()));
         reading
     }
 }

@@ -172,12 +172,16 @@ impl Upstreams {
         action: Option<Action>,
     ) -> Result<Carried, Failure> {
         if let Some(index) = self.proxies.iter().position(|proxy| proxy.is_at(target)) {
-            return Box::pin(self.pass(index)).await; // boxed: others need no room for it
+            if self.to_proxy == ToProxy::Reject {
+                return Err(Failure::Refused { status: 403 });
+            }
+            // Boxed: others need no room for it.
+            return Box::pin(self.pass(&self.proxies[index], Some(index))).await;
         }
         let only = match action {
             Some(Action::Upstream(index)) => Some(usize::from(index)),
-            Some(Action::Direct) => match Box::pin(self.connect_directly(target)).await {
-                Some(result) => return result,
+            Some(Action::Direct) => match self.server(target) {
+                Some(server) => return Box::pin(self.pass(&server?, None)).await,
                 None => None,
             },
             Some(Action::Reject) => return Err(Failure::Refused { status: 502 }),
@@ -264,13 +268,10 @@ impl Upstreams {
         self.choice().failed(&mut dial.attempt.borrow_mut(), asked, failure, self.now());
     }
 
-    /// Connects a client that wants the proxy of this index itself, as one that is configured for it does.
-    async fn pass(&self, index: usize) -> Result<Carried, Failure> {
-        if self.to_proxy == ToProxy::Reject {
-            return Err(Failure::Refused { status: 403 });
-        }
-        match self.connect(index).await {
-            Ok(stream) => Ok(self.relayed(&self.proxies[index].account, stream, Vec::new())),
+    /// Connects a client that wants this proxy itself, as one that is configured for it does, or what stands for a server.
+    async fn pass(&self, proxy: &Proxy, index: Option<usize>) -> Result<Carried, Failure> {
+        match self.connect_to(proxy, index).await {
+            Ok(stream) => Ok(self.relayed(&proxy.account, stream, Vec::new())),
             Err((Failure::Exhausted, _)) => Err(Failure::Exhausted),
             Err((_, error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 Err(Failure::Refused { status: 502 })
@@ -315,7 +316,7 @@ impl Upstreams {
             let proxy = &self.proxies[index];
             let begin = |address| client?.begin(&request, &proxy.account.name, address);
             // Boxed: the wait for an answer, which is longer, needs no room for it.
-            let reach = Box::pin(self.reach(index, &begin));
+            let reach = Box::pin(self.reach(proxy, Some(index), &begin));
             let connection = reach
                 .await
                 .map_err(|(failure, error)| self.proxies[index].was_not_reached(failure, &error))?;
@@ -343,20 +344,29 @@ impl Upstreams {
     /// # Errors
     /// Its name has no address, or what the last address said; and what that means.
     pub async fn connect(&self, index: usize) -> Result<TcpStream, (Failure, io::Error)> {
-        match self.reach(index, &|_| None).await? {
+        self.connect_to(&self.proxies[index], Some(index)).await
+    }
+
+    async fn connect_to(
+        &self,
+        proxy: &Proxy,
+        index: Option<usize>,
+    ) -> Result<TcpStream, (Failure, io::Error)> {
+        match self.reach(proxy, index, &|_| None).await? {
             Connection::Socket(stream) => Ok(stream),
             // Nobody's client.
             Connection::Packets(_) => Err((Failure::BadTarget, io::ErrorKind::InvalidInput.into())),
         }
     }
 
-    /// Connects to one of the proxy's addresses, the one that worked last first; where `begin` has begun, by that.
+    /// Connects to one of the proxy's addresses, the one that worked last first; where `begin` has begun, by that. `index`:
+    /// where the choice has it.
     async fn reach(
         &self,
-        index: usize,
+        proxy: &Proxy,
+        index: Option<usize>,
         begin: &dyn Fn(SocketAddr) -> Option<forward::Attempt>,
     ) -> Result<Connection, (Failure, io::Error)> {
-        let proxy = &self.proxies[index];
         let addresses = match proxy.addresses().await {
             Ok(addresses) => addresses,
             Err(ResolveError::Unanswered) if !self.has_route(&FAR) => {
@@ -364,14 +374,16 @@ impl Upstreams {
             }
             Err(error) => return Err((Failure::Unreachable, io::Error::other(error))),
         };
-        let first = self.choice().first_address(index, &addresses);
+        let first = index.map_or(0, |index| self.choice().first_address(index, &addresses));
         let mut last = (Failure::Unreachable, io::Error::from(io::ErrorKind::NotFound));
         for &ip in addresses.iter().cycle().skip(first).take(addresses.len()) {
             let begun = Instant::now();
             let address = SocketAddr::new(ip, proxy.port);
             match Connection::connect(address, begin(address), self.mark, self.connect_timeout).await {
                 Ok(connection) => {
-                    self.choice().connected(index, ip, millis(begun));
+                    if let Some(index) = index {
+                        self.choice().connected(index, ip, millis(begun));
+                    }
                     return Ok(connection);
                 }
                 Err(error) => {

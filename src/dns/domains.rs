@@ -71,12 +71,8 @@ impl Domains {
         self.order.is_empty() && self.exact.is_empty()
     }
 
-    /// How many domains there are.
-    pub const fn len(&self) -> usize {
-        self.order.len() + self.exact.len()
-    }
-
     /// Bytes of memory that it takes.
+    #[cfg(test)]
     pub const fn size(&self) -> usize {
         self.bytes.capacity() + 4 * (self.order.capacity() + self.exact.capacity())
     }

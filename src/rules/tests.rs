@@ -28,6 +28,12 @@ fn rule((domains, networks, ports, clients, macs, devices, action): &Plain) -> R
     }
 }
 
+fn rules_of(list: Vec<Rule>) -> Rules {
+    let mut rules = Rules::default();
+    list.into_iter().for_each(|rule| rules.push(rule, false));
+    rules
+}
+
 fn mac(last: u8) -> Mac {
     Mac([2, 0, 0, 0, 0, last])
 }
@@ -100,7 +106,7 @@ proptest! {
         port in 1u16..8,
         from in (some_address(), proptest::option::of(0u8..3), proptest::option::of(0u8..3)),
     ) {
-        let rules = Rules::new(vec![], plain.iter().map(rule).collect());
+        let rules = rules_of(plain.iter().map(rule).collect());
         let wire = name.as_deref().map(|name| Name::new(name).unwrap());
         let origin = Origin { mac: from.1.map(mac), device: from.2.map(device) };
         let name_ref = wire.as_ref().map(Name::as_ref);
@@ -118,9 +124,8 @@ proptest! {
 #[test]
 fn a_domain_is_direct_if_it_is_so_for_all() {
     let domain = || Domains::new(&[String::from("a.example")]).unwrap();
-    let is_direct = |rules: &[Rule]| {
-        Rules::new(vec![], rules.to_vec()).is_direct(Name::new("x.a.example").unwrap().as_ref())
-    };
+    let is_direct =
+        |rules: &[Rule]| rules_of(rules.to_vec()).is_direct(Name::new("x.a.example").unwrap().as_ref());
     let clients = || vec![IpNet::parse("10.0.0.7").unwrap()];
     let direct = Rule { domains: domain(), action: Action::Direct, ..Rule::default() };
     let of_port = Rule { ports: vec![(80, 80)], ..direct.clone() };
@@ -140,7 +145,7 @@ fn a_domain_is_direct_if_it_is_so_for_all() {
 fn addresses_of_direct_names_are_learnt() {
     let of = |domain: &str| {
         let domains = Domains::new(&[String::from(domain)]).unwrap();
-        Rules::new(vec![], vec![Rule { domains, action: Action::Direct, ..Rule::default() }])
+        rules_of(vec![Rule { domains, action: Action::Direct, ..Rule::default() }])
     };
     let old = of("example");
     let name = |text: &str| Name::new(text).unwrap();
@@ -181,7 +186,7 @@ fn measure_rules() {
         action: Action::Direct,
         ..Rule::default()
     };
-    let rules = Rules::new(vec![], (0..1024).map(rule).collect());
+    let rules = rules_of((0..1024).map(rule).collect());
     let name = Name::new("www.elsewhere.example").unwrap();
     for name in [Some(name.as_ref()), None] {
         let [address, client] = ["1.2.3.4", "192.168.1.7"].map(|text| text.parse().unwrap());
@@ -193,7 +198,7 @@ fn measure_rules() {
         }
         eprintln!("1024 rules, named {}: {:?}", name.is_some(), begun.elapsed() / 1000);
     }
-    let big = Rules::new(vec![], vec![Rule { domains: set, action: Action::Reject, ..Rule::default() }]);
+    let big = rules_of(vec![Rule { domains: set, action: Action::Reject, ..Rule::default() }]);
     let begun = Instant::now();
     for _ in 0..1000 {
         assert!(!std::hint::black_box(&big).is_direct(name.as_ref()));

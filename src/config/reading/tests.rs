@@ -354,9 +354,10 @@ fn files_of_networks() {
                 list bypass_file LIST\noption ipv6 0";
     let of = |text: Result<&[u8], String>| {
         let mut reading = Reading::new(Ok(Some(file.as_bytes())), &Overrides::default());
-        let files = reading.take_files();
-        assert!(files.len() == 1 && files[0].path == "LIST");
-        reading.add_file(&files[0], text);
+        reading.read_files(&|path| {
+            assert_eq!(path, "LIST");
+            text.clone().map(<[u8]>::to_vec)
+        });
         let config = reading.finish(true);
         config
             .map(|config| texts(&config.rules.up_to_direct()[0].networks))
@@ -380,9 +381,7 @@ fn a_byte_order_mark_is_no_text() {
     let file = "\u{feff}config tcp-over-http main\n\tlist upstream http://192.0.2.1\n\tlist bypass_file LIST\n\toption nix 1\n";
     let of = |text: &str| {
         let mut reading = Reading::new(Ok(Some(text.as_bytes())), &Overrides::default());
-        for file in reading.take_files() {
-            reading.add_file(&file, Ok("\u{feff}192.0.2.0/24\n".as_bytes()));
-        }
+        reading.read_files(&|_| Ok("\u{feff}192.0.2.0/24\n".as_bytes().to_vec()));
         reading.finish(true).map_err(|fault| ConfigError::new("FILE", fault).to_string())
     };
     assert!(of(file).unwrap_err().starts_with("FILE:4:9: "), "{:?}", of(file));
@@ -405,12 +404,10 @@ fn rules_are_read() {
     let read = |dns: &str, section: &str, list: &[u8]| {
         let text = file(dns, section);
         let mut reading = Reading::new(Ok(Some(text.as_bytes())), &Overrides::default());
-        for file in reading.take_files() {
-            reading.add_file(
-                &file,
-                if file.path == "/gone" { Err("no such file".to_owned()) } else { Ok(list) },
-            );
-        }
+        reading.read_files(&|path| match path {
+            "/gone" => Err("no such file".to_owned()),
+            _ => Ok(list.to_vec()),
+        });
         reading.finish(true).map_err(|fault| ConfigError::new("FILE", fault).to_string())
     };
     const NAMES: &str = "option dns fakeip";

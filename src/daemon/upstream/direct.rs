@@ -1,18 +1,15 @@
 //! Connections that no proxy is asked for, since a rule says so.
 
-use std::cell::Cell;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
 
+use tcp_over_http::config::{Host, UpstreamConfig};
 use tcp_over_http::dns::{Name, NameRef};
-use tcp_over_http::http::connect::Target;
+use tcp_over_http::http::connect::{Request, Target};
 use tcp_over_http::rules::{Action, Connection, Origin};
 
 use super::exchange::udp_socket;
-use super::lookup::Lookup;
-use super::proxy::Account;
-use super::{Carried, Failure, Upstreams, dial, is_exhausted};
+use super::proxy::Proxy;
+use super::{Failure, Upstreams};
 use crate::kernel::{firewall, neighbour};
 
 /// What stands for the proxy that there isn't; no proxy has this name.
@@ -41,45 +38,21 @@ impl Upstreams {
         firewall::learn(address, self.mark);
     }
 
-    /// Connects to a target, whose name it resolves itself. What goes wrong the client is told as if a proxy had said so.
-    /// `None`: a route leads there through the TUN, which counts for more than the rule.
-    pub(super) async fn connect_directly(&self, target: Target<'_>) -> Option<Result<Carried, Failure>> {
-        let addresses = match self.addresses(target).await {
-            Ok(addresses) => addresses,
-            Err(failure) => return Some(Err(failure)),
-        };
-        let mut failure = Failure::TimedOut;
-        for address in addresses {
-            let near = udp_socket(address, self.mark).and_then(|socket| socket.local_addr());
-            if near.is_ok_and(|near| self.own.contains(&Some(near.ip()))) {
-                return None;
-            }
-            match dial::connect(address, self.mark, self.connect_timeout).await {
-                Ok(stream) => {
-                    let account =
-                        Account { name: DIRECT.into(), stats: Cell::default(), received: Cell::default() };
-                    return Some(Ok(self.relayed(&Rc::new(account), stream, Vec::new())));
+    /// What stands for the proxy that a target is reached by without one: the target. `None`: a route leads there through the
+    /// TUN, which counts for more than a rule.
+    pub(super) fn server(&self, target: Target<'_>) -> Option<Result<Proxy, Failure>> {
+        let (host, port) = match target {
+            Target::Ip(address) => {
+                let near = udp_socket(address, self.mark).and_then(|socket| socket.local_addr());
+                if near.is_ok_and(|near| self.own.contains(&Some(near.ip()))) {
+                    return None;
                 }
-                Err(error) => {
-                    log::debug!("direct: {target}: {error}");
-                    failure = match error.kind() {
-                        _ if is_exhausted(&error) => Failure::Exhausted,
-                        io::ErrorKind::ConnectionRefused => Failure::Refused { status: 502 },
-                        _ => Failure::TimedOut,
-                    };
-                }
+                (Host::Ip(address.ip()), address.port())
             }
-        }
-        Some(Err(failure))
-    }
-
-    async fn addresses(&self, target: Target<'_>) -> Result<Vec<SocketAddr>, Failure> {
-        let (name, port) = match target {
-            Target::Ip(address) => return Ok(vec![address]),
-            Target::Name(name, port) => (name, port),
+            Target::Name(name, port) => (Host::Name(name.to_owned()), port),
         };
-        let lookup = Lookup::new(Rc::clone(&self.resolver), name).map_err(|_| Failure::BadTarget)?;
-        let addresses = lookup.addresses().await.map_err(|_| Failure::TimedOut)?;
-        Ok(addresses.iter().map(|&ip| SocketAddr::new(ip, port)).collect())
+        let request = Request::new(None, &[]).ok()?;
+        let server = UpstreamConfig { name: DIRECT.to_owned(), host, port, request };
+        Some(Proxy::new(&server, &self.resolver).map_err(|_| Failure::BadTarget))
     }
 }

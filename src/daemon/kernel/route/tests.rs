@@ -28,7 +28,9 @@ const MARK: &str = "0x74000001";
 /// Rules that have these networks bypassed.
 fn bypassing(mut networks: Vec<IpNet>) -> Rc<Rules> {
     IpNet::widest(&mut networks);
-    Rc::new(Rules::new(vec![Rule { networks, action: rules::Action::Direct, ..Rule::default() }], vec![]))
+    let mut rules = Rules::default();
+    rules.push(Rule { networks, action: rules::Action::Direct, ..Rule::default() }, true);
+    Rc::new(rules)
 }
 
 /// What a test runs in.

@@ -76,7 +76,9 @@ fn clients() {
         config.clients = nets(&["192.168.7.8/29", "fd00:7::8/125"]);
         let clients = nets(&["192.168.7.9/32", "fd00:7::9/128"]);
         let rule = Rule { clients, action: rules::Action::Direct, ..Rule::default() };
-        config.rules = Rc::new(Rules::new(vec![rule], vec![]));
+        let mut rules = Rules::default();
+        rules.push(rule, true);
+        config.rules = Rc::new(rules);
         let routes = world.install(&config);
         for (is, bypassed, other) in
             [("192.168.7.10", "192.168.7.9", "192.168.7.16"), ("fd00:7::a", "fd00:7::9", "fd00:7::10")]
