@@ -39,23 +39,19 @@ pub enum Action {
     Reject,
 }
 
-/// An Ethernet address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mac(pub [u8; 6]);
-
 /// A rule. An empty list: whatever it is.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Rule {
-    /// Names of destinations, sealed...
+    /// Names of destinations...
     pub domains: Domains,
-    /// ...or their addresses, [widest](IpNet::widest) only.
+    /// ...or their addresses.
     pub networks: Vec<IpNet>,
     /// First and last of each range of ports.
     pub ports: Vec<(u16, u16)>,
-    /// Who the connection is from, [widest](IpNet::widest) only...
+    /// Who the connection is from...
     pub clients: Vec<IpNet>,
-    /// ...or which machine.
-    pub macs: Vec<Mac>,
+    /// ...or which machine: Ethernet addresses, as `02:00:00:00:00:0a`.
+    pub macs: Vec<String>,
     /// The devices that it comes in by.
     pub devices: Vec<String>,
     /// What becomes of it.
@@ -81,7 +77,7 @@ pub struct Connection<'a> {
 #[derive(Default)]
 pub struct Origin {
     /// Its Ethernet address, if it is a neighbour.
-    pub mac: Option<Mac>,
+    pub mac: Option<String>,
     /// The device that it is behind.
     pub device: Option<String>,
 }
@@ -98,7 +94,11 @@ pub struct Rules {
 
 impl Rules {
     /// Adds a rule behind the others; those from short forms come first.
-    pub fn push(&mut self, rule: Rule, is_short: bool) {
+    pub fn push(&mut self, mut rule: Rule, is_short: bool) {
+        rule.domains.seal();
+        IpNet::widest(&mut rule.networks);
+        IpNet::widest(&mut rule.clients);
+        rule.networks.shrink_to_fit();
         self.list.push(rule);
         self.shorts += usize::from(is_short);
     }
@@ -121,7 +121,7 @@ impl Rules {
                     || rule.ports.iter().any(|range| (range.0..=range.1).contains(&port)))
                 && (!rule.has_clients()
                     || is_in(&rule.clients, client)
-                    || rule.macs.iter().any(|mac| origin.mac == Some(*mac)))
+                    || rule.macs.iter().any(|mac| origin.mac.as_ref() == Some(mac)))
                 && (rule.devices.is_empty()
                     || rule.devices.iter().any(|it| origin.device.as_ref() == Some(it)))
         })?;
@@ -227,16 +227,6 @@ fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
 impl fmt::Debug for Rules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Rules({})", self.list.len())
-    }
-}
-
-/// `aa:bb:cc:dd:ee:ff`, as nft has it.
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, byte) in self.0.iter().enumerate() {
-            write!(f, "{}{byte:02x}", if index == 0 { "" } else { ":" })?;
-        }
-        Ok(())
     }
 }
 

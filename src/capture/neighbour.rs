@@ -7,7 +7,6 @@ use super::link;
 use super::netlink::{self, Message};
 use super::route::{RTA_DST, RTA_OIF, RTM_GETROUTE};
 use super::{V4, V6};
-use crate::rules::Mac;
 
 // <linux/rtnetlink.h>, <linux/neighbour.h>
 
@@ -24,17 +23,28 @@ pub fn list(client: IpAddr) -> Message {
 }
 
 /// Reads one of them: the Ethernet address, if it is the client.
-pub fn mac(body: &[u8], client: IpAddr) -> Option<Mac> {
+pub fn mac(body: &[u8], client: IpAddr) -> Option<String> {
     let (mut is_client, mut mac) = (false, None);
     for (kind, value) in netlink::attrs(body, BODY) {
         match (kind, client) {
             (NDA_DST, IpAddr::V4(client)) => is_client = value == client.octets(),
             (NDA_DST, IpAddr::V6(client)) => is_client = value == client.octets(),
-            (NDA_LLADDR, _) => mac = value.try_into().ok().map(Mac),
+            (NDA_LLADDR, _) => mac = Some(value),
             _ => {}
         }
     }
-    mac.filter(|_| is_client)
+    mac.filter(|mac| is_client && mac.len() == 6).map(text)
+}
+
+fn text(mac: &[u8]) -> String {
+    let mut text = String::new();
+    for (index, byte) in mac.iter().enumerate() {
+        if index > 0 {
+            text.push(':');
+        }
+        text.extend([byte >> 4, byte & 15].map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])));
+    }
+    text
 }
 
 /// The request for the way to a client, of a packet with this mark.
@@ -76,7 +86,7 @@ mod tests {
                 }
                 mac(message.body(), client)
             };
-            assert_eq!(mac_of(client, &[2, 0, 0, 0, 0, 1]), Some(Mac([2, 0, 0, 0, 0, 1])));
+            assert_eq!(mac_of(client, &[2, 0, 0, 0, 0, 0xfe]).as_deref(), Some("02:00:00:00:00:fe"));
             assert_eq!(mac_of(other, &[2, 0, 0, 0, 0, 1]), None);
             assert_eq!(mac_of(client, &[10, 0, 0, 1]), None, "of another kind of link");
         }

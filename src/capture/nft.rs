@@ -230,8 +230,7 @@ impl Chains<'_> {
             );
         }
         self.rules.push_str(DIRECT);
-        let fakes: Vec<_> = config.dns.fake_ranges().collect();
-        self.nets("daddr", &fakes, "return");
+        self.fakes("return");
         let shorts = config.rules.short_forms();
         shorts.iter().for_each(|rule| self.rule(rule));
         if path == Path::Forward {
@@ -365,7 +364,7 @@ impl Chains<'_> {
         if config.interfaces.is_empty() && !uplinks.devices.is_empty() {
             _ = writeln!(self.rules, "iif {} accept", Set(&uplinks.devices));
         }
-        self.fakes();
+        self.fakes("goto take");
         if !config.interfaces.is_empty() {
             let names: Vec<_> = config.interfaces.iter().map(|name| format!("\"{name}\"")).collect();
             _ = writeln!(self.rules, "iifname != {} accept", Set(&names));
@@ -384,7 +383,7 @@ impl Chains<'_> {
         if self.behind.is_ipv6() {
             self.rules.push_str(NEIGHBOURS);
         }
-        self.fakes();
+        self.fakes("goto take");
         if self.tables.config.dns.spares_own() {
             _ = writeln!(self.rules, "meta l4proto {{ tcp, udp }} th dport {} accept", dns::PORT);
         }
@@ -403,9 +402,9 @@ impl Chains<'_> {
         }
     }
 
-    fn fakes(&mut self) {
+    fn fakes(&mut self, verdict: &str) {
         let fakes: Vec<_> = self.tables.config.dns.fake_ranges().collect();
-        self.nets("daddr", &fakes, "goto take");
+        self.nets("daddr", &fakes, verdict);
     }
 
     /// To where: the end of a chain.
@@ -759,6 +758,48 @@ mod tests {
         config.local = true;
         config.on_failure = OnFailure::Direct;
         assert!(!replace(&config, Path::Forward, true).contains(SENT));
+    }
+
+    /// In order, up to the last that is direct; what concerns another family, or names alone, is left out.
+    #[test]
+    fn rules_are_the_firewalls() {
+        let text = "config tcp-over-http 'main'\noption dns fakeip\nlist direct_server 192.0.2.53\n\
+                    list upstream 'http://192.0.2.1'\nlist bypass 10.0.0.0/8\nlist client_bypass fd00::/64\n\
+                    config rule\nlist dest 203.0.113.0/24\nlist domain corp.example\noption reject 1\n\
+                    config rule\nlist client 192.168.1.7\nlist client 02:00:00:00:0A:01\nlist port 80-90\n\
+                    list interface br-lan\noption direct 1\n\
+                    config rule\nlist dest 2001:db8::/32\noption direct 1\n\
+                    config rule\nlist domain home.example\noption direct 1\n\
+                    config rule\nlist port 25\noption reject 1\n";
+        let mut config = Config::from_uci(text).unwrap();
+        let text = replace(&config, Path::Forward, true);
+        let (ipv4, ipv6) = text.split_once("table ip6 tcp_over_http_toh0 {\n").unwrap();
+        let rules = |text: &str| -> String {
+            let (_, chain) = text.split_once("chain direct {\n").unwrap();
+            chain.lines().skip(3).take_while(|line| *line != "}").map(|line| format!("{line}\n")).collect()
+        };
+        assert_eq!(
+            rules(ipv4),
+            "ip daddr { 198.18.0.0/15 } return\n\
+             ip daddr { 10.0.0.0/8 } goto spare\n\
+             ct state new tcp flags & syn == 0 return\n\
+             ip daddr @direct goto spare\n\
+             ip daddr { 203.0.113.0/24 } return\n\
+             iifname { \"br-lan\" } meta l4proto { tcp, udp } th dport { 80-90 } ip saddr { 192.168.1.7/32 } goto spare\n\
+             iifname { \"br-lan\" } meta l4proto { tcp, udp } th dport { 80-90 } ether saddr { 02:00:00:00:0a:01 } goto spare\n"
+        );
+        assert_eq!(
+            rules(ipv6),
+            "ip6 daddr { 2001:2::/64 } return\n\
+             ip6 saddr { fd00::/64 } goto spare\n\
+             ct state new tcp flags & syn == 0 return\n\
+             ip6 daddr @direct goto spare\n\
+             iifname { \"br-lan\" } meta l4proto { tcp, udp } th dport { 80-90 } ether saddr { 02:00:00:00:0a:01 } goto spare\n\
+             ip6 daddr { 2001:db8::/32 } goto spare\n"
+        );
+        assert!(ipv4.contains("update @direct { ip daddr } drop") && ipv6.contains("type ipv6_addr;"));
+        config.rules = alloc::rc::Rc::default();
+        assert!(!replace(&config, Path::Forward, true).contains("@direct"), "no names, no set");
     }
 
     /// Neighbours must not guess fake addresses, and who is behind the TUN has an address that nobody else has.

@@ -25,6 +25,9 @@ use crate::upstream::choice::MAX_PROXIES;
 /// An option of each short form, for what is wrong with it.
 const SHORT_ORIGINS: [&str; SHORTS] = ["bypass_file", "client_bypass", "direct_domain"];
 
+/// What a rule lacks.
+const NO_SERVER: &str = "direct domains need a direct_server";
+
 /// The least time between two probes of one proxy, in ms.
 const MIN_PROBE_INTERVAL: u32 = 30_000;
 
@@ -253,24 +256,23 @@ fn add_rules(
     if drafts.len() > SHORTS + MAX_RULES {
         return Err((Origin::Everywhere, ConfigErrorKind::Rule("more than 1024 sections")));
     }
-    for (index, draft) in drafts.into_iter().enumerate() {
-        let (at, is_short) = (draft.at, index < SHORTS);
-        let rule = match is_short {
-            true => draft.resolve_short(),
-            false => draft.resolve(upstreams, config.dns.mode == DnsMode::FakeIp)?,
+    for (index, mut draft) in drafts.into_iter().enumerate() {
+        let is_short = index < SHORTS;
+        let is_used = match is_short {
+            true => Ok(draft.resolve_short()),
+            false => draft.resolve(upstreams, config.dns.mode == DnsMode::FakeIp),
         };
-        let Some(rule) = rule else { continue };
-        let needs_server = rule.action == Action::Direct && !rule.domains.is_empty();
-        if needs_server && config.dns.direct_servers.is_empty() {
-            return Err((
-                at,
-                match is_short {
-                    true => ConfigErrorKind::NoDirectServer,
-                    false => ConfigErrorKind::Rule("direct domains need a direct_server"),
-                },
-            ));
+        let rule = &draft.rule;
+        let is_direct_name = rule.action == Action::Direct && !rule.domains.is_empty();
+        let is_used = match is_used {
+            Ok(true) if is_direct_name && config.dns.direct_servers.is_empty() => {
+                Err(if is_short { ConfigErrorKind::NoDirectServer } else { ConfigErrorKind::Rule(NO_SERVER) })
+            }
+            result => result,
+        };
+        if is_used.map_err(|kind| (draft.at, kind))? {
+            rules.push(draft.rule, is_short);
         }
-        rules.push(rule, is_short);
     }
     Ok(())
 }

@@ -36,11 +36,17 @@ impl Domains {
     /// # Errors
     /// [`BadName`]
     pub fn insert(&mut self, domain: &str) -> Result<(), BadName> {
-        let (order, domain) = match domain.strip_prefix('=') {
-            Some(domain) => (&mut self.exact, domain),
-            None => (&mut self.order, domain),
-        };
-        let name = Name::new(domain)?;
+        let name = domain.strip_prefix('=');
+        self.add(name.unwrap_or(domain), name.is_some())
+    }
+
+    /// The same: this name `only`, or what is below it, too.
+    ///
+    /// # Errors
+    /// [`BadName`]
+    pub fn add(&mut self, name: &str, only: bool) -> Result<(), BadName> {
+        let order = if only { &mut self.exact } else { &mut self.order };
+        let name = Name::new(name)?;
         let mut buffer = [0; MAX_NAME];
         order.push(self.bytes.len() as u32);
         self.bytes.extend_from_slice(name.as_ref().reversed(&mut buffer));

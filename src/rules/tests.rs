@@ -34,8 +34,8 @@ fn rules_of(list: Vec<Rule>) -> Rules {
     rules
 }
 
-fn mac(last: u8) -> Mac {
-    Mac([2, 0, 0, 0, 0, last])
+fn mac(last: u8) -> String {
+    format!("02:00:00:00:00:0{last}")
 }
 
 fn device(last: u8) -> String {

@@ -19,8 +19,11 @@ pub fn origin(client: IpAddr, mark: u32) -> Origin {
 fn find(client: IpAddr, mark: u32, origin: &mut Origin) -> Result<(), Error> {
     let mut socket = Socket::open(libc::NETLINK_ROUTE)?;
     socket.begin_dump(neighbour::list(client))?;
-    let mut see = |body: &[u8]| origin.mac = origin.mac.or_else(|| neighbour::mac(body, client));
-    while !socket.receive(&mut |received| see(received.body))? {}
+    while !socket.receive(&mut |received| {
+        if let Some(mac) = neighbour::mac(received.body, client) {
+            origin.mac = Some(mac);
+        }
+    })? {}
     let mut index = None;
     socket.get(neighbour::way(client, mark), &mut |received| index = neighbour::device(received.body))?;
     if let Some(index) = index {
