@@ -49,7 +49,8 @@ def test_live(configured, proxy, fault_proxy, client, internet, leaks):
     offset = len(daemon.log())
     assert_proxied(client, other, SERVER6)
     assert "DEBUG" not in daemon.log()[offset:]
-    configured.reload("INFO.*reload: changed upstream, bypass, log_level, rules; connections go on", main="", upstreams=(upstream(),))
+    configured.reload("INFO.*reload: changed upstream, bypass, log_level, rules; connections go on",
+                      main="", upstreams=(upstream(),))
     assert_proxied(client, proxy, SERVER_OTHER)
     assert "DEBUG" in daemon.log()[offset:]
     progress = sent[0]

@@ -7,7 +7,7 @@ import pytest
 from lab.connections import assert_carries, assert_direct, assert_proxied, open_tunnel
 from lab.dnsservers import ELSEWHERE, NAME, dig
 from lab.faultproxy import OK
-from lab.gateway import NFT_TABLE, TUN, upstream
+from lab.gateway import NFT_TABLE, TUN
 from lab.netns import (
     CLIENT,
     CLIENT6,
@@ -134,8 +134,8 @@ def test_a_name_that_is_not_direct_for_all(ruled, proxy, far, client, internet, 
     """It has a fake address; the daemon resolves it, and connects for those that go there directly."""
     listener = internet.listen(SERVER)
     port = listener.getsockname()[1]
-    condition = {"port": f"list port {port}", "mac": f"list client {mac_of(client)}", "interface": "list interface lan"}[condition]
-    ruled(f"list domain corp.example\n{condition}\noption direct 1", main=fakeip(directory))
+    conditions = {"port": f"list port {port}", "mac": f"list client {mac_of(client)}", "interface": "list interface lan"}
+    ruled(f"list domain corp.example\n{conditions[condition]}\noption direct 1", main=fakeip(directory))
     (fake,) = dig(client, ELSEWHERE, NAME)
     assert fake != SERVER
     near = client.connect(fake, port)

@@ -40,7 +40,8 @@ def table():
 def words_of_settings():
     """[option, title, sentence] as the view has them, by the names of its lists."""
     text = (APP / "htdocs/luci-static/resources/view/tcp-over-http/settings.js").read_text()
-    lists = {name: re.search(rf"^const {name} = \[(.*?)^\];", text, re.M | re.S)[1] for name in ("FIRST", "PROXY", "RULES", "RULES_MORE", "TABS")}
+    names = ("FIRST", "PROXY", "RULES", "RULES_MORE", "TABS")
+    lists = {name: re.search(rf"^const {name} = \[(.*?)^\];", text, re.M | re.S)[1] for name in names}
     string = r"""_\(('(?:[^'\\]|\\.)+'|"(?:[^"\\]|\\.)+")\)"""
     return {name: re.findall(rf"\[ '(\w+)', {string}, {string} \]", body) for name, body in lists.items()}
 
