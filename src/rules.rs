@@ -165,9 +165,9 @@ impl Rules {
 
     /// Takes over what other rules have learnt of names that are direct by these, too.
     pub fn inherit(&self, old: &Self) {
-        let kept = old.learnt.borrow();
-        let kept = kept.iter().filter(|(_, name)| self.is_direct_reversed(name));
-        self.learnt.replace(kept.cloned().collect());
+        let mut learnt = old.learnt.borrow().clone();
+        learnt.retain(|(_, name)| self.is_direct_reversed(name));
+        self.learnt.replace(learnt);
     }
 
     /// Whether names can be direct.

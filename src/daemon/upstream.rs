@@ -181,7 +181,7 @@ impl Upstreams {
         let only = match action {
             Some(Action::Upstream(index)) => Some(usize::from(index)),
             Some(Action::Direct) => match self.server(target) {
-                Some(server) => return Box::pin(self.pass(&server?, None)).await,
+                Some(server) => return Box::pin(self.pass_to(server?)).await,
                 None => None,
             },
             Some(Action::Reject) => return Err(Failure::Refused { status: 502 }),
@@ -266,6 +266,11 @@ impl Upstreams {
 
     fn failed(&self, dial: &Dial<'_>, asked: Asked, failure: Failure) {
         self.choice().failed(&mut dial.attempt.borrow_mut(), asked, failure, self.now());
+    }
+
+    /// As [`pass`](Self::pass), for what no other dial has room for.
+    async fn pass_to(&self, server: Proxy) -> Result<Carried, Failure> {
+        self.pass(&server, None).await
     }
 
     /// Connects a client that wants this proxy itself, as one that is configured for it does, or what stands for a server.

@@ -200,7 +200,8 @@ pub fn is_there(config: &Config) -> bool {
     })
 }
 
-/// Tells the tables an address of a direct name, by a datagram to it that they take that from, and drop.
+/// Tells the tables an address of a direct name, by a datagram to it that they take that from, and drop. (Where there are none
+/// it gets out, empty, to where the client is about to connect.)
 pub fn learn(address: IpAddr, mark: u32) {
     if mark != 0
         && let Ok(socket) = udp_socket(SocketAddr::new(address, text::PROBE_PORT), mark | text::ANSWERED)
