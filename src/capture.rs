@@ -50,6 +50,7 @@
 pub mod conntrack;
 mod desired;
 pub mod link;
+pub mod neighbour;
 pub mod netlink;
 pub mod nft;
 mod plan;
@@ -117,6 +118,17 @@ impl Subnets {
     pub fn new(config: &Config) -> Self {
         Self { ipv4: Subnet::new(config.address.to_ipv6_mapped()), ipv6: config.address6.map(Subnet::new) }
     }
+}
+
+/// Rules that have these networks bypassed.
+#[cfg(test)]
+fn bypassing(mut networks: alloc::vec::Vec<IpNet>) -> alloc::rc::Rc<crate::rules::Rules> {
+    use crate::rules::{Action, Rule, Rules};
+    IpNet::widest(&mut networks);
+    let rule = Rule { networks, action: Action::Direct, ..Rule::default() };
+    let mut rules = Rules::default();
+    rules.push(rule, true);
+    alloc::rc::Rc::new(rules)
 }
 
 const fn family_of(net: IpNet) -> u8 {

@@ -4,6 +4,7 @@
 //! `reading` puts the variable and the flags in place of some, and stores them all in a `draft` by their rows; `values`
 //! and `choices` know what a value's text means. `changes` tells what a reload changes, `export` tells other programs.
 
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
@@ -19,6 +20,7 @@ mod given;
 mod host;
 mod options;
 mod reading;
+mod rule;
 mod sections;
 mod table;
 pub mod uci;
@@ -36,10 +38,11 @@ pub use given::Given;
 pub use host::Host;
 pub use options::{Spec, Unit, ValueType};
 pub use reading::{Overrides, Reading};
-pub use table::{MAIN as OPTIONS, UPSTREAM as UPSTREAM_OPTIONS};
+pub use table::{MAIN as OPTIONS, RULE as RULE_OPTIONS, UPSTREAM as UPSTREAM_OPTIONS};
 pub use upstream::UpstreamConfig;
 
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
+use crate::rules::Rules;
 use crate::upstream::choice;
 
 /// The environment's variable with a list of upstreams, separated by spaces.
@@ -89,16 +92,12 @@ pub struct Config {
     pub auto_route: bool,
     /// Capture these networks.
     pub routes: Vec<IpNet>,
-    /// Never capture these networks.
-    pub bypass: Vec<IpNet>,
     /// Capture what comes from these devices only; empty = from any.
     pub interfaces: Vec<String>,
     /// Capture the machine's own connections, too.
     pub local: bool,
     /// Capture what these clients send only; empty = all.
     pub clients: Vec<IpNet>,
-    /// Never capture what these clients send.
-    pub client_bypass: Vec<IpNet>,
     /// Capture TCP to these ports only, first and last of each range; empty = all.
     pub ports: Vec<(u16, u16)>,
     /// What happens to what clients send to a proxy's own address and port.
@@ -131,6 +130,8 @@ pub struct Config {
     pub dns: DnsConfig,
     /// The proxies, in the order to try them; never empty.
     pub upstreams: Vec<UpstreamConfig>,
+    /// What becomes of connections, as far as that is not the same for all.
+    pub rules: Rc<Rules>,
     /// The main section's options as text.
     pub given: Given,
 }

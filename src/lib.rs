@@ -57,6 +57,7 @@ pub mod http;
 pub mod net;
 pub mod packet;
 pub mod rewrite;
+pub mod rules;
 pub mod siphash;
 mod slots;
 pub mod time;

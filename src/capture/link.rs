@@ -19,7 +19,7 @@ pub const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 
 /// <linux/if_link.h>
-const IFLA_IFNAME: u16 = 3;
+pub(super) const IFLA_IFNAME: u16 = 3;
 /// <linux/if_addr.h>
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -28,13 +28,20 @@ const IFA_F_NODAD: u8 = 2;
 const IFF_UP: u32 = 1;
 
 /// Length of `struct ifinfomsg`: family, type, index, flags, and which flags to change.
-const BODY: usize = 16;
+pub(super) const BODY: usize = 16;
 /// Length of `struct ifaddrmsg`: family, prefix, flags, scope, index.
 const ADDRESS_BODY: usize = 8;
 
 /// The request for the device of this name.
 pub fn find(name: &str) -> Message {
     Message::new(RTM_GETLINK, 0, &[0; BODY]).attr_text(IFLA_IFNAME, name)
+}
+
+/// The request for the device of this index.
+pub fn at(index: u32) -> Message {
+    let mut body = [0; BODY];
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    Message::new(RTM_GETLINK, 0, &body)
 }
 
 /// The request that brings a device up.

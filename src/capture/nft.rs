@@ -35,6 +35,7 @@ use super::{Path, Subnets, Uplinks};
 use crate::config::{Config, Host, MARK_MASK, NonTcp, OnFailure, Quic};
 use crate::dns;
 use crate::net::IpNet;
+use crate::rules::{Action, Rule};
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE` (<linux/netfilter/nfnetlink.h>, nf_tables.h).
 const NEW_TABLE: u16 = 10 << 8;
@@ -163,6 +164,7 @@ impl Chains<'_> {
         let Tables { config, path, is_running, uplinks, .. } = *self.tables;
         self.define();
         self.foreign();
+        self.direct();
         if path == Path::Forward || config.on_failure == OnFailure::Block {
             self.take();
             self.captured();
@@ -208,6 +210,65 @@ impl Chains<'_> {
             ("exempt", self.tables.config.exempt_mark()),
         ] {
             _ = writeln!(self.rules, "define {name} = {value:#010x}");
+        }
+    }
+
+    /// What rules let go: the kernel decides that by itself, once a connection. What the daemon carries stays with it, and
+    /// what the machine itself sends: it already has an address of the TUN's to come from.
+    fn direct(&mut self) {
+        let Tables { config, path, .. } = *self.tables;
+        let has_names = config.rules.have_direct_names();
+        if has_names {
+            _ = write!(
+                self.rules,
+                "set direct {{\n\
+                 type ipv{}_addr; size 65535; flags dynamic, timeout; timeout 1d\n\
+                 }}\n\
+                 chain learn {{\n\
+                 type filter hook output priority raw - 1; policy accept;\n\
+                 meta mark & $numbered == $answered update @direct {{ {} daddr }} drop\n\
+                 }}\n",
+                if self.behind.is_ipv4() { 4 } else { 6 },
+                self.family
+            );
+        }
+        self.rules.push_str(DIRECT);
+        self.fakes("return");
+        let shorts = config.rules.short_forms();
+        shorts.iter().for_each(|rule| self.rule(rule));
+        if path == Path::Forward {
+            self.rules.push_str(RELAYED);
+        }
+        if has_names {
+            _ = writeln!(self.rules, "{} daddr @direct goto spare", self.family);
+        }
+        config.rules.up_to_direct().iter().skip(shorts.len()).for_each(|rule| self.rule(rule));
+        self.rules.push_str("}\n");
+    }
+
+    /// One of the rules, as far as it concerns addresses.
+    fn rule(&mut self, rule: &Rule) {
+        let verdict = if rule.action == Action::Direct { "goto spare" } else { "return" };
+        let to = match rule.has_destinations() {
+            true => self.matching("daddr", &rule.networks),
+            false => Some(String::new()),
+        };
+        let Some(mut line) = to else { return };
+        if !rule.devices.is_empty() {
+            let names: Vec<_> = rule.devices.iter().map(|name| format!("\"{name}\"")).collect();
+            _ = write!(line, "iifname {} ", Set(&names));
+        }
+        if !rule.ports.is_empty() {
+            _ = write!(line, "meta l4proto {{ tcp, udp }} th dport {} ", Set(&ranges(&rule.ports)));
+        }
+        if !rule.has_clients() {
+            _ = writeln!(self.rules, "{line}{verdict}");
+        }
+        if let Some(clients) = self.matching("saddr", &rule.clients) {
+            _ = writeln!(self.rules, "{line}{clients}{verdict}");
+        }
+        if !rule.macs.is_empty() {
+            _ = writeln!(self.rules, "{line}ether saddr {} {verdict}", Set(&rule.macs));
         }
     }
 
@@ -257,8 +318,7 @@ impl Chains<'_> {
         if ports.is_empty() {
             self.rules.push_str("meta l4proto tcp goto take\n");
         } else {
-            let ranges: Vec<_> = ports.iter().map(|(first, last)| format!("{first}-{last}")).collect();
-            _ = writeln!(self.rules, "tcp dport {} goto take", Set(&ranges));
+            _ = writeln!(self.rules, "tcp dport {} goto take", Set(&ranges(ports)));
         }
         if *quic == Quic::Reject {
             self.rules.push_str("udp dport 443 goto take\n");
@@ -294,7 +354,7 @@ impl Chains<'_> {
                     self.family
                 );
             }
-            Path::Relay => self.rules.push_str("oifname $tun accept\n"),
+            Path::Relay => self.rules.push_str(CARRIED),
         }
         self.rules.push_str("iifname $tun oifname $tun drop\niifname $tun accept\n");
         if path == Path::Forward {
@@ -305,12 +365,11 @@ impl Chains<'_> {
         if config.interfaces.is_empty() && !uplinks.devices.is_empty() {
             _ = writeln!(self.rules, "iif {} accept", Set(&uplinks.devices));
         }
-        self.fakes();
+        self.fakes("goto take");
         if !config.interfaces.is_empty() {
             let names: Vec<_> = config.interfaces.iter().map(|name| format!("\"{name}\"")).collect();
             _ = writeln!(self.rules, "iifname != {} accept", Set(&names));
         }
-        self.nets("saddr", &config.client_bypass, "accept");
         // Clients of the other family only: none of this one.
         if !config.clients.is_empty() && !self.nets("saddr !=", &config.clients, "accept") {
             self.rules.push_str("accept\n");
@@ -337,7 +396,7 @@ impl Chains<'_> {
         if self.behind.is_ipv6() {
             self.rules.push_str(NEIGHBOURS);
         }
-        self.fakes();
+        self.fakes("goto take");
         if self.tables.config.dns.spares_own() {
             _ = writeln!(self.rules, "meta l4proto {{ tcp, udp }} th dport {} accept", dns::PORT);
         }
@@ -356,15 +415,15 @@ impl Chains<'_> {
         }
     }
 
-    fn fakes(&mut self) {
+    fn fakes(&mut self, verdict: &str) {
         let fakes: Vec<_> = self.tables.config.dns.fake_ranges().collect();
-        self.nets("daddr", &fakes, "goto take");
+        self.nets("daddr", &fakes, verdict);
     }
 
     /// To where: the end of a chain.
     fn destinations(&mut self, captured: &str) {
         let Tables { config, uplinks, .. } = *self.tables;
-        self.nets("daddr", &config.bypass, "accept");
+        self.rules.push_str("jump direct\n");
         self.nets("daddr", &config.routes, captured);
         if config.auto_route {
             let networks = [&uplinks.networks[..], &LINK].concat();
@@ -377,13 +436,19 @@ impl Chains<'_> {
 
     /// A rule about networks of this family, if there are any.
     fn nets(&mut self, before: &str, nets: &[IpNet], after: &str) -> bool {
+        let matching = self.matching(before, nets);
+        if let Some(matching) = &matching {
+            _ = writeln!(self.rules, "{matching}{after}");
+        }
+        matching.is_some()
+    }
+
+    /// What matches networks of this family, if there are any.
+    fn matching(&self, before: &str, nets: &[IpNet]) -> Option<String> {
         let mut nets: Vec<_> = nets.to_vec();
         nets.retain(|net| net.addr().is_ipv4() == self.behind.is_ipv4());
         IpNet::widest(&mut nets);
-        if !nets.is_empty() {
-            _ = writeln!(self.rules, "{} {before} {} {after}", self.family, Set(&nets));
-        }
-        !nets.is_empty()
+        (!nets.is_empty()).then(|| format!("{} {before} {} ", self.family, Set(&nets)))
     }
 
     /// Which proxy a handshake's packets go to; what comes back, conntrack knows.
@@ -467,6 +532,9 @@ impl Chains<'_> {
                     "iif {devices} meta mark & $ours == 0 meta mark set meta mark & $others | $exempt"
                 );
             }
+        }
+        if path == Path::Relay || !uplinks.has_default[usize::from(!self.behind.is_ipv4())] {
+            self.rules.push_str("jump direct\n");
         }
         self.rules.push_str(
             "}\nchain exempt_local {\ntype route hook output priority mangle + 11; policy accept;\n",
@@ -568,6 +636,33 @@ iifname $tun ct direction original ct mark set ct mark & $others | $begun
 const ANSWERS: &str = "\
 ct direction reply ct mark & $ours != $begun meta mark & $ours == 0 meta mark set meta mark & $others | $exempt
 ";
+
+/// What is let go stays so for as long as the connection is tracked, whatever becomes of the rules.
+const DIRECT: &str = "\
+chain spare {
+ct mark & $ours == 0 ct mark set ct mark & $others | $exempt
+meta mark & $ours == 0 meta mark set meta mark & $others | $exempt
+accept
+}
+chain direct {
+ct mark & $ours == $exempt goto spare
+ct mark & $ours == $begun return
+meta mark & $ours == $upstream return
+";
+
+/// What the daemon has begun to carry, rules that come later don't let go.
+const CARRIED: &str = "\
+oifname $tun meta l4proto tcp ct mark & $ours == 0 ct mark set ct mark & $others | $begun
+oifname $tun accept
+";
+
+/// On the forward path, conntrack knows nothing of that: such packets seem to be new.
+const RELAYED: &str = "ct state new tcp flags & syn == 0 return\n";
+
+/// Ports, as nft has them.
+fn ranges(ports: &[(u16, u16)]) -> Vec<String> {
+    ports.iter().map(|(first, last)| format!("{first}-{last}")).collect()
+}
 
 struct Set<'a, T>(&'a [T]);
 
@@ -675,9 +770,8 @@ mod tests {
     fn without_a_daemon_rules_refuse_nothing_that_can_be_reset() {
         let mut config = config("0");
         config.auto_route = true;
-        config.bypass = alloc::vec![IpNet::parse("192.0.2.0/24").unwrap()];
         let chain = "meta mark & $ours != 0 accept\n\
-                     ip daddr { 192.0.2.0/24 } accept\n\
+                     jump direct\n\
                      ip daddr { 224.0.0.0/4, 255.255.255.255/32 } accept\n\
                      meta mark set meta mark & $others | $exempt\n}\n";
         for path in [Path::Forward, Path::Relay] {
@@ -696,8 +790,8 @@ mod tests {
         let text = replace(&config, Path::Relay, true);
         let local = "chain exempt_local {\ntype route hook output priority mangle + 11; policy accept;\n";
         let errors = text.lines().find(|line| line.contains("state related")).unwrap().to_owned() + "\n";
-        let chains = [TUNNELLED, BEGUN, ANSWERS, &errors, "}\n", local, ANSWERS, &errors, "}\n}\n"];
-        assert!(text.ends_with(&chains.concat()), "{text}");
+        let end = [BEGUN, ANSWERS, &errors, "jump direct\n}\n", local, ANSWERS, &errors, "}\n}\n"].concat();
+        assert!(text.ends_with(&end), "{text}");
         config.local = false;
         assert!(!replace(&config, Path::Forward, true).contains(ANSWERS));
     }
@@ -718,6 +812,48 @@ mod tests {
         config.local = true;
         config.on_failure = OnFailure::Direct;
         assert!(!replace(&config, Path::Forward, true).contains(SENT));
+    }
+
+    /// In order, up to the last that is direct; what concerns another family, or names alone, is left out.
+    #[test]
+    fn rules_are_the_firewalls() {
+        let text = "config tcp-over-http 'main'\noption dns fakeip\nlist direct_server 192.0.2.53\n\
+                    list upstream 'http://192.0.2.1'\nlist bypass 10.0.0.0/8\nlist client_bypass fd00::/64\n\
+                    config rule\nlist dest 203.0.113.0/24\nlist domain corp.example\noption reject 1\n\
+                    config rule\nlist client 192.168.1.7\nlist client 02:00:00:00:0A:01\nlist port 80-90\n\
+                    list interface br-lan\noption direct 1\n\
+                    config rule\nlist dest 2001:db8::/32\noption direct 1\n\
+                    config rule\nlist domain home.example\noption direct 1\n\
+                    config rule\nlist port 25\noption reject 1\n";
+        let mut config = Config::from_uci(text).unwrap();
+        let text = replace(&config, Path::Forward, true);
+        let (ipv4, ipv6) = text.split_once("table ip6 tcp_over_http_toh0 {\n").unwrap();
+        let rules = |text: &str| -> String {
+            let (_, chain) = text.split_once("chain direct {\n").unwrap();
+            chain.lines().skip(3).take_while(|line| *line != "}").map(|line| format!("{line}\n")).collect()
+        };
+        assert_eq!(
+            rules(ipv4),
+            "ip daddr { 198.18.0.0/15 } return\n\
+             ip daddr { 10.0.0.0/8 } goto spare\n\
+             ct state new tcp flags & syn == 0 return\n\
+             ip daddr @direct goto spare\n\
+             ip daddr { 203.0.113.0/24 } return\n\
+             iifname { \"br-lan\" } meta l4proto { tcp, udp } th dport { 80-90 } ip saddr { 192.168.1.7/32 } goto spare\n\
+             iifname { \"br-lan\" } meta l4proto { tcp, udp } th dport { 80-90 } ether saddr { 02:00:00:00:0a:01 } goto spare\n"
+        );
+        assert_eq!(
+            rules(ipv6),
+            "ip6 daddr { 2001:2::/64 } return\n\
+             ip6 saddr { fd00::/64 } goto spare\n\
+             ct state new tcp flags & syn == 0 return\n\
+             ip6 daddr @direct goto spare\n\
+             iifname { \"br-lan\" } meta l4proto { tcp, udp } th dport { 80-90 } ether saddr { 02:00:00:00:0a:01 } goto spare\n\
+             ip6 daddr { 2001:db8::/32 } goto spare\n"
+        );
+        assert!(ipv4.contains("update @direct { ip daddr } drop") && ipv6.contains("type ipv6_addr;"));
+        config.rules = alloc::rc::Rc::default();
+        assert!(!replace(&config, Path::Forward, true).contains("@direct"), "no names, no set");
     }
 
     /// Neighbours must not guess fake addresses, and who is behind the TUN has an address that nobody else has.

@@ -200,7 +200,7 @@ impl fmt::Display for Action {
 mod tests {
     use std::string::ToString;
 
-    use super::super::{Path, Uplinks};
+    use super::super::{Path, Uplinks, bypassing};
     use super::*;
     use crate::net::IpNet;
 
@@ -251,9 +251,9 @@ mod tests {
     #[test]
     fn only_what_differs_is_changed_and_additions_come_first() {
         let mut config = config();
-        config.bypass = nets(&["10.0.0.0/8", "172.16.0.0/12"]);
+        config.rules = bypassing(nets(&["10.0.0.0/8", "172.16.0.0/12"]));
         let before = desired(&config, Path::Relay);
-        config.bypass = nets(&["10.0.0.0/8", "192.168.0.0/16"]);
+        config.rules = bypassing(nets(&["10.0.0.0/8", "192.168.0.0/16"]));
         config.interfaces = std::vec!["lan0".to_string()];
         config.address6 = None;
         let after = desired(&config, Path::Relay);
@@ -275,10 +275,10 @@ mod tests {
         let mut config = config();
         config.auto_route = false;
         config.routes = nets(&["2001:db8::/32"]);
-        config.bypass = nets(&["2001:db8:1::/48"]);
+        config.rules = bypassing(nets(&["2001:db8:1::/48"]));
         let before = desired(&config, Path::Relay);
         config.routes = nets(&["2001:db8:1::/48", "2001:db8:2::/48"]);
-        config.bypass = nets(&["2001:db8::/48"]);
+        config.rules = bypassing(nets(&["2001:db8::/48"]));
         let after = desired(&config, Path::Relay);
         let requests: Vec<_> = plan(&config, &before, &after).requests().map(|(action, _)| action).collect();
         for action in &requests {

@@ -101,7 +101,8 @@ pub fn routes(config: &Config, tun: Option<u32>) -> (Vec<Group>, Vec<NotCaptured
 
 /// What is bypassed, what is captured, both in order, and what can't be.
 fn networks(config: &Config) -> (Rc<[IpNet]>, Rc<[IpNet]>, Vec<NotCaptured>) {
-    let mut bypass = config.bypass.clone();
+    let mut bypass = Vec::new();
+    config.rules.short_forms().iter().for_each(|rule| bypass.extend_from_slice(&rule.networks));
     let mut captured = config.routes.clone();
     if config.auto_route {
         bypass.push(MULTICAST);
@@ -156,6 +157,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::bypassing;
     use super::*;
 
     fn config() -> Config {
@@ -175,7 +177,7 @@ mod tests {
         let mut config = config();
         config.address6 = None;
         config.routes = nets(&["2001:db8::/32", "10.1.0.0/16", "192.0.2.0/24", "10.0.0.0/8"]);
-        config.bypass = nets(&["2001:db8::/48", "10.0.0.0/8", "10.1.2.0/24", "192.0.2.128/25"]);
+        config.rules = bypassing(nets(&["2001:db8::/48", "10.0.0.0/8", "10.1.2.0/24", "192.0.2.128/25"]));
         let (groups, ignored) = routes(&config, Some(7));
         let routes = all(&groups);
         assert!(routes.iter().any(|it| it.kind == RTN_UNICAST && it.oif == 7));
@@ -205,7 +207,7 @@ mod tests {
         #[test]
         fn none_that_is_bypassed_is_captured(wanted in some_nets(), bypass in some_nets()) {
             let mut config = config();
-            (config.routes, config.bypass) = (wanted.clone(), bypass.clone());
+            (config.routes, config.rules) = (wanted.clone(), bypassing(bypass.clone()));
             let (groups, ignored) = routes(&config, Some(7));
             let routes = all(&groups);
             for net in wanted {
@@ -223,7 +225,7 @@ mod tests {
         let mut config = config();
         config.auto_route = true;
         config.routes = nets(&["0.0.0.0/0", "192.0.2.0/24", "192.0.2.0/24"]);
-        config.bypass = vec![MULTICAST; 3];
+        config.rules = bypassing(vec![MULTICAST; 3]);
         let (groups, ignored) = routes(&config, Some(7));
         let routes = all(&groups);
         assert_eq!(ignored, []);

@@ -118,8 +118,10 @@ impl Rules<'_> {
 
     /// Whose traffic it is.
     fn select(&mut self) {
-        let Config { interfaces, clients, client_bypass, local, .. } = self.config;
-        let selective = !(interfaces.is_empty() && clients.is_empty() && client_bypass.is_empty());
+        let Config { interfaces, clients, rules, local, .. } = self.config;
+        let mut spared = Vec::new();
+        rules.short_forms().iter().for_each(|rule| spared.extend_from_slice(&rule.clients));
+        let selective = !(interfaces.is_empty() && clients.is_empty() && spared.is_empty());
         if !local {
             self.goto(LOCAL, END).device(SELF);
         } else if selective {
@@ -136,7 +138,7 @@ impl Rules<'_> {
         if !interfaces.is_empty() {
             self.goto(NO_DEVICE, END);
         }
-        for (nets, offset, target) in [(client_bypass, NOT_CLIENTS, END), (clients, CLIENTS, CAPTURE)] {
+        for (nets, offset, target) in [(&spared, NOT_CLIENTS, END), (clients, CLIENTS, CAPTURE)] {
             for net in nets {
                 if family_of(*net) == self.family {
                     self.goto(offset, target).src = Some(*net);

@@ -7,35 +7,39 @@ use super::options::Spec;
 use super::{Config, OPTIONS};
 
 /// The options that differ.
-pub struct Changes(Vec<&'static Spec>);
+pub struct Changes {
+    options: Vec<&'static Spec>,
+    /// The rules do, too, or what is in files.
+    rules: bool,
+}
 
 impl Changes {
     /// Compares two configurations.
     pub fn new(old: &Config, new: &Config) -> Self {
         let differs = |spec: &&'static Spec| {
-            old.given.texts(spec) != new.given.texts(spec)
-                // Sections of their own, and what is in files.
-                || spec.name == "upstream" && old.upstreams != new.upstreams
-                || spec.name == "bypass" && old.bypass != new.bypass
+            // Or sections of their own.
+            let differs = spec.name == "upstream" && old.upstreams != new.upstreams;
+            differs || old.given.texts(spec) != new.given.texts(spec)
         };
-        Self(OPTIONS.iter().filter(differs).collect())
+        Self { options: OPTIONS.iter().filter(differs).collect(), rules: old.rules != new.rules }
     }
 
     /// Whether a running daemon can't take all of it over.
     pub fn need_restart(&self) -> bool {
-        !self.0.iter().all(|spec| spec.live)
+        !self.options.iter().all(|spec| spec.live)
     }
 }
 
 /// The names, and what is done; never a value: it may be a secret.
 impl fmt::Display for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
+        if self.options.is_empty() && !self.rules {
             return f.write_str("nothing has changed");
         }
-        for (index, spec) in self.0.iter().enumerate() {
+        let names = self.options.iter().map(|spec| spec.name).chain(self.rules.then_some("rules"));
+        for (index, name) in names.enumerate() {
             f.write_str(if index == 0 { "changed " } else { ", " })?;
-            f.write_str(spec.name)?;
+            f.write_str(name)?;
         }
         f.write_str(if self.need_restart() { "; restarting" } else { "; connections go on" })
     }
@@ -68,7 +72,7 @@ mod tests {
         let both = "option mtu 1400\noption connect early";
         assert_eq!(changes("", both), "changed mtu, connect; restarting");
         let [one, two] = ["list bypass 10.0.0.0/8", "list bypass 10.0.0.0/8\nlist bypass 11.0.0.0/8"];
-        assert_eq!(changes(one, two), "changed bypass; connections go on");
+        assert_eq!(changes(one, two), "changed bypass, rules; connections go on");
         let other = "option upstream http://u:swordfish@a:1";
         assert_eq!(changes("", other), "changed upstream; connections go on");
         let section = "config upstream a\noption host a\noption username u\noption password ";

@@ -20,9 +20,7 @@ pub struct DnsConfig {
     pub domains: Vec<String>,
     /// The resolvers that are asked through the proxy; never empty.
     pub servers: Vec<SocketAddr>,
-    /// Names that end in one of these are resolved directly...
-    pub direct_domains: Vec<String>,
-    /// ...by these; not empty if there are any.
+    /// The resolvers of names that are direct; not empty if there are any.
     pub direct_servers: Vec<SocketAddr>,
     /// The fake addresses, at least two more than names. Prefix 8..=27.
     pub fakeip_range: Ipv4Net,

@@ -5,7 +5,11 @@ use alloc::vec::Vec;
 
 use super::Config;
 use super::host::Host;
+use super::rule::RuleDraft;
 use crate::http::login::AuthChoice;
+
+/// How many short forms of rules there are.
+pub const SHORTS: usize = 3;
 
 /// A configuration in the making. Complete once values and defaults are stored: its own `Default` means nothing.
 #[derive(Default)]
@@ -14,10 +18,12 @@ pub struct Draft {
     pub config: Config,
     /// `option ipv6`.
     pub ipv6: bool,
-    /// `list bypass_file`.
-    pub bypass_files: Vec<String>,
+    /// Rules in short forms: `bypass`, `client_bypass` and `direct_domain`.
+    pub shorts: [RuleDraft; SHORTS],
     /// The section `config upstream` being read.
     pub upstream: UpstreamDraft,
+    /// The section `config rule` being read.
+    pub rule: RuleDraft,
 }
 
 /// A section `config upstream` in the making.

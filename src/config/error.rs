@@ -19,9 +19,10 @@ pub struct ConfigError {
 }
 
 /// Where a value comes from, or an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
     /// No one place.
+    #[default]
     Everywhere,
     /// The table of options.
     Default,
@@ -38,8 +39,12 @@ pub enum Origin {
 pub enum ConfigErrorKind {
     /// The file can't be read.
     Read(String),
-    /// A file of networks can't be read, or isn't one: `PATH...: ...`.
-    NetFile(String),
+    /// A file of networks or domains, of this option, can't be read, or isn't one: `PATH...: ...`.
+    ListFile(&'static str, String),
+    /// What a rule lacks, or has too much of.
+    Rule(&'static str),
+    /// A rule names this upstream, which isn't there.
+    RuleUpstream(String),
     /// It has no UCI syntax.
     Syntax(uci::ErrorKind),
     /// It says that it is another package's.
@@ -128,11 +133,13 @@ impl fmt::Display for ConfigError {
         }
         match &self.kind {
             ConfigErrorKind::Read(error) => error.fmt(f),
-            ConfigErrorKind::NetFile(error) => write!(f, "bypass_file: {error}"),
+            ConfigErrorKind::ListFile(option, error) => write!(f, "{option}: {error}"),
+            ConfigErrorKind::Rule(what) => write!(f, "rule: {what}"),
+            ConfigErrorKind::RuleUpstream(name) => write!(f, "rule: there is no upstream '{name}'"),
             ConfigErrorKind::Syntax(kind) => kind.fmt(f),
             ConfigErrorKind::Package => f.write_str("another package's file"),
             ConfigErrorKind::SectionType(kind) => {
-                write!(f, "unknown section type '{kind}' (there are tcp-over-http and upstream)")
+                write!(f, "unknown section type '{kind}' (there are tcp-over-http, upstream and rule)")
             }
             ConfigErrorKind::MainName => f.write_str("this section's name has to be 'main'"),
             ConfigErrorKind::UpstreamName(name) => write!(f, "an upstream can't be named '{name}'"),

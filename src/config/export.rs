@@ -10,7 +10,7 @@ use super::{Config, table};
 /// Booleans are 0 or 1, numbers are decimal, and of a list each value is a line.
 pub struct Shell<'a>(pub &'a Config);
 
-/// The options of both sections as JSON: `{"main":[...],"upstream":[...]}`, each an object with `name`, `type`
+/// The options of all sections as JSON: `{"main":[...],"upstream":[...],"rule":[...]}`, each an object with `name`, `type`
 /// (`bool`, `number`, `port`, `choice` or `text`), `default` (text; of a list with spaces between), `help`, whether
 /// it is `secret`, a `list`, or applies `live`; of a number `min`, `max` and `unit`; of a choice `choices`.
 pub struct Json;
@@ -44,6 +44,8 @@ impl fmt::Display for Json {
         section(f, table::MAIN)?;
         f.write_str(",\"upstream\":")?;
         section(f, table::UPSTREAM)?;
+        f.write_str(",\"rule\":")?;
+        section(f, table::RULE)?;
         f.write_str("}\n")
     }
 }

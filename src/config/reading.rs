@@ -5,25 +5,34 @@
 
 use alloc::borrow::ToOwned;
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::mem;
 
 use super::Config;
-use super::draft::Draft;
+use super::draft::{Draft, SHORTS};
 use super::error::{ConfigError, ConfigErrorKind, Fault, Origin};
 use super::given::Given;
 use super::options::Spec;
-use super::sections::{Sections, UpstreamSection};
-use super::{PathChoice, table, values};
+use super::rule::{self, RuleDraft};
+use super::sections::{Section, Sections};
+use super::{DnsMode, PathChoice, UpstreamConfig, table, values};
 use crate::net::IpNet;
+use crate::rules::{Action, MAX_ENTRIES, MAX_RULES, Rules};
 use crate::upstream::choice::MAX_PROXIES;
+
+/// An option of each short form, for what is wrong with it.
+const SHORT_ORIGINS: [&str; SHORTS] = ["bypass_file", "client_bypass", "direct_domain"];
+
+/// What a rule lacks.
+const NO_SERVER: &str = "direct domains need a direct_server";
 
 /// The least time between two probes of one proxy, in ms.
 const MIN_PROBE_INTERVAL: u32 = 30_000;
 
 impl Config {
-    /// The configuration in a file's text, which errors call `FILE`. A `bypass_file` is not read.
+    /// The configuration in a file's text, which errors call `FILE`. Files that it names are not read.
     ///
     /// # Errors
     /// [`ConfigError`]
@@ -84,7 +93,8 @@ impl Overrides {
 /// A configuration whose values have been read; the files that it names have not.
 pub struct Reading {
     main: Given,
-    upstreams: Vec<UpstreamSection>,
+    upstreams: Vec<Section>,
+    rules: Vec<RuleDraft>,
     draft: Draft,
     /// What was wrong first.
     result: Result<(), Fault>,
@@ -99,27 +109,53 @@ impl Reading {
             Ok(text) => sections.read(text.unwrap_or_default()),
             Err(error) => Err((Origin::Everywhere, ConfigErrorKind::Read(error))),
         };
-        let Sections { mut main, upstreams } = sections;
+        let Sections { mut main, upstreams, rules: sections } = sections;
         main.replace(&overrides.0);
         let mut draft = Draft::default();
         let stored = main.store(table::MAIN, &mut draft);
-        Self { main, upstreams, draft, result: read.and(stored) }
+        let mut result = read.and(stored);
+        let mut rules = Vec::with_capacity(SHORTS + sections.len());
+        for (mut short, option) in mem::take(&mut draft.shorts).into_iter().zip(SHORT_ORIGINS) {
+            short.at = main.origin(option);
+            rules.push(short);
+        }
+        for mut section in sections {
+            result = result.and(section.given.store(table::RULE, &mut draft));
+            draft.rule.at = Origin::File(section.at);
+            rules.push(mem::take(&mut draft.rule));
+        }
+        Self { main, upstreams, rules, draft, result }
     }
 
-    /// The paths of `bypass_file` that have yet to be [added](Self::add_networks).
-    pub fn take_bypass_files(&mut self) -> Vec<String> {
-        mem::take(&mut self.draft.bypass_files)
-    }
-
-    /// Adds the networks in a `bypass_file` up to a line that is none, or takes the error why it could not be read.
-    pub fn add_networks(&mut self, path: &str, text: Result<&[u8], String>) {
-        let nets = &mut self.draft.config.bypass;
-        let added = match text {
-            Ok(text) => values::networks(path, text, nets),
-            Err(error) => Err(format!("{path}: {error}")),
-        };
-        if let (Ok(()), Err(error)) = (&self.result, added) {
-            self.result = Err((self.main.origin("bypass_file"), ConfigErrorKind::NetFile(error)));
+    /// Has the files that it names read, each up to a line that is wrong.
+    pub fn read_files(&mut self, read: &dyn Fn(&str) -> Result<Vec<u8>, String>) {
+        let mut left = MAX_ENTRIES;
+        for (index, draft) in self.rules.iter_mut().enumerate() {
+            if index >= SHORTS && !draft.enabled {
+                continue;
+            }
+            for (path, is_domains) in &draft.files {
+                let rule = &mut draft.rule;
+                let added = match read(path) {
+                    Ok(text) => values::lines(path, &text, &mut |line| {
+                        left =
+                            left.checked_sub(1).ok_or("is one too many: 200000 are the most in all files")?;
+                        match is_domains {
+                            true => rule::domain(line, &mut rule.domains),
+                            false => values::cidr(line).map(|net| rule.networks.push(net)),
+                        }
+                    }),
+                    Err(error) => Err(format!("{path}: {error}")),
+                };
+                if let (Ok(()), Err(error)) = (&self.result, added) {
+                    let option = match (index, is_domains) {
+                        (0, _) => "bypass_file",
+                        (_, true) => "domain_file",
+                        (_, false) => "dest_file",
+                    };
+                    self.result = Err((draft.at, ConfigErrorKind::ListFile(option, error)));
+                }
+            }
         }
     }
 
@@ -128,34 +164,46 @@ impl Reading {
     /// # Errors
     /// What is wrong first, or options that contradict each other.
     pub fn finish(mut self, has_ipv6: bool) -> Result<Config, Fault> {
-        self.result?;
+        mem::replace(&mut self.result, Ok(()))?;
         let in_file = matches!(self.main.origin("upstream"), Origin::Default | Origin::File(_));
-        for section in self.upstreams {
+        for section in mem::take(&mut self.upstreams) {
             // Checked even if unused.
             let upstream = section.resolve(&mut self.draft)?;
             self.draft.config.upstreams.extend(upstream.filter(|_| in_file));
         }
-        without_ipv6(&mut self.draft, has_ipv6);
-        check(&self.main, &mut self.draft.config)?;
+        self.without_ipv6(has_ipv6);
+        let config = &mut self.draft.config;
+        check(&self.main, config)?;
+        let mut rules = Rules::default();
+        add_rules(&mut rules, self.rules, config, Some(&config.upstreams))?;
+        config.rules = Rc::new(rules);
         self.draft.config.given = self.main;
         Ok(self.draft.config)
     }
 
     /// The values of the main section that are right, unchecked against each other.
     pub fn finish_lenient(mut self, has_ipv6: bool) -> Config {
-        without_ipv6(&mut self.draft, has_ipv6);
+        self.without_ipv6(has_ipv6);
+        let config = &mut self.draft.config;
+        let mut rules = Rules::default();
+        // Those behind one that is wrong might let go what that would not have.
+        _ = add_rules(&mut rules, self.rules, config, None);
+        config.rules = Rc::new(rules);
         self.draft.config.given = self.main;
         self.draft.config
     }
-}
 
-/// Removes all that is IPv6 if that is off.
-fn without_ipv6(draft: &mut Draft, has_ipv6: bool) {
-    if !draft.ipv6 || !has_ipv6 {
-        draft.config.address6 = None;
-        draft.config.dns.fakeip_range6 = None;
-        draft.config.routes.retain(|net| matches!(net, IpNet::V4(_)));
-        draft.config.bypass.retain(|net| matches!(net, IpNet::V4(_)));
+    /// Removes all that is IPv6 if that is off.
+    fn without_ipv6(&mut self, has_ipv6: bool) {
+        let Draft { config, ipv6, .. } = &mut self.draft;
+        if !*ipv6 || !has_ipv6 {
+            config.address6 = None;
+            config.dns.fakeip_range6 = None;
+            config.routes.retain(|net| matches!(net, IpNet::V4(_)));
+            for short in self.rules.iter_mut().take(SHORTS) {
+                short.rule.networks.retain(|net| matches!(net, IpNet::V4(_)));
+            }
+        }
     }
 }
 
@@ -198,11 +246,39 @@ fn check_upstreams(main: &Given, config: &Config) -> Result<(), Fault> {
     }
 }
 
+/// Adds the rules, those from short forms first, up to one that is wrong.
+fn add_rules(
+    rules: &mut Rules,
+    drafts: Vec<RuleDraft>,
+    config: &Config,
+    upstreams: Option<&[UpstreamConfig]>,
+) -> Result<(), Fault> {
+    if drafts.len() > SHORTS + MAX_RULES {
+        return Err((Origin::Everywhere, ConfigErrorKind::Rule("more than 1024 sections")));
+    }
+    for (index, mut draft) in drafts.into_iter().enumerate() {
+        let is_short = index < SHORTS;
+        let is_used = match is_short {
+            true => Ok(draft.resolve_short()),
+            false => draft.resolve(upstreams, config.dns.mode == DnsMode::FakeIp),
+        };
+        let rule = &draft.rule;
+        let is_direct_name = rule.action == Action::Direct && !rule.domains.is_empty();
+        let is_used = match is_used {
+            Ok(true) if is_direct_name && config.dns.direct_servers.is_empty() => {
+                Err(if is_short { ConfigErrorKind::NoDirectServer } else { ConfigErrorKind::Rule(NO_SERVER) })
+            }
+            result => result,
+        };
+        if is_used.map_err(|kind| (draft.at, kind))? {
+            rules.push(draft.rule, is_short);
+        }
+    }
+    Ok(())
+}
+
 fn check_dns(main: &Given, config: &mut Config) -> Result<(), Fault> {
     let dns = &mut config.dns;
-    if !dns.direct_domains.is_empty() && dns.direct_servers.is_empty() {
-        return Err((main.origin("direct_domain"), ConfigErrorKind::NoDirectServer));
-    }
     let own = [Some(IpNet::V4(config.address)), config.address6.map(IpNet::V6)];
     for range in dns.fake_ranges() {
         let (option, other) = match range {

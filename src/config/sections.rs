@@ -2,7 +2,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::mem;
+use core::{mem, ptr};
 
 use super::draft::Draft;
 use super::error::{ConfigErrorKind, Fault, Origin};
@@ -13,8 +13,8 @@ use super::upstream::UpstreamConfig;
 use super::{table, values};
 use crate::http::connect::Request;
 
-/// Names that no upstream may have: the main section's, and what `use` takes besides names.
-const RESERVED: [&str; 2] = ["main", "auto"];
+/// Names that no upstream may have: the main section's, what `use` takes besides names, and what stands for none.
+const RESERVED: [&str; 3] = ["main", "auto", "direct"];
 
 /// A file's sections.
 #[derive(Default)]
@@ -22,23 +22,22 @@ pub struct Sections {
     /// `config tcp-over-http 'main'`.
     pub main: Given,
     /// Each `config upstream`, in order.
-    pub upstreams: Vec<UpstreamSection>,
+    pub upstreams: Vec<Section>,
+    /// Each `config rule`, in order.
+    pub rules: Vec<Section>,
 }
 
-/// A section `config upstream`.
-pub struct UpstreamSection {
-    at: Position,
+/// A section `config upstream` or `config rule`.
+pub struct Section {
+    /// Where it begins.
+    pub at: Position,
     name: Option<String>,
-    given: Given,
+    /// What is in it.
+    pub given: Given,
 }
 
-/// Which section.
-#[derive(Clone, Copy)]
-enum Section {
-    Main,
-    /// The one at this place in `upstreams`.
-    Upstream(usize),
-}
+/// Which section: of these options, and which of its kind.
+type Which = (&'static [Spec], usize);
 
 impl Sections {
     /// Adds what a file says. Leaves out statements that are wrong, and says which was so first; behind an error of
@@ -67,34 +66,38 @@ impl Sections {
     }
 
     /// A second section of the same name continues the first.
-    fn begin(&mut self, kind: Word, name: Option<Word>) -> Result<Section, Fault> {
+    fn begin(&mut self, kind: Word, name: Option<Word>) -> Result<Which, Fault> {
         let name_at = name.as_ref().map_or(kind.at, |name| name.at);
         let name = name.map(|name| lossy(&name.text));
-        match kind.text.as_slice() {
-            b"tcp-over-http" if name.as_deref() == Some("main") => return Ok(Section::Main),
+        let (specs, sections) = match kind.text.as_slice() {
+            b"tcp-over-http" if name.as_deref() == Some("main") => return Ok((table::MAIN, 0)),
             b"tcp-over-http" => return Err((Origin::File(name_at), ConfigErrorKind::MainName)),
             b"upstream" => {
                 if let Some(reserved) = RESERVED.iter().find(|&&reserved| name.as_deref() == Some(reserved)) {
                     return Err((Origin::File(name_at), ConfigErrorKind::UpstreamName(reserved)));
                 }
+                (table::UPSTREAM, &mut self.upstreams)
             }
+            b"rule" => (table::RULE, &mut self.rules),
             other => return Err((Origin::File(kind.at), ConfigErrorKind::SectionType(lossy(other)))),
-        }
-        let known = self.upstreams.iter().position(|section| name.is_some() && section.name == name);
-        Ok(Section::Upstream(known.unwrap_or_else(|| {
-            self.upstreams.push(UpstreamSection { at: kind.at, name, given: Given::default() });
-            self.upstreams.len() - 1
-        })))
+        };
+        let known = sections.iter().position(|section| name.is_some() && section.name == name);
+        let index = known.unwrap_or_else(|| {
+            sections.push(Section { at: kind.at, name, given: Given::default() });
+            sections.len() - 1
+        });
+        Ok((specs, index))
     }
 
     /// Takes a value as libuci does: an empty option changes nothing, `option` replaces and `list` adds.
-    fn take(&mut self, section: Option<Section>, key: Word, value: Word, list: bool) -> Result<(), Fault> {
-        let (given, specs) = match section {
-            None => return Ok(()),
-            Some(Section::Main) => (&mut self.main, table::MAIN),
-            Some(Section::Upstream(index)) => match self.upstreams.get_mut(index) {
+    fn take(&mut self, section: Option<Which>, key: Word, value: Word, list: bool) -> Result<(), Fault> {
+        let Some((specs, index)) = section else { return Ok(()) };
+        let others = if ptr::eq(specs, table::RULE) { &mut self.rules } else { &mut self.upstreams };
+        let given = match ptr::eq(specs, table::MAIN) {
+            true => &mut self.main,
+            false => match others.get_mut(index) {
+                Some(section) => &mut section.given,
                 None => return Ok(()),
-                Some(upstream) => (&mut upstream.given, table::UPSTREAM),
             },
         };
         let is_named = |spec: &&Spec| spec.name.as_bytes() == key.text;
@@ -119,7 +122,7 @@ impl Sections {
     }
 }
 
-impl UpstreamSection {
+impl Section {
     /// Makes it a proxy; `None` if it is disabled.
     pub fn resolve(mut self, draft: &mut Draft) -> Result<Option<UpstreamConfig>, Fault> {
         self.given.store(table::UPSTREAM, draft)?;

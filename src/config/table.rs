@@ -10,6 +10,7 @@ use super::choices::{
 use super::options::Spec;
 use super::options::Unit::{Bytes, Kib, Millis, One, Seconds};
 use super::options::ValueType::{self, Bool, Choice, List, Number, Port, Secret, SecretList, Text};
+use super::rule;
 use super::upstream::UpstreamConfig;
 use super::values::{
     cidr, clients, device, domain, fake_ipv4, fake_ipv6, header, header_host, host, mark, own_ipv4, own_ipv6,
@@ -62,9 +63,9 @@ pub static MAIN: &[Spec] = &[
     live("route", "", "capture TCP to this network",
         List(|d, v| cidr(v).map(|v| d.config.routes.push(v)))),
     live("bypass", "", "never capture what goes to this network",
-        List(|d, v| cidr(v).map(|v| d.config.bypass.push(v)))),
+        List(|d, v| cidr(v).map(|v| d.shorts[0].rule.networks.push(v)))),
     live("bypass_file", "", "never capture what goes to the networks in this file: one a line, # begins a comment",
-        List(|d, v| { d.bypass_files.push(v.to_owned()); Ok(()) })),
+        List(|d, v| { d.shorts[0].files.push((v.to_owned(), false)); Ok(()) })),
     live("interface", "", "capture only what comes from this device; none: from any",
         List(|d, v| device(v).map(|v| d.config.interfaces.push(v)))),
     live("local", "1", "capture the machine's own connections, too",
@@ -72,7 +73,7 @@ pub static MAIN: &[Spec] = &[
     live("client", "", "capture only what comes from this network; none: from any",
         List(|d, v| clients(v).map(|v| d.config.clients.push(v)))),
     live("client_bypass", "", "never capture what comes from this network",
-        List(|d, v| clients(v).map(|v| d.config.client_bypass.push(v)))),
+        List(|d, v| clients(v).map(|v| d.shorts[1].rule.clients.push(v)))),
     live("port", "", "capture only TCP to this port, or FIRST-LAST; none: to any",
         List(|d, v| ports(v).map(|v| d.config.ports.push(v)))),
     live("to_proxy", "direct", "what clients send to a proxy's own address and port; direct: it goes there, as it is; reject: it is refused",
@@ -95,8 +96,8 @@ pub static MAIN: &[Spec] = &[
         List(|d, v| resolver(v, &mut d.config.dns.servers))),
     restart("dns_domain", "", "dnsmasq asks the daemon for this domain, and all below it, only; what the machine itself asks others is not hijacked then",
         List(|d, v| domain(v).map(|v| d.config.dns.domains.push(v)))),
-    restart("direct_domain", "", "resolve this domain, and all below it, directly",
-        List(|d, v| domain(v).map(|v| d.config.dns.direct_domains.push(v)))),
+    live("direct_domain", "", "this domain, and all below it, is resolved, and connected to, directly",
+        List(|d, v| rule::domain(v, &mut d.shorts[2].rule.domains))),
     restart("direct_server", "", "a resolver to ask for direct_domain, IP[:PORT]",
         List(|d, v| resolver(v, &mut d.config.dns.direct_servers))),
     restart("fakeip_range", "198.18.0.0/15", "IPv4 network of the fake addresses",
@@ -162,6 +163,33 @@ pub static UPSTREAM: &[Spec] = &[
         SecretList(|d, v| header(v).map(|v| d.upstream.headers.push(v)))),
     live("connect_header_host", "", "what the Host field of each CONNECT has in place of the target",
         Text(|d, v| header_host(v).map(|v| d.upstream.header_host = Some(v)))),
+];
+
+/// The options of a section `config rule`.
+#[rustfmt::skip] // one row an option
+pub static RULE: &[Spec] = &[
+    live("enabled", "1", "0: as if this section weren't there",
+        Bool(|d, v| d.rule.enabled = v)),
+    live("domain", "", "to this domain and all below it, or with a = in front to this name only; needs dns 'fakeip'",
+        List(|d, v| rule::domain(v, &mut d.rule.rule.domains))),
+    live("domain_file", "", "to the domains in this file: one a line, # begins a comment",
+        List(|d, v| path(v).map(|v| d.rule.files.push((v, true))))),
+    live("dest", "", "or to this network",
+        List(|d, v| cidr(v).map(|v| d.rule.rule.networks.push(v)))),
+    live("dest_file", "", "or to the networks in this file, likewise",
+        List(|d, v| path(v).map(|v| d.rule.files.push((v, false))))),
+    live("port", "", "and to this TCP port, PORT or FIRST-LAST",
+        List(|d, v| ports(v).map(|v| d.rule.rule.ports.push(v)))),
+    live("client", "", "and from this network, or the machine with this MAC address",
+        List(|d, v| rule::client(v, &mut d.rule.rule))),
+    live("interface", "", "and from behind this device",
+        List(|d, v| device(v).map(|v| d.rule.rule.devices.push(v)))),
+    live("upstream", "", "then: this upstream is asked, and no other",
+        Text(|d, v| { d.rule.upstream = Some(v.to_owned()); Ok(()) })),
+    live("direct", "0", "1: then no proxy is asked",
+        Bool(|d, v| d.rule.direct = v)),
+    live("reject", "0", "1: then it is refused",
+        Bool(|d, v| d.rule.reject = v)),
 ];
 
 /// An option that a running daemon takes over.

@@ -136,14 +136,18 @@ pub fn without_mark(text: &[u8]) -> &[u8] {
 ///
 /// # Errors
 /// `PATH:LINE: the line ...`
-pub fn networks(path: &str, text: &[u8], nets: &mut Vec<IpNet>) -> Result<(), String> {
+pub fn lines(
+    path: &str,
+    text: &[u8],
+    add: &mut dyn FnMut(&str) -> Result<(), &'static str>,
+) -> Result<(), String> {
     for (index, line) in without_mark(text).split(|&byte| byte == b'\n').enumerate() {
         let line = line.split(|&byte| byte == b'#').next().unwrap_or_default().trim_ascii();
         if line.is_empty() {
             continue;
         }
-        let net = str::from_utf8(line).map_err(|_| "is not UTF-8").and_then(cidr);
-        nets.push(net.map_err(|reason| format!("{path}:{}: the line {reason}", index + 1))?);
+        let added = str::from_utf8(line).map_err(|_| "is not UTF-8").and_then(&mut *add);
+        added.map_err(|reason| format!("{path}:{}: the line {reason}", index + 1))?;
     }
     Ok(())
 }

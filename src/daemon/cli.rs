@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::report::document::Form;
 use crate::settings::{DEFAULT_FILE, Settings};
-use tcp_over_http::config::{OPTIONS, Spec, UPSTREAM_OPTIONS, Unit, ValueType};
+use tcp_over_http::config::{OPTIONS, RULE_OPTIONS, Spec, UPSTREAM_OPTIONS, Unit, ValueType};
 
 /// What the doctor has the proxies connect to.
 const TARGET: &str = "example.com";
@@ -232,6 +232,12 @@ impl fmt::Display for Help {
         }
         f.write_str("\nOptions of a section `config upstream` of the file:\n")?;
         for spec in UPSTREAM_OPTIONS {
+            writeln!(f, "  {}\n        {}", spec.name, spec.help)?;
+        }
+        f.write_str(
+            "\nOptions of a section `config rule`, of which the first that matches a connection counts:\n",
+        )?;
+        for spec in RULE_OPTIONS {
             writeln!(f, "  {}\n        {}", spec.name, spec.help)?;
         }
         write!(f, "\n{NOTES}\n")

@@ -33,7 +33,7 @@ use std::rc::Rc;
 use std::task::{self, Poll};
 
 use tcp_over_http::config::{Config, DnsMode, Host};
-use tcp_over_http::dns::{BadQuery, Budgets, Domains, Name, Query, Reply, is_time_server, local_reply};
+use tcp_over_http::dns::{BadQuery, Budgets, Name, Query, Reply, is_time_server, local_reply};
 use tcp_over_http::net::ClientKey;
 use tcp_over_http::packet::Tuple;
 use tcp_over_http::time::Instant;
@@ -60,7 +60,6 @@ pub struct Dns {
     responder: Rc<Responder>,
     fake: Option<Rc<FakeNames>>,
     proxied: Rc<ProxiedResolver>,
-    direct_domains: Domains,
     direct: Rc<DirectResolver>,
     proxies: RefCell<Proxies>,
     budgets: RefCell<Budgets>,
@@ -115,7 +114,6 @@ impl Dns {
         Ok(Some(Rc::new(Self {
             fake,
             proxied: Rc::new(ProxiedResolver::new(&responder, &dns.servers, dns.mode)),
-            direct_domains: domains(&dns.direct_domains)?,
             direct: Rc::new(DirectResolver::new(&responder, &dns.direct_servers, config.mark)),
             proxies: RefCell::new(proxies(config, &responder)?),
             budgets: RefCell::default(),
@@ -265,7 +263,7 @@ impl Dns {
         if proxies.names.iter().any(|name| name.as_ref() == query.name()) {
             return Some(Rc::clone(&proxies.resolver));
         }
-        self.direct_domains.contains(query.name()).then(|| Rc::clone(&self.direct))
+        self.responder.context.upstreams().rules().is_direct(query.name()).then(|| Rc::clone(&self.direct))
     }
 }
 
@@ -278,8 +276,4 @@ fn proxies(config: &Config, responder: &Rc<Responder>) -> Result<Proxies, DnsErr
     let servers = if config.resolvers.is_empty() { &config.dns.direct_servers } else { &config.resolvers };
     let resolver = Rc::new(DirectResolver::new(responder, servers, config.mark));
     Ok(Proxies { names, resolver })
-}
-
-fn domains(names: &[String]) -> Result<Domains, DnsError> {
-    Domains::new(names).map_err(|index| DnsError::Name(names.get(index).cloned().unwrap_or_default()))
 }

@@ -243,6 +243,7 @@ impl EventLoop {
         // What may fail comes first.
         match Upstreams::new(&new) {
             Ok(upstreams) => {
+                new.rules.inherit(&self.config.rules);
                 self.capture.reconfigure(&new);
                 self.reload = Some(Reload { new, upstreams, changes, again: false });
             }

@@ -5,6 +5,7 @@ pub mod capture;
 pub mod conntrack;
 pub mod firewall;
 pub mod listener;
+pub mod neighbour;
 pub mod netlink;
 pub mod nft;
 pub mod probe;

@@ -17,6 +17,9 @@ const FIREWALL: &str = "/etc/config/firewall";
 /// No sensible file is longer; a device file would never end.
 const MAX_FILE: u64 = 1 << 20;
 
+/// Room for 200,000 domains.
+const MAX_LIST: u64 = 8 << 20;
+
 /// Where to look for a configuration: the command line, as far as it concerns that.
 #[derive(Default)]
 pub struct Settings {
@@ -64,16 +67,13 @@ impl Settings {
     }
 
     fn read(&self) -> Reading {
-        let file = match read_file(self.file_name()) {
+        let file = match read_file(self.file_name(), MAX_FILE) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.file.is_none() => Ok(None),
             text => text.map(Some).map_err(|error| error.to_string()),
         };
         let mut reading =
             Reading::new(file.as_ref().map(Option::as_deref).map_err(Clone::clone), &self.overrides);
-        for path in reading.take_bypass_files() {
-            let text = read_file(&path).map_err(|error| error.to_string());
-            reading.add_networks(&path, text.as_deref().map_err(Clone::clone));
-        }
+        reading.read_files(&|path| read_file(path, MAX_LIST).map_err(|error| error.to_string()));
         reading
     }
 }
@@ -81,7 +81,7 @@ impl Settings {
 /// What is allowed, but may not work out as it seems to be meant.
 pub fn warning(config: &Config) -> Option<String> {
     // Without fw4 there is no such file, and nobody asks for zones.
-    let firewall = read_file(FIREWALL).ok();
+    let firewall = read_file(FIREWALL, MAX_FILE).ok();
     if let Some(zone) = firewall.as_ref().and_then(|text| config.missing_zone(text)) {
         return Some(format!(
             "zone: the firewall has no zone '{zone}', so nobody's connections get to {}: set zone to the one of the uplink",
@@ -94,11 +94,12 @@ pub fn warning(config: &Config) -> Option<String> {
 }
 
 /// Reads a whole file.
-fn read_file(path: &str) -> io::Result<Vec<u8>> {
+fn read_file(path: &str, most: u64) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than 1 MiB"));
+    File::open(path)?.take(most + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > most {
+        let text = format!("longer than {} MiB", most >> 20);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
     }
     Ok(text)
 }

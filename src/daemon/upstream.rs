@@ -5,6 +5,7 @@ pub mod choice_file;
 mod confirm;
 mod connection;
 pub mod dial;
+pub mod direct;
 mod etc_files;
 pub mod exchange;
 mod lookup;
@@ -37,6 +38,7 @@ use tcp_over_http::dns::Name;
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::http::login::Authorization;
 use tcp_over_http::net::Family;
+use tcp_over_http::rules::{Action, Rules};
 use tcp_over_http::upstream::choice::{Asked, Attempt};
 use tcp_over_http::upstream::plain::TLS;
 use tcp_over_http::{http, time};
@@ -87,14 +89,18 @@ pub struct Upstreams {
     epoch: Instant,
     /// A target that has been connected lately.
     worked: RefCell<Option<Worked>>,
+    /// What connections are not left to the choice.
+    rules: Rc<Rules>,
+    /// For names of direct connections, and those that clients of plain HTTP claim to have connected to.
+    resolver: Rc<Resolver>,
+    /// The TUN's addresses: what comes from these does not get out.
+    own: [Option<IpAddr>; 2],
     mark: u32,
     keepalive: u32,
     connect_timeout: Duration,
     reply_timeout: Duration,
     http_relay: HttpRelay,
     http_ports: Vec<(u16, u16)>,
-    /// For names that clients claim to have connected to.
-    resolver: Rc<Resolver>,
     to_proxy: ToProxy,
 }
 
@@ -118,6 +124,12 @@ impl Upstreams {
                 config.choice,
             )),
             epoch: Instant::now(),
+            rules: Rc::clone(&config.rules),
+            resolver: match config.dns.direct_servers.is_empty() {
+                true => resolver,
+                false => Rc::new(Resolver::new(&config.dns.direct_servers, mark)),
+            },
+            own: [Some(config.address.addr.into()), config.address6.map(|net| net.addr.into())],
             worked: RefCell::default(),
             proxies,
             mark,
@@ -126,7 +138,6 @@ impl Upstreams {
             reply_timeout: config.reply_timeout,
             http_relay: config.http_relay,
             http_ports: config.http_ports.clone(),
-            resolver,
             to_proxy: config.to_proxy,
         })
     }
@@ -137,6 +148,7 @@ impl Upstreams {
         self.worked = old.worked.take().into();
         let (choice, old_choice) = (self.choice.get_mut(), old.choice.borrow());
         choice.inherit(&old_choice);
+        self.rules.inherit(&old.rules);
         for (index, proxy) in self.proxies.iter_mut().enumerate() {
             let old_index = old.proxies.iter().position(|old| old.account.name == proxy.account.name);
             if let Some(old_index) = old_index
@@ -153,8 +165,8 @@ impl Upstreams {
     /// # Errors
     /// [`Failure`]: the refusal of the one that answered, or the most telling failure of all of them.
     pub async fn open(&self, target: Target<'_>) -> Result<Opened, Failure> {
-        let attempt = RefCell::new(Attempt::new(target));
-        let dial = Dial { attempt: &attempt, target: &target, may_be_plain: false };
+        let attempt = RefCell::new(Attempt::new(target, None));
+        let dial = Dial { attempt: &attempt, target: &target, may_be_plain: false, only: None };
         match self.carry_next(&dial, None, true).await? {
             Carried::Relayed(opened) => Ok(*opened),
             Carried::Forwarded(_) => Err(Failure::BadTarget), // nobody's client
@@ -165,12 +177,30 @@ impl Upstreams {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub async fn carry(&self, target: Target<'_>, client: Option<Client<'_>>) -> Result<Carried, Failure> {
+    pub async fn carry(
+        &self,
+        target: Target<'_>,
+        client: Option<Client<'_>>,
+        action: Option<Action>,
+    ) -> Result<Carried, Failure> {
         if let Some(index) = self.proxies.iter().position(|proxy| proxy.is_at(target)) {
-            return Box::pin(self.pass(index)).await; // boxed: others need no room for it
+            if self.to_proxy == ToProxy::Reject {
+                return Err(Failure::Refused { status: 403 });
+            }
+            // Boxed: others need no room for it.
+            return Box::pin(self.pass(&self.proxies[index], Some(index))).await;
         }
-        let attempt = RefCell::new(Attempt::new(target));
-        let dial = Dial { attempt: &attempt, target: &target, may_be_plain: true };
+        let only = match action {
+            Some(Action::Upstream(index)) => Some(usize::from(index)),
+            Some(Action::Direct) => match self.server(target) {
+                Some(server) => return Box::pin(self.pass_to(server?)).await,
+                None => None,
+            },
+            Some(Action::Reject) => return Err(Failure::Refused { status: 502 }),
+            None => None,
+        };
+        let attempt = RefCell::new(Attempt::new(target, only));
+        let dial = Dial { attempt: &attempt, target: &target, may_be_plain: true, only };
         self.carry_next(&dial, client.as_ref(), true).await
     }
 
@@ -203,7 +233,7 @@ impl Upstreams {
                 }
                 is_again = true;
                 Box::pin(sleep(PAUSE)).await;
-                dial.attempt.replace(Attempt::new(*dial.target));
+                dial.attempt.replace(Attempt::new(*dial.target, dial.only));
                 continue;
             };
             let proxy = &self.proxies[asked.index];
@@ -262,13 +292,15 @@ impl Upstreams {
         self.choice().failed(&mut dial.attempt.borrow_mut(), asked, failure, self.now());
     }
 
-    /// Connects a client that wants the proxy of this index itself, as one that is configured for it does.
-    async fn pass(&self, index: usize) -> Result<Carried, Failure> {
-        if self.to_proxy == ToProxy::Reject {
-            return Err(Failure::Refused { status: 403 });
-        }
-        match self.connect(index).await {
-            Ok(stream) => Ok(self.relayed(&self.proxies[index], stream, Vec::new())),
+    /// As [`pass`](Self::pass), for what no other dial has room for.
+    async fn pass_to(&self, server: Proxy) -> Result<Carried, Failure> {
+        self.pass(&server, None).await
+    }
+
+    /// Connects a client that wants this proxy itself, as one that is configured for it does, or what stands for a server.
+    async fn pass(&self, proxy: &Proxy, index: Option<usize>) -> Result<Carried, Failure> {
+        match self.connect_to(proxy, index).await {
+            Ok(stream) => Ok(self.relayed(&proxy.account, stream, Vec::new())),
             Err((Failure::Exhausted, _)) => Err(Failure::Exhausted),
             Err((_, error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 Err(Failure::Refused { status: 502 })
@@ -289,6 +321,11 @@ impl Upstreams {
             }
         }
         only
+    }
+
+    /// The rules.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
     }
 
     /// The proxies, for what is known of them.
@@ -326,7 +363,7 @@ impl Upstreams {
             let proxy = &self.proxies[index];
             let begin = |address| client?.begin(&request, &proxy.account.name, address);
             // Boxed: the wait for an answer, which is longer, needs no room for it.
-            let reach = Box::pin(self.reach(index, &begin));
+            let reach = Box::pin(self.reach(proxy, Some(index), &begin));
             let connection = reach
                 .await
                 .map_err(|(failure, error)| self.proxies[index].was_not_reached(failure, &error))?;
@@ -434,20 +471,29 @@ impl Upstreams {
     /// # Errors
     /// Its name has no address, or what the last address said; and what that means.
     pub async fn connect(&self, index: usize) -> Result<TcpStream, (Failure, io::Error)> {
-        match self.reach(index, &|_| None).await? {
+        self.connect_to(&self.proxies[index], Some(index)).await
+    }
+
+    async fn connect_to(
+        &self,
+        proxy: &Proxy,
+        index: Option<usize>,
+    ) -> Result<TcpStream, (Failure, io::Error)> {
+        match self.reach(proxy, index, &|_| None).await? {
             Connection::Socket(stream) => Ok(stream),
             // Nobody's client.
             Connection::Packets(_) => Err((Failure::BadTarget, io::ErrorKind::InvalidInput.into())),
         }
     }
 
-    /// Connects to one of the proxy's addresses, the one that worked last first; where `begin` has begun, by that.
+    /// Connects to one of the proxy's addresses, the one that worked last first; where `begin` has begun, by that. `index`:
+    /// where the choice has it.
     async fn reach(
         &self,
-        index: usize,
+        proxy: &Proxy,
+        index: Option<usize>,
         begin: &dyn Fn(SocketAddr) -> Option<forward::Attempt>,
     ) -> Result<Connection, (Failure, io::Error)> {
-        let proxy = &self.proxies[index];
         let addresses = match proxy.addresses().await {
             Ok(addresses) => addresses,
             Err(ResolveError::Unanswered) if !self.has_route(&FAR) => {
@@ -455,14 +501,16 @@ impl Upstreams {
             }
             Err(error) => return Err((Failure::Unreachable, io::Error::other(error))),
         };
-        let first = self.choice().first_address(index, &addresses);
+        let first = index.map_or(0, |index| self.choice().first_address(index, &addresses));
         let mut last = (Failure::Unreachable, io::Error::from(io::ErrorKind::NotFound));
         for &ip in addresses.iter().cycle().skip(first).take(addresses.len()) {
             let begun = Instant::now();
             let address = SocketAddr::new(ip, proxy.port);
             match Connection::connect(address, begin(address), self.mark, self.connect_timeout).await {
                 Ok(connection) => {
-                    self.choice().connected(index, ip, millis(begun));
+                    if let Some(index) = index {
+                        self.choice().connected(index, ip, millis(begun));
+                    }
                     return Ok(connection);
                 }
                 Err(error) => {
@@ -523,12 +571,12 @@ impl Upstreams {
             Connection::Socket(stream) => stream,
             Connection::Packets(attempt) => return Ok(Carried::Forwarded(attempt)),
         };
-        Ok(self.relayed(proxy, stream, reply.rest))
+        Ok(self.relayed(&proxy.account, stream, reply.rest))
     }
 
-    fn relayed(&self, proxy: &Proxy, stream: TcpStream, leftover: Vec<u8>) -> Carried {
+    fn relayed(&self, account: &Rc<Account>, stream: TcpStream, leftover: Vec<u8>) -> Carried {
         self.ready(&stream);
-        let account = Rc::clone(&proxy.account);
+        let account = Rc::clone(account);
         Carried::Relayed(Box::new(Opened { stream, leftover, account, http: None }))
     }
 
@@ -550,6 +598,8 @@ struct Dial<'a> {
     target: &'a Target<'a>,
     /// Requests in absolute form will do in place of a tunnel.
     may_be_plain: bool,
+    /// The only proxy that may be asked.
+    only: Option<usize>,
 }
 
 impl Client<'_> {

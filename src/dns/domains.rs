@@ -1,17 +1,19 @@
-//! A set of domains: each covers itself and all names below it.
+//! A set of domains: each covers itself and all names below it, or, after a `=`, itself only.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::wire::name::{BadName, MAX_NAME, Name, NameRef};
 
-/// The set. A domain takes 4 bytes more than on the wire.
-#[derive(Default)]
+/// The set. A domain takes 6 bytes more than its text.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Domains {
     /// Domains [reversed](NameRef::reversed), each followed by a 0.
     bytes: Vec<u8>,
-    /// Offsets of the domains, sorted. No domain is a prefix of another.
+    /// Offsets of the domains that cover what is below them, sorted once sealed. Then none is a prefix of another.
     order: Vec<u32>,
+    /// The same for those that cover themselves only.
+    exact: Vec<u32>,
 }
 
 impl Domains {
@@ -24,29 +26,44 @@ impl Domains {
         for (index, domain) in domains.iter().enumerate() {
             set.insert(domain).map_err(|BadName| index)?;
         }
+        set.seal();
         Ok(set)
     }
 
-    /// Adds a domain: `example.com`, with or without a dot at the end.
+    /// Adds a domain: `example.com`, with or without a dot at the end, or `=example.com`. It counts once the set is
+    /// [sealed](Self::seal).
     ///
     /// # Errors
     /// [`BadName`]
     pub fn insert(&mut self, domain: &str) -> Result<(), BadName> {
-        let name = Name::new(domain)?;
+        let name = domain.strip_prefix('=');
+        self.add(name.unwrap_or(domain), name.is_some())
+    }
+
+    /// The same: this name `only`, or what is below it, too.
+    ///
+    /// # Errors
+    /// [`BadName`]
+    pub fn add(&mut self, name: &str, only: bool) -> Result<(), BadName> {
+        let order = if only { &mut self.exact } else { &mut self.order };
+        let name = Name::new(name)?;
         let mut buffer = [0; MAX_NAME];
-        let key = name.as_ref().reversed(&mut buffer);
-        if self.covers(key) {
-            return Ok(());
-        }
-        let at = self.order.partition_point(|&other| self.get(other) < key);
-        // Those below it follow right after it, and are not needed any more.
-        while self.order.get(at).is_some_and(|&other| self.get(other).starts_with(key)) {
-            self.order.remove(at);
-        }
-        self.order.insert(at, self.bytes.len() as u32);
-        self.bytes.extend_from_slice(key);
+        order.push(self.bytes.len() as u32);
+        self.bytes.extend_from_slice(name.as_ref().reversed(&mut buffer));
         self.bytes.push(0);
         Ok(())
+    }
+
+    /// Sorts what was added.
+    pub fn seal(&mut self) {
+        let bytes = &self.bytes;
+        for order in [&mut self.order, &mut self.exact] {
+            order.sort_unstable_by(|&a, &b| key(bytes, a).cmp(key(bytes, b)));
+            order.shrink_to_fit();
+        }
+        // Those below a domain follow right after it, and are not needed.
+        self.order.dedup_by(|&mut domain, &mut before| key(bytes, domain).starts_with(key(bytes, before)));
+        self.bytes.shrink_to_fit();
     }
 
     /// Whether a name is one of the domains, or below one.
@@ -57,27 +74,40 @@ impl Domains {
 
     /// Whether the set is empty.
     pub const fn is_empty(&self) -> bool {
-        self.order.is_empty()
+        self.order.is_empty() && self.exact.is_empty()
     }
 
+    /// Bytes of memory that it takes.
+    #[cfg(test)]
+    pub const fn size(&self) -> usize {
+        self.bytes.capacity() + 4 * (self.order.capacity() + self.exact.capacity())
+    }
+
+    /// As [`contains`](Self::contains), for a [reversed](NameRef::reversed) name.
+    ///
     /// Whatever sorts between a domain and a name below it starts with the domain, too. The set has nothing like that, so
     /// only the last domain that does not sort after the name needs a look.
-    fn covers(&self, key: &[u8]) -> bool {
-        let behind = self.order.partition_point(|&other| self.get(other) <= key);
-        let last = behind.checked_sub(1).and_then(|last| self.order.get(last));
-        last.is_some_and(|&last| key.starts_with(self.get(last)))
+    pub(crate) fn covers(&self, name: &[u8]) -> bool {
+        self.last(&self.order, name).is_some_and(|last| name.starts_with(last))
+            || self.last(&self.exact, name) == Some(name)
     }
 
-    fn get(&self, at: u32) -> &[u8] {
-        let domain = self.bytes.get(at as usize..).unwrap_or_default();
-        let mut end = 0;
-        while let Some(&length) = domain.get(end)
-            && length > 0
-        {
-            end += 1 + usize::from(length);
-        }
-        domain.get(..end).unwrap_or_default()
+    /// The last domain that does not sort after the name.
+    fn last(&self, order: &[u32], name: &[u8]) -> Option<&[u8]> {
+        let behind = order.partition_point(|&other| key(&self.bytes, other) <= name);
+        Some(key(&self.bytes, *order.get(behind.checked_sub(1)?)?))
     }
+}
+
+fn key(bytes: &[u8], at: u32) -> &[u8] {
+    let domain = bytes.get(at as usize..).unwrap_or_default();
+    let mut end = 0;
+    while let Some(&length) = domain.get(end)
+        && length > 0
+    {
+        end += 1 + usize::from(length);
+    }
+    domain.get(..end).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -114,6 +144,7 @@ mod tests {
         let mut set = set(&["a.example", "b.a.example", "c.example", "x.c.example", "z.example"]);
         assert_eq!(set.order.len(), 3);
         set.insert("example").unwrap();
+        set.seal();
         assert_eq!(set.order.len(), 1);
         assert!(contains(&set, "q.example"));
         assert_eq!(set.insert("a..b"), Err(BadName));
@@ -133,14 +164,18 @@ mod tests {
     proptest! {
         #[test]
         fn sets_are_what_a_list_would_be(
-            domains in proptest::collection::vec("[a-c]{1,2}(\\.[a-cA-C]){0,3}", 0..30),
+            domains in proptest::collection::vec("=?[a-c]{1,2}(\\.[a-cA-C]){0,3}", 0..30),
             names in proptest::collection::vec("[a-cA-C]{1,2}(\\.[a-c]){0,4}", 1..30),
         ) {
             let mut set = Domains::default();
             domains.iter().for_each(|domain| set.insert(domain).unwrap());
+            set.seal();
             for name in &names {
                 let below = |domain: &String| {
                     let (name, domain) = (name.to_lowercase(), domain.to_lowercase());
+                    if let Some(domain) = domain.strip_prefix('=') {
+                        return name == domain;
+                    }
                     name == domain || name.ends_with(&std::format!(".{domain}"))
                 };
                 prop_assert_eq!(contains(&set, name), domains.iter().any(below), "{}", name);

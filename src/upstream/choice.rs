@@ -87,6 +87,8 @@ pub struct Attempt {
     failure: Option<Failure>,
     /// No other proxy is worth a try.
     is_over: bool,
+    /// The only proxy that may be asked, whichever is chosen.
+    only: Option<usize>,
 }
 
 /// A proxy that is being asked.
@@ -145,7 +147,7 @@ impl Choice {
 
     /// Which proxy a new connection would ask first.
     pub fn first(&self) -> Option<usize> {
-        self.best(&Attempt { target: 0, asked: 0, failure: None, is_over: false })
+        self.best(&Attempt { target: 0, asked: 0, failure: None, is_over: false, only: None })
     }
 
     /// Which proxy to ask next, at the time `now`. `None`: the attempt has failed, with [`Attempt::failure`].
@@ -289,8 +291,11 @@ impl Choice {
     fn best(&self, attempt: &Attempt) -> Option<usize> {
         let chosen = self.chosen();
         let is_open = |index: usize| {
-            attempt.asked & bit(index) == 0
-                && chosen.is_none_or(|chosen| chosen == index || self.settings.pin_fallback)
+            let is_allowed = match attempt.only {
+                Some(only) => only == index,
+                None => chosen.is_none_or(|chosen| chosen == index || self.settings.pin_fallback),
+            };
+            attempt.asked & bit(index) == 0 && is_allowed
         };
         let rank = |&index: &usize| {
             let state = self.proxies.get(index).map(|proxy| proxy.health.state());
@@ -405,9 +410,9 @@ impl Proxy {
 }
 
 impl Attempt {
-    /// An attempt that has asked nobody yet.
-    pub fn new(target: Target<'_>) -> Self {
-        Self { target: digest(target), asked: 0, failure: None, is_over: false }
+    /// An attempt that has asked nobody yet, and may ask the proxy `only`, or any.
+    pub fn new(target: Target<'_>, only: Option<usize>) -> Self {
+        Self { target: digest(target), asked: 0, failure: None, is_over: false, only }
     }
 
     /// Whether no other proxy is worth a try.

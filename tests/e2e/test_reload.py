@@ -38,7 +38,7 @@ def test_live(configured, proxy, fault_proxy, client, internet, leaks):
     thread.start()
     other = fault_proxy(PROXY_OTHER)
     before = daemon.status()["upstreams"][0]
-    configured.reload("INFO.*reload: changed upstream, bypass, log_level; connections go on",
+    configured.reload("INFO.*reload: changed upstream, bypass, log_level, rules; connections go on",
                       main="option log_level info\nlist bypass 198.51.100.0/24", upstreams=(upstream(PROXY_OTHER), upstream()))
     assert_proxied(client, other, SERVER)
     assert_direct(client, internet.listen(SERVER_OTHER), other)
@@ -49,7 +49,8 @@ def test_live(configured, proxy, fault_proxy, client, internet, leaks):
     offset = len(daemon.log())
     assert_proxied(client, other, SERVER6)
     assert "DEBUG" not in daemon.log()[offset:]
-    configured.reload("INFO.*reload: changed upstream, bypass, log_level; connections go on", main="", upstreams=(upstream(),))
+    configured.reload("INFO.*reload: changed upstream, bypass, log_level, rules; connections go on",
+                      main="", upstreams=(upstream(),))
     assert_proxied(client, proxy, SERVER_OTHER)
     assert "DEBUG" in daemon.log()[offset:]
     progress = sent[0]
@@ -196,7 +197,7 @@ def test_nft_takes_its_time(configured, proxy, client, internet, directory):
         daemon.signal(signal.SIGHUP)
     assert "reload:" not in daemon.log()
     nft.hold.unlink()
-    daemon.wait_log(r"reload: changed bypass;[\s\S]*reload: changed bypass;")
+    daemon.wait_log(r"reload: changed bypass, rules;[\s\S]*reload: changed bypass, rules;")
     far.send(b"answer")
     assert near.recv(100) == b"answer"
     assert_direct(client, internet.listen(SERVER), proxy)

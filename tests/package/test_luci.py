@@ -33,15 +33,15 @@ translations = load_translations()
 def table():
     """The daemon's options by section, of the table itself: no binary is needed."""
     text = (ROOT / "src/config/table.rs").read_text()
-    sections = re.findall(r"pub static (MAIN|UPSTREAM).*?^\];", text, re.M | re.S)
-    bodies = re.findall(r"pub static (?:MAIN|UPSTREAM)(.*?)^\];", text, re.M | re.S)
-    return {name.lower(): re.findall(r'^    (?:live|restart)\("(\w+)"', body, re.M) for name, body in zip(sections, bodies)}
+    sections = re.findall(r"pub static (MAIN|UPSTREAM|RULE)(.*?)^\];", text, re.M | re.S)
+    return {name.lower(): re.findall(r'^    (?:live|restart)\("(\w+)"', body, re.M) for name, body in sections}
 
 
 def words_of_settings():
-    """[option, title, sentence] as the view has them, in the order of its lists: FIRST, PROXY, TABS."""
+    """[option, title, sentence] as the view has them, by the names of its lists."""
     text = (APP / "htdocs/luci-static/resources/view/tcp-over-http/settings.js").read_text()
-    lists = {name: re.search(rf"^const {name} = \[(.*?)^\];", text, re.M | re.S)[1] for name in ("FIRST", "PROXY", "TABS")}
+    names = ("FIRST", "PROXY", "RULES", "RULES_MORE", "TABS")
+    lists = {name: re.search(rf"^const {name} = \[(.*?)^\];", text, re.M | re.S)[1] for name in names}
     string = r"""_\(('(?:[^'\\]|\\.)+'|"(?:[^"\\]|\\.)+")\)"""
     return {name: re.findall(rf"\[ '(\w+)', {string}, {string} \]", body) for name, body in lists.items()}
 
@@ -51,6 +51,7 @@ def test_each_option_is_on_the_page_and_each_of_the_page_is_an_option():
     main = [name for name, *_ in words["FIRST"] + words["TABS"]]
     assert sorted(main) == sorted(table()["main"])
     assert sorted(name for name, *_ in words["PROXY"]) == sorted(table()["upstream"])
+    assert sorted(name for name, *_ in words["RULES"] + words["RULES_MORE"]) == sorted(table()["rule"])
 
 
 def test_each_option_has_a_title_and_one_sentence():

@@ -1,5 +1,5 @@
 /* A double of LuCI's runtime in the browser, as far as our views use it and as LuCI documents it: class system and
- * require, E and dom, rpc, poll, view, ui, and of form JSONMap with named and typed sections. PAGE says what is shown. */
+ * require, E and dom, rpc, poll, view, ui, and of form JSONMap with named, typed and grid sections. PAGE says what is shown. */
 'use strict';
 
 String.prototype.format = function(...args) {
@@ -310,6 +310,9 @@ const TypedSection = Section.extend({
 	}
 });
 
+/* As a typed one here: LuCI has a table of the first few options, and a dialogue with all. */
+const GridSection = TypedSection.extend({});
+
 const Value = Base.extend({
 	__init__(map, section, option, title, description) {
 		Object.assign(this, { map, section, option, title, description, rmempty: true, optional: false, default: null, nodes: {}, read: {} });
@@ -426,7 +429,7 @@ const Button = Value.extend({
 	check() { return true; }
 });
 
-const form = { JSONMap, NamedSection, TypedSection, Value, ListValue, Flag, DynamicList, Button };
+const form = { JSONMap, NamedSection, TypedSection, GridSection, Value, ListValue, Flag, DynamicList, Button };
 const modules = { baseclass: Promise.resolve(Base), dom: Promise.resolve(dom), form: Promise.resolve(form), poll: Promise.resolve(poll),
 	rpc: Promise.resolve(rpc), ui: Promise.resolve(ui), view: Promise.resolve(view) };
 

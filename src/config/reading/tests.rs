@@ -7,8 +7,10 @@ use super::*;
 use crate::config::{
     ConnectMode, DnsMode, Host, HttpRelay, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, Shell,
 };
+use crate::dns::Domains;
 use crate::http::connect::Request;
 use crate::http::login::AuthChoice;
+use crate::rules::{Action, Connection, Origin};
 
 const UPSTREAM: &str = "config tcp-over-http 'main'\n\tlist upstream 'http://192.0.2.1:3128'\n";
 
@@ -38,7 +40,7 @@ fn an_upstream_is_enough() {
     assert_eq!(config.connect_timeout, Duration::from_secs(5));
     assert_eq!(config.reply_timeout, Duration::from_secs(30));
     assert_eq!(config.keepalive, 60);
-    assert!(!config.auto_route && config.routes.is_empty() && config.bypass.is_empty());
+    assert!(!config.auto_route && config.routes.is_empty() && config.rules.up_to_direct().is_empty());
     assert_eq!((config.non_tcp, config.on_failure), (NonTcp::Direct, OnFailure::Block));
     assert_eq!((config.table, config.mark, config.rule_priority), (7480, 0x7400_0000, 900));
     assert_eq!(config.drain_timeout, Duration::from_secs(3));
@@ -49,7 +51,7 @@ fn an_upstream_is_enough() {
     let dns = &config.dns;
     assert_eq!((dns.mode, dns.port, dns.hijack), (DnsMode::Off, 5453, true));
     assert_eq!(texts(&dns.servers), ["1.1.1.1:53", "9.9.9.9:53"]);
-    assert!(dns.direct_domains.is_empty() && dns.direct_servers.is_empty());
+    assert!(dns.direct_servers.is_empty());
     assert_eq!(dns.fakeip_range.to_string(), "198.18.0.0/15");
     assert_eq!(dns.fakeip_range6.unwrap().to_string(), "2001:2::/64");
     assert_eq!((dns.fakeip_names, dns.fakeip_file.as_str()), (2048, "/var/run/tcp-over-http.names"));
@@ -73,14 +75,15 @@ fn a_file_says_everything() {
     assert_eq!((config.http_relay, &*config.http_ports), (HttpRelay::Always, &[(80, 80), (8000, 8080)][..]));
     assert!(config.auto_route);
     assert_eq!(texts(&config.routes), ["203.0.113.0/24", "198.51.100.7/32"]);
-    assert_eq!(texts(&config.bypass), ["10.0.0.0/8"]);
+    let [bypass, client_bypass, direct, ..] = config.rules.up_to_direct() else { unreachable!() };
+    assert_eq!(texts(&bypass.networks), ["10.0.0.0/8"]);
     assert_eq!((config.non_tcp, config.on_failure), (NonTcp::Reject, OnFailure::Direct));
     assert_eq!((config.path, config.quic, config.local), (PathChoice::Relay, Quic::Direct, false));
     assert_eq!(
         (texts(&config.interfaces), texts(&config.clients)),
         (vec!["br-lan".to_owned()], vec!["192.168.1.0/24".to_owned()])
     );
-    assert_eq!(texts(&config.client_bypass), ["192.168.1.9/32"]);
+    assert_eq!(texts(&client_bypass.clients), ["192.168.1.9/32"]);
     assert_eq!(config.ports, [(80, 80), (8000, 8999)]);
     assert_eq!((config.status_socket.as_str(), config.dns.domains.len()), ("/tmp/status", 1));
     assert_eq!((config.table, config.mark, config.rule_priority), (100, 0x0100_0000, 1));
@@ -92,7 +95,7 @@ fn a_file_says_everything() {
     let dns = &config.dns;
     assert_eq!((dns.mode, dns.port, dns.hijack), (DnsMode::FakeIp, 5300, false));
     assert_eq!(texts(&dns.servers), ["192.0.2.53:53", "[2001:db8::53]:5353"]);
-    assert_eq!(dns.direct_domains, ["lan", "corp.example"]);
+    assert!(direct.domains == Domains::new(&["lan".to_owned(), "corp.example".to_owned()]).unwrap());
     assert_eq!(texts(&dns.direct_servers), ["10.0.0.53:53"]);
     assert_eq!(texts(&dns.fake_ranges().collect::<Vec<_>>()), ["10.64.0.0/12"], "ipv6 '0'");
     assert_eq!((dns.fakeip_names, dns.fakeip_file.as_str()), (32768, "/etc/names"));
@@ -145,7 +148,7 @@ fn errors_say_what_and_where() {
         ("config tcp-over-http man", "FILE:3:23: this section's name has to be 'main'"),
         (
             "config upstrem corp",
-            "FILE:3:9: unknown section type 'upstrem' (there are tcp-over-http and upstream)",
+            "FILE:3:9: unknown section type 'upstrem' (there are tcp-over-http, upstream and rule)",
         ),
         ("config upstream main", "FILE:3:18: an upstream can't be named 'main'"),
         ("config upstream auto", "FILE:3:18: an upstream can't be named 'auto'"),
@@ -355,11 +358,13 @@ fn files_of_networks() {
                 list bypass_file LIST\noption ipv6 0";
     let of = |text: Result<&[u8], String>| {
         let mut reading = Reading::new(Ok(Some(file.as_bytes())), &Overrides::default());
-        assert_eq!(reading.take_bypass_files(), ["LIST"]);
-        reading.add_networks("LIST", text);
+        reading.read_files(&|path| {
+            assert_eq!(path, "LIST");
+            text.clone().map(<[u8]>::to_vec)
+        });
         let config = reading.finish(true);
         config
-            .map(|config| texts(&config.bypass))
+            .map(|config| texts(&config.rules.up_to_direct()[0].networks))
             .map_err(|fault| ConfigError::new("FILE", fault).to_string())
     };
     let text = b"# a list\n192.0.2.0/24 # one\r\n\n  198.51.100.7\n2001:db8::/32\n203.0.113.0/24";
@@ -380,15 +385,77 @@ fn a_byte_order_mark_is_no_text() {
     let file = "\u{feff}config tcp-over-http main\n\tlist upstream http://192.0.2.1\n\tlist bypass_file LIST\n\toption nix 1\n";
     let of = |text: &str| {
         let mut reading = Reading::new(Ok(Some(text.as_bytes())), &Overrides::default());
-        reading.take_bypass_files();
-        reading.add_networks("LIST", Ok("\u{feff}192.0.2.0/24\n".as_bytes()));
+        reading.read_files(&|_| Ok("\u{feff}192.0.2.0/24\n".as_bytes().to_vec()));
         reading.finish(true).map_err(|fault| ConfigError::new("FILE", fault).to_string())
     };
     assert!(of(file).unwrap_err().starts_with("FILE:4:9: "), "{:?}", of(file));
     assert_eq!(
-        of(&file.replace("\toption nix 1", "")).unwrap().bypass,
+        of(&file.replace("\toption nix 1", "")).unwrap().rules.up_to_direct()[0].networks,
         [IpNet::parse("192.0.2.0/24").unwrap()]
     );
     let error = of(&file.replace("config", "\u{feff}config")).unwrap_err();
     assert!(error.starts_with("FILE:1:1: "), "{error}");
+}
+
+#[test]
+fn rules_are_read() {
+    let file = |dns: &str, section: &str| {
+        std::format!(
+            "config tcp-over-http main\nlist upstream http://a\n{dns}\nlist direct_server 192.0.2.53\n\
+             config upstream corp\noption host h\nconfig rule\n{section}"
+        )
+    };
+    let read = |dns: &str, section: &str, list: &[u8]| {
+        let text = file(dns, section);
+        let mut reading = Reading::new(Ok(Some(text.as_bytes())), &Overrides::default());
+        reading.read_files(&|path| match path {
+            "/gone" => Err("no such file".to_owned()),
+            _ => Ok(list.to_vec()),
+        });
+        reading.finish(true).map_err(|fault| ConfigError::new("FILE", fault).to_string())
+    };
+    const NAMES: &str = "option dns fakeip";
+    let at = |config: Config, address: &str, port| {
+        let [address, client] = [address, "192.168.1.7"].map(|text| text.parse().unwrap());
+        config.rules.decide(Connection { name: None, address, port, client, origin: &Origin::default() })
+    };
+    let config = |section: &str| read("", section, b"192.0.2.0/24\n192.0.2.7 # one of them\n").unwrap();
+    let corp = "list dest 10.0.0.0/8\noption upstream corp\nlist port 80-90";
+    assert_eq!(at(config(corp), "10.1.2.3", 85), Some(Action::Upstream(1)));
+    assert_eq!(at(config(corp), "10.1.2.3", 443), None);
+    assert_eq!(at(config("list dest_file /l\noption reject 1"), "192.0.2.9", 1), Some(Action::Reject));
+    assert_eq!(at(config("list dest_file /l\noption reject 1\noption enabled 0"), "192.0.2.9", 1), None);
+    let empty = read("", "list dest_file /l\noption reject 1", b"# none").unwrap();
+    assert_eq!(at(empty, "192.0.2.9", 1), None, "an empty list is nothing, not everything");
+    assert!(
+        read(NAMES, "list domain =a.example\nlist domain_file /l\noption direct 1", b".b.example\n").is_ok()
+    );
+    for (dns, section, list, error) in [
+        ("", "list domain a.example\noption direct 1", "", "FILE:7:8: rule: domains need dns 'fakeip'"),
+        ("", "list domain_file /l\noption direct 1", "", "FILE:7:8: rule: domains need dns 'fakeip'"),
+        ("", "option upstream nobody", "", "FILE:7:8: rule: there is no upstream 'nobody'"),
+        ("", "list port 80", "", "FILE:7:8: rule: needs one of upstream, direct and reject"),
+        (
+            "",
+            "option direct 1\noption reject 1",
+            "",
+            "FILE:7:8: rule: needs one of upstream, direct and reject",
+        ),
+        (NAMES, "list domain a..b\noption reject 1", "", "FILE:8:13: domain: 'a..b' is not a domain name"),
+        ("", "list dest_file /gone\noption reject 1", "", "FILE:7:8: dest_file: /gone: no such file"),
+        (
+            NAMES,
+            "list domain_file /l\noption reject 1",
+            "a\nb c\n",
+            "FILE:7:8: domain_file: /l:2: the line is not a domain name",
+        ),
+        ("", "option nix 1", "", "FILE:8:8: unknown option 'nix'"),
+    ] {
+        assert_eq!(read(dns, section, list.as_bytes()).map(drop).unwrap_err(), error, "{section}");
+    }
+    let list = "10.0.0.1\n".repeat(crate::rules::MAX_ENTRIES + 1);
+    let error = read("", "list dest_file /l\noption reject 1", list.as_bytes()).map(drop).unwrap_err();
+    assert!(error.contains("/l:200001: the line is one too many"), "{error}");
+    let many = "option reject 1\nlist port 1\nconfig rule\n".repeat(1024) + "option reject 1";
+    assert_eq!(read("", &many, b"").map(drop).unwrap_err(), "rule: more than 1024 sections");
 }

@@ -23,7 +23,7 @@ fn hold(path: &Path, wanted: &str) {
 
 #[test]
 fn defaults_are_valid() {
-    for spec in MAIN.iter().chain(UPSTREAM) {
+    for spec in MAIN.iter().chain(UPSTREAM).chain(RULE) {
         for text in spec.default.split_ascii_whitespace() {
             assert_eq!(spec.store(&mut Default::default(), text), Ok(()), "{}", spec.name);
         }
@@ -103,9 +103,10 @@ fn the_documentation_has_the_table() {
     let text = fs::read_to_string(&path).unwrap();
     let (before, rest) = text.split_once(BEGIN).unwrap();
     let (_, after) = rest.split_once(END).unwrap();
-    let (main, upstream) = (table(MAIN), table(UPSTREAM));
-    let text =
-        format!("{before}{BEGIN}\n{main}\nOf a section `config upstream`:\n\n{upstream}\n{END}{after}");
+    let (main, upstream, rule) = (table(MAIN), table(UPSTREAM), table(RULE));
+    let text = format!(
+        "{before}{BEGIN}\n{main}\nOf a section `config upstream`:\n\n{upstream}\nOf a section `config rule`:\n\n{rule}\n{END}{after}"
+    );
     hold(&path, &text);
 }
 
@@ -120,6 +121,7 @@ fn the_file_of_the_package_is_short_and_valid() {
     assert!(shipped.contains("\toption enabled '0'\n"));
 
     let config = Config::from_uci(&shipped.replace("\t#", "\t").replace("\t ", "\t# ")).unwrap();
-    let auto = config.auto_route && config.bypass.len() == 6;
-    assert!(auto && config.upstreams.len() == 1 && config.dns.direct_domains == ["pool.ntp.org"]);
+    let [bypass, direct] = config.rules.up_to_direct() else { unreachable!() };
+    assert!(config.auto_route && bypass.networks.len() == 6);
+    assert!(config.upstreams.len() == 1 && !direct.domains.is_empty());
 }

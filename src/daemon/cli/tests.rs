@@ -2,7 +2,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::{env, fs};
 
 use super::*;
-use tcp_over_http::config::{Config, UPSTREAM_OPTIONS};
+use tcp_over_http::config::{Config, RULE_OPTIONS, UPSTREAM_OPTIONS};
 
 fn parsed(args: &[&str]) -> Result<Command, UsageError> {
     parse(args.iter().map(OsString::from), None)
@@ -69,7 +69,10 @@ fn flags() {
     assert_eq!(config(&["--listen-port", "1"]).listen_port, 1);
     assert_eq!(config(&["--listen-port=1"]).listen_port, 1);
     assert_eq!(config(&["--listen-port=1", "--listen-port", "2"]).listen_port, 2);
-    assert_eq!(config(&["--bypass=10.0.0.0/8", "--bypass", "::/0"]).bypass.len(), 2);
+    assert_eq!(
+        config(&["--bypass=10.0.0.0/8", "--bypass", "::/0"]).rules.up_to_direct()[0].networks.len(),
+        2
+    );
     assert!(config(&["--auto-route"]).auto_route);
     assert!(config(&["--auto-route", "--mtu", "1400"]).auto_route);
     assert!(config(&["--auto-route", "1"]).auto_route);
@@ -154,6 +157,10 @@ the file
     }
     page += &format!(".PP\n{NOTES}\n.SH UPSTREAMS\nOptions of a section\n.B config upstream\n");
     for spec in UPSTREAM_OPTIONS {
+        page += &format!(".TP\n.B {}\n{}\n", spec.name, spec.help);
+    }
+    page += ".SH RULES\nOptions of a section\n.BR \"config rule\" ,\nof which the first that matches a connection counts:\n";
+    for spec in RULE_OPTIONS {
         page += &format!(".TP\n.B {}\n{}\n", spec.name, spec.help);
     }
     page += &format!(

@@ -75,8 +75,22 @@ impl DirectResolver {
         };
         let waiters = waiters.unwrap_or_default();
         match reply {
-            Some(reply) => self.responder.relay(&waiters, reply),
+            Some(reply) => {
+                self.learn(message, reply);
+                self.responder.relay(&waiters, reply);
+            }
             None => self.responder.fail(&waiters, &SERV_FAIL),
+        }
+    }
+
+    /// Before the client has them: its connections to a direct name's addresses are not captured.
+    fn learn(&self, query: &[u8], reply: &[u8]) {
+        let upstreams = self.responder.context.upstreams();
+        if let (Ok(query), Some(reply)) = (Query::parse(query), Message::parse(reply))
+            && upstreams.rules().is_direct(query.name())
+        {
+            let addresses = reply.answers().map_while(|record| record).filter_map(|record| record.ip());
+            addresses.for_each(|address| upstreams.learn(query.name(), address));
         }
     }
 

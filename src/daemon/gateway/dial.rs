@@ -11,6 +11,7 @@ use tcp_over_http::http::connect::Target;
 use tcp_over_http::net::ClientKey;
 use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{Tuple, vnet};
+use tcp_over_http::rules::Action;
 use tcp_over_http::time::Instant;
 
 use super::Gateway;
@@ -49,6 +50,8 @@ impl Gateway {
             return self.release(slot, frame, now);
         }
         let client = ClientKey::of(tuple.source);
+        let upstreams = self.upstreams();
+        let mut is_rejected = false;
         let name = match self.dns.as_ref().map(|dns| dns.meaning(target.ip(), client)) {
             Some(Meaning::Name(name, held)) => {
                 log::debug!("{slot}: {} is {name}", target.ip());
@@ -56,15 +59,20 @@ impl Gateway {
                 Some(name)
             }
             Some(Meaning::Nothing) => {
-                self.count_refused(slot);
-                self.rewriter.borrow_mut().remove(slot, now);
-                if let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() {
-                    self.reject(Reject::Reset, packet);
-                }
-                return;
+                is_rejected = true;
+                None
             }
             Some(Meaning::Address) | None => None,
         };
+        let action = upstreams.decide(name.as_deref(), target, tuple.source.to_canonical());
+        if is_rejected || action == Some(Action::Reject) {
+            self.count_refused(slot);
+            self.rewriter.borrow_mut().remove(slot, now);
+            if let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() {
+                self.reject(Reject::Reset, packet);
+            }
+            return;
+        }
         self.keep(slot, Kept::Parked(Box::new(parked)));
         let gateway = Rc::clone(self);
         let is_honest = self.mode.get() == ConnectMode::Honest;
@@ -73,10 +81,9 @@ impl Gateway {
                 Some(name) => Target::Name(name, target.port()),
                 None => Target::Ip(target),
             };
-            let upstreams = gateway.upstreams();
             let forwarder = gateway.forwarder.as_ref().filter(|_| is_honest);
             let client = forwarder.map(|forwarder| Client { forwarder, syn: &syn });
-            match upstreams.carry(target, client).await {
+            match upstreams.carry(target, client, action).await {
                 Ok(Carried::Forwarded(attempt)) => {
                     gateway.rewriter.borrow_mut().release(slot, gateway.now());
                     attempt.released().await;

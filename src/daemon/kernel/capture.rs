@@ -230,7 +230,14 @@ impl Capture {
         {
             match result {
                 Ok(()) if firewall.is_replacing() => {}
-                Ok(()) => self.set_installed(self.told),
+                Ok(()) => {
+                    config
+                        .rules
+                        .learnt()
+                        .into_iter()
+                        .for_each(|address| firewall::learn(address, config.mark));
+                    self.set_installed(self.told);
+                }
                 // Relaying does without: there is no nft, or the kernel lacks what they need.
                 Err(error) if !firewall.has_tables() => {
                     warn_of_missing_tables(&error);

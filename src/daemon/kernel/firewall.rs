@@ -4,6 +4,7 @@ use std::fmt::{self, Display};
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem;
+use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll, ready};
 
 use log::Level;
@@ -13,6 +14,7 @@ use tokio::io::unix::AsyncFd;
 use crate::kernel::netlink::{self, Error, Socket};
 use crate::kernel::nft::{self, Nft, NftError};
 use crate::sys;
+use crate::upstream::exchange::udp_socket;
 use tcp_over_http::config::{Config, OnFailure};
 
 /// `NFNLGRP_NFTABLES` as a mask.
@@ -93,8 +95,8 @@ impl Firewall {
         self.next = Some(commands);
     }
 
-    /// Puts back tables that others delete, which the log tells. Ready when a replacement has ended; if it has failed,
-    /// the tables are as before.
+    /// Puts back tables that others delete, which the log tells. Ready when the tables are new, or a replacement has failed:
+    /// then they are as before.
     pub fn poll_replaced(&mut self, cx: &mut Context) -> Poll<Result<(), FirewallError>> {
         loop {
             let (result, before) = if let Some((nft, _)) = &mut self.run {
@@ -126,6 +128,9 @@ impl Firewall {
                     let end = result.as_ref().map_or_else(|error| error as &dyn Display, |()| &"restored");
                     let level = if result.is_ok() { Level::Info } else { Level::Error };
                     log::log!(level, "the firewall's table was deleted from outside: {end}");
+                    if result.is_ok() {
+                        return Poll::Ready(Ok(()));
+                    }
                 }
             }
         }
@@ -193,6 +198,16 @@ pub fn is_there(config: &Config) -> bool {
             .and_then(|mut socket| socket.request(request))
             .is_ok()
     })
+}
+
+/// Tells the tables an address of a direct name, by a datagram to it that they take that from, and drop. (Where there are none
+/// it gets out, empty, to where the client is about to connect.)
+pub fn learn(address: IpAddr, mark: u32) {
+    if mark != 0
+        && let Ok(socket) = udp_socket(SocketAddr::new(address, text::PROBE_PORT), mark | text::ANSWERED)
+    {
+        _ = socket.send(&[]);
+    }
 }
 
 /// Runs `nft` with commands, and blocks until it has ended.

@@ -52,8 +52,9 @@ fn files_of_networks_are_read() {
     };
     fs::write(networks, "192.0.2.0/24\n2001:db8::/32\n").unwrap();
     let config = with(networks).unwrap();
-    assert_eq!(config.bypass.iter().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.0/24"]);
-    assert_eq!(at_file(file).load_readable().bypass, config.bypass);
+    let bypass = &config.rules.short_forms()[0].networks;
+    assert_eq!(bypass.iter().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.0/24"]);
+    assert_eq!(at_file(file).load_readable().rules, config.rules);
     fs::write(networks, "example.com").unwrap();
     let expected =
         format!("{file}:3:18: bypass_file: {networks}:1: the line is not a network (ADDRESS/PREFIX)");

@@ -27,7 +27,7 @@ fn choice(count: usize) -> Choice {
 
 /// Whom an attempt for this target asks at the time `now` if each proxy fails as `failures` says, and its failure.
 fn attempt_for(choice: &mut Choice, port: u16, now: Instant, failures: &[Failure]) -> (Vec<usize>, Failure) {
-    let (mut attempt, mut order) = (Attempt::new(target(port)), vec![]);
+    let (mut attempt, mut order) = (Attempt::new(target(port), None), vec![]);
     while let Some(asked) = choice.next(&mut attempt, now) {
         order.push(asked.index);
         choice.failed(&mut attempt, asked, failures[asked.index], now);
@@ -41,7 +41,7 @@ fn attempt(choice: &mut Choice, now: Instant, failures: &[Failure]) -> (Vec<usiz
 
 /// Whom an attempt asks first.
 fn first(choice: &mut Choice, now: Instant) -> usize {
-    choice.next(&mut Attempt::new(target(1)), now).unwrap().index
+    choice.next(&mut Attempt::new(target(1), None), now).unwrap().index
 }
 
 /// A choice of which the first of two proxies was unreachable at the time 0.
@@ -168,14 +168,14 @@ fn an_answer_ends_a_rest() {
 #[test]
 fn silence_is_the_proxys_fault_unless_it_answers_others_meanwhile() {
     let mut choice = choice(2);
-    let mut silent = Attempt::new(target(1));
+    let mut silent = Attempt::new(target(1), None);
     let asked = choice.next(&mut silent, at(0)).unwrap();
     choice.failed(&mut silent, asked, TimedOut, at(9));
     assert!(choice.is_resting(0));
     assert_eq!(choice.next(&mut silent, at(9)).unwrap().index, 1);
 
     choice.answered(0, at(10));
-    let mut silent = Attempt::new(target(1));
+    let mut silent = Attempt::new(target(1), None);
     choice.next(&mut silent, at(40_010)).unwrap();
     let asked = choice.ask(0).unwrap();
     choice.answered(0, at(40_011)); // meanwhile
@@ -247,7 +247,7 @@ fn with_a_fallback_the_chosen_one_comes_first() {
 #[test]
 fn a_switch_concerns_attempts_under_way() {
     let mut choice = choice(3);
-    let mut attempt = Attempt::new(target(1));
+    let mut attempt = Attempt::new(target(1), None);
     let asked = choice.next(&mut attempt, at(0)).unwrap();
     choice.choose(Some("p2"), at(0));
     choice.failed(&mut attempt, asked, Unreachable, at(0));
@@ -259,7 +259,7 @@ fn a_switch_concerns_attempts_under_way() {
 fn a_hedge_waits_for_three_times_the_usual() {
     let address = IpAddr::from([192, 0, 2, 1]);
     let mut choice = choice_with(2, Settings { hedge_delay: 300, ..Settings::default() });
-    let mut attempt = Attempt::new(target(1));
+    let mut attempt = Attempt::new(target(1), None);
     let asked = choice.next(&mut attempt, at(0)).unwrap();
     assert_eq!(choice.hedge(&attempt, asked), Some(300));
     choice.connected(0, address, 200);
@@ -274,7 +274,7 @@ fn a_hedge_waits_for_three_times_the_usual() {
     assert_eq!(check.index, 0);
     choice.confirmed(check, Err(Unanswered), target(1), at(5_000));
     assert!(choice.is_resting(0));
-    let mut attempt = Attempt::new(target(1));
+    let mut attempt = Attempt::new(target(1), None);
     let asked = choice.next(&mut attempt, at(5_001)).unwrap();
     assert_eq!((asked.index, choice.hedge(&attempt, asked)), (1, None), "not to one that rests");
 }
@@ -384,7 +384,7 @@ impl World {
 
     fn dial(&mut self, number: u8) -> Option<usize> {
         self.has_dialled = true;
-        let mut attempt = Attempt::new(target(number.into()));
+        let mut attempt = Attempt::new(target(number.into()), None);
         let chosen = self.choice.chosen();
         let better = (0..COUNT).any(|index| !self.choice.is_resting(index));
         let mut asked_one = false;

@@ -16,6 +16,7 @@ use tokio::runtime::Runtime;
 use super::*;
 use tcp_over_http::config::{DnsMode, Host, NonTcp, UpstreamConfig};
 use tcp_over_http::net::{IpNet, Ipv4Net, Ipv6Net};
+use tcp_over_http::rules::{self, Rule, Rules};
 
 mod captured;
 mod lifetime;
@@ -23,6 +24,14 @@ mod selection;
 
 const TUN: &str = "toh0";
 const MARK: &str = "0x74000001";
+
+/// Rules that have these networks bypassed.
+fn bypassing(mut networks: Vec<IpNet>) -> Rc<Rules> {
+    IpNet::widest(&mut networks);
+    let mut rules = Rules::default();
+    rules.push(Rule { networks, action: rules::Action::Direct, ..Rule::default() }, true);
+    Rc::new(rules)
+}
 
 /// What a test runs in.
 struct World(Runtime);

@@ -7,7 +7,7 @@ fn captures_tcp_that_goes_to_a_default_route() {
     in_namespace(|world| {
         let _tun = open_tun();
         let mut config = auto_route();
-        config.bypass = nets(&["198.51.100.128/25", "2001:db8:b::/48"]);
+        config.rules = bypassing(nets(&["198.51.100.128/25", "2001:db8:b::/48"]));
         let _routes = world.install(&config);
         for (to, bypassed, local) in [
             ("198.51.100.1", "198.51.100.129", "192.168.7.9"),
@@ -115,8 +115,13 @@ fn captures_fake_addresses() {
         let tun = open_tun();
         let mut config = config();
         config.dns.mode = DnsMode::FakeIp;
-        config.bypass =
-            nets(&["198.0.0.0/8", "198.18.0.0/15", "198.18.7.0/24", "2001::/16", "198.51.100.0/24"]);
+        config.rules = bypassing(nets(&[
+            "198.0.0.0/8",
+            "198.18.0.0/15",
+            "198.18.7.0/24",
+            "2001::/16",
+            "198.51.100.0/24",
+        ]));
         config.routes = nets(&["198.18.7.0/24"]);
         ip("route add 198.18.0.0/15 via 192.0.2.1");
         let routes = world.install(&config);
@@ -140,7 +145,7 @@ fn captures_listed_networks_only() {
         let _tun = open_tun();
         let mut config = config();
         config.routes = nets(&["192.168.7.128/25", "203.0.113.0/24", "10.1.0.0/16", "2001:db8:a::/48"]);
-        config.bypass = nets(&["10.0.0.0/8", "203.0.113.128/25"]);
+        config.rules = bypassing(nets(&["10.0.0.0/8", "203.0.113.128/25"]));
         let _routes = world.install(&config);
         assert_eq!(device("198.51.100.1", "ipproto tcp"), "wan0");
         assert_eq!(device("203.0.113.1", "ipproto tcp"), TUN);

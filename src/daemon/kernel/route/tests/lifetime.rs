@@ -51,7 +51,7 @@ fn a_crash_blocks_until_the_next_start() {
         let before = state();
         let tun = open_tun();
         let mut config = auto_route();
-        config.bypass = nets(&["198.51.100.128/25"]);
+        config.rules = bypassing(nets(&["198.51.100.128/25"]));
         let routes = world.install(&config);
         let installed = state();
         drop(routes); // kill -9
@@ -72,7 +72,7 @@ fn a_crash_blocks_until_the_next_start() {
         let tun = open_tun();
         (config.rule_priority, config.table) = (2000, 8000);
         config.auto_route = false;
-        config.bypass.clear();
+        config.rules = bypassing(Vec::new());
         config.routes = nets(&["198.51.100.0/24"]);
         let routes = world.install(&config);
         assert_eq!(device("198.51.100.129", "ipproto tcp"), TUN);
@@ -209,7 +209,7 @@ fn a_failed_replacement_is_undone() {
         let mut routes = world.install(&auto_route());
         let before = whole_state();
         let mut config = auto_route();
-        config.bypass = nets(&["198.51.100.0/24"]);
+        config.rules = bypassing(nets(&["198.51.100.0/24"]));
         config.clients = vec![IpNet::V6(Ipv6Net { addr: Ipv6Addr::UNSPECIFIED, prefix: 200 })];
         let error = world.reconfigure(&mut routes, &config).unwrap_err().to_string();
         assert!(error.starts_with("add rule 909: "), "{error}");
@@ -243,8 +243,8 @@ fn routes_take_the_place_of_others() {
     in_namespace(|world| {
         let [one, other] = [["198.51.100.0/24", "2001:db8:a::/48"], ["203.0.113.0/24", "2001:db8:b::/48"]]
             .map(|list| nets(&list));
-        let there = Config { routes: one.clone(), bypass: other.clone(), ..config() };
-        let back = Config { routes: other, bypass: one, ..config() };
+        let there = Config { routes: one.clone(), rules: bypassing(other.clone()), ..config() };
+        let back = Config { routes: other, rules: bypassing(one), ..config() };
         let tun = open_tun();
         let mut routes = world.install(&there);
         let first = state();

@@ -74,7 +74,11 @@ fn clients() {
         let _tun = open_tun();
         let mut config = auto_route();
         config.clients = nets(&["192.168.7.8/29", "fd00:7::8/125"]);
-        config.client_bypass = nets(&["192.168.7.9/32", "fd00:7::9/128"]);
+        let clients = nets(&["192.168.7.9/32", "fd00:7::9/128"]);
+        let rule = Rule { clients, action: rules::Action::Direct, ..Rule::default() };
+        let mut rules = Rules::default();
+        rules.push(rule, true);
+        config.rules = Rc::new(rules);
         let routes = world.install(&config);
         for (is, bypassed, other) in
             [("192.168.7.10", "192.168.7.9", "192.168.7.16"), ("fd00:7::a", "fd00:7::9", "fd00:7::10")]
@@ -170,7 +174,7 @@ fn quic() {
     in_namespace(|world| {
         let _tun = open_tun();
         let mut config = auto_route();
-        config.bypass = nets(&["203.0.113.0/24"]);
+        config.rules = bypassing(nets(&["203.0.113.0/24"]));
         for (quic, to) in [(Quic::Reject, TUN), (Quic::Direct, "wan0")] {
             config.quic = quic;
             let _routes = world.install(&config);
@@ -229,9 +233,10 @@ fn ten_thousand_networks_are_bypassed() {
         let before = state();
         let tun = open_tun();
         let mut config = auto_route();
-        config.bypass = (0..10_000u32)
+        let networks = (0..10_000u32)
             .map(|n| IpNet::V4(Ipv4Net { addr: Ipv4Addr::from_bits(0x0b00_0000 | n << 8), prefix: 24 }))
             .collect();
+        config.rules = bypassing(networks);
         let routes = world.install(&config);
         assert_eq!(device("11.0.7.1", "ipproto tcp"), "wan0");
         assert_eq!(device("12.0.7.1", "ipproto tcp"), TUN);

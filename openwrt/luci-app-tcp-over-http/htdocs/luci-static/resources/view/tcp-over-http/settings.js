@@ -41,6 +41,24 @@ const PROXY = [
 	[ 'enabled', _('Enabled'), _('Off: as if this proxy were not there.') ]
 ];
 
+/* Those that the table shows, and those that only its dialogue does. */
+const RULES = [
+	[ 'enabled', _('Enabled'), _('Off: as if this rule were not there.') ],
+	[ 'domain', _('Domains'), _('These, and all below them; with a = in front this name only. They need names that the proxy resolves.') ],
+	[ 'dest', _('Networks'), _('Or to these addresses or networks.') ],
+	[ 'port', _('Ports'), _('And to these, as 443 or 8000-8999; none: all.') ],
+	[ 'client', _('Clients'), _('And from these addresses, networks or MAC addresses; none: all.') ],
+	[ 'upstream', _('Proxy'), _('This one is asked, and no other.') ],
+	[ 'direct', _('Directly'), _('No proxy is asked.') ],
+	[ 'reject', _('Refused'), _('The client hears so at once.') ]
+];
+
+const RULES_MORE = [
+	[ 'domain_file', _('Domains in these files'), _('One domain a line; # begins a comment.') ],
+	[ 'dest_file', _('Networks in these files'), _('One network a line; # begins a comment.') ],
+	[ 'interface', _('Devices'), _('And from behind these, as br-lan; none: all.') ]
+];
+
 const TABS = [
 	[ 'traffic', _('What goes through it'), [
 		[ 'auto_route', _('All connections'), _('Proxies everything that would go to the internet.') ],
@@ -63,7 +81,7 @@ const TABS = [
 		[ 'zone', _('Firewall zone'), _('Who may use this zone is proxied.') ]
 	] ],
 	[ 'names', _('Names'), [
-		[ 'direct_domain', _('Direct domains'), _('These, and all below them, are resolved directly and not proxied by name.') ],
+		[ 'direct_domain', _('Direct domains'), _('These, and all below them, are resolved, and connected to, directly.') ],
 		[ 'direct_server', _('Resolvers for direct domains'), _('Addresses, with or without a port.') ],
 		[ 'dns_domain', _('Only these domains'), _('Only these, and all below them, are asked of the daemon; none: all names.') ],
 		[ 'dns_server', _('Resolvers behind the proxy'), _('Asked through the proxy if names are to be resolved so.') ],
@@ -160,7 +178,7 @@ return view.extend({
 		this.order = [];
 
 		/* What the form changes, and what it was. */
-		const data = { main: {}, upstream: [] };
+		const data = { main: {}, upstream: [], rule: [] };
 
 		settings.sections.forEach(section => {
 			const sid = section['.name'];
@@ -175,6 +193,10 @@ return view.extend({
 			else if (section['.type'] == 'upstream') {
 				this.old[sid] = this.normalise('upstream', section);
 				data.upstream.push(Object.assign(this.normalise('upstream', section), { '.name': sid, password: null }));
+			}
+			else if (section['.type'] == 'rule' && this.options.rule) {
+				this.old[sid] = this.normalise('rule', section);
+				data.rule.push(Object.assign(this.normalise('rule', section), { '.name': sid }));
 			}
 		});
 
@@ -220,6 +242,20 @@ return view.extend({
 		this.addButton(s, '_test', _('Try it'), _('As typed, before anything is saved.'), _('Test this proxy'), this.handleTest);
 		this.addButton(s, '_up', _('Order'), '', _('Ask it earlier'), this.handleUp);
 
+		if (this.options.rule) {
+			s = this.map.section(form.GridSection, 'rule', _('Rules'), _('What becomes of certain connections: the first rule that matches counts.'));
+			s.anonymous = true;
+			s.addremove = s.sortable = !this.map.readonly;
+			s.addbtntitle = _('Add a rule');
+			RULES.forEach(words => this.addOption(s, 'rule', words));
+			RULES_MORE.forEach(words => {
+				const o = this.addOption(s, 'rule', words);
+
+				if (o)
+					o.modalonly = true;
+			});
+		}
+
 		s = this.map.section(form.NamedSection, 'main', 'main', _('More'));
 		TABS.forEach(([ tab, title, options ]) => {
 			s.tab(tab, title);
@@ -246,7 +282,7 @@ return view.extend({
 		const spec = this.options[kind].find(spec => spec.name == name);
 
 		if (!spec)
-			return; /* of another version */
+			return null; /* of another version */
 
 		const type = spec.list ? form.DynamicList
 			: (spec.type == 'bool') ? form.Flag
@@ -280,6 +316,8 @@ return view.extend({
 			o.rmempty = false;
 
 		o.validate = (sid, value) => this.validate(kind, name, sid, value);
+
+		return o;
 	},
 
 	/* A secret can be kept, or typed. */
@@ -317,8 +355,8 @@ return view.extend({
 	sections: function() {
 		const data = this.map.data;
 
-		return [ [ 'main', this.main, data.get('json', 'main') || {}, 'main' ] ].concat(data.sections('json', 'upstream')
-			.map(values => [ 'upstream', this.old[values['.name']] ? values['.name'] : null, values, values['.name'] ]));
+		return [ [ 'main', this.main, data.get('json', 'main') || {}, 'main' ] ].concat(...[ 'upstream', 'rule' ].map(kind =>
+			data.sections('json', kind).map(values => [ kind, this.old[values['.name']] ? values['.name'] : null, values, values['.name'] ])));
 	},
 
 	/* Stages what is to be; gives the names of the options that change, what the daemon says of it, and the form's
@@ -327,11 +365,16 @@ return view.extend({
 		const sections = this.sections();
 		const kept = sections.map(section => section[1]).filter(sid => sid);
 		const unknown = this.order.filter(sid => !this.old[sid]);
-		const isMoved = sections.some(section => !section[1]) || !equal(kept, this.order.filter(sid => kept.includes(sid)));
-		const names = isMoved ? [ 'upstream' ] : [], steps = [ () => L.resolveDefault(callRevert(CONFIG)) ], order = [];
+		const moved = [ 'main', 'upstream', 'rule' ].filter(kind => {
+			const sids = sections.filter(section => section[0] == kind).map(section => section[1]);
+
+			return !equal(sids, this.order.filter(sid => sids.includes(sid)));
+		});
+		const isMoved = moved.length > 0;
+		const names = moved.filter(kind => kind != 'main'), steps = [ () => L.resolveDefault(callRevert(CONFIG)) ], order = [];
 
 		Object.keys(this.old).filter(sid => !kept.includes(sid)).forEach(sid => {
-			names.push('upstream');
+			names.push('section');
 			steps.push(() => callDeleteSection(CONFIG, sid));
 		});
 
@@ -349,7 +392,7 @@ return view.extend({
 			names.push(...Object.keys(changes.set), ...changes.unset);
 
 			if (!sid) {
-				steps.push(() => callAdd(CONFIG, (kind == 'main') ? CONFIG : 'upstream', changes.set).then(added => order.push(added)));
+				steps.push(() => callAdd(CONFIG, (kind == 'main') ? CONFIG : kind, changes.set).then(added => order.push(added)));
 				return;
 			}
 

@@ -1,0 +1,80 @@
+//! Sections `config rule`.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::error::{ConfigErrorKind, Origin};
+use super::{UpstreamConfig, values};
+use crate::dns::Domains;
+use crate::rules::{Action, Rule};
+
+/// A rule in the making.
+#[derive(Default)]
+pub struct RuleDraft {
+    /// `option enabled`.
+    pub enabled: bool,
+    /// Its conditions.
+    pub rule: Rule,
+    /// Paths of `domain_file` (true) and `dest_file`.
+    pub files: Vec<(String, bool)>,
+    /// `option upstream`.
+    pub upstream: Option<String>,
+    /// `option direct`.
+    pub direct: bool,
+    /// `option reject`.
+    pub reject: bool,
+    /// Where the section begins.
+    pub at: Origin,
+}
+
+impl RuleDraft {
+    /// Tells whether it is a rule: it is enabled, and not empty. Without `upstreams`, any name will do.
+    pub fn resolve(
+        &mut self,
+        upstreams: Option<&[UpstreamConfig]>,
+        has_names: bool,
+    ) -> Result<bool, ConfigErrorKind> {
+        if !self.enabled {
+            return Ok(false);
+        }
+        self.rule.action = match (&self.upstream, self.direct, self.reject) {
+            (Some(name), false, false) => {
+                let is_named = |upstream: &UpstreamConfig| upstream.name == *name;
+                let index = upstreams.map_or(Some(0), |upstreams| upstreams.iter().position(is_named));
+                Action::Upstream(index.ok_or_else(|| ConfigErrorKind::RuleUpstream(name.clone()))? as u8)
+            }
+            (None, true, false) => Action::Direct,
+            (None, false, true) => Action::Reject,
+            _ => return Err(ConfigErrorKind::Rule("needs one of upstream, direct and reject")),
+        };
+        if !has_names && (!self.rule.domains.is_empty() || self.files.iter().any(|file| file.1)) {
+            return Err(ConfigErrorKind::Rule("domains need dns 'fakeip'"));
+        }
+        // Files that are empty are nothing, rather than everything.
+        Ok(self.files.is_empty() || self.rule.has_destinations())
+    }
+
+    /// The same for one in a short form.
+    pub fn resolve_short(&mut self) -> bool {
+        self.rule.action = Action::Direct;
+        self.rule.has_destinations() || self.rule.has_clients()
+    }
+}
+
+/// Adds a client: a network, or an Ethernet address.
+pub fn client(text: &str, rule: &mut Rule) -> Result<(), &'static str> {
+    let is_mac =
+        |(index, byte): (usize, u8)| if index % 3 == 2 { byte == b':' } else { byte.is_ascii_hexdigit() };
+    match text.len() == 17 && text.bytes().enumerate().all(is_mac) {
+        true => rule.macs.push(text.to_ascii_lowercase()),
+        false => rule.clients.push(values::clients(text)?),
+    }
+    Ok(())
+}
+
+/// Adds a domain, or a `=` and a name.
+pub fn domain(text: &str, domains: &mut Domains) -> Result<(), &'static str> {
+    let name = text.strip_prefix('=');
+    let added = domains.add(&values::domain(name.unwrap_or(text))?, name.is_some());
+    added.map_err(|_| "is not a domain name")
+}

@@ -1,0 +1,58 @@
+//! Connections that no proxy is asked for, since a rule says so.
+
+use std::net::{IpAddr, SocketAddr};
+
+use tcp_over_http::config::{Host, UpstreamConfig};
+use tcp_over_http::dns::{Name, NameRef};
+use tcp_over_http::http::connect::{Request, Target};
+use tcp_over_http::rules::{Action, Connection, Origin};
+
+use super::exchange::udp_socket;
+use super::proxy::Proxy;
+use super::{Failure, Upstreams};
+use crate::kernel::{firewall, neighbour};
+
+/// What stands for the proxy that there isn't; no proxy has this name.
+pub const DIRECT: &str = "direct";
+
+impl Upstreams {
+    /// What rules say of a client's connection.
+    pub fn decide(&self, name: Option<&str>, target: SocketAddr, client: IpAddr) -> Option<Action> {
+        let origin = match self.rules.need_origin() {
+            true => neighbour::origin(client, self.mark),
+            false => Origin::default(),
+        };
+        let name = name.and_then(|name| Name::new(name).ok());
+        self.rules.decide(Connection {
+            name: name.as_ref().map(Name::as_ref),
+            address: target.ip(),
+            port: target.port(),
+            client,
+            origin: &origin,
+        })
+    }
+
+    /// Has connections to an address of a direct name pass by.
+    pub fn learn(&self, name: NameRef<'_>, address: IpAddr) {
+        self.rules.learn(name, address);
+        firewall::learn(address, self.mark);
+    }
+
+    /// What stands for the proxy that a target is reached by without one: the target. `None`: a route leads there through the
+    /// TUN, which counts for more than a rule.
+    pub(super) fn server(&self, target: Target<'_>) -> Option<Result<Proxy, Failure>> {
+        let (host, port) = match target {
+            Target::Ip(address) => {
+                let near = udp_socket(address, self.mark).and_then(|socket| socket.local_addr());
+                if near.is_ok_and(|near| self.own.contains(&Some(near.ip()))) {
+                    return None;
+                }
+                (Host::Ip(address.ip()), address.port())
+            }
+            Target::Name(name, port) => (Host::Name(name.to_owned()), port),
+        };
+        let request = Request::new(None, &[]).ok()?;
+        let server = UpstreamConfig { name: DIRECT.to_owned(), host, port, request };
+        Some(Proxy::new(&server, &self.resolver).map_err(|_| Failure::BadTarget))
+    }
+}
