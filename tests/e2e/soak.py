@@ -147,7 +147,8 @@ class Soak:
 
     @contextlib.contextmanager
     def little_memory(self):
-        """Half a megabyte beyond what it can't do without: what is read from the disk has to go. (Without nft, which has more.)"""
+        """Half a megabyte beyond what it can't do without: what is read from the disk has to go. (Without nft, which has
+        more.)"""
         self.is_changing = False
         time.sleep(0.5)
         if self.group.exists():

@@ -360,9 +360,18 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
     let uplinks = route::uplinks(0)?;
     let tables = Tables { config, path, is_running: false, uplinks: &uplinks, proxies: &[] };
     // Without a device there is no daemon, and what there is may know another network.
-    let commands = if route::index(&config.tun) == 0 { tables.replace() } else { tables.create() };
+    let is_alone = || route::index(&config.tun) == 0;
+    let was_alone = is_alone();
+    let commands = if was_alone { tables.replace() } else { tables.create() };
     if let Err(error) = firewall::run(&commands) {
         log::debug!("{error}"); // there are some, or it has none
+    }
+    // The rules of a daemon that has come meanwhile lead to it: nothing is to get past them.
+    if was_alone && !is_alone() {
+        let name = nft::name(config);
+        for family in ["ip", "ip6"] {
+            _ = firewall::run(&format!("flush chain {family} {name} past_rules\n"));
+        }
     }
     route::block(config)
 }
