@@ -51,6 +51,7 @@ mod desired;
 pub mod link;
 pub mod netlink;
 pub mod nft;
+pub mod pause;
 mod plan;
 mod route;
 mod routes;

@@ -79,6 +79,8 @@ pub static MAIN: &[Spec] = &[
         choice!(Ping, config.ping)),
     live("on_failure", "block", "captured traffic while no daemon runs; block: it is refused; direct: it goes around the proxy (but with dns on, names are not resolved)",
         choice!(OnFailure, config.on_failure)),
+    live("pause", "0", "1: the command pause may let traffic out directly for a while, also with on_failure block",
+        Bool(|d, v| d.config.pause = v)),
     restart("dns", "off", "off: names are left alone; fakeip: names get addresses that stand for them, and the proxy resolves the names; proxy: resolvers are asked through the proxy, which has to allow CONNECT to port 53",
         choice!(DnsMode, config.dns.mode)),
     restart("dns_port", "5453", "UDP and TCP port of the resolver on 127.0.0.1 and ::1",

@@ -33,6 +33,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tcp_over_http::config::{Config, DnsMode, ToProxy};
+use tcp_over_http::dns::Name;
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::time;
 use tcp_over_http::upstream::choice::{Asked, Attempt};
@@ -45,6 +46,9 @@ const FAR: [IpAddr; 2] =
 
 /// How long after a proxy has closed without an answer it is asked again.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// What stands for an upstream where a connection goes directly; no upstream has this name.
+pub const DIRECT: &str = "(direct)";
 
 /// A tunnel that a proxy has opened.
 #[derive(Debug)]
@@ -81,6 +85,7 @@ pub struct Upstreams {
     epoch: Instant,
     /// A target that has been connected lately.
     worked: RefCell<Option<Worked>>,
+    resolver: Rc<Resolver>,
     mark: u32,
     keepalive: u32,
     connect_timeout: Duration,
@@ -109,6 +114,7 @@ impl Upstreams {
             )),
             epoch: Instant::now(),
             worked: RefCell::default(),
+            resolver,
             proxies,
             mark,
             keepalive: config.keepalive,
@@ -235,24 +241,42 @@ impl Upstreams {
         self.choice().failed(&mut dial.attempt.borrow_mut(), asked, failure, self.now());
     }
 
+    /// Connects a client that goes out directly to a name, as the uplink's resolvers know it.
+    ///
+    /// # Errors
+    /// There is no such name, or none of its addresses can be connected.
+    pub async fn direct(&self, name: &str, port: u16) -> Result<Carried, Failure> {
+        let wire = Name::new(name).map_err(|_| Failure::BadTarget)?;
+        let resolved = self.resolver.resolve(name, &wire).await;
+        let mut failure = Failure::TimedOut;
+        for ip in resolved.map(|(addresses, _)| addresses).unwrap_or_default() {
+            match dial::connect(SocketAddr::new(ip, port), self.mark, self.connect_timeout).await {
+                Ok(stream) => return Ok(self.relayed(&Account::new(DIRECT), stream, Vec::new())),
+                Err(error) => failure = pass_failure(&error),
+            }
+        }
+        Err(failure)
+    }
+
     /// Connects a client that wants the proxy of this index itself, as one that is configured for it does.
     async fn pass(&self, index: usize) -> Result<Carried, Failure> {
         if self.to_proxy == ToProxy::Reject {
             return Err(Failure::Refused { status: 403 });
         }
         match self.connect(index).await {
-            Ok(stream) => Ok(self.relayed(&self.proxies[index], stream, Vec::new())),
-            Err((Failure::Exhausted, _)) => Err(Failure::Exhausted),
-            Err((_, error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                Err(Failure::Refused { status: 502 })
-            }
-            Err(_) => Err(Failure::TimedOut),
+            Ok(stream) => Ok(self.relayed(&self.proxies[index].account, stream, Vec::new())),
+            Err((_, error)) => Err(pass_failure(&error)),
         }
     }
 
     /// The proxies, for what is known of them.
     pub fn proxies(&self) -> &[Proxy] {
         &self.proxies
+    }
+
+    /// Who is asked for the proxies' names.
+    pub fn resolver(&self) -> &Resolver {
+        &self.resolver
     }
 
     /// Which proxy is asked, and how each is. Not to be kept.
@@ -398,16 +422,16 @@ impl Upstreams {
             Connection::Socket(stream) => stream,
             Connection::Packets(attempt) => return Ok(Carried::Forwarded(attempt)),
         };
-        Ok(self.relayed(proxy, stream, reply.leftover))
+        Ok(self.relayed(&proxy.account, stream, reply.leftover))
     }
 
-    fn relayed(&self, proxy: &Proxy, stream: TcpStream, leftover: Vec<u8>) -> Carried {
+    fn relayed(&self, account: &Rc<Account>, stream: TcpStream, leftover: Vec<u8>) -> Carried {
         // Only now: refused connections, of which a port scan makes many, are spared these calls.
         let _ = stream.set_nodelay(true);
         if self.keepalive != 0 {
             let _ = sys::set_keepalive(&stream, self.keepalive);
         }
-        Carried::Relayed(Opened { stream, leftover, account: Rc::clone(&proxy.account) })
+        Carried::Relayed(Opened { stream, leftover, account: Rc::clone(account) })
     }
 }
 
@@ -430,6 +454,15 @@ impl Client<'_> {
 /// Milliseconds since then.
 fn millis(since: Instant) -> u32 {
     u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX)
+}
+
+/// What a connection that no proxy opens fails with.
+fn pass_failure(error: &io::Error) -> Failure {
+    match error.kind() {
+        _ if is_exhausted(error) => Failure::Exhausted,
+        io::ErrorKind::ConnectionRefused => Failure::Refused { status: 502 },
+        _ => Failure::TimedOut,
+    }
 }
 
 /// Whether this machine, not the proxy, is why there is no socket.

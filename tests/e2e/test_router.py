@@ -687,6 +687,10 @@ def test_status_for_rpcd(box, honest, client, fetch):
         assert call(box, "use", name=wrong).keys() == {"error"}, wrong
     assert call(box, "use", name="auto", reset=True)["done"]
     assert not (box.root / "etc/tcp-over-http/upstream").exists()
+    assert "set option pause" in call(box, "pause", duration="10m")["error"]
+    for wrong in ({}, {"duration": "2h"}, {"duration": "--help"}, {"duration": "10m", "client": "x y"}):
+        assert "error" in call(box, "pause", **wrong), wrong
+    assert call(box, "resume")["error"] == call(box, "resume", client="10.1.0.2")["error"] == "there is no such pause"
     assert any(line.startswith("ok    the daemon answers") for line in call(box, "doctor", target=SERVER)["lines"])
 
 

@@ -8,6 +8,7 @@ use tcp_over_http::time::Instant;
 
 use crate::clock::Clock;
 use crate::kernel::tun::Tun;
+use crate::pause::Paused;
 use crate::upstream::Upstreams;
 
 /// Shared by all parts of DNS; knows none of them.
@@ -15,12 +16,14 @@ pub struct Context {
     clock: Clock,
     upstreams: RefCell<Rc<Upstreams>>,
     tun: Rc<Tun>,
+    /// Who goes out directly for a while.
+    pub paused: Rc<Paused>,
 }
 
 impl Context {
     /// Opens tunnels with `upstreams`, and sends datagrams on `tun`.
-    pub fn new(clock: Clock, upstreams: Rc<Upstreams>, tun: Rc<Tun>) -> Self {
-        Self { clock, upstreams: RefCell::new(upstreams), tun }
+    pub fn new(clock: Clock, upstreams: Rc<Upstreams>, tun: Rc<Tun>, paused: Rc<Paused>) -> Self {
+        Self { clock, upstreams: RefCell::new(upstreams), tun, paused }
     }
 
     /// The time.

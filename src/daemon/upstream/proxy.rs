@@ -67,6 +67,11 @@ enum Addresses {
 }
 
 impl Account {
+    /// Of this name, with nothing counted.
+    pub fn new(name: &str) -> Rc<Self> {
+        Rc::new(Self { name: name.into(), stats: Cell::default(), received: Cell::default() })
+    }
+
     /// Changes its counters.
     pub fn count(&self, change: impl FnOnce(&mut Stats)) {
         let mut stats = self.stats.get();
@@ -80,11 +85,7 @@ impl Proxy {
     /// `InvalidInput` if the resolver cannot be asked for its name.
     pub fn new(config: &UpstreamConfig, resolver: &Rc<Resolver>) -> io::Result<Self> {
         Ok(Self {
-            account: Rc::new(Account {
-                name: config.name.as_str().into(),
-                stats: Cell::default(),
-                received: Cell::default(),
-            }),
+            account: Account::new(&config.name),
             host: match &config.host {
                 Host::Ip(ip) => Addresses::Fixed(Rc::new([*ip])),
                 Host::Name(name) => {

@@ -56,6 +56,7 @@ const TABS = [
 		[ 'non_tcp', _('What is not TCP'), _('Left alone, or refused.') ],
 		[ 'ping', _('Pings'), _('Of what is proxied: refused, or answered by the router.') ],
 		[ 'on_failure', _('Without a daemon'), _('What happens to proxied traffic while no daemon runs: it is refused, or goes out directly.') ],
+		[ 'pause', _('Allow pauses'), _('Clients may be let out directly for a while, also where proxied traffic is refused without a daemon.') ],
 		[ 'ipv6', _('IPv6'), _('Off: IPv6 is not proxied at all.') ],
 		[ 'zone', _('Firewall zone'), _('Who may use this zone is proxied.') ]
 	] ],
