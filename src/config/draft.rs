@@ -37,4 +37,6 @@ pub struct UpstreamDraft {
     pub password: Option<String>,
     /// `list header`, as `Name: value`.
     pub headers: Vec<String>,
+    /// `list uplink`.
+    pub uplinks: Vec<String>,
 }

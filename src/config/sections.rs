@@ -135,7 +135,7 @@ impl UpstreamSection {
         let mut request = Request::new(credentials, &draft.headers)
             .map_err(|error| (at, ConfigErrorKind::Request(error)))?;
         request.auth = draft.auth;
-        let upstream = UpstreamConfig { name, host, port: draft.port, request };
+        let upstream = UpstreamConfig { name, host, port: draft.port, request, uplinks: draft.uplinks };
         Ok(draft.enabled.then_some(upstream))
     }
 }

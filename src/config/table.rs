@@ -156,6 +156,8 @@ pub static UPSTREAM: &[Spec] = &[
         Secret(|d, v| password(v).map(|v| d.upstream.password = Some(v)))),
     live("header", "", "a header field for each CONNECT, NAME: VALUE",
         SecretList(|d, v| header(v).map(|v| d.upstream.headers.push(v)))),
+    live("uplink", "", "an interface, as wwan, or the name of a Wi-Fi network (SSID): while it is up, this proxy is asked before those that name none that is",
+        List(|d, v| { d.upstream.uplinks.push(v.to_owned()); Ok(()) })),
 ];
 
 /// An option that a running daemon takes over.

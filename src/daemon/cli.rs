@@ -73,7 +73,7 @@ pub fn parse(
         "check" => Command::Check,
         "block" => Command::Block,
         "unblock" => Command::Unblock,
-        "status" | "upstreams" | "clients" | "use" | "pause" | "resume" => {
+        "status" | "upstreams" | "clients" | "use" | "pause" | "resume" | "uplinks" => {
             |settings| Command::Ask(settings, String::new(), Form::Text)
         }
         "doctor" => |settings| Command::Doctor(settings, String::new()),
@@ -189,7 +189,7 @@ fn is_help(text: &str) -> bool {
 /// The command of this word in the form that the flag asks for.
 fn form(word: &str, flag: &str) -> Option<fn(Settings) -> Command> {
     match (word, flag) {
-        ("status" | "upstreams" | "clients" | "use" | "pause" | "resume", "json") => {
+        ("status" | "upstreams" | "clients" | "use" | "pause" | "resume" | "uplinks", "json") => {
             Some(|settings| Command::Ask(settings, String::new(), Form::Json))
         }
         ("config", "json") => Some(|_| Command::Options),
@@ -225,6 +225,8 @@ const COMMANDS: &str = "  tcp-over-http run [--leave-blocked] [OPTION]...
                                      how its proxies are, or what has changed of them
   tcp-over-http use NAME|auto [--keep|--reset] [--json] [OPTION]...
                                      new connections go through this proxy; --reset: others end
+  tcp-over-http uplinks [--json] [OPTION]...
+                                     look anew at which uplinks are up
   tcp-over-http pause DURATION [--client IP] [--json] [OPTION]...
                                      let all clients, or one, out directly for a while, as 90s,
                                      10m, 1h (at most); it ends by itself

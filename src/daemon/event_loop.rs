@@ -1,6 +1,7 @@
 //! The one loop of the daemon. What isn't here runs in a task per dial.
 
 use std::fmt::Write;
+use std::fs;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
@@ -92,7 +93,7 @@ impl EventLoop {
     ) -> Self {
         let choice_file = ChoiceFile::new(settings.has_file().then(|| settings.file_name()));
         choice_file.apply(&gateway.upstreams());
-        Self {
+        let this = Self {
             gateway,
             capture,
             status_socket: status_socket(&config),
@@ -105,7 +106,9 @@ impl EventLoop {
             tick: every(TICK),
             deadline: None,
             signals,
-        }
+        };
+        this.read_uplinks();
+        this
     }
 
     /// Runs until a signal ends it or the TUN is gone. Gives back what captures traffic, since what becomes of
@@ -260,6 +263,7 @@ impl EventLoop {
                 if !self.config.may_pause() && self.gateway.paused().change(|pauses| pauses.end(None)) {
                     self.pause_changed(true);
                 }
+                self.read_uplinks();
                 log::info!("reload: {changes}");
             }
             Err(error) => log::error!("reload: {error}"),
@@ -289,10 +293,25 @@ impl EventLoop {
             ["pause", seconds, client] => self.pause(seconds, Some(client)),
             ["resume"] => self.resume(None),
             ["resume", client] => self.resume(Some(client)),
+            ["uplinks"] => self.read_uplinks(),
             ["use", name] => self.use_upstream(name, false),
             ["use", name, "reset"] => self.use_upstream(name, true),
             _ => Document::reply(false, "unknown request".to_owned()),
         }
+    }
+
+    /// Reads which uplinks are up, which a script of the system writes beside the status socket.
+    fn read_uplinks(&self) -> Document {
+        let up = fs::read_to_string([&self.config.status_socket, ".uplinks"].concat()).unwrap_or_default();
+        let upstreams = self.gateway.upstreams();
+        let is_other = upstreams.set_uplinks(&up);
+        let first = upstreams.choice().first();
+        let name = first.map(|first| &*upstreams.proxies()[first].account.name).unwrap_or_default();
+        let message = ["new connections use ", name, " first"].concat();
+        if is_other {
+            log::info!("the uplinks have changed: {message}");
+        }
+        Document::reply(true, message)
     }
 
     /// New connections go through this upstream from now on; `auto`: through the one that is best.

@@ -274,6 +274,13 @@ impl Upstreams {
         &self.proxies
     }
 
+    /// Adapts the order to the uplinks that are up, a line each. Returns whether it has changed.
+    pub fn set_uplinks(&self, up: &str) -> bool {
+        self.choice().prefer(&|index| {
+            up.lines().any(|up| self.proxies[index].uplinks.iter().any(|uplink| uplink == up))
+        })
+    }
+
     /// Who is asked for the proxies' names.
     pub fn resolver(&self) -> &Resolver {
         &self.resolver

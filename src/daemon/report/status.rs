@@ -167,6 +167,7 @@ fn list_upstreams(document: &mut Document, gateway: &Gateway, forwarded: &[(Rc<s
         document.number("flows", flows);
         document.number("up", moved.up);
         document.number("down", moved.down);
+        document.flag("uplink", choice.is_preferred(index));
         document.flag("chosen", choice.chosen() == Some(index));
         document.text("state", state.to_owned());
         document.text("why", why.map(|why| why.to_string()).unwrap_or_default());

@@ -53,6 +53,8 @@ pub struct Proxy {
     host: Addresses,
     /// Its TCP port.
     pub port: u16,
+    /// The uplinks at which it is asked before others.
+    pub uplinks: Vec<String>,
     /// What it is sent for every tunnel...
     pub request: Request,
     /// ...and how it is told of us.
@@ -97,6 +99,7 @@ impl Proxy {
                 }
             },
             port: config.port,
+            uplinks: config.uplinks.clone(),
             request: config.request.clone(),
             login: RefCell::new(Login::new(config.request.auth, config.request.has_credentials())),
             limiters: Default::default(),

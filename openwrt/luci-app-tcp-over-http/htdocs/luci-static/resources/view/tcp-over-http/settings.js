@@ -37,6 +37,7 @@ const PROXY = [
 	[ 'password', _('Password'), _('It never leaves the router: an empty field leaves it as it is.') ],
 	[ 'auth', _('Login'), _('How user and password are sent: as they are, only as hashes, or as hashes once the proxy offers it.') ],
 	[ 'header', _('Header fields'), _('Sent with every CONNECT, as NAME: VALUE.') ],
+	[ 'uplink', _('Uplinks'), _('Interfaces, or names of Wi-Fi networks, at which this proxy is asked first.') ],
 	[ 'enabled', _('Enabled'), _('Off: as if this proxy were not there.') ]
 ];
 
