@@ -11,7 +11,20 @@ from lab.connections import assert_carries, assert_proxied, open_tunnel
 from lab.dnsservers import NAME, RECORDS, Unbound, dig, dig_full
 from lab.dnsservers import PORT as PORT_OF_DNS
 from lab.gateway import NFT_TABLE
-from lab.netns import CLIENT, CLIENT6, CLIENT6_OTHER, CLIENT_OTHER, PROXY, PROXY6, RESOLVER, ROUTER_LAN, SERVER, SERVER6, connecting, retransmits
+from lab.netns import (
+    CLIENT,
+    CLIENT6,
+    CLIENT6_OTHER,
+    CLIENT_OTHER,
+    PROXY,
+    PROXY6,
+    RESOLVER,
+    ROUTER_LAN,
+    SERVER,
+    SERVER6,
+    connecting,
+    retransmits,
+)
 from lab.wait import until
 
 pytestmark = pytest.mark.native(why="it is about the rules")
@@ -114,7 +127,7 @@ def test_one_client(pausing, proxy, client, server, echo):
     pause(daemon, "1h", "--client", its)
     near, far = connect_direct(client, echo, server, source=its)
     assert_carries(near, far)
-    other, connection = open_tunnel(client, proxy, server, source=others)
+    other, _ = open_tunnel(client, proxy, server, source=others)
     assert daemon.command("resume", "--client", others, check=False).returncode == 1
     resume(daemon, "--client", its)
     assert_proxied(client, proxy, server)

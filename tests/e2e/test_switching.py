@@ -405,7 +405,8 @@ def test_a_flapping_proxy(gateway, pair, client, fault_proxy):
 
 def test_the_uplink_decides_whom_auto_asks(configured, pair, client):
     """Told through a file beside the socket, before or while a daemon runs; without a match all is as usual."""
-    section = f"option log_level debug\nconfig upstream far\noption host {PROXY_OTHER}\noption port 3128\nlist uplink 'My Hotel'\nlist uplink wwan\n"
+    section = f"option log_level debug\nconfig upstream far\noption host {PROXY_OTHER}\noption port 3128\n"
+    section += "list uplink 'My Hotel'\nlist uplink wwan\n"
     daemon = configured.write(section).start()
     file = daemon.status_socket.with_name(daemon.status_socket.name + ".uplinks")
 
