@@ -53,6 +53,7 @@ pub mod link;
 pub mod neighbour;
 pub mod netlink;
 pub mod nft;
+pub mod pause;
 mod plan;
 mod route;
 mod routes;

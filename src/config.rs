@@ -110,6 +110,8 @@ pub struct Config {
     pub ping: Ping,
     /// What happens to captured traffic while the daemon is gone after a crash.
     pub on_failure: OnFailure,
+    /// Traffic may be let out directly for a while although it is refused while the daemon is gone.
+    pub pause: bool,
     /// Number of the routing table that is used.
     pub table: u32,
     /// Firewall mark of upstream sockets, within `MARK_MASK`; 0 = none.
@@ -137,6 +139,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether traffic may be let out directly for a while.
+    pub const fn may_pause(&self) -> bool {
+        self.pause || matches!(self.on_failure, OnFailure::Direct)
+    }
+
     /// Whether any traffic is captured by our own rules.
     pub const fn captures(&self) -> bool {
         self.auto_route || !self.routes.is_empty() || matches!(self.dns.mode, DnsMode::FakeIp)

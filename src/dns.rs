@@ -28,7 +28,7 @@ mod special;
 mod wire;
 
 pub use budgets::Budgets;
-pub use cache::Cache;
+pub use cache::{Cache, limit_ttls};
 pub use domains::Domains;
 pub use fakeip::{Entry, FAKE_TTL, FakeIp, Ranges};
 pub use pending::{Ask, Pending};

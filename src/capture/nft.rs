@@ -31,11 +31,13 @@ use core::fmt::{self, Display, Write as _};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::netlink::{self, Message};
+use super::pause::{MAX_PAUSES, Pauses};
 use super::{Path, Subnets, Uplinks};
 use crate::config::{Config, Host, MARK_MASK, NonTcp, OnFailure, Quic};
 use crate::dns;
 use crate::net::IpNet;
 use crate::rules::{Action, Rule};
+use crate::time::Instant;
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE` (<linux/netfilter/nfnetlink.h>, nf_tables.h).
 const NEW_TABLE: u16 = 10 << 8;
@@ -102,6 +104,37 @@ pub fn find(name: &str, family: u8) -> Message {
     Message::new(GET_TABLE, 0, &[family, 0, 0, 0]).attr_text(TABLE_NAME, name)
 }
 
+/// The commands that put tables in place, at whatever time: a pause ends when it was to.
+#[derive(Debug)]
+pub struct Commands {
+    name: String,
+    rules: String,
+    /// Whether a family has a table.
+    has_table: [bool; 2],
+    pauses: Pauses,
+}
+
+impl Commands {
+    /// Their text. The rules hold nobody who is paused: that is added, for the time that is left of it now.
+    pub fn at(&self, now: Instant) -> String {
+        let mut text = self.rules.clone();
+        for (client, left) in self.pauses.left(now) {
+            for ((family, everybody), has_table) in EVERYBODY.into_iter().zip(self.has_table) {
+                let client = client.unwrap_or(everybody);
+                if has_table && client.is_ipv4() == everybody.is_ipv4() {
+                    let name = &self.name;
+                    _ = writeln!(text, "add element {family} {name} paused {{ {client} timeout {left}ms }}");
+                }
+            }
+        }
+        text
+    }
+}
+
+/// Who stands for everybody, in each family.
+const EVERYBODY: [(&str, IpAddr); 2] =
+    [("ip", IpAddr::V4(Ipv4Addr::UNSPECIFIED)), ("ip6", IpAddr::V6(Ipv6Addr::UNSPECIFIED))];
+
 /// What the tables are made of.
 #[derive(Clone, Copy)]
 pub struct Tables<'a> {
@@ -115,13 +148,21 @@ pub struct Tables<'a> {
     pub uplinks: &'a Uplinks,
     /// The proxies' addresses: the first has the number 1.
     pub proxies: &'a [SocketAddr],
+    /// Who goes out directly for a while.
+    pub pauses: &'a Pauses,
 }
 
 impl Tables<'_> {
     /// The commands that replace the tables, or delete them where none are needed.
-    pub fn replace(&self) -> String {
+    pub fn replace(&self) -> Commands {
         let name = name(self.config);
-        self.append(&name, delete(&name))
+        let has_any = self.has_any();
+        Commands {
+            rules: self.append(&name, delete(&name)),
+            name,
+            has_table: [has_any, has_any && self.config.address6.is_some()],
+            pauses: self.pauses.clone(),
+        }
     }
 
     /// The commands that put the tables in place, and fail if there are some.
@@ -130,8 +171,12 @@ impl Tables<'_> {
         self.append(&name, ["ip", "ip6"].map(|family| format!("create table {family} {name}\n")).concat())
     }
 
+    const fn has_any(&self) -> bool {
+        matches!(self.path, Path::Forward) || self.config.captures()
+    }
+
     fn append(&self, name: &str, mut rules: String) -> String {
-        if self.path == Path::Relay && !self.config.captures() {
+        if !self.has_any() {
             return rules;
         }
         let Subnets { ipv4, ipv6 } = Subnets::new(self.config);
@@ -165,6 +210,7 @@ impl Chains<'_> {
         self.define();
         self.foreign();
         self.direct();
+        self.paused();
         if path == Path::Forward || config.on_failure == OnFailure::Block {
             self.take();
             self.captured();
@@ -284,6 +330,54 @@ impl Chains<'_> {
         );
     }
 
+    /// Who goes out directly for a while: connections that begin meanwhile, as long as the element lives. Those that the
+    /// proxy has go on there.
+    fn paused(&mut self) {
+        let Some(client) = self.paused_client() else { return };
+        let Tables { config, uplinks, path, .. } = *self.tables;
+        let kind = if self.behind.is_ipv4() { "ipv4_addr" } else { "ipv6_addr" };
+        _ = write!(
+            self.rules,
+            "set paused {{\ntype {kind}; size {MAX_PAUSES}; flags timeout;\n}}\n\
+             chain paused {{\n\
+             type filter hook prerouting priority mangle + 11; policy accept;\n\
+             iifname $tun return\n"
+        );
+        if !uplinks.devices.is_empty() {
+            _ = writeln!(self.rules, "iif {} return", Set(&uplinks.devices));
+        }
+        // Fake addresses are nobody's.
+        let fakes: Vec<_> = config.dns.fake_ranges().collect();
+        self.nets("daddr", &fakes, "return");
+        // A connection that conntrack has forgotten does not begin.
+        _ = writeln!(
+            self.rules,
+            "ct state new tcp flags & (syn | ack) != syn return\n\
+             ct state new {client} @paused ct mark set ct mark & $others | $exempt"
+        );
+        if path == Path::Relay {
+            _ = writeln!(
+                self.rules,
+                "{} {client} @paused meta mark set meta mark & $others | $exempt",
+                Self::IS_PAUSED
+            );
+        }
+        self.rules.push_str("}\n");
+    }
+
+    const IS_PAUSED: &'static str = "ct direction original ct mark & $ours == $exempt";
+
+    /// What is looked for among the paused, if there are any: a client, or everybody, who is the address without a bit.
+    fn paused_client(&self) -> Option<String> {
+        let everybody = if self.behind.is_ipv4() { "0.0.0.0" } else { "::" };
+        let clients = || self.tables.pauses.clients();
+        if clients().any(|client| client.is_none()) {
+            return Some(format!("{} saddr & {everybody}", self.family));
+        }
+        let is_of_family = |client: IpAddr| client.is_ipv4() == self.behind.is_ipv4();
+        clients().flatten().any(is_of_family).then(|| format!("{} saddr", self.family))
+    }
+
     /// Where what is captured ends: with the daemon, as long as it lives.
     fn take(&mut self) {
         let Tables { config, path, is_running, .. } = *self.tables;
@@ -366,6 +460,9 @@ impl Chains<'_> {
             _ = writeln!(self.rules, "iif {} accept", Set(&uplinks.devices));
         }
         self.fakes("goto take");
+        if let Some(client) = self.paused_client() {
+            _ = writeln!(self.rules, "{} {client} @paused accept", Self::IS_PAUSED);
+        }
         if !config.interfaces.is_empty() {
             let names: Vec<_> = config.interfaces.iter().map(|name| format!("\"{name}\"")).collect();
             _ = writeln!(self.rules, "iifname != {} accept", Set(&names));
@@ -707,7 +804,8 @@ mod tests {
     fn replace(config: &Config, path: Path, is_running: bool) -> String {
         let uplinks = Uplinks::default();
         let proxies = ["192.0.2.1:80".parse().unwrap(), "[2001:db8::1]:3128".parse().unwrap()];
-        Tables { config, path, is_running, uplinks: &uplinks, proxies: &proxies }.replace()
+        let pauses = &Pauses::NONE;
+        Tables { config, path, is_running, uplinks: &uplinks, proxies: &proxies, pauses }.replace().rules
     }
 
     /// The whole text, that a change of it is seen.
@@ -728,8 +826,9 @@ mod tests {
             is_running: true,
             uplinks: &uplinks,
             proxies: &proxies,
+            pauses: &Pauses::NONE,
         };
-        let text = tables.replace();
+        let text = tables.replace().rules;
         if std::env::var_os("UPDATE").is_some() {
             std::fs::write("src/capture/nft/forward.nft", &text).unwrap();
         }
@@ -868,12 +967,47 @@ mod tests {
             is_running: true,
             uplinks: &uplinks,
             proxies: &[],
+            pauses: &Pauses::NONE,
         };
-        let text = tables.replace();
+        let text = tables.replace().rules;
         let (uplink, fakes) =
             (text.find("iif { 3 } accept"), text.find("ip daddr { 198.18.0.0/15 } goto take"));
         assert!(uplink.is_some() && uplink < fakes, "{text}");
         assert!(text.contains("ip saddr 10.45.39.1/24 iifname != { $tun, \"lo\" } drop\n"));
+    }
+
+    #[test]
+    fn pauses_hold_nobody_by_themselves() {
+        let mut config = config("1");
+        config.auto_route = true;
+        let uplinks = Uplinks { devices: alloc::vec![3], ..Uplinks::default() };
+        let mut pauses = Pauses::default();
+        let text = |pauses: &Pauses, path| {
+            Tables { config: &config, path, is_running: true, uplinks: &uplinks, proxies: &[], pauses }
+                .replace()
+        };
+        let elements = |pauses: &Pauses| {
+            let commands = text(pauses, Path::Relay);
+            commands.at(Instant::from_millis(400))[commands.rules.len()..].to_owned()
+        };
+        pauses.begin(Some(IpAddr::from([10, 1, 0, 2])), Instant::from_millis(1000));
+        let said = "add element ip tcp_over_http_toh0 paused { 10.1.0.2 timeout 600ms }\n";
+        assert_eq!(elements(&pauses), said);
+        for path in [Path::Forward, Path::Relay] {
+            let text = text(&pauses, path).rules;
+            assert_eq!(text.matches("set paused").count(), 1, "one family");
+            assert_eq!(text.matches("$exempt ip saddr @paused accept\n").count(), 1);
+            assert!(text.contains("iifname $tun return\niif { 3 } return\nct state new tcp"));
+            assert_eq!(
+                text.contains("@paused meta mark set"),
+                path == Path::Relay,
+                "routes are asked there alone"
+            );
+        }
+        pauses.begin(None, Instant::from_millis(900));
+        assert_eq!(elements(&pauses).lines().count(), 3);
+        assert!(elements(&pauses).contains("ip6 tcp_over_http_toh0 paused { :: timeout 500ms }\n"));
+        assert!(text(&pauses, Path::Relay).rules.contains("$exempt ip6 saddr & :: @paused accept\n"));
     }
 
     #[test]

@@ -45,4 +45,6 @@ pub struct UpstreamDraft {
     pub headers: Vec<String>,
     /// `option connect_header_host`.
     pub header_host: Option<String>,
+    /// `list uplink`.
+    pub uplinks: Vec<String>,
 }

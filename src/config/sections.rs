@@ -139,7 +139,7 @@ impl Section {
             .map_err(|error| (at, ConfigErrorKind::Request(error)))?;
         request.auth = draft.auth;
         request.host = draft.header_host.map(Into::into);
-        let upstream = UpstreamConfig { name, host, port: draft.port, request };
+        let upstream = UpstreamConfig { name, host, port: draft.port, request, uplinks: draft.uplinks };
         Ok(draft.enabled.then_some(upstream))
     }
 }

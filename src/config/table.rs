@@ -86,6 +86,8 @@ pub static MAIN: &[Spec] = &[
         choice!(Ping, config.ping)),
     live("on_failure", "block", "captured traffic while no daemon runs; block: it is refused; direct: it goes around the proxy (but with dns on, names are not resolved)",
         choice!(OnFailure, config.on_failure)),
+    live("pause", "0", "1: the command pause may let traffic out directly for a while, also with on_failure block",
+        Bool(|d, v| d.config.pause = v)),
     restart("dns", "off", "off: names are left alone; fakeip: names get addresses that stand for them, and the proxy resolves the names; proxy: resolvers are asked through the proxy, which has to allow CONNECT to port 53",
         choice!(DnsMode, config.dns.mode)),
     restart("dns_port", "5453", "UDP and TCP port of the resolver on 127.0.0.1 and ::1",
@@ -163,6 +165,8 @@ pub static UPSTREAM: &[Spec] = &[
         SecretList(|d, v| header(v).map(|v| d.upstream.headers.push(v)))),
     live("connect_header_host", "", "what the Host field of each CONNECT has in place of the target",
         Text(|d, v| header_host(v).map(|v| d.upstream.header_host = Some(v)))),
+    live("uplink", "", "an interface, as wwan, or the name of a Wi-Fi network (SSID): while it is up, this proxy is asked before those that name none that is",
+        List(|d, v| { d.upstream.uplinks.push(v.to_owned()); Ok(()) })),
 ];
 
 /// The options of a section `config rule`.

@@ -27,6 +27,8 @@ pub struct UpstreamConfig {
     pub port: u16,
     /// What it is sent with each CONNECT: credentials and headers.
     pub request: Request,
+    /// The uplinks, each an interface or a Wi-Fi network, at which it is asked first.
+    pub uplinks: Vec<String>,
 }
 
 impl UpstreamConfig {
@@ -62,7 +64,7 @@ impl UpstreamConfig {
         let credentials =
             credentials.as_ref().map(|(username, password)| (username.as_str(), password.as_str()));
         let request = Request::new(credentials, &[]).map_err(|_| "has credentials that cannot be sent")?;
-        Ok(Self { name: Self::default_name(&host, port), host, port, request })
+        Ok(Self { name: Self::default_name(&host, port), host, port, request, uplinks: Vec::new() })
     }
 
     /// The name of an upstream that was given none.

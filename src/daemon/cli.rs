@@ -5,6 +5,7 @@ use std::fmt;
 
 use crate::report::document::Form;
 use crate::settings::{DEFAULT_FILE, Settings};
+use tcp_over_http::capture::pause::MAX_PAUSE;
 use tcp_over_http::config::{OPTIONS, RULE_OPTIONS, Spec, UPSTREAM_OPTIONS, Unit, ValueType};
 
 /// What the doctor has the proxies connect to.
@@ -47,6 +48,8 @@ pub enum UsageError {
     NoValue(String),
     /// `use` without a name.
     NoName,
+    /// `pause` without a duration, or with none of at most an hour.
+    NoDuration,
     /// The argument of this number is no flag, nor the value of one.
     Argument(usize),
     /// An argument or the variable isn't UTF-8.
@@ -70,7 +73,7 @@ pub fn parse(
         "check" => Command::Check,
         "block" => Command::Block,
         "unblock" => Command::Unblock,
-        "status" | "upstreams" | "clients" | "use" => {
+        "status" | "upstreams" | "clients" | "use" | "pause" | "resume" | "uplinks" => {
             |settings| Command::Ask(settings, String::new(), Form::Text)
         }
         "doctor" => |settings| Command::Doctor(settings, String::new()),
@@ -89,6 +92,16 @@ pub fn parse(
             None => return Err(UsageError::NoName),
         }
     }
+    if word == "pause" {
+        match args.next() {
+            Some((_, text)) if is_help(&text) => return Ok(Command::Help),
+            duration => {
+                let seconds = duration.and_then(|(_, text)| seconds(&text)).ok_or(UsageError::NoDuration)?;
+                request = format!("pause {seconds}");
+            }
+        }
+    }
+    let mut client = None;
     let mut settings = Settings::new(upstreams.map(utf8).transpose()?);
     while let Some((index, arg)) = args.next() {
         let Some(flag) = arg.strip_prefix("--") else {
@@ -125,6 +138,7 @@ pub fn parse(
         }
         let option = OPTIONS.iter().find(|spec| is_flag(spec, name));
         let is_target = name == "target" && word == "doctor";
+        let is_client = name == "client" && matches!(word.as_str(), "pause" | "resume");
         if option.is_none() && name != "config" && !is_target {
             let shown = |c: &char| c.is_ascii_alphanumeric() || *c == '-';
             return Err(UsageError::Flag(name.chars().take_while(shown).collect()));
@@ -134,6 +148,7 @@ pub fn parse(
             Some(next.1)
         });
         match (option, value) {
+            (_, Some(value)) if is_client => client = Some(value),
             (Some(spec), Some(value)) => settings.give(spec, value),
             (None, Some(value)) if is_target => target = value,
             (None, Some(value)) => settings.file = Some(value),
@@ -144,11 +159,27 @@ pub fn parse(
     if reset {
         request.push_str(" reset");
     }
+    if let Some(client) = client {
+        request = [&request, " ", client.split_ascii_whitespace().next().unwrap_or("?")].concat();
+    }
     Ok(match command(settings) {
         Command::Doctor(settings, _) => Command::Doctor(settings, target),
         Command::Ask(settings, _, form) => Command::Ask(settings, request, form),
         command => command,
     })
+}
+
+/// `90`, `90s`, `10m` or `1h` in seconds, if that is no more than a pause may last.
+fn seconds(text: &str) -> Option<u32> {
+    let unit = match text.as_bytes().last()? {
+        b's' => 1,
+        b'm' => 60,
+        b'h' => 3600,
+        _ => 0,
+    };
+    let number = if unit == 0 { text } else { text.get(..text.len() - 1)? };
+    let seconds = number.parse::<u32>().ok()?.checked_mul(unit.max(1))?;
+    (1..=MAX_PAUSE).contains(&seconds).then_some(seconds)
 }
 
 fn is_help(text: &str) -> bool {
@@ -158,7 +189,7 @@ fn is_help(text: &str) -> bool {
 /// The command of this word in the form that the flag asks for.
 fn form(word: &str, flag: &str) -> Option<fn(Settings) -> Command> {
     match (word, flag) {
-        ("status" | "upstreams" | "clients" | "use", "json") => {
+        ("status" | "upstreams" | "clients" | "use" | "pause" | "resume" | "uplinks", "json") => {
             Some(|settings| Command::Ask(settings, String::new(), Form::Json))
         }
         ("config", "json") => Some(|_| Command::Options),
@@ -194,6 +225,13 @@ const COMMANDS: &str = "  tcp-over-http run [--leave-blocked] [OPTION]...
                                      how its proxies are, or what has changed of them
   tcp-over-http use NAME|auto [--keep|--reset] [--json] [OPTION]...
                                      new connections go through this proxy; --reset: others end
+  tcp-over-http uplinks [--json] [OPTION]...
+                                     look anew at which uplinks are up
+  tcp-over-http pause DURATION [--client IP] [--json] [OPTION]...
+                                     let all clients, or one, out directly for a while, as 90s,
+                                     10m, 1h (at most); it ends by itself
+  tcp-over-http resume [--client IP] [--json] [OPTION]...
+                                     end that pause, or all
   tcp-over-http clients [--json] [OPTION]...
                                      what its clients have moved
   tcp-over-http doctor [--target HOST] [OPTION]...
@@ -279,6 +317,7 @@ impl fmt::Display for UsageError {
             UsageError::Flag(name) => write!(f, "unknown option --{name}")?,
             UsageError::NoValue(name) => write!(f, "--{name} needs a value")?,
             UsageError::NoName => f.write_str("use needs an upstream's name, or auto")?,
+            UsageError::NoDuration => f.write_str("pause needs a duration of at most 1h, as 90s or 10m")?,
             UsageError::Argument(number) => write!(f, "argument {number} is not an option")?,
             UsageError::NotUtf8 => f.write_str("an argument is not UTF-8")?,
         }

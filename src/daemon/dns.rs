@@ -55,12 +55,17 @@ pub use fake_names::{Held, Meaning};
 /// The most files that are open at a time: clients' connections, queries in flight, and sockets for clients.
 pub const FILES: usize = server::MAX_STREAMS + 2 * direct::MAX_PENDING as usize + 8;
 
+/// Seconds that what is resolved during a pause may be kept: it may be a hotel's idea of all names.
+const PAUSED_TTL: u32 = 10;
+
 /// The resolver.
 pub struct Dns {
     responder: Rc<Responder>,
     fake: Option<Rc<FakeNames>>,
     proxied: Rc<ProxiedResolver>,
     direct: Rc<DirectResolver>,
+    /// Asked for who goes out directly for a while.
+    paused: Rc<DirectResolver>,
     proxies: RefCell<Proxies>,
     budgets: RefCell<Budgets>,
 }
@@ -115,6 +120,7 @@ impl Dns {
             fake,
             proxied: Rc::new(ProxiedResolver::new(&responder, &dns.servers, dns.mode)),
             direct: Rc::new(DirectResolver::new(&responder, &dns.direct_servers, config.mark)),
+            paused: Rc::new(DirectResolver::new(&responder, &[], config.mark).with_ttl(PAUSED_TTL)),
             proxies: RefCell::new(proxies(config, &responder)?),
             budgets: RefCell::default(),
             responder,
@@ -161,6 +167,7 @@ impl Dns {
         self.responder.server.tick(now);
         self.proxied.tick(now);
         self.direct.tick();
+        self.paused.tick();
         self.proxies.borrow().resolver.tick();
         self.responder.tick(now);
         if let Some(fake) = &self.fake {
@@ -209,17 +216,22 @@ impl Dns {
             Err(BadQuery::Answer(reply)) => return self.responder.send(&client, &reply),
             Err(BadQuery::Ignore) => return,
         };
-        let direct = self.direct(&query);
-        let is_answered = direct.is_none() && self.reply_locally(&query, &client)
+        let mut direct = self.direct(&query);
+        let is_paused = self.responder.context.paused.covers(client.source().map(|it| it.to_canonical()));
+        let is_answered = direct.is_none() && self.reply_locally(&query, &client, is_paused)
             || self.responder.reply_from_cache(&query, &client);
+        if is_paused && direct.is_none() {
+            direct = Some(Rc::clone(&self.paused));
+            self.paused.set_servers(self.responder.context.upstreams().resolver().servers());
+        }
         if !is_answered {
             self.forward(direct, &query, message, client);
         }
     }
 
-    /// Sends a reply that depends on nothing but the name and the type, if there is one.
-    fn reply_locally(&self, query: &Query, client: &Client) -> bool {
-        let mut fake = self.fake.as_ref().map(|fake| fake.table());
+    /// Sends a reply that depends on nothing but the name and the type, if there is one: no fake address to who is paused.
+    fn reply_locally(&self, query: &Query, client: &Client, is_paused: bool) -> bool {
+        let mut fake = self.fake.as_ref().filter(|_| !is_paused).map(|fake| fake.table());
         let context = &self.responder.context;
         let fake = fake.as_mut().and_then(|table| table.answer(query, context.only_family(), context.now()));
         let Some(reply) = fake.or_else(|| local_reply(query)) else {

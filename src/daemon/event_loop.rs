@@ -1,8 +1,10 @@
 //! The one loop of the daemon. What isn't here runs in a task per dial.
 
 use std::fmt::Write;
+use std::fs;
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,6 +14,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use crate::gateway::Gateway;
 use crate::kernel::capture::{self, Capture, CaptureError};
 use crate::kernel::tun::MAX_FRAME;
+use crate::pause::EVERYBODY;
 use crate::report::control::StatusSocket;
 use crate::report::document::{Document, Form};
 use crate::report::logger;
@@ -19,8 +22,9 @@ use crate::report::status;
 use crate::settings::Settings;
 use crate::sys;
 use crate::sys::signals::{self, Signals};
-use crate::upstream::Upstreams;
 use crate::upstream::choice_file::{AUTO, ChoiceFile};
+use crate::upstream::{DIRECT, PAUSED, Upstreams};
+use tcp_over_http::capture::pause::MAX_PAUSE;
 use tcp_over_http::config::{Changes, Config};
 
 /// How many frames are read before the relays have their turn: many enough to make a wake-up worth it,
@@ -90,7 +94,7 @@ impl EventLoop {
     ) -> Self {
         let choice_file = ChoiceFile::new(settings.has_file().then(|| settings.file_name()));
         choice_file.apply(&gateway.upstreams());
-        Self {
+        let this = Self {
             gateway,
             capture,
             status_socket: status_socket(&config),
@@ -103,7 +107,9 @@ impl EventLoop {
             tick: every(TICK),
             deadline: None,
             signals,
-        }
+        };
+        this.read_uplinks();
+        this
     }
 
     /// Gives up writing anywhere but where the configuration has files, and where the set-up writes, also of another run
@@ -140,6 +146,11 @@ impl EventLoop {
         while self.tick.poll_tick(cx).is_ready() {
             self.gateway.handle_tick(self.gateway.now());
             self.capture.tick();
+            let now = self.gateway.now();
+            if self.gateway.paused().change(|pauses| pauses.expire(now)) {
+                log::info!("a pause is over");
+                self.pause_changed(true);
+            }
         }
         while let Poll::Ready(event) = self.poll_capture(cx) {
             match event {
@@ -262,6 +273,10 @@ impl EventLoop {
                     self.status_socket = status_socket(&new);
                 }
                 self.config = new;
+                if !self.config.may_pause() && self.gateway.paused().change(|pauses| pauses.end(None)) {
+                    self.pause_changed(true);
+                }
+                self.read_uplinks();
                 log::info!("reload: {changes}");
             }
             Err(error) => log::error!("reload: {error}"),
@@ -287,10 +302,29 @@ impl EventLoop {
             ["upstreams"] => status::upstreams(&self.gateway),
             ["history"] => status::history(&self.gateway),
             ["clients"] => status::clients(&self.gateway),
+            ["pause", seconds] => self.pause(seconds, None),
+            ["pause", seconds, client] => self.pause(seconds, Some(client)),
+            ["resume"] => self.resume(None),
+            ["resume", client] => self.resume(Some(client)),
+            ["uplinks"] => self.read_uplinks(),
             ["use", name] => self.use_upstream(name, false),
             ["use", name, "reset"] => self.use_upstream(name, true),
             _ => Document::reply(false, "unknown request".to_owned()),
         }
+    }
+
+    /// Reads which uplinks are up, which a script of the system writes beside the status socket.
+    fn read_uplinks(&self) -> Document {
+        let up = fs::read_to_string([&self.config.status_socket, ".uplinks"].concat()).unwrap_or_default();
+        let upstreams = self.gateway.upstreams();
+        let is_other = upstreams.set_uplinks(&up);
+        let first = upstreams.choice().first();
+        let name = first.map(|first| &*upstreams.proxies()[first].account.name).unwrap_or_default();
+        let message = ["new connections use ", name, " first"].concat();
+        if is_other {
+            log::info!("the uplinks have changed: {message}");
+        }
+        Document::reply(true, message)
     }
 
     /// New connections go through this upstream from now on; `auto`: through the one that is best.
@@ -309,10 +343,50 @@ impl EventLoop {
         let mut message = ["new connections use ", name].concat();
         if reset && let Some(first) = upstreams.choice().first() {
             let kept = &upstreams.proxies()[first].account.name;
-            let count = self.gateway.reset_through(&|upstream| *upstream != **kept);
+            let count = self.gateway.reset_through(&|upstream| ![DIRECT, PAUSED, kept].contains(&upstream));
             _ = write!(message, "; {count} others reset");
         }
         Document::reply(true, message)
+    }
+
+    /// Lets a client, or everybody, out directly for a while.
+    fn pause(&mut self, seconds: &str, client: Option<&str>) -> Document {
+        let refuse = |why: &str| Document::reply(false, why.to_owned());
+        let Some(seconds) = seconds.parse().ok().filter(|seconds| (1..=MAX_PAUSE).contains(seconds)) else {
+            return refuse("a pause lasts an hour at most");
+        };
+        let Ok(client) = client.map(str::parse).transpose() else { return refuse(NO_ADDRESS) };
+        if !self.config.may_pause() {
+            return refuse("nothing may go directly (on_failure 'block'): to pause, set option pause '1'");
+        }
+        if !self.capture.can_pause() {
+            return refuse("nothing is captured by the firewall's tables");
+        }
+        let until = self.gateway.now().plus(seconds * 1000);
+        if !self.gateway.paused().change(|pauses| pauses.begin(client, until)) {
+            return refuse("there are too many pauses");
+        }
+        self.pause_changed(false);
+        Document::reply(true, format!("{} directly for {seconds} s", who(client)))
+    }
+
+    fn resume(&mut self, client: Option<&str>) -> Document {
+        let Ok(client) = client.map(str::parse).transpose() else {
+            return Document::reply(false, NO_ADDRESS.to_owned());
+        };
+        if !self.gateway.paused().change(|pauses| pauses.end(client)) {
+            return Document::reply(false, "there is no such pause".to_owned());
+        }
+        self.pause_changed(true);
+        Document::reply(true, format!("{} through the proxy again", who(client)))
+    }
+
+    fn pause_changed(&mut self, has_ended: bool) {
+        if has_ended {
+            self.gateway.reset_through(&|upstream| upstream == PAUSED);
+        }
+        let config = self.reload.as_ref().map_or(&self.config, |reload| &reload.new);
+        self.capture.pause(config, has_ended);
     }
 
     fn poll_drained(&mut self) -> Poll<End> {
@@ -327,6 +401,12 @@ impl EventLoop {
         }
         Poll::Pending
     }
+}
+
+const NO_ADDRESS: &str = "the client is no IP address";
+
+fn who(client: Option<IpAddr>) -> String {
+    client.map_or_else(|| EVERYBODY.to_owned(), |client| client.to_string())
 }
 
 /// The daemon does its work also if nobody can ask how it is.

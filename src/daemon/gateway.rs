@@ -36,6 +36,7 @@ use crate::gateway::kept::{DialState, Kept, KeptFlows};
 use crate::gateway::loops::Loops;
 use crate::kernel::self_test::SelfTest;
 use crate::kernel::tun::Tun;
+use crate::pause::Paused;
 use crate::relay::{Moved, Supplies};
 use crate::sys;
 use crate::upstream::Upstreams;
@@ -50,6 +51,7 @@ pub struct Gateway {
     dns: Option<Rc<Dns>>,
     supplies: Supplies,
     forwarder: Option<Rc<Forwarder>>,
+    paused: Rc<Paused>,
     mode: Cell<ConnectMode>,
     loops: Loops,
     /// What is kept for a flow, by slot.
@@ -92,6 +94,7 @@ impl Gateway {
         dns: Option<Rc<Dns>>,
         supplies: Supplies,
         forwarder: Option<Rc<Forwarder>>,
+        paused: Rc<Paused>,
         mode: ConnectMode,
     ) -> Self {
         Self {
@@ -103,6 +106,7 @@ impl Gateway {
             dns,
             supplies,
             forwarder,
+            paused,
             mode: Cell::new(mode),
             loops: Loops::default(),
             kept: RefCell::default(),
@@ -160,6 +164,11 @@ impl Gateway {
     /// Our resolver; `None`: names are not ours to resolve.
     pub const fn dns(&self) -> Option<&Rc<Dns>> {
         self.dns.as_ref()
+    }
+
+    /// Who goes out directly for a while.
+    pub const fn paused(&self) -> &Rc<Paused> {
+        &self.paused
     }
 
     /// What has happened so far.

@@ -3,7 +3,7 @@
 //! | what | modules |
 //! |---|---|
 //! | packets come in, verdicts are carried out, clients are accepted | `event_loop`, `gateway` |
-//! | traffic is captured | `kernel` |
+//! | traffic is captured, or for a while let out | `kernel`, `pause` |
 //! | proxies open tunnels | `upstream`, `forward` |
 //! | bytes are moved | `relay` |
 //! | names are answered | `dns` |
@@ -18,6 +18,7 @@ mod event_loop;
 mod forward;
 mod gateway;
 mod kernel;
+mod pause;
 mod relay;
 mod report;
 mod settings;
@@ -45,6 +46,7 @@ use crate::kernel::capture::{self, Capture, CaptureError};
 use crate::kernel::route::RouteError;
 use crate::kernel::tun::{Tun, TunError};
 use crate::kernel::{firewall, route};
+use crate::pause::Paused;
 use crate::relay::Supplies;
 use crate::relay::pipe::Pipes;
 use crate::relay::poller::Poller;
@@ -131,9 +133,11 @@ fn block_on(future: impl Future<Output = ExitCode> + 'static) -> ExitCode {
 
 async fn run(settings: Settings) -> ExitCode {
     match serve(settings).await {
-        Ok(End::Asked) => return ExitCode::SUCCESS,
-        Ok(End::Restart) => log::error!("restart: {}", sys::process::execute_again()),
-        Ok(End::TunGone | End::Tun(_)) => {}
+        Ok((End::Asked, _)) => return ExitCode::SUCCESS,
+        Ok((End::Restart, paused)) => {
+            log::error!("restart: {}", sys::process::execute_again(&paused.hand_over()));
+        }
+        Ok((End::TunGone | End::Tun(_), _)) => {}
         Err(StartError::Config(error)) => return fail(&error, error.exit_code()),
         Err(error) => log::error!("{error}"),
     }
@@ -142,7 +146,7 @@ async fn run(settings: Settings) -> ExitCode {
 
 /// Sets up and runs until the end. What captures traffic is removed if the end was asked for, or if
 /// traffic may then go directly; if another run is to follow, it is refused until then.
-async fn serve(settings: Settings) -> Result<End, StartError> {
+async fn serve(settings: Settings) -> Result<(End, Rc<Paused>), StartError> {
     // Before anything is set up that an early end would leave behind, and before the configuration is read,
     // so that no change of it is missed.
     let (signals, restarted) = Signals::new().map_err(StartError::EventLoop)?;
@@ -161,7 +165,7 @@ async fn serve(settings: Settings) -> Result<End, StartError> {
     if let Some(warning) = settings::warning(&config) {
         log::warn!("{warning}");
     }
-    let (gateway, capture) = set_up(&config).await.inspect_err(|_| give_way(&config))?;
+    let (gateway, capture) = set_up(&config, restarted).await.inspect_err(|_| give_way(&config))?;
     let ready = format!("{}: listening on port {}, {} path", config.tun, config.listen_port, capture.path());
     if let Err(error) = sys::keep_capabilities(CAPABILITIES) {
         log::warn!("give up privileges: {error}");
@@ -181,6 +185,7 @@ async fn serve(settings: Settings) -> Result<End, StartError> {
     if let Some(dns) = gateway.dns() {
         dns.save();
     }
+    let paused = Rc::clone(gateway.paused());
     let blocks = leave_blocked && config.on_failure == OnFailure::Block;
     if matches!(end, End::Restart) || matches!(end, End::Asked) && blocks {
         capture.hand_over(&config);
@@ -190,24 +195,26 @@ async fn serve(settings: Settings) -> Result<End, StartError> {
     } else if config.captures() {
         log::warn!("captured traffic is blocked until the next start (on_failure 'block')");
     }
-    Ok(end)
+    Ok((end, paused))
 }
 
-async fn set_up(config: &Config) -> Result<(Rc<Gateway>, Capture), StartError> {
+async fn set_up(config: &Config, restarted: bool) -> Result<(Rc<Gateway>, Capture), StartError> {
     let others = if config.dns.mode == DnsMode::Off { OTHER_FILES } else { OTHER_FILES + dns::FILES };
     let pipes = reserve_files(config.max_flows as usize, others)?;
     let [a, b, c, d, e, f, g, h] = sys::random().map_err(StartError::Random)?;
     let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
     let clock = Clock::start();
+    let paused = Rc::new(Paused::new(clock, restarted && config.may_pause()));
     let upstreams = Rc::new(Upstreams::new(config).map_err(StartError::Upstreams)?);
     let tun =
         Tun::open(&config.tun, config.offload).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
     let tun = Rc::new(tun);
-    let dns = dns::Context::new(clock, Rc::clone(&upstreams), Rc::clone(&tun));
+    let dns = dns::Context::new(clock, Rc::clone(&upstreams), Rc::clone(&tun), Rc::clone(&paused));
     let dns = Dns::new(config, dns).map_err(StartError::Dns)?;
     let poller = Poller::new().map_err(StartError::EventLoop)?;
     // Last of what may fail: it undoes itself only until it has succeeded.
-    let capture = Capture::set_up(config, &tun, clock, key).await.map_err(StartError::Capture)?;
+    let capture =
+        Capture::set_up(config, &tun, clock, key, Rc::clone(&paused)).await.map_err(StartError::Capture)?;
     let forwarder = capture.forwarder();
     if let Some(dns) = &dns
         && forwarder.is_some()
@@ -217,8 +224,17 @@ async fn set_up(config: &Config) -> Result<(Rc<Gateway>, Capture), StartError> {
     let rewriter = Rewriter::new(rewriter_settings(config), limits(config), key);
     let pipes = Pipes::new(pipes, config.pipe_size);
     let supplies = Supplies { pipes, poller };
-    let gateway =
-        Rc::new(Gateway::new(clock, tun, rewriter, upstreams, dns, supplies, forwarder, config.connect));
+    let gateway = Rc::new(Gateway::new(
+        clock,
+        tun,
+        rewriter,
+        upstreams,
+        dns,
+        supplies,
+        forwarder,
+        paused,
+        config.connect,
+    ));
     Ok((gateway, capture))
 }
 

@@ -13,6 +13,7 @@ pub mod proxy;
 pub mod resolver;
 pub mod stats;
 
+pub use direct::{DIRECT, PAUSED};
 pub use tcp_over_http::upstream::Failure;
 pub use tcp_over_http::upstream::choice::Choice;
 
@@ -92,6 +93,8 @@ pub struct Upstreams {
     /// What connections are not left to the choice.
     rules: Rc<Rules>,
     /// For names of direct connections, and those that clients of plain HTTP claim to have connected to.
+    direct_resolver: Rc<Resolver>,
+    /// For the same while there is a pause: what the uplink's network knows.
     resolver: Rc<Resolver>,
     /// The TUN's addresses: what comes from these does not get out.
     own: [Option<IpAddr>; 2],
@@ -125,12 +128,13 @@ impl Upstreams {
             )),
             epoch: Instant::now(),
             rules: Rc::clone(&config.rules),
-            resolver: match config.dns.direct_servers.is_empty() {
-                true => resolver,
+            direct_resolver: match config.dns.direct_servers.is_empty() {
+                true => Rc::clone(&resolver),
                 false => Rc::new(Resolver::new(&config.dns.direct_servers, mark)),
             },
             own: [Some(config.address.addr.into()), config.address6.map(|net| net.addr.into())],
             worked: RefCell::default(),
+            resolver,
             proxies,
             mark,
             keepalive: config.keepalive,
@@ -192,7 +196,7 @@ impl Upstreams {
         }
         let only = match action {
             Some(Action::Upstream(index)) => Some(usize::from(index)),
-            Some(Action::Direct) => match self.server(target) {
+            Some(Action::Direct) => match self.server(DIRECT, target, &self.direct_resolver) {
                 Some(server) => return Box::pin(self.pass_to(server?)).await,
                 None => None,
             },
@@ -297,6 +301,17 @@ impl Upstreams {
         self.pass(&server, None).await
     }
 
+    /// Connects a client that goes out directly for a while to a target.
+    ///
+    /// # Errors
+    /// There is no such name, or none of its addresses can be connected.
+    pub async fn pass_by(&self, target: Target<'_>) -> Result<Carried, Failure> {
+        match self.server(PAUSED, target, &self.resolver) {
+            Some(server) => self.pass_to(server?).await,
+            None => Err(Failure::BadTarget),
+        }
+    }
+
     /// Connects a client that wants this proxy itself, as one that is configured for it does, or what stands for a server.
     async fn pass(&self, proxy: &Proxy, index: Option<usize>) -> Result<Carried, Failure> {
         match self.connect_to(proxy, index).await {
@@ -331,6 +346,18 @@ impl Upstreams {
     /// The proxies, for what is known of them.
     pub fn proxies(&self) -> &[Proxy] {
         &self.proxies
+    }
+
+    /// Adapts the order to the uplinks that are up, a line each. Returns whether it has changed.
+    pub fn set_uplinks(&self, up: &str) -> bool {
+        self.choice().prefer(&|index| {
+            up.lines().any(|up| self.proxies[index].uplinks.iter().any(|uplink| uplink == up))
+        })
+    }
+
+    /// Who is asked for the proxies' names.
+    pub fn resolver(&self) -> &Resolver {
+        &self.resolver
     }
 
     /// Which proxy is asked, and how each is. Not to be kept.
@@ -462,7 +489,7 @@ impl Upstreams {
     /// Whether a name is the target's, as far as our resolvers know.
     pub async fn is_name_of(&self, name: &str, target: Target<'_>) -> bool {
         let (Ok(wire), Target::Ip(address)) = (Name::new(name), target) else { return false };
-        let resolved = self.resolver.resolve(name, &wire).await;
+        let resolved = self.direct_resolver.resolve(name, &wire).await;
         resolved.is_ok_and(|(addresses, _)| addresses.contains(&address.ip()))
     }
 

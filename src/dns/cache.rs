@@ -169,6 +169,11 @@ fn ttl_of(record: &Record<'_>) -> u32 {
     }
 }
 
+/// Has nobody keep a reply for longer than so many seconds.
+pub fn limit_ttls(reply: &mut [u8], seconds: u32) {
+    change_ttls(reply, |ttl| ttl.min(seconds));
+}
+
 /// Applies `change` to the TTL of each record.
 fn change_ttls(reply: &mut [u8], change: impl Fn(u32) -> u32) {
     let Some(message) = Message::parse(reply) else {

@@ -6,6 +6,8 @@
 //! credentials: only a proxy that fails by its own fault makes the next one worth a try. While one is **chosen**, no other
 //! is asked, however it is, unless there is a fallback: then it is asked first.
 //!
+//! Proxies whose **uplink** is up are asked before the others.
+//!
 //! A proxy is **blamed**, and rests, if it cannot be reached or refuses its credentials. That it closes, sends garbage or
 //! stays silent is ambiguous: it may be the target. It is the target's fault if the proxy has answered anybody since it
 //! was asked, or if another proxy rests because of the same target. A proxy that has ever answered is blamed only when
@@ -57,6 +59,8 @@ struct Proxy {
     name: Rc<str>,
     health: Health,
     has_route: bool,
+    /// Its uplink is up.
+    is_preferred: bool,
     /// How many times it has answered, whatever the status. Wraps.
     answers: u32,
     has_answered: bool,
@@ -116,7 +120,8 @@ impl Choice {
     pub fn inherit_proxy(&mut self, index: usize, old: &Self, old_index: usize) {
         if let (Some(new), Some(old)) = (self.proxies.get_mut(index), old.proxies.get(old_index)) {
             // What is under way tells its outcome to `old`.
-            *new = Proxy { answers: new.answers, is_asked: false, ..old.clone() };
+            let is_preferred = new.is_preferred;
+            *new = Proxy { answers: new.answers, is_asked: false, is_preferred, ..old.clone() };
         }
     }
 
@@ -138,6 +143,20 @@ impl Choice {
             self.chosen = chosen;
         }
         true
+    }
+
+    /// From now on asks the proxies before others whose uplink `is_up`. Returns whether that is another order.
+    pub fn prefer(&mut self, is_up: &dyn Fn(usize) -> bool) -> bool {
+        let mut is_other = false;
+        for (index, proxy) in self.proxies.iter_mut().enumerate() {
+            is_other |= core::mem::replace(&mut proxy.is_preferred, is_up(index)) != proxy.is_preferred;
+        }
+        is_other
+    }
+
+    /// Whether the proxy's uplink is up.
+    pub fn is_preferred(&self, index: usize) -> bool {
+        self.proxies.get(index).is_some_and(|proxy| proxy.is_preferred)
     }
 
     /// The index of the chosen proxy.
@@ -304,7 +323,7 @@ impl Choice {
                 Some(State::Holding(_)) => 1,
                 _ => 2,
             };
-            (rank, chosen != Some(index), index)
+            (rank, chosen != Some(index), !self.is_preferred(index), index)
         };
         (0..self.proxies.len()).filter(|&index| is_open(index)).min_by_key(rank)
     }
@@ -396,6 +415,7 @@ impl Proxy {
             name,
             health: Health::new(),
             has_route: true,
+            is_preferred: false,
             answers: 0,
             has_answered: false,
             doubt: None,

@@ -301,6 +301,48 @@ def test_a_network_restart_changes_nothing_for_a_daemon(box, honest, client, fet
         assert "CONNECT" not in honest.log()
 
 
+@pytest.mark.once(why="the service's scripts know no path")
+def test_the_uplink_decides_whom_auto_asks(box):
+    """Interfaces that are up, and the network that the router is a client of, not one that it offers; also for a daemon that
+    comes later."""
+    section = "\nconfig upstream '{}'\n\toption host '192.0.2.{}'\n"
+    extra = section.format("usual", 20) + section.format("office", 21) + "\tlist uplink 'The Office'\n"
+    extra += section.format("modem", 22) + "\tlist uplink 'wwan'\n"
+    told = box.root / "tmp/ubus"
+    told.mkdir(parents=True)
+
+    def network(**up):
+        interfaces = [{"interface": name, "up": name in up} | ({"l3_device": up.get(name)} if up.get(name) else {})
+                      for name in ("loopback", "lan", "wlan", "wwan")]
+        (told / "network.interface").write_text(json.dumps({"interface": interfaces}))
+        (told / "iwinfo.phy0-sta0").write_text(json.dumps({"ssid": "The Office", "mode": "Client"}))
+        (told / "iwinfo.phy1-ap0").write_text(json.dumps({"ssid": "The Office", "mode": "Master"}))
+        box.hotplug("wwan", "ifup" if up else "ifdown")
+
+    def first():
+        return json.loads(box.run("/usr/bin/tcp-over-http", "uplinks", "--json").stdout)["done"].split()[3]
+
+    box.serve()
+    (box.root / CONFIG).write_text((box.root / CONFIG).read_text().replace("\tlist upstream", "\t#") + extra)
+    offset = len(box.log())
+    box.service("reload")
+    until(lambda: "reload: changed" in box.log()[offset:], "the daemon knows")
+    network(lan="phy1-ap0")
+    assert first() == "usual"
+    network(wlan="phy0-sta0")
+    assert first() == "office" and "new connections use office first" in box.log()
+    network(wwan="wwan0")
+    assert first() == "modem"
+    ready = len(box.log())
+    box.service("restart")
+    box.wait_ready(ready)
+    assert first() == "modem", "told before it was there"
+    network()
+    assert first() == "usual"
+    box.service("stop")
+    assert not list(box.run_dir.glob("*.uplinks*"))
+
+
 @pytest.mark.parametrize("action", ["stop", "disable"])
 def test_a_network_restart_blocks_nothing_that_no_daemon_takes(box, honest, client, fetch, action):
     box.configure()
@@ -687,6 +729,10 @@ def test_status_for_rpcd(box, honest, client, fetch):
         assert call(box, "use", name=wrong).keys() == {"error"}, wrong
     assert call(box, "use", name="auto", reset=True)["done"]
     assert not (box.root / "etc/tcp-over-http/upstream").exists()
+    assert "set option pause" in call(box, "pause", duration="10m")["error"]
+    for wrong in ({}, {"duration": "2h"}, {"duration": "--help"}, {"duration": "10m", "client": "x y"}):
+        assert "error" in call(box, "pause", **wrong), wrong
+    assert call(box, "resume")["error"] == call(box, "resume", client="10.1.0.2")["error"] == "there is no such pause"
     assert any(line.startswith("ok    the daemon answers") for line in call(box, "doctor", target=SERVER)["lines"])
 
 

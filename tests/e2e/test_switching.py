@@ -401,3 +401,30 @@ def test_a_flapping_proxy(gateway, pair, client, fault_proxy):
             time.sleep(0.2)
     print(names, history(daemon))
     assert names.count("12") + names.count("21") <= 3
+
+
+def test_the_uplink_decides_whom_auto_asks(configured, pair, client):
+    """Told through a file beside the socket, before or while a daemon runs; without a match all is as usual."""
+    section = f"option log_level debug\nconfig upstream far\noption host {PROXY_OTHER}\noption port 3128\n"
+    section += "list uplink 'My Hotel'\nlist uplink wwan\n"
+    daemon = configured.write(section).start()
+    file = daemon.status_socket.with_name(daemon.status_socket.name + ".uplinks")
+
+    def tell(*names):
+        file.write_text("".join(f"{name}\n" for name in names))
+        return json.loads(daemon.command("uplinks", "--json").stdout)["done"]
+
+    assert proxy_of(client) == b"1"
+    assert tell("lan", "My Hotel") == "new connections use far first"
+    assert proxy_of(client) == b"2"
+    assert [one["uplink"] for one in json.loads(daemon.command("upstreams", "--json").stdout)["upstreams"]] == [False, True]
+    daemon.command("use", FIRST)
+    assert proxy_of(client) == b"1", "whoever is chosen is"
+    daemon.command("use", "auto")
+    configured.reload("reload: changed keepalive", main=f"option keepalive 30\n{section}")
+    assert proxy_of(client) == b"2"
+    assert tell("Hotel", "wwan2") == f"new connections use {FIRST} first"
+    assert proxy_of(client) == b"1"
+    tell("wwan")
+    configured.restart(main=f"option keepalive 30\noption mtu 1400\n{section}")
+    assert proxy_of(client) == b"2"

@@ -74,7 +74,7 @@ def test_choices_and_reasons_have_words():
 
 # Our own words, and lists.
 OURS = (r"_\(|E\(|chosen \? _\(|bad \? _\(|' — ' \+ _\(|words\)"
-        r"|(?:status\.\w+|names|history|lines?|titles|told|\(told)\b.*map\(|this\.blank")
+        r"|(?:status\.\w+|names|history|pauses|lines?|titles|told|\(told)\b.*map\(|this\.blank")
 
 
 def test_what_comes_from_the_router_is_never_html():

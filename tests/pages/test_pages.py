@@ -84,6 +84,21 @@ def test_one_click_uses_a_proxy_and_another_none(box, visit):
     assert not any(one["chosen"] for one in status(box)["upstreams"])
 
 
+def test_a_pause_and_its_end(box, visit):
+    serve(box)
+    page = visit("overview")
+    page.get_by_role("button", name="Pause for 10 minutes").click()
+    page.get_by_text("to pause, set option pause").wait_for()
+    serve(box, "option pause '1'")
+    page = visit("overview")
+    page.get_by_role("button", name="Pause for 10 minutes").click()
+    page.get_by_text("Paused: connections go out directly (10 min left)").wait_for()
+    assert status(box)["pauses"][0]["client"] == "all"
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_role("button", name="Pause for 10 minutes").wait_for()
+    assert status(box)["pauses"] == []
+
+
 def test_a_page_that_nobody_sees_asks_nothing(box, visit, server):
     serve(box)
     page = visit("overview")

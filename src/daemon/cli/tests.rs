@@ -32,6 +32,10 @@ fn commands() {
         (&["clients", "--json"], "clients", Form::Json),
         (&["use", "corp", "--config", "/dev/null"], "use corp", Form::Text),
         (&["use", "auto", "--reset"], "use auto reset", Form::Text),
+        (&["pause", "90"], "pause 90", Form::Text),
+        (&["pause", "10m", "--json"], "pause 600", Form::Json),
+        (&["pause", "1h", "--client", "10.1.0.2"], "pause 3600 10.1.0.2", Form::Text),
+        (&["resume", "--client=10.1.0.2"], "resume 10.1.0.2", Form::Text),
         (&["use", "corp", "--reset", "--keep", "--json"], "use corp", Form::Json),
     ] {
         let is_meant =
@@ -117,6 +121,13 @@ fn usage_errors() {
         (&["run", "--mtu"], UsageError::NoValue("mtu".to_owned())),
         (&["run", "--mtu", "--tun"], UsageError::NoValue("mtu".to_owned())),
         (&["run", "--config"], UsageError::NoValue("config".to_owned())),
+        (&["pause"], UsageError::NoDuration),
+        (&["pause", "61m"], UsageError::NoDuration),
+        (&["pause", "9999999999h"], UsageError::NoDuration),
+        (&["pause", "m"], UsageError::NoDuration),
+        (&["pause", "0s"], UsageError::NoDuration),
+        (&["pause", "10m", "--client"], UsageError::NoValue("client".to_owned())),
+        (&["resume", "10m"], UsageError::Argument(2)),
         (&["run", "http://u:hunter2@a"], UsageError::Argument(2)),
         (&["run", "--mtu", "1", "2"], UsageError::Argument(4)),
     ] {

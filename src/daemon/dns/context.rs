@@ -9,6 +9,7 @@ use tcp_over_http::time::Instant;
 
 use crate::clock::Clock;
 use crate::kernel::tun::Tun;
+use crate::pause::Paused;
 use crate::upstream::Upstreams;
 
 /// Shared by all parts of DNS; knows none of them.
@@ -18,12 +19,14 @@ pub struct Context {
     tun: Rc<Tun>,
     /// Whether the kernel forwards connections.
     forwards: Cell<bool>,
+    /// Who goes out directly for a while.
+    pub paused: Rc<Paused>,
 }
 
 impl Context {
     /// Opens tunnels with `upstreams`, and sends datagrams on `tun`.
-    pub fn new(clock: Clock, upstreams: Rc<Upstreams>, tun: Rc<Tun>) -> Self {
-        Self { clock, upstreams: RefCell::new(upstreams), tun, forwards: Cell::default() }
+    pub fn new(clock: Clock, upstreams: Rc<Upstreams>, tun: Rc<Tun>, paused: Rc<Paused>) -> Self {
+        Self { clock, upstreams: RefCell::new(upstreams), tun, forwards: Cell::default(), paused }
     }
 
     /// The kernel forwards connections to proxies of their own family.

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use tcp_over_http::dns::{Ask, Message, Pending, Query, Rcode, Reply, Rounds};
+use tcp_over_http::dns::{Ask, Message, Pending, Query, Rcode, Reply, Rounds, limit_ttls};
 use tokio::time::timeout;
 
 use super::client::MAX_WAITERS;
@@ -22,7 +22,9 @@ pub const MAX_PENDING: u16 = 64;
 /// The resolvers, and all who wait for their replies.
 pub struct DirectResolver {
     responder: Rc<Responder>,
-    servers: Vec<SocketAddr>,
+    servers: RefCell<Vec<SocketAddr>>,
+    /// Seconds that a reply may be kept at most.
+    ttl: u32,
     mark: u32,
     pending: RefCell<Pending>,
     limiter: Limiter,
@@ -33,16 +35,27 @@ impl DirectResolver {
     pub fn new(responder: &Rc<Responder>, servers: &[SocketAddr], mark: u32) -> Self {
         Self {
             responder: Rc::clone(responder),
-            servers: servers.to_vec(),
+            servers: servers.to_vec().into(),
+            ttl: u32::MAX,
             mark,
             pending: RefCell::new(Pending::new(MAX_PENDING, MAX_WAITERS)),
             limiter: Limiter::default(),
         }
     }
 
+    /// Replies are kept for so many seconds at most.
+    pub fn with_ttl(self, ttl: u32) -> Self {
+        Self { ttl, ..self }
+    }
+
+    /// Asks these from now on.
+    pub fn set_servers(&self, servers: Vec<SocketAddr>) {
+        self.servers.replace(servers);
+    }
+
     /// The reply to all queries if there is nobody to ask.
     pub fn refusal(&self) -> Option<Reply<'static>> {
-        if !self.servers.is_empty() {
+        if !self.servers.borrow().is_empty() {
             return None;
         }
         if self.limiter.pass(std::time::Instant::now()).is_some() {
@@ -61,7 +74,10 @@ impl DirectResolver {
         query.encode(id, &mut message);
         let this = Rc::clone(self);
         spawn(async move {
-            let reply = this.resolve(&message).await;
+            let mut reply = this.resolve(&message).await;
+            if let Some(reply) = &mut reply {
+                limit_ttls(reply, this.ttl);
+            }
             this.end(&message, reply.as_deref());
         });
         true
@@ -102,7 +118,8 @@ impl DirectResolver {
     /// The first reply; a refusal only if no server has a better one.
     async fn resolve(&self, query: &[u8]) -> Option<Vec<u8>> {
         let mut refusal = None;
-        let mut rounds = Rounds::new(&self.servers);
+        let servers = self.servers.borrow().clone();
+        let mut rounds = Rounds::new(&servers);
         while let Some((server, patience)) = rounds.next() {
             match timeout(patience, exchange(server, self.mark, query)).await {
                 Ok(Ok(reply)) if is_refusal(&reply) => {

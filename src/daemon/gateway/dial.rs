@@ -52,6 +52,7 @@ impl Gateway {
         let client = ClientKey::of(tuple.source);
         let upstreams = self.upstreams();
         let mut is_rejected = false;
+        let source = tuple.source.to_canonical();
         let name = match self.dns.as_ref().map(|dns| dns.meaning(target.ip(), client)) {
             Some(Meaning::Name(name, held)) => {
                 log::debug!("{slot}: {} is {name}", target.ip());
@@ -77,13 +78,24 @@ impl Gateway {
         let gateway = Rc::clone(self);
         let is_honest = self.mode.get() == ConnectMode::Honest;
         let dial = spawn(async move {
+            let port = target.port();
             let target = match &name {
-                Some(name) => Target::Name(name, target.port()),
+                Some(name) => Target::Name(name, port),
                 None => Target::Ip(target),
             };
             let forwarder = gateway.forwarder.as_ref().filter(|_| is_honest);
             let client = forwarder.map(|forwarder| Client { forwarder, syn: &syn });
-            match upstreams.carry(target, client, action).await {
+            let carried = match &name {
+                // A fake address, which the client still has, or dnsmasq gives it.
+                Some(_) if gateway.paused.covers(Some(source)) => {
+                    match Box::pin(upstreams.pass_by(target)).await {
+                        Ok(_) if !gateway.paused.covers(Some(source)) => Err(Failure::UplinkDown), // by now
+                        carried => carried,
+                    }
+                }
+                _ => upstreams.carry(target, client, action).await,
+            };
+            match carried {
                 Ok(Carried::Forwarded(attempt)) => {
                     gateway.rewriter.borrow_mut().release(slot, gateway.now());
                     attempt.released().await;

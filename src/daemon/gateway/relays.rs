@@ -15,7 +15,6 @@ use crate::dns::Held;
 use crate::gateway::kept::{Kept, Relayed};
 use crate::relay::{Moved, Next, Relay};
 use crate::upstream::Opened;
-use crate::upstream::direct::DIRECT;
 use crate::upstream::proxy::Account;
 
 /// How many times events are taken before others get a turn.
@@ -70,8 +69,7 @@ impl Gateway {
     /// Ends all connections through the upstreams that `is_meant` for. Returns how many.
     pub fn reset_through(&self, is_meant: &dyn Fn(&str) -> bool) -> usize {
         let forwarded = self.forwarder.as_ref().map_or(0, |forwarder| forwarder.reset(is_meant));
-        let is_through = |name: &str| name != DIRECT && is_meant(name);
-        forwarded + self.reset_relays(&|relayed| is_through(&relayed.account.name))
+        forwarded + self.reset_relays(&|relayed| is_meant(&relayed.account.name))
     }
 
     /// Shows all relays to `look`.

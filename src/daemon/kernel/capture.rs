@@ -3,12 +3,14 @@
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tcp_over_http::capture::nft::{self, Tables};
+use tcp_over_http::capture::pause::Pauses;
 use tcp_over_http::capture::{Desired, Path, Subnets, Uplinks};
 
 use crate::clock::Clock;
@@ -19,6 +21,7 @@ use crate::kernel::listener::{self, Listener};
 use crate::kernel::probe::{ProbeError, probe};
 use crate::kernel::route::{self, RouteError, Routes};
 use crate::kernel::tun::Tun;
+use crate::pause::Paused;
 use crate::sys;
 use tcp_over_http::config::{Config, OnFailure, PathChoice};
 use tcp_over_http::net::IpNet;
@@ -52,12 +55,16 @@ pub struct Capture {
     /// On the forward path.
     forwarder: Option<Rc<Forwarder>>,
     uplinks: Uplinks,
+    clock: Clock,
+    paused: Rc<Paused>,
     /// How many proxies the firewall has been told of.
     told: usize,
     /// The rules and routes of a configuration that is to be taken over, once the firewall has its tables.
     next: Option<Rc<Desired>>,
     /// When a device has last lost an address, until sockets have been looked through for it.
     lost_address: Option<Instant>,
+    /// Conntrack is to forget what was let out, once the firewall has its tables.
+    is_to_forget: bool,
 }
 
 /// What happens to it.
@@ -73,7 +80,13 @@ impl Capture {
     ///
     /// # Errors
     /// [`CaptureError`]. What captures traffic stays in place if `on_failure` says so.
-    pub async fn set_up(config: &Config, tun: &Tun, clock: Clock, key: Key) -> Result<Self, CaptureError> {
+    pub async fn set_up(
+        config: &Config,
+        tun: &Tun,
+        clock: Clock,
+        key: Key,
+        paused: Rc<Paused>,
+    ) -> Result<Self, CaptureError> {
         let routes = Routes::open(config, &config.tun).map_err(CaptureError::Routes)?;
         let uplinks = routes.uplinks().map_err(CaptureError::Routes)?;
         // Before what it may make fail.
@@ -86,13 +99,16 @@ impl Capture {
             firewall: None,
             forwarder: None,
             uplinks,
+            clock,
+            paused,
             told: 0,
             next: None,
             lost_address: None,
+            is_to_forget: false,
         };
         match config.path {
             PathChoice::Relay => this.relay(config)?,
-            choice => match this.forward(config, tun, clock, key).await {
+            choice => match this.forward(config, tun, key).await {
                 Err(error) if choice == PathChoice::Auto => {
                     log::info!("connections are relayed, since they can't be forwarded here: {error}");
                     this.forwarder = None;
@@ -107,14 +123,8 @@ impl Capture {
         Ok(this)
     }
 
-    async fn forward(
-        &mut self,
-        config: &Config,
-        tun: &Tun,
-        clock: Clock,
-        key: Key,
-    ) -> Result<(), CaptureError> {
-        let forwarder = Forwarder::new(config, clock, key).map_err(CaptureError::RawSocket)?;
+    async fn forward(&mut self, config: &Config, tun: &Tun, key: Key) -> Result<(), CaptureError> {
+        let forwarder = Forwarder::new(config, self.clock, key).map_err(CaptureError::RawSocket)?;
         let forwarder = Rc::new(forwarder);
         self.forwarder = Some(Rc::clone(&forwarder));
         if let Err(error) = conntrack::forget_handshakes(config.mark) {
@@ -142,15 +152,16 @@ impl Capture {
 
     fn install_firewall(&mut self, config: &Config) -> Result<(), FirewallError> {
         let proxies = self.proxies();
-        let firewall = Firewall::install(config, self.tables(config, &proxies).replace())?;
+        let commands = self.tables(config, &proxies, &self.paused.get()).replace();
+        let firewall = Firewall::install(config, self.clock, commands)?;
         self.firewall = Some(firewall);
         self.told = proxies.len();
         self.set_installed(self.told);
         Ok(())
     }
 
-    fn tables<'a>(&'a self, config: &'a Config, proxies: &'a [SocketAddr]) -> Tables<'a> {
-        Tables { config, path: self.path(), is_running: true, uplinks: &self.uplinks, proxies }
+    fn tables<'a>(&'a self, config: &'a Config, proxies: &'a [SocketAddr], pauses: &'a Pauses) -> Tables<'a> {
+        Tables { config, path: self.path(), is_running: true, uplinks: &self.uplinks, proxies, pauses }
     }
 
     fn proxies(&self) -> Vec<SocketAddr> {
@@ -188,15 +199,26 @@ impl Capture {
             forwarder.configure(config);
         }
         if self.firewall.is_none() && config.captures() {
-            self.firewall = Firewall::new(config).inspect_err(warn_of_missing_tables).ok();
+            self.firewall = Firewall::new(config, self.clock).inspect_err(warn_of_missing_tables).ok();
         }
         self.replace_tables(config);
         self.next = Some(self.routes.desired(config, self.path(), &self.uplinks));
     }
 
+    /// Takes over who is paused. With `has_ended` what was let out ends: the kernel's flowtable would carry it on.
+    pub fn pause(&mut self, config: &Config, has_ended: bool) {
+        self.is_to_forget |= has_ended;
+        self.replace_tables(config);
+    }
+
+    /// Whether there is a firewall that lets somebody out.
+    pub fn can_pause(&self) -> bool {
+        self.firewall.as_ref().is_some_and(Firewall::has_tables)
+    }
+
     fn replace_tables(&mut self, config: &Config) {
         let proxies = self.proxies();
-        let commands = self.tables(config, &proxies).replace();
+        let commands = self.tables(config, &proxies, &self.paused.get()).replace();
         self.told = proxies.len();
         if let Some(firewall) = &mut self.firewall {
             firewall.replace(commands);
@@ -237,6 +259,11 @@ impl Capture {
                         .into_iter()
                         .for_each(|address| firewall::learn(address, config.mark));
                     self.set_installed(self.told);
+                    if mem::take(&mut self.is_to_forget)
+                        && let Err(error) = conntrack::forget_paused(config.exempt_mark())
+                    {
+                        log::debug!("connection tracking: {error}");
+                    }
                 }
                 // Relaying does without: there is no nft, or the kernel lacks what they need.
                 Err(error) if !firewall.has_tables() => {
@@ -314,12 +341,11 @@ impl Capture {
     pub fn hand_over(self, next: &Config) {
         // Until it is there, whatever its `on_failure`.
         let next = &Config { on_failure: OnFailure::Block, ..next.clone() };
-        let path = self.path();
-        let tables = Tables { config: next, path, is_running: false, uplinks: &self.uplinks, proxies: &[] };
-        let commands = tables.replace();
+        let pauses = self.paused.get();
+        let commands = Tables { is_running: false, ..self.tables(next, &[], &pauses) }.replace();
         // A table of another name would never be found again; one of the same is replaced.
         let stale = self.firewall.filter(|firewall| !firewall.belongs_to(next));
-        if let Err(error) = firewall::run(&commands) {
+        if let Err(error) = firewall::run(&commands.at(self.clock.now())) {
             log::warn!("{error}");
         }
         if let Err(error) = self.routes.hand_over(next) {
@@ -358,11 +384,13 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
     }
     let path = if config.path == PathChoice::Relay { Path::Relay } else { Path::Forward };
     let uplinks = route::uplinks(0)?;
-    let tables = Tables { config, path, is_running: false, uplinks: &uplinks, proxies: &[] };
+    let pauses = &Pauses::NONE;
+    let tables = Tables { config, path, is_running: false, uplinks: &uplinks, proxies: &[], pauses };
     // Without a device there is no daemon, and what there is may know another network.
     let is_alone = || route::index(&config.tun) == 0;
     let was_alone = is_alone();
-    let commands = if was_alone { tables.replace() } else { tables.create() };
+    let now = Clock::start().now();
+    let commands = if was_alone { tables.replace().at(now) } else { tables.create() };
     if let Err(error) = firewall::run(&commands) {
         log::debug!("{error}"); // there are some, or it has none
     }

@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use tcp_over_http::capture::conntrack::{BODY, CTA_MARK, DESTROYED, Entry};
 use tcp_over_http::capture::netlink;
 use tcp_over_http::capture::nft::{HANDSHAKE, PROXIES, RELEASED, STATES};
+use tcp_over_http::config::MARK_MASK;
 use tcp_over_http::packet::Tuple;
 
 use crate::kernel::netlink::{Error, Socket};
@@ -105,6 +106,14 @@ pub fn forget_proxy(mark: u32, number: u8) -> Result<(), Error> {
 /// As [`forwarded`].
 pub fn forget_handshakes(mark: u32) -> Result<(), Error> {
     Socket::open(libc::NETLINK_NETFILTER)?.request(Entry::delete(mark | HANDSHAKE, STATES))
+}
+
+/// Forgets the connections that went out directly in a pause, which bear this mark.
+///
+/// # Errors
+/// As [`forwarded`].
+pub fn forget_paused(mark: u32) -> Result<(), Error> {
+    Socket::open(libc::NETLINK_NETFILTER)?.request(Entry::delete(mark, MARK_MASK))
 }
 
 /// Forgets the connection that began with this tuple.

@@ -3,14 +3,14 @@
 use std::fmt::{self, Display};
 use std::fs::File;
 use std::io::{self, Read};
-use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll, ready};
 
 use log::Level;
-use tcp_over_http::capture::nft as text;
+use tcp_over_http::capture::nft::{self as text, Commands};
 use tokio::io::unix::AsyncFd;
 
+use crate::clock::Clock;
 use crate::kernel::netlink::{self, Error, Socket};
 use crate::kernel::nft::{self, Nft, NftError};
 use crate::sys;
@@ -23,13 +23,14 @@ const WATCHED: u32 = 1 << (7 - 1);
 /// The tables, and a watch over them.
 pub struct Firewall {
     name: String,
+    clock: Clock,
     /// The commands that put them in place; none if they are not to be there.
-    commands: String,
+    commands: Option<Commands>,
     watch: AsyncFd<File>,
     /// What is under way, and the commands that were there before, unless it is to restore the tables.
-    run: Option<(Nft, Option<String>)>,
+    run: Option<(Nft, Option<Option<Commands>>)>,
     /// The commands that are to come next.
-    next: Option<String>,
+    next: Option<Commands>,
     /// Whether the tables are deleted when this is dropped.
     undo: bool,
 }
@@ -60,14 +61,14 @@ impl Firewall {
     ///
     /// # Errors
     /// The configuration has no mark, or the kernel lacks nftables.
-    pub fn new(config: &Config) -> Result<Self, FirewallError> {
+    pub fn new(config: &Config, clock: Clock) -> Result<Self, FirewallError> {
         if config.mark == 0 {
             return Err(FirewallError::NoMark);
         }
         let watch = sys::netlink(libc::NETLINK_NETFILTER, WATCHED).and_then(sys::watch);
         let watch = watch.map_err(FirewallError::Watch)?;
         let name = text::name(config);
-        Ok(Self { name, commands: String::new(), watch, run: None, next: None, undo: false })
+        Ok(Self { name, clock, commands: None, watch, run: None, next: None, undo: false })
     }
 
     /// Puts tables in place by these commands, and blocks until they are. Must be called within the tokio runtime.
@@ -76,10 +77,10 @@ impl Firewall {
     ///
     /// # Errors
     /// `nft` is not there, or the kernel lacks what the path needs: connection tracking, NAT and dup.
-    pub fn install(config: &Config, commands: String) -> Result<Self, FirewallError> {
-        let mut firewall = Self::new(config)?;
-        firewall.commands = commands;
-        run(&firewall.commands)?;
+    pub fn install(config: &Config, clock: Clock, commands: Commands) -> Result<Self, FirewallError> {
+        let mut firewall = Self::new(config, clock)?;
+        run(&commands.at(clock.now()))?;
+        firewall.commands = Some(commands);
         firewall.undo = config.on_failure == OnFailure::Direct;
         Ok(firewall)
     }
@@ -91,7 +92,7 @@ impl Firewall {
     }
 
     /// Has others take their place, by these commands. [`Firewall::poll_replaced`] does it.
-    pub fn replace(&mut self, commands: String) {
+    pub fn replace(&mut self, commands: Commands) {
         self.next = Some(commands);
     }
 
@@ -105,12 +106,13 @@ impl Firewall {
                 (result, self.run.take().and_then(|(_, before)| before))
             } else {
                 let before = if let Some(next) = self.next.take() {
-                    Some(mem::replace(&mut self.commands, next))
+                    Some(self.commands.replace(next))
                 } else {
                     ready!(self.poll_deleted(cx));
                     None
                 };
-                match Nft::start(&self.commands) {
+                let commands = self.commands.as_ref().map(|commands| commands.at(self.clock.now()));
+                match Nft::start(&commands.unwrap_or_default()) {
                     Ok(nft) => {
                         self.run = Some((nft, before));
                         continue;
@@ -138,7 +140,7 @@ impl Firewall {
 
     /// Whether there are to be any tables.
     pub fn has_tables(&self) -> bool {
-        !self.commands.is_empty()
+        self.commands.is_some()
     }
 
     /// Whether a replacement has yet to end.

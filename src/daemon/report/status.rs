@@ -12,6 +12,7 @@ use tcp_over_http::upstream::clients::Client;
 use tcp_over_http::upstream::health;
 
 use crate::gateway::Gateway;
+use crate::pause::EVERYBODY;
 use crate::relay::Moved;
 use crate::report::document::{Document, Layout};
 use crate::upstream::stats::Stats;
@@ -121,6 +122,12 @@ const fn bytes_of(entry: &Entry) -> Moved {
 }
 
 fn list_upstreams(document: &mut Document, gateway: &Gateway, forwarded: &[(Rc<str>, Entry)]) {
+    document.list("pauses", "pause");
+    for (client, left) in gateway.paused().get().left(gateway.now()) {
+        document.element();
+        document.text("client", client.map_or_else(|| EVERYBODY.to_owned(), |client| client.to_string()));
+        document.number("seconds_left", left.div_ceil(1000).into());
+    }
     let upstreams = gateway.upstreams();
     let (choice, now) = (upstreams.choice(), upstreams.now());
     document.list("upstreams", "upstream");
@@ -165,6 +172,7 @@ fn list_upstreams(document: &mut Document, gateway: &Gateway, forwarded: &[(Rc<s
         document.number("flows", flows);
         document.number("up", moved.up);
         document.number("down", moved.down);
+        document.flag("uplink", choice.is_preferred(index));
         document.flag("chosen", choice.chosen() == Some(index));
         document.text("state", state.to_owned());
         document.text("why", why.map(|why| why.to_string()).unwrap_or_default());

@@ -1,7 +1,7 @@
 //! This process, and the programs that it runs. std's `Command` would add 20 KB to the binary; here a program gets our
 //! environment and plain files.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::fs::{self, File};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd};
@@ -87,8 +87,8 @@ fn wait(id: libc::pid_t) -> io::Result<bool> {
     }
 }
 
-/// Executes this program anew with the same arguments. Returns only if that fails.
-pub fn execute_again() -> io::Error {
+/// Executes this program anew with the same arguments, and with `NAME=VALUE` in the environment. Returns only if that fails.
+pub fn execute_again(variable: &str) -> io::Error {
     let mut line = match fs::read("/proc/self/cmdline") {
         Ok(line) => line,
         Err(error) => return error,
@@ -98,6 +98,9 @@ pub fn execute_again() -> io::Error {
     let mut pointers: Vec<_> = arguments.map(|text| text.as_ptr().cast()).collect();
     pointers.pop(); // the NUL that was pushed
     pointers.push(ptr::null());
+    let Ok(variable) = CString::new(variable) else { return io::ErrorKind::InvalidInput.into() };
+    // SAFETY: the text ends with NUL, and becomes the environment's; there is no other thread to read that.
+    unsafe { libc::putenv(variable.into_raw()) };
     // SAFETY: each argument ends with NUL, and their list with null.
     unsafe { libc::execv(c"/proc/self/exe".as_ptr(), pointers.as_ptr()) };
     io::Error::last_os_error()

@@ -1,6 +1,7 @@
 //! Connections that no proxy is asked for, since a rule says so.
 
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 
 use tcp_over_http::config::{Host, UpstreamConfig};
 use tcp_over_http::dns::{Name, NameRef};
@@ -9,11 +10,14 @@ use tcp_over_http::rules::{Action, Connection, Origin};
 
 use super::exchange::udp_socket;
 use super::proxy::Proxy;
+use super::resolver::Resolver;
 use super::{Failure, Upstreams};
 use crate::kernel::{firewall, neighbour};
 
-/// What stands for the proxy that there isn't; no proxy has this name.
-pub const DIRECT: &str = "direct";
+/// What stands for the proxy that there isn't, by a rule...
+pub const DIRECT: &str = "(direct)";
+/// ...and for a while. No proxy has these names: UCI takes no brackets.
+pub const PAUSED: &str = "(paused)";
 
 impl Upstreams {
     /// What rules say of a client's connection.
@@ -40,7 +44,12 @@ impl Upstreams {
 
     /// What stands for the proxy that a target is reached by without one: the target. `None`: a route leads there through the
     /// TUN, which counts for more than a rule.
-    pub(super) fn server(&self, target: Target<'_>) -> Option<Result<Proxy, Failure>> {
+    pub(super) fn server(
+        &self,
+        name: &str,
+        target: Target<'_>,
+        resolver: &Rc<Resolver>,
+    ) -> Option<Result<Proxy, Failure>> {
         let (host, port) = match target {
             Target::Ip(address) => {
                 let near = udp_socket(address, self.mark).and_then(|socket| socket.local_addr());
@@ -52,7 +61,7 @@ impl Upstreams {
             Target::Name(name, port) => (Host::Name(name.to_owned()), port),
         };
         let request = Request::new(None, &[]).ok()?;
-        let server = UpstreamConfig { name: DIRECT.to_owned(), host, port, request };
-        Some(Proxy::new(&server, &self.resolver).map_err(|_| Failure::BadTarget))
+        let server = UpstreamConfig { name: name.to_owned(), host, port, request, uplinks: Vec::new() };
+        Some(Proxy::new(&server, resolver).map_err(|_| Failure::BadTarget))
     }
 }

@@ -54,6 +54,8 @@ pub struct Proxy {
     host: Addresses,
     /// Its TCP port.
     pub port: u16,
+    /// The uplinks at which it is asked before others.
+    pub uplinks: Vec<String>,
     /// What it is sent for every tunnel...
     pub request: Request,
     /// ...and how it is told of us.
@@ -70,6 +72,11 @@ enum Addresses {
 }
 
 impl Account {
+    /// Of this name, with nothing counted.
+    pub fn new(name: &str) -> Rc<Self> {
+        Rc::new(Self { name: name.into(), stats: Cell::default(), received: Cell::default() })
+    }
+
     /// Changes its counters.
     pub fn count(&self, change: impl FnOnce(&mut Stats)) {
         let mut stats = self.stats.get();
@@ -83,11 +90,7 @@ impl Proxy {
     /// `InvalidInput` if the resolver cannot be asked for its name.
     pub fn new(config: &UpstreamConfig, resolver: &Rc<Resolver>) -> io::Result<Self> {
         Ok(Self {
-            account: Rc::new(Account {
-                name: config.name.as_str().into(),
-                stats: Cell::default(),
-                received: Cell::default(),
-            }),
+            account: Account::new(&config.name),
             host: match &config.host {
                 Host::Ip(ip) => Addresses::Fixed(Rc::new([*ip])),
                 Host::Name(name) => {
@@ -99,6 +102,7 @@ impl Proxy {
                 }
             },
             port: config.port,
+            uplinks: config.uplinks.clone(),
             request: config.request.clone(),
             plain: RefCell::default(),
             login: RefCell::new(Login::new(config.request.auth, config.request.has_credentials())),

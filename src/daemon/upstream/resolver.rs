@@ -69,6 +69,19 @@ impl Resolver {
         Self { past_dnsmasq: yes, ..self }
     }
 
+    /// Who is asked: the configured ones, or those of the uplink as it is now.
+    pub fn servers(&self) -> Vec<SocketAddr> {
+        match self.servers.is_empty() {
+            true if self.past_dnsmasq && Path::new(UPLINK).exists() => {
+                let mut servers = nameservers(Path::new(UPLINK));
+                servers.retain(|server| !server.ip().is_loopback());
+                servers
+            }
+            true => nameservers(Path::new("/etc/resolv.conf")),
+            false => self.servers.clone(),
+        }
+    }
+
     /// The addresses of a name, given as text and in wire format, and how long they are valid.
     ///
     /// # Errors
@@ -78,15 +91,7 @@ impl Resolver {
         if !addresses.is_empty() {
             return Ok((addresses, HOSTS_TTL));
         }
-        let servers = match self.servers.is_empty() {
-            true if self.past_dnsmasq && Path::new(UPLINK).exists() => {
-                let mut servers = nameservers(Path::new(UPLINK));
-                servers.retain(|server| !server.ip().is_loopback());
-                servers
-            }
-            true => nameservers(Path::new("/etc/resolv.conf")),
-            false => self.servers.clone(),
-        };
+        let servers = self.servers();
         for (server, patience) in Rounds::new(&servers) {
             match self.ask(server, wire, patience).await {
                 Ok(Err(ResolveError::Unanswered)) => debug!("resolver {server}: no answer for {name}"),

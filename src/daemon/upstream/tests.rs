@@ -76,6 +76,7 @@ fn closed() -> (SocketAddr, TcpSocket) {
 
 fn upstream(address: SocketAddr) -> UpstreamConfig {
     UpstreamConfig {
+        uplinks: Vec::new(),
         name: address.to_string(),
         host: Host::Ip(address.ip()),
         port: address.port(),

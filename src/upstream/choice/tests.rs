@@ -57,6 +57,25 @@ fn history(choice: &mut Choice) -> Vec<(Rc<str>, What)> {
 }
 
 #[test]
+fn those_whose_uplink_is_up_are_asked_before_the_others() {
+    let mut choice = choice_with(4, Settings { pin_fallback: true, ..Settings::default() });
+    assert!(choice.prefer(&|index| index >= 2) && !choice.prefer(&|index| index >= 2));
+    let order = |choice: &mut Choice, now| attempt(choice, now, &[UplinkDown; 4]).0;
+    assert_eq!(order(&mut choice, at(0)), [2, 3, 0, 1]);
+    choice.choose(Some("p1"), at(0));
+    assert_eq!(order(&mut choice, at(0)), [1, 2, 3, 0], "whoever is chosen comes first");
+    choice.choose(None, at(0));
+    attempt(&mut choice, at(1), &[REFUSED, REFUSED, Unreachable, REFUSED]);
+    assert_eq!(order(&mut choice, at(2)), [3, 0, 1, 2], "one that rests comes last");
+    let mut new = choice_with(4, Settings::default());
+    new.prefer(&|index| index == 1);
+    new.inherit_proxy(1, &choice, 1);
+    assert!(new.is_preferred(1), "by its new configuration");
+    assert!(new.prefer(&|_| false));
+    assert_eq!(first(&mut new, at(3)), 0, "the usual order");
+}
+
+#[test]
 fn all_are_asked_in_the_order_of_the_configuration() {
     assert_eq!(attempt(&mut choice(3), at(0), &[BadReply; 3]), (vec![0, 1, 2], BadReply));
     assert_eq!(attempt(&mut choice(0), at(0), &[]), (vec![], Unreachable));

@@ -99,7 +99,7 @@ class Router:
             (applets / name).symlink_to("/usr/bin/busybox")
         for name in ("nft", "fw4", "dnsmasq"):
             (applets / name).symlink_to(f"/usr/sbin/{name}")
-        for name in ("jsonfilter", "uci"):
+        for name in ("jsonfilter", "ubus", "uci"):
             (applets / name).symlink_to(f"/usr/bin/{name}")
         (self.root / "etc/resolv.conf").unlink(missing_ok=True)
         (self.root / "etc/resolv.conf").write_text("nameserver 127.0.0.1\n")
@@ -236,9 +236,9 @@ class Router:
         reach = lambda: self.network.client.run("ping", "-c1", "-W1", ROUTER_LAN, check=False).returncode == 0
         until(reach, "the LAN is up")
 
-    def hotplug(self, interface):
+    def hotplug(self, interface, action="ifup"):
         for script in sorted((self.root / "etc/hotplug.d/iface").glob("*")):
-            self.run("sh", f"/etc/hotplug.d/iface/{script.name}", env={"ACTION": "ifup", "INTERFACE": interface})
+            self.run("sh", f"/etc/hotplug.d/iface/{script.name}", env={"ACTION": action, "INTERFACE": interface})
 
     def log(self):
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""

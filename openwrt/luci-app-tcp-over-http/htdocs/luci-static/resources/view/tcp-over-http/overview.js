@@ -11,6 +11,9 @@ const callClients = rpc.declare({ object: 'tcp-over-http', method: 'clients', ex
 const callHistory = rpc.declare({ object: 'tcp-over-http', method: 'history', expect: { history: [] } });
 const callUse = rpc.declare({ object: 'tcp-over-http', method: 'use', params: [ 'name', 'reset' ] });
 
+const callPause = rpc.declare({ object: 'tcp-over-http', method: 'pause', params: [ 'duration' ] });
+const callResume = rpc.declare({ object: 'tcp-over-http', method: 'resume' });
+
 /* A sample every 5 s: five minutes. */
 const INTERVAL = 5, SAMPLES = 60;
 
@@ -87,6 +90,7 @@ return view.extend({
 			common.style(),
 			E('h2', {}, _('TCP over HTTP')),
 			this.renderSentence(status, settings),
+			status ? this.renderPause(status.pauses) : '',
 			status ? this.renderProxies(status) : '',
 			status ? this.renderThroughput(status) : '',
 			status ? this.renderClients(clients) : '',
@@ -114,6 +118,18 @@ return view.extend({
 			: _('Running for %s, %d connections open.').format(common.duration(status.uptime), status.flows.live);
 
 		return E('p', { 'class': 'toh-state toh-%s'.format(status.draining || !works ? 'bad' : 'good'), 'aria-live': 'polite' }, [ words ]);
+	},
+
+	/* For a login page: what is begun meanwhile goes out directly. */
+	renderPause: function(pauses) {
+		return E('div', { 'class': 'cbi-section' }, [
+			E('div', {}, pauses.map(pause => E('p', { 'class': 'toh-state toh-bad' }, [
+				((pause.client == 'all') ? _('Paused: connections go out directly (%s left)') : _('Paused for %s: its connections go out directly (%s left)'))
+					.format(...(pause.client == 'all' ? [] : [ pause.client ]), common.duration(pause.seconds_left))
+			]))),
+			pauses.length ? this.renderButton('resume', _('Resume'), () => callResume())
+				: this.renderButton('pause', _('Pause for 10 minutes'), () => callPause('10m'))
+		]);
 	},
 
 	renderProxies: function(status) {
@@ -155,19 +171,23 @@ return view.extend({
 	},
 
 	renderUse: function(name, words) {
+		return this.renderButton(name, words, () => callUse(name, false), '%s: %s'.format(words, name));
+	},
+
+	renderButton: function(key, words, call, label) {
 		return E('button', {
 			'class': 'btn cbi-button cbi-button-action',
-			'data-key': name,
-			'aria-label': '%s: %s'.format(words, name),
+			'data-key': key,
+			'aria-label': label,
 			'disabled': this.may ? null : true,
-			'click': ui.createHandlerFn(this, 'handleUse', name)
+			'click': ui.createHandlerFn(this, 'handleCall', call)
 		}, [ words ]);
 	},
 
-	handleUse: function(name, ev) {
+	handleCall: function(call, ev) {
 		const root = dom.parent(ev.currentTarget || ev.target, '.toh');
 
-		return callUse(name, false).then(reply => {
+		return call().then(reply => {
 			if (!reply || !reply.done)
 				ui.addNotification(null, E('p', {}, [ (reply && (reply.message || reply.error)) || _('The daemon does not answer.') ]), 'error');
 

@@ -38,6 +38,7 @@ const PROXY = [
 	[ 'auth', _('Login'), _('How user and password are sent: as they are, only as hashes, or as hashes once the proxy offers it.') ],
 	[ 'header', _('Header fields'), _('Sent with every CONNECT, as NAME: VALUE.') ],
 	[ 'connect_header_host', _('Host field'), _("Sent with every CONNECT in place of the target's name, for proxies that go by it.") ],
+	[ 'uplink', _('Uplinks'), _('Interfaces, or names of Wi-Fi networks, at which this proxy is asked first.') ],
 	[ 'enabled', _('Enabled'), _('Off: as if this proxy were not there.') ]
 ];
 
@@ -77,6 +78,7 @@ const TABS = [
 		[ 'non_tcp', _('What is not TCP'), _('Left alone, or refused.') ],
 		[ 'ping', _('Pings'), _('Of what is proxied: refused, or answered by the router.') ],
 		[ 'on_failure', _('Without a daemon'), _('What happens to proxied traffic while no daemon runs: it is refused, or goes out directly.') ],
+		[ 'pause', _('Allow pauses'), _('Clients may be let out directly for a while, also where proxied traffic is refused without a daemon.') ],
 		[ 'ipv6', _('IPv6'), _('Off: IPv6 is not proxied at all.') ],
 		[ 'zone', _('Firewall zone'), _('Who may use this zone is proxied.') ]
 	] ],
