@@ -182,6 +182,14 @@ impl Config {
         }
     }
 
+    /// The mark of connections that have begun while their client goes out directly.
+    pub const fn paused_mark(&self) -> u32 {
+        match self.mark ^ 0x2000_0000 {
+            0 => 0x4000_0000,
+            mark => mark,
+        }
+    }
+
     /// The mark of connections that have an end in the TUN, and of errors about their packets.
     pub const fn begun_mark(&self) -> u32 {
         match self.mark ^ 0x0800_0000 {

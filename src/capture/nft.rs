@@ -254,6 +254,7 @@ impl Chains<'_> {
             ("others", !MARK_MASK),
             ("begun", self.tables.config.begun_mark()),
             ("exempt", self.tables.config.exempt_mark()),
+            ("paused", self.tables.config.paused_mark()),
         ] {
             _ = writeln!(self.rules, "define {name} = {value:#010x}");
         }
@@ -353,7 +354,7 @@ impl Chains<'_> {
         _ = writeln!(
             self.rules,
             "ct state new tcp flags & (syn | ack) != syn return\n\
-             ct state new {client} @paused ct mark set ct mark & $others | $exempt"
+             ct state new {client} @paused ct mark set ct mark & $others | $paused"
         );
         if path == Path::Relay {
             _ = writeln!(
@@ -365,7 +366,7 @@ impl Chains<'_> {
         self.rules.push_str("}\n");
     }
 
-    const IS_PAUSED: &'static str = "ct direction original ct mark & $ours == $exempt";
+    const IS_PAUSED: &'static str = "ct direction original ct mark & $ours == $paused";
 
     /// What is looked for among the paused, if there are any: a client, or everybody, who is the address without a bit.
     fn paused_client(&self) -> Option<String> {
@@ -996,7 +997,7 @@ mod tests {
         for path in [Path::Forward, Path::Relay] {
             let text = text(&pauses, path).rules;
             assert_eq!(text.matches("set paused").count(), 1, "one family");
-            assert_eq!(text.matches("$exempt ip saddr @paused accept\n").count(), 1);
+            assert_eq!(text.matches("$paused ip saddr @paused accept\n").count(), 1);
             assert!(text.contains("iifname $tun return\niif { 3 } return\nct state new tcp"));
             assert_eq!(
                 text.contains("@paused meta mark set"),
@@ -1007,7 +1008,7 @@ mod tests {
         pauses.begin(None, Instant::from_millis(900));
         assert_eq!(elements(&pauses).lines().count(), 3);
         assert!(elements(&pauses).contains("ip6 tcp_over_http_toh0 paused { :: timeout 500ms }\n"));
-        assert!(text(&pauses, Path::Relay).rules.contains("$exempt ip6 saddr & :: @paused accept\n"));
+        assert!(text(&pauses, Path::Relay).rules.contains("$paused ip6 saddr & :: @paused accept\n"));
     }
 
     #[test]
@@ -1022,7 +1023,8 @@ mod tests {
         let mut config = config("0");
         for byte in 1..=0xff_u32 {
             config.mark = byte << 24;
-            let mut marks = [0, config.mark, config.exempt_mark(), config.begun_mark()];
+            let mut marks =
+                [0, config.mark, config.exempt_mark(), config.begun_mark(), config.paused_mark()];
             assert!(marks.iter().all(|mark| mark & !MARK_MASK == 0));
             marks.sort_unstable();
             assert!(marks.is_sorted_by(|a, b| a < b));

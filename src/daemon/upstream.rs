@@ -409,7 +409,7 @@ impl Upstreams {
             } else {
                 proxy.login.borrow_mut().accepted(authorization);
             }
-            if self.is_http_port(target.port()) || target.port() == TLS {
+            if self.may_be_plain(target.port()) || target.port() == TLS {
                 proxy.plain.borrow_mut().answered(target.port(), reply.status, self.now());
             }
             let carried = self.answered(index, *target, begun, connection, reply);
@@ -428,16 +428,14 @@ impl Upstreams {
     /// Whether a proxy is not asked for a tunnel to the target, but sent requests in absolute form.
     fn is_plain(&self, index: usize, target: &Target<'_>) -> bool {
         let port = target.port();
-        self.is_http_port(port)
-            && match self.http_relay {
-                HttpRelay::Always => true,
-                HttpRelay::Auto => self.proxies[index].plain.borrow().is_refused(port, self.now()),
-                HttpRelay::Never => false,
-            }
+        let is_refused = || self.proxies[index].plain.borrow().is_refused(port, self.now());
+        self.may_be_plain(port) && (self.http_relay == HttpRelay::Always || is_refused())
     }
 
-    fn is_http_port(&self, port: u16) -> bool {
-        self.http_ports.iter().any(|&(first, last)| (first..=last).contains(&port))
+    /// Whether requests in absolute form will do in place of a tunnel to this port.
+    pub fn may_be_plain(&self, port: u16) -> bool {
+        self.http_relay != HttpRelay::Never
+            && self.http_ports.iter().any(|&(first, last)| (first..=last).contains(&port))
     }
 
     /// Readies a proxy for requests in absolute form.

@@ -1,6 +1,7 @@
 """The package on a router with OpenWrt's default firewall: from installation and boot to removal."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -210,8 +211,11 @@ def test_a_killed_daemon_comes_back(box, honest, client, leaks, fetch):
     until(lambda: box.pid() != old, "it is gone")
     # On the forward path the firewall drops for 10 s: who comes meanwhile waits for the daemon.
     if PATH == "relay":
-        assert_refused(fetch, client, leaks)
-        assert_refused(fetch, box.guest, leaks)
+        for space, address in itertools.product((client, box.guest), (SERVER, SERVER6)):
+            got, error = fetch(space, address)
+            # On a slow machine procd, which waits five seconds, may be faster than the last of these.
+            assert (not got and REFUSED in error) or box.pid() not in (0, old), (address, error)
+        leaks.assert_none()
     until(lambda: box.pid() not in (0, old), "procd starts it again")
     until(lambda: fetch(client, SERVER)[0], "it works again")
     assert_fetched(fetch, client)
@@ -770,7 +774,7 @@ def test_settings_and_check_for_a_page(box):
                     "upstream": ["http://joe:***@192.0.2.10:3128", "http://192.0.2.11"]}
     assert office == {".name": "office", ".type": "upstream", "host": ["192.0.2.12"], "username": ["o'brien"],
                       "password": ["***"], "header": ["X-Key: ***"]}
-    assert told["check"] == {"valid": True} and {"main", "upstream"} == told["options"].keys()
+    assert told["check"] == {"valid": True} and {"main", "upstream", "rule"} == told["options"].keys()
     session = "0123456789abcdef" * 2
     assert call(box, "check", ubus_rpc_session=session) == {"valid": True}
     staged = box.run_dir / f"rpcd/uci-{session}/tcp-over-http"

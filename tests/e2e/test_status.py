@@ -16,7 +16,7 @@ from lab.wait import until
 UPSTREAM = {
     "name", "resting", "attempts", "opened", "refused_403", "refused_407", "refused_4xx", "refused_5xx", "refused_other",
     "unreachable", "timed_out", "bad_reply", "retried", "ms_shortest", "ms_mean", "ms_last", "ms_connect",
-    "failed", "flows", "up", "down", "chosen", "state", "why", "seconds_left",
+    "failed", "flows", "up", "down", "chosen", "state", "why", "seconds_left", "uplink",
 }
 
 

@@ -201,7 +201,8 @@ def test_a_black_hole(gateway, pair, client, internet):
     begun = time.monotonic()
     assert proxy_of(client) == b"2"
     print("waits", sorted(waits), "then", time.monotonic() - begun)
-    assert min(waits) >= 0.3
+    # The last may have come when it was found out by then.
+    assert min(waits[:-1]) >= 0.3
     assert history(daemon)[-1] == (FIRST, "rests: does not answer")
 
 
@@ -230,7 +231,7 @@ def test_a_status_blames_nobody(gateway, fault_proxy, pair, client, status):
     pair[1].close()
     other = fault_proxy(PROXY_OTHER).serve(lambda connection: connection.send(reply(status)))
     for _ in range(5):
-        assert client.connect_errno(SERVER, 80) != 0
+        assert client.connect_errno(SERVER, 22) != 0
     assert states(daemon) == ["ok", "ok"] and len(other.connections) == 5
 
 

@@ -374,9 +374,9 @@ def test_warnings_are_limited(gateway, proxy, client):
     """A proxy that fails everything does not fill the disk."""
     daemon = gateway(log_level="warn", ready=False)
     proxy.serve(lambda connection: connection.send(reply(403)))
-    until(lambda: client.connect_errno(SERVER, 80) == errno.EHOSTUNREACH, "captured and refused")
+    until(lambda: client.connect_errno(SERVER, 22) == errno.EHOSTUNREACH, "captured and refused")
     for _ in range(300):
-        assert client.connect_errno(SERVER, 80) == errno.EHOSTUNREACH
+        assert client.connect_errno(SERVER, 22) == errno.EHOSTUNREACH
     assert 1 <= daemon.log().count("WARN") <= 60
     assert SERVER not in daemon.log(), "a client's business above DEBUG"
 

@@ -260,7 +260,7 @@ impl Capture {
                         .for_each(|address| firewall::learn(address, config.mark));
                     self.set_installed(self.told);
                     if mem::take(&mut self.is_to_forget)
-                        && let Err(error) = conntrack::forget_paused(config.exempt_mark())
+                        && let Err(error) = conntrack::forget_paused(config.paused_mark())
                     {
                         log::debug!("connection tracking: {error}");
                     }

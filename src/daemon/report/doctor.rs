@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The ports that CONNECT is tried to, and the advice if the proxy refuses.
 const PORTS: [(u16, &str); 4] = [
     (443, "https needs it: have the proxy allow it for this machine"),
-    (80, "plain http will not work: have the proxy allow it (squid: SSL_ports)"),
+    (80, "plain http will not work: set http_relay 'auto', or have the proxy allow it (squid: SSL_ports)"),
     (dns::PORT, "DNS over TCP will not work: use dns 'fakeip'"),
     (22, "ssh will not work: have the proxy allow it if that is wanted"),
 ];
@@ -289,6 +289,9 @@ async fn examine_proxy(
         };
         match status {
             200..=299 => findings.ok(what),
+            403 | 405 if upstreams.may_be_plain(port) => {
+                findings.ok(format_args!("{what}: {said}: carried as HTTP requests"));
+            }
             // The proxy has tried, and nobody answers there: of a web server's ports that is news...
             SILENT | 502..=504 if port == 443 => {
                 is_reached = false;
