@@ -71,7 +71,7 @@ def test_the_first_refusal_is_nobodys_failure(gateway, client, server, proxy, st
         connection.send(DONE)
         assert receive(near, DONE) == DONE
     daemon.wait_log("refuses CONNECT to port 80")
-    assert "WARN" not in daemon.log()
+    assert "WARN  tcp_over_http::upstream" not in daemon.log()
     near = client.connect(server, 80)
     near.sendall(get(host))
     assert receive(proxy.accept().sock) == absolute(host)
@@ -359,7 +359,7 @@ def test_wrong_credentials_are_said_once(gateway, client, proxy):
         assert rest(near).startswith(b"HTTP/1.1 502 ")
         assert connection.sock.recv(100) == b""
     assert not proxy.pending()
-    assert daemon.log().count("WARN") == 1
+    assert daemon.log().count("WARN  tcp_over_http::upstream") == 1
     assert daemon.status()["upstreams"][0]["state"] == "resting"
 
 

@@ -64,6 +64,7 @@ def errors(network, server):
     capture.close()
 
 
+@pytest.mark.native(why="it is about the rules")
 def test_a_small_link_behind_the_router(gateway, proxy, mesh, server, errors):
     """A router of the LAN says that segments are too big."""
     spoil(mesh, "mesh")
@@ -71,6 +72,7 @@ def test_a_small_link_behind_the_router(gateway, proxy, mesh, server, errors):
     big(mesh, proxy, server)
 
 
+@pytest.mark.native(why="it is about the rules")
 def test_the_routers_own_link_is_small(gateway, proxy, client, router, server, errors):
     """The router's link to the LAN takes 1300, and the client's SYN promises more."""
     router.run("ip", "link", "set", "lan", "mtu", "1300")

@@ -404,6 +404,7 @@ def test_a_flapping_proxy(gateway, pair, client, fault_proxy):
     assert names.count("12") + names.count("21") <= 3
 
 
+@pytest.mark.native(why="new runs")
 def test_the_uplink_decides_whom_auto_asks(configured, pair, client):
     """Told through a file beside the socket, before or while a daemon runs; without a match all is as usual."""
     section = f"option log_level debug\nconfig upstream far\noption host {PROXY_OTHER}\noption port 3128\n"
