@@ -1023,8 +1023,7 @@ mod tests {
         let mut config = config("0");
         for byte in 1..=0xff_u32 {
             config.mark = byte << 24;
-            let mut marks =
-                [0, config.mark, config.exempt_mark(), config.begun_mark(), config.paused_mark()];
+            let mut marks = [0, config.mark, config.exempt_mark(), config.begun_mark(), config.paused_mark()];
             assert!(marks.iter().all(|mark| mark & !MARK_MASK == 0));
             marks.sort_unstable();
             assert!(marks.is_sorted_by(|a, b| a < b));
