@@ -50,7 +50,7 @@ fuzz_target!(|bytes: &[u8]| {
         v6: Some(Ipv6Net { addr: [0xfd; 16].into(), prefix: 64 }),
     };
     let mut table = FakeIp::new(ranges, 2, [1, 2]);
-    if let Some(reply) = table.answer(&query, NOW) {
+    if let Some(reply) = table.answer(&query, None, NOW) {
         let mut out = Vec::new();
         query.reply(&reply, &mut out);
         check(&out);
