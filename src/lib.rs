@@ -39,7 +39,9 @@
 //!
 //! What isn't TCP is refused, but for queries to resolvers, which the daemon answers ([`datagram`](packet::datagram), [`dns`]), and pings.
 //!
-//! What the kernel is told so that all this happens is in [`capture`]: rules, routes, the firewall's text. [`config`] decides
+//! Which proxy is asked, or that none is, [`rules`] can say.
+//!
+//! What the kernel is told so that all this happens is in [`capture`]: policy rules, routes, the firewall's text. [`config`] decides
 //! what the daemon is told to do. [`time`] is passed in.
 #![no_std]
 #![forbid(unsafe_code)]
