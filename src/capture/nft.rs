@@ -449,7 +449,7 @@ impl Chains<'_> {
                     self.family
                 );
             }
-            Path::Relay => self.rules.push_str(CARRIED),
+            Path::Relay => self.rules.push_str("oifname $tun accept\n"),
         }
         self.rules.push_str("iifname $tun oifname $tun drop\niifname $tun accept\n");
         if path == Path::Forward {
@@ -716,11 +716,11 @@ ct mark & $ours == $upstream meta mark set meta mark & $others | $exempt
 }
 ";
 
-/// Connections that go into the TUN.
+/// Connections that go into the TUN: errors about them belong there, and rules that come later don't let them go.
 const TUNNELLED: &str = "\
 chain tunnelled {
 type filter hook forward priority mangle + 11; policy accept;
-oifname $tun ct state new ct mark set ct mark & $others | $begun
+oifname $tun meta l4proto tcp ct mark & $ours == 0 ct mark set ct mark & $others | $begun
 }
 ";
 
@@ -746,12 +746,6 @@ chain direct {
 ct mark & $ours == $exempt goto spare
 ct mark & $ours == $begun return
 meta mark & $ours == $upstream return
-";
-
-/// What the daemon has begun to carry, rules that come later don't let go.
-const CARRIED: &str = "\
-oifname $tun meta l4proto tcp ct mark & $ours == 0 ct mark set ct mark & $others | $begun
-oifname $tun accept
 ";
 
 /// On the forward path, conntrack knows nothing of that: such packets seem to be new.
