@@ -21,6 +21,7 @@ mod socket;
 use std::io;
 use std::net::TcpStream;
 
+use tcp_over_http::capture::conntrack::Entry;
 use tcp_over_http::flow::Slot;
 
 use crate::relay::pipe::{Pipe, Pipes};
@@ -54,6 +55,14 @@ pub struct Moved {
     pub up: u64,
     /// From the proxy to the client.
     pub down: u64,
+}
+
+impl From<&Entry> for Moved {
+    /// What a connection has moved that the kernel forwards.
+    fn from(entry: &Entry) -> Self {
+        let [up, down] = entry.bytes;
+        Self { up, down }
+    }
 }
 
 impl Moved {

@@ -360,6 +360,11 @@ impl Upstreams {
         &self.resolver
     }
 
+    /// The proxy of this name.
+    pub fn named(&self, name: &str) -> Option<&Proxy> {
+        self.proxies.iter().find(|proxy| *proxy.account.name == *name)
+    }
+
     /// Which proxy is asked, and how each is. Not to be kept.
     pub fn choice(&self) -> RefMut<'_, Choice> {
         self.choice.borrow_mut()

@@ -273,7 +273,7 @@ impl FlowTable {
     }
 
     /// No packet of the flow is to be expected any more.
-    pub fn end(&mut self, slot: Slot, now: Instant) {
+    fn end(&mut self, slot: Slot, now: Instant) {
         if matches!(self.get(slot).state, State::Opening | State::Live | State::Closing) {
             self.enter(slot, State::Closed, now);
         }

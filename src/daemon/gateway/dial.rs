@@ -65,7 +65,7 @@ impl Gateway {
             }
             Some(Meaning::Address) | None => None,
         };
-        let action = upstreams.decide(name.as_deref(), target, tuple.source.to_canonical());
+        let action = upstreams.decide(name.as_deref(), target, source);
         if is_rejected || action == Some(Action::Reject) {
             self.count_refused(slot);
             self.rewriter.borrow_mut().remove(slot, now);
@@ -78,9 +78,8 @@ impl Gateway {
         let gateway = Rc::clone(self);
         let is_honest = self.mode.get() == ConnectMode::Honest;
         let dial = spawn(async move {
-            let port = target.port();
             let target = match &name {
-                Some(name) => Target::Name(name, port),
+                Some(name) => Target::Name(name, target.port()),
                 None => Target::Ip(target),
             };
             let forwarder = gateway.forwarder.as_ref().filter(|_| is_honest);

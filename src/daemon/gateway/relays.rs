@@ -81,9 +81,7 @@ impl Gateway {
     /// forwards it is all of them, or none.
     pub(super) fn attend(&self, upstream: &str, alarm: Alarm) {
         let upstreams = self.upstreams();
-        let Some(proxy) = upstreams.proxies().iter().find(|proxy| *proxy.account.name == *upstream) else {
-            return;
-        };
+        let Some(proxy) = upstreams.named(upstream) else { return };
         let forwarded = self.forwarded().into_iter().filter(|(name, _)| **name == *upstream);
         let received = forwarded.map(|(_, entry)| entry.bytes[1]).sum();
         match alarm {
@@ -213,10 +211,10 @@ impl Gateway {
     pub(super) fn count_ended(&self) {
         let Some(forwarder) = &self.forwarder else { return };
         forwarder.take_ended(&mut |upstream, entry| {
-            let moved = Moved { up: entry.bytes[0], down: entry.bytes[1] };
+            let moved = Moved::from(&entry);
             self.count(|totals| totals.ended.add(moved));
             let upstreams = self.upstreams();
-            if let Some(proxy) = upstreams.proxies().iter().find(|proxy| proxy.account.name == upstream) {
+            if let Some(proxy) = upstreams.named(&upstream) {
                 self.count_moved(&proxy.account, entry.client.to_canonical(), moved);
             }
         });

@@ -49,7 +49,7 @@ pub fn status(gateway: &Gateway, config: &Config) -> Document {
     let entries = gateway.forwarded();
     if gateway.path() == Path::Forward {
         let mut moved = totals.ended;
-        entries.iter().for_each(|(_, entry)| moved.add(bytes_of(entry)));
+        entries.iter().for_each(|(_, entry)| moved.add(entry.into()));
         status.subject("forwarding");
         status.number("live", entries.iter().filter(|(_, entry)| entry.is_live).count() as u64);
         status.number("up", moved.up);
@@ -117,10 +117,6 @@ pub fn upstreams(gateway: &Gateway) -> Document {
     document
 }
 
-const fn bytes_of(entry: &Entry) -> Moved {
-    Moved { up: entry.bytes[0], down: entry.bytes[1] }
-}
-
 fn list_upstreams(document: &mut Document, gateway: &Gateway, forwarded: &[(Rc<str>, Entry)]) {
     document.list("pauses", "pause");
     for (client, left) in gateway.paused().get().left(gateway.now()) {
@@ -143,7 +139,7 @@ fn list_upstreams(document: &mut Document, gateway: &Gateway, forwarded: &[(Rc<s
         });
         for (_, entry) in forwarded.iter().filter(|(upstream, _)| upstream == name) {
             flows += u64::from(entry.is_live);
-            moved.add(bytes_of(entry));
+            moved.add(entry.into());
         }
         let (state, why, until) = match choice.state(index) {
             None => ("uplink_down", None, None),
@@ -215,7 +211,7 @@ pub fn clients(gateway: &Gateway) -> Document {
         });
         for (_, entry) in forwarded.iter().filter(|(_, entry)| entry.client.to_canonical() == address) {
             flows += u64::from(entry.is_live);
-            moved.add(bytes_of(entry));
+            moved.add(entry.into());
         }
         document.element();
         document.text("client", address.to_string());
