@@ -208,7 +208,7 @@ impl Chains<'_> {
     fn write(&mut self) {
         let Tables { config, path, is_running, uplinks, .. } = *self.tables;
         self.define();
-        self.foreign();
+        self.arrived();
         self.direct();
         self.paused();
         if path == Path::Forward || config.on_failure == OnFailure::Block {
@@ -223,6 +223,7 @@ impl Chains<'_> {
             self.past_rules();
         }
         if path == Path::Forward {
+            self.sending();
             self.rules.push_str(TO_PROXY);
             self.destination();
             if is_running {
@@ -319,16 +320,25 @@ impl Chains<'_> {
         }
     }
 
-    /// Nobody else has the TUN's addresses: its listener's answers are told by them.
-    fn foreign(&mut self) {
+    /// Nobody else has the TUN's addresses: its listener's answers are told by them. What a relay sends to a client
+    /// conntrack must not see, which would take it for invalid: it has not seen the SYN.
+    fn arrived(&mut self) {
+        let Tables { path, is_running, .. } = *self.tables;
         _ = write!(
             self.rules,
-            "chain foreign {{\n\
+            "chain arrived {{\n\
              type filter hook prerouting priority raw; policy accept;\n\
-             {} saddr {} iifname != {{ $tun, \"lo\" }} drop\n\
-             }}\n",
+             {} saddr {} iifname != {{ $tun, \"lo\" }} drop\n",
             self.family, self.own
         );
+        if path == Path::Forward && is_running {
+            _ = writeln!(
+                self.rules,
+                "iifname $tun fib daddr type != local {} saddr != $behind notrack",
+                self.family
+            );
+        }
+        self.rules.push_str("}\n");
     }
 
     /// Who goes out directly for a while: connections that begin meanwhile, as long as the element lives. Those that the
@@ -549,6 +559,29 @@ impl Chains<'_> {
         (!nets.is_empty()).then(|| format!("{} {before} {} ", self.family, Set(&nets)))
     }
 
+    /// What the machine itself sends, before conntrack and before NAT: signs of life, which go nowhere, and a handshake's
+    /// packets. Errors that it makes about a client's packets go to the relay.
+    fn sending(&mut self) {
+        let Tables { uplinks, is_running, .. } = *self.tables;
+        self.rules.push_str("chain to_client {\ntype filter hook output priority raw; policy accept;\n");
+        if is_running {
+            self.rules.push_str("meta mark & $numbered == $handshake update @alive { meta protocol } drop\n");
+        }
+        self.rules.push_str("meta mark & $state == $released notrack\n}\n");
+        self.rules.push_str("chain to_proxy {\ntype filter hook output priority mangle; policy accept;\n");
+        if is_running {
+            let towards = match &uplinks.devices[..] {
+                [] => "oifname != $tun".to_owned(),
+                uplinks => format!("oif {}", Set(uplinks)),
+            };
+            let error = self.icmp_error();
+            _ = writeln!(
+                self.rules,
+                "{towards} {error} ct state invalid,untracked dup to $behind device $tun drop"
+            );
+        }
+    }
+
     /// Which proxy a handshake's packets go to; what comes back, conntrack knows.
     fn destination(&mut self) {
         self.rules.push_str("chain destination {\ntype nat hook output priority -100; policy accept;\n");
@@ -577,31 +610,6 @@ impl Chains<'_> {
             );
         }
         self.rules.push_str("}\n");
-        if self.tables.is_running {
-            // What a relay sends to a client conntrack must not see, which would take it for invalid: it has not seen
-            // the SYN. Errors that the router makes itself about a client's packets go to the relay.
-            let towards = match &self.tables.uplinks.devices[..] {
-                [] => "oifname != $tun".to_owned(),
-                uplinks => format!("oif {}", Set(uplinks)),
-            };
-            _ = write!(
-                self.rules,
-                "chain alive {{\n\
-                 type filter hook output priority raw - 1; policy accept;\n\
-                 meta mark & $numbered == $handshake update @alive {{ meta protocol }} drop\n\
-                 }}\n\
-                 chain from_tun {{\n\
-                 type filter hook prerouting priority raw; policy accept;\n\
-                 iifname $tun fib daddr type != local {} saddr != $behind notrack\n\
-                 }}\n\
-                 chain own_errors {{\n\
-                 type filter hook output priority mangle; policy accept;\n\
-                 {towards} {} ct state invalid,untracked dup to $behind device $tun drop\n\
-                 }}\n",
-                self.family,
-                self.icmp_error()
-            );
-        }
     }
 
     /// Matches errors that somebody whose packet it is about must hear of.
@@ -671,12 +679,6 @@ icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neigh
 /// would meet what is over: the daemon has it forgotten. The whole mark is set only once: others keep theirs in it. Without NAT, as for a stale entry of the same addresses, a packet would go to the
 /// server itself.
 const TO_PROXY: &str = "\
-chain to_client {
-type filter hook output priority raw; policy accept;
-meta mark & $state == $released notrack
-}
-chain to_proxy {
-type filter hook output priority mangle; policy accept;
 meta mark & $state { $handshake, $answered } ct mark & $state == $released tcp flags & (syn | rst) != 0 drop
 meta mark & $state { $handshake, $answered } ct mark & $ours != $upstream ct mark set meta mark
 meta mark & $state == $answered ct mark & $state == $handshake ct mark set ct mark & $stateless | $answered
@@ -686,7 +688,7 @@ type nat hook postrouting priority srcnat - 1; policy accept;
 ct mark & $state == $handshake masquerade
 }
 chain guard {
-type filter hook postrouting priority mangle; policy accept;
+type filter hook output priority filter - 1; policy accept;
 meta mark & $state { $handshake, $answered } ct status & dnat == 0 drop
 meta mark & $state { $handshake, $answered } ct state invalid,untracked drop
 }
