@@ -136,6 +136,7 @@ impl EventLoop {
         if let Poll::Ready(end) = self.poll_tun(cx) {
             return Poll::Ready(end);
         }
+        self.gateway.flush();
         self.poll_listeners(cx);
         self.gateway.poll_relays(cx);
         if let Some(dns) = self.gateway.dns() {
@@ -169,9 +170,15 @@ impl EventLoop {
     fn poll_tun(&mut self, cx: &mut Context) -> Poll<End> {
         let frame = &mut self.buffer[ALIGN..];
         let now = self.gateway.now();
-        for _ in 0..FRAMES {
+        for turn in 0..FRAMES {
             match self.gateway.tun().poll_read(cx, frame) {
-                Poll::Ready(Ok(length)) => self.gateway.handle_frame(&mut frame[..length], now),
+                Poll::Ready(Ok(length)) => {
+                    self.gateway.handle_frame(&mut frame[..length], now);
+                    // Only in a burst is there more to wait for.
+                    if turn == 0 {
+                        self.gateway.flush();
+                    }
+                }
                 // The device has been deleted.
                 Poll::Ready(Err(error)) if error.raw_os_error() == Some(libc::EBADFD) => {
                     return Poll::Ready(End::TunGone);

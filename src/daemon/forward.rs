@@ -50,8 +50,8 @@ const LIFE6: [u8; 40] = {
 /// All handshakes under way, and the way out for their packets.
 pub struct Forwarder {
     clock: Clock,
-    ipv4: RawSocket,
-    ipv6: Option<RawSocket>,
+    ipv4: RefCell<RawSocket>,
+    ipv6: Option<RefCell<RawSocket>>,
     mark: u32,
     /// Whether the machine's own connections come, too: conntrack knows them already.
     local: bool,
@@ -90,6 +90,7 @@ impl Forwarder {
     /// No raw socket can be had.
     pub fn new(config: &Config, clock: Clock, key: Key) -> io::Result<Self> {
         let ipv6 = config.address6.is_some().then(|| RawSocket::new(false)).transpose()?;
+        let ipv6 = ipv6.map(RefCell::new);
         let ended = Ended::watch(config.mark);
         if let Err(error) = &ended {
             log::info!(
@@ -98,7 +99,7 @@ impl Forwarder {
         }
         let forwarder = Self {
             clock,
-            ipv4: RawSocket::new(true)?,
+            ipv4: RefCell::new(RawSocket::new(true)?),
             ipv6,
             mark: config.mark,
             local: config.local,
@@ -201,8 +202,9 @@ impl Forwarder {
         let now = self.clock.now();
         let mss = self.mss(number, now)?;
         let route = Route { tuple, proxy, number };
-        let mut send = |route: &Route, to: To, packet: &[u8]| self.send(route, to, packet);
+        let mut send = |route: &Route, to: To, packet: &[u8]| self.queue(route, to, packet);
         let id = self.handshakes.borrow_mut().begin(&syn, request.into(), route, mss, now, &mut send)?;
+        _ = self.flush();
         let mut wakers = self.wakers.borrow_mut();
         if wakers.len() <= id.index() {
             wakers.resize_with(id.index() + 1, || None);
@@ -211,9 +213,10 @@ impl Forwarder {
         Some(Attempt { forwarder: Rc::clone(self), id })
     }
 
-    /// Takes a packet from the TUN if it belongs to a handshake, or did: what a proxy sends late is for nobody.
+    /// Takes a packet from the TUN if it belongs to a handshake, or did: what a proxy sends late is for nobody. What it has
+    /// sent in return leaves with [`Self::flush`].
     pub fn take(&self, header: Header, bytes: &mut [u8], now: Instant) -> Taken {
-        let mut send = |route: &Route, to: To, packet: &[u8]| self.send(route, to, packet);
+        let mut send = |route: &Route, to: To, packet: &[u8]| self.queue(route, to, packet);
         let taken = self.handshakes.borrow_mut().take(header, bytes, now, &mut send);
         if let Taken::Yes(Some(id)) = taken {
             self.wake(id);
@@ -244,10 +247,11 @@ impl Forwarder {
         self.ticks.set((self.ticks.get() + 1) % SIGN);
         if self.ticks.get() == 0 {
             // The firewall drops it, and says so.
-            _ = self.send_numbered(ALIVE, &LIFE, Ipv4Addr::LOCALHOST.into());
-            _ = self.send_numbered(ALIVE, &LIFE6, Ipv6Addr::LOCALHOST.into());
+            self.queue_numbered(ALIVE, &LIFE, Ipv4Addr::LOCALHOST.into());
+            self.queue_numbered(ALIVE, &LIFE6, Ipv6Addr::LOCALHOST.into());
         }
-        self.handshakes.borrow_mut().tick(now, &mut |route, to, packet| self.send(route, to, packet));
+        self.handshakes.borrow_mut().tick(now, &mut |route, to, packet| self.queue(route, to, packet));
+        _ = self.flush();
     }
 
     /// Gives up what waits for answers of proxies to an address that this machine has lost.
@@ -261,17 +265,23 @@ impl Forwarder {
     }
 
     /// Sends a packet of ours from anybody to anybody, for the test of the way to a proxy.
+    ///
+    /// # Errors
+    /// What the kernel says.
     pub fn send_probe(&self, packet: &[u8], next: IpAddr) -> io::Result<()> {
-        self.send_numbered(PROBE, packet, next)
+        self.queue_numbered(PROBE, packet, next);
+        self.flush()
     }
 
-    fn send_numbered(&self, number: u8, packet: &[u8], next: IpAddr) -> io::Result<()> {
+    fn queue_numbered(&self, number: u8, packet: &[u8], next: IpAddr) {
         let mark = self.mark | HANDSHAKE | u32::from(number);
-        self.socket(next).map_or(Ok(()), |socket| socket.send(packet, next, mark))
+        if let Some(socket) = self.socket(next) {
+            socket.borrow_mut().queue(packet, next, mark);
+        }
     }
 
     /// What sends to an address.
-    const fn socket(&self, next: IpAddr) -> Option<&RawSocket> {
+    const fn socket(&self, next: IpAddr) -> Option<&RefCell<RawSocket>> {
         if next.is_ipv4() { Some(&self.ipv4) } else { self.ipv6.as_ref() }
     }
 
@@ -328,7 +338,7 @@ impl Forwarder {
         mss
     }
 
-    fn send(&self, route: &Route, to: To, packet: &[u8]) {
+    fn queue(&self, route: &Route, to: To, packet: &[u8]) {
         let (next, state) = match to {
             To::Proxy => (route.proxy.0, HANDSHAKE),
             To::ProxyAnswered => (route.proxy.0, ANSWERED),
@@ -336,24 +346,40 @@ impl Forwarder {
         };
         let next = next.to_canonical();
         let mark = self.mark | state | u32::from(route.number);
-        let Some(socket) = self.socket(next) else { return };
-        let mut sent = socket.send(packet, next, mark);
-        // The firewall drops a SYN where conntrack still has another connection of the same addresses.
-        if sent.as_ref().is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
-            && is_syn(packet)
-            && conntrack::forget(&route.tuple).is_ok()
-        {
-            sent = socket.send(packet, next, mark);
+        if let Some(socket) = self.socket(next) {
+            socket.borrow_mut().queue(packet, next, mark);
         }
-        // What is lost is repeated, or given up.
-        if let Err(error) = sent {
-            log::debug!("a packet of a handshake to {next}: {error}");
+    }
+
+    /// Sends what has been queued: of all handshakes that a turn of the event loop has furthered, with one call.
+    ///
+    /// # Errors
+    /// What the kernel has said last. What is lost is repeated, or given up.
+    pub fn flush(&self) -> io::Result<()> {
+        let mut result = Ok(());
+        for socket in [Some(&self.ipv4), self.ipv6.as_ref()].into_iter().flatten() {
+            socket.borrow_mut().flush(&mut |packet, next, error| {
+                // The firewall drops a SYN where conntrack still has another connection of the same addresses.
+                if error.kind() == ErrorKind::PermissionDenied
+                    && let Some(tuple) = syn_tuple(packet)
+                    && conntrack::forget(&tuple).is_ok()
+                {
+                    return true;
+                }
+                log::debug!("a packet of a handshake to {next}: {error}");
+                result = Err(error);
+                false
+            });
         }
+        result
     }
 }
 
-fn is_syn(packet: &[u8]) -> bool {
-    Packet::parse(&mut packet.to_vec()).is_ok_and(|packet| packet.flags() & (SYN | ACK) == SYN)
+/// From where to where, if it is a SYN.
+fn syn_tuple(packet: &[u8]) -> Option<Tuple> {
+    let mut bytes = packet.to_vec();
+    let packet = Packet::parse(&mut bytes).ok()?;
+    (packet.transport() == Transport::Tcp && packet.flags() & (SYN | ACK) == SYN).then(|| packet.tuple())
 }
 
 /// Whether an address is this machine's: the kernel lets a socket be bound to no other.
@@ -413,7 +439,8 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         let forwarder = &self.forwarder;
-        let mut send = |route: &Route, to: To, packet: &[u8]| forwarder.send(route, to, packet);
+        let mut send = |route: &Route, to: To, packet: &[u8]| forwarder.queue(route, to, packet);
         forwarder.handshakes.borrow_mut().end(self.id, &mut send);
+        _ = forwarder.flush();
     }
 }

@@ -191,7 +191,7 @@ impl Gateway {
         self.clock.uptime()
     }
 
-    /// Handles one frame from the TUN.
+    /// Handles one frame from the TUN; [`Self::flush`] is to follow.
     pub fn handle_frame(self: &Rc<Self>, frame: &mut [u8], now: Instant) {
         let Some((header, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() else {
             return;
@@ -211,6 +211,13 @@ impl Gateway {
         }
         let verdict = self.rewriter.borrow_mut().handle(header, packet, now);
         self.carry_out(verdict, frame, is_anew, now);
+    }
+
+    /// Sends what frames have led to that leaves by another way than the TUN.
+    pub fn flush(&self) {
+        if let Some(forwarder) = &self.forwarder {
+            _ = forwarder.flush();
+        }
     }
 
     /// `is_anew`: the sequence numbers that a proxy was told are no longer the client's.

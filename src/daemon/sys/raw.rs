@@ -12,9 +12,22 @@ use super::socket::{option, set_mark, set_option};
 /// <linux/in6.h>
 const IPV6_HDRINCL: c_int = 36;
 
-/// A raw socket of one family (raw(7), `IPPROTO_RAW`). Needs CAP_NET_RAW to be opened.
+/// Packets that one call sends at most.
+const BATCH: usize = 16;
+
+/// A raw socket of one family (raw(7), `IPPROTO_RAW`), and the packets that are to leave by it together. Needs CAP_NET_RAW
+/// to be opened.
 pub struct RawSocket {
     socket: OwnedFd,
+    bytes: Vec<u8>,
+    packets: Vec<Queued>,
+}
+
+/// A packet that has yet to be sent.
+struct Queued {
+    length: usize,
+    next: IpAddr,
+    mark: u32,
 }
 
 /// Space for one control message with a 32-bit value, as `CMSG_SPACE(4)`, aligned as `struct cmsghdr`.
@@ -23,6 +36,14 @@ struct Control {
     header: libc::cmsghdr,
     mark: u32,
     padding: u32,
+}
+
+/// What the kernel is told of a packet.
+struct Part {
+    address: MaybeUninit<libc::sockaddr_in6>,
+    address_length: libc::socklen_t,
+    control: Control,
+    bytes: libc::iovec,
 }
 
 impl RawSocket {
@@ -42,31 +63,79 @@ impl RawSocket {
         }
         // It is only written to.
         set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, 0)?;
-        Ok(Self { socket })
+        Ok(Self { socket, bytes: Vec::new(), packets: Vec::new() })
     }
 
-    /// Sends a whole IP packet, marked, by the route to `next`, which need not be its destination.
-    ///
-    /// # Errors
-    /// What the kernel says, as EPERM for a packet that its firewall drops.
-    pub fn send(&self, packet: &[u8], next: IpAddr, mark: u32) -> io::Result<()> {
-        let (mut address, length) = socket_address(next);
-        let mut part = libc::iovec { iov_base: packet.as_ptr().cast_mut().cast(), iov_len: packet.len() };
-        // SAFETY: all-zero is a valid `cmsghdr` (musl has padding in it), and a valid `msghdr`.
-        let (header, mut message) = unsafe { (mem::zeroed(), mem::zeroed::<libc::msghdr>()) };
-        let mut control = Control { header, mark, padding: 0 };
+    /// Takes a whole IP packet that is to be sent, marked, by the route to `next`, which need not be its destination.
+    pub fn queue(&mut self, packet: &[u8], next: IpAddr, mark: u32) {
+        self.bytes.extend_from_slice(packet);
+        self.packets.push(Queued { length: packet.len(), next, mark });
+    }
+
+    /// Sends what has been queued, in order, with as few calls as can be. `failed` is told of each packet that the kernel
+    /// refuses, as with EPERM one that its firewall drops, and says whether it is to be tried once more.
+    pub fn flush(&mut self, failed: &mut dyn FnMut(&[u8], IpAddr, io::Error) -> bool) {
+        let (mut bytes, mut packets, mut is_again) = (&*self.bytes, &*self.packets, false);
+        while let Some(first) = packets.first() {
+            let sent = match self.send(bytes, packets) {
+                Ok(sent) => sent,
+                Err(error) => usize::from(!failed(&bytes[..first.length], first.next, error) || is_again),
+            };
+            is_again = sent == 0;
+            let (done, rest) = packets.split_at(sent);
+            (packets, bytes) = (rest, &bytes[done.iter().map(|packet| packet.length).sum()..]);
+        }
+        self.bytes.clear();
+        self.packets.clear();
+    }
+
+    /// Returns how many have been sent; fails if the first can't be.
+    fn send(&self, mut bytes: &[u8], packets: &[Queued]) -> io::Result<usize> {
+        let mut parts = heapless::Vec::<Part, BATCH>::new();
+        for packet in packets {
+            let (its, rest) = bytes.split_at(packet.length);
+            bytes = rest;
+            if parts.push(Part::new(its, packet)).is_err() {
+                break;
+            }
+        }
+        let mut messages = heapless::Vec::<libc::mmsghdr, BATCH>::new();
+        messages.extend(parts.iter_mut().map(Part::message));
+        // Not musl's, which sends one by one where its structures have padding: that is zero here, as the kernel wants it.
+        // SAFETY: all that the messages point to lives until the call returns.
+        let sent = unsafe {
+            let (fd, count) = (self.socket.as_raw_fd(), messages.len());
+            libc::syscall(libc::SYS_sendmmsg, fd, messages.as_mut_ptr(), count, 0)
+        };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+impl Part {
+    fn new(bytes: &[u8], packet: &Queued) -> Self {
+        let (address, address_length) = socket_address(packet.next);
+        // SAFETY: all-zero is a valid `cmsghdr` (musl has padding in it).
+        let header: libc::cmsghdr = unsafe { mem::zeroed() };
+        let mut control = Control { header, mark: packet.mark, padding: 0 };
         control.header.cmsg_level = libc::SOL_SOCKET;
         control.header.cmsg_type = libc::SO_MARK;
         control.header.cmsg_len = (size_of::<libc::cmsghdr>() + size_of::<u32>()) as _;
-        message.msg_name = address.as_mut_ptr().cast();
-        message.msg_namelen = length;
-        message.msg_iov = &raw mut part;
-        message.msg_iovlen = 1;
-        message.msg_control = (&raw mut control).cast();
-        message.msg_controllen = control.header.cmsg_len as _;
-        // SAFETY: all that the message points to lives until the call returns, and is only read.
-        let sent = unsafe { libc::sendmsg(self.socket.as_raw_fd(), &raw const message, 0) };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        let bytes = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        Self { address, address_length, control, bytes }
+    }
+
+    /// Points to this one.
+    fn message(&mut self) -> libc::mmsghdr {
+        // SAFETY: all-zero is a valid value.
+        let mut message: libc::mmsghdr = unsafe { mem::zeroed() };
+        let header = &mut message.msg_hdr;
+        header.msg_name = self.address.as_mut_ptr().cast();
+        header.msg_namelen = self.address_length;
+        header.msg_iov = &raw mut self.bytes;
+        header.msg_iovlen = 1;
+        header.msg_control = (&raw mut self.control).cast();
+        header.msg_controllen = self.control.header.cmsg_len as _;
+        message
     }
 }
 
@@ -94,30 +163,28 @@ pub fn route_to(address: SocketAddr, mark: u32) -> io::Result<(u16, IpAddr)> {
 }
 
 /// As a `struct sockaddr_in` or `sockaddr_in6` without a port, and its length.
-fn socket_address(address: IpAddr) -> (MaybeUninit<libc::sockaddr_storage>, libc::socklen_t) {
-    let mut storage = MaybeUninit::<libc::sockaddr_storage>::zeroed();
-    let length = match SocketAddr::new(address, 0) {
-        SocketAddr::V4(address) => {
+fn socket_address(address: IpAddr) -> (MaybeUninit<libc::sockaddr_in6>, libc::socklen_t) {
+    let mut storage = MaybeUninit::<libc::sockaddr_in6>::uninit();
+    let length = match address {
+        IpAddr::V4(address) => {
             let value = libc::sockaddr_in {
                 sin_family: libc::AF_INET as libc::sa_family_t,
                 sin_port: 0,
-                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
+                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.octets()) },
                 sin_zero: [0; 8],
             };
-            // SAFETY: storage is large enough for it, and aligned for any socket address.
+            // SAFETY: storage is large enough, and aligned, for it.
             unsafe { storage.as_mut_ptr().cast::<libc::sockaddr_in>().write(value) };
             size_of::<libc::sockaddr_in>()
         }
-        SocketAddr::V6(address) => {
-            let value = libc::sockaddr_in6 {
+        IpAddr::V6(address) => {
+            storage.write(libc::sockaddr_in6 {
                 sin6_family: libc::AF_INET6 as libc::sa_family_t,
                 sin6_port: 0,
                 sin6_flowinfo: 0,
-                sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
+                sin6_addr: libc::in6_addr { s6_addr: address.octets() },
                 sin6_scope_id: 0,
-            };
-            // SAFETY: as above.
-            unsafe { storage.as_mut_ptr().cast::<libc::sockaddr_in6>().write(value) };
+            });
             size_of::<libc::sockaddr_in6>()
         }
     };
