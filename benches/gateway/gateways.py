@@ -73,7 +73,6 @@ class TcpOverHttp(Gateway):
         # Two sockets a flow, and some files for the rest.
         flows = min(65_000, (file_limit() - 192) // 2)
         (lab.dir / "empty").touch()
-        lab.add_dead_route()
         argv = [self.binary, "run", "--config", "empty", "--upstream", PROXY_URL, "--route", SERVER_NET]
         argv += ["--max-flows", flows, "--log-level", "warn", "--path", self.path]
         return lab.spawn("router", argv)

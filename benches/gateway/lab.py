@@ -4,8 +4,8 @@
                                                               203.0.113.0/24, the servers
                                                               192.0.2.2:3128, the proxy
 
-The router has no route to the servers that works: what reaches them has come through a gateway, or
-through `open_router`. All links are veth with GRO. Every lab has names of its own and nothing outlives it.
+The router's default route leads nowhere: what reaches the servers has come through a gateway, or through
+`open_router`. All links are veth with GRO. Every lab has names of its own and nothing outlives it.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ CONGESTION = "reno"
 # Namespaces are PREFIX-PID-RANDOM-ROLE.
 PREFIX = "tohbench"
 PROXY = ("192.0.2.2", 3128)
-# An address of the uplink's network.
+# Where the router's default route leads: a neighbour that is not there.
 NOBODY = "192.0.2.9"
 SERVER = ("203.0.113.1", 5201)
 SERVER_NET = "203.0.113.0/24"
@@ -66,7 +66,7 @@ _ADDRESSES = {
     ),
     "router": (
         "addr add 192.168.7.1/24 dev lan\naddr add 192.0.2.1/24 dev wan\n"
-        "link set lo up\nlink set lan up\nlink set wan up"
+        f"link set lo up\nlink set lan up\nlink set wan up\nroute add default via {NOBODY}"
     ),
     "internet": (
         f"addr add 192.0.2.2/24 dev wan\nlink set lo up\nlink set wan up\n"
@@ -132,13 +132,6 @@ class Lab:
     def open_router(self):
         """Lets the router forward to the servers, as one without a gateway does."""
         self.run("router", ["ip", "route", "add", SERVER_NET, "via", PROXY[0]])
-
-    def add_dead_route(self):
-        """Gives the router a way to the servers, as it has one outside, by a neighbour that is not there.
-
-        The forward path takes what the router is about to forward.
-        """
-        self.run("router", ["ip", "route", "add", SERVER_NET, "via", NOBODY])
 
     def run(self, role: str, argv: list, stdin: str = "") -> str:
         """Runs a command in a namespace; returns what it printed. Raises LabError if it fails."""
