@@ -12,8 +12,7 @@
 //!
 //! | priority | rule | why |
 //! |---|---|---|
-//! | P | `iif lo goto P+2` | forward path, with a default route: only what the machine itself sends, ... |
-//! | P+1 | `goto END` | ... for all else the firewall captures |
+//! | P | `not iif lo goto END` | forward path, with a default route: only what the machine itself sends; all else the firewall captures |
 //! | P+2 | `iif TUN goto END` | what leaves the TUN can't enter it again: no loops |
 //! | P+3 | `fwmark MARK/MASK goto END`, `from PROXY goto END` each, `fwmark EXEMPT/MASK goto END` | nor can our connections to the proxies, nor theirs; what [`nft`] exempts |
 //! | P+3 | `fwmark BEGUN/MASK lookup TABLE` | relay path: errors about what a relay has sent, which [`nft`] knows |

@@ -26,6 +26,9 @@ pub const FR_ACT_GOTO: u8 = 2;
 /// Nothing: a place to go on at.
 pub const FR_ACT_NOP: u8 = 3;
 
+/// A flag.
+const FIB_RULE_INVERT: u32 = 2;
+
 const FRA_DST: u16 = 1;
 const FRA_SRC: u16 = 2;
 const FRA_IIFNAME: u16 = 3;
@@ -51,6 +54,8 @@ pub struct Rule {
     pub priority: u32,
     /// Device that the packet came from; empty = any.
     pub iif: String,
+    /// It is for the packets that are otherwise.
+    pub is_not: bool,
     /// Mark that the packet bears in the bits of `mask`.
     pub mark: u32,
     /// 0 = any mark.
@@ -81,6 +86,7 @@ impl Rule {
         family: 0,
         priority: 0,
         iif: String::new(),
+        is_not: false,
         mark: 0,
         mask: 0,
         src: None,
@@ -102,7 +108,9 @@ impl Rule {
     /// The request that adds it; fails with EEXIST if it is there.
     pub fn add(&self) -> Message {
         let (dst, src) = (self.dst.map_or(0, IpNet::prefix), self.src.map_or(0, IpNet::prefix));
-        let body = [self.family, dst, src, 0, 0, 0, 0, self.action, 0, 0, 0, 0];
+        let flags = if self.is_not { FIB_RULE_INVERT } else { 0 };
+        let [a, b, c, d] = flags.to_ne_bytes();
+        let body = [self.family, dst, src, 0, 0, 0, 0, self.action, a, b, c, d];
         let mut message = Message::new(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, &body)
             .attr_u32(FRA_PRIORITY, self.priority)
             .attr(FRA_PROTOCOL, &[self.protocol]);
@@ -135,8 +143,13 @@ impl Rule {
     /// Reads the body of an `RTM_NEWRULE` or `RTM_DELRULE`.
     pub fn parse(body: &[u8]) -> Option<Self> {
         let header: [u8; BODY] = netlink::array_at(body, 0)?;
-        let mut rule =
-            Rule { family: header[0], action: header[7], table: header[4].into(), ..Rule::EVERY_PACKET };
+        let mut rule = Rule {
+            family: header[0],
+            action: header[7],
+            table: header[4].into(),
+            is_not: netlink::u32_at(body, 8) & FIB_RULE_INVERT != 0,
+            ..Rule::EVERY_PACKET
+        };
         for (kind, value) in netlink::attrs(body, BODY) {
             let number = netlink::u32_at(value, 0);
             let byte = value.first().copied().unwrap_or(0);
@@ -191,6 +204,7 @@ mod tests {
     fn some_rules() -> [Rule; 4] {
         let mark = Rule {
             iif: "toh0".to_owned(),
+            is_not: true,
             mark: 0x7400_0000,
             mask: MARK_MASK,
             target: 904,

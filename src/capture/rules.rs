@@ -13,8 +13,7 @@ use crate::net::IpNet;
 
 // Priorities, from `rule_priority` on.
 
-const SELF_ONLY: u32 = 0;
-const NOT_SELF: u32 = 1;
+const NOT_SELF: u32 = 0;
 const LEAVES_TUN: u32 = 2;
 const MARKED: u32 = 3;
 const FAKE: u32 = 4;
@@ -63,10 +62,8 @@ pub fn rules(
         let mut rules = Rules { config, family, all: &mut all };
         rules.add(END, FR_ACT_NOP); // a jump needs its target
         if is_self_only {
-            // First, since each packet that the machine forwards has to pass them.
-            rules.add(LEAVES_TUN, FR_ACT_NOP);
-            rules.goto(SELF_ONLY, LEAVES_TUN).device(SELF);
-            rules.goto(NOT_SELF, END);
+            // First and only one, since each packet that the machine forwards has to pass it.
+            rules.goto(NOT_SELF, END).device(SELF).is_not = true;
         }
         rules.goto(LEAVES_TUN, END).device(tun);
         if config.mark != 0 {
