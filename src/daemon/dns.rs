@@ -27,8 +27,7 @@ mod stream;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::rc::Rc;
 use std::task::{self, Poll};
 
@@ -76,42 +75,19 @@ struct Proxies {
     resolver: Rc<DirectResolver>,
 }
 
-/// Why there is no resolver.
-#[derive(Debug)]
-pub enum DnsError {
-    /// It cannot listen on this address.
-    Listen(SocketAddr, io::Error),
-    /// Random numbers.
-    Random(io::Error),
-    /// This is not a domain name.
-    Name(String),
-}
-
-impl std::fmt::Display for DnsError {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        match self {
-            Self::Listen(address, error) => write!(f, "dns: listen on {address}: {error}"),
-            Self::Random(error) => write!(f, "dns: random numbers: {error}"),
-            Self::Name(name) => write!(f, "dns: {name} is not a domain name"),
-        }
-    }
-}
-
 impl Dns {
     /// The resolver of a configuration; `None` with `dns 'off'`. Reads the file of names.
-    ///
-    /// # Errors
-    /// [`DnsError`]
-    pub fn new(config: &Config, context: Context) -> Result<Option<Rc<Self>>, DnsError> {
+    pub fn new(config: &Config, context: Context) -> Result<Option<Rc<Self>>, String> {
         let dns = &config.dns;
         if dns.mode == DnsMode::Off {
             return Ok(None);
         }
         let server = Server::new(dns.port, config.address6.is_some());
-        let server = server.map_err(|(address, error)| DnsError::Listen(address, error))?;
+        let server = server.map_err(|(address, error)| format!("dns: listen on {address}: {error}"))?;
         let fake = match dns.mode {
             DnsMode::FakeIp => {
-                Some(Rc::new(FakeNames::load(config, context.now()).map_err(DnsError::Random)?))
+                let names = FakeNames::load(config, context.now());
+                Some(Rc::new(names.map_err(|error| format!("dns: random numbers: {error}"))?))
             }
             _ => None,
         };
@@ -279,9 +255,9 @@ impl Dns {
     }
 }
 
-fn proxies(config: &Config, responder: &Rc<Responder>) -> Result<Proxies, DnsError> {
+fn proxies(config: &Config, responder: &Rc<Responder>) -> Result<Proxies, String> {
     let names = config.upstreams.iter().filter_map(|upstream| match &upstream.host {
-        Host::Name(name) => Some(Name::new(name).map_err(|_| DnsError::Name(name.clone()))),
+        Host::Name(name) => Some(Name::new(name).map_err(|_| format!("dns: {name} is not a domain name"))),
         Host::Ip(_) => None,
     });
     let names = names.collect::<Result<_, _>>()?;

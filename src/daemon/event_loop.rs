@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use crate::gateway::Gateway;
-use crate::kernel::capture::{self, Capture, CaptureError};
+use crate::kernel::capture::{self, Capture};
 use crate::kernel::tun::MAX_FRAME;
 use crate::pause::EVERYBODY;
 use crate::report::control::StatusSocket;
@@ -263,7 +263,7 @@ impl EventLoop {
     }
 
     /// The kernel does as the new configuration says, or refuses to.
-    fn end_reload(&mut self, result: Result<(), CaptureError>) {
+    fn end_reload(&mut self, result: Result<(), String>) {
         let Some(Reload { new, upstreams, changes, again }) = self.reload.take() else { return };
         match result {
             Ok(()) => {

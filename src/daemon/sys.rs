@@ -23,7 +23,7 @@ pub use socket::option;
 pub use socket::{
     accept, at_urgent_mark, attach_filter, delay_acknowledgement, discard, netlink, receive_inline,
     reset_connections, set_keepalive, set_lingering, set_mark, set_receive_buffer, set_resetting,
-    shutdown_write, unacknowledged,
+    shutdown_write, tcp_socket, udp_socket, unacknowledged,
 };
 pub use tun::{
     into_file, set_mtu, set_offload, set_queue_length, set_vnet_header_size, set_vnet_little_endian,

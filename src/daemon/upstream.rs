@@ -22,7 +22,6 @@ use crate::sys;
 use crate::upstream::confirm::Worked;
 use crate::upstream::connection::Connection;
 use crate::upstream::dial::Reply;
-use crate::upstream::exchange::udp_socket;
 use crate::upstream::proxy::{Account, Proxy, Warning};
 use crate::upstream::resolver::{ResolveError, Resolver};
 use log::{debug, info, warn};
@@ -570,7 +569,7 @@ impl Upstreams {
 
     /// Whether the kernel knows a way to any of these.
     fn has_route(&self, addresses: &[IpAddr]) -> bool {
-        addresses.iter().any(|&ip| udp_socket(SocketAddr::new(ip, 9), self.mark).is_ok())
+        addresses.iter().any(|&ip| sys::udp_socket(SocketAddr::new(ip, 9), self.mark).is_ok())
     }
 
     /// Tells what a proxy's answer means, and readies the tunnel.

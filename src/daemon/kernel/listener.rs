@@ -7,7 +7,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::unix::AsyncFd;
-use tokio::net::TcpSocket;
 
 use crate::sys;
 use tcp_over_http::config::Config;
@@ -53,7 +52,7 @@ pub fn listen(config: &Config) -> Result<Vec<Listener>, (SocketAddr, io::Error)>
 }
 
 fn listen_on(address: SocketAddr, config: &Config) -> io::Result<Listener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = sys::tcp_socket(address, 0)?;
     socket.set_reuseaddr(true)?;
     // Nobody on another interface gets here, whatever address they use. Accepted sockets inherit this and what follows.
     socket.bind_device(Some(config.tun.as_bytes()))?;

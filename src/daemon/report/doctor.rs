@@ -19,7 +19,6 @@ use crate::settings::{self, Settings};
 use crate::sys;
 use crate::upstream::Upstreams;
 use crate::upstream::dial::{self, HandshakeError};
-use crate::upstream::exchange::any_address;
 use tcp_over_http::config::{Config, PathChoice};
 
 /// For the proxy's answer: one that allows a port where the target drops packets may stay silent for long.
@@ -310,14 +309,7 @@ async fn examine_proxy(
 
 /// Whether the route to the proxy leads into the TUN despite the mark: the kernel then picks the TUN's address.
 fn is_captured(config: &Config, proxy: SocketAddr) -> bool {
-    // Bound to a parsed address: a text would link the C library's resolver.
-    let local = UdpSocket::bind(SocketAddr::new(any_address(proxy), 0)).and_then(|socket| {
-        if config.mark != 0 {
-            sys::set_mark(&socket, config.mark)?;
-        }
-        socket.connect(proxy)?;
-        socket.local_addr()
-    });
+    let local = sys::udp_socket(proxy, config.mark).and_then(|socket| socket.local_addr());
     local.is_ok_and(|local| own_addresses(config).any(|own| own == local.ip()))
 }
 

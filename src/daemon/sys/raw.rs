@@ -3,11 +3,11 @@
 use std::ffi::c_int;
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::check;
-use super::socket::{option, set_mark, set_option};
+use super::socket::{option, set_option, udp_socket};
 
 /// <linux/in6.h>
 const IPV6_HDRINCL: c_int = 36;
@@ -79,12 +79,7 @@ pub fn route_to(address: SocketAddr, mark: u32) -> io::Result<(u16, IpAddr)> {
     /// <linux/in.h> and <linux/in6.h>
     const IP_MTU: c_int = 14;
     const IPV6_MTU: c_int = 24;
-    let socket = UdpSocket::bind(match address {
-        SocketAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
-        SocketAddr::V6(_) => SocketAddr::from(([0; 16], 0)),
-    })?;
-    set_mark(&socket, mark)?;
-    socket.connect(address)?;
+    let socket = udp_socket(address, mark)?;
     let (level, name) = match address {
         SocketAddr::V4(_) => (libc::IPPROTO_IP, IP_MTU),
         SocketAddr::V6(_) => (libc::IPPROTO_IPV6, IPV6_MTU),

@@ -3,10 +3,34 @@
 use std::ffi::c_int;
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use tokio::net::TcpSocket;
+
 use super::{check, check_size};
+
+/// A TCP socket of the address's family, with `mark` (0: none).
+pub fn tcp_socket(address: SocketAddr, mark: u32) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    set_mark_if(&socket, mark)?;
+    Ok(socket)
+}
+
+/// A UDP socket with `mark` (0: none) that is connected to `to`: there are a route and an address to come from.
+pub fn udp_socket(to: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
+    // No text: parsing one would link the C library's resolver.
+    let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+    socket.set_nonblocking(true)?;
+    set_mark_if(&socket, mark)?;
+    socket.connect(to)?;
+    Ok(socket)
+}
+
+fn set_mark_if(socket: impl AsFd, mark: u32) -> io::Result<()> {
+    if mark == 0 { Ok(()) } else { set_mark(socket, mark) }
+}
 
 /// Accepts a connection without blocking: a non-blocking socket, and the client's address.
 pub fn accept(listener: &File) -> io::Result<(TcpStream, SocketAddr)> {

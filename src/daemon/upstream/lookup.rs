@@ -3,7 +3,7 @@
 //! They are renewed in the background when their time is up, and stay in use as long as that fails: a proxy does not
 //! go away because a resolver did.
 
-use crate::report::limiter::Limiter;
+use crate::limiter::Limiter;
 use crate::task::spawn;
 use crate::upstream::resolver::{ResolveError, Resolver};
 use log::{debug, warn};
