@@ -32,8 +32,8 @@ pub use choices::{
     ConnectMode, DnsMode, HttpRelay, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, ToProxy,
 };
 pub use dns::DnsConfig;
-pub use error::{ConfigError, ConfigErrorKind, Fault, Origin};
-pub use export::{Json, Shell};
+pub use error::{ConfigError, Fault, Origin};
+pub use export::{Shell, options_as_json};
 pub use given::Given;
 pub use host::Host;
 pub use options::{Spec, Unit, ValueType};

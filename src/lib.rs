@@ -56,6 +56,7 @@ pub mod dns;
 pub mod flow;
 pub mod forward;
 pub mod http;
+pub mod json;
 pub mod net;
 pub mod packet;
 pub mod rewrite;

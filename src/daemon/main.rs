@@ -54,11 +54,12 @@ use crate::relay::Supplies;
 use crate::relay::pipe::Pipes;
 use crate::relay::poller::Poller;
 use crate::report::document::Form;
-use crate::report::{control, doctor, json, logger};
+use crate::report::{control, doctor, logger};
 use crate::settings::Settings;
 use crate::sys::signals::Signals;
 use crate::upstream::Upstreams;
-use tcp_over_http::config::{Config, ConfigError, DnsMode, Json, OnFailure, Ping, Shell, VARIABLE};
+use tcp_over_http::config::{self, Config, ConfigError, DnsMode, OnFailure, Ping, Shell, VARIABLE};
+use tcp_over_http::json;
 
 /// Files beyond those of flows and pipes: resolvers, the TUN, netlink, logs, dials that are just ending.
 const OTHER_FILES: usize = 64;
@@ -74,7 +75,7 @@ fn main() -> ExitCode {
     match cli::parse(env::args_os().skip(1), env::var_os(VARIABLE)) {
         Ok(Command::Help) => print(&cli::Help),
         Ok(Command::Shell(settings)) => print(&Shell(&settings.load_readable())),
-        Ok(Command::Options) => print(&Json),
+        Ok(Command::Options) => print(&config::options_as_json()),
         Ok(Command::Version) => print(&format_args!("{}\n", cli::Version)),
         Ok(Command::Check(settings)) => check(&settings),
         Ok(Command::Run(settings)) => block_on(run(settings)),

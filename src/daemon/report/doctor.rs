@@ -10,11 +10,12 @@ use std::time::Duration;
 use tcp_over_http::capture::Path;
 use tcp_over_http::dns;
 use tcp_over_http::http::connect::Target;
+use tcp_over_http::json;
 use tcp_over_http::net::IpNet;
 
 use crate::kernel::capture::{DETOUR, Detour, Overlap};
 use crate::kernel::{firewall, route, sysctl};
-use crate::report::{control, json};
+use crate::report::control;
 use crate::settings::{self, Settings};
 use crate::sys;
 use crate::upstream::Upstreams;
