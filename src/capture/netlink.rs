@@ -199,6 +199,12 @@ pub fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     array_at(bytes, offset).map_or(0, u32::from_ne_bytes)
 }
 
+/// The address that a value is: 4 or 16 bytes.
+pub fn address(value: &[u8]) -> Option<IpAddr> {
+    let ipv4 = <[u8; 4]>::try_from(value).map(IpAddr::from).ok();
+    ipv4.or_else(|| <[u8; 16]>::try_from(value).map(IpAddr::from).ok())
+}
+
 /// The bytes at an offset, if there are that many.
 pub fn array_at<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
     bytes.get(offset..)?.first_chunk().copied()

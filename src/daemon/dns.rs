@@ -165,7 +165,7 @@ impl Dns {
 
     /// How many names have fake addresses.
     pub fn names(&self) -> u16 {
-        self.fake.as_ref().map_or(0, |fake| fake.table().len())
+        self.fake.as_ref().map_or(0, |fake| fake.table().count())
     }
 
     /// What `client` means by connecting to this address.

@@ -10,7 +10,7 @@ pub mod signals;
 mod socket;
 mod tun;
 
-pub use epoll::{epoll, epoll_control, epoll_take, watch};
+pub use epoll::{epoll, epoll_control, epoll_take, poll_read, watch};
 pub use file::{folder, is_in_memory, replace};
 pub use landlock::keep_writable;
 pub use pipe::{pipe, set_pipe_size, splice, write};

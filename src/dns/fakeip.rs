@@ -269,13 +269,8 @@ impl FakeIp {
     }
 
     /// How many names there are.
-    pub const fn len(&self) -> u16 {
+    pub const fn count(&self) -> u16 {
         self.live
-    }
-
-    /// Whether there is no name.
-    pub const fn is_empty(&self) -> bool {
-        self.live == 0
     }
 
     /// Counts the names that got an address: when it has moved, [`FakeIp::save`] would save something new.

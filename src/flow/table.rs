@@ -6,9 +6,9 @@ use core::net::Ipv6Addr;
 use super::{
     CLOSING_IDLE, FIN_BOTH, Flow, IDLE_SAFE, LINGER, NatSource, OPENED_SAFE, OPENING_IDLE, Side, Slot, State,
 };
-use crate::flow::clients::{Client, Clients, Group, Identity};
+use crate::flow::clients::{Client, Clients, Group};
 use crate::flow::nat::{NatSources, Turn};
-use crate::net::Family;
+use crate::net::{ClientKey, Family};
 use crate::packet::reject::Reject;
 use crate::packet::{Change, Segment, Tuple};
 use crate::siphash::{self, Key};
@@ -150,7 +150,7 @@ impl FlowTable {
 
     /// How many flows a client opens.
     pub fn opened(&self, client: Ipv6Addr) -> u16 {
-        self.clients.opened(self.clients.find(Identity::from(client)))
+        self.clients.opened(self.clients.find(ClientKey::of(client)))
     }
 
     /// A new flow for the SYN of a client, held. A flow of the same tuple makes way: it lives on if it is
@@ -167,7 +167,7 @@ impl FlowTable {
         now: Instant,
         change: impl FnOnce(NatSource) -> Change,
     ) -> Result<Slot, Refusal> {
-        let identity = Identity::from(tuple.source);
+        let identity = ClientKey::of(tuple.source);
         let mut yielding = self.yielding_opened(self.clients.find(identity), now)?;
         let (slot, turn) = match self.vacant(now) {
             Some(vacant) => vacant,

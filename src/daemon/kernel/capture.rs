@@ -1,7 +1,6 @@
 //! What the kernel is told so that connections come to us: the device and its listeners, the firewall's tables, rules
 //! and routes.
 
-use std::fmt;
 use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -24,27 +23,18 @@ use crate::netlink::conntrack;
 use crate::pause::Paused;
 use crate::sys;
 use tcp_over_http::config::{Config, OnFailure, PathChoice};
-use tcp_over_http::net::IpNet;
 use tcp_over_http::siphash::Key;
 
 /// How long an address may be away: a lease that is renewed may take it and put it back.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What to do about a [`Detour`].
+/// What to do about a [`detour`].
 pub const DETOUR: &str = "connections that the kernel forwards end there: except it (ip route add throw ADDRESS table TABLE), or set path 'relay'";
 
-/// A proxy that others' routes lead into the TUN.
-pub struct Detour {
-    /// Its address.
-    pub proxy: IpAddr,
-    /// The table that has the route.
-    pub table: u32,
-}
-
-impl fmt::Display for Detour {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "table {} has a route into the device for the proxy's address {}", self.table, self.proxy)
-    }
+/// Tells of a proxy that others' routes lead into the TUN.
+pub fn detour(uplinks: &Uplinks, proxy: IpAddr) -> Option<String> {
+    let table = uplinks.detour(proxy)?;
+    Some(format!("table {table} has a route into the device for the proxy's address {proxy}"))
 }
 
 /// The routes, the listeners, and the firewall's tables.
@@ -308,8 +298,8 @@ impl Capture {
 
     fn warn_of_detours(&self) {
         for proxy in self.proxies() {
-            if let Some(table) = self.uplinks.detour(proxy.ip()) {
-                log::warn!("{}: {DETOUR}", Detour { proxy: proxy.ip(), table });
+            if let Some(detour) = detour(&self.uplinks, proxy.ip()) {
+                log::warn!("{detour}: {DETOUR}");
             }
         }
     }
@@ -405,28 +395,15 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
 }
 
 fn warn_of_overlaps(config: &Config, uplinks: &Uplinks) {
-    for &net in &uplinks.networks {
-        if let Some((option, ours)) = config.overlapping(net) {
-            log::error!("{}", Overlap { net, option, ours });
-        }
-    }
+    overlaps(config, uplinks).for_each(|overlap| log::error!("{overlap}"));
 }
 
-/// A network of this machine that has addresses in common with one of ours.
-pub struct Overlap {
-    /// The machine's.
-    pub net: IpNet,
-    /// The option that has ours...
-    pub option: &'static str,
-    /// ...and its value.
-    pub ours: IpNet,
-}
-
-impl fmt::Display for Overlap {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Self { net, option, ours } = self;
-        write!(f, "network {net} overlaps {ours}, and can't be reached: set {option} to another network")
-    }
+/// Tells of networks of this machine that have addresses in common with ours.
+pub fn overlaps(config: &Config, uplinks: &Uplinks) -> impl Iterator<Item = String> {
+    uplinks.networks.iter().filter_map(|&net| {
+        let (option, ours) = config.overlapping(net)?;
+        Some(format!("network {net} overlaps {ours}, and can't be reached: set {option} to another network"))
+    })
 }
 
 /// Relaying also works without the firewall.

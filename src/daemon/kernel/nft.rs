@@ -40,15 +40,11 @@ impl Nft {
     pub fn poll(&mut self, cx: &mut Context) -> Poll<Result<(), String>> {
         let mut buffer = [0; SAID];
         loop {
-            let mut ready = match ready!(self.output.poll_read_ready(cx)) {
-                Ok(ready) => ready,
+            match ready!(sys::poll_read(&self.output, cx, &mut buffer)) {
+                Ok(0) => return Poll::Ready(end(&mut self.child, &self.said)),
+                Ok(length) if self.said.len() < SAID => self.said.extend_from_slice(&buffer[..length]),
+                Ok(_) => {}
                 Err(error) => return Poll::Ready(Err(not_run(error))),
-            };
-            match ready.try_io(|output| output.get_ref().read(&mut buffer)) {
-                Ok(Ok(0)) => return Poll::Ready(end(&mut self.child, &self.said)),
-                Ok(Ok(length)) if self.said.len() < SAID => self.said.extend_from_slice(&buffer[..length]),
-                Ok(Err(error)) => return Poll::Ready(Err(not_run(error))),
-                _ => {}
             }
         }
     }

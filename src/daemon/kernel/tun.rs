@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::task::{Context, Poll, ready};
+use std::io::{self, Write};
+use std::task::{Context, Poll};
 
 use tcp_over_http::packet::builder::MAX_LEN;
 use tcp_over_http::packet::vnet;
@@ -49,12 +49,7 @@ impl Tun {
 
     /// Reads one frame.
     pub fn poll_read(&self, cx: &mut Context, frame: &mut [u8]) -> Poll<io::Result<usize>> {
-        loop {
-            let mut ready = ready!(self.file.poll_read_ready(cx))?;
-            if let Ok(result) = ready.try_io(|file| file.get_ref().read(frame)) {
-                return Poll::Ready(result);
-            }
-        }
+        sys::poll_read(&self.file, cx, frame)
     }
 
     /// Writes one frame, which is lost if the kernel does not take it.

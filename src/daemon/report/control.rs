@@ -126,13 +126,9 @@ impl StatusSocket {
 /// A client's request, once it has come or will not come.
 fn receive(client: &AsyncFd<File>, cx: &mut Context) -> Option<String> {
     let mut bytes = [0; MAX_REQUEST];
-    loop {
-        let Poll::Ready(Ok(mut ready)) = client.poll_read_ready(cx) else { return None };
-        if let Ok(received) = ready.try_io(|client| client.get_ref().read(&mut bytes)) {
-            let length = received.unwrap_or_default();
-            return Some(String::from_utf8_lossy(&bytes[..length]).trim().to_owned());
-        }
-    }
+    let Poll::Ready(received) = sys::poll_read(client, cx, &mut bytes) else { return None };
+    let length = received.unwrap_or_default();
+    Some(String::from_utf8_lossy(&bytes[..length]).trim().to_owned())
 }
 
 impl Drop for StatusSocket {

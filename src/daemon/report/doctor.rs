@@ -13,7 +13,7 @@ use tcp_over_http::http::connect::Target;
 use tcp_over_http::json;
 use tcp_over_http::net::IpNet;
 
-use crate::kernel::capture::{DETOUR, Detour, Overlap};
+use crate::kernel::capture::{DETOUR, detour, overlaps};
 use crate::kernel::{firewall, route, sysctl};
 use crate::report::control;
 use crate::settings::{self, Settings};
@@ -201,11 +201,9 @@ fn system(findings: &mut Findings, config: &Config) {
         findings.warn(format_args!("rp_filter of {device} is strict"), STRICT);
     }
     if let Ok(uplinks) = route::uplinks(route::index(&config.tun)) {
-        for &net in &uplinks.networks {
-            if let Some((option, ours)) = config.overlapping(net) {
-                findings.failed = true;
-                line(format_args!("FAIL  {}", Overlap { net, option, ours }));
-            }
+        for overlap in overlaps(config, &uplinks) {
+            findings.failed = true;
+            line(format_args!("FAIL  {overlap}"));
         }
     }
     let firewall = fs::read_to_string("/etc/config/firewall").unwrap_or_default();
@@ -243,8 +241,8 @@ async fn examine_proxy(
         && let Ok(uplinks) = route::uplinks(route::index(&config.tun))
     {
         for &proxy in &*addresses {
-            if let Some(table) = uplinks.detour(proxy) {
-                findings.warn(format_args!("upstream {name}: {}", Detour { proxy, table }), DETOUR);
+            if let Some(detour) = detour(&uplinks, proxy) {
+                findings.warn(format_args!("upstream {name}: {detour}"), DETOUR);
             }
         }
     }
