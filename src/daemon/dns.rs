@@ -196,13 +196,15 @@ impl Dns {
         let is_paused = self.responder.context.paused.covers(client.source().map(|it| it.to_canonical()));
         let is_answered = direct.is_none() && self.reply_locally(&query, &client, is_paused)
             || self.responder.reply_from_cache(&query, &client);
+        if is_answered {
+            return;
+        }
         if is_paused && direct.is_none() {
             direct = Some(Rc::clone(&self.paused));
+            // As they are now: the uplink may be another by the next query.
             self.paused.set_servers(self.responder.context.upstreams().resolver().servers());
         }
-        if !is_answered {
-            self.forward(direct, &query, message, client);
-        }
+        self.forward(direct, &query, message, client);
     }
 
     /// Sends a reply that depends on nothing but the name and the type, if there is one: no fake address to who is paused.
