@@ -16,6 +16,8 @@ mod cli;
 mod clock;
 mod dns;
 mod event_loop;
+#[cfg(test)]
+mod fixture;
 mod forward;
 mod gateway;
 mod kernel;

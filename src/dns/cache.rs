@@ -186,8 +186,8 @@ fn change_ttls(reply: &mut [u8], change: impl Fn(u32) -> u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wire::query::tests::{Fields, SELF, query, reply};
     use super::*;
+    use crate::dns::wire::fixture::{Fields, SELF, query, reply};
     use proptest::prelude::*;
     use std::format;
     use std::vec;

@@ -101,8 +101,8 @@ impl Pending {
 #[cfg(test)]
 mod tests {
     use super::super::wire::message::Kind;
-    use super::super::wire::query::tests::{query, reply};
     use super::*;
+    use crate::dns::wire::fixture::{query, reply};
 
     const OK: u16 = 0x8180;
 

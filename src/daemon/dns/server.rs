@@ -182,7 +182,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::resolver::tests::run;
+    use crate::fixture::run;
     use std::future::poll_fn;
 
     /// More at once than there may be, before the task of any has its turn.

@@ -145,7 +145,7 @@ impl Lookup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::resolver::tests::{OK, reply, run, server};
+    use crate::fixture::{OK, reply, run, server};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
 

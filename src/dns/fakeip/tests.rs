@@ -1,5 +1,5 @@
 use super::*;
-use crate::dns::wire::query::tests::query;
+use crate::dns::wire::fixture::query;
 use crate::dns::{Kind, Query, Reply};
 use crate::net::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;

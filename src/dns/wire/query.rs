@@ -267,4 +267,4 @@ fn extent(message: &Message<'_>) -> Option<(usize, bool)> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
