@@ -39,7 +39,7 @@ const CTA_COUNTERS_BYTES: u16 = 2;
 
 /// `IPPROTO_TCP`
 const TCP: u8 = 6;
-/// `TCP_CONNTRACK_TIME_WAIT` (<linux/netfilter/nf_conntrack_tcp.h>): from here on nothing is to come.
+/// `TCP_CONNTRACK_TIME_WAIT` (<linux/netfilter/nf_conntrack_tcp.h>): nothing comes after this.
 const TIME_WAIT: u8 = 7;
 
 /// A connection.

@@ -1,4 +1,4 @@
-//! What the kernel is to have.
+//! What the kernel should have.
 
 use alloc::vec::Vec;
 

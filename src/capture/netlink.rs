@@ -13,7 +13,7 @@ use core::net::IpAddr;
 
 // <linux/netlink.h>
 
-/// The kernel is to say how it went.
+/// Have the kernel say how it went.
 pub const NLM_F_ACK: u16 = 4;
 /// All things of a kind.
 pub const NLM_F_DUMP: u16 = 0x300;
@@ -121,7 +121,7 @@ pub struct Received<'a> {
     flags: u16,
 }
 
-/// What a message is to the one who asked.
+/// What a message means to whoever asked.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
     /// One thing, and more will follow.

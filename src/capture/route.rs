@@ -10,7 +10,7 @@ use crate::net::IpNet;
 
 /// The kind of a message: a route is to be added.
 pub const RTM_NEWROUTE: u16 = 24;
-/// A route is gone, or is to be deleted.
+/// A route is gone, or to be deleted.
 pub const RTM_DELROUTE: u16 = 25;
 /// Routes are asked for.
 pub const RTM_GETROUTE: u16 = 26;

@@ -1,7 +1,7 @@
 //! From a file, the environment and the flags to a [`Config`], in steps: the caller reads the files.
 //!
 //! Values are gathered as text first, each with where it came from: a flag replaces the variable,
-//! which replaces the file, and an error can still name the line that is to blame.
+//! which replaces the file, and an error can still name the line at fault.
 
 use alloc::borrow::ToOwned;
 use alloc::format;

@@ -217,23 +217,23 @@ const COMMANDS: &str = "  tcp-over-http run [--leave-blocked] [OPTION]...
                                      errors to stderr
                                      --leave-blocked: refuse captured traffic after the end
   tcp-over-http check [OPTION]...    validate the configuration
-  tcp-over-http block [OPTION]...    refuse what is to be captured, until the daemon runs
+  tcp-over-http block [OPTION]...    refuse what would be captured, until the daemon runs
   tcp-over-http unblock [OPTION]...  remove what the daemon or `block` has left
   tcp-over-http status [--json] [OPTION]...
-                                     how the running daemon is
+                                     the status of the running daemon
   tcp-over-http upstreams [--history] [--json] [OPTION]...
-                                     how its proxies are, or what has changed of them
+                                     the state of its proxies, or how that has changed
   tcp-over-http use NAME|auto [--keep|--reset] [--json] [OPTION]...
                                      new connections go through this proxy; --reset: others end
   tcp-over-http uplinks [--json] [OPTION]...
-                                     look anew at which uplinks are up
+                                     check again which uplinks are up
   tcp-over-http pause DURATION [--client IP] [--json] [OPTION]...
-                                     let all clients, or one, out directly for a while, as 90s,
+                                     let all clients, or one, out directly for a while: 90s,
                                      10m, 1h (at most); it ends by itself
   tcp-over-http resume [--client IP] [--json] [OPTION]...
-                                     end that pause, or all
+                                     end that client's pause, or all
   tcp-over-http clients [--json] [OPTION]...
-                                     what its clients have moved
+                                     its clients' connections and bytes
   tcp-over-http doctor [--target HOST] [OPTION]...
                                      what is wrong, and what to do
   tcp-over-http config --shell [OPTION]...
@@ -242,7 +242,7 @@ const COMMANDS: &str = "  tcp-over-http run [--leave-blocked] [OPTION]...
   tcp-over-http config --help        the same for people
   tcp-over-http --version | --help";
 
-/// What is to be said of all options.
+/// What applies to all options.
 const NOTES: &str = "\
 Options marked ... repeat. Other users can see an upstream's password in the arguments: give it in
 the file, or in the variable TCP_OVER_HTTP_UPSTREAM (URLs separated by spaces).";
@@ -317,7 +317,9 @@ impl fmt::Display for UsageError {
             UsageError::Flag(name) => write!(f, "unknown option --{name}")?,
             UsageError::NoValue(name) => write!(f, "--{name} needs a value")?,
             UsageError::NoName => f.write_str("use needs an upstream's name, or auto")?,
-            UsageError::NoDuration => f.write_str("pause needs a duration of at most 1h, as 90s or 10m")?,
+            UsageError::NoDuration => {
+                f.write_str("pause needs a duration of at most 1h, such as 90s or 10m")?
+            }
             UsageError::Argument(number) => write!(f, "argument {number} is not an option")?,
             UsageError::NotUtf8 => f.write_str("an argument is not UTF-8")?,
         }

@@ -207,7 +207,7 @@ impl Dns {
         self.forward(direct, &query, message, client);
     }
 
-    /// Sends a reply that depends on nothing but the name and the type, if there is one: no fake address to who is paused.
+    /// Sends a reply that depends on nothing but the name and the type, if there is one: no fake address during a client's pause.
     fn reply_locally(&self, query: &Query, client: &Client, is_paused: bool) -> bool {
         let mut fake = self.fake.as_ref().filter(|_| !is_paused).map(|fake| fake.table());
         let context = &self.responder.context;

@@ -151,7 +151,7 @@ async fn run(settings: Settings) -> ExitCode {
 }
 
 /// Sets up and runs until the end. What captures traffic is removed if the end was asked for, or if
-/// traffic may then go directly; if another run is to follow, it is refused until then.
+/// traffic may then go directly; if another run follows, traffic is refused until then.
 async fn serve(settings: Settings) -> Result<(End, Rc<Paused>), StartError> {
     // Before anything is set up that an early end would leave behind, and before the configuration is read,
     // so that no change of it is missed.

@@ -41,7 +41,7 @@ impl Settings {
         self.overrides.give(spec, value);
     }
 
-    /// Reads the configuration; the file is read anew each time.
+    /// Reads the configuration; the file is read each time.
     ///
     /// # Errors
     /// [`ConfigError`]

@@ -193,8 +193,8 @@ impl Choice {
         (delay != 0 && !next.health.is_resting()).then(|| delay.max(3 * usual))
     }
 
-    /// Another proxy was faster than this one's connect, which is now given up: whether it still answers is to be found
-    /// out.
+    /// Another proxy was faster than this one's connect, which is now given up: a confirmation will tell whether it still
+    /// answers.
     pub fn overtaken(&mut self, asked: Asked) {
         if let Some(proxy) = self.proxies.get_mut(asked.index) {
             proxy.is_wanted = true;
@@ -330,7 +330,7 @@ impl Choice {
         (0..self.proxies.len()).filter(|&index| is_open(index)).min_by_key(rank)
     }
 
-    /// A client dials: whoever could be asked but for its rest is to be confirmed once that is over.
+    /// A client dials: proxies that only their rest keeps from being asked are confirmed once it is over.
     fn want_rested(&mut self, now: Instant) {
         if self.chosen().is_some() && !self.settings.pin_fallback {
             return;

@@ -49,11 +49,11 @@ pub struct Capture {
     paused: Rc<Paused>,
     /// How many proxies the firewall has been told of.
     told: usize,
-    /// The rules and routes of a configuration that is to be taken over, once the firewall has its tables.
+    /// The rules and routes of a new configuration, applied once the firewall has its tables.
     next: Option<Rc<Desired>>,
     /// When a device has last lost an address, until sockets have been looked through for it.
     lost_address: Option<Instant>,
-    /// Conntrack is to forget what was let out, once the firewall has its tables.
+    /// Have conntrack forget what was let out, once the firewall has its tables.
     is_to_forget: bool,
 }
 
@@ -196,7 +196,7 @@ impl Capture {
         self.next = Some(self.routes.desired(config, self.path(), &self.uplinks));
     }
 
-    /// Takes over who is paused. With `has_ended` what was let out ends: the kernel's flowtable would carry it on.
+    /// Applies who is paused. With `has_ended`, ends what was let out: the kernel's flowtable would go on carrying it.
     pub fn pause(&mut self, config: &Config, has_ended: bool) {
         self.is_to_forget |= has_ended;
         self.replace_tables(config);
@@ -313,7 +313,7 @@ impl Capture {
                 self.warn_of_detours();
                 warn_of_overlaps(config, &self.uplinks);
                 self.replace_tables(config);
-                // What is to be taken over next was made for the uplinks before.
+                // What comes next was made for the uplinks before.
                 let is_other = self.path() == Path::Forward && had_default != self.uplinks.has_default;
                 if is_other || self.next.is_some() {
                     let desired = self.routes.desired(config, self.path(), &self.uplinks);
@@ -384,7 +384,7 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
     if let Err(error) = run(&commands) {
         log::debug!("{error}"); // there are some, or it has none
     }
-    // The rules of a daemon that has come meanwhile lead to it: nothing is to get past them.
+    // The rules of a daemon that has come meanwhile lead to it: nothing may get past them.
     if was_alone && !is_alone() {
         let name = nft::name(config);
         for family in ["ip", "ip6"] {

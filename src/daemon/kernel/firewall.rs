@@ -26,16 +26,16 @@ pub struct Firewall {
     /// The commands that put them in place; none if they are not to be there.
     commands: Option<Commands>,
     watch: AsyncFd<File>,
-    /// What is under way, and the commands that were there before, unless it is to restore the tables.
+    /// What is under way, and the commands before it, unless it restores the tables.
     run: Option<(Nft, Option<Option<Commands>>)>,
-    /// The commands that are to come next.
+    /// The commands to run next.
     next: Option<Commands>,
     /// Whether the tables are deleted when this is dropped.
     undo: bool,
 }
 
 impl Firewall {
-    /// A watch; there are to be no tables yet. Must be called within the tokio runtime.
+    /// A watch, without tables yet. Must be called within the tokio runtime.
     pub fn new(config: &Config, clock: Clock) -> Result<Self, String> {
         if config.mark == 0 {
             return Err("it needs a mark".to_owned());
@@ -113,7 +113,7 @@ impl Firewall {
         }
     }
 
-    /// Whether there are to be any tables.
+    /// Whether there should be tables.
     pub fn has_tables(&self) -> bool {
         self.commands.is_some()
     }

@@ -41,12 +41,12 @@ const FOLLOWED: &str = "default routes have come or gone";
 pub struct Routes {
     device: Device,
     owner: Owner,
-    /// What is to be there, also while it is being changed to that.
+    /// What should be there, even while it is still being changed to that.
     desired: Rc<Desired>,
     watch: AsyncFd<File>,
     /// What is under way: one thing at a time.
     change: Option<(Change, Purpose)>,
-    /// What is to replace what is desired.
+    /// What replaces `desired` next.
     next: Option<Rc<Desired>>,
     /// Why something has to be restored.
     lost: Option<&'static str>,
@@ -141,7 +141,7 @@ impl Routes {
         self.next = Some(desired);
     }
 
-    /// Does a little of what is to be done. Ready when a replacement has ended. If it has failed, what was there
+    /// Does a step of what is left to do. Ready when a replacement has ended. If it has failed, what was there
     /// before is restored; until then, more may be captured than before, and not less.
     pub fn poll_replaced(&mut self, cx: &mut Context) -> Poll<Result<(), RouteError>> {
         loop {

@@ -86,7 +86,7 @@ impl Ended {
     }
 }
 
-/// Forgets those through the proxy of a number: who sends a packet of one then is reset.
+/// Forgets those through the proxy of a number: whoever then sends a packet of one gets a reset.
 pub fn forget_proxy(mark: u32, number: u8) -> Result<(), Error> {
     request(Entry::delete(mark | RELEASED | u32::from(number), STATES | PROXIES))
 }

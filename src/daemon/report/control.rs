@@ -1,7 +1,7 @@
 //! The status socket: whoever connects sends a request in one piece, is answered, and the connection ends.
 //!
-//! A request is words: `status`, `upstreams`, `history`, `clients`, `use NAME`, `use NAME reset`. Who sends none within a
-//! second, or is one of too many, is told the status. An answer is written at once, however slow its reader, and has
+//! A request is words: `status`, `upstreams`, `history`, `clients`, `use NAME`, `use NAME reset`. A client that sends none
+//! within a second, or is one too many, gets the status. An answer is written at once, however slow its reader, and has
 //! both forms, [`Form::Text`] and [`Form::Json`], with a NUL between them.
 
 use std::fs::{self, File};

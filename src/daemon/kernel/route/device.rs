@@ -13,7 +13,7 @@ use tcp_over_http::net::{IpNet, Ipv4Net, Ipv6Net};
 /// Packets that the kernel queues for us before it drops (the TUN driver's own default is 500).
 const TXQUEUELEN: i32 = 1000;
 
-/// What the device is to be like.
+/// The device as it should be.
 pub struct Device {
     /// Its name.
     pub name: String,
