@@ -39,6 +39,14 @@ use checksum::Delta;
 pub const IPV4_HEADER: usize = 20;
 /// Bytes of an IPv6 header without extensions.
 pub const IPV6_HEADER: usize = 40;
+/// Bytes of an IP header without options and extensions.
+pub const fn ip_header(family: Family) -> usize {
+    match family {
+        Family::V4 => IPV4_HEADER,
+        Family::V6 => IPV6_HEADER,
+    }
+}
+
 /// Bytes of a TCP header without options.
 pub const TCP_HEADER: usize = 20;
 /// Offset of the checksum in a TCP header.

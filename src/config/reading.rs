@@ -284,17 +284,16 @@ fn add_rules(
 }
 
 fn check_dns(main: &Given, config: &mut Config) -> Result<(), Fault> {
-    let dns = &mut config.dns;
-    let own = [Some(IpNet::V4(config.address)), config.address6.map(IpNet::V6)];
-    for range in dns.fake_ranges() {
+    for range in config.dns.fake_ranges() {
         let (option, other) = match range {
             IpNet::V4(_) => ("fakeip_range", "address"),
             IpNet::V6(_) => ("fakeip_range6", "address6"),
         };
-        if own.iter().flatten().any(|own| own.overlaps(range)) {
+        if config.own().any(|own| own.overlaps(range)) {
             return Err((main.origin(option), format!("{option}: overlaps {other}")));
         }
     }
+    let dns = &mut config.dns;
     let most = u16::try_from((1u32 << (32 - dns.fakeip_range.prefix)) - 2).unwrap_or(u16::MAX);
     dns.fakeip_names = at_most(main, "fakeip_names", dns.fakeip_names, "fakeip_range", most)?;
     Ok(())

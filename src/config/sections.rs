@@ -1,7 +1,7 @@
 //! The sections of a file and what is given in them, before anyone asks what it means.
 
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::{mem, ptr};
 
@@ -49,7 +49,7 @@ impl Sections {
         let mut current = None;
         for statement in uci::parse(values::without_mark(text)) {
             let read = match statement {
-                Err(error) => Err((Origin::File(error.at), error.kind.to_string())),
+                Err(error) => Err((Origin::File(error.at), error.what.into())),
                 Ok(Statement::Package { name }) if name.text == b"tcp-over-http" => Ok(()),
                 Ok(Statement::Package { name }) => {
                     Err((Origin::File(name.at), "another package's file".into()))

@@ -103,7 +103,7 @@ fn main() -> ExitCode {
                 false => ExitCode::FAILURE,
             }
         }),
-        Err(error) => fail(&format_args!("tcp-over-http: {error}"), 2),
+        Err(error) => fail(&format_args!("tcp-over-http: {error}; see --help"), 2),
     }
 }
 
@@ -207,8 +207,7 @@ async fn serve(settings: Settings) -> Result<(End, Rc<Paused>), StartError> {
 async fn set_up(config: &Config, restarted: bool) -> Result<(Rc<Gateway>, Capture), String> {
     let others = if config.dns.mode == DnsMode::Off { OTHER_FILES } else { OTHER_FILES + dns::FILES };
     let pipes = reserve_files(config.max_flows as usize, others)?;
-    let [a, b, c, d, e, f, g, h] = sys::random().map_err(|error| format!("random numbers: {error}"))?;
-    let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
+    let key = sys::random_key().map_err(|error| format!("random numbers: {error}"))?;
     let clock = Clock::start();
     let paused = Rc::new(Paused::new(clock, restarted && config.may_pause()));
     let upstreams = Rc::new(Upstreams::new(config).map_err(|error| error.to_string())?);

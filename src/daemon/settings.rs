@@ -42,9 +42,6 @@ impl Settings {
     }
 
     /// Reads the configuration; the file is read each time.
-    ///
-    /// # Errors
-    /// [`ConfigError`]
     pub fn load(&self) -> Result<Config, ConfigError> {
         let config = self.read().finish(sysctl::has_ipv6());
         config.map_err(|fault| ConfigError::new(self.file_name(), fault))

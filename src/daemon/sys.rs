@@ -32,12 +32,20 @@ pub use tun::{
 use std::ffi::c_int;
 use std::io;
 
+use tcp_over_http::siphash::Key;
+
 /// Random bytes fit for secrets.
 pub fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     // SAFETY: writes no more than the array's bytes.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, 0) };
     if check_size(got)? == N { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+/// A key for the library's tables.
+pub fn random_key() -> io::Result<Key> {
+    let [a, b, c, d, e, f, g, h] = random()?;
+    Ok([u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])])
 }
 
 /// The error of a call that has returned -1.

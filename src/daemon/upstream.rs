@@ -177,9 +177,6 @@ impl Upstreams {
     }
 
     /// As [`open`](Self::open), in the name of `client` where that can be.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
     pub async fn carry(
         &self,
         target: Target<'_>,
@@ -301,9 +298,6 @@ impl Upstreams {
     }
 
     /// Connects a client that goes out directly for a while to a target.
-    ///
-    /// # Errors
-    /// There is no such name, or none of its addresses can be connected.
     pub async fn pass_by(&self, target: Target<'_>) -> Result<Carried, Failure> {
         match self.server(PAUSED, target, &self.resolver) {
             Some(server) => self.pass_to(server?).await,
@@ -462,9 +456,6 @@ impl Upstreams {
     }
 
     /// Connects to a proxy for requests in absolute form.
-    ///
-    /// # Errors
-    /// [`Failure`]
     pub async fn connect_plain(&self, index: usize) -> Result<TcpStream, Failure> {
         let connected = self.connect(index).await;
         let stream =

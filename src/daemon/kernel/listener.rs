@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
@@ -42,13 +42,8 @@ impl AsFd for Listener {
 /// # Errors
 /// The address, and what failed there.
 pub fn listen(config: &Config) -> Result<Vec<Listener>, (SocketAddr, io::Error)> {
-    let addresses = [Some(IpAddr::V4(config.address.addr)), config.address6.map(|net| IpAddr::V6(net.addr))];
-    let mut listeners = Vec::with_capacity(2);
-    for address in addresses.into_iter().flatten() {
-        let address = SocketAddr::new(address, config.listen_port);
-        listeners.push(listen_on(address, config).map_err(|error| (address, error))?);
-    }
-    Ok(listeners)
+    let addresses = config.own().map(|net| SocketAddr::new(net.addr(), config.listen_port));
+    addresses.map(|address| listen_on(address, config).map_err(|error| (address, error))).collect()
 }
 
 fn listen_on(address: SocketAddr, config: &Config) -> io::Result<Listener> {

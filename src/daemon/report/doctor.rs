@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -134,7 +134,7 @@ fn daemon(findings: &mut Findings, config: &Config) {
         Err(_) => return findings.fail(format_args!("the daemon answers"), NO_DAEMON),
     };
     findings.ok(format_args!("the daemon answers"));
-    for address in own_addresses(config) {
+    for address in config.own().map(IpNet::addr) {
         let bound = UdpSocket::bind(SocketAddr::new(address, 0));
         findings.judge(format_args!("{} has {address}", config.tun), bound.err().map(|_| NO_ADDRESS));
     }
@@ -309,12 +309,7 @@ async fn examine_proxy(
 /// Whether the route to the proxy leads into the TUN despite the mark: the kernel then picks the TUN's address.
 fn is_captured(config: &Config, proxy: SocketAddr) -> bool {
     let local = sys::udp_socket(proxy, config.mark).and_then(|socket| socket.local_addr());
-    local.is_ok_and(|local| own_addresses(config).any(|own| own == local.ip()))
-}
-
-fn own_addresses(config: &Config) -> impl Iterator<Item = IpAddr> {
-    let ipv6 = config.address6.map(|net| net.addr.into());
-    [Some(config.address.addr.into()), ipv6].into_iter().flatten()
+    local.is_ok_and(|local| config.own().any(|own| own.addr() == local.ip()))
 }
 
 /// Whether there is a default route for IPv6 (`/proc/net/ipv6_route`: destination, prefix length, ..., device).

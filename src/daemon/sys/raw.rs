@@ -2,12 +2,12 @@
 
 use std::ffi::c_int;
 use std::io;
-use std::mem::{self, MaybeUninit};
+use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::check;
-use super::socket::{option, set_option, udp_socket};
+use super::socket::{option, set_option, socket_address, udp_socket};
 
 /// <linux/in6.h>
 const IPV6_HDRINCL: c_int = 36;
@@ -27,9 +27,6 @@ struct Control {
 
 impl RawSocket {
     /// Opens one for IPv4, or for IPv6.
-    ///
-    /// # Errors
-    /// What the kernel says.
     pub fn new(is_ipv4: bool) -> io::Result<Self> {
         let family = if is_ipv4 { libc::AF_INET } else { libc::AF_INET6 };
         let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
@@ -58,7 +55,7 @@ impl RawSocket {
         control.header.cmsg_level = libc::SOL_SOCKET;
         control.header.cmsg_type = libc::SO_MARK;
         control.header.cmsg_len = (size_of::<libc::cmsghdr>() + size_of::<u32>()) as _;
-        message.msg_name = address.as_mut_ptr().cast();
+        message.msg_name = (&raw mut address).cast();
         message.msg_namelen = length;
         message.msg_iov = &raw mut part;
         message.msg_iovlen = 1;
@@ -72,9 +69,6 @@ impl RawSocket {
 
 /// The way to `address`, as the kernel knows it: its MTU in bytes, `IP_MTU` (ip(7)), and the address that it begins at.
 /// With the mark of upstream sockets.
-///
-/// # Errors
-/// There is no way.
 pub fn route_to(address: SocketAddr, mark: u32) -> io::Result<(u16, IpAddr)> {
     /// <linux/in.h> and <linux/in6.h>
     const IP_MTU: c_int = 14;
@@ -86,35 +80,4 @@ pub fn route_to(address: SocketAddr, mark: u32) -> io::Result<(u16, IpAddr)> {
     };
     let mtu = option(&socket, level, name)?;
     Ok((u16::try_from(mtu).unwrap_or(u16::MAX), socket.local_addr()?.ip()))
-}
-
-/// As a `struct sockaddr_in` or `sockaddr_in6` without a port, and its length.
-fn socket_address(address: IpAddr) -> (MaybeUninit<libc::sockaddr_storage>, libc::socklen_t) {
-    let mut storage = MaybeUninit::<libc::sockaddr_storage>::zeroed();
-    let length = match SocketAddr::new(address, 0) {
-        SocketAddr::V4(address) => {
-            let value = libc::sockaddr_in {
-                sin_family: libc::AF_INET as libc::sa_family_t,
-                sin_port: 0,
-                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
-                sin_zero: [0; 8],
-            };
-            // SAFETY: storage is large enough for it, and aligned for any socket address.
-            unsafe { storage.as_mut_ptr().cast::<libc::sockaddr_in>().write(value) };
-            size_of::<libc::sockaddr_in>()
-        }
-        SocketAddr::V6(address) => {
-            let value = libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as libc::sa_family_t,
-                sin6_port: 0,
-                sin6_flowinfo: 0,
-                sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
-                sin6_scope_id: 0,
-            };
-            // SAFETY: as above.
-            unsafe { storage.as_mut_ptr().cast::<libc::sockaddr_in6>().write(value) };
-            size_of::<libc::sockaddr_in6>()
-        }
-    };
-    (storage, length as libc::socklen_t)
 }

@@ -28,9 +28,6 @@ pub struct Signals {
 impl Signals {
     /// Must be called within the tokio runtime. Also tells whether the signals were blocked before: then another run
     /// of the daemon has become this one.
-    ///
-    /// # Errors
-    /// What signalfd(2) says.
     pub fn new() -> io::Result<(Self, bool)> {
         let [terminate, interrupt] = ENDS;
         let (file, waited) = signal_file(&[terminate, interrupt, RELOAD, REPORT])?;

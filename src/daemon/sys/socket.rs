@@ -113,9 +113,6 @@ pub fn discard(socket: impl AsFd, length: usize) -> io::Result<usize> {
 
 /// Resets each TCP connection of this process whose local address is such a one, whoever has its socket, and learns of it
 /// by an error; those that are being opened, too. Returns how many.
-///
-/// # Errors
-/// /proc can't be read.
 pub fn reset_connections(is_such: &dyn Fn(IpAddr) -> bool) -> io::Result<usize> {
     const LISTEN: c_int = 10; // <net/tcp_states.h>
     const CLOSE: c_int = 7;
@@ -167,6 +164,24 @@ fn address_in(address: &libc::sockaddr_in6) -> SocketAddr {
         _ => IpAddr::from(address.sin6_flowinfo.to_ne_bytes()),
     };
     SocketAddr::new(ip, u16::from_be(address.sin6_port))
+}
+
+/// The reverse, without a port, and how long it is.
+pub fn socket_address(ip: IpAddr) -> (libc::sockaddr_in6, libc::socklen_t) {
+    // SAFETY: plain numbers, for which all bits 0 is a value.
+    let mut address: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
+    let (family, length) = match ip {
+        IpAddr::V4(ip) => {
+            address.sin6_flowinfo = u32::from_ne_bytes(ip.octets());
+            (libc::AF_INET, size_of::<libc::sockaddr_in>())
+        }
+        IpAddr::V6(ip) => {
+            address.sin6_addr.s6_addr = ip.octets();
+            (libc::AF_INET6, size_of_val(&address))
+        }
+    };
+    address.sin6_family = family as libc::sa_family_t;
+    (address, length as libc::socklen_t)
 }
 
 /// How many bytes that a TCP socket has sent, its FIN included, are not acknowledged yet: `SIOCOUTQ` (tcp(7)).

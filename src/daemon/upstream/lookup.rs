@@ -38,9 +38,6 @@ struct Known {
 
 impl Lookup {
     /// A name that has not been looked up yet.
-    ///
-    /// # Errors
-    /// [`BadName`] if it cannot be asked for.
     pub fn new(resolver: Rc<Resolver>, name: &str) -> Result<Rc<Self>, BadName> {
         Ok(Rc::new(Self {
             resolver,

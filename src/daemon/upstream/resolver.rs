@@ -83,9 +83,6 @@ impl Resolver {
     }
 
     /// The addresses of a name, given as text and in wire format, and how long they are valid.
-    ///
-    /// # Errors
-    /// [`ResolveError`]
     pub async fn resolve(&self, name: &str, wire: &Name) -> Result<Resolved, ResolveError> {
         let addresses = hosts(Path::new("/etc/hosts"), name);
         if !addresses.is_empty() {
