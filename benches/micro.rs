@@ -174,7 +174,7 @@ fn fake_query(iterations: u64, times: u16) -> Duration {
 fn dns_cached(iterations: u64) -> Duration {
     let mut cache = Cache::new(65_536);
     let mut count = 0;
-    while cache.len() == usize::from(count) {
+    while cache.count() == usize::from(count) {
         let bytes = query(count);
         let query = Query::parse(&bytes).expect("a query");
         let mut reply = Vec::new();

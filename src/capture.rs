@@ -64,7 +64,6 @@ mod watch;
 pub use desired::Desired;
 pub use plan::{Action, Owner, Plan, Requests};
 pub use route::Route;
-pub use routes::{NotCaptured, Why};
 pub use rule::Rule;
 pub use uplinks::Uplinks;
 pub use watch::{Events, judge};

@@ -32,8 +32,8 @@ pub use choices::{
     ConnectMode, DnsMode, HttpRelay, LogLevel, NonTcp, OnFailure, PathChoice, Ping, Quic, ToProxy,
 };
 pub use dns::DnsConfig;
-pub use error::{ConfigError, ConfigErrorKind, Fault, Origin};
-pub use export::{Json, Shell};
+pub use error::{ConfigError, Fault, Origin};
+pub use export::{Shell, options_as_json};
 pub use given::Given;
 pub use host::Host;
 pub use options::{Spec, Unit, ValueType};
@@ -156,10 +156,15 @@ impl Config {
         (!uci::has_zone(firewall, zone)).then_some(zone)
     }
 
+    /// The TUN's own addresses, with their networks.
+    pub fn own(&self) -> impl Iterator<Item = IpNet> + use<> {
+        [Some(IpNet::V4(self.address)), self.address6.map(IpNet::V6)].into_iter().flatten()
+    }
+
     /// The option whose network has addresses in common with `net`, and that network.
     pub fn overlapping(&self, net: IpNet) -> Option<(&'static str, IpNet)> {
-        let own = [Some(IpNet::V4(self.address)), self.address6.map(IpNet::V6)].into_iter().flatten();
-        own.map(|own| (["address", "address6"], own))
+        self.own()
+            .map(|own| (["address", "address6"], own))
             .chain(self.dns.fake_ranges().map(|range| (["fakeip_range", "fakeip_range6"], range)))
             .find(|(_, ours)| IpNet::new(ours.network(), ours.prefix()).overlaps(net))
             .map(|(names, ours)| (names[usize::from(ours.addr().is_ipv6())], ours))

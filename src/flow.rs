@@ -41,7 +41,6 @@ mod table;
 
 use core::fmt;
 
-pub use clients::Identity;
 pub use nat::{NatSource, REST};
 pub use table::{FlowTable, Limits, MAX_FLOWS, Refusal};
 

@@ -20,9 +20,9 @@
 //!    All further packets go as in 4 and 5, whole super-packets of up to 64 KiB among them.
 //! 7. When the relay has ended and both sides have said FIN, the slot waits for its next use.
 //!
-//! So where a connection is **relayed**. Where the kernel can **forward** it ([`forward`], [`capture::Path`]), 4 to 7
-//! fall away: the daemon speaks CONNECT with the proxy in the client's own name, packet by packet, and what comes of it is
-//! one connection from the client to the proxy, which conntrack and NAT carry.
+//! That is how a connection is **relayed**. Where the kernel can **forward** it ([`forward`], [`capture::Path`]), steps 4 to
+//! 7 fall away: the daemon speaks CONNECT with the proxy in the client's own name, packet by packet, and the result is one
+//! connection from the client to the proxy, which conntrack and NAT carry.
 //!
 //! # Glossary
 //!
@@ -39,7 +39,7 @@
 //!
 //! What isn't TCP is refused, but for queries to resolvers, which the daemon answers ([`datagram`](packet::datagram), [`dns`]), and pings.
 //!
-//! Which proxy is asked, or that none is, [`rules`] can say.
+//! [`rules`] can say which proxy is asked, or that none is.
 //!
 //! What the kernel is told so that all this happens is in [`capture`]: policy rules, routes, the firewall's text. [`config`] decides
 //! what the daemon is told to do. [`time`] is passed in.
@@ -56,6 +56,7 @@ pub mod dns;
 pub mod flow;
 pub mod forward;
 pub mod http;
+pub mod json;
 pub mod net;
 pub mod packet;
 pub mod rewrite;

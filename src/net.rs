@@ -23,7 +23,7 @@ pub enum Family {
 
 /// Who a client is, as far as others share with it: an IPv4 address, or the /64 that a machine has all IPv6 addresses of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClientKey(u64);
+pub struct ClientKey(pub(crate) u64);
 
 impl ClientKey {
     /// The client with this address, IPv4 mapped.
@@ -122,7 +122,7 @@ impl IpNet {
             None => (text, None),
         };
         let addr: IpAddr = addr.parse().ok()?;
-        let longest = if addr.is_ipv4() { 32 } else { 128 };
+        let longest = Self::host(addr).prefix();
         let prefix = match prefix {
             None => longest,
             // No sign, no leading zero: `u8::from_str` alone takes both.
@@ -132,6 +132,11 @@ impl IpNet {
             Some(digits) => digits.parse().ok().filter(|&bits| bits <= longest)?,
         };
         Some(IpNet::new(addr, prefix))
+    }
+
+    /// The network of this one address.
+    pub const fn host(addr: IpAddr) -> Self {
+        Self::new(addr, if addr.is_ipv4() { 32 } else { 128 })
     }
 
     /// A network of the address's family; `prefix` is at most 32 or 128.

@@ -39,6 +39,14 @@ use checksum::Delta;
 pub const IPV4_HEADER: usize = 20;
 /// Bytes of an IPv6 header without extensions.
 pub const IPV6_HEADER: usize = 40;
+/// Bytes of an IP header without options and extensions.
+pub const fn ip_header(family: Family) -> usize {
+    match family {
+        Family::V4 => IPV4_HEADER,
+        Family::V6 => IPV6_HEADER,
+    }
+}
+
 /// Bytes of a TCP header without options.
 pub const TCP_HEADER: usize = 20;
 /// Offset of the checksum in a TCP header.
@@ -131,7 +139,6 @@ pub struct Packet<'a> {
     /// Offset of the transport header.
     transport_at: usize,
     transport: Transport,
-    protocol: u8,
 }
 
 impl<'a> Packet<'a> {
@@ -176,8 +183,7 @@ impl<'a> Packet<'a> {
         if !fits || total != bytes.len() {
             return Err(Malformed::Header);
         }
-        let protocol = payload.ip_number.0;
-        let packet = Self { bytes, family, transport_at, transport, protocol };
+        let packet = Self { bytes, family, transport_at, transport };
         let (source, destination) = (packet.source(), packet.destination());
         let mapped = |address: Ipv6Addr| address.to_ipv4_mapped().is_some();
         if family == Family::V6 && (mapped(source) || mapped(destination)) || !is_unicast(source) {
@@ -194,11 +200,6 @@ impl<'a> Packet<'a> {
     /// What the packet carries.
     pub const fn transport(&self) -> Transport {
         self.transport
-    }
-
-    /// The number of the transport protocol (IANA protocol numbers).
-    pub const fn protocol(&self) -> u8 {
-        self.protocol
     }
 
     /// The whole packet.

@@ -1,4 +1,4 @@
-//! The rewriter: what is to become of a packet that came out of the TUN.
+//! The rewriter: what becomes of a packet that came out of the TUN.
 //!
 //! ```text
 //!            client's packets                      listener's packets

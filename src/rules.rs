@@ -217,7 +217,7 @@ impl Rule {
 
 /// Whether an address is in one of these networks, of which none contains another, in order.
 fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
-    let address = IpNet::new(address, if address.is_ipv4() { 32 } else { 128 });
+    let address = IpNet::host(address);
     let behind = networks.partition_point(|net| *net <= address);
     let last = behind.checked_sub(1).and_then(|last| networks.get(last));
     last.is_some_and(|last| last.contains(address))

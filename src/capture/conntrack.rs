@@ -1,10 +1,11 @@
 //! Connection tracking's entries of connections that the kernel forwards, told by their mark.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv6Addr};
 
 use super::netlink::{self, Message};
 use super::nft::PROXIES;
 use super::{V4, V6};
+use crate::net::mapped;
 use crate::packet::Tuple;
 
 /// `NFNL_SUBSYS_CTNETLINK << 8` with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE` (<linux/netfilter/nfnetlink_conntrack.h>).
@@ -38,7 +39,7 @@ const CTA_COUNTERS_BYTES: u16 = 2;
 
 /// `IPPROTO_TCP`
 const TCP: u8 = 6;
-/// `TCP_CONNTRACK_TIME_WAIT` (<linux/netfilter/nf_conntrack_tcp.h>): from here on nothing is to come.
+/// `TCP_CONNTRACK_TIME_WAIT` (<linux/netfilter/nf_conntrack_tcp.h>): nothing comes after this.
 const TIME_WAIT: u8 = 7;
 
 /// A connection.
@@ -94,10 +95,8 @@ impl Entry {
             match kind {
                 CTA_TUPLE_ORIG => {
                     let ip = within(value, CTA_TUPLE_IP).unwrap_or_default();
-                    let v4 = within(ip, CTA_IP_V4[0]).and_then(|value| netlink::array_at::<4>(value, 0));
-                    let v6 = within(ip, CTA_IP_V6[0]).and_then(|value| netlink::array_at::<16>(value, 0));
-                    let client = v4.map(|v4| Ipv4Addr::from(v4).to_ipv6_mapped()).or(v6.map(Ipv6Addr::from));
-                    entry.client = client.unwrap_or(entry.client);
+                    let source = within(ip, CTA_IP_V4[0]).or_else(|| within(ip, CTA_IP_V6[0]));
+                    entry.client = source.and_then(netlink::address).map_or(entry.client, mapped);
                 }
                 CTA_MARK => entry.mark = netlink::array_at(value, 0).map_or(0, u32::from_be_bytes),
                 CTA_PROTOINFO => {

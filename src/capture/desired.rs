@@ -1,8 +1,9 @@
-//! What the kernel is to have.
+//! What the kernel should have.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::routes::{Group, NotCaptured, routes};
+use super::routes::{Group, routes};
 use super::rules::rules;
 use super::{Path, Route, Rule, Uplinks};
 use crate::config::Config;
@@ -14,8 +15,8 @@ pub struct Desired {
     pub rules: Vec<Rule>,
     /// The routes, likewise.
     pub(super) groups: Vec<Group>,
-    /// Configured networks that are not among them.
-    pub ignored: Vec<NotCaptured>,
+    /// Which configured networks are not among them, and why: a sentence each.
+    pub ignored: Vec<String>,
 }
 
 impl Desired {

@@ -1,7 +1,5 @@
 //! Messages about network devices and their addresses.
 
-use core::net::IpAddr;
-
 use super::netlink::{self, Message, NLM_F_CREATE, NLM_F_REPLACE};
 use super::{V4, V6};
 use crate::net::IpNet;
@@ -74,16 +72,12 @@ pub fn addresses() -> Message {
 
 /// Reads the body of an `RTM_NEWADDR`: this machine's address with its network.
 pub fn address(body: &[u8]) -> Option<IpNet> {
-    let [family, prefix] = netlink::array_at(body, 0)?;
+    let prefix = *body.get(1)?;
     let mut address = None;
     for (kind, value) in netlink::attrs(body, ADDRESS_BODY) {
         // Where both are there, the other is the peer's.
         if kind == IFA_LOCAL || kind == IFA_ADDRESS && address.is_none() {
-            address = match family {
-                V4 => netlink::array_at::<4>(value, 0).map(IpAddr::from),
-                V6 => netlink::array_at::<16>(value, 0).map(IpAddr::from),
-                _ => None,
-            };
+            address = netlink::address(value);
         }
     }
     Some(IpNet::new(address?, prefix))
@@ -101,6 +95,8 @@ pub fn is_up(body: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     /// `ip addr add 10.45.39.1/24 dev IFINDEX-7`, as strace shows it, less the broadcast address.

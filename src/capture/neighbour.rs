@@ -7,6 +7,7 @@ use super::link;
 use super::netlink::{self, Message};
 use super::route::{RTA_DST, RTA_OIF, RTM_GETROUTE};
 use super::{V4, V6};
+use crate::net::IpNet;
 
 // <linux/rtnetlink.h>, <linux/neighbour.h>
 
@@ -49,8 +50,8 @@ fn text(mac: &[u8]) -> String {
 
 /// The request for the way to a client, of a packet with this mark.
 pub fn way(client: IpAddr, mark: u32) -> Message {
-    let prefix = if client.is_ipv4() { 32 } else { 128 };
-    Message::new(RTM_GETROUTE, 0, &body(client, prefix)).attr_addr(RTA_DST, client).attr_u32(RTA_MARK, mark)
+    let body = body(client, IpNet::host(client).prefix());
+    Message::new(RTM_GETROUTE, 0, &body).attr_addr(RTA_DST, client).attr_u32(RTA_MARK, mark)
 }
 
 /// Reads it: the index of the device.

@@ -13,7 +13,7 @@ use core::net::IpAddr;
 
 // <linux/netlink.h>
 
-/// The kernel is to say how it went.
+/// Have the kernel say how it went.
 pub const NLM_F_ACK: u16 = 4;
 /// All things of a kind.
 pub const NLM_F_DUMP: u16 = 0x300;
@@ -121,7 +121,7 @@ pub struct Received<'a> {
     flags: u16,
 }
 
-/// What a message is to the one who asked.
+/// What a message means to whoever asked.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
     /// One thing, and more will follow.
@@ -197,6 +197,12 @@ pub fn attrs(body: &[u8], skip: usize) -> impl Iterator<Item = (u16, &[u8])> {
 /// The number at an offset, 0 where the bytes end before.
 pub fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     array_at(bytes, offset).map_or(0, u32::from_ne_bytes)
+}
+
+/// The address that a value is: 4 or 16 bytes.
+pub fn address(value: &[u8]) -> Option<IpAddr> {
+    let ipv4 = <[u8; 4]>::try_from(value).map(IpAddr::from).ok();
+    ipv4.or_else(|| <[u8; 16]>::try_from(value).map(IpAddr::from).ok())
 }
 
 /// The bytes at an offset, if there are that many.

@@ -1,4 +1,4 @@
-//! From what the kernel has to what it is to have.
+//! From what the kernel has to what it should have.
 //!
 //! What is missing is added first, and only then what is ours and not desired is deleted: a start after a crash or with
 //! other options opens no gap through which traffic could leak. To install is to do it for the first time, to restore
@@ -38,8 +38,8 @@ impl Owner {
     }
 }
 
-/// The rules and routes that were found, held against the desired ones. It is to see all rules,
-/// [their end](Plan::end_rules), all routes.
+/// The rules and routes that were found, held against the desired ones. Show it all rules,
+/// [their end](Plan::end_rules), then all routes.
 pub struct Plan {
     owner: Owner,
     desired: Rc<Desired>,
@@ -179,7 +179,7 @@ impl Action {
         }
     }
 
-    /// Whether the others are to be tried if it fails.
+    /// Whether to try the others if it fails.
     pub const fn is_deletion(self) -> bool {
         matches!(self, Self::DeleteRoute(_) | Self::DeleteRule(_))
     }

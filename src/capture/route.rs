@@ -10,7 +10,7 @@ use crate::net::IpNet;
 
 /// The kind of a message: a route is to be added.
 pub const RTM_NEWROUTE: u16 = 24;
-/// A route is gone, or is to be deleted.
+/// A route is gone, or to be deleted.
 pub const RTM_DELROUTE: u16 = 25;
 /// Routes are asked for.
 pub const RTM_GETROUTE: u16 = 26;
@@ -99,15 +99,12 @@ impl Route {
         };
         for (kind, value) in netlink::attrs(body, BODY) {
             let number = netlink::u32_at(value, 0);
-            match (kind, &mut route.net) {
-                (RTA_DST, IpNet::V4(net)) => net.addr = netlink::array_at(value, 0)?.into(),
-                (RTA_DST, IpNet::V6(net)) => {
-                    net.addr = netlink::array_at::<16>(value, 0)?.into();
-                }
-                (RTA_TABLE, _) => route.table = number,
-                (RTA_PRIORITY, _) => route.metric = number,
+            match kind {
+                RTA_DST => route.net = IpNet::new(netlink::address(value)?, route.net.prefix()),
+                RTA_TABLE => route.table = number,
+                RTA_PRIORITY => route.metric = number,
                 // IPv6 shows routes without a device as if they were through `lo`.
-                (RTA_OIF, _) if route.kind == RTN_UNICAST => route.oif = number,
+                RTA_OIF if route.kind == RTN_UNICAST => route.oif = number,
                 _ => {}
             }
         }

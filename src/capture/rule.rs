@@ -10,9 +10,9 @@ use crate::net::IpNet;
 
 // <linux/rtnetlink.h>
 
-/// The kind of a message: a rule is new, or is to be added.
+/// The kind of a message: a rule is new, or to be added.
 pub const RTM_NEWRULE: u16 = 32;
-/// A rule is gone, or is to be deleted.
+/// A rule is gone, or to be deleted.
 pub const RTM_DELRULE: u16 = 33;
 /// Rules are asked for.
 pub const RTM_GETRULE: u16 = 34;

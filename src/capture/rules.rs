@@ -103,7 +103,7 @@ impl Rules<'_> {
     fn spare_proxies(&mut self, forwards: bool) {
         for upstream in &self.config.upstreams {
             let Host::Ip(address) = upstream.host else { continue };
-            let host = IpNet::new(address, if address.is_ipv4() { 32 } else { 128 });
+            let host = IpNet::host(address);
             if family_of(host) == self.family {
                 self.goto(MARKED, END).src = Some(host);
                 if forwards {

@@ -68,16 +68,11 @@ impl Uplinks {
         };
         let (mut table, mut devices) = (u32::from(table), Vec::new());
         for (kind, value) in netlink::attrs(body, BODY) {
-            match (kind, family) {
-                (RTA_TABLE, _) => table = netlink::u32_at(value, 0),
-                (RTA_DST, V4) => {
-                    destination = netlink::array_at::<4>(value, 0).map_or(destination, IpAddr::from)
-                }
-                (RTA_DST, _) => {
-                    destination = netlink::array_at::<16>(value, 0).map_or(destination, IpAddr::from)
-                }
-                (RTA_OIF, _) => devices.push(netlink::u32_at(value, 0)),
-                (RTA_MULTIPATH, _) => {
+            match kind {
+                RTA_TABLE => table = netlink::u32_at(value, 0),
+                RTA_DST => destination = netlink::address(value).unwrap_or(destination),
+                RTA_OIF => devices.push(netlink::u32_at(value, 0)),
+                RTA_MULTIPATH => {
                     let mut hops = value;
                     // Length, flags, hops, index.
                     while let Some([a, b, _, _, index @ ..]) = netlink::array_at::<NEXT_HOP>(hops, 0) {
@@ -109,7 +104,7 @@ impl Uplinks {
     /// A table by which others lead into the TUN what goes to this address. Where the kernel forwards connections to it,
     /// they would end there: a packet that the kernel sends to a proxy must not come to us again.
     pub fn detour(&self, proxy: IpAddr) -> Option<u32> {
-        let host = IpNet::new(proxy, if proxy.is_ipv4() { 32 } else { 128 });
+        let host = IpNet::host(proxy);
         let best = |routes: &[(IpNet, u32)], of: u32| {
             let matching = routes.iter().filter(|(net, table)| *table == of && net.contains(host));
             matching.map(|(net, _)| net.prefix()).max()

@@ -1,4 +1,4 @@
-//! What a configuration that was read anew changes.
+//! What changes when a configuration is read again.
 
 use alloc::vec::Vec;
 use core::fmt;

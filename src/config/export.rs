@@ -1,19 +1,16 @@
 //! The configuration for other programs: its values for the router's scripts, its options for a page.
 
-use core::fmt::{self, Write};
+use alloc::string::{String, ToString};
+use core::fmt;
 
 use super::options::{Spec, ValueType};
 use super::values::{boolean, number};
 use super::{Config, table};
+use crate::json::Json;
 
 /// Assignments for a shell to evaluate, a variable for each option of the main section that is no secret: `tun='toh0'`.
 /// Booleans are 0 or 1, numbers are decimal, and of a list each value is a line.
 pub struct Shell<'a>(pub &'a Config);
-
-/// The options of all sections as JSON: `{"main":[...],"upstream":[...],"rule":[...]}`, each an object with `name`, `type`
-/// (`bool`, `number`, `port`, `choice` or `text`), `default` (text; of a list with spaces between), `help`, whether
-/// it is `secret`, a `list`, or applies `live`; of a number `min`, `max` and `unit`; of a choice `choices`.
-pub struct Json;
 
 impl fmt::Display for Shell<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -38,55 +35,56 @@ impl fmt::Display for Shell<'_> {
     }
 }
 
-impl fmt::Display for Json {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("{\"main\":")?;
-        section(f, table::MAIN)?;
-        f.write_str(",\"upstream\":")?;
-        section(f, table::UPSTREAM)?;
-        f.write_str(",\"rule\":")?;
-        section(f, table::RULE)?;
-        f.write_str("}\n")
+/// The options of all sections as JSON: `{"main":[...],"upstream":[...],"rule":[...]}`, each an object with `name`, `type`
+/// (`bool`, `number`, `port`, `choice` or `text`), `default` (text; of a list with spaces between), `help`, whether
+/// it is `secret`, a `list`, or applies `live`; of a number `min`, `max` and `unit`; of a choice `choices`.
+pub fn options_as_json() -> String {
+    let mut json = Json::default();
+    json.open('{');
+    for (section, specs) in [("main", table::MAIN), ("upstream", table::UPSTREAM), ("rule", table::RULE)] {
+        json.key(section).open('[');
+        specs.iter().for_each(|spec| option(&mut json, spec));
+        json.close(']');
     }
+    json.close('}');
+    json.finish()
 }
 
-/// Nothing needs to be escaped: the table has only plain texts.
-fn section(f: &mut fmt::Formatter<'_>, specs: &[Spec]) -> fmt::Result {
-    let mut before = '[';
-    for spec in specs {
-        let Spec { name, default, help, live, value } = spec;
-        let (secret, list) = (spec.is_secret(), spec.is_list());
-        write!(
-            f,
-            r#"{before}{{"name":"{name}","default":"{default}","help":"{help}","live":{live},"secret":{secret},"list":{list},"type":"#
-        )?;
-        match value {
-            ValueType::Bool(_) => f.write_str(r#""bool""#)?,
-            ValueType::Number(min, max, unit, _) => {
-                write!(f, r#""number","min":{min},"max":{max},"unit":"{unit}""#)?;
-            }
-            ValueType::Port(_) => f.write_str(r#""port""#)?,
-            ValueType::Choice(words, _) => {
-                f.write_str(r#""choice","choices":"#)?;
-                let mut before = '[';
-                for word in *words {
-                    write!(f, r#"{before}"{word}""#)?;
-                    before = ',';
-                }
-                f.write_char(']')?;
-            }
-            _ => f.write_str(r#""text""#)?,
+fn option(json: &mut Json, spec: &Spec) {
+    json.open('{');
+    json.key("name").string(spec.name);
+    json.key("default").string(spec.default);
+    json.key("help").string(spec.help);
+    json.key("live").literal(&spec.live);
+    json.key("secret").literal(&spec.is_secret());
+    json.key("list").literal(&spec.is_list());
+    let kind = match spec.value {
+        ValueType::Bool(_) => "bool",
+        ValueType::Number(..) => "number",
+        ValueType::Port(_) => "port",
+        ValueType::Choice(..) => "choice",
+        _ => "text",
+    };
+    json.key("type").string(kind);
+    match &spec.value {
+        ValueType::Number(min, max, unit, _) => {
+            json.key("min").literal(min);
+            json.key("max").literal(max);
+            json.key("unit").string(&unit.to_string());
         }
-        f.write_char('}')?;
-        before = ',';
+        ValueType::Choice(words, _) => {
+            json.key("choices").open('[');
+            words.iter().for_each(|word| json.string(word));
+            json.close(']');
+        }
+        _ => {}
     }
-    f.write_char(']')
+    json.close('}');
 }
 
 #[cfg(test)]
 mod tests {
     use std::format;
-    use std::string::{String, ToString};
 
     use super::*;
 
@@ -112,7 +110,7 @@ mod tests {
 
     #[test]
     fn options_for_a_page() {
-        let text = Json.to_string();
+        let text = options_as_json();
         for part in [
             r#"{"main":[{"name":"upstream","default":"","help":"a proxy, "#,
             r#","live":true,"secret":true,"list":true,"type":"text"},{"#,

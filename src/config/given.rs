@@ -1,11 +1,12 @@
 //! What a section's options are given as: text, and where it came from.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
 use super::draft::Draft;
-use super::error::{ConfigErrorKind, Fault, Origin};
+use super::error::{Fault, Origin};
 use super::options::Spec;
 
 /// The values of a section's options, in order; of an option that is no list there is one at most.
@@ -77,8 +78,12 @@ impl Given {
 impl Value {
     fn store(&self, draft: &mut Draft) -> Result<(), Fault> {
         self.spec.store(draft, &self.text).map_err(|reason| {
-            let value = (!self.spec.is_secret()).then(|| self.text.clone());
-            (self.origin, ConfigErrorKind::Value { option: self.spec.name, value, reason })
+            let value = match self.spec.is_secret() {
+                true => "the value".into(),
+                // A terminal might act on control characters.
+                false => format!("'{}'", self.text.replace(char::is_control, "?")),
+            };
+            (self.origin, format!("{}: {value} {reason}", self.spec.name))
         })
     }
 }

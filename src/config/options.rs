@@ -1,5 +1,7 @@
 //! An option: its name, the values it takes, its default.
 
+use alloc::format;
+use alloc::string::String;
 use core::fmt;
 
 use super::draft::Draft;
@@ -57,41 +59,24 @@ pub enum Unit {
     Kib,
 }
 
-/// What is wrong with a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ValueError {
-    /// No boolean.
-    Bool,
-    /// Not within these bounds.
-    Number(u32, u32),
-    /// Not within 1-65535.
-    Port,
-    /// None of these.
-    Choice(&'static [&'static str]),
-    /// In words that continue "the value ...".
-    Text(&'static str),
-}
-
 impl Spec {
-    /// Stores one value.
-    pub fn store(&self, into: &mut Draft, value: &str) -> Result<(), ValueError> {
+    /// Stores one value, or says what it isn't, to continue "the value ...".
+    pub fn store(&self, into: &mut Draft, value: &str) -> Result<(), String> {
         match self.value {
-            ValueType::Bool(set) => set(into, boolean(value).ok_or(ValueError::Bool)?),
+            ValueType::Bool(set) => set(into, boolean(value).ok_or("is not 0 or 1")?),
             ValueType::Number(min, max, _, set) => {
                 let number = number(value).filter(|number| (min..=max).contains(number));
-                set(into, number.ok_or(ValueError::Number(min, max))?);
+                set(into, number.ok_or_else(|| format!("is not a number ({min}-{max})"))?);
             }
-            ValueType::Port(set) => set(into, port(value).ok_or(ValueError::Port)?),
+            ValueType::Port(set) => set(into, port(value).ok_or("is not a port (1-65535)")?),
             ValueType::Choice(words, set) => {
                 let place = words.iter().position(|&word| word == value);
-                set(into, place.ok_or(ValueError::Choice(words))?);
+                set(into, place.ok_or_else(|| ["is none of ", &words.join(" ")].concat())?);
             }
             ValueType::Text(set)
             | ValueType::List(set)
             | ValueType::Secret(set)
-            | ValueType::SecretList(set) => {
-                return set(into, value).map_err(ValueError::Text);
-            }
+            | ValueType::SecretList(set) => set(into, value)?,
         }
         Ok(())
     }
@@ -136,20 +121,5 @@ impl fmt::Display for Unit {
             Unit::Bytes => "bytes",
             Unit::Kib => "KiB",
         })
-    }
-}
-
-impl fmt::Display for ValueError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ValueError::Bool => f.write_str("is not 0 or 1"),
-            ValueError::Number(min, max) => write!(f, "is not a number ({min}-{max})"),
-            ValueError::Port => f.write_str("is not a port (1-65535)"),
-            ValueError::Choice(words) => {
-                f.write_str("is none of")?;
-                words.iter().try_for_each(|word| write!(f, " {word}"))
-            }
-            ValueError::Text(reason) => f.write_str(reason),
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! From a file, the environment and the flags to a [`Config`], in steps: the caller reads the files.
 //!
 //! Values are gathered as text first, each with where it came from: a flag replaces the variable,
-//! which replaces the file, and an error can still name the line that is to blame.
+//! which replaces the file, and an error can still name the line at fault.
 
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -12,12 +12,12 @@ use core::mem;
 
 use super::Config;
 use super::draft::{Draft, SHORTS};
-use super::error::{ConfigError, ConfigErrorKind, Fault, Origin};
+use super::error::{ConfigError, Fault, Origin};
 use super::given::Given;
 use super::options::Spec;
 use super::rule::{self, RuleDraft};
 use super::sections::{Section, Sections};
-use super::{DnsMode, PathChoice, UpstreamConfig, table, values};
+use super::{DnsMode, PathChoice, UpstreamConfig, VARIABLE, table, values};
 use crate::net::IpNet;
 use crate::rules::{Action, MAX_ENTRIES, MAX_RULES, Rules};
 use crate::upstream::choice::MAX_PROXIES;
@@ -26,7 +26,8 @@ use crate::upstream::choice::MAX_PROXIES;
 const SHORT_ORIGINS: [&str; SHORTS] = ["bypass_file", "client_bypass", "direct_domain"];
 
 /// What a rule lacks.
-const NO_SERVER: &str = "direct domains need a direct_server";
+const NO_SERVER: &str = "rule: direct domains need a direct_server";
+const NO_DIRECT_SERVER: &str = "direct_domain: needs a direct_server";
 
 /// The least time between two probes of one proxy, in ms.
 const MIN_PROBE_INTERVAL: u32 = 30_000;
@@ -107,7 +108,7 @@ impl Reading {
         let mut sections = Sections::default();
         let read = match file {
             Ok(text) => sections.read(text.unwrap_or_default()),
-            Err(error) => Err((Origin::Everywhere, ConfigErrorKind::Read(error))),
+            Err(error) => Err((Origin::WholeFile, error)),
         };
         let Sections { mut main, upstreams, rules: sections } = sections;
         main.replace(&overrides.0);
@@ -153,7 +154,7 @@ impl Reading {
                         (_, true) => "domain_file",
                         (_, false) => "dest_file",
                     };
-                    self.result = Err((draft.at, ConfigErrorKind::ListFile(option, error)));
+                    self.result = Err((draft.at, format!("{option}: {error}")));
                 }
             }
         }
@@ -210,15 +211,15 @@ impl Reading {
 /// Checks what takes more than one option. A default gives way.
 fn check(main: &Given, config: &mut Config) -> Result<(), Fault> {
     if config.upstreams.is_empty() {
-        return Err((Origin::Everywhere, ConfigErrorKind::NoUpstream));
+        return Err((Origin::WholeFile, format!("no upstream, and none from --upstream or {VARIABLE}")));
     }
     check_upstreams(main, config)?;
     if config.mark == 0 && config.captures() {
-        return Err((main.origin("mark"), ConfigErrorKind::Loop));
+        return Err((main.origin("mark"), "mark: upstream connections would be captured without one".into()));
     }
     match config.path {
         PathChoice::Forward if config.mark == 0 => {
-            return Err((main.origin("path"), ConfigErrorKind::Forward));
+            return Err((main.origin("path"), "path: 'forward' needs a mark".into()));
         }
         PathChoice::Auto if config.mark == 0 => config.path = PathChoice::Relay,
         _ => {}
@@ -233,15 +234,20 @@ fn check(main: &Given, config: &mut Config) -> Result<(), Fault> {
 fn check_upstreams(main: &Given, config: &Config) -> Result<(), Fault> {
     let upstreams = &config.upstreams;
     if upstreams.len() > MAX_PROXIES {
-        return Err((Origin::Everywhere, ConfigErrorKind::ManyUpstreams));
+        return Err((Origin::Everywhere, format!("more than {MAX_PROXIES} upstreams")));
     }
     for (index, upstream) in upstreams.iter().enumerate() {
         if upstreams.iter().skip(index + 1).any(|other| other.name == upstream.name) {
-            return Err((main.origin("upstream"), ConfigErrorKind::SameName(upstream.name.clone())));
+            return Err((
+                main.origin("upstream"),
+                format!("two upstreams have the name '{}'", upstream.name),
+            ));
         }
     }
     match config.choice.probe_interval {
-        1..MIN_PROBE_INTERVAL => Err((main.origin("probe_interval"), ConfigErrorKind::ProbeInterval)),
+        1..MIN_PROBE_INTERVAL => {
+            Err((main.origin("probe_interval"), "probe_interval: less than 30 seconds (0: none)".into()))
+        }
         _ => Ok(()),
     }
 }
@@ -254,7 +260,7 @@ fn add_rules(
     upstreams: Option<&[UpstreamConfig]>,
 ) -> Result<(), Fault> {
     if drafts.len() > SHORTS + MAX_RULES {
-        return Err((Origin::Everywhere, ConfigErrorKind::Rule("more than 1024 sections")));
+        return Err((Origin::Everywhere, "rule: more than 1024 sections".into()));
     }
     for (index, mut draft) in drafts.into_iter().enumerate() {
         let is_short = index < SHORTS;
@@ -266,11 +272,11 @@ fn add_rules(
         let is_direct_name = rule.action == Action::Direct && !rule.domains.is_empty();
         let is_used = match is_used {
             Ok(true) if is_direct_name && config.dns.direct_servers.is_empty() => {
-                Err(if is_short { ConfigErrorKind::NoDirectServer } else { ConfigErrorKind::Rule(NO_SERVER) })
+                Err(if is_short { NO_DIRECT_SERVER } else { NO_SERVER }.into())
             }
             result => result,
         };
-        if is_used.map_err(|kind| (draft.at, kind))? {
+        if is_used.map_err(|what| (draft.at, what))? {
             rules.push(draft.rule, is_short);
         }
     }
@@ -278,17 +284,16 @@ fn add_rules(
 }
 
 fn check_dns(main: &Given, config: &mut Config) -> Result<(), Fault> {
-    let dns = &mut config.dns;
-    let own = [Some(IpNet::V4(config.address)), config.address6.map(IpNet::V6)];
-    for range in dns.fake_ranges() {
+    for range in config.dns.fake_ranges() {
         let (option, other) = match range {
             IpNet::V4(_) => ("fakeip_range", "address"),
             IpNet::V6(_) => ("fakeip_range6", "address6"),
         };
-        if own.iter().flatten().any(|own| own.overlaps(range)) {
-            return Err((main.origin(option), ConfigErrorKind::Overlap { option, other }));
+        if config.own().any(|own| own.overlaps(range)) {
+            return Err((main.origin(option), format!("{option}: overlaps {other}")));
         }
     }
+    let dns = &mut config.dns;
     let most = u16::try_from((1u32 << (32 - dns.fakeip_range.prefix)) - 2).unwrap_or(u16::MAX);
     dns.fakeip_names = at_most(main, "fakeip_names", dns.fakeip_names, "fakeip_range", most)?;
     Ok(())
@@ -304,7 +309,7 @@ fn at_most(
     match main.origin(option) {
         Origin::Default => Ok(value.min(most)),
         _ if value <= most => Ok(value),
-        origin => Err((origin, ConfigErrorKind::AboveLimit { option, limit })),
+        origin => Err((origin, format!("{option}: more than {limit}"))),
     }
 }
 

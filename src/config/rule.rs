@@ -1,9 +1,10 @@
 //! Sections `config rule`.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::error::{ConfigErrorKind, Origin};
+use super::error::Origin;
 use super::{UpstreamConfig, values};
 use crate::dns::Domains;
 use crate::rules::{Action, Rule};
@@ -29,11 +30,7 @@ pub struct RuleDraft {
 
 impl RuleDraft {
     /// Tells whether it is a rule: it is enabled, and not empty. Without `upstreams`, any name will do.
-    pub fn resolve(
-        &mut self,
-        upstreams: Option<&[UpstreamConfig]>,
-        has_names: bool,
-    ) -> Result<bool, ConfigErrorKind> {
+    pub fn resolve(&mut self, upstreams: Option<&[UpstreamConfig]>, has_names: bool) -> Result<bool, String> {
         if !self.enabled {
             return Ok(false);
         }
@@ -41,14 +38,14 @@ impl RuleDraft {
             (Some(name), false, false) => {
                 let is_named = |upstream: &UpstreamConfig| upstream.name == *name;
                 let index = upstreams.map_or(Some(0), |upstreams| upstreams.iter().position(is_named));
-                Action::Upstream(index.ok_or_else(|| ConfigErrorKind::RuleUpstream(name.clone()))? as u8)
+                Action::Upstream(index.ok_or_else(|| format!("rule: there is no upstream '{name}'"))? as u8)
             }
             (None, true, false) => Action::Direct,
             (None, false, true) => Action::Reject,
-            _ => return Err(ConfigErrorKind::Rule("needs one of upstream, direct and reject")),
+            _ => return Err("rule: needs one of upstream, direct and reject".into()),
         };
         if !has_names && (!self.rule.domains.is_empty() || self.files.iter().any(|file| file.1)) {
-            return Err(ConfigErrorKind::Rule("domains need dns 'fakeip'"));
+            return Err("rule: domains need dns 'fakeip'".into());
         }
         // Files that are empty are nothing, rather than everything.
         Ok(self.files.is_empty() || self.rule.has_destinations())

@@ -1,11 +1,12 @@
 //! The sections of a file and what is given in them, before anyone asks what it means.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::{mem, ptr};
 
 use super::draft::Draft;
-use super::error::{ConfigErrorKind, Fault, Origin};
+use super::error::{Fault, Origin};
 use super::given::Given;
 use super::options::Spec;
 use super::uci::{self, Position, Statement, Word};
@@ -48,9 +49,11 @@ impl Sections {
         let mut current = None;
         for statement in uci::parse(values::without_mark(text)) {
             let read = match statement {
-                Err(error) => Err((Origin::File(error.at), ConfigErrorKind::Syntax(error.kind))),
+                Err(error) => Err((Origin::File(error.at), error.what.into())),
                 Ok(Statement::Package { name }) if name.text == b"tcp-over-http" => Ok(()),
-                Ok(Statement::Package { name }) => Err((Origin::File(name.at), ConfigErrorKind::Package)),
+                Ok(Statement::Package { name }) => {
+                    Err((Origin::File(name.at), "another package's file".into()))
+                }
                 Ok(Statement::Config { kind, name }) => {
                     current = None;
                     self.begin(kind, name).map(|section| current = Some(section))
@@ -71,15 +74,21 @@ impl Sections {
         let name = name.map(|name| lossy(&name.text));
         let (specs, sections) = match kind.text.as_slice() {
             b"tcp-over-http" if name.as_deref() == Some("main") => return Ok((table::MAIN, 0)),
-            b"tcp-over-http" => return Err((Origin::File(name_at), ConfigErrorKind::MainName)),
+            b"tcp-over-http" => {
+                return Err((Origin::File(name_at), "this section's name has to be 'main'".into()));
+            }
             b"upstream" => {
                 if let Some(reserved) = RESERVED.iter().find(|&&reserved| name.as_deref() == Some(reserved)) {
-                    return Err((Origin::File(name_at), ConfigErrorKind::UpstreamName(reserved)));
+                    return Err((Origin::File(name_at), format!("an upstream can't be named '{reserved}'")));
                 }
                 (table::UPSTREAM, &mut self.upstreams)
             }
             b"rule" => (table::RULE, &mut self.rules),
-            other => return Err((Origin::File(kind.at), ConfigErrorKind::SectionType(lossy(other)))),
+            other => {
+                let (other, known) = (lossy(other), "tcp-over-http, upstream and rule");
+                let what = format!("unknown section type '{other}' (there are {known})");
+                return Err((Origin::File(kind.at), what));
+            }
         };
         let known = sections.iter().position(|section| name.is_some() && section.name == name);
         let index = known.unwrap_or_else(|| {
@@ -102,17 +111,17 @@ impl Sections {
         };
         let is_named = |spec: &&Spec| spec.name.as_bytes() == key.text;
         let Some(spec) = specs.iter().find(is_named) else {
-            return Err((Origin::File(key.at), ConfigErrorKind::Option(lossy(&key.text))));
+            return Err((Origin::File(key.at), format!("unknown option '{}'", lossy(&key.text))));
         };
         if list && !spec.is_list() {
-            return Err((Origin::File(key.at), ConfigErrorKind::NoList(spec.name)));
+            return Err((Origin::File(key.at), format!("{}: an option, not a list", spec.name)));
         }
         if !list && value.text.is_empty() {
             return Ok(());
         }
         let origin = Origin::File(value.at);
         let Ok(text) = String::from_utf8(value.text) else {
-            return Err((origin, ConfigErrorKind::NotUtf8(spec.name)));
+            return Err((origin, format!("{}: not UTF-8", spec.name)));
         };
         if !list {
             given.clear(spec.name);
@@ -128,15 +137,15 @@ impl Section {
         self.given.store(table::UPSTREAM, draft)?;
         let draft = mem::take(&mut draft.upstream);
         let at = Origin::File(self.at);
-        let host = draft.host.ok_or((at, ConfigErrorKind::NoHost))?;
+        let host = draft.host.ok_or_else(|| (at, "upstream without a host".into()))?;
         let credentials = match (&draft.username, &draft.password) {
             (Some(username), password) => Some((username.as_str(), password.as_deref().unwrap_or_default())),
             (None, None) => None,
-            (None, Some(_)) => return Err((at, ConfigErrorKind::NoUsername)),
+            (None, Some(_)) => return Err((at, "upstream with a password and no username".into())),
         };
         let name = self.name.unwrap_or_else(|| UpstreamConfig::default_name(&host, draft.port));
-        let mut request = Request::new(credentials, &draft.headers)
-            .map_err(|error| (at, ConfigErrorKind::Request(error)))?;
+        let mut request =
+            Request::new(credentials, &draft.headers).map_err(|error| (at, format!("upstream: {error}")))?;
         request.auth = draft.auth;
         request.host = draft.header_host.map(Into::into);
         let upstream = UpstreamConfig { name, host, port: draft.port, request, uplinks: draft.uplinks };

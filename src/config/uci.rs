@@ -23,6 +23,8 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+const BAD_NAME: &str = "a name has only letters, digits and _";
+
 /// Reads a whole file; the iterator ends behind the first error.
 pub fn parse(input: &[u8]) -> Statements<'_> {
     Statements { input, pos: 0, end: 0, line_start: 0, line: 0, in_line: false, in_section: false }
@@ -96,30 +98,9 @@ pub struct Position {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Error {
     /// What is wrong.
-    pub kind: ErrorKind,
+    pub what: &'static str,
     /// Where: the word, or the quote that isn't closed.
     pub at: Position,
-}
-
-/// What can be wrong with a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// A NUL byte.
-    Nul,
-    /// A statement begins with another word.
-    Keyword,
-    /// A required argument is missing or empty.
-    TooFewArguments,
-    /// More arguments than the statement takes.
-    TooManyArguments,
-    /// A name has a character that names can't have.
-    Name,
-    /// A section's type has a character that types can't have.
-    Type,
-    /// The file ends within quotes.
-    UnclosedQuote,
-    /// An option or list before any section.
-    NoSection,
 }
 
 /// The statements of a file, in order.
@@ -173,28 +154,29 @@ impl Statements<'_> {
             b"o" | b"option" => false,
             b"l" | b"list" => true,
             _ => {
-                return Err(Error { kind: ErrorKind::Keyword, at });
+                return Err(Error { what: "expected package, config, option or list", at });
             }
         };
         if !self.in_section {
-            return Err(Error { kind: ErrorKind::NoSection, at });
+            return Err(Error { what: "no section before this", at });
         }
-        let key = required(self.word()?, ErrorKind::Name, is_name)?;
+        let key = required(self.word()?, BAD_NAME, is_name)?;
         let value = self.word()?;
         self.end_statement()?;
         Ok(Some(if list { Statement::List { key, value } } else { Statement::Option { key, value } }))
     }
 
     fn package(&mut self) -> Result<Statement, Error> {
-        let name = required(self.word()?, ErrorKind::Name, |c| is_name(c) || c == b'-')?;
+        let name = required(self.word()?, BAD_NAME, |c| is_name(c) || c == b'-')?;
         self.end_statement()?;
         Ok(Statement::Package { name })
     }
 
     fn config(&mut self) -> Result<Statement, Error> {
-        let kind = required(self.word()?, ErrorKind::Type, |c| c.is_ascii_graphic())?;
+        let kind =
+            required(self.word()?, "a section's type has only printable ASCII", |c| c.is_ascii_graphic())?;
         let name = self.word()?;
-        let name = if name.text.is_empty() { None } else { Some(required(name, ErrorKind::Name, is_name)?) };
+        let name = if name.text.is_empty() { None } else { Some(required(name, BAD_NAME, is_name)?) };
         self.end_statement()?;
         self.in_section = true;
         Ok(Statement::Config { kind, name })
@@ -205,7 +187,7 @@ impl Statements<'_> {
         if extra.text.is_empty() {
             return Ok(());
         }
-        Err(Error { kind: ErrorKind::TooManyArguments, at: extra.at })
+        Err(Error { what: "too many arguments", at: extra.at })
     }
 
     /// The next argument; empty if there is none in this statement.
@@ -256,7 +238,7 @@ impl Statements<'_> {
             match self.peek() {
                 None => {
                     if !self.next_line()? {
-                        return Err(Error { kind: ErrorKind::UnclosedQuote, at });
+                        return Err(Error { what: "this quote is never closed", at });
                     }
                 }
                 Some(byte) if byte == quote => {
@@ -304,7 +286,7 @@ impl Statements<'_> {
             None => Ok(true),
             Some(offset) => {
                 self.pos += offset;
-                Err(Error { kind: ErrorKind::Nul, at: self.here() })
+                Err(Error { what: "NUL byte", at: self.here() })
             }
         }
     }
@@ -328,13 +310,13 @@ impl Statements<'_> {
     }
 }
 
-fn required(word: Word, bad: ErrorKind, good: fn(u8) -> bool) -> Result<Word, Error> {
-    let kind = match word.text.iter().position(|&c| !good(c)) {
+fn required(word: Word, bad: &'static str, good: fn(u8) -> bool) -> Result<Word, Error> {
+    let what = match word.text.iter().position(|&c| !good(c)) {
         None if !word.text.is_empty() => return Ok(word),
-        None => ErrorKind::TooFewArguments,
+        None => "an argument is missing",
         Some(_) => bad,
     };
-    Err(Error { kind, at: word.at })
+    Err(Error { what, at: word.at })
 }
 
 /// What ends a keyword.
@@ -357,24 +339,9 @@ impl fmt::Display for Position {
     }
 }
 
-impl fmt::Display for ErrorKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            ErrorKind::Nul => "NUL byte",
-            ErrorKind::Keyword => "expected package, config, option or list",
-            ErrorKind::TooFewArguments => "an argument is missing",
-            ErrorKind::TooManyArguments => "too many arguments",
-            ErrorKind::Name => "a name has only letters, digits and _",
-            ErrorKind::Type => "a section's type has only printable ASCII",
-            ErrorKind::UnclosedQuote => "this quote is never closed",
-            ErrorKind::NoSection => "no section before this",
-        })
-    }
-}
-
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.at, self.kind)
+        write!(f, "{}: {}", self.at, self.what)
     }
 }
 

@@ -11,6 +11,8 @@ use tcp_over_http::config::{OPTIONS, RULE_OPTIONS, Spec, UPSTREAM_OPTIONS, Unit,
 /// What the doctor has the proxies connect to.
 const TARGET: &str = "example.com";
 
+const NO_DURATION: &str = "pause needs a duration of at most 1h, such as 90s or 10m";
+
 /// What the user wants.
 pub enum Command {
     /// Run in the foreground.
@@ -35,39 +37,18 @@ pub enum Command {
     Version,
 }
 
-/// A command line that can't be understood. Holds no value: it may be a secret.
-#[derive(Debug, PartialEq, Eq)]
-pub enum UsageError {
-    /// No command.
-    NoCommand,
-    /// There is no such command.
-    Command,
-    /// No flag begins with this name, which is cut where a value might begin.
-    Flag(String),
-    /// A flag without its value.
-    NoValue(String),
-    /// `use` without a name.
-    NoName,
-    /// `pause` without a duration, or with none of at most an hour.
-    NoDuration,
-    /// The argument of this number is no flag, nor the value of one.
-    Argument(usize),
-    /// An argument or the variable isn't UTF-8.
-    NotUtf8,
-}
-
 /// Reads the arguments behind the program's name, and what the variable says.
-pub fn parse(
-    args: impl Iterator<Item = OsString>,
-    upstreams: Option<OsString>,
-) -> Result<Command, UsageError> {
-    let utf8 = |text: OsString| text.into_string().map_err(|_| UsageError::NotUtf8);
+///
+/// # Errors
+/// What can't be understood. Holds no value: it may be a secret.
+pub fn parse(args: impl Iterator<Item = OsString>, upstreams: Option<OsString>) -> Result<Command, String> {
+    let utf8 = |text: OsString| text.into_string().map_err(|_| "an argument is not UTF-8".to_owned());
     let mut texts = Vec::new();
     for arg in args {
         texts.push(utf8(arg)?);
     }
     let mut args = texts.into_iter().enumerate().peekable();
-    let (_, word) = args.next().ok_or(UsageError::NoCommand)?;
+    let (_, word) = args.next().ok_or("no command")?;
     let mut command: fn(Settings) -> Command = match word.as_str() {
         "run" => Command::Run,
         "check" => Command::Check,
@@ -80,7 +61,7 @@ pub fn parse(
         "config" => |_| Command::Help,
         "--help" | "-h" | "help" => return Ok(Command::Help),
         "--version" | "-V" => return Ok(Command::Version),
-        _ => return Err(UsageError::Command),
+        _ => return Err("the first argument is no command".to_owned()),
     };
     let mut target = TARGET.to_owned();
     let mut request = word.clone();
@@ -89,14 +70,14 @@ pub fn parse(
         match args.next_if(|(_, name)| !name.is_empty() && (!name.starts_with('-') || is_help(name))) {
             Some((_, name)) if is_help(&name) => return Ok(Command::Help),
             Some((_, name)) => request = ["use ", &name].concat(),
-            None => return Err(UsageError::NoName),
+            None => return Err("use needs an upstream's name, or auto".to_owned()),
         }
     }
     if word == "pause" {
         match args.next() {
             Some((_, text)) if is_help(&text) => return Ok(Command::Help),
             duration => {
-                let seconds = duration.and_then(|(_, text)| seconds(&text)).ok_or(UsageError::NoDuration)?;
+                let seconds = duration.and_then(|(_, text)| seconds(&text)).ok_or(NO_DURATION)?;
                 request = format!("pause {seconds}");
             }
         }
@@ -107,7 +88,7 @@ pub fn parse(
         let Some(flag) = arg.strip_prefix("--") else {
             return match arg.as_str() {
                 "-h" => Ok(Command::Help),
-                _ => Err(UsageError::Argument(index + 1)),
+                _ => Err(format!("argument {} is not an option", index + 1)),
             };
         };
         let (name, value) = match flag.split_once('=') {
@@ -141,7 +122,8 @@ pub fn parse(
         let is_client = name == "client" && matches!(word.as_str(), "pause" | "resume");
         if option.is_none() && name != "config" && !is_target {
             let shown = |c: &char| c.is_ascii_alphanumeric() || *c == '-';
-            return Err(UsageError::Flag(name.chars().take_while(shown).collect()));
+            // Cut where a value might begin.
+            return Err(format!("unknown option --{}", name.chars().take_while(shown).collect::<String>()));
         }
         let value = value.or_else(|| {
             let next = args.next_if(|(_, next)| !next.starts_with("--"))?;
@@ -153,7 +135,7 @@ pub fn parse(
             (None, Some(value)) if is_target => target = value,
             (None, Some(value)) => settings.file = Some(value),
             (Some(spec), None) if is_bool(spec) => settings.give(spec, "1".to_owned()),
-            (_, None) => return Err(UsageError::NoValue(name.to_owned())),
+            (_, None) => return Err(format!("--{name} needs a value")),
         }
     }
     if reset {
@@ -217,23 +199,23 @@ const COMMANDS: &str = "  tcp-over-http run [--leave-blocked] [OPTION]...
                                      errors to stderr
                                      --leave-blocked: refuse captured traffic after the end
   tcp-over-http check [OPTION]...    validate the configuration
-  tcp-over-http block [OPTION]...    refuse what is to be captured, until the daemon runs
+  tcp-over-http block [OPTION]...    refuse what would be captured, until the daemon runs
   tcp-over-http unblock [OPTION]...  remove what the daemon or `block` has left
   tcp-over-http status [--json] [OPTION]...
-                                     how the running daemon is
+                                     the status of the running daemon
   tcp-over-http upstreams [--history] [--json] [OPTION]...
-                                     how its proxies are, or what has changed of them
+                                     the state of its proxies, or how that has changed
   tcp-over-http use NAME|auto [--keep|--reset] [--json] [OPTION]...
                                      new connections go through this proxy; --reset: others end
   tcp-over-http uplinks [--json] [OPTION]...
-                                     look anew at which uplinks are up
+                                     check again which uplinks are up
   tcp-over-http pause DURATION [--client IP] [--json] [OPTION]...
-                                     let all clients, or one, out directly for a while, as 90s,
+                                     let all clients, or one, out directly for a while: 90s,
                                      10m, 1h (at most); it ends by itself
   tcp-over-http resume [--client IP] [--json] [OPTION]...
-                                     end that pause, or all
+                                     end that client's pause, or all
   tcp-over-http clients [--json] [OPTION]...
-                                     what its clients have moved
+                                     its clients' connections and bytes
   tcp-over-http doctor [--target HOST] [OPTION]...
                                      what is wrong, and what to do
   tcp-over-http config --shell [OPTION]...
@@ -242,7 +224,7 @@ const COMMANDS: &str = "  tcp-over-http run [--leave-blocked] [OPTION]...
   tcp-over-http config --help        the same for people
   tcp-over-http --version | --help";
 
-/// What is to be said of all options.
+/// What applies to all options.
 const NOTES: &str = "\
 Options marked ... repeat. Other users can see an upstream's password in the arguments: give it in
 the file, or in the variable TCP_OVER_HTTP_UPSTREAM (URLs separated by spaces).";
@@ -306,22 +288,6 @@ impl fmt::Display for Usage<'_> {
             f.write_str(" ...")?;
         }
         if default.is_empty() { Ok(()) } else { write!(f, " ({default})") }
-    }
-}
-
-impl fmt::Display for UsageError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            UsageError::NoCommand => f.write_str("no command")?,
-            UsageError::Command => f.write_str("the first argument is no command")?,
-            UsageError::Flag(name) => write!(f, "unknown option --{name}")?,
-            UsageError::NoValue(name) => write!(f, "--{name} needs a value")?,
-            UsageError::NoName => f.write_str("use needs an upstream's name, or auto")?,
-            UsageError::NoDuration => f.write_str("pause needs a duration of at most 1h, as 90s or 10m")?,
-            UsageError::Argument(number) => write!(f, "argument {number} is not an option")?,
-            UsageError::NotUtf8 => f.write_str("an argument is not UTF-8")?,
-        }
-        f.write_str("; see --help")
     }
 }
 

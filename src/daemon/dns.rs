@@ -27,8 +27,7 @@ mod stream;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::rc::Rc;
 use std::task::{self, Poll};
 
@@ -76,42 +75,19 @@ struct Proxies {
     resolver: Rc<DirectResolver>,
 }
 
-/// Why there is no resolver.
-#[derive(Debug)]
-pub enum DnsError {
-    /// It cannot listen on this address.
-    Listen(SocketAddr, io::Error),
-    /// Random numbers.
-    Random(io::Error),
-    /// This is not a domain name.
-    Name(String),
-}
-
-impl std::fmt::Display for DnsError {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        match self {
-            Self::Listen(address, error) => write!(f, "dns: listen on {address}: {error}"),
-            Self::Random(error) => write!(f, "dns: random numbers: {error}"),
-            Self::Name(name) => write!(f, "dns: {name} is not a domain name"),
-        }
-    }
-}
-
 impl Dns {
     /// The resolver of a configuration; `None` with `dns 'off'`. Reads the file of names.
-    ///
-    /// # Errors
-    /// [`DnsError`]
-    pub fn new(config: &Config, context: Context) -> Result<Option<Rc<Self>>, DnsError> {
+    pub fn new(config: &Config, context: Context) -> Result<Option<Rc<Self>>, String> {
         let dns = &config.dns;
         if dns.mode == DnsMode::Off {
             return Ok(None);
         }
         let server = Server::new(dns.port, config.address6.is_some());
-        let server = server.map_err(|(address, error)| DnsError::Listen(address, error))?;
+        let server = server.map_err(|(address, error)| format!("dns: listen on {address}: {error}"))?;
         let fake = match dns.mode {
             DnsMode::FakeIp => {
-                Some(Rc::new(FakeNames::load(config, context.now()).map_err(DnsError::Random)?))
+                let names = FakeNames::load(config, context.now());
+                Some(Rc::new(names.map_err(|error| format!("dns: random numbers: {error}"))?))
             }
             _ => None,
         };
@@ -189,7 +165,7 @@ impl Dns {
 
     /// How many names have fake addresses.
     pub fn names(&self) -> u16 {
-        self.fake.as_ref().map_or(0, |fake| fake.table().len())
+        self.fake.as_ref().map_or(0, |fake| fake.table().count())
     }
 
     /// What `client` means by connecting to this address.
@@ -220,16 +196,18 @@ impl Dns {
         let is_paused = self.responder.context.paused.covers(client.source().map(|it| it.to_canonical()));
         let is_answered = direct.is_none() && self.reply_locally(&query, &client, is_paused)
             || self.responder.reply_from_cache(&query, &client);
+        if is_answered {
+            return;
+        }
         if is_paused && direct.is_none() {
             direct = Some(Rc::clone(&self.paused));
+            // As they are now: the uplink may be another by the next query.
             self.paused.set_servers(self.responder.context.upstreams().resolver().servers());
         }
-        if !is_answered {
-            self.forward(direct, &query, message, client);
-        }
+        self.forward(direct, &query, message, client);
     }
 
-    /// Sends a reply that depends on nothing but the name and the type, if there is one: no fake address to who is paused.
+    /// Sends a reply that depends on nothing but the name and the type, if there is one: no fake address during a client's pause.
     fn reply_locally(&self, query: &Query, client: &Client, is_paused: bool) -> bool {
         let mut fake = self.fake.as_ref().filter(|_| !is_paused).map(|fake| fake.table());
         let context = &self.responder.context;
@@ -279,9 +257,9 @@ impl Dns {
     }
 }
 
-fn proxies(config: &Config, responder: &Rc<Responder>) -> Result<Proxies, DnsError> {
+fn proxies(config: &Config, responder: &Rc<Responder>) -> Result<Proxies, String> {
     let names = config.upstreams.iter().filter_map(|upstream| match &upstream.host {
-        Host::Name(name) => Some(Name::new(name).map_err(|_| DnsError::Name(name.clone()))),
+        Host::Name(name) => Some(Name::new(name).map_err(|_| format!("dns: {name} is not a domain name"))),
         Host::Ip(_) => None,
     });
     let names = names.collect::<Result<_, _>>()?;

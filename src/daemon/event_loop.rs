@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use crate::gateway::Gateway;
-use crate::kernel::capture::{self, Capture, CaptureError};
+use crate::kernel::capture::{self, Capture};
 use crate::kernel::tun::MAX_FRAME;
 use crate::pause::EVERYBODY;
 use crate::report::control::StatusSocket;
@@ -70,7 +70,7 @@ pub struct EventLoop {
     capture: Capture,
     settings: Settings,
     config: Box<Config>,
-    /// What the next run is to have, once connections have ended for it.
+    /// The next run's, which begins once connections have ended.
     next: Option<Box<Config>>,
     /// A reload that has yet to end.
     reload: Option<Reload>,
@@ -242,7 +242,7 @@ impl EventLoop {
     /// Reads the configuration again and takes over what has changed: without a pause, or by another run.
     fn reload(&mut self) {
         if self.deadline.is_some() {
-            return; // another run, if there is to be one, reads it anyway
+            return; // the next run, if there is one, reads it anyway
         }
         if let Some(reload) = &mut self.reload {
             reload.again = true;
@@ -270,7 +270,7 @@ impl EventLoop {
     }
 
     /// The kernel does as the new configuration says, or refuses to.
-    fn end_reload(&mut self, result: Result<(), CaptureError>) {
+    fn end_reload(&mut self, result: Result<(), String>) {
         let Some(Reload { new, upstreams, changes, again }) = self.reload.take() else { return };
         match result {
             Ok(()) => {
@@ -302,7 +302,7 @@ impl EventLoop {
     fn answer(&mut self, request: &str) -> Document {
         match request.split_ascii_whitespace().collect::<Vec<_>>()[..] {
             [] | ["status"] => {
-                // For who asks again.
+                // For whoever asks again.
                 self.gateway.self_test().begin(self.gateway.tun());
                 status::status(&self.gateway, &self.config)
             }

@@ -26,7 +26,7 @@ use tcp_over_http::siphash::Key;
 use tcp_over_http::time::Instant;
 
 use crate::clock::Clock;
-use crate::kernel::conntrack::{self, Ended};
+use crate::netlink::conntrack::{self, Ended};
 use crate::sys;
 use crate::sys::RawSocket;
 

@@ -222,23 +222,18 @@ impl Gateway {
 
     /// `is_anew`: the sequence numbers that a proxy was told are no longer the client's.
     fn carry_out(self: &Rc<Self>, verdict: Verdict, frame: &mut [u8], is_anew: bool, now: Instant) {
-        let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() else { return };
-        log::trace!("{} bytes: {verdict}", packet.len());
+        log::trace!("{} bytes: {verdict}", frame.len() - vnet::LEN);
         match verdict {
             Verdict::Forward => self.tun.write(frame),
             Verdict::ForwardAbandoned(slot) => {
                 self.tun.write(frame);
                 self.keep(slot, Kept::Nothing);
             }
-            Verdict::Hold { slot, dial: true } => self.hold(slot, frame, now),
-            // The sequence numbers that the proxy was told are no longer the client's.
-            Verdict::Hold { slot, dial: false } if is_anew => {
-                self.hold(slot, frame, now);
-            }
-            Verdict::Hold { slot, dial: false } => self.replace_syn(slot, frame),
+            Verdict::Hold { slot, dial } if dial || is_anew => self.hold(slot, frame, now),
+            Verdict::Hold { slot, .. } => self.replace_syn(slot, frame),
             Verdict::Abandoned(slot) => self.keep(slot, Kept::Nothing),
-            Verdict::Dns => self.answer_query(packet),
-            Verdict::Reject(reject) => self.reject(reject, packet),
+            Verdict::Dns => self.answer_query(&mut frame[vnet::LEN..]),
+            Verdict::Reject(reject) => self.reject(reject, frame),
             Verdict::Drop(_) => {}
         }
     }

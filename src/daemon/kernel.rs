@@ -1,12 +1,8 @@
-//! What the kernel is asked for: the TUN, the rules, routes and tables that capture traffic, the listeners, the
-//! connections that it forwards.
+//! What the kernel is asked for: the TUN, the rules, routes and tables that capture traffic, the listeners.
 
 pub mod capture;
-pub mod conntrack;
 pub mod firewall;
 pub mod listener;
-pub mod neighbour;
-pub mod netlink;
 pub mod nft;
 pub mod probe;
 pub mod route;

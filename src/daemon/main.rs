@@ -9,15 +9,20 @@
 //! | names are answered | `dns` |
 //! | it is told what to do | `cli`, `settings` |
 //! | it tells how it is | `report` |
-//! | the system is called | `sys`, `task`, `clock` |
+//! | the system is called | `netlink`, `sys`, `task`, `clock` |
+//! | logs are kept short | `limiter` |
 
 mod cli;
 mod clock;
 mod dns;
 mod event_loop;
+#[cfg(test)]
+mod fixture;
 mod forward;
 mod gateway;
 mod kernel;
+mod limiter;
+mod netlink;
 mod pause;
 mod relay;
 mod report;
@@ -39,23 +44,24 @@ use tokio::runtime::{Builder, LocalOptions};
 
 use crate::cli::Command;
 use crate::clock::Clock;
-use crate::dns::{Dns, DnsError};
+use crate::dns::Dns;
 use crate::event_loop::{End, EventLoop};
 use crate::gateway::Gateway;
-use crate::kernel::capture::{self, Capture, CaptureError};
+use crate::kernel::capture::{self, Capture};
 use crate::kernel::route::RouteError;
-use crate::kernel::tun::{Tun, TunError};
+use crate::kernel::tun::Tun;
 use crate::kernel::{firewall, route};
 use crate::pause::Paused;
 use crate::relay::Supplies;
 use crate::relay::pipe::Pipes;
 use crate::relay::poller::Poller;
 use crate::report::document::Form;
-use crate::report::{control, doctor, json, logger};
+use crate::report::{control, doctor, logger};
 use crate::settings::Settings;
 use crate::sys::signals::Signals;
 use crate::upstream::Upstreams;
-use tcp_over_http::config::{Config, ConfigError, DnsMode, Json, OnFailure, Ping, Shell, VARIABLE};
+use tcp_over_http::config::{self, Config, ConfigError, DnsMode, OnFailure, Ping, Shell, VARIABLE};
+use tcp_over_http::json;
 
 /// Files beyond those of flows and pipes: resolvers, the TUN, netlink, logs, dials that are just ending.
 const OTHER_FILES: usize = 64;
@@ -71,7 +77,7 @@ fn main() -> ExitCode {
     match cli::parse(env::args_os().skip(1), env::var_os(VARIABLE)) {
         Ok(Command::Help) => print(&cli::Help),
         Ok(Command::Shell(settings)) => print(&Shell(&settings.load_readable())),
-        Ok(Command::Options) => print(&Json),
+        Ok(Command::Options) => print(&config::options_as_json()),
         Ok(Command::Version) => print(&format_args!("{}\n", cli::Version)),
         Ok(Command::Check(settings)) => check(&settings),
         Ok(Command::Run(settings)) => block_on(run(settings)),
@@ -97,7 +103,7 @@ fn main() -> ExitCode {
                 false => ExitCode::FAILURE,
             }
         }),
-        Err(error) => fail(&format_args!("tcp-over-http: {error}"), 2),
+        Err(error) => fail(&format_args!("tcp-over-http: {error}; see --help"), 2),
     }
 }
 
@@ -122,12 +128,12 @@ fn unblock(config: &Config) -> Result<(), RouteError> {
     route::clear(&Owner::new(config))
 }
 
-/// Runs within the runtime. One type of future: what is compiled for each is more code than the allocation is work.
+/// Runs within the runtime. Boxed: one copy of the code outweighs one allocation.
 fn block_on(future: impl Future<Output = ExitCode> + 'static) -> ExitCode {
     let future: Pin<Box<dyn Future<Output = ExitCode>>> = Box::pin(future);
     match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime.block_on(future),
-        Err(error) => fail(&StartError::EventLoop(error), 1),
+        Err(error) => fail(&no_event_loop(error), 1),
     }
 }
 
@@ -139,17 +145,17 @@ async fn run(settings: Settings) -> ExitCode {
         }
         Ok((End::TunGone | End::Tun(_), _)) => {}
         Err(StartError::Config(error)) => return fail(&error, error.exit_code()),
-        Err(error) => log::error!("{error}"),
+        Err(StartError::Other(error)) => log::error!("{error}"),
     }
     ExitCode::FAILURE
 }
 
 /// Sets up and runs until the end. What captures traffic is removed if the end was asked for, or if
-/// traffic may then go directly; if another run is to follow, it is refused until then.
+/// traffic may then go directly; if another run follows, traffic is refused until then.
 async fn serve(settings: Settings) -> Result<(End, Rc<Paused>), StartError> {
     // Before anything is set up that an early end would leave behind, and before the configuration is read,
     // so that no change of it is missed.
-    let (signals, restarted) = Signals::new().map_err(StartError::EventLoop)?;
+    let (signals, restarted) = Signals::new().map_err(no_event_loop)?;
     if restarted {
         sys::set_process_name();
     }
@@ -198,23 +204,20 @@ async fn serve(settings: Settings) -> Result<(End, Rc<Paused>), StartError> {
     Ok((end, paused))
 }
 
-async fn set_up(config: &Config, restarted: bool) -> Result<(Rc<Gateway>, Capture), StartError> {
+async fn set_up(config: &Config, restarted: bool) -> Result<(Rc<Gateway>, Capture), String> {
     let others = if config.dns.mode == DnsMode::Off { OTHER_FILES } else { OTHER_FILES + dns::FILES };
     let pipes = reserve_files(config.max_flows as usize, others)?;
-    let [a, b, c, d, e, f, g, h] = sys::random().map_err(StartError::Random)?;
-    let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
+    let key = sys::random_key().map_err(|error| format!("random numbers: {error}"))?;
     let clock = Clock::start();
     let paused = Rc::new(Paused::new(clock, restarted && config.may_pause()));
-    let upstreams = Rc::new(Upstreams::new(config).map_err(StartError::Upstreams)?);
-    let tun =
-        Tun::open(&config.tun, config.offload).map_err(|error| StartError::Tun(config.tun.clone(), error))?;
-    let tun = Rc::new(tun);
+    let upstreams = Rc::new(Upstreams::new(config).map_err(|error| error.to_string())?);
+    let tun = Tun::open(&config.tun, config.offload);
+    let tun = Rc::new(tun.map_err(|error| format!("{}: {error}", config.tun))?);
     let dns = dns::Context::new(clock, Rc::clone(&upstreams), Rc::clone(&tun), Rc::clone(&paused));
-    let dns = Dns::new(config, dns).map_err(StartError::Dns)?;
-    let poller = Poller::new().map_err(StartError::EventLoop)?;
-    // Last of what may fail: it undoes itself only until it has succeeded.
-    let capture =
-        Capture::set_up(config, &tun, clock, key, Rc::clone(&paused)).await.map_err(StartError::Capture)?;
+    let dns = Dns::new(config, dns)?;
+    let poller = Poller::new().map_err(no_event_loop)?;
+    // Must be the last fallible step: it undoes itself only until it has succeeded.
+    let capture = Capture::set_up(config, &tun, clock, key, Rc::clone(&paused)).await?;
     let forwarder = capture.forwarder();
     if let Some(dns) = &dns
         && forwarder.is_some()
@@ -240,13 +243,16 @@ async fn set_up(config: &Config, restarted: bool) -> Result<(Rc<Gateway>, Captur
 
 /// Sees to it that all flows can have their two sockets at a time. Returns how many pipes there can be
 /// beside them: one a flow, or what the limit of open files leaves.
-fn reserve_files(flows: usize, others: usize) -> Result<usize, StartError> {
+fn reserve_files(flows: usize, others: usize) -> Result<usize, String> {
     let sockets = 2 * flows + others;
     let wanted = sockets + 2 * flows.max(MIN_PIPES);
-    let limit = sys::raise_file_limit(wanted).map_err(StartError::FileLimit)?;
+    let limit = sys::raise_file_limit(wanted).map_err(|error| format!("limit of open files: {error}"))?;
     let pipes = limit.min(wanted).saturating_sub(sockets) / 2;
     if pipes < MIN_PIPES {
-        return Err(StartError::Files { needed: sockets + 2 * MIN_PIPES, limit });
+        let needed = sockets + 2 * MIN_PIPES;
+        return Err(format!(
+            "max_flows needs {needed} open files, and the limit is {limit}: raise it or lower max_flows"
+        ));
     }
     Ok(pipes)
 }
@@ -267,39 +273,20 @@ const fn limits(config: &Config) -> Limits {
     Limits { flows: config.max_flows, held: config.max_dials, held_per_client: config.max_dials_per_client }
 }
 
-/// What the daemon could not do when it started.
-#[derive(Debug)]
+/// Why the daemon could not start.
 enum StartError {
-    EventLoop(io::Error),
     Config(ConfigError),
-    FileLimit(io::Error),
-    Files { needed: usize, limit: usize },
-    Random(io::Error),
-    Upstreams(io::Error),
-    Tun(String, TunError),
-    Capture(CaptureError),
-    Dns(DnsError),
+    Other(String),
 }
 
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::EventLoop(error) => write!(f, "event loop: {error}"),
-            Self::Config(error) => write!(f, "{error}"),
-            Self::FileLimit(error) => write!(f, "limit of open files: {error}"),
-            Self::Files { needed, limit } => {
-                write!(
-                    f,
-                    "max_flows needs {needed} open files, and the limit is {limit}: raise it or lower max_flows"
-                )
-            }
-            Self::Random(error) => write!(f, "random numbers: {error}"),
-            Self::Upstreams(error) => write!(f, "{error}"),
-            Self::Tun(name, error) => write!(f, "{name}: {error}"),
-            Self::Capture(error) => write!(f, "{error}"),
-            Self::Dns(error) => write!(f, "{error}"),
-        }
+impl From<String> for StartError {
+    fn from(error: String) -> Self {
+        Self::Other(error)
     }
+}
+
+fn no_event_loop(error: io::Error) -> String {
+    format!("event loop: {error}")
 }
 
 /// To stdout, without a panic if nobody reads it.

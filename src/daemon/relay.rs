@@ -119,9 +119,6 @@ impl Relay {
     }
 
     /// Moves bytes until there are none to move or its turn is over.
-    ///
-    /// # Errors
-    /// What went wrong with either socket.
     pub fn run(&mut self, supplies: &Supplies) -> io::Result<Next> {
         let up = self.up.run(&mut self.client, &mut self.upstream, self.down.ended, supplies)?;
         let down = self.down.run(&mut self.upstream, &mut self.client, self.up.ended, supplies)?;

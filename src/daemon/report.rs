@@ -3,7 +3,5 @@
 pub mod control;
 pub mod doctor;
 pub mod document;
-pub mod json;
-pub mod limiter;
 pub mod logger;
 pub mod status;

@@ -41,10 +41,7 @@ impl Settings {
         self.overrides.give(spec, value);
     }
 
-    /// Reads the configuration; the file is read anew each time.
-    ///
-    /// # Errors
-    /// [`ConfigError`]
+    /// Reads the configuration; the file is read each time.
     pub fn load(&self) -> Result<Config, ConfigError> {
         let config = self.read().finish(sysctl::has_ipv6());
         config.map_err(|fault| ConfigError::new(self.file_name(), fault))

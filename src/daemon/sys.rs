@@ -10,7 +10,7 @@ pub mod signals;
 mod socket;
 mod tun;
 
-pub use epoll::{epoll, epoll_control, epoll_take, watch};
+pub use epoll::{epoll, epoll_control, epoll_take, poll_read, watch};
 pub use file::{folder, is_in_memory, replace};
 pub use landlock::keep_writable;
 pub use pipe::{pipe, set_pipe_size, splice, write};
@@ -23,7 +23,7 @@ pub use socket::option;
 pub use socket::{
     accept, at_urgent_mark, attach_filter, delay_acknowledgement, discard, netlink, receive_inline,
     reset_connections, set_keepalive, set_lingering, set_mark, set_receive_buffer, set_resetting,
-    shutdown_write, unacknowledged,
+    shutdown_write, tcp_socket, udp_socket, unacknowledged,
 };
 pub use tun::{
     into_file, set_mtu, set_offload, set_queue_length, set_vnet_header_size, set_vnet_little_endian,
@@ -32,12 +32,20 @@ pub use tun::{
 use std::ffi::c_int;
 use std::io;
 
+use tcp_over_http::siphash::Key;
+
 /// Random bytes fit for secrets.
 pub fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     // SAFETY: writes no more than the array's bytes.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, 0) };
     if check_size(got)? == N { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+/// A key for the library's tables.
+pub fn random_key() -> io::Result<Key> {
+    let [a, b, c, d, e, f, g, h] = random()?;
+    Ok([u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])])
 }
 
 /// The error of a call that has returned -1.

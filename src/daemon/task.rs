@@ -6,8 +6,8 @@ use tokio::task::{AbortHandle, spawn_local};
 
 /// Starts a task. Must be called within the tokio runtime.
 ///
-/// All tasks have one type: tokio's part of a task is compiled anew for each, which is more code than the
-/// extra allocation is work.
+/// All tasks have one type: tokio's part of a task is compiled for each, and one copy of the code outweighs
+/// one allocation.
 pub fn spawn(future: impl Future<Output = ()> + 'static) -> AbortHandle {
     let future: Pin<Box<dyn Future<Output = ()>>> = Box::pin(future);
     spawn_local(future).abort_handle()

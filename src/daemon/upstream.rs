@@ -22,7 +22,6 @@ use crate::sys;
 use crate::upstream::confirm::Worked;
 use crate::upstream::connection::Connection;
 use crate::upstream::dial::Reply;
-use crate::upstream::exchange::udp_socket;
 use crate::upstream::proxy::{Account, Proxy, Warning};
 use crate::upstream::resolver::{ResolveError, Resolver};
 use log::{debug, info, warn};
@@ -178,9 +177,6 @@ impl Upstreams {
     }
 
     /// As [`open`](Self::open), in the name of `client` where that can be.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
     pub async fn carry(
         &self,
         target: Target<'_>,
@@ -302,9 +298,6 @@ impl Upstreams {
     }
 
     /// Connects a client that goes out directly for a while to a target.
-    ///
-    /// # Errors
-    /// There is no such name, or none of its addresses can be connected.
     pub async fn pass_by(&self, target: Target<'_>) -> Result<Carried, Failure> {
         match self.server(PAUSED, target, &self.resolver) {
             Some(server) => self.pass_to(server?).await,
@@ -463,9 +456,6 @@ impl Upstreams {
     }
 
     /// Connects to a proxy for requests in absolute form.
-    ///
-    /// # Errors
-    /// [`Failure`]
     pub async fn connect_plain(&self, index: usize) -> Result<TcpStream, Failure> {
         let connected = self.connect(index).await;
         let stream =
@@ -570,7 +560,7 @@ impl Upstreams {
 
     /// Whether the kernel knows a way to any of these.
     fn has_route(&self, addresses: &[IpAddr]) -> bool {
-        addresses.iter().any(|&ip| udp_socket(SocketAddr::new(ip, 9), self.mark).is_ok())
+        addresses.iter().any(|&ip| sys::udp_socket(SocketAddr::new(ip, 9), self.mark).is_ok())
     }
 
     /// Tells what a proxy's answer means, and readies the tunnel.

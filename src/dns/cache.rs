@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use super::wire::header::Rcode;
 use super::wire::message::{Kind, Message, Record};
 use super::wire::query::Query;
+use crate::siphash::fnv;
 use crate::time::Instant;
 
 /// The most seconds that a reply is kept.
@@ -92,20 +93,9 @@ impl Cache {
         self.bytes = self.replies.iter().map(Kept::size).sum();
     }
 
-    /// Removes everything.
-    pub fn clear(&mut self) {
-        self.replies.clear();
-        self.bytes = 0;
-    }
-
     /// How many replies there are.
-    pub const fn len(&self) -> usize {
+    pub const fn count(&self) -> usize {
         self.replies.len()
-    }
-
-    /// Whether there is no reply.
-    pub const fn is_empty(&self) -> bool {
-        self.replies.is_empty()
     }
 
     fn find(&self, query: &Query<'_>) -> Option<usize> {
@@ -132,11 +122,9 @@ impl Kept {
     }
 }
 
-/// FNV-1a of name, type and class. It only saves comparisons: the search is linear anyway.
+/// Of name, type and class. It only saves comparisons: the search is linear anyway.
 fn hash(query: &Query<'_>) -> u32 {
-    query.question_bytes().iter().fold(0x811c_9dc5, |hash, byte| {
-        (hash ^ u32::from(byte.to_ascii_lowercase())).wrapping_mul(0x0100_0193)
-    })
+    fnv(query.question_bytes().iter().map(u8::to_ascii_lowercase))
 }
 
 /// Seconds that a reply may be kept; `None` if it has no TTL or must not be cached.
@@ -198,8 +186,8 @@ fn change_ttls(reply: &mut [u8], change: impl Fn(u32) -> u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wire::query::tests::{Fields, SELF, query, reply};
     use super::*;
+    use crate::dns::wire::fixture::{Fields, SELF, query, reply};
     use proptest::prelude::*;
     use std::format;
     use std::vec;
@@ -258,7 +246,7 @@ mod tests {
         }
         assert_eq!(get(&mut cache, &ask("www.example"), at(1 << 31)), None);
         cache.expire(at(4500));
-        assert_eq!((cache.len(), cache.bytes), (0, 0));
+        assert_eq!((cache.count(), cache.bytes), (0, 0));
     }
 
     #[test]
@@ -280,9 +268,7 @@ mod tests {
         cache.put(&parsed(&https), &reply(&https, OK, [&[(SELF, Kind(0x41), 9, b"x")], &[], &[]]), at(0));
         assert_eq!(get(&mut cache, &query(7, 0x0100, "www.example", Kind(0x61), None), at(0)), None);
         cache.put(&parsed(&bytes), &reply(&https, OK, [&[], &[], &[]]), at(0));
-        assert_eq!(cache.len(), 2);
-        cache.clear();
-        assert!(cache.is_empty());
+        assert_eq!(cache.count(), 2);
     }
 
     #[test]
@@ -326,18 +312,18 @@ mod tests {
             put(&mut cache, nth, 9);
             assert!(cache.bytes <= 4096);
         }
-        let count = cache.len() as u64;
+        let count = cache.count() as u64;
         assert!(count > 40, "{count}");
         assert!(get(&mut cache, &ask(&format!("{}.example", 999 - count)), at(999)).is_some());
         assert!(get(&mut cache, &ask(&format!("{}.example", 998 - count)), at(999)).is_none());
         put(&mut cache, 998, 5);
-        assert_eq!((cache.len() as u64, cache.bytes), (count, cache.replies.iter().map(Kept::size).sum()));
+        assert_eq!((cache.count() as u64, cache.bytes), (count, cache.replies.iter().map(Kept::size).sum()));
         let large = [0; 600];
         let bytes = ask("large.example");
         cache.put(&parsed(&bytes), &reply(&bytes, OK, [&[(SELF, Kind::A, 9, &large)], &[], &[]]), at(0));
         assert!(get(&mut cache, &bytes, at(0)).is_none());
         put(&mut cache, 99_000, 9);
-        assert_eq!(cache.len(), 1, "what has expired goes first");
+        assert_eq!(cache.count(), 1, "what has expired goes first");
     }
 
     proptest! {

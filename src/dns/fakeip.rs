@@ -7,8 +7,8 @@
 //!
 //! The table has slots, each for one name, and each slot has a number of addresses, of which one at a time is the
 //! name's: both an IPv4 and an IPv6 one, as far into their ranges. A slot that gets another name gets another
-//! address, in turn, so that an address rests as long as the range allows. Who connects to one that rests has
-//! kept it for too long, and is refused rather than brought to the wrong host. Each run takes turns in an order of
+//! address, in turn, so that an address rests as long as the range allows. A client that connects to one that
+//! rests has kept it for too long, and is refused rather than brought to the wrong host. Each run takes turns in an order of
 //! its own: after a crash, it does not know what the last one has handed out lately, and is not to repeat it.
 //!
 //! # Which name makes way
@@ -16,8 +16,8 @@
 //! The one whose use is the longest ago: but none that a flow holds ([`FakeIp::hold`]), and none that a client may
 //! still have in its cache, for the TTL of an answer. TTLs get short when names come faster than the table is large.
 //!
-//! If there is no such name, somebody asks for more than there is, and must not take it from others. Who asks often
-//! can't be told: dnsmasq asks for all. But who connects can, and clients connect at once. So names that nobody has
+//! If there is no such name, somebody asks for more than there is, and must not take it from others. Nobody can tell
+//! who asks often: dnsmasq asks for all. But who connects is known, and clients connect at once. So names that nobody has
 //! connected to make way for each other, the oldest first, and have a quarter of the table at least; the others belong
 //! to a client each, and the client with the most gives up its own. Its flows hold a quarter of the table at most.
 //!
@@ -231,7 +231,7 @@ impl FakeIp {
         };
         if slot.holds == 0 {
             let place = self.shares.place(client);
-            // Who has little takes from who has more, not the other way: the largest loses its names first.
+            // Clients with few names take from those with more, never the reverse: the largest loses its names first.
             if slot.owner == NOBODY || self.shares.all(place) + weight < self.shares.all(slot.owner) {
                 match slot.owner {
                     NOBODY => self.new -= weight,
@@ -269,13 +269,8 @@ impl FakeIp {
     }
 
     /// How many names there are.
-    pub const fn len(&self) -> u16 {
+    pub const fn count(&self) -> u16 {
         self.live
-    }
-
-    /// Whether there is no name.
-    pub const fn is_empty(&self) -> bool {
-        self.live == 0
     }
 
     /// Counts the names that got an address: when it has moved, [`FakeIp::save`] would save something new.

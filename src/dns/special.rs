@@ -112,8 +112,8 @@ fn special_reply(special: Special, kind: Kind) -> Reply<'static> {
 #[cfg(test)]
 mod tests {
     use super::super::wire::name::Name;
-    use super::super::wire::query::tests::query;
     use super::*;
+    use crate::dns::wire::fixture::query;
 
     fn local(name: &str, kind: Kind) -> Option<Reply<'static>> {
         let bytes = query(7, 0x0100, name, kind, None);

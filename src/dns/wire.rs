@@ -3,6 +3,8 @@
 
 pub mod answer;
 pub mod edns;
+#[cfg(test)]
+pub mod fixture;
 pub mod header;
 pub mod message;
 pub mod name;

@@ -15,25 +15,11 @@
 //! ```
 
 use alloc::vec::Vec;
-use core::net::Ipv6Addr;
 
 use super::State;
+use crate::net::ClientKey;
 use crate::siphash::{self, Key};
 use crate::slots::Slots;
-
-/// Who a client is, by its address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity(u64);
-
-impl From<Ipv6Addr> for Identity {
-    fn from(address: Ipv6Addr) -> Self {
-        let [a, b, c, d, e, f, g, h, rest @ ..] = address.octets();
-        Self(match address.to_ipv4_mapped() {
-            Some(_) => u64::from_be_bytes(rest),
-            None => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
-        })
-    }
-}
 
 /// A kind of flows of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +48,7 @@ pub struct Client(u16);
 /// All clients that have flows. Grows with them.
 pub struct Clients {
     key: Key,
-    identities: Vec<Identity>,
+    identities: Vec<ClientKey>,
     /// Those in use and those that are not, and the hash of identities.
     slots: Slots,
     opened: Ranking,
@@ -95,7 +81,7 @@ impl Clients {
     }
 
     /// The client, if it has flows.
-    pub fn find(&self, identity: Identity) -> Option<Client> {
+    pub fn find(&self, identity: ClientKey) -> Option<Client> {
         let is_it = |number| self.identities[usize::from(number)] == identity;
         self.slots.find(self.hash_of(identity), is_it).map(Client)
     }
@@ -134,7 +120,7 @@ impl Clients {
     }
 
     /// Takes a new flow, which is held.
-    pub fn take(&mut self, flow: u16, identity: Identity) -> Client {
+    pub fn take(&mut self, flow: u16, identity: ClientKey) -> Client {
         // As many heads as flows do: each client has a flow.
         while self.links.len() <= usize::from(flow) * 3 {
             let at = self.links.len() as u32;
@@ -173,7 +159,7 @@ impl Clients {
         }
     }
 
-    fn enroll(&mut self, identity: Identity) -> Client {
+    fn enroll(&mut self, identity: ClientKey) -> Client {
         let number = match self.slots.first(UNUSED) {
             Some(number) => {
                 self.identities[usize::from(number)] = identity;
@@ -206,7 +192,7 @@ impl Clients {
         self.links[at] = Links { previous: last, next: head as u32 };
     }
 
-    fn hash_of(&self, identity: Identity) -> u32 {
+    fn hash_of(&self, identity: ClientKey) -> u32 {
         siphash::hash(self.key, &[identity.0 as u32, (identity.0 >> 32) as u32])
     }
 }
@@ -287,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_client_is_an_address_or_a_64() {
-        let identity = |address: &str| Identity::from(address.parse::<Ipv6Addr>().unwrap());
+        let identity = |address: &str| ClientKey::of(address.parse().unwrap());
         assert_ne!(identity("::ffff:192.0.2.1"), identity("::ffff:192.0.2.2"));
         assert_eq!(identity("2001:db8:1:2::7"), identity("2001:db8:1:2:ffff::8"));
         assert_ne!(identity("2001:db8:1:2::7"), identity("2001:db8:1:3::7"));
@@ -299,7 +285,7 @@ mod tests {
         fn counts_ranks_and_lists(steps in proptest::collection::vec((0..12_u16, 0..5_u64, 0..7_usize), 0..300)) {
             let mut clients = Clients::new(12, [1, 2]);
             // Identity, number, state; in the order of entering their groups.
-            let mut flows: Vec<(u16, Identity, Client, State)> = Vec::new();
+            let mut flows: Vec<(u16, ClientKey, Client, State)> = Vec::new();
             for (flow, identity, state) in steps {
                 let Some(&state) = STATES.get(state) else {
                     if let Some(at) = flows.iter().position(|known| known.0 == flow)
@@ -315,7 +301,7 @@ mod tests {
                 let mut entry = match known {
                     Some(at) => flows.remove(at),
                     None => {
-                        let identity = Identity(identity);
+                        let identity = ClientKey(identity);
                         (flow, identity, clients.take(flow, identity), State::Held)
                     }
                 };
@@ -329,13 +315,13 @@ mod tests {
                 }
 
                 let count = |identity, is: &dyn Fn(Group) -> bool| {
-                    let counts = |known: &&(u16, Identity, Client, State)| {
+                    let counts = |known: &&(u16, ClientKey, Client, State)| {
                         known.1 == identity && Group::of(known.3).is_some_and(is)
                     };
                     flows.iter().filter(counts).count() as u16
                 };
                 let (mut most, mut most_opened) = (0, 0);
-                for identity in (0..5).map(Identity) {
+                for identity in (0..5).map(ClientKey) {
                     let client = clients.find(identity);
                     let (all, opened) = (count(identity, &|_| true), count(identity, &|group| group == Group::Opened));
                     prop_assert_eq!(client.is_some(), all > 0);

@@ -6,9 +6,9 @@ use core::net::Ipv6Addr;
 use super::{
     CLOSING_IDLE, FIN_BOTH, Flow, IDLE_SAFE, LINGER, NatSource, OPENED_SAFE, OPENING_IDLE, Side, Slot, State,
 };
-use crate::flow::clients::{Client, Clients, Group, Identity};
+use crate::flow::clients::{Client, Clients, Group};
 use crate::flow::nat::{NatSources, Turn};
-use crate::net::Family;
+use crate::net::{ClientKey, Family};
 use crate::packet::reject::Reject;
 use crate::packet::{Change, Segment, Tuple};
 use crate::siphash::{self, Key};
@@ -150,7 +150,7 @@ impl FlowTable {
 
     /// How many flows a client opens.
     pub fn opened(&self, client: Ipv6Addr) -> u16 {
-        self.clients.opened(self.clients.find(Identity::from(client)))
+        self.clients.opened(self.clients.find(ClientKey::of(client)))
     }
 
     /// A new flow for the SYN of a client, held. A flow of the same tuple makes way: it lives on if it is
@@ -167,7 +167,7 @@ impl FlowTable {
         now: Instant,
         change: impl FnOnce(NatSource) -> Change,
     ) -> Result<Slot, Refusal> {
-        let identity = Identity::from(tuple.source);
+        let identity = ClientKey::of(tuple.source);
         let mut yielding = self.yielding_opened(self.clients.find(identity), now)?;
         let (slot, turn) = match self.vacant(now) {
             Some(vacant) => vacant,
@@ -227,8 +227,8 @@ impl FlowTable {
         Ok(slot)
     }
 
-    /// The flow that has yielded to the last new one: what is kept for it is to go. Asked at once; its slot may be that
-    /// of the new one.
+    /// The flow that has yielded to the last new one: drop what is kept for it. To be called at once: the new flow may
+    /// have its slot.
     pub const fn take_yielded(&mut self) -> Option<Slot> {
         self.yielded.take()
     }
@@ -272,14 +272,14 @@ impl FlowTable {
         }
     }
 
-    /// No packet of the flow is to be expected any more.
+    /// No more packets of the flow are expected.
     fn end(&mut self, slot: Slot, now: Instant) {
         if matches!(self.get(slot).state, State::Opening | State::Live | State::Closing) {
             self.enter(slot, State::Closed, now);
         }
     }
 
-    /// No packet of the flow is to be expected any more, and none was translated: its slot is free at once, and the next
+    /// No more packets of the flow are expected, and none was translated: its slot is free at once, and the next
     /// to be used.
     pub fn vacate(&mut self, slot: Slot, now: Instant) {
         if self.get(slot).state == State::Opening {
@@ -298,7 +298,7 @@ impl FlowTable {
         }
     }
 
-    /// Forgets a held flow whose client is refused; its SYN, should it come again soon, is to be refused again.
+    /// Forgets a held flow whose client is refused; if its SYN comes again soon, it is refused again.
     pub fn refuse(&mut self, slot: Slot, reject: Reject, now: Instant) {
         if self.get(slot).state == State::Held {
             self.enter(slot, State::Closed, now);

@@ -27,7 +27,7 @@ const FIRST_TIMEOUT: u32 = 1000;
 /// The most milliseconds between two.
 const MAX_TIMEOUT: u32 = 32_000;
 
-/// Where a packet that the handshake makes is to go.
+/// Where to send a packet that the handshake makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum To {
     /// To the proxy; the connection belongs to a handshake.
@@ -86,7 +86,7 @@ impl End {
     }
 }
 
-/// A connection to a proxy until its client is answered, and a while after.
+/// A connection to a proxy, until some time after its client is answered.
 pub struct Handshake {
     /// From the client to the server that it wants.
     tuple: Tuple,

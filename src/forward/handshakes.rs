@@ -61,7 +61,7 @@ impl Id {
 pub enum Taken {
     /// It is done with. This handshake has something to tell.
     Yes(Option<Id>),
-    /// It is the SYN of a client that begins anew: this handshake is over, and the packet is as the client sent it.
+    /// It is the SYN of a client that starts over: this handshake has ended, and the packet is as the client sent it.
     Restarted(Id),
     /// It does not, or is the reset of a client that is held: the packet is as the client sent it.
     No,
@@ -249,7 +249,7 @@ impl Handshakes {
         self.free(id.slot);
     }
 
-    /// Repeats what is to be repeated. To be called once a second or so.
+    /// Retransmits what is due. To be called once a second or so.
     pub fn tick(&mut self, now: Instant, send: Send) {
         let mut next = self.slots.first(BUSY);
         while let Some(slot) = next {

@@ -3,7 +3,7 @@
 use super::options::Options;
 use crate::net::Family;
 use crate::packet::builder::Tcp;
-use crate::packet::{IPV4_HEADER, IPV6_HEADER, TCP_HEADER};
+use crate::packet::{TCP_HEADER, ip_header};
 
 /// The longest packet that is made.
 pub const MAX_SEGMENT: usize = 1500;
@@ -22,11 +22,7 @@ pub struct Segment<'a> {
 impl Segment<'_> {
     /// The longest payload that fits beside all options.
     pub const fn max_payload(family: Family) -> usize {
-        let ip = match family {
-            Family::V4 => IPV4_HEADER,
-            Family::V6 => IPV6_HEADER,
-        };
-        MAX_SEGMENT - TCP_HEADER - Options::MAX - ip
+        MAX_SEGMENT - TCP_HEADER - Options::MAX - ip_header(family)
     }
 
     /// Writes the whole packet into `out` and returns its length. A payload longer than

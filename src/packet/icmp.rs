@@ -84,8 +84,7 @@ impl Packet<'_> {
         let (ip, _) = LaxIpSlice::from_slice(bytes).ok()?;
         let payload = ip.payload();
         let family = if matches!(ip, LaxIpSlice::Ipv4(_)) { Family::V4 } else { Family::V6 };
-        let (protocol, length) = (payload.ip_number.0, payload.payload.len());
-        let transport = transport(family, protocol);
+        let (transport, length) = (transport(family, payload.ip_number.0), payload.payload.len());
         if payload.fragmented || family != self.family || transport != Transport::Tcp || length < 8 {
             return None;
         }
@@ -96,7 +95,6 @@ impl Packet<'_> {
             family,
             transport_at,
             transport,
-            protocol,
         })
     }
 }

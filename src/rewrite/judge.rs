@@ -195,11 +195,7 @@ impl Rewriter {
 
     /// The largest segment that fits the MTU with headers without options (RFC 6691).
     const fn max_mss(&self, family: Family) -> u16 {
-        let header = match family {
-            Family::V4 => packet::IPV4_HEADER,
-            Family::V6 => packet::IPV6_HEADER,
-        };
-        self.settings.mtu.saturating_sub((header + packet::TCP_HEADER) as u16)
+        self.settings.mtu.saturating_sub((packet::ip_header(family) + packet::TCP_HEADER) as u16)
     }
 }
 

@@ -165,12 +165,12 @@ impl Rewriter {
         self.flows.close(slot, now);
     }
 
-    /// The flow's connection is the kernel's: no packet of it has been translated, and none is to be expected any more.
+    /// The flow's connection is the kernel's: no packet of it has been translated, and no more are expected.
     pub fn vacate(&mut self, slot: Slot, now: Instant) {
         self.flows.vacate(slot, now);
     }
 
-    /// Ends the flow whose client begins anew before it has gone on with the connection that it asked for.
+    /// Ends a flow whose client starts over before it has used the connection that it asked for.
     pub fn forget(&mut self, tuple: &Tuple, now: Instant) -> Option<Slot> {
         let slot = self.flows.find(tuple).filter(|slot| self.flows.get(*slot).state() == State::Opening)?;
         self.flows.vacate(slot, now);

@@ -14,8 +14,8 @@ pub enum Verdict {
     /// Write it back, and let go of what was kept for the flow: the client has taken its connection back
     /// before it was accepted.
     ForwardAbandoned(Slot),
-    /// Keep it: it is the SYN of the held flow. `dial` if the proxy is to be asked, otherwise it only
-    /// takes the place of an earlier one.
+    /// Keep it: it is the SYN of the held flow. With `dial`, ask the proxy; otherwise it only replaces an
+    /// earlier one.
     Hold {
         /// The flow.
         slot: Slot,

@@ -19,12 +19,14 @@
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::net::{IpAddr, SocketAddr};
+use core::net::IpAddr;
 
 use super::Failure;
 use super::health::{Alarm, Health, State};
 use super::history::{Change, History, What};
 use crate::http::connect::Target;
+use crate::net::mapped;
+use crate::siphash::fnv;
 use crate::time::Instant;
 
 /// The most proxies that there can be.
@@ -191,8 +193,8 @@ impl Choice {
         (delay != 0 && !next.health.is_resting()).then(|| delay.max(3 * usual))
     }
 
-    /// Another proxy was faster than this one's connect, which is now given up: whether it still answers is to be found
-    /// out.
+    /// Another proxy was faster than this one's connect, which is now given up: a confirmation will tell whether it still
+    /// answers.
     pub fn overtaken(&mut self, asked: Asked) {
         if let Some(proxy) = self.proxies.get_mut(asked.index) {
             proxy.is_wanted = true;
@@ -328,7 +330,7 @@ impl Choice {
         (0..self.proxies.len()).filter(|&index| is_open(index)).min_by_key(rank)
     }
 
-    /// A client dials: whoever could be asked but for its rest is to be confirmed once that is over.
+    /// A client dials: proxies that only their rest keeps from being asked are confirmed once it is over.
     fn want_rested(&mut self, now: Instant) {
         if self.chosen().is_some() && !self.settings.pin_fallback {
             return;
@@ -450,30 +452,13 @@ const fn bit(index: usize) -> u64 {
     if index < MAX_PROXIES { 1 << index } else { u64::MAX }
 }
 
-/// Tells targets apart, if nobody tries to have them mistaken (FNV-1a).
+/// Tells targets apart, if nobody tries to have them mistaken.
 fn digest(target: Target<'_>) -> u32 {
-    let mut hash = 0x811c_9dc5_u32;
-    let mut add = |bytes: &[u8]| {
-        for &byte in bytes {
-            hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-        }
-    };
-    let port = match target {
-        Target::Ip(SocketAddr::V4(address)) => {
-            add(&address.ip().octets());
-            address.port()
-        }
-        Target::Ip(SocketAddr::V6(address)) => {
-            add(&address.ip().octets());
-            address.port()
-        }
-        Target::Name(name, port) => {
-            add(name.as_bytes());
-            port
-        }
-    };
-    add(&port.to_be_bytes());
-    hash
+    let port = target.port().to_be_bytes();
+    match target {
+        Target::Ip(address) => fnv(mapped(address.ip()).octets().into_iter().chain(port)),
+        Target::Name(name, _) => fnv(name.bytes().chain(port)),
+    }
 }
 
 #[cfg(test)]

@@ -36,9 +36,9 @@ pub enum State {
 /// What becomes of the connections through a silent proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alarm {
-    /// It has stopped to answer: what they have received until now is to be remembered.
+    /// It has stopped answering: remember what they have received so far.
     Silent,
-    /// It is gone: those that have received nothing since are to be reset.
+    /// It is gone: reset those that have received nothing since.
     Dead,
 }
 
@@ -66,7 +66,7 @@ impl Health {
         self.state
     }
 
-    /// Whether it is to be asked after all others.
+    /// Whether it is asked after all others.
     pub const fn is_resting(&self) -> bool {
         matches!(self.state, State::Resting(..))
     }
@@ -119,7 +119,7 @@ impl Health {
         was_resting
     }
 
-    /// What is to be done with the connections through it: told once.
+    /// What to do with the connections through it: returned once.
     pub const fn take_alarm(&mut self) -> Option<Alarm> {
         self.alarm.take()
     }

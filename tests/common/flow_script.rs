@@ -6,9 +6,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use arbitrary::Arbitrary;
 use tcp_over_http::flow::{
-    CLOSING_IDLE, Flow, FlowTable, IDLE_SAFE, Identity, LINGER, Limits, NatSource, OPENED_SAFE, OPENING_IDLE,
-    REST, Refusal, Side, Slot, State,
+    CLOSING_IDLE, Flow, FlowTable, IDLE_SAFE, LINGER, Limits, NatSource, OPENED_SAFE, OPENING_IDLE, REST,
+    Refusal, Side, Slot, State,
 };
+use tcp_over_http::net::ClientKey;
 use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{ACK, Change, FIN, RST, SYN, Segment, Tuple};
 use tcp_over_http::time::Instant;
@@ -235,7 +236,7 @@ impl Model {
             Change::default()
         });
         let yielded = self.table.take_yielded();
-        self.check_yielded(tuple.source.into(), result, yielded, is_full);
+        self.check_yielded(ClientKey::of(tuple.source), result, yielded, is_full);
         if let Some(yielded) = yielded {
             let nth = yielded.index();
             self.entries[nth].found &= self.entries[nth].state != State::Held;
@@ -302,7 +303,7 @@ impl Model {
     /// Whether the right flow has yielded to a client's new one, or none with reason.
     fn check_yielded(
         &self,
-        client: Identity,
+        client: ClientKey,
         result: Result<Slot, Refusal>,
         yielded: Option<Slot>,
         is_full: bool,
@@ -322,9 +323,9 @@ impl Model {
         let counted =
             if of_group { is_opened } else { &|entry: &Entry| entry.is_opened() || entry.is_established() };
         let has = self.count_of(client, counted);
-        let mut counts: Vec<(Identity, usize)> = Vec::new();
+        let mut counts: Vec<(ClientKey, usize)> = Vec::new();
         for entry in self.entries.iter().filter(|entry| counted(entry)) {
-            let identity = Identity::from(entry.tuple.source);
+            let identity = ClientKey::of(entry.tuple.source);
             // Many clients have one each in the largest tables: those are not told apart.
             match counts.iter_mut().take(8).find(|(known, _)| *known == identity) {
                 Some((_, count)) => *count += 1,
@@ -334,7 +335,7 @@ impl Model {
         let most = counts.iter().map(|(_, count)| *count).max().unwrap_or(0);
         let from_other = most > has + 1 && (too_many || !of_group);
         let is_donor = |entry: &Entry| {
-            let identity = Identity::from(entry.tuple.source);
+            let identity = ClientKey::of(entry.tuple.source);
             match from_other {
                 true => identity != client && self.count_of(identity, counted) == most,
                 false => identity == client,
@@ -364,7 +365,7 @@ impl Model {
         let mut donated = self
             .entries
             .iter()
-            .filter(|other| Identity::from(other.tuple.source) == Identity::from(entry.tuple.source));
+            .filter(|other| ClientKey::of(other.tuple.source) == ClientKey::of(entry.tuple.source));
         if entry.is_opened() {
             let older = |other: &Entry| other.is_opened() && other.entered < entry.entered;
             assert!(!donated.clone().any(older), "not the oldest");
@@ -382,8 +383,8 @@ impl Model {
         }
     }
 
-    fn count_of(&self, client: Identity, counted: &dyn Fn(&Entry) -> bool) -> usize {
-        let is_it = |entry: &&Entry| Identity::from(entry.tuple.source) == client && counted(entry);
+    fn count_of(&self, client: ClientKey, counted: &dyn Fn(&Entry) -> bool) -> usize {
+        let is_it = |entry: &&Entry| ClientKey::of(entry.tuple.source) == client && counted(entry);
         self.entries.iter().filter(is_it).count()
     }
 

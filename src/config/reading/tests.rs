@@ -226,7 +226,7 @@ fn values_are_checked_together() {
 fn no_upstream_is_an_error() {
     for file in ["", "config tcp-over-http main\n", "config upstream\noption host a\noption enabled 0\n"] {
         let text = Config::from_uci(file).map(drop).map_err(|error| error.to_string());
-        let expected = "no upstream: FILE names none, nor do --upstream and TCP_OVER_HTTP_UPSTREAM";
+        let expected = "FILE: no upstream, and none from --upstream or TCP_OVER_HTTP_UPSTREAM";
         assert_eq!(text, Err(expected.to_owned()));
     }
 }

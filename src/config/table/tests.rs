@@ -117,7 +117,7 @@ fn the_file_of_the_package_is_short_and_valid() {
     let shipped = fs::read_to_string(at("openwrt/files/etc/config/tcp-over-http")).unwrap();
     assert!(shipped.len() < 1000, "{} bytes", shipped.len());
     let error = Config::from_uci(&shipped).unwrap_err().to_string();
-    assert!(error.starts_with("no upstream"), "{error}");
+    assert!(error.starts_with("FILE: no upstream"), "{error}");
     assert!(shipped.contains("\toption enabled '0'\n"));
 
     let config = Config::from_uci(&shipped.replace("\t#", "\t").replace("\t ", "\t# ")).unwrap();

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::client::MAX_WAITERS;
 use super::responder::{Responder, SERV_FAIL};
-use crate::report::limiter::Limiter;
+use crate::limiter::Limiter;
 use crate::task::spawn;
 use crate::upstream::exchange::exchange;
 

@@ -43,14 +43,9 @@ impl Drop for Held {
 
 impl FakeNames {
     /// Reads the file.
-    ///
-    /// # Errors
-    /// If there are no random numbers.
     pub fn load(config: &Config, now: Instant) -> io::Result<Self> {
-        let [a, b, c, d, e, f, g, h] = sys::random()?;
-        let key = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])];
         let ranges = Ranges { v4: config.dns.fakeip_range, v6: config.dns.fakeip_range6 };
-        let mut table = FakeIp::new(ranges, config.dns.fakeip_names, key);
+        let mut table = FakeIp::new(ranges, config.dns.fakeip_names, sys::random_key()?);
         let file = NamesFile::load(&config.dns.fakeip_file, &mut table, now);
         Ok(Self { table: RefCell::new(table), file })
     }

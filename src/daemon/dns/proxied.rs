@@ -25,7 +25,7 @@ use tcp_over_http::time::Instant;
 use super::client::MAX_WAITERS;
 use super::responder::{Responder, SERV_FAIL};
 use super::stream::Stream;
-use crate::report::limiter::Limiter;
+use crate::limiter::Limiter;
 use crate::task::spawn;
 use crate::upstream::{Failure, Opened};
 

@@ -7,10 +7,11 @@ use std::rc::{Rc, Weak};
 use std::task::{self, Poll, ready};
 
 use tcp_over_http::time::Instant;
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::client::{Client, MAX_WAITERS_OF_ONE};
 use super::stream::Stream;
+use crate::sys;
 
 /// The longest query that is read.
 pub const MAX_QUERY: usize = 4096;
@@ -171,7 +172,7 @@ fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = sys::tcp_socket(address, 0)?;
     socket.set_reuseaddr(true)?;
     socket.set_nodelay(true)?;
     socket.bind(address)?;
@@ -181,7 +182,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::resolver::tests::run;
+    use crate::fixture::run;
     use std::future::poll_fn;
 
     /// More at once than there may be, before the task of any has its turn.

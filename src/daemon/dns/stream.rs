@@ -163,7 +163,7 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::resolver::tests::run;
+    use crate::fixture::run;
     use std::future::poll_fn;
     use std::io::{Read, Write};
     use std::net;

@@ -28,17 +28,14 @@ impl Gateway {
             self.give_up(yielded);
         }
         let tuple = self.rewriter.borrow().flow(slot).tuple;
-        log::debug!("{slot}: {}:{} wants {}", tuple.source, tuple.source_port, server(&tuple));
+        let (source, target) = (tuple.source.to_canonical(), server(&tuple));
+        log::debug!("{slot}: {}:{} wants {target}", tuple.source, tuple.source_port);
         let is_own = self.rewriter.borrow().settings().is_own(tuple.source);
         self.count(|totals| totals.from_lan += u64::from(!is_own));
-        let target = server(&tuple);
         if self.is_loop(&tuple, now) {
             self.count(|totals| totals.looped += 1);
             self.rewriter.borrow_mut().refuse(slot, Reject::Reset, now);
-            if let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() {
-                self.reject(Reject::Reset, packet);
-            }
-            return;
+            return self.reject(Reject::Reset, frame);
         }
         self.clients.borrow_mut().note(self.client(slot), now).opened += 1;
         let syn = Rc::new(RefCell::new(Box::from(&*frame)));
@@ -50,29 +47,19 @@ impl Gateway {
             return self.release(slot, frame, now);
         }
         let client = ClientKey::of(tuple.source);
-        let upstreams = self.upstreams();
-        let mut is_rejected = false;
-        let source = tuple.source.to_canonical();
         let name = match self.dns.as_ref().map(|dns| dns.meaning(target.ip(), client)) {
             Some(Meaning::Name(name, held)) => {
                 log::debug!("{slot}: {} is {name}", target.ip());
                 parked.held = held;
                 Some(name)
             }
-            Some(Meaning::Nothing) => {
-                is_rejected = true;
-                None
-            }
+            Some(Meaning::Nothing) => return self.turn_away(slot, frame, now),
             Some(Meaning::Address) | None => None,
         };
+        let upstreams = self.upstreams();
         let action = upstreams.decide(name.as_deref(), target, source);
-        if is_rejected || action == Some(Action::Reject) {
-            self.count_refused(slot);
-            self.rewriter.borrow_mut().remove(slot, now);
-            if let Some((_, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() {
-                self.reject(Reject::Reset, packet);
-            }
-            return;
+        if action == Some(Action::Reject) {
+            return self.turn_away(slot, frame, now);
         }
         self.keep(slot, Kept::Parked(Box::new(parked)));
         let gateway = Rc::clone(self);
@@ -110,6 +97,13 @@ impl Gateway {
         if self.mode.get() == ConnectMode::Early {
             self.release(slot, frame, now);
         }
+    }
+
+    /// Refuses a held SYN without asking a proxy.
+    fn turn_away(&self, slot: Slot, frame: &mut [u8], now: Instant) {
+        self.count_refused(slot);
+        self.rewriter.borrow_mut().remove(slot, now);
+        self.reject(Reject::Reset, frame);
     }
 
     /// The client has sent another SYN from the same port; the dial under way is for the same server.
@@ -161,13 +155,12 @@ impl Gateway {
                 let mut syn = parked.syn.take();
                 drop(kept);
                 self.count_refused(slot);
-                let packet = syn.split_first_chunk_mut::<{ vnet::LEN }>();
-                match (failure.rejection(), packet) {
-                    (Some(reject), Some((_, packet))) => {
+                match failure.rejection() {
+                    Some(reject) => {
                         self.rewriter.borrow_mut().refuse(slot, reject, now);
-                        self.reject(reject, packet);
+                        self.reject(reject, &mut syn);
                     }
-                    _ => self.rewriter.borrow_mut().remove(slot, now),
+                    None => self.rewriter.borrow_mut().remove(slot, now),
                 }
                 self.keep(slot, Kept::Nothing);
             }

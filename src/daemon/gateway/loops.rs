@@ -33,7 +33,7 @@ pub struct Loops {
 }
 
 impl Gateway {
-    /// Whether a new connection, held already, is a proxy's own for a client that waits for that: it is to be refused.
+    /// Whether a new connection, held already, is a proxy's own, made for a client that waits for it: then it must be refused.
     pub(super) fn is_loop(self: &Rc<Self>, tuple: &Tuple, now: Instant) -> bool {
         let loops = &self.loops;
         let asked = loops.asked.get().filter(|(_, at)| now.since(*at) < PAUSE);

@@ -1,8 +1,6 @@
 //! What the kernel is told so that connections come to us: the device and its listeners, the firewall's tables, rules
 //! and routes.
 
-use std::fmt;
-use std::io;
 use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -15,36 +13,28 @@ use tcp_over_http::capture::{Desired, Path, Subnets, Uplinks};
 
 use crate::clock::Clock;
 use crate::forward::Forwarder;
-use crate::kernel::conntrack;
-use crate::kernel::firewall::{self, Firewall, FirewallError};
+use crate::kernel::firewall::{self, Firewall};
 use crate::kernel::listener::{self, Listener};
-use crate::kernel::probe::{ProbeError, probe};
+use crate::kernel::nft::run;
+use crate::kernel::probe::probe;
 use crate::kernel::route::{self, RouteError, Routes};
 use crate::kernel::tun::Tun;
+use crate::netlink::conntrack;
 use crate::pause::Paused;
 use crate::sys;
 use tcp_over_http::config::{Config, OnFailure, PathChoice};
-use tcp_over_http::net::IpNet;
 use tcp_over_http::siphash::Key;
 
 /// How long an address may be away: a lease that is renewed may take it and put it back.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What to do about a [`Detour`].
+/// What to do about a [`detour`].
 pub const DETOUR: &str = "connections that the kernel forwards end there: except it (ip route add throw ADDRESS table TABLE), or set path 'relay'";
 
-/// A proxy that others' routes lead into the TUN.
-pub struct Detour {
-    /// Its address.
-    pub proxy: IpAddr,
-    /// The table that has the route.
-    pub table: u32,
-}
-
-impl fmt::Display for Detour {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "table {} has a route into the device for the proxy's address {}", self.table, self.proxy)
-    }
+/// Tells of a proxy that others' routes lead into the TUN.
+pub fn detour(uplinks: &Uplinks, proxy: IpAddr) -> Option<String> {
+    let table = uplinks.detour(proxy)?;
+    Some(format!("table {table} has a route into the device for the proxy's address {proxy}"))
 }
 
 /// The routes, the listeners, and the firewall's tables.
@@ -59,11 +49,11 @@ pub struct Capture {
     paused: Rc<Paused>,
     /// How many proxies the firewall has been told of.
     told: usize,
-    /// The rules and routes of a configuration that is to be taken over, once the firewall has its tables.
+    /// The rules and routes of a new configuration, applied once the firewall has its tables.
     next: Option<Rc<Desired>>,
     /// When a device has last lost an address, until sockets have been looked through for it.
     lost_address: Option<Instant>,
-    /// Conntrack is to forget what was let out, once the firewall has its tables.
+    /// Have conntrack forget what was let out, once the firewall has its tables.
     is_to_forget: bool,
 }
 
@@ -72,27 +62,27 @@ pub enum Event {
     /// The TUN is gone.
     Gone,
     /// [`Capture::reconfigure`] has ended.
-    Reconfigured(Result<(), CaptureError>),
+    Reconfigured(Result<(), String>),
 }
 
 impl Capture {
     /// Sets up the configured path; `auto` is the forward path if a test gets through, else relaying.
     ///
     /// # Errors
-    /// [`CaptureError`]. What captures traffic stays in place if `on_failure` says so.
+    /// What captures traffic stays in place if `on_failure` says so.
     pub async fn set_up(
         config: &Config,
         tun: &Tun,
         clock: Clock,
         key: Key,
         paused: Rc<Paused>,
-    ) -> Result<Self, CaptureError> {
-        let routes = Routes::open(config, &config.tun).map_err(CaptureError::Routes)?;
-        let uplinks = routes.uplinks().map_err(CaptureError::Routes)?;
+    ) -> Result<Self, String> {
+        let routes = Routes::open(config, &config.tun)?;
+        let uplinks = routes.uplinks()?;
         // Before what it may make fail.
         warn_of_overlaps(config, &uplinks);
         let listeners =
-            listener::listen(config).map_err(|(address, error)| CaptureError::Listen(address, error))?;
+            listener::listen(config).map_err(|(address, error)| format!("listen on {address}: {error}"))?;
         let mut this = Self {
             listeners,
             routes,
@@ -123,34 +113,34 @@ impl Capture {
         Ok(this)
     }
 
-    async fn forward(&mut self, config: &Config, tun: &Tun, key: Key) -> Result<(), CaptureError> {
-        let forwarder = Forwarder::new(config, self.clock, key).map_err(CaptureError::RawSocket)?;
-        let forwarder = Rc::new(forwarder);
+    async fn forward(&mut self, config: &Config, tun: &Tun, key: Key) -> Result<(), String> {
+        let forwarder = Forwarder::new(config, self.clock, key);
+        let forwarder = Rc::new(forwarder.map_err(|error| format!("raw socket: {error}"))?);
         self.forwarder = Some(Rc::clone(&forwarder));
         if let Err(error) = conntrack::forget_handshakes(config.mark) {
             log::debug!("connection tracking: {error}");
         }
         // Before an earlier run's rules are gone, which refuse what is captured.
-        self.install_firewall(config).map_err(CaptureError::Firewall)?;
+        self.install_firewall(config)?;
         let Subnets { ipv4, ipv6 } = Subnets::new(config);
         for subnet in [Some(ipv4), ipv6].into_iter().flatten() {
             let behind = subnet.error_source().to_canonical();
-            probe(tun, &forwarder, behind).await.map_err(CaptureError::Probe)?;
+            probe(tun, &forwarder, behind).await?;
         }
-        self.routes.install(config, Path::Forward, &self.uplinks).map_err(CaptureError::Routes)
+        Ok(self.routes.install(config, Path::Forward, &self.uplinks)?)
     }
 
     /// Works without the firewall, too.
-    fn relay(&mut self, config: &Config) -> Result<(), CaptureError> {
+    fn relay(&mut self, config: &Config) -> Result<(), String> {
         // Before anything is captured: an answer that came to us would get a RST.
         match config.captures() {
             true => self.install_firewall(config).unwrap_or_else(|error| warn_of_missing_tables(&error)),
             false => firewall::sweep(config),
         }
-        self.routes.install(config, Path::Relay, &self.uplinks).map_err(CaptureError::Routes)
+        Ok(self.routes.install(config, Path::Relay, &self.uplinks)?)
     }
 
-    fn install_firewall(&mut self, config: &Config) -> Result<(), FirewallError> {
+    fn install_firewall(&mut self, config: &Config) -> Result<(), String> {
         let proxies = self.proxies();
         let commands = self.tables(config, &proxies, &self.paused.get()).replace();
         let firewall = Firewall::install(config, self.clock, commands)?;
@@ -199,13 +189,14 @@ impl Capture {
             forwarder.configure(config);
         }
         if self.firewall.is_none() && config.captures() {
-            self.firewall = Firewall::new(config, self.clock).inspect_err(warn_of_missing_tables).ok();
+            self.firewall =
+                Firewall::new(config, self.clock).inspect_err(|error| warn_of_missing_tables(error)).ok();
         }
         self.replace_tables(config);
         self.next = Some(self.routes.desired(config, self.path(), &self.uplinks));
     }
 
-    /// Takes over who is paused. With `has_ended` what was let out ends: the kernel's flowtable would carry it on.
+    /// Applies who is paused. With `has_ended`, ends what was let out: the kernel's flowtable would go on carrying it.
     pub fn pause(&mut self, config: &Config, has_ended: bool) {
         self.is_to_forget |= has_ended;
         self.replace_tables(config);
@@ -271,7 +262,7 @@ impl Capture {
                     self.firewall = None;
                 }
                 Err(error) if self.next.take().is_some() => {
-                    return Poll::Ready(Event::Reconfigured(Err(CaptureError::Firewall(error))));
+                    return Poll::Ready(Event::Reconfigured(Err(error)));
                 }
                 Err(error) => log::error!("{error}"),
             }
@@ -282,7 +273,7 @@ impl Capture {
             self.routes.replace(next);
         }
         let replaced = self.routes.poll_replaced(cx);
-        replaced.map(|result| Event::Reconfigured(result.map_err(CaptureError::Routes)))
+        replaced.map(|result| Event::Reconfigured(result.map_err(String::from)))
     }
 
     /// Resets connections whose local address is gone: nothing will ever come back to it. Called once a second or so.
@@ -291,7 +282,7 @@ impl Capture {
             return;
         }
         self.lost_address = None;
-        let reset = route::addresses().map_err(|error| error.to_string()).and_then(|addresses| {
+        let reset = route::addresses().map_err(String::from).and_then(|addresses| {
             let is_lost = |ip| addresses.iter().all(|net| net.addr() != ip);
             if let Some(forwarder) = &self.forwarder {
                 forwarder.lose_ways(&is_lost);
@@ -307,8 +298,8 @@ impl Capture {
 
     fn warn_of_detours(&self) {
         for proxy in self.proxies() {
-            if let Some(table) = self.uplinks.detour(proxy.ip()) {
-                log::warn!("{}: {DETOUR}", Detour { proxy: proxy.ip(), table });
+            if let Some(detour) = detour(&self.uplinks, proxy.ip()) {
+                log::warn!("{detour}: {DETOUR}");
             }
         }
     }
@@ -322,7 +313,7 @@ impl Capture {
                 self.warn_of_detours();
                 warn_of_overlaps(config, &self.uplinks);
                 self.replace_tables(config);
-                // What is to be taken over next was made for the uplinks before.
+                // What comes next was made for the uplinks before.
                 let is_other = self.path() == Path::Forward && had_default != self.uplinks.has_default;
                 if is_other || self.next.is_some() {
                     let desired = self.routes.desired(config, self.path(), &self.uplinks);
@@ -345,7 +336,7 @@ impl Capture {
         let commands = Tables { is_running: false, ..self.tables(next, &[], &pauses) }.replace();
         // A table of another name would never be found again; one of the same is replaced.
         let stale = self.firewall.filter(|firewall| !firewall.belongs_to(next));
-        if let Err(error) = firewall::run(&commands.at(self.clock.now())) {
+        if let Err(error) = run(&commands.at(self.clock.now())) {
             log::warn!("{error}");
         }
         if let Err(error) = self.routes.hand_over(next) {
@@ -369,8 +360,7 @@ impl Capture {
             _ => {
                 drop(self.firewall);
                 log::info!("forwarded connections go on; what their NAT needs stays until `unblock`");
-                firewall::run(&nft::leave_nat(&nft::name(config)))
-                    .unwrap_or_else(|error| log::warn!("{error}"));
+                run(&nft::leave_nat(&nft::name(config))).unwrap_or_else(|error| log::warn!("{error}"));
             }
         }
     }
@@ -391,72 +381,32 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
     let was_alone = is_alone();
     let now = Clock::start().now();
     let commands = if was_alone { tables.replace().at(now) } else { tables.create() };
-    if let Err(error) = firewall::run(&commands) {
+    if let Err(error) = run(&commands) {
         log::debug!("{error}"); // there are some, or it has none
     }
-    // The rules of a daemon that has come meanwhile lead to it: nothing is to get past them.
+    // The rules of a daemon that has come meanwhile lead to it: nothing may get past them.
     if was_alone && !is_alone() {
         let name = nft::name(config);
         for family in ["ip", "ip6"] {
-            _ = firewall::run(&format!("flush chain {family} {name} past_rules\n"));
+            _ = run(&format!("flush chain {family} {name} past_rules\n"));
         }
     }
     route::block(config)
 }
 
 fn warn_of_overlaps(config: &Config, uplinks: &Uplinks) {
-    for &net in &uplinks.networks {
-        if let Some((option, ours)) = config.overlapping(net) {
-            log::error!("{}", Overlap { net, option, ours });
-        }
-    }
+    overlaps(config, uplinks).for_each(|overlap| log::error!("{overlap}"));
 }
 
-/// A network of this machine that has addresses in common with one of ours.
-pub struct Overlap {
-    /// The machine's.
-    pub net: IpNet,
-    /// The option that has ours...
-    pub option: &'static str,
-    /// ...and its value.
-    pub ours: IpNet,
-}
-
-impl fmt::Display for Overlap {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Self { net, option, ours } = self;
-        write!(f, "network {net} overlaps {ours}, and can't be reached: set {option} to another network")
-    }
+/// Tells of networks of this machine that have addresses in common with ours.
+pub fn overlaps(config: &Config, uplinks: &Uplinks) -> impl Iterator<Item = String> {
+    uplinks.networks.iter().filter_map(|&net| {
+        let (option, ours) = config.overlapping(net)?;
+        Some(format!("network {net} overlaps {ours}, and can't be reached: set {option} to another network"))
+    })
 }
 
 /// Relaying also works without the firewall.
-fn warn_of_missing_tables(error: &FirewallError) {
+fn warn_of_missing_tables(error: &str) {
     log::warn!("answers to connections from outside are captured, too: {error}");
-}
-
-/// What could not be set up.
-#[derive(Debug)]
-pub enum CaptureError {
-    /// Rules and routes.
-    Routes(RouteError),
-    /// The firewall's table.
-    Firewall(FirewallError),
-    /// The listener on this address.
-    Listen(SocketAddr, io::Error),
-    /// Sockets that send handshakes' packets.
-    RawSocket(io::Error),
-    /// The test.
-    Probe(ProbeError),
-}
-
-impl fmt::Display for CaptureError {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Routes(error) => write!(f, "{error}"),
-            Self::Firewall(error) => write!(f, "{error}"),
-            Self::Listen(address, error) => write!(f, "listen on {address}: {error}"),
-            Self::RawSocket(error) => write!(f, "raw socket: {error}"),
-            Self::Probe(error) => write!(f, "{error}"),
-        }
-    }
 }

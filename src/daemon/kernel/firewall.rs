@@ -1,8 +1,8 @@
 //! The firewall's tables of [`tcp_over_http::capture::nft`]: put in place, watched, replaced.
 
-use std::fmt::{self, Display};
+use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll, ready};
 
@@ -11,10 +11,9 @@ use tcp_over_http::capture::nft::{self as text, Commands};
 use tokio::io::unix::AsyncFd;
 
 use crate::clock::Clock;
-use crate::kernel::netlink::{self, Error, Socket};
-use crate::kernel::nft::{self, Nft, NftError};
+use crate::kernel::nft::{self, Nft};
+use crate::netlink::{self, Error, Socket};
 use crate::sys;
-use crate::upstream::exchange::udp_socket;
 use tcp_over_http::config::{Config, OnFailure};
 
 /// `NFNLGRP_NFTABLES` as a mask.
@@ -27,46 +26,22 @@ pub struct Firewall {
     /// The commands that put them in place; none if they are not to be there.
     commands: Option<Commands>,
     watch: AsyncFd<File>,
-    /// What is under way, and the commands that were there before, unless it is to restore the tables.
+    /// What is under way, and the commands before it, unless it restores the tables.
     run: Option<(Nft, Option<Option<Commands>>)>,
-    /// The commands that are to come next.
+    /// The commands to run next.
     next: Option<Commands>,
     /// Whether the tables are deleted when this is dropped.
     undo: bool,
 }
 
-/// Why the firewall's tables are not there.
-#[derive(Debug)]
-pub enum FirewallError {
-    /// Marks are off, and sockets are told by them.
-    NoMark,
-    /// Watching the firewall.
-    Watch(io::Error),
-    /// Running `nft`.
-    Nft(NftError),
-}
-
-impl Display for FirewallError {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::NoMark => f.write_str("it needs a mark"),
-            Self::Watch(error) => write!(f, "watch the firewall: {error}"),
-            Self::Nft(error) => write!(f, "{error}"),
-        }
-    }
-}
-
 impl Firewall {
-    /// A watch; there are to be no tables yet. Must be called within the tokio runtime.
-    ///
-    /// # Errors
-    /// The configuration has no mark, or the kernel lacks nftables.
-    pub fn new(config: &Config, clock: Clock) -> Result<Self, FirewallError> {
+    /// A watch, without tables yet. Must be called within the tokio runtime.
+    pub fn new(config: &Config, clock: Clock) -> Result<Self, String> {
         if config.mark == 0 {
-            return Err(FirewallError::NoMark);
+            return Err("it needs a mark".to_owned());
         }
         let watch = sys::netlink(libc::NETLINK_NETFILTER, WATCHED).and_then(sys::watch);
-        let watch = watch.map_err(FirewallError::Watch)?;
+        let watch = watch.map_err(|error| format!("watch the firewall: {error}"))?;
         let name = text::name(config);
         Ok(Self { name, clock, commands: None, watch, run: None, next: None, undo: false })
     }
@@ -77,9 +52,9 @@ impl Firewall {
     ///
     /// # Errors
     /// `nft` is not there, or the kernel lacks what the path needs: connection tracking, NAT and dup.
-    pub fn install(config: &Config, clock: Clock, commands: Commands) -> Result<Self, FirewallError> {
+    pub fn install(config: &Config, clock: Clock, commands: Commands) -> Result<Self, String> {
         let mut firewall = Self::new(config, clock)?;
-        run(&commands.at(clock.now()))?;
+        nft::run(&commands.at(clock.now()))?;
         firewall.commands = Some(commands);
         firewall.undo = config.on_failure == OnFailure::Direct;
         Ok(firewall)
@@ -98,7 +73,7 @@ impl Firewall {
 
     /// Puts back tables that others delete, which the log tells. Ready when the tables are new, or a replacement has failed:
     /// then they are as before.
-    pub fn poll_replaced(&mut self, cx: &mut Context) -> Poll<Result<(), FirewallError>> {
+    pub fn poll_replaced(&mut self, cx: &mut Context) -> Poll<Result<(), String>> {
         loop {
             let (result, before) = if let Some((nft, _)) = &mut self.run {
                 // While it runs, notifications tell half of what it does.
@@ -124,7 +99,7 @@ impl Firewall {
                 (Some(_), Ok(())) => return Poll::Ready(Ok(())),
                 (Some(before), Err(error)) => {
                     self.commands = before;
-                    return Poll::Ready(Err(FirewallError::Nft(error)));
+                    return Poll::Ready(Err(error));
                 }
                 (None, result) => {
                     let end = result.as_ref().map_or_else(|error| error as &dyn Display, |()| &"restored");
@@ -138,7 +113,7 @@ impl Firewall {
         }
     }
 
-    /// Whether there are to be any tables.
+    /// Whether there should be tables.
     pub fn has_tables(&self) -> bool {
         self.commands.is_some()
     }
@@ -206,15 +181,10 @@ pub fn is_there(config: &Config) -> bool {
 /// it gets out, empty, to where the client is about to connect.)
 pub fn learn(address: IpAddr, mark: u32) {
     if mark != 0
-        && let Ok(socket) = udp_socket(SocketAddr::new(address, text::PROBE_PORT), mark | text::ANSWERED)
+        && let Ok(socket) = sys::udp_socket(SocketAddr::new(address, text::PROBE_PORT), mark | text::ANSWERED)
     {
         _ = socket.send(&[]);
     }
-}
-
-/// Runs `nft` with commands, and blocks until it has ended.
-pub fn run(commands: &str) -> Result<(), FirewallError> {
-    nft::run(commands).map_err(FirewallError::Nft)
 }
 
 /// Deletes what an earlier run has left, if there is an `nft` to do it.

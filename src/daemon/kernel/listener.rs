@@ -2,12 +2,11 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::unix::AsyncFd;
-use tokio::net::TcpSocket;
 
 use crate::sys;
 use tcp_over_http::config::Config;
@@ -43,17 +42,12 @@ impl AsFd for Listener {
 /// # Errors
 /// The address, and what failed there.
 pub fn listen(config: &Config) -> Result<Vec<Listener>, (SocketAddr, io::Error)> {
-    let addresses = [Some(IpAddr::V4(config.address.addr)), config.address6.map(|net| IpAddr::V6(net.addr))];
-    let mut listeners = Vec::with_capacity(2);
-    for address in addresses.into_iter().flatten() {
-        let address = SocketAddr::new(address, config.listen_port);
-        listeners.push(listen_on(address, config).map_err(|error| (address, error))?);
-    }
-    Ok(listeners)
+    let addresses = config.own().map(|net| SocketAddr::new(net.addr(), config.listen_port));
+    addresses.map(|address| listen_on(address, config).map_err(|error| (address, error))).collect()
 }
 
 fn listen_on(address: SocketAddr, config: &Config) -> io::Result<Listener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = sys::tcp_socket(address, 0)?;
     socket.set_reuseaddr(true)?;
     // Nobody on another interface gets here, whatever address they use. Accepted sockets inherit this and what follows.
     socket.bind_device(Some(config.tun.as_bytes()))?;

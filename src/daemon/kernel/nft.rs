@@ -1,7 +1,6 @@
 //! nft(8), run with commands.
 
 use std::ffi::CStr;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
@@ -17,24 +16,6 @@ const COMMAND: [&CStr; 3] = [c"nft", c"-f", c"-"];
 /// How much of what it says is kept: an error is a line and some context.
 const SAID: usize = 1024;
 
-/// Why it has not done what it was to do.
-#[derive(Debug)]
-pub enum NftError {
-    /// It can't be run.
-    Run(io::Error),
-    /// What it says.
-    Refused(String),
-}
-
-impl fmt::Display for NftError {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Run(error) => write!(f, "run nft: {error}"),
-            Self::Refused(text) => write!(f, "nft: {}", text.lines().next().unwrap_or("refuses")),
-        }
-    }
-}
-
 /// A run under way.
 pub struct Nft {
     /// What it says, up to its end. Closed before it is waited for.
@@ -45,39 +26,35 @@ pub struct Nft {
 
 impl Nft {
     /// Starts it. Must be called within the tokio runtime.
-    pub fn start(commands: &str) -> Result<Self, NftError> {
+    pub fn start(commands: &str) -> Result<Self, String> {
         let begin = || {
             let (child, output) = spawn(commands)?;
             output.set_nonblocking(true)?;
             let output = sys::watch(File::from(OwnedFd::from(output)))?;
             Ok(Self { child, output, said: Vec::new() })
         };
-        begin().map_err(NftError::Run)
+        begin().map_err(not_run)
     }
 
     /// Ready when it has ended.
-    pub fn poll(&mut self, cx: &mut Context) -> Poll<Result<(), NftError>> {
+    pub fn poll(&mut self, cx: &mut Context) -> Poll<Result<(), String>> {
         let mut buffer = [0; SAID];
         loop {
-            let mut ready = match ready!(self.output.poll_read_ready(cx)) {
-                Ok(ready) => ready,
-                Err(error) => return Poll::Ready(Err(NftError::Run(error))),
-            };
-            match ready.try_io(|output| output.get_ref().read(&mut buffer)) {
-                Ok(Ok(0)) => return Poll::Ready(end(&mut self.child, &self.said)),
-                Ok(Ok(length)) if self.said.len() < SAID => self.said.extend_from_slice(&buffer[..length]),
-                Ok(Err(error)) => return Poll::Ready(Err(NftError::Run(error))),
-                _ => {}
+            match ready!(sys::poll_read(&self.output, cx, &mut buffer)) {
+                Ok(0) => return Poll::Ready(end(&mut self.child, &self.said)),
+                Ok(length) if self.said.len() < SAID => self.said.extend_from_slice(&buffer[..length]),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Err(not_run(error))),
             }
         }
     }
 }
 
 /// Runs it and blocks until it has ended.
-pub fn run(commands: &str) -> Result<(), NftError> {
+pub fn run(commands: &str) -> Result<(), String> {
     let mut said = Vec::new();
-    let (mut child, mut output) = spawn(commands).map_err(NftError::Run)?;
-    output.read_to_end(&mut said).map_err(NftError::Run)?;
+    let (mut child, mut output) = spawn(commands).map_err(not_run)?;
+    output.read_to_end(&mut said).map_err(not_run)?;
     end(&mut child, &said)
 }
 
@@ -90,10 +67,16 @@ fn spawn(commands: &str) -> io::Result<(Child, UnixStream)> {
 }
 
 /// It has closed its output, and so it is at its end.
-fn end(child: &mut Child, said: &[u8]) -> Result<(), NftError> {
+fn end(child: &mut Child, said: &[u8]) -> Result<(), String> {
     match child.wait() {
         Ok(true) => Ok(()),
-        Ok(false) => Err(NftError::Refused(String::from_utf8_lossy(said).into_owned())),
-        Err(error) => Err(NftError::Run(error)),
+        Ok(false) => {
+            Err(format!("nft: {}", String::from_utf8_lossy(said).lines().next().unwrap_or("refuses")))
+        }
+        Err(error) => Err(not_run(error)),
     }
+}
+
+fn not_run(error: io::Error) -> String {
+    format!("run nft: {error}")
 }

@@ -9,9 +9,7 @@
 //!
 //! The client's address and the server's are ones that nobody has; the probe's is of the TUN's subnet.
 
-use std::fmt;
 use std::future::poll_fn;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -32,40 +30,14 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 253);
 const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
 const CLIENT6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfffd);
 const SERVER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfffe);
+/// Where a handshake did not get.
+const NO_SYN: &str = "a test packet did not get to its proxy: does the firewall's output reject it?";
+const NO_ANSWER: &str = "the answer to a test packet did not come back";
 /// Of the SYN.
 pub const SEQUENCE: u32 = 1000;
 
-/// Where a handshake did not get.
-#[derive(Debug)]
-pub enum ProbeError {
-    /// Sending.
-    Send(io::Error),
-    /// Reading the TUN, or writing to it.
-    Tun(io::Error),
-    /// The SYN did not come.
-    NoSyn,
-    /// The SYN-ACK did not come back.
-    NoAnswer,
-}
-
-impl fmt::Display for ProbeError {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Send(error) => write!(f, "send a test packet: {error}"),
-            Self::Tun(error) => write!(f, "{error}"),
-            Self::NoSyn => {
-                f.write_str("a test packet did not get to its proxy: does the firewall's output reject it?")
-            }
-            Self::NoAnswer => f.write_str("the answer to a test packet did not come back"),
-        }
-    }
-}
-
 /// Tests the way to `probe`, which is behind the TUN, and back.
-///
-/// # Errors
-/// [`ProbeError`] says how far it got.
-pub async fn probe(tun: &Tun, forwarder: &Forwarder, probe: IpAddr) -> Result<(), ProbeError> {
+pub async fn probe(tun: &Tun, forwarder: &Forwarder, probe: IpAddr) -> Result<(), String> {
     let (source, destination) = match probe {
         IpAddr::V4(_) => (CLIENT.to_ipv6_mapped(), SERVER.to_ipv6_mapped()),
         IpAddr::V6(_) => (CLIENT6, SERVER6),
@@ -74,7 +46,7 @@ pub async fn probe(tun: &Tun, forwarder: &Forwarder, probe: IpAddr) -> Result<()
     let send_marked = |sequence, flags| {
         let mut packet = [0; MAX_LEN];
         let length = segment(&tuple, sequence, 0, flags, &mut packet);
-        forwarder.send_probe(&packet[..length], probe).map_err(ProbeError::Send)
+        forwarder.send_probe(&packet[..length], probe).map_err(|error| format!("send a test packet: {error}"))
     };
     send_marked(SEQUENCE, SYN)?;
     let to_probe = |packet: &Packet| {
@@ -84,13 +56,13 @@ pub async fn probe(tun: &Tun, forwarder: &Forwarder, probe: IpAddr) -> Result<()
             && (tuple.destination.to_canonical(), tuple.destination_port) == (probe, PROBE_PORT);
         is_it.then_some(tuple)
     };
-    let came = timeout(PATIENCE, receive(tun, to_probe)).await.map_err(|_| ProbeError::NoSyn)??;
+    let came = timeout(PATIENCE, receive(tun, to_probe)).await.map_err(|_| NO_SYN)??;
     send(tun, &came.reversed(), 0, SEQUENCE + 1, SYN | ACK)?;
     let to_client = |packet: &Packet| {
         let (to, port) = (packet.destination(), packet.tuple().destination_port);
         ((to, port) == (tuple.source, tuple.source_port)).then_some(())
     };
-    timeout(PATIENCE, receive(tun, to_client)).await.map_err(|_| ProbeError::NoAnswer)??;
+    timeout(PATIENCE, receive(tun, to_client)).await.map_err(|_| NO_ANSWER)??;
     send_marked(SEQUENCE + 1, RST)
 }
 
@@ -100,24 +72,18 @@ pub fn port() -> u16 {
 }
 
 /// Writes a segment without data to the TUN.
-pub fn send(
-    tun: &Tun,
-    tuple: &Tuple,
-    sequence: u32,
-    acknowledgement: u32,
-    flags: u8,
-) -> Result<(), ProbeError> {
+pub fn send(tun: &Tun, tuple: &Tuple, sequence: u32, acknowledgement: u32, flags: u8) -> Result<(), String> {
     let mut packet = [0; MAX_LEN];
     let length = segment(tuple, sequence, acknowledgement, flags, &mut packet);
     let frame = [&vnet::Header::PLAIN, &packet[..length]].concat();
-    tun.try_write(&frame).map_err(ProbeError::Tun)
+    tun.try_write(&frame).map_err(|error| error.to_string())
 }
 
 /// Waits for the TCP packet that `is_it`. Whatever else comes is dropped: it will be sent again.
-async fn receive<T>(tun: &Tun, is_it: impl Fn(&Packet) -> Option<T>) -> Result<T, ProbeError> {
+async fn receive<T>(tun: &Tun, is_it: impl Fn(&Packet) -> Option<T>) -> Result<T, String> {
     let mut frame = vec![0; MAX_FRAME];
     loop {
-        let length = poll_fn(|cx| tun.poll_read(cx, &mut frame)).await.map_err(ProbeError::Tun)?;
+        let length = poll_fn(|cx| tun.poll_read(cx, &mut frame)).await.map_err(|error| error.to_string())?;
         let Some(bytes) = frame.get_mut(vnet::LEN..length) else { continue };
         if let Ok(packet) = Packet::parse(bytes)
             && packet.transport() == Transport::Tcp

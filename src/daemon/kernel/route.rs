@@ -8,11 +8,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use log::{Level, warn};
-use tcp_over_http::capture::{self, Action, Desired, Events, Owner, Path, Plan, Uplinks, link};
+use tcp_over_http::capture::{self, Desired, Events, Owner, Path, Plan, Uplinks, link};
 use tokio::io::unix::AsyncFd;
 
-use super::netlink::{self, Socket};
 use super::sysctl;
+use crate::netlink::{self, Socket};
 use crate::sys;
 use tcp_over_http::config::{Config, OnFailure};
 use tcp_over_http::net::IpNet;
@@ -41,12 +41,12 @@ const FOLLOWED: &str = "default routes have come or gone";
 pub struct Routes {
     device: Device,
     owner: Owner,
-    /// What is to be there, also while it is being changed to that.
+    /// What should be there, even while it is still being changed to that.
     desired: Rc<Desired>,
     watch: AsyncFd<File>,
     /// What is under way: one thing at a time.
     change: Option<(Change, Purpose)>,
-    /// What is to replace what is desired.
+    /// What replaces `desired` next.
     next: Option<Rc<Desired>>,
     /// Why something has to be restored.
     lost: Option<&'static str>,
@@ -65,16 +65,16 @@ enum Purpose {
 impl Routes {
     /// Sets up the TUN and watches. Must be called within the tokio runtime.
     pub fn open(config: &Config, tun: &str) -> Result<Self, RouteError> {
-        let mut socket = Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?;
+        let mut socket = open()?;
         let device = Device::find(&mut socket, tun, config)?;
         // At boot it may be down, and some routes are its. Only then: whoever takes it down later, as netifd does when
         // it starts, wants to be who brings it up.
         socket
             .request(link::bring_up(capture::LOOPBACK))
-            .map_err(|cause| RouteError::SetLink("lo".to_owned(), cause))?;
+            .map_err(|cause| RouteError::new(&"bring up lo", cause))?;
         device.set_up(&mut socket)?;
-        let watch =
-            sys::netlink(libc::NETLINK_ROUTE, WATCHED).and_then(sys::watch).map_err(RouteError::Open)?;
+        let watch = sys::netlink(libc::NETLINK_ROUTE, WATCHED).and_then(sys::watch);
+        let watch = watch.map_err(RouteError::open)?;
         Ok(Routes {
             device,
             owner: Owner::new(config),
@@ -141,7 +141,7 @@ impl Routes {
         self.next = Some(desired);
     }
 
-    /// Does a little of what is to be done. Ready when a replacement has ended. If it has failed, what was there
+    /// Does a step of what is left to do. Ready when a replacement has ended. If it has failed, what was there
     /// before is restored; until then, more may be captured than before, and not less.
     pub fn poll_replaced(&mut self, cx: &mut Context) -> Poll<Result<(), RouteError>> {
         loop {
@@ -232,7 +232,7 @@ impl Routes {
     }
 
     fn begin_restore(&self) -> Result<Change, RouteError> {
-        self.device.set_up(&mut Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?)?;
+        self.device.set_up(&mut open()?)?;
         Change::begin(&self.owner, &self.desired)
     }
 }
@@ -251,11 +251,7 @@ impl Drop for Routes {
 /// added to one that is down is restored when it comes up.
 fn level(why: &str, result: &Result<(), RouteError>) -> Level {
     match result {
-        Err(RouteError::Change(_, cause) | RouteError::SetAddress(.., cause))
-            if cause.errno() == libc::ENETDOWN =>
-        {
-            Level::Debug
-        }
+        Err(error) if error.cause.errno() == libc::ENETDOWN => Level::Debug,
         Err(_) => Level::Warn,
         Ok(()) if why == FOLLOWED => Level::Debug,
         Ok(()) => Level::Info,
@@ -271,21 +267,16 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
 
 /// Where the default routes lead that are not through this device.
 pub fn uplinks(tun: u32) -> Result<Uplinks, RouteError> {
-    let mut socket = Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?;
     let mut uplinks = Uplinks::default();
-    let mut list = || -> Result<(), netlink::Error> {
-        socket.begin_dump(Uplinks::list())?;
-        while !socket.receive(&mut |received| uplinks.see(received.body, tun))? {}
-        Ok(())
-    };
-    list().map_err(RouteError::List)?;
+    let listed = open()?.list(Uplinks::list(), &mut |received| uplinks.see(received.body, tun));
+    listed.map_err(RouteError::list)?;
     Ok(uplinks.finish())
 }
 
 /// The number of the device of this name; 0 if there is none.
 pub fn index(name: &str) -> u32 {
     let mut index = 0;
-    if let Ok(mut socket) = Socket::open(libc::NETLINK_ROUTE) {
+    if let Ok(mut socket) = open() {
         _ = socket.get(link::find(name), &mut |received| index = link::index(received.body));
     }
     index
@@ -293,14 +284,9 @@ pub fn index(name: &str) -> u32 {
 
 /// All addresses of this machine, each with its network.
 pub fn addresses() -> Result<Vec<IpNet>, RouteError> {
-    let mut socket = Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?;
     let mut found = Vec::new();
-    let mut list = || -> Result<(), netlink::Error> {
-        socket.begin_dump(link::addresses())?;
-        while !socket.receive(&mut |received| found.extend(link::address(received.body)))? {}
-        Ok(())
-    };
-    list().map_err(RouteError::ListAddresses)?;
+    let listed = open()?.list(link::addresses(), &mut |received| found.extend(link::address(received.body)));
+    listed.map_err(|cause| RouteError::new(&"list addresses", cause))?;
     Ok(found)
 }
 
@@ -311,8 +297,7 @@ fn refusing(config: &Config) -> Rc<Desired> {
 
 /// How many of the rules and routes of a running daemon are not there.
 pub fn missing(config: &Config, path: Path) -> Result<usize, RouteError> {
-    let mut socket = Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?;
-    let tun = Device::find(&mut socket, &config.tun, config)?;
+    let tun = Device::find(&mut open()?, &config.tun, config)?;
     let desired = Rc::new(Desired::new(config, path, &config.tun, Some(tun.index), &uplinks(tun.index)?));
     Change::begin(&Owner::new(config), &desired)?.count_missing()
 }
@@ -322,39 +307,42 @@ pub fn clear(owner: &Owner) -> Result<(), RouteError> {
     Change::begin(owner, &Rc::default())?.finish()
 }
 
-/// Why the kernel's configuration couldn't be changed; each names the action that failed.
+/// Why the kernel's configuration couldn't be changed.
 #[derive(Debug)]
-pub enum RouteError {
-    /// Open a netlink socket.
-    Open(io::Error),
-    /// Find the device of this name.
-    FindDevice(String, netlink::Error),
-    /// Bring this device up and set its MTU and queue length.
-    SetLink(String, netlink::Error),
-    /// Give this address to this device.
-    SetAddress(IpNet, String, netlink::Error),
-    /// Change a rule or a route.
-    Change(Action, netlink::Error),
-    /// List the rules and routes there are.
-    List(netlink::Error),
-    /// List this machine's addresses.
-    ListAddresses(netlink::Error),
+pub struct RouteError {
+    /// What was tried, as `add rule 5200`.
+    action: String,
+    cause: netlink::Error,
+}
+
+impl RouteError {
+    fn new(action: &dyn Display, cause: netlink::Error) -> Self {
+        Self { action: action.to_string(), cause }
+    }
+
+    fn open(cause: io::Error) -> Self {
+        Self::new(&"open a netlink socket", cause.into())
+    }
+
+    fn list(cause: netlink::Error) -> Self {
+        Self::new(&"list rules and routes", cause)
+    }
 }
 
 impl Display for RouteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Open(cause) => write!(f, "open a netlink socket: {cause}"),
-            Self::FindDevice(name, cause) => write!(f, "find device {name}: {cause}"),
-            Self::SetLink(name, cause) => write!(f, "bring up {name}: {cause}"),
-            Self::SetAddress(address, name, cause) => {
-                write!(f, "set address {address} on {name}: {cause}")
-            }
-            Self::Change(action, cause) => write!(f, "{action}: {cause}"),
-            Self::List(cause) => write!(f, "list rules and routes: {cause}"),
-            Self::ListAddresses(cause) => write!(f, "list addresses: {cause}"),
-        }
+        write!(f, "{}: {}", self.action, self.cause)
     }
+}
+
+impl From<RouteError> for String {
+    fn from(error: RouteError) -> Self {
+        error.to_string()
+    }
+}
+
+fn open() -> Result<Socket, RouteError> {
+    Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::open)
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::task::{Context, Poll, ready};
+use std::io::{self, Write};
+use std::task::{Context, Poll};
 
 use tcp_over_http::packet::builder::MAX_LEN;
 use tcp_over_http::packet::vnet;
@@ -23,67 +23,33 @@ pub struct Tun {
     write_errors: Cell<u64>,
 }
 
-/// Which step of setting up the device failed.
-#[derive(Debug)]
-pub enum TunError {
-    /// Creating it.
-    Create(tun::Error),
-    /// Setting its virtio header.
-    Header(io::Error),
-    /// Making it non-blocking and watched.
-    Watch(io::Error),
-}
-
-impl std::fmt::Display for TunError {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        match self {
-            Self::Create(error) => {
-                write!(f, "create it: {error}")?;
-                let tun::Error::Io(error) = error else { return Ok(()) };
-                f.write_str(match error.raw_os_error() {
-                    Some(libc::EBUSY) => " (another program has it, or another tcp-over-http: give this one other names and numbers)",
-                    Some(libc::EPERM | libc::EACCES) => " (needs root)",
-                    Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => " (is /dev/net/tun there? kmod-tun)",
-                    _ => "",
-                })
-            }
-            Self::Header(error) => write!(f, "set its virtio header: {error}"),
-            Self::Watch(error) => write!(f, "watch it: {error}"),
-        }
-    }
-}
-
 impl Tun {
     /// Creates the device `name`, with offloads if asked for and where the kernel has them. It is down and without
     /// addresses.
-    ///
-    /// # Errors
-    /// [`TunError`] names the step.
-    pub fn open(name: &str, offload: bool) -> Result<Self, TunError> {
+    pub fn open(name: &str, offload: bool) -> Result<Self, String> {
         let mut configuration = tun::Configuration::default();
         configuration.tun_name(name);
         configuration.platform_config(|platform| {
             platform.vnet_hdr(true).ensure_root_privileges(false);
         });
-        let device = tun::create(&configuration).map_err(TunError::Create)?;
-        device.set_nonblock().map_err(TunError::Watch)?;
+        let device = tun::create(&configuration).map_err(not_created)?;
+        device.set_nonblock().map_err(|error| format!("watch it: {error}"))?;
         let file = sys::into_file(device);
-        sys::set_vnet_header_size(&file, vnet::LEN as i32).map_err(TunError::Header)?;
-        sys::set_vnet_little_endian(&file).map_err(TunError::Header)?;
+        sys::set_vnet_header_size(&file, vnet::LEN as i32)
+            .and_then(|()| sys::set_vnet_little_endian(&file))
+            .map_err(|error| format!("set its virtio header: {error}"))?;
         if offload && let Err(error) = sys::set_offload(&file, OFFLOADS) {
             log::warn!("{name}: no super-packets, the kernel refuses offload: {error}");
         }
-        Ok(Self { file: sys::watch(file).map_err(TunError::Watch)?, write_errors: Cell::default() })
+        Ok(Self {
+            file: sys::watch(file).map_err(|error| format!("watch it: {error}"))?,
+            write_errors: Cell::default(),
+        })
     }
 
     /// Reads one frame.
     pub fn poll_read(&self, cx: &mut Context, frame: &mut [u8]) -> Poll<io::Result<usize>> {
-        loop {
-            let mut ready = ready!(self.file.poll_read_ready(cx))?;
-            if let Ok(result) = ready.try_io(|file| file.get_ref().read(frame)) {
-                return Poll::Ready(result);
-            }
-        }
+        sys::poll_read(&self.file, cx, frame)
     }
 
     /// Writes one frame, which is lost if the kernel does not take it.
@@ -112,4 +78,19 @@ impl Tun {
     pub const fn write_errors(&self) -> u64 {
         self.write_errors.get()
     }
+}
+
+fn not_created(error: tun::Error) -> String {
+    let advice = match &error {
+        tun::Error::Io(error) => match error.raw_os_error() {
+            Some(libc::EBUSY) => {
+                " (another program has it, or another tcp-over-http: give this one other names and numbers)"
+            }
+            Some(libc::EPERM | libc::EACCES) => " (needs root)",
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => " (is /dev/net/tun there? kmod-tun)",
+            _ => "",
+        },
+        _ => "",
+    };
+    format!("create it: {error}{advice}")
 }

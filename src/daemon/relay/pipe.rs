@@ -58,9 +58,6 @@ impl Pipes {
     }
 
     /// Takes an empty pipe, even one above the limit.
-    ///
-    /// # Errors
-    /// What pipe(2) says.
     pub fn take_now(&self) -> io::Result<Pipe> {
         let idle = self.idle.borrow_mut().pop();
         idle.map_or_else(|| self.open(), Ok)

@@ -58,25 +58,16 @@ pub struct Event {
 
 impl Poller {
     /// A poller that watches nothing yet. Must be called within the tokio runtime.
-    ///
-    /// # Errors
-    /// What epoll_create1(2) and epoll_ctl(2) say.
     pub fn new() -> io::Result<Self> {
         Ok(Self { epoll: sys::watch(sys::epoll()?)? })
     }
 
     /// Watches a socket: each time that there is more to read, there will be an event.
-    ///
-    /// # Errors
-    /// What epoll_ctl(2) says.
     pub fn watch_reads(&self, socket: impl AsFd, key: Key) -> io::Result<()> {
         sys::epoll_control(self.epoll.get_ref(), libc::EPOLL_CTL_ADD, socket, READS, key.into_bits())
     }
 
     /// From now on there will be an event also each time that there is room to write again. Most sockets never lack it.
-    ///
-    /// # Errors
-    /// What epoll_ctl(2) says.
     pub fn watch_writes(&self, socket: impl AsFd, key: Key) -> io::Result<()> {
         let events = READS | libc::EPOLLOUT;
         sys::epoll_control(self.epoll.get_ref(), libc::EPOLL_CTL_MOD, socket, events, key.into_bits())

@@ -28,9 +28,6 @@ pub struct Socket {
 
 impl Socket {
     /// Has `poller` watch `stream`; its events carry `key`.
-    ///
-    /// # Errors
-    /// If it can't be watched.
     pub fn new(stream: TcpStream, key: Key, poller: &Poller) -> io::Result<Self> {
         poller.watch_reads(&stream, key)?;
         Ok(Self {

@@ -1,7 +1,7 @@
 //! The status socket: whoever connects sends a request in one piece, is answered, and the connection ends.
 //!
-//! A request is words: `status`, `upstreams`, `history`, `clients`, `use NAME`, `use NAME reset`. Who sends none within a
-//! second, or is one of too many, is told the status. An answer is written at once, however slow its reader, and has
+//! A request is words: `status`, `upstreams`, `history`, `clients`, `use NAME`, `use NAME reset`. A client that sends none
+//! within a second, or is one too many, gets the status. An answer is written at once, however slow its reader, and has
 //! both forms, [`Form::Text`] and [`Form::Json`], with a NUL between them.
 
 use std::fs::{self, File};
@@ -126,13 +126,9 @@ impl StatusSocket {
 /// A client's request, once it has come or will not come.
 fn receive(client: &AsyncFd<File>, cx: &mut Context) -> Option<String> {
     let mut bytes = [0; MAX_REQUEST];
-    loop {
-        let Poll::Ready(Ok(mut ready)) = client.poll_read_ready(cx) else { return None };
-        if let Ok(received) = ready.try_io(|client| client.get_ref().read(&mut bytes)) {
-            let length = received.unwrap_or_default();
-            return Some(String::from_utf8_lossy(&bytes[..length]).trim().to_owned());
-        }
-    }
+    let Poll::Ready(received) = sys::poll_read(client, cx, &mut bytes) else { return None };
+    let length = received.unwrap_or_default();
+    Some(String::from_utf8_lossy(&bytes[..length]).trim().to_owned())
 }
 
 impl Drop for StatusSocket {

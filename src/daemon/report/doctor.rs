@@ -3,23 +3,23 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::thread::sleep;
 use std::time::Duration;
 
 use tcp_over_http::capture::Path;
 use tcp_over_http::dns;
 use tcp_over_http::http::connect::Target;
+use tcp_over_http::json;
 use tcp_over_http::net::IpNet;
 
-use crate::kernel::capture::{DETOUR, Detour, Overlap};
+use crate::kernel::capture::{DETOUR, detour, overlaps};
 use crate::kernel::{firewall, route, sysctl};
-use crate::report::{control, json};
+use crate::report::control;
 use crate::settings::{self, Settings};
 use crate::sys;
 use crate::upstream::Upstreams;
 use crate::upstream::dial::{self, HandshakeError};
-use crate::upstream::exchange::any_address;
 use tcp_over_http::config::{Config, PathChoice};
 
 /// For the proxy's answer: one that allows a port where the target drops packets may stay silent for long.
@@ -134,7 +134,7 @@ fn daemon(findings: &mut Findings, config: &Config) {
         Err(_) => return findings.fail(format_args!("the daemon answers"), NO_DAEMON),
     };
     findings.ok(format_args!("the daemon answers"));
-    for address in own_addresses(config) {
+    for address in config.own().map(IpNet::addr) {
         let bound = UdpSocket::bind(SocketAddr::new(address, 0));
         findings.judge(format_args!("{} has {address}", config.tun), bound.err().map(|_| NO_ADDRESS));
     }
@@ -201,11 +201,9 @@ fn system(findings: &mut Findings, config: &Config) {
         findings.warn(format_args!("rp_filter of {device} is strict"), STRICT);
     }
     if let Ok(uplinks) = route::uplinks(route::index(&config.tun)) {
-        for &net in &uplinks.networks {
-            if let Some((option, ours)) = config.overlapping(net) {
-                findings.failed = true;
-                line(format_args!("FAIL  {}", Overlap { net, option, ours }));
-            }
+        for overlap in overlaps(config, &uplinks) {
+            findings.failed = true;
+            line(format_args!("FAIL  {overlap}"));
         }
     }
     let firewall = fs::read_to_string("/etc/config/firewall").unwrap_or_default();
@@ -243,8 +241,8 @@ async fn examine_proxy(
         && let Ok(uplinks) = route::uplinks(route::index(&config.tun))
     {
         for &proxy in &*addresses {
-            if let Some(table) = uplinks.detour(proxy) {
-                findings.warn(format_args!("upstream {name}: {}", Detour { proxy, table }), DETOUR);
+            if let Some(detour) = detour(&uplinks, proxy) {
+                findings.warn(format_args!("upstream {name}: {detour}"), DETOUR);
             }
         }
     }
@@ -310,20 +308,8 @@ async fn examine_proxy(
 
 /// Whether the route to the proxy leads into the TUN despite the mark: the kernel then picks the TUN's address.
 fn is_captured(config: &Config, proxy: SocketAddr) -> bool {
-    // Bound to a parsed address: a text would link the C library's resolver.
-    let local = UdpSocket::bind(SocketAddr::new(any_address(proxy), 0)).and_then(|socket| {
-        if config.mark != 0 {
-            sys::set_mark(&socket, config.mark)?;
-        }
-        socket.connect(proxy)?;
-        socket.local_addr()
-    });
-    local.is_ok_and(|local| own_addresses(config).any(|own| own == local.ip()))
-}
-
-fn own_addresses(config: &Config) -> impl Iterator<Item = IpAddr> {
-    let ipv6 = config.address6.map(|net| net.addr.into());
-    [Some(config.address.addr.into()), ipv6].into_iter().flatten()
+    let local = sys::udp_socket(proxy, config.mark).and_then(|socket| socket.local_addr());
+    local.is_ok_and(|local| config.own().any(|own| own.addr() == local.ip()))
 }
 
 /// Whether there is a default route for IPv6 (`/proc/net/ipv6_route`: destination, prefix length, ..., device).

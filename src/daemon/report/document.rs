@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use crate::report::json::Json;
+use tcp_over_http::json::Json;
 
 /// What a document is written as.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -227,10 +227,9 @@ fn write_phrase(out: &mut String, fields: &[Field]) {
 
 fn write_fields(json: &mut Json, fields: &[Field]) {
     for (key, value) in fields {
-        json.key(key);
         match value {
-            Value::Text(value) => json.string(value),
-            value => json.literal(value),
+            Value::Text(value) => json.key(key).string(value),
+            value => json.key(key).literal(value),
         }
     }
 }

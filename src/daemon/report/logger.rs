@@ -1,5 +1,5 @@
 //! The log: warnings and errors to stderr, the rest to stdout, as procd and journald tell what is wrong from what is
-//! said. A configuration that is read anew may change how much it is.
+//! said. A reload may change how much is logged.
 
 use std::env;
 

@@ -2,8 +2,9 @@
 
 use std::ffi::c_int;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -39,6 +40,16 @@ pub fn epoll_take(epoll: &File, events: &mut [libc::epoll_event]) -> io::Result<
     // SAFETY: writes no more structs than the slice has.
     let count = check(unsafe { libc::epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), room, 0) })?;
     Ok(count as usize)
+}
+
+/// Reads what `watch` has, once there is something.
+pub fn poll_read(watch: &AsyncFd<File>, cx: &mut Context, bytes: &mut [u8]) -> Poll<io::Result<usize>> {
+    loop {
+        let mut ready = ready!(watch.poll_read_ready(cx))?;
+        if let Ok(result) = ready.try_io(|file| file.get_ref().read(bytes)) {
+            return Poll::Ready(result);
+        }
+    }
 }
 
 /// Has tokio watch whether `file` is readable. Not whether it is writable: a TUN always is, and each of its packets

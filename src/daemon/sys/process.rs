@@ -87,7 +87,7 @@ fn wait(id: libc::pid_t) -> io::Result<bool> {
     }
 }
 
-/// Executes this program anew with the same arguments, and with `NAME=VALUE` in the environment. Returns only if that fails.
+/// Executes this program again with the same arguments, and with `NAME=VALUE` in the environment. Returns only if that fails.
 pub fn execute_again(variable: &str) -> io::Error {
     let mut line = match fs::read("/proc/self/cmdline") {
         Ok(line) => line,

@@ -2,12 +2,12 @@
 
 use std::ffi::c_int;
 use std::io;
-use std::mem::{self, MaybeUninit};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::mem;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::check;
-use super::socket::{option, set_mark, set_option};
+use super::socket::{option, set_option, socket_address, udp_socket};
 
 /// <linux/in6.h>
 const IPV6_HDRINCL: c_int = 36;
@@ -40,7 +40,7 @@ struct Control {
 
 /// What the kernel is told of a packet.
 struct Part {
-    address: MaybeUninit<libc::sockaddr_in6>,
+    address: libc::sockaddr_in6,
     address_length: libc::socklen_t,
     control: Control,
     bytes: libc::iovec,
@@ -48,9 +48,6 @@ struct Part {
 
 impl RawSocket {
     /// Opens one for IPv4, or for IPv6.
-    ///
-    /// # Errors
-    /// What the kernel says.
     pub fn new(is_ipv4: bool) -> io::Result<Self> {
         let family = if is_ipv4 { libc::AF_INET } else { libc::AF_INET6 };
         let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
@@ -129,7 +126,7 @@ impl Part {
         // SAFETY: all-zero is a valid value.
         let mut message: libc::mmsghdr = unsafe { mem::zeroed() };
         let header = &mut message.msg_hdr;
-        header.msg_name = self.address.as_mut_ptr().cast();
+        header.msg_name = (&raw mut self.address).cast();
         header.msg_namelen = self.address_length;
         header.msg_iov = &raw mut self.bytes;
         header.msg_iovlen = 1;
@@ -141,52 +138,15 @@ impl Part {
 
 /// The way to `address`, as the kernel knows it: its MTU in bytes, `IP_MTU` (ip(7)), and the address that it begins at.
 /// With the mark of upstream sockets.
-///
-/// # Errors
-/// There is no way.
 pub fn route_to(address: SocketAddr, mark: u32) -> io::Result<(u16, IpAddr)> {
     /// <linux/in.h> and <linux/in6.h>
     const IP_MTU: c_int = 14;
     const IPV6_MTU: c_int = 24;
-    let socket = UdpSocket::bind(match address {
-        SocketAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
-        SocketAddr::V6(_) => SocketAddr::from(([0; 16], 0)),
-    })?;
-    set_mark(&socket, mark)?;
-    socket.connect(address)?;
+    let socket = udp_socket(address, mark)?;
     let (level, name) = match address {
         SocketAddr::V4(_) => (libc::IPPROTO_IP, IP_MTU),
         SocketAddr::V6(_) => (libc::IPPROTO_IPV6, IPV6_MTU),
     };
     let mtu = option(&socket, level, name)?;
     Ok((u16::try_from(mtu).unwrap_or(u16::MAX), socket.local_addr()?.ip()))
-}
-
-/// As a `struct sockaddr_in` or `sockaddr_in6` without a port, and its length.
-fn socket_address(address: IpAddr) -> (MaybeUninit<libc::sockaddr_in6>, libc::socklen_t) {
-    let mut storage = MaybeUninit::<libc::sockaddr_in6>::uninit();
-    let length = match address {
-        IpAddr::V4(address) => {
-            let value = libc::sockaddr_in {
-                sin_family: libc::AF_INET as libc::sa_family_t,
-                sin_port: 0,
-                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.octets()) },
-                sin_zero: [0; 8],
-            };
-            // SAFETY: storage is large enough, and aligned, for it.
-            unsafe { storage.as_mut_ptr().cast::<libc::sockaddr_in>().write(value) };
-            size_of::<libc::sockaddr_in>()
-        }
-        IpAddr::V6(address) => {
-            storage.write(libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as libc::sa_family_t,
-                sin6_port: 0,
-                sin6_flowinfo: 0,
-                sin6_addr: libc::in6_addr { s6_addr: address.octets() },
-                sin6_scope_id: 0,
-            });
-            size_of::<libc::sockaddr_in6>()
-        }
-    };
-    (storage, length as libc::socklen_t)
 }

@@ -2,13 +2,13 @@
 
 use std::ffi::c_int;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::FromRawFd;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::unix::AsyncFd;
 
-use super::{check, watch};
+use super::{check, poll_read, watch};
 
 /// Ends the daemon, in order.
 pub const ENDS: [i32; 2] = [libc::SIGTERM, libc::SIGINT];
@@ -28,9 +28,6 @@ pub struct Signals {
 impl Signals {
     /// Must be called within the tokio runtime. Also tells whether the signals were blocked before: then another run
     /// of the daemon has become this one.
-    ///
-    /// # Errors
-    /// What signalfd(2) says.
     pub fn new() -> io::Result<(Self, bool)> {
         let [terminate, interrupt] = ENDS;
         let (file, waited) = signal_file(&[terminate, interrupt, RELOAD, REPORT])?;
@@ -39,10 +36,9 @@ impl Signals {
 
     /// The number of the next signal.
     pub fn poll_next(&self, cx: &mut Context) -> Poll<i32> {
+        let mut info = [0; INFO];
         loop {
-            let Ok(mut ready) = ready!(self.watch.poll_read_ready(cx)) else { return Poll::Pending };
-            let mut info = [0; INFO];
-            if let Ok(Ok(INFO)) = ready.try_io(|watch| watch.get_ref().read(&mut info)) {
+            if let Ok(INFO) = ready!(poll_read(&self.watch, cx, &mut info)) {
                 let [a, b, c, d, ..] = info;
                 return Poll::Ready(i32::from_ne_bytes([a, b, c, d]));
             }

@@ -3,10 +3,34 @@
 use std::ffi::c_int;
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use tokio::net::TcpSocket;
+
 use super::{check, check_size};
+
+/// A TCP socket of the address's family, with `mark` (0: none).
+pub fn tcp_socket(address: SocketAddr, mark: u32) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    set_mark_if(&socket, mark)?;
+    Ok(socket)
+}
+
+/// A UDP socket with `mark` (0: none) that is connected to `to`: there are a route and an address to come from.
+pub fn udp_socket(to: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
+    // No text: parsing one would link the C library's resolver.
+    let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+    socket.set_nonblocking(true)?;
+    set_mark_if(&socket, mark)?;
+    socket.connect(to)?;
+    Ok(socket)
+}
+
+fn set_mark_if(socket: impl AsFd, mark: u32) -> io::Result<()> {
+    if mark == 0 { Ok(()) } else { set_mark(socket, mark) }
+}
 
 /// Accepts a connection without blocking: a non-blocking socket, and the client's address.
 pub fn accept(listener: &File) -> io::Result<(TcpStream, SocketAddr)> {
@@ -89,9 +113,6 @@ pub fn discard(socket: impl AsFd, length: usize) -> io::Result<usize> {
 
 /// Resets each TCP connection of this process whose local address is such a one, whoever has its socket, and learns of it
 /// by an error; those that are being opened, too. Returns how many.
-///
-/// # Errors
-/// /proc can't be read.
 pub fn reset_connections(is_such: &dyn Fn(IpAddr) -> bool) -> io::Result<usize> {
     const LISTEN: c_int = 10; // <net/tcp_states.h>
     const CLOSE: c_int = 7;
@@ -143,6 +164,24 @@ fn address_in(address: &libc::sockaddr_in6) -> SocketAddr {
         _ => IpAddr::from(address.sin6_flowinfo.to_ne_bytes()),
     };
     SocketAddr::new(ip, u16::from_be(address.sin6_port))
+}
+
+/// The reverse, without a port, and how long it is.
+pub fn socket_address(ip: IpAddr) -> (libc::sockaddr_in6, libc::socklen_t) {
+    // SAFETY: plain numbers, for which all bits 0 is a value.
+    let mut address: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
+    let (family, length) = match ip {
+        IpAddr::V4(ip) => {
+            address.sin6_flowinfo = u32::from_ne_bytes(ip.octets());
+            (libc::AF_INET, size_of::<libc::sockaddr_in>())
+        }
+        IpAddr::V6(ip) => {
+            address.sin6_addr.s6_addr = ip.octets();
+            (libc::AF_INET6, size_of_val(&address))
+        }
+    };
+    address.sin6_family = family as libc::sa_family_t;
+    (address, length as libc::socklen_t)
 }
 
 /// How many bytes that a TCP socket has sent, its FIN included, are not acknowledged yet: `SIOCOUTQ` (tcp(7)).

@@ -21,9 +21,6 @@ pub enum Connection {
 
 impl Connection {
     /// Connects to one address within `patience`: by `attempt`, or from a socket with `mark`.
-    ///
-    /// # Errors
-    /// What the kernel, or the network, says.
     pub async fn connect(
         address: SocketAddr,
         attempt: Option<Attempt>,
@@ -38,9 +35,6 @@ impl Connection {
     }
 
     /// Asks for a tunnel and waits for the answer, at most `patience`.
-    ///
-    /// # Errors
-    /// [`HandshakeError`]
     pub async fn handshake(&self, request: Vec<u8>, patience: Duration) -> Result<Reply, HandshakeError> {
         let attempt = match self {
             Self::Socket(stream) => return dial::handshake(stream, request, patience).await,

@@ -4,13 +4,12 @@
 //! as soon as it is sent, and the reply is read into the stack of [`receive`].
 
 use crate::sys;
-use crate::upstream::exchange::udp_socket;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tcp_over_http::http::{ReplyError, ReplyParser, Status};
 use tokio::io::Interest;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Takes nearly every reply in one read, and little of the tunnel's data with it, in bytes.
@@ -37,19 +36,14 @@ pub enum HandshakeError {
 /// Connects to one address within `patience`, from a socket with `mark` (0: none). `EADDRNOTAVAIL` says that no port is
 /// left for it. Each socket to a proxy comes from here: the place for TLS.
 pub async fn connect(address: SocketAddr, mark: u32, patience: Duration) -> io::Result<TcpStream> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    if mark != 0 {
-        sys::set_mark(&socket, mark)?;
-    }
+    let socket = sys::tcp_socket(address, mark)?;
     // The request follows at once, and carries the acknowledgement.
     _ = sys::delay_acknowledgement(&socket);
     match timeout(patience, socket.connect(address)).await? {
         // Linux also says so if there is no address to connect from.
         Err(error)
-            if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) && udp_socket(address, mark).is_err() =>
+            if error.raw_os_error() == Some(libc::EADDRNOTAVAIL)
+                && sys::udp_socket(address, mark).is_err() =>
         {
             Err(ErrorKind::NetworkUnreachable.into())
         }

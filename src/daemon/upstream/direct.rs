@@ -8,11 +8,12 @@ use tcp_over_http::dns::{Name, NameRef};
 use tcp_over_http::http::connect::{Request, Target};
 use tcp_over_http::rules::{Action, Connection, Origin};
 
-use super::exchange::udp_socket;
 use super::proxy::Proxy;
 use super::resolver::Resolver;
 use super::{Failure, Upstreams};
-use crate::kernel::{firewall, neighbour};
+use crate::kernel::firewall;
+use crate::netlink::neighbour;
+use crate::sys;
 
 /// What stands for the proxy that there isn't, by a rule...
 pub const DIRECT: &str = "(direct)";
@@ -52,7 +53,7 @@ impl Upstreams {
     ) -> Option<Result<Proxy, Failure>> {
         let (host, port) = match target {
             Target::Ip(address) => {
-                let near = udp_socket(address, self.mark).and_then(|socket| socket.local_addr());
+                let near = sys::udp_socket(address, self.mark).and_then(|socket| socket.local_addr());
                 if near.is_ok_and(|near| self.own.contains(&Some(near.ip()))) {
                     return None;
                 }

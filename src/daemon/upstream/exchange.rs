@@ -2,12 +2,12 @@
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
-use std::net::{self, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 
 use tcp_over_http::dns::{Message, Query};
 use tokio::io::Interest;
-use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpStream, UdpSocket};
 
 use crate::sys;
 
@@ -25,7 +25,7 @@ pub fn exchange(server: SocketAddr, mark: u32, query: &[u8]) -> Exchange {
     let mut query = query.to_vec();
     Box::pin(async move {
         Query::mix_case(&mut query, &sys::random()?);
-        let socket = udp_socket(server, mark)?;
+        let socket = sys::udp_socket(server, mark)?;
         socket.send(&query)?; // a new socket's buffer takes it
         let socket = UdpSocket::from_std(socket)?;
         loop {
@@ -51,27 +51,9 @@ fn receive(socket: &UdpSocket) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// A socket that is connected to `server`: there are a route and an address to come from.
-pub fn udp_socket(server: SocketAddr, mark: u32) -> io::Result<net::UdpSocket> {
-    let socket = net::UdpSocket::bind(SocketAddr::new(any_address(server), 0))?;
-    socket.set_nonblocking(true)?;
-    if mark != 0 {
-        sys::set_mark(&socket, mark)?;
-    }
-    socket.connect(server)?;
-    Ok(socket)
-}
-
 /// Sends a query over TCP, and reads the reply; each has its length in front (RFC 1035 section 4.2.2).
 async fn exchange_tcp(server: SocketAddr, mark: u32, query: &[u8]) -> io::Result<Vec<u8>> {
-    let socket = match server {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    if mark != 0 {
-        sys::set_mark(&socket, mark)?;
-    }
-    let stream = socket.connect(server).await?;
+    let stream = sys::tcp_socket(server, mark)?.connect(server).await?;
     let length = (query.len() as u16).to_be_bytes();
     // A new socket's buffer takes these few bytes whole.
     if stream.try_write(&[&length, query].concat())? != length.len() + query.len() {
@@ -99,13 +81,5 @@ fn read_more(stream: &TcpStream, reply: &mut Vec<u8>) -> io::Result<()> {
         }
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
         Err(error) => Err(error),
-    }
-}
-
-/// The unspecified address of the family of `server`.
-pub fn any_address(server: SocketAddr) -> IpAddr {
-    match server {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     }
 }

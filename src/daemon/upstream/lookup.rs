@@ -3,7 +3,7 @@
 //! They are renewed in the background when their time is up, and stay in use as long as that fails: a proxy does not
 //! go away because a resolver did.
 
-use crate::report::limiter::Limiter;
+use crate::limiter::Limiter;
 use crate::task::spawn;
 use crate::upstream::resolver::{ResolveError, Resolver};
 use log::{debug, warn};
@@ -38,9 +38,6 @@ struct Known {
 
 impl Lookup {
     /// A name that has not been looked up yet.
-    ///
-    /// # Errors
-    /// [`BadName`] if it cannot be asked for.
     pub fn new(resolver: Rc<Resolver>, name: &str) -> Result<Rc<Self>, BadName> {
         Ok(Rc::new(Self {
             resolver,
@@ -145,7 +142,7 @@ impl Lookup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::resolver::tests::{OK, reply, run, server};
+    use crate::fixture::{OK, reply, run, server};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
 

@@ -1,6 +1,6 @@
 //! One upstream proxy: where it is, what it is sent, and what is counted and logged about it.
 
-use crate::report::limiter::Limiter;
+use crate::limiter::Limiter;
 use crate::sys;
 use crate::upstream::dial::HandshakeError;
 use crate::upstream::lookup::Lookup;

@@ -1,8 +1,7 @@
 //! Proxies that follow a script, on loopback.
 
 use super::*;
-use crate::upstream::resolver::tests as dns;
-use crate::upstream::resolver::tests::run;
+use crate::fixture::{self as dns, run};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, TcpListener, TcpStream as StdStream};
 use std::pin::pin;

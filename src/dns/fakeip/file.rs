@@ -1,7 +1,7 @@
 //! The table as a text, so that addresses keep their names across a restart.
 
+use alloc::format;
 use alloc::vec::Vec;
-use core::fmt::{self, Write};
 use core::net::{IpAddr, Ipv4Addr};
 
 use super::names::NO_NAME;
@@ -26,7 +26,9 @@ impl FakeIp {
                 && let Some(slot) = self.slots.get(usize::from(at))
             {
                 let is_used = list == HELD || is_fresh(slot, now);
-                self.save_line(at, if is_used { "" } else { IDLE_MARK }, out);
+                let (entry, mark) = (Entry(at), if is_used { "" } else { IDLE_MARK });
+                let line = format!("{} {}{mark}\n", self.v4(entry), self.name(entry));
+                out.extend_from_slice(line.as_bytes());
                 next = self.links.next(at);
             }
         }
@@ -67,20 +69,5 @@ impl FakeIp {
         self.fill(at, turn as u16, &host, expires);
         self.links.move_to_front(at, NEW);
         Some(())
-    }
-
-    fn save_line(&self, at: u16, mark: &str, out: &mut Vec<u8>) {
-        let entry = Entry(at);
-        // A vector takes all.
-        let _ = writeln!(Text(out), "{} {}{mark}", self.v4(entry), self.name(entry));
-    }
-}
-
-struct Text<'a>(&'a mut Vec<u8>);
-
-impl Write for Text<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.0.extend_from_slice(text.as_bytes());
-        Ok(())
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::dns::wire::query::tests::query;
+use crate::dns::wire::fixture::query;
 use crate::dns::{Kind, Query, Reply};
 use crate::net::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
@@ -70,7 +70,7 @@ fn one_entry_has_both_addresses() {
         let address = address.parse().unwrap();
         assert!(!table.contains(address) && table.find(address).is_none(), "{address}");
     }
-    assert_eq!((table.len(), table.changes()), (2, 2));
+    assert_eq!((table.count(), table.changes()), (2, 2));
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn a_range_of_any_size_will_do() {
             }
             assert!(v4 == 0 || !matches!(table.v4(entry).octets(), [.., 0 | 255] if v4 >= 24));
         }
-        assert_eq!((table.len(), table.limit), (expected, expected));
+        assert_eq!((table.count(), table.limit), (expected, expected));
         assert!(table.assign("one.more", 1, at(1000)).is_some());
     }
 }
@@ -130,7 +130,7 @@ fn names_in_use_stay() {
     table.release(entry);
     assert!(!table.hold(Entry(77), ONE));
     table.release(Entry(77));
-    assert_eq!((table.name(Entry(77)), table.len()), ("", 3));
+    assert_eq!((table.name(Entry(77)), table.count()), ("", 3));
 }
 
 /// 1 ms before the TTL is over, names make way: who has one in its cache is refused until no cache has it any more.
@@ -296,7 +296,7 @@ fn long_names_share_the_memory() {
             }
             None => panic!("{nth}"),
         }
-        held = held.max(table.len());
+        held = held.max(table.count());
     }
     assert!((10..20).contains(&held), "{held}");
     assert!(table.assign("short.example", 1, at(1000)).is_some());
@@ -326,7 +326,7 @@ fn queries_are_answered() {
     let address: Ipv4Addr = v4.strip_suffix(" 60").unwrap().parse().unwrap();
     let address6: Ipv6Addr = v6.strip_suffix(" 60").unwrap().parse().unwrap();
     assert_eq!(table.find(address.into()), table.find(address6.into()));
-    assert_eq!((find(&table, address), table.len()), (Some("www.example.com"), 1));
+    assert_eq!((find(&table, address), table.count()), (Some("www.example.com"), 1));
 
     let [a, b, c, d] = address.octets();
     let reverse = |d: u8| format!("{d}.{c}.{b}.{a}.in-addr.arpa");
@@ -349,7 +349,7 @@ fn queries_are_answered() {
         assert_eq!(answer(&mut table, "example.com", other, at(0)), None);
     }
     assert_eq!(answer(&mut table, "8.8.8.8.in-addr.arpa", Kind::PTR, at(0)), None);
-    assert_eq!(table.len(), 1);
+    assert_eq!(table.count(), 1);
 
     let mut single = FakeIp::new(Ranges { v6: None, ..WIDE }, 8, KEY);
     assert_eq!(answer(&mut single, "www.example.com", Kind::AAAA, at(0)), text("NoData(60)"));
@@ -422,7 +422,7 @@ fn bad_lines_are_skipped() {
     for nth in 0..table.limit - 2 {
         assert!(assign(&mut table, &format!("{nth}.example"), at(0)).is_some());
     }
-    assert_eq!((table.len(), table.limit), (16, 16));
+    assert_eq!((table.count(), table.limit), (16, 16));
 
     let mut small = self::table(2, 1);
     assert_eq!(small.load(b"198.18.0.1 a.example\n198.18.0.3 c.example\n198.18.0.2 b.example", at(0)), 2);
@@ -505,8 +505,8 @@ proptest! {
                 Op::Restart => {
                     let text = saved(&table, at(now));
                     let mut new = self::table(names, turns);
-                    prop_assert_eq!(new.load(text.as_bytes(), at(now)), usize::from(table.len()));
-                    prop_assert_eq!(new.len(), table.len());
+                    prop_assert_eq!(new.load(text.as_bytes(), at(now)), usize::from(table.count()));
+                    prop_assert_eq!(new.count(), table.count());
                     // Which addresses rest is forgotten.
                     told.retain(|t| find(&table, t.address).is_some_and(|name| name == t.name));
                     table = new;
@@ -532,11 +532,11 @@ proptest! {
             prop_assert_eq!((table.new, table.held), (weight(&[NEW]), weight(&[HELD])));
             prop_assert_eq!(sums, (weight(&[IDLE, HELD]), weight(&[HELD])));
             let lines = saved(&table, at(now));
-            prop_assert_eq!(lines.lines().count(), usize::from(table.len()));
+            prop_assert_eq!(lines.lines().count(), usize::from(table.count()));
             let mut names: std::vec::Vec<_> = lines.lines().map(|l| l.split(' ').nth(1).unwrap()).collect();
             names.sort();
             names.dedup();
-            prop_assert_eq!(names.len(), usize::from(table.len()), "one address for each name");
+            prop_assert_eq!(names.len(), usize::from(table.count()), "one address for each name");
         }
     }
 
@@ -544,7 +544,7 @@ proptest! {
     fn any_file_is_survived(text in "(198\\.18\\.0\\.[0-9]{1,3} [a-c]\\.[a-z]( #idle)?\n|\\PC{0,9}\n?){0,20}") {
         let mut table = table(9, 2);
         let count = table.load(text.as_bytes(), at(0));
-        prop_assert_eq!(count, usize::from(table.len()));
+        prop_assert_eq!(count, usize::from(table.count()));
         prop_assert_eq!(saved(&table, at(0)).lines().count(), count);
         for nth in 0..20 {
             let name = format!("{nth}.example");

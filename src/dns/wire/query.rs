@@ -114,11 +114,6 @@ impl<'a> Query<'a> {
         self.question.kind
     }
 
-    /// The class asked for; 1 is the Internet.
-    pub const fn class(&self) -> u16 {
-        self.question.class
-    }
-
     /// The client's extensions, if it sent any.
     pub const fn edns(&self) -> Option<Edns> {
         self.edns
@@ -272,4 +267,4 @@ fn extent(message: &Message<'_>) -> Option<(usize, bool)> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

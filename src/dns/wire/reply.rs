@@ -100,8 +100,8 @@ fn push_soa(out: &mut Vec<u8>, owner: u16, ttl: u32) {
 #[cfg(test)]
 mod tests {
     use super::super::message::Message;
-    use super::super::query::tests::{SELF, query, reply};
     use super::*;
+    use crate::dns::wire::fixture::{SELF, query, reply};
     use std::vec;
     use std::vec::Vec;
 

@@ -47,14 +47,14 @@ impl Reverse {
     /// Reads a name, its labels [reversed](super::name::NameRef::reversed). `None` outside the reverse zones.
     pub(crate) fn parse(name: &[u8]) -> Option<Self> {
         let ipv4 = name.strip_prefix(b"\x04arpa\x07in-addr");
-        let (mut rest, step, width) = match ipv4 {
-            Some(rest) => (rest, 8, 32),
-            None => (name.strip_prefix(b"\x04arpa\x03ip6")?, 4, 128),
+        let (mut rest, radix, step, width) = match ipv4 {
+            Some(rest) => (rest, 10, 8, 32),
+            None => (name.strip_prefix(b"\x04arpa\x03ip6")?, 16, 4, 128),
         };
         let (mut address, mut bits) = (0u128, 0);
         while let Some((&length, labels)) = rest.split_first()
             && let Some((label, below)) = labels.split_at_checked(length.into())
-            && let Some(number) = number(label, step == 8)
+            && let Some(number) = number(label, radix)
             && bits < width
         {
             bits += step;
@@ -84,18 +84,11 @@ impl Reverse {
 }
 
 /// A decimal byte, or one hexadecimal digit.
-fn number(label: &[u8], is_ipv4: bool) -> Option<u8> {
-    match (is_ipv4, label) {
-        (true, [_] | [_, _] | [_, _, _]) => {
-            label.iter().try_fold(0u8, |sum, &byte| sum.checked_mul(10)?.checked_add(digit(byte, 10)?))
-        }
-        (false, &[byte]) => digit(byte, 16),
-        _ => None,
-    }
-}
-
-fn digit(byte: u8, radix: u32) -> Option<u8> {
-    char::from(byte).to_digit(radix).map(|digit| digit as u8)
+fn number(label: &[u8], radix: u8) -> Option<u8> {
+    let longest = if radix == 10 { 3 } else { 1 };
+    let digit = |byte: u8| char::from(byte).to_digit(radix.into()).map(|digit| digit as u8);
+    let add = |sum: u8, &byte: &u8| sum.checked_mul(radix)?.checked_add(digit(byte)?);
+    if (1..=longest).contains(&label.len()) { label.iter().try_fold(0, add) } else { None }
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tcp_over_http::capture::{Desired, Owner, Plan, Requests, Route, Rule};
 
-use super::RouteError;
-use crate::kernel::netlink::{self, Socket};
+use super::{RouteError, open};
+use crate::netlink::Socket;
 
 /// How long requests are sent in one step. Each takes some microseconds, unless somebody else holds the kernel's one
 /// lock for all that is about routes.
@@ -32,26 +32,20 @@ enum Stage {
 impl Change {
     /// Begins one: lists the rules.
     pub fn begin(owner: &Owner, desired: &Rc<Desired>) -> Result<Self, RouteError> {
-        let mut socket = Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?;
+        let mut socket = open()?;
         let mut plan = Plan::new(owner.clone(), Rc::clone(desired));
-        let mut list = || -> Result<(), netlink::Error> {
-            socket.begin_dump(Rule::list())?;
-            while !socket.receive(&mut |received| plan.see_rule(received.body))? {}
-            Ok(())
-        };
-        match list() {
+        match socket.list(Rule::list(), &mut |received| plan.see_rule(received.body)) {
             // A kernel without policy rules has none of ours.
-            Err(cause) if cause.errno() != libc::EOPNOTSUPP => return Err(RouteError::List(cause)),
+            Err(cause) if cause.errno() != libc::EOPNOTSUPP => return Err(RouteError::list(cause)),
             _ => plan.end_rules(),
         }
-        socket.begin_dump(Route::list()).map_err(RouteError::List)?;
+        socket.begin_dump(Route::list()).map_err(RouteError::list)?;
         Ok(Self { socket, stage: Stage::Looking(plan), result: Ok(()) })
     }
 
     /// One of nothing but these requests.
     pub fn of(requests: Requests) -> Result<Self, RouteError> {
-        let socket = Socket::open(libc::NETLINK_ROUTE).map_err(RouteError::Open)?;
-        Ok(Self { socket, stage: Stage::Asking(requests), result: Ok(()) })
+        Ok(Self { socket: open()?, stage: Stage::Asking(requests), result: Ok(()) })
     }
 
     /// Does a step. Ready at the end: it ends with the first request to add something that fails, and goes on after
@@ -62,7 +56,7 @@ impl Change {
                 match self.socket.receive(&mut |received| plan.see_route(received.body)) {
                     Ok(false) => {}
                     Ok(true) => self.stage = Stage::Asking(plan.requests()),
-                    Err(cause) => return Poll::Ready(Err(RouteError::List(cause))),
+                    Err(cause) => return Poll::Ready(Err(RouteError::list(cause))),
                 }
             }
             Stage::Asking(requests) => {
@@ -73,7 +67,7 @@ impl Change {
                     };
                     match self.socket.request(message) {
                         Err(cause) if !action.is_done(cause.errno()) => {
-                            self.result = Err(RouteError::Change(action, cause));
+                            self.result = Err(RouteError::new(&action, cause));
                             if !action.is_deletion() {
                                 return Poll::Ready(mem::replace(&mut self.result, Ok(())));
                             }

@@ -4,8 +4,8 @@ use log::warn;
 use tcp_over_http::capture::link;
 
 use super::RouteError;
-use crate::kernel::netlink::Socket;
 use crate::kernel::sysctl;
+use crate::netlink::Socket;
 use crate::sys;
 use tcp_over_http::config::Config;
 use tcp_over_http::net::{IpNet, Ipv4Net, Ipv6Net};
@@ -13,7 +13,7 @@ use tcp_over_http::net::{IpNet, Ipv4Net, Ipv6Net};
 /// Packets that the kernel queues for us before it drops (the TUN driver's own default is 500).
 const TXQUEUELEN: i32 = 1000;
 
-/// What the device is to be like.
+/// The device as it should be.
 pub struct Device {
     /// Its name.
     pub name: String,
@@ -30,7 +30,7 @@ impl Device {
         let mut index = 0;
         socket
             .get(link::find(name), &mut |received| index = link::index(received.body))
-            .map_err(|cause| RouteError::FindDevice(name.to_owned(), cause))?;
+            .map_err(|cause| RouteError::new(&format_args!("find device {name}"), cause))?;
         let Config { mtu, address, address6, .. } = *config;
         Ok(Self { name: name.to_owned(), index, mtu, address, address6 })
     }
@@ -51,14 +51,14 @@ impl Device {
             .request(link::bring_up(self.index))
             // By ioctl: as attributes, qemu-user would take a big-endian machine's numbers for its own.
             .and_then(|()| Ok(sys::set_mtu(&*socket, name, self.mtu)?))
-            .map_err(|cause| RouteError::SetLink(name.clone(), cause))?;
+            .map_err(|cause| RouteError::new(&format_args!("bring up {name}"), cause))?;
         if let Err(error) = sys::set_queue_length(&*socket, name, TXQUEUELEN) {
             warn!("{name}: a queue of {TXQUEUELEN} packets: {error}");
         }
         for net in [Some(IpNet::V4(self.address)), self.address6.map(IpNet::V6)].into_iter().flatten() {
             socket
                 .request(link::add_address(self.index, net))
-                .map_err(|cause| RouteError::SetAddress(net, name.clone(), cause))?;
+                .map_err(|cause| RouteError::new(&format_args!("set address {net} on {name}"), cause))?;
         }
         Ok(())
     }

@@ -264,8 +264,9 @@ fn routes_take_the_place_of_others() {
 #[test]
 fn a_device_that_is_down_is_no_fault() {
     let net = nets(&["2001:db8::1/64"])[0];
-    let failed =
-        |code| Err(RouteError::SetAddress(net, "toh0".to_owned(), io::Error::from_raw_os_error(code).into()));
+    let failed = |code| {
+        Err(RouteError::new(&format_args!("set address {net}"), io::Error::from_raw_os_error(code).into()))
+    };
     assert_eq!(level("", &failed(libc::ENETDOWN)), Level::Debug);
     assert_eq!(level("", &failed(libc::EPERM)), Level::Warn);
     assert_eq!([level("", &Ok(())), level(FOLLOWED, &Ok(()))], [Level::Info, Level::Debug]);

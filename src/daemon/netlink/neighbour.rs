@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use tcp_over_http::capture::{link, neighbour};
 use tcp_over_http::rules::Origin;
 
-use super::netlink::{Error, Socket};
+use super::{Error, Socket};
 
 /// Its Ethernet address, and the device that it is behind: what the kernel knows of that. A look-up has `mark`.
 pub fn origin(client: IpAddr, mark: u32) -> Origin {
@@ -18,12 +18,11 @@ pub fn origin(client: IpAddr, mark: u32) -> Origin {
 
 fn find(client: IpAddr, mark: u32, origin: &mut Origin) -> Result<(), Error> {
     let mut socket = Socket::open(libc::NETLINK_ROUTE)?;
-    socket.begin_dump(neighbour::list(client))?;
-    while !socket.receive(&mut |received| {
+    socket.list(neighbour::list(client), &mut |received| {
         if let Some(mac) = neighbour::mac(received.body, client) {
             origin.mac = Some(mac);
         }
-    })? {}
+    })?;
     let mut index = None;
     socket.get(neighbour::way(client, mark), &mut |received| index = neighbour::device(received.body))?;
     if let Some(index) = index {

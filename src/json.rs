@@ -1,6 +1,7 @@
 //! JSON (RFC 8259): a writer, and a reader that looks up single values.
 
-use std::fmt::{self, Write};
+use alloc::string::String;
+use core::fmt::{self, Write};
 
 /// Writes JSON in one line. The caller pairs brackets and puts a [`key`](Self::key) before each value of an object.
 #[derive(Default)]
@@ -25,10 +26,11 @@ impl Json {
     }
 
     /// The name of the value that follows.
-    pub fn key(&mut self, key: &str) {
+    pub fn key(&mut self, key: &str) -> &mut Self {
         self.string(key);
         self.text.push(':');
         self.is_behind_value = false;
+        self
     }
 
     /// A string.
@@ -69,8 +71,7 @@ impl Json {
 pub fn error(message: &str) -> String {
     let mut json = Json::default();
     json.open('{');
-    json.key("error");
-    json.string(message);
+    json.key("error").string(message);
     json.close('}');
     json.finish()
 }
@@ -136,8 +137,7 @@ mod tests {
     fn commas_stand_between_values() {
         let mut json = Json::default();
         json.open('{');
-        json.key("list");
-        json.open('[');
+        json.key("list").open('[');
         json.open('{');
         json.close('}');
         json.open('[');
@@ -145,8 +145,7 @@ mod tests {
         json.string("x");
         json.literal(&-1);
         json.close(']');
-        json.key("flag");
-        json.literal(&true);
+        json.key("flag").literal(&true);
         json.close('}');
         assert_eq!(json.finish(), "{\"list\":[{},[],\"x\",-1],\"flag\":true}\n");
     }

@@ -1,4 +1,8 @@
-//! The socket that carries netlink's messages to the kernel and its answers back.
+//! The socket that carries netlink's messages to the kernel and its answers back, and what is asked with it beside
+//! routes: connections that the kernel forwards, and where a client is.
+
+pub mod conntrack;
+pub mod neighbour;
 
 use std::fmt;
 use std::fs::File;
@@ -79,6 +83,13 @@ impl Socket {
     /// Asks for all things of a kind, which come with [`Socket::receive`].
     pub fn begin_dump(&mut self, message: Message) -> Result<(), Error> {
         self.send(message, NLM_F_DUMP)
+    }
+
+    /// Asks for all things of a kind; `each` sees them one by one.
+    pub fn list(&mut self, message: Message, each: &mut dyn FnMut(&netlink::Received)) -> Result<(), Error> {
+        self.begin_dump(message)?;
+        while !self.receive(each)? {}
+        Ok(())
     }
 
     /// Takes what one read gives of an answer: some hundreds of routes. `each` sees them one by one. True at the

@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io::{self, Read};
 
 use tcp_over_http::capture::conntrack::{BODY, CTA_MARK, DESTROYED, Entry};
-use tcp_over_http::capture::netlink;
+use tcp_over_http::capture::netlink::{self, Message};
 use tcp_over_http::capture::nft::{HANDSHAKE, PROXIES, RELEASED, STATES};
 use tcp_over_http::config::MARK_MASK;
 use tcp_over_http::packet::Tuple;
 
-use crate::kernel::netlink::{Error, Socket};
+use super::{Error, Socket};
 use crate::sys;
 
 /// Bytes of notifications that wait to be read, each of which takes some 800.
@@ -31,14 +31,12 @@ const RET: u32 = libc::BPF_RET | libc::BPF_K;
 const FIND_ATTRIBUTE: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_NLATTR) as u32;
 
 /// The entries of connections that clients have released, with this mark.
-///
-/// # Errors
-/// The kernel has no connection tracking, or does not tell.
 pub fn forwarded(mark: u32) -> Result<Vec<Entry>, Error> {
     let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
     let mut entries = Vec::new();
-    socket.begin_dump(Entry::list(mark | RELEASED, STATES))?;
-    while !socket.receive(&mut |received| entries.push(Entry::parse(received.body)))? {}
+    socket.list(Entry::list(mark | RELEASED, STATES), &mut |received| {
+        entries.push(Entry::parse(received.body));
+    })?;
     // Kernels before 3.15 list all.
     entries.retain(|entry| entry.mark & STATES == mark | RELEASED);
     Ok(entries)
@@ -52,9 +50,6 @@ pub struct Ended {
 
 impl Ended {
     /// Of connections with this mark.
-    ///
-    /// # Errors
-    /// The kernel has no connection tracking, or does not tell.
     pub fn watch(mark: u32) -> io::Result<Self> {
         let socket = sys::netlink(libc::NETLINK_NETFILTER, DESTROYED)?;
         let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
@@ -91,35 +86,26 @@ impl Ended {
     }
 }
 
-/// Forgets those through the proxy of a number: who sends a packet of one then is reset.
-///
-/// # Errors
-/// As above.
+/// Forgets those through the proxy of a number: whoever then sends a packet of one gets a reset.
 pub fn forget_proxy(mark: u32, number: u8) -> Result<(), Error> {
-    let mark = mark | RELEASED | u32::from(number);
-    Socket::open(libc::NETLINK_NETFILTER)?.request(Entry::delete(mark, STATES | PROXIES))
+    request(Entry::delete(mark | RELEASED | u32::from(number), STATES | PROXIES))
 }
 
 /// Forgets the handshakes of a run that was killed: the SYNs that their clients repeat would still be led to the proxy.
-///
-/// # Errors
-/// As [`forwarded`].
 pub fn forget_handshakes(mark: u32) -> Result<(), Error> {
-    Socket::open(libc::NETLINK_NETFILTER)?.request(Entry::delete(mark | HANDSHAKE, STATES))
+    request(Entry::delete(mark | HANDSHAKE, STATES))
 }
 
 /// Forgets the connections that went out directly in a pause, which bear this mark.
-///
-/// # Errors
-/// As [`forwarded`].
 pub fn forget_paused(mark: u32) -> Result<(), Error> {
-    Socket::open(libc::NETLINK_NETFILTER)?.request(Entry::delete(mark, MARK_MASK))
+    request(Entry::delete(mark, MARK_MASK))
 }
 
-/// Forgets the connection that began with this tuple.
-///
-/// # Errors
-/// As [`forwarded`]; or there is none.
+/// Forgets the connection that began with this tuple; an error if there is none.
 pub fn forget(tuple: &Tuple) -> Result<(), Error> {
-    Socket::open(libc::NETLINK_NETFILTER)?.request(Entry::delete_one(tuple))
+    request(Entry::delete_one(tuple))
+}
+
+fn request(message: Message) -> Result<(), Error> {
+    Socket::open(libc::NETLINK_NETFILTER)?.request(message)
 }
