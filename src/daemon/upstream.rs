@@ -212,7 +212,7 @@ impl Upstreams {
     pub async fn ask_quietly(&self, target: Target<'_>) {
         let Some(index) = self.choice().first() else { return };
         let proxy = &self.proxies[index];
-        let mut authorization = proxy.login.borrow_mut().begin();
+        let mut authorization = proxy.login.borrow_mut().begin(false);
         let Ok(request) = proxy.request.bytes(target, &mut authorization) else { return };
         if let Ok(stream) = self.connect(index).await {
             _ = Connection::Socket(stream).handshake(request, self.reply_timeout).await;
@@ -403,16 +403,11 @@ impl Upstreams {
             let reply = connection.handshake(request, self.reply_timeout).await;
             let proxy = &self.proxies[index]; // kept over no wait, which would make every dial larger
             let reply = reply.map_err(|error| proxy.gave_no_answer(error))?;
-            if reply.status == 407 {
-                match proxy.refused(&authorization, &reply.rest) {
-                    Ok(next) => {
-                        authorization = next;
-                        continue;
-                    }
-                    Err(denial) => proxy.warn(Warning::Refused, format_args!("{}", denial.text())),
-                }
-            } else {
+            if reply.status != 407 {
                 proxy.login.borrow_mut().accepted(authorization);
+            } else if let Some(next) = proxy.told_again(&authorization, &reply.rest) {
+                authorization = next;
+                continue;
             }
             if self.may_be_plain(target.port()) || target.port() == TLS {
                 proxy.plain.borrow_mut().answered(target.port(), reply.status, self.now());
@@ -478,15 +473,11 @@ impl Upstreams {
     /// and it rests.
     pub fn refused(&self, index: usize, used: &Authorization, challenges: &[u8]) -> Option<Authorization> {
         let proxy = &self.proxies[index];
-        let denial = match proxy.refused(used, challenges) {
-            Ok(next) => return Some(next),
-            Err(denial) => denial,
-        };
-        proxy.warn(Warning::Refused, format_args!("{}", denial.text()));
-        if proxy.request.has_credentials() {
+        let next = proxy.told_again(used, challenges);
+        if next.is_none() && proxy.request.has_credentials() {
             self.choice().blamed(index, Failure::Credentials, self.now());
         }
-        None
+        next
     }
 
     /// Whether a name is the target's, as far as our resolvers know.

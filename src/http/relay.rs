@@ -162,7 +162,7 @@ impl Relay {
             request: request::Facts::default(),
             sent: None,
             has_answered: false,
-            is_kept: false,
+            is_kept: true,
             is_over: false,
         }
     }
@@ -247,6 +247,13 @@ impl Relay {
         let Stream::Ready(head) = &self.client else { return None };
         let is_name = |host: &&str| !host.starts_with('[') && host.parse::<Ipv4Addr>().is_err();
         Request::read(head).ok()?.host.filter(is_name).filter(|_| self.server.is_some())
+    }
+
+    /// Whether the body of the request whose head is whole may be longer than that.
+    pub fn has_long_body(&self, most: u64) -> bool {
+        let Stream::Ready(head) = &self.client else { return false };
+        Request::read(head)
+            .is_ok_and(|request| !matches!(request.body(), Body::Plain(length) if length <= most))
     }
 
     /// Appends to `out` what the proxy gets for the request whose head is whole. `is_true`: the

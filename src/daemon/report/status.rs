@@ -131,10 +131,10 @@ fn list_upstreams(document: &mut Document, gateway: &Gateway, forwarded: &[(Rc<s
         let name = &proxy.account.name;
         let stats = proxy.account.stats.get();
         let (mut flows, mut moved) = (0, stats.moved);
-        gateway.visit_relays(&mut |relayed| {
-            if relayed.account.name == *name {
+        gateway.visit_relays(&mut |traffic| {
+            if traffic.account.name == *name {
                 flows += 1;
-                moved.add(relayed.relay.moved());
+                moved.add(traffic.moved);
             }
         });
         for (_, entry) in forwarded.iter().filter(|(upstream, _)| upstream == name) {
@@ -203,10 +203,10 @@ pub fn clients(gateway: &Gateway) -> Document {
     document.list("clients", "client");
     for &Client { address, seen, opened, refused, up, down } in clients.iter() {
         let (mut flows, mut moved) = (0, Moved { up, down });
-        gateway.visit_relays(&mut |relayed| {
-            if relayed.client == address {
+        gateway.visit_relays(&mut |traffic| {
+            if traffic.client == address {
                 flows += 1;
-                moved.add(relayed.relay.moved());
+                moved.add(traffic.moved);
             }
         });
         for (_, entry) in forwarded.iter().filter(|(_, entry)| entry.client.to_canonical() == address) {
