@@ -19,6 +19,7 @@ pub use tcp_over_http::upstream::choice::Choice;
 
 use crate::forward::{self, Forwarder};
 use crate::sys;
+use crate::task::timer;
 use crate::upstream::confirm::Worked;
 use crate::upstream::connection::Connection;
 use crate::upstream::dial::Reply;
@@ -44,7 +45,6 @@ use tcp_over_http::upstream::choice::{Asked, Attempt};
 use tcp_over_http::upstream::plain::TLS;
 use tcp_over_http::{http, time};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::sleep;
 
 /// Addresses that take a default route, for those that have no address yet (RFC 5737, RFC 3849).
 const FAR: [IpAddr; 2] =
@@ -236,7 +236,7 @@ impl Upstreams {
                     return Err(failure);
                 }
                 is_again = true;
-                Box::pin(sleep(PAUSE)).await;
+                timer(PAUSE).await;
                 dial.attempt.replace(Attempt::new(*dial.target, dial.only));
                 continue;
             };
@@ -248,7 +248,7 @@ impl Upstreams {
             // If it takes long to connect, the next ones are asked beside it, and the first tunnel wins. They are asked from
             // sockets: the client's name can be used once only.
             let hedge = self.choice().hedge(&dial.attempt.borrow(), asked);
-            let mut late = hedge.map(|ms| Box::pin(sleep(Duration::from_millis(ms.into()))));
+            let mut late = hedge.map(|ms| timer(Duration::from_millis(ms.into())));
             let mut others: Option<Answer<'_>> = None;
             let carried = poll_fn(|cx| {
                 if let Some(one) = &mut ask
@@ -384,12 +384,10 @@ impl Upstreams {
         client: Option<&Client<'_>>,
         is_connected: &Cell<bool>,
     ) -> Result<Carried, Failure> {
-        if may_be_plain && self.is_plain(index, target) {
-            return Box::pin(self.open_plain(index, target, is_connected)).await;
-        }
-        let mut authorization = self.proxies[index].begin();
+        let is_plain = may_be_plain && self.is_plain(index, target);
+        let mut authorization = if is_plain { Authorization::Nothing } else { self.proxies[index].begin() };
         let begun = self.now();
-        loop {
+        while !(may_be_plain && self.is_plain(index, target)) {
             let request = self.proxies[index].request.bytes(*target, &mut authorization);
             let request = request.map_err(|_| Failure::BadTarget)?;
             let proxy = &self.proxies[index];
@@ -419,10 +417,19 @@ impl Upstreams {
                     proxy.account.name,
                     target.port()
                 );
-                return Box::pin(self.open_plain(index, target, is_connected)).await;
+                break;
             }
             return carried;
         }
+        let stream = Box::pin(self.connect_plain(index)).await?;
+        is_connected.set(true);
+        let proxy = &self.proxies[index];
+        proxy.count(|stats| {
+            stats.attempts = stats.attempts.wrapping_add(1);
+            stats.answered(200, self.now().since(begun));
+        });
+        let (account, http) = (Rc::clone(&proxy.account), Some(Box::new(http::relay::Relay::new(*target))));
+        Ok(Carried::Relayed(Box::new(Opened { stream, leftover: Vec::new(), account, http })))
     }
 
     /// Whether a proxy is not asked for a tunnel to the target, but sent requests in absolute form.
@@ -436,25 +443,6 @@ impl Upstreams {
     pub fn may_be_plain(&self, port: u16) -> bool {
         self.http_relay != HttpRelay::Never
             && self.http_ports.iter().any(|&(first, last)| (first..=last).contains(&port))
-    }
-
-    /// Readies a proxy for requests in absolute form.
-    async fn open_plain(
-        &self,
-        index: usize,
-        target: &Target<'_>,
-        is_connected: &Cell<bool>,
-    ) -> Result<Carried, Failure> {
-        let begun = self.now();
-        let stream = self.connect_plain(index).await?;
-        is_connected.set(true);
-        let proxy = &self.proxies[index];
-        proxy.count(|stats| {
-            stats.attempts = stats.attempts.wrapping_add(1);
-            stats.answered(200, self.now().since(begun));
-        });
-        let (account, http) = (Rc::clone(&proxy.account), Some(Box::new(http::relay::Relay::new(*target))));
-        Ok(Carried::Relayed(Box::new(Opened { stream, leftover: Vec::new(), account, http })))
     }
 
     /// Connects to a proxy for requests in absolute form.

@@ -118,56 +118,46 @@ impl Challenge {
     }
 }
 
-/// The parameters of a challenge that matter.
+/// The parameters of a challenge that matter...
 #[derive(Default)]
-struct Parameters<'a> {
-    realm: Option<&'a str>,
-    nonce: Option<&'a str>,
-    opaque: Option<&'a str>,
-    algorithm: Option<&'a str>,
-    qop: Option<&'a str>,
-}
+struct Parameters<'a>([Option<&'a str>; 5]);
+
+/// ...by name.
+const PARAMETERS: [&str; 5] = ["realm", "nonce", "opaque", "algorithm", "qop"];
 
 impl<'a> Parameters<'a> {
     fn add(&mut self, parameter: &'a str) {
         let Some((name, value)) = parameter.split_once('=') else { return };
         let (name, Some(value)) = (name.trim_ascii_end(), unquoted(value.trim_ascii_start())) else { return };
-        if let Some(place) = [
-            ("realm", &mut self.realm),
-            ("nonce", &mut self.nonce),
-            ("opaque", &mut self.opaque),
-            ("algorithm", &mut self.algorithm),
-            ("qop", &mut self.qop),
-        ]
-        .into_iter()
-        .find_map(|(known, place)| name.eq_ignore_ascii_case(known).then_some(place))
-        {
+        let mut places = PARAMETERS.iter().zip(&mut self.0);
+        if let Some((_, place)) = places.find(|(known, _)| name.eq_ignore_ascii_case(known)) {
             *place = Some(value);
         }
     }
 
     /// The challenge, if it can be answered.
     fn challenge(&self) -> Option<Challenge> {
-        let (hash, is_session) = match self.algorithm {
+        let [realm, nonce, opaque, algorithm, qop] = self.0;
+        let (hash, is_session) = match algorithm {
             None => (Hash::Md5, false),
             Some(algorithm) => ALGORITHMS
                 .iter()
                 .find(|(name, ..)| algorithm.eq_ignore_ascii_case(name))
                 .map(|&(_, hash, is_session)| (hash, is_session))?,
         };
-        let is_auth = self.qop.is_some();
+        let is_auth = qop.is_some();
         let offers_auth =
             |qop: &str| qop.split(',').any(|word| word.trim_ascii().eq_ignore_ascii_case("auth"));
-        if !self.qop.is_none_or(offers_auth) {
+        if !qop.is_none_or(offers_auth) {
             return None;
         }
         Some(Challenge {
-            realm: self.realm?.into(),
-            nonce: self.nonce?.into(),
-            opaque: self.opaque.map(Into::into),
+            realm: realm?.into(),
+            nonce: nonce?.into(),
+            opaque: opaque.map(Into::into),
             hash,
             is_session,
-            algorithm: self.algorithm.map(Into::into),
+            algorithm: algorithm.map(Into::into),
             is_auth,
             cnonce: String::new(),
             count: 0,

@@ -72,20 +72,14 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// What the client is sent if no byte of a response has gone to it.
-    pub const fn answer(self) -> &'static str {
+    /// The status line's end of what the client is sent if no byte of a response has gone to it; empty: nothing is sent.
+    pub const fn status(self) -> &'static str {
         match self {
             Self::NotHttp => "",
-            Self::BadRequest => "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
-            Self::TimedOut => {
-                "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-            }
-            Self::TooLarge => {
-                "HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-            }
-            Self::BadGateway | Self::Unauthorized => {
-                "HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-            }
+            Self::BadRequest => "400 Bad Request",
+            Self::TimedOut => "408 Request Timeout",
+            Self::TooLarge => "431 Request Header Fields Too Large",
+            Self::BadGateway | Self::Unauthorized => "502 Bad Gateway",
         }
     }
 }

@@ -20,7 +20,7 @@ use tcp_over_http::http::login::Authorization;
 use tcp_over_http::http::relay::{Next, Refusal, Relay, Side};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep};
+use tokio::time::Sleep;
 
 use self::direction::{Direction, attempt};
 use super::Gateway;
@@ -28,6 +28,7 @@ use super::kept::{HttpFlow, Kept};
 use crate::dns::Held;
 use crate::relay::Moved;
 use crate::sys;
+use crate::task::timer;
 use crate::upstream::proxy::{Account, Proxy, Warning};
 use crate::upstream::{Opened, Upstreams};
 
@@ -134,7 +135,7 @@ impl Carried {
             let what = match trouble {
                 Trouble::Lost(Side::Client) => "the client is gone",
                 Trouble::Lost(Side::Proxy) => "the proxy is gone",
-                Trouble::Refused(refusal) => refusal.answer().get(9..12).unwrap_or("no HTTP"),
+                Trouble::Refused(refusal) => refusal.status(),
             };
             log::debug!("{}: ended: {what}", self.slot);
         }
@@ -190,7 +191,7 @@ impl Carried {
             self.up.again = None;
         }
         let patience = if was_idle { PATIENCE } else { DOUBT };
-        let mut late = (was_idle || self.up.is_held).then(|| Box::pin(sleep(patience)));
+        let mut late = (was_idle || self.up.is_held).then(|| timer(patience));
         let moved = poll_fn(|cx| {
             let next = self.poll(was_idle, &mut late, cx);
             self.count();
@@ -322,15 +323,16 @@ impl Carried {
         };
         self.up.forget(&self.gateway.supplies.pipes);
         if let Some(refusal) = refusal {
-            if self.relay.has_answered() || refusal.answer().is_empty() {
+            if self.relay.has_answered() || refusal.status().is_empty() {
                 _ = sys::set_resetting(&self.client);
                 return;
             }
-            self.down.outgoing = refusal.answer().into();
+            const END: &str = "\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+            self.down.outgoing = ["HTTP/1.1 ", refusal.status(), END].concat().into();
         }
         self.down.has_ended = false;
         let (client, down) = (&self.client, &mut self.down);
-        let mut late = Box::pin(sleep(FAREWELL));
+        let mut late = timer(FAREWELL);
         poll_fn(|cx| match down.poll_farewell(client, cx) {
             Poll::Ready(_) => Poll::Ready(()),
             Poll::Pending => late.as_mut().poll(cx),

@@ -68,7 +68,7 @@ impl Direction {
                 }
                 Next::Run(run) if !self.incoming.is_empty() => {
                     let length = self.incoming.len().min(run.min(RUN) as usize);
-                    self.outgoing.extend_from_slice(self.incoming.get(..length).unwrap_or_default());
+                    append(&mut self.outgoing, self.incoming.get(..length).unwrap_or_default());
                     self.take(length);
                     relay.passed(side, length as u64);
                     continue;
@@ -107,7 +107,7 @@ impl Direction {
             match self.room.checked_sub(length) {
                 Some(room) => {
                     self.room = room;
-                    again.extend_from_slice(self.incoming.get(..length).unwrap_or_default());
+                    append(again, self.incoming.get(..length).unwrap_or_default());
                 }
                 None => self.again = None,
             }
@@ -169,7 +169,7 @@ impl Direction {
     fn read(&mut self, from: &TcpStream) -> io::Result<usize> {
         let mut chunk = [0; CHUNK];
         let length = attempt(from, Interest::READABLE, &mut || sys::receive_inline(from, &mut chunk))?;
-        self.incoming.extend_from_slice(chunk.get(..length).unwrap_or_default());
+        append(&mut self.incoming, chunk.get(..length).unwrap_or_default());
         Ok(length)
     }
 
@@ -217,4 +217,10 @@ pub fn attempt(
 #[inline(never)]
 fn advance(bytes: &mut Vec<u8>, length: usize) {
     bytes.drain(..length);
+}
+
+/// Adds bytes behind.
+#[inline(never)]
+fn append(bytes: &mut Vec<u8>, more: &[u8]) {
+    bytes.extend_from_slice(more);
 }
