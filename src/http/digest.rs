@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 
 use self::hash::Hash;
+use super::field::push;
 
 /// A challenge that can be answered, and how often it was. Realm, nonce and opaque are kept as they stand within their
 /// quotes, and are sent back so.
@@ -87,7 +88,7 @@ impl Challenge {
             true => join(&[a1.as_bytes(), nonce, nc.as_bytes(), cnonce, b"auth", a2.as_bytes()]),
             false => join(&[a1.as_bytes(), nonce, a2.as_bytes()]),
         };
-        out.extend_from_slice(b"Digest username=\"");
+        push(out, &[b"Digest username=\""]);
         for &byte in username.as_bytes() {
             if matches!(byte, b'"' | b'\\') {
                 out.push(b'\\');
@@ -95,9 +96,7 @@ impl Challenge {
             out.push(byte);
         }
         let mut push = |name: &str, value: &[u8], quote: &str| {
-            [name.as_bytes(), quote.as_bytes(), value, quote.as_bytes()]
-                .iter()
-                .for_each(|part| out.extend_from_slice(part));
+            push(out, &[name.as_bytes(), quote.as_bytes(), value, quote.as_bytes()]);
         };
         push("\", realm=", self.realm.as_bytes(), "\"");
         push(", nonce=", nonce, "\"");
