@@ -45,24 +45,30 @@ impl Offer {
     pub fn read(values: &[u8]) -> Self {
         let mut offer = Self::default();
         for line in values.split(|&byte| byte == b'\n').filter_map(|line| str::from_utf8(line).ok()) {
-            let mut elements = Elements(line).peekable();
-            while let Some(element) = elements.next() {
-                // A challenge begins with its scheme: alone, or with the first parameter behind it.
-                let (scheme, first) = element.split_once([' ', '\t']).unwrap_or((element, ""));
-                let mut parameters = Parameters::default();
-                parameters.add(first.trim_ascii());
-                while let Some(parameter) = elements.next_if(|element| is_parameter(element)) {
-                    parameters.add(parameter);
+            let (mut scheme, mut parameters) = ("", Parameters::default());
+            for mut element in Elements(line) {
+                if !is_parameter(element) {
+                    offer.add(scheme, &parameters);
+                    // A challenge begins with its scheme: alone, or with the first parameter behind it.
+                    (scheme, element) = element.split_once([' ', '\t']).unwrap_or((element, ""));
+                    parameters = Parameters::default();
                 }
-                if scheme.eq_ignore_ascii_case("Basic") {
-                    offer.basic = true;
-                } else if scheme.eq_ignore_ascii_case("Digest") && offer.digest.is_none() {
-                    offer.digest = parameters.challenge();
-                    offer.other_digest |= offer.digest.is_none();
-                }
+                parameters.add(element.trim_ascii());
             }
+            offer.add(scheme, &parameters);
         }
         offer
+    }
+
+    /// Adds a challenge.
+    #[inline(never)]
+    fn add(&mut self, scheme: &str, parameters: &Parameters<'_>) {
+        if scheme.eq_ignore_ascii_case("Basic") {
+            self.basic = true;
+        } else if scheme.eq_ignore_ascii_case("Digest") && self.digest.is_none() {
+            self.digest = parameters.challenge();
+            self.other_digest |= self.digest.is_none();
+        }
     }
 }
 
