@@ -1,8 +1,10 @@
 //! Tasks beside the event loop.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::{Sleep, sleep};
 
 /// Starts a task. Must be called within the tokio runtime.
 ///
@@ -11,4 +13,10 @@ use tokio::task::{AbortHandle, spawn_local};
 pub fn spawn(future: impl Future<Output = ()> + 'static) -> AbortHandle {
     let future: Pin<Box<dyn Future<Output = ()>>> = Box::pin(future);
     spawn_local(future).abort_handle()
+}
+
+/// Is ready after that time. One copy for all.
+#[inline(never)]
+pub fn timer(duration: Duration) -> Pin<Box<Sleep>> {
+    Box::pin(sleep(duration))
 }

@@ -19,6 +19,7 @@ pub use tcp_over_http::upstream::choice::Choice;
 
 use crate::forward::{self, Forwarder};
 use crate::sys;
+use crate::task::timer;
 use crate::upstream::confirm::Worked;
 use crate::upstream::connection::Connection;
 use crate::upstream::dial::Reply;
@@ -43,7 +44,6 @@ use tcp_over_http::upstream::choice::{Asked, Attempt};
 use tcp_over_http::upstream::plain::TLS;
 use tcp_over_http::{http, time};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::sleep;
 
 /// Addresses that take a default route, for those that have no address yet (RFC 5737, RFC 3849).
 const FAR: [IpAddr; 2] =
@@ -208,7 +208,7 @@ impl Upstreams {
     pub async fn ask_quietly(&self, target: Target<'_>) {
         let Some(index) = self.choice().first() else { return };
         let proxy = &self.proxies[index];
-        let mut authorization = proxy.login.borrow_mut().begin();
+        let mut authorization = proxy.login.borrow_mut().begin(false);
         let Ok(request) = proxy.request.bytes(target, &mut authorization) else { return };
         if let Ok(stream) = self.connect(index).await {
             _ = Connection::Socket(stream).handshake(request, self.reply_timeout).await;
@@ -232,7 +232,7 @@ impl Upstreams {
                     return Err(failure);
                 }
                 is_again = true;
-                Box::pin(sleep(PAUSE)).await;
+                timer(PAUSE).await;
                 dial.attempt.replace(Attempt::new(*dial.target, dial.only));
                 continue;
             };
@@ -244,7 +244,7 @@ impl Upstreams {
             // If it takes long to connect, the next ones are asked beside it, and the first tunnel wins. They are asked from
             // sockets: the client's name can be used once only.
             let hedge = self.choice().hedge(&dial.attempt.borrow(), asked);
-            let mut late = hedge.map(|ms| Box::pin(sleep(Duration::from_millis(ms.into()))));
+            let mut late = hedge.map(|ms| timer(Duration::from_millis(ms.into())));
             let mut others: Option<Answer<'_>> = None;
             let carried = poll_fn(|cx| {
                 if let Some(one) = &mut ask
@@ -377,12 +377,10 @@ impl Upstreams {
         client: Option<&Client<'_>>,
         is_connected: &Cell<bool>,
     ) -> Result<Carried, Failure> {
-        if may_be_plain && self.is_plain(index, target) {
-            return Box::pin(self.open_plain(index, target, is_connected)).await;
-        }
-        let mut authorization = self.proxies[index].begin();
+        let is_plain = may_be_plain && self.is_plain(index, target);
+        let mut authorization = if is_plain { Authorization::Nothing } else { self.proxies[index].begin() };
         let begun = self.now();
-        loop {
+        while !(may_be_plain && self.is_plain(index, target)) {
             let request = self.proxies[index].request.bytes(*target, &mut authorization);
             let request = request.map_err(|_| Failure::BadTarget)?;
             let proxy = &self.proxies[index];
@@ -396,16 +394,11 @@ impl Upstreams {
             let reply = connection.handshake(request, self.reply_timeout).await;
             let proxy = &self.proxies[index]; // kept over no wait, which would make every dial larger
             let reply = reply.map_err(|error| proxy.gave_no_answer(error))?;
-            if reply.status == 407 {
-                match proxy.refused(&authorization, &reply.rest) {
-                    Ok(next) => {
-                        authorization = next;
-                        continue;
-                    }
-                    Err(denial) => proxy.warn(Warning::Refused, format_args!("{}", denial.text())),
-                }
-            } else {
+            if reply.status != 407 {
                 proxy.login.borrow_mut().accepted(authorization);
+            } else if let Some(next) = proxy.told_again(&authorization, &reply.rest) {
+                authorization = next;
+                continue;
             }
             if self.may_be_plain(target.port()) || target.port() == TLS {
                 proxy.plain.borrow_mut().answered(target.port(), reply.status, self.now());
@@ -417,10 +410,19 @@ impl Upstreams {
                     proxy.account.name,
                     target.port()
                 );
-                return Box::pin(self.open_plain(index, target, is_connected)).await;
+                break;
             }
             return carried;
         }
+        let stream = Box::pin(self.connect_plain(index)).await?;
+        is_connected.set(true);
+        let proxy = &self.proxies[index];
+        proxy.count(|stats| {
+            stats.attempts = stats.attempts.wrapping_add(1);
+            stats.answered(200, self.now().since(begun));
+        });
+        let (account, http) = (Rc::clone(&proxy.account), Some(Box::new(http::relay::Relay::new(*target))));
+        Ok(Carried::Relayed(Box::new(Opened { stream, leftover: Vec::new(), account, http })))
     }
 
     /// Whether a proxy is not asked for a tunnel to the target, but sent requests in absolute form.
@@ -436,25 +438,6 @@ impl Upstreams {
             && self.http_ports.iter().any(|&(first, last)| (first..=last).contains(&port))
     }
 
-    /// Readies a proxy for requests in absolute form.
-    async fn open_plain(
-        &self,
-        index: usize,
-        target: &Target<'_>,
-        is_connected: &Cell<bool>,
-    ) -> Result<Carried, Failure> {
-        let begun = self.now();
-        let stream = self.connect_plain(index).await?;
-        is_connected.set(true);
-        let proxy = &self.proxies[index];
-        proxy.count(|stats| {
-            stats.attempts = stats.attempts.wrapping_add(1);
-            stats.answered(200, self.now().since(begun));
-        });
-        let (account, http) = (Rc::clone(&proxy.account), Some(Box::new(http::relay::Relay::new(*target))));
-        Ok(Carried::Relayed(Box::new(Opened { stream, leftover: Vec::new(), account, http })))
-    }
-
     /// Connects to a proxy for requests in absolute form.
     pub async fn connect_plain(&self, index: usize) -> Result<TcpStream, Failure> {
         let connected = self.connect(index).await;
@@ -468,15 +451,11 @@ impl Upstreams {
     /// and it rests.
     pub fn refused(&self, index: usize, used: &Authorization, challenges: &[u8]) -> Option<Authorization> {
         let proxy = &self.proxies[index];
-        let denial = match proxy.refused(used, challenges) {
-            Ok(next) => return Some(next),
-            Err(denial) => denial,
-        };
-        proxy.warn(Warning::Refused, format_args!("{}", denial.text()));
-        if proxy.request.has_credentials() {
+        let next = proxy.told_again(used, challenges);
+        if next.is_none() && proxy.request.has_credentials() {
             self.choice().blamed(index, Failure::Credentials, self.now());
         }
-        None
+        next
     }
 
     /// Whether a name is the target's, as far as our resolvers know.

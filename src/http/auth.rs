@@ -2,6 +2,8 @@
 
 use alloc::vec::Vec;
 
+use super::field::push;
+
 /// Checks a username: it has no colon and no control character (RFC 7617 section 2).
 ///
 /// # Errors
@@ -21,7 +23,7 @@ pub fn check_password(text: &str) -> Result<(), &'static str> {
 
 /// Appends `Basic` and the credentials.
 pub fn push_basic(out: &mut Vec<u8>, username: &str, password: &str) {
-    out.extend_from_slice(b"Basic ");
+    push(out, &[b"Basic "]);
     push_base64(out, &[username.as_bytes(), b":", password.as_bytes()].concat());
 }
 

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use core::net::SocketAddr;
 
+use super::field::push;
 use super::login::{AuthChoice, Authorization};
 use super::{auth, field};
 
@@ -96,8 +97,7 @@ impl Request {
                 Ok((name, _)) if credentials.is_none() || !name.eq_ignore_ascii_case(AUTHORIZATION) => {}
                 _ => return Err(RequestError::Header(index)),
             }
-            fields.extend_from_slice(header.as_bytes());
-            fields.extend_from_slice(b"\r\n");
+            push(&mut fields, &[header.as_bytes(), b"\r\n"]);
         }
         let credentials = credentials.map(|(username, password)| (username.into(), password.into()));
         Ok(Self { fields: fields.into(), credentials, auth: AuthChoice::default(), host: None })
@@ -125,7 +125,7 @@ impl Request {
         let host = self.host.as_ref().map_or(authority, |host| host.as_bytes());
         let mut bytes = [b"CONNECT ", authority, b" HTTP/1.1\r\nHost: ", host, b"\r\n"].concat();
         self.authorize(authorization, b"CONNECT", authority, &mut bytes);
-        bytes.extend_from_slice(b"\r\n");
+        push(&mut bytes, &[b"\r\n"]);
         Ok(bytes)
     }
 
@@ -134,17 +134,16 @@ impl Request {
         if let Some((username, password)) = &self.credentials
             && *authorization != Authorization::Nothing
         {
-            out.extend_from_slice(AUTHORIZATION.as_bytes());
-            out.extend_from_slice(b": ");
+            push(out, &[AUTHORIZATION.as_bytes(), b": "]);
             match authorization {
                 Authorization::Digest { challenge, .. } => {
                     challenge.answer(username, password, method, uri, out)
                 }
                 _ => auth::push_basic(out, username, password),
             }
-            out.extend_from_slice(b"\r\n");
+            push(out, &[b"\r\n"]);
         }
-        out.extend_from_slice(&self.fields);
+        push(out, &[&self.fields]);
     }
 }
 

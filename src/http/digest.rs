@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 
 use self::hash::Hash;
+use super::field::push;
 
 /// A challenge that can be answered, and how often it was. Realm, nonce and opaque are kept as they stand within their
 /// quotes, and are sent back so.
@@ -44,24 +45,30 @@ impl Offer {
     pub fn read(values: &[u8]) -> Self {
         let mut offer = Self::default();
         for line in values.split(|&byte| byte == b'\n').filter_map(|line| str::from_utf8(line).ok()) {
-            let mut elements = Elements(line).peekable();
-            while let Some(element) = elements.next() {
-                // A challenge begins with its scheme: alone, or with the first parameter behind it.
-                let (scheme, first) = element.split_once([' ', '\t']).unwrap_or((element, ""));
-                let mut parameters = Parameters::default();
-                parameters.add(first.trim_ascii());
-                while let Some(parameter) = elements.next_if(|element| is_parameter(element)) {
-                    parameters.add(parameter);
+            let (mut scheme, mut parameters) = ("", Parameters::default());
+            for mut element in Elements(line) {
+                if !is_parameter(element) {
+                    offer.add(scheme, &parameters);
+                    // A challenge begins with its scheme: alone, or with the first parameter behind it.
+                    (scheme, element) = element.split_once([' ', '\t']).unwrap_or((element, ""));
+                    parameters = Parameters::default();
                 }
-                if scheme.eq_ignore_ascii_case("Basic") {
-                    offer.basic = true;
-                } else if scheme.eq_ignore_ascii_case("Digest") && offer.digest.is_none() {
-                    offer.digest = parameters.challenge();
-                    offer.other_digest |= offer.digest.is_none();
-                }
+                parameters.add(element.trim_ascii());
             }
+            offer.add(scheme, &parameters);
         }
         offer
+    }
+
+    /// Adds a challenge.
+    #[inline(never)]
+    fn add(&mut self, scheme: &str, parameters: &Parameters<'_>) {
+        if scheme.eq_ignore_ascii_case("Basic") {
+            self.basic = true;
+        } else if scheme.eq_ignore_ascii_case("Digest") && self.digest.is_none() {
+            self.digest = parameters.challenge();
+            self.other_digest |= self.digest.is_none();
+        }
     }
 }
 
@@ -87,7 +94,7 @@ impl Challenge {
             true => join(&[a1.as_bytes(), nonce, nc.as_bytes(), cnonce, b"auth", a2.as_bytes()]),
             false => join(&[a1.as_bytes(), nonce, a2.as_bytes()]),
         };
-        out.extend_from_slice(b"Digest username=\"");
+        push(out, &[b"Digest username=\""]);
         for &byte in username.as_bytes() {
             if matches!(byte, b'"' | b'\\') {
                 out.push(b'\\');
@@ -95,9 +102,7 @@ impl Challenge {
             out.push(byte);
         }
         let mut push = |name: &str, value: &[u8], quote: &str| {
-            [name.as_bytes(), quote.as_bytes(), value, quote.as_bytes()]
-                .iter()
-                .for_each(|part| out.extend_from_slice(part));
+            push(out, &[name.as_bytes(), quote.as_bytes(), value, quote.as_bytes()]);
         };
         push("\", realm=", self.realm.as_bytes(), "\"");
         push(", nonce=", nonce, "\"");
@@ -118,56 +123,46 @@ impl Challenge {
     }
 }
 
-/// The parameters of a challenge that matter.
+/// The parameters of a challenge that matter...
 #[derive(Default)]
-struct Parameters<'a> {
-    realm: Option<&'a str>,
-    nonce: Option<&'a str>,
-    opaque: Option<&'a str>,
-    algorithm: Option<&'a str>,
-    qop: Option<&'a str>,
-}
+struct Parameters<'a>([Option<&'a str>; 5]);
+
+/// ...by name.
+const PARAMETERS: [&str; 5] = ["realm", "nonce", "opaque", "algorithm", "qop"];
 
 impl<'a> Parameters<'a> {
     fn add(&mut self, parameter: &'a str) {
         let Some((name, value)) = parameter.split_once('=') else { return };
         let (name, Some(value)) = (name.trim_ascii_end(), unquoted(value.trim_ascii_start())) else { return };
-        if let Some(place) = [
-            ("realm", &mut self.realm),
-            ("nonce", &mut self.nonce),
-            ("opaque", &mut self.opaque),
-            ("algorithm", &mut self.algorithm),
-            ("qop", &mut self.qop),
-        ]
-        .into_iter()
-        .find_map(|(known, place)| name.eq_ignore_ascii_case(known).then_some(place))
-        {
+        let mut places = PARAMETERS.iter().zip(&mut self.0);
+        if let Some((_, place)) = places.find(|(known, _)| name.eq_ignore_ascii_case(known)) {
             *place = Some(value);
         }
     }
 
     /// The challenge, if it can be answered.
     fn challenge(&self) -> Option<Challenge> {
-        let (hash, is_session) = match self.algorithm {
+        let [realm, nonce, opaque, algorithm, qop] = self.0;
+        let (hash, is_session) = match algorithm {
             None => (Hash::Md5, false),
             Some(algorithm) => ALGORITHMS
                 .iter()
                 .find(|(name, ..)| algorithm.eq_ignore_ascii_case(name))
                 .map(|&(_, hash, is_session)| (hash, is_session))?,
         };
-        let is_auth = self.qop.is_some();
+        let is_auth = qop.is_some();
         let offers_auth =
             |qop: &str| qop.split(',').any(|word| word.trim_ascii().eq_ignore_ascii_case("auth"));
-        if !self.qop.is_none_or(offers_auth) {
+        if !qop.is_none_or(offers_auth) {
             return None;
         }
         Some(Challenge {
-            realm: self.realm?.into(),
-            nonce: self.nonce?.into(),
-            opaque: self.opaque.map(Into::into),
+            realm: realm?.into(),
+            nonce: nonce?.into(),
+            opaque: opaque.map(Into::into),
             hash,
             is_session,
-            algorithm: self.algorithm.map(Into::into),
+            algorithm: algorithm.map(Into::into),
             is_auth,
             cnonce: String::new(),
             count: 0,

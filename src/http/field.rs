@@ -1,5 +1,7 @@
 //! Header fields (RFC 9110 section 5): what may stand in a request.
 
+use alloc::vec::Vec;
+
 /// Fields that a CONNECT has by itself, or can't have (RFC 9110 section 9.3.6).
 const RESERVED: [&str; 3] = ["Host", "Content-Length", "Transfer-Encoding"];
 
@@ -25,6 +27,12 @@ pub fn parse(field: &str) -> Result<(&str, &str), &'static str> {
 /// A character of a token (RFC 9110 section 5.6.2), as names of fields are.
 pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// Appends all parts. One copy for all.
+#[inline(never)]
+pub fn push(out: &mut Vec<u8>, parts: &[&[u8]]) {
+    parts.iter().for_each(|part| out.extend_from_slice(part));
 }
 
 #[cfg(test)]

@@ -87,6 +87,8 @@ pub struct Login {
     has_credentials: bool,
     /// The proxy has offered it.
     is_digest: bool,
+    /// The proxy has accepted Basic.
+    is_basic: bool,
     /// Challenges that were answered well, and that no dial uses now; the last one is the newest.
     idle: heapless::Vec<Box<Challenge>, NONCES>,
 }
@@ -95,14 +97,15 @@ impl Login {
     /// Nothing is known yet.
     pub const fn new(choice: AuthChoice, has_credentials: bool) -> Self {
         let is_digest = matches!(choice, AuthChoice::Digest);
-        Self { choice, has_credentials, is_digest, idle: heapless::Vec::new() }
+        Self { choice, has_credentials, is_digest, is_basic: false, idle: heapless::Vec::new() }
     }
 
-    /// What a dial begins with.
-    pub fn begin(&mut self) -> Authorization {
+    /// What a dial begins with. `is_long`: with more behind it than can be sent again, which takes a nonce that is new, as
+    /// an older one may be refused.
+    pub fn begin(&mut self, is_long: bool) -> Authorization {
         match self.is_digest {
             _ if !self.has_credentials => Authorization::Nothing,
-            true => match self.idle.pop() {
+            true => match if is_long { None } else { self.idle.pop() } {
                 Some(challenge) => Authorization::Digest { challenge, is_again: false },
                 None => Authorization::Nothing,
             },
@@ -110,10 +113,21 @@ impl Login {
         }
     }
 
+    /// Whether a 407 is to be expected.
+    pub const fn is_doubtful(&self, used: &Authorization) -> bool {
+        match used {
+            Authorization::Nothing => self.has_credentials,
+            Authorization::Basic { is_again } => !*is_again && !self.is_basic,
+            Authorization::Digest { .. } => false,
+        }
+    }
+
     /// The proxy has answered with another status than 407.
     pub fn accepted(&mut self, used: Authorization) {
-        if let Authorization::Digest { challenge, .. } = used {
-            _ = self.idle.push(challenge); // one too many is forgotten
+        match used {
+            Authorization::Nothing => {}
+            Authorization::Basic { .. } => self.is_basic = true,
+            Authorization::Digest { challenge, .. } => _ = self.idle.push(challenge), // one too many is forgotten
         }
     }
 
@@ -173,7 +187,7 @@ mod tests {
     /// What a first 407 brings about: the scheme of the second request.
     fn first(choice: AuthChoice, offer: &str) -> Result<bool, Denial> {
         let mut login = Login::new(choice, true);
-        let mut used = login.begin();
+        let mut used = login.begin(false);
         assert_eq!(used == Authorization::BASIC, choice != AuthChoice::Digest);
         refused(&mut login, &mut used, offer).map(|next| matches!(next, Authorization::Digest { .. }))
     }
@@ -204,7 +218,7 @@ mod tests {
         for choice in AuthChoice::VALUES {
             let mut login = Login::new(*choice, false);
             for (offer, denial) in [(BOTH, Denial::NoCredentials), ("NTLM", Denial::OtherScheme)] {
-                let mut used = login.begin();
+                let mut used = login.begin(false);
                 assert_eq!(used, Authorization::Nothing);
                 assert_eq!(refused(&mut login, &mut used, offer), Err(denial));
             }
@@ -214,7 +228,7 @@ mod tests {
     /// A login that has been given one nonce, which was accepted.
     fn learnt() -> Login {
         let mut login = Login::new(AuthChoice::Auto, true);
-        let mut used = login.begin();
+        let mut used = login.begin(false);
         let next = refused(&mut login, &mut used, DIGEST).unwrap();
         login.accepted(next);
         login
@@ -223,11 +237,15 @@ mod tests {
     #[test]
     fn a_nonce_serves_one_dial_at_a_time() {
         let mut login = learnt();
-        let first = login.begin();
+        let first = login.begin(false);
         assert!(matches!(first, Authorization::Digest { .. }));
-        assert_eq!(login.begin(), Authorization::Nothing, "another one is wanted; the password is not sent");
+        assert_eq!(
+            login.begin(false),
+            Authorization::Nothing,
+            "another one is wanted; the password is not sent"
+        );
         login.accepted(first);
-        assert!(matches!(login.begin(), Authorization::Digest { .. }));
+        assert!(matches!(login.begin(false), Authorization::Digest { .. }));
         for _ in 0..20 {
             let mut used = Authorization::Nothing;
             let next = refused(&mut login, &mut used, DIGEST).unwrap();
@@ -237,15 +255,33 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_sent_twice_is_sent_with_a_nonce_that_is_new() {
+        let mut login = learnt();
+        let mut used = login.begin(true);
+        assert_eq!((login.is_doubtful(&used), &used), (true, &Authorization::Nothing));
+        let next = refused(&mut login, &mut used, DIGEST).unwrap();
+        assert!(!login.is_doubtful(&next));
+        let mut nobody = Login::new(AuthChoice::Auto, false);
+        let used = nobody.begin(true);
+        assert!(!nobody.is_doubtful(&used));
+        // Basic is in doubt until it has been accepted.
+        let mut login = Login::new(AuthChoice::Auto, true);
+        let used = login.begin(true);
+        assert!(login.is_doubtful(&used));
+        login.accepted(used);
+        assert!(!login.is_doubtful(&Authorization::BASIC));
+    }
+
+    #[test]
     fn an_old_nonce_may_be_forgotten_and_a_new_one_tells() {
         for offer in [DIGEST, STALE] {
             let mut login = learnt();
-            let mut old = login.begin();
+            let mut old = login.begin(false);
             let mut new = refused(&mut login, &mut old, offer).unwrap();
             assert_eq!(refused(&mut login, &mut new, DIGEST), Err(Denial::WrongCredentials));
             let basic = refused(&mut login, &mut old, BASIC);
             assert_eq!(basic, Ok(Authorization::Basic { is_again: true }), "it has changed its mind");
-            assert_eq!(login.begin(), Authorization::BASIC);
+            assert_eq!(login.begin(false), Authorization::BASIC);
             assert_eq!(refused(&mut login, &mut basic.unwrap(), BASIC), Err(Denial::WrongCredentials));
         }
     }

@@ -72,20 +72,14 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// What the client is sent if no byte of a response has gone to it.
-    pub const fn answer(self) -> &'static str {
+    /// The status line's end of what the client is sent if no byte of a response has gone to it; empty: nothing is sent.
+    pub const fn status(self) -> &'static str {
         match self {
             Self::NotHttp => "",
-            Self::BadRequest => "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
-            Self::TimedOut => {
-                "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-            }
-            Self::TooLarge => {
-                "HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-            }
-            Self::BadGateway | Self::Unauthorized => {
-                "HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-            }
+            Self::BadRequest => "400 Bad Request",
+            Self::TimedOut => "408 Request Timeout",
+            Self::TooLarge => "431 Request Header Fields Too Large",
+            Self::BadGateway | Self::Unauthorized => "502 Bad Gateway",
         }
     }
 }
@@ -162,7 +156,7 @@ impl Relay {
             request: request::Facts::default(),
             sent: None,
             has_answered: false,
-            is_kept: false,
+            is_kept: true,
             is_over: false,
         }
     }
@@ -247,6 +241,13 @@ impl Relay {
         let Stream::Ready(head) = &self.client else { return None };
         let is_name = |host: &&str| !host.starts_with('[') && host.parse::<Ipv4Addr>().is_err();
         Request::read(head).ok()?.host.filter(is_name).filter(|_| self.server.is_some())
+    }
+
+    /// Whether the body of the request whose head is whole may be longer than that.
+    pub fn has_long_body(&self, most: u64) -> bool {
+        let Stream::Ready(head) = &self.client else { return false };
+        Request::read(head)
+            .is_ok_and(|request| !matches!(request.body(), Body::Plain(length) if length <= most))
     }
 
     /// Appends to `out` what the proxy gets for the request whose head is whole. `is_true`: the

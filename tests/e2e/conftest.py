@@ -17,6 +17,7 @@ from lab.faultproxy import FaultProxy
 from lab.forward import ends, forward, hard, middles, strays  # noqa: F401
 from lab.gateway import PATH, Gateway, upstream
 from lab.netns import PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6
+from lab.plain import opened  # noqa: F401
 from lab.proxies import HonestProxy
 from lab.servers import WebServer
 

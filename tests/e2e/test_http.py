@@ -10,49 +10,9 @@ from lab.dnsservers import NAME, PORT, dig
 from lab.faultproxy import OK, reply
 from lab.gateway import PATH, upstream
 from lab.netns import RESOLVER, SERVER, SERVER6, literal
+from lab.plain import ALWAYS, DONE, absolute, get, receive, rest
 from lab.servers import Resolver
 from lab.wait import WAIT
-
-ALWAYS = ("--http-relay", "always")
-DONE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-
-
-@pytest.fixture
-def opened(gateway, client, proxy):
-    """A function that connects a client, whose connection is relayed: (the client's socket, the proxy's)."""
-    gateway(*ALWAYS)
-
-    def another(address=SERVER):
-        near = client.connect(address, 80)
-        return near, proxy.accept()
-
-    return another
-
-
-def receive(sock, end=b"\r\n\r\n"):
-    """Bytes up to this end."""
-    received = b""
-    while not received.endswith(end):
-        piece = sock.recv(1 if end == b"\r\n\r\n" else 4096)
-        assert piece, f"the end behind {received!r}"
-        received += piece
-    return received
-
-
-def rest(sock):
-    """Bytes up to the connection's end."""
-    received = b""
-    while piece := sock.recv(4096):
-        received += piece
-    return received
-
-
-def get(host, path="/", more=""):
-    return f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n".encode()
-
-
-def absolute(host, path="/", more=""):
-    return f"GET http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n".encode()
 
 
 @pytest.mark.parametrize("status", [403, 405])
@@ -245,7 +205,8 @@ def test_a_refused_expectation_ends_the_connection(opened):
 def test_a_response_comes_before_the_body_has_gone(opened):
     """And arrives, though the proxy takes nothing more."""
     near, connection = opened()
-    near.sendall((POST + "Content-Length: 50000000\r\n\r\n").encode())
+    near.sendall((PINNED.replace(f"http://{SERVER}", "") + "Content-Length: 50000000\r\n\r\n").encode())
+    receive(connection.sock)
     near.settimeout(1)
     with pytest.raises(TimeoutError):
         near.sendall(bytes(50_000_000))

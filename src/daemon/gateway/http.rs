@@ -4,11 +4,15 @@
 //! Heads and chunk lines pass through here, bodies through a pipe. A direction reads nothing more before the other side has
 //! taken what it was sent.
 
+mod direction;
+
+use std::cell::Cell;
 use std::future::poll_fn;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::mem;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tcp_over_http::flow::Slot;
@@ -16,27 +20,26 @@ use tcp_over_http::http::login::Authorization;
 use tcp_over_http::http::relay::{Next, Refusal, Relay, Side};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::Sleep;
 
+use self::direction::{Direction, attempt};
 use super::Gateway;
-use super::kept::Kept;
+use super::kept::{HttpFlow, Kept};
 use crate::dns::Held;
 use crate::relay::Moved;
-use crate::relay::pipe::{Pipe, Pipes};
 use crate::sys;
+use crate::task::timer;
 use crate::upstream::proxy::{Account, Proxy, Warning};
 use crate::upstream::{Opened, Upstreams};
 
 /// How long a client may take to send a head, or to begin another one.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a proxy may take to ask for other credentials.
+const DOUBT: Duration = Duration::from_secs(2);
 /// How long what a client still sends is read, so that no reset destroys what it was sent last.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How much is read at a time where bytes have to be looked at.
-const CHUNK: usize = 2048;
 /// How much of a body is kept, so that it can be sent again with other credentials.
 const AGAIN: usize = 64 << 10;
-/// How much one call may splice at most.
-const RUN: u64 = 1 << 20;
 
 impl Gateway {
     /// Carries a client's requests to a proxy.
@@ -54,14 +57,16 @@ impl Gateway {
             self.rewriter.borrow_mut().close(slot, self.now());
             return self.keep(slot, Kept::Nothing);
         };
+        let (socket, moved) = (Rc::new(client), Rc::default());
         let carried = Carried {
             gateway: Rc::clone(self),
             slot,
             held,
             relay,
-            client,
+            client: Rc::clone(&socket),
+            moved: Rc::clone(&moved),
             proxy: opened.stream,
-            account: opened.account,
+            account: Rc::clone(&opened.account),
             index,
             upstreams,
             claimed: Default::default(),
@@ -72,7 +77,10 @@ impl Gateway {
             up: Direction::default(),
             down: Direction::default(),
         };
-        self.serve(slot, Box::pin(Box::new(carried).serve()));
+        let task = self.serve(slot, Box::pin(Box::new(carried).serve()));
+        let (account, client) = (opened.account, self.client(slot));
+        let flow = HttpFlow { task, socket, moved, account, client, received: 0 };
+        self.keep(slot, Kept::Http(Box::new(flow)));
     }
 }
 
@@ -92,7 +100,9 @@ struct Carried {
     /// Keeps the fake address that the client has connected to.
     held: Option<Held>,
     relay: Box<Relay>,
-    client: TcpStream,
+    client: Rc<TcpStream>,
+    /// As it is counted by now.
+    moved: Rc<Cell<Moved>>,
     proxy: TcpStream,
     account: Rc<Account>,
     upstreams: Rc<Upstreams>,
@@ -103,9 +113,9 @@ struct Carried {
     used: Authorization,
     /// ...and what it is to say in its place.
     next: Option<Authorization>,
-    /// The proxy's connection has carried none yet...
+    /// None has been sent.
     is_fresh: bool,
-    /// ...or one before the one under way.
+    /// The proxy's connection was there before the one under way.
     is_reused: bool,
     up: Direction,
     down: Direction,
@@ -125,18 +135,18 @@ impl Carried {
             let what = match trouble {
                 Trouble::Lost(Side::Client) => "the client is gone",
                 Trouble::Lost(Side::Proxy) => "the proxy is gone",
-                Trouble::Refused(refusal) => refusal.answer().get(9..12).unwrap_or("no HTTP"),
+                Trouble::Refused(refusal) => refusal.status(),
             };
             log::debug!("{}: ended: {what}", self.slot);
         }
         let is_tunnel = end == Ok(Next::Tunnel);
         self.finish(end).await;
-        let moved = Moved { up: self.up.moved, down: self.down.moved };
-        self.gateway.count(|totals| totals.moved.add(moved));
-        self.gateway.count_moved(&self.account, self.gateway.client(self.slot), moved);
+        self.count();
+        self.gateway.count_moved(&self.account, self.gateway.client(self.slot), self.moved.get());
         let Self { gateway, slot, held, client, proxy, account, down, .. } = *self;
-        match client.into_std() {
-            Ok(client) if is_tunnel => {
+        gateway.keep(slot, Kept::Nothing); // the socket is ours alone
+        match Rc::into_inner(client).map(TcpStream::into_std) {
+            Some(Ok(client)) if is_tunnel => {
                 let opened = Opened { stream: proxy, leftover: down.outgoing, account, http: None };
                 gateway.relay_bytes(slot, client, opened, held);
                 false
@@ -177,33 +187,53 @@ impl Carried {
     /// Moves bytes until there is something to decide.
     async fn progress(&mut self) -> Result<Next, Trouble> {
         let was_idle = self.relay.is_idle();
-        let Self { gateway, relay, client, proxy, up, down, .. } = self;
-        let pipes = &gateway.supplies.pipes;
         if was_idle {
-            up.again = None;
+            self.up.again = None;
         }
-        let mut late = was_idle.then(|| Box::pin(sleep(PATIENCE)));
+        let patience = if was_idle { PATIENCE } else { DOUBT };
+        let mut late = (was_idle || self.up.is_held).then(|| timer(patience));
         let moved = poll_fn(|cx| {
-            // Before a proxy that takes no more is found out: what it has said tells more.
-            if let Poll::Ready(next) = down.poll(Side::Proxy, relay, (proxy, client), pipes, cx)? {
-                return Poll::Ready(Ok(next));
-            }
-            if let Poll::Ready(next) = up.poll(Side::Client, relay, (client, proxy), pipes, cx)? {
-                return Poll::Ready(Ok(next));
-            }
-            // What the client may do now is another thing: it is waited for in another way.
-            if relay.is_idle() != was_idle {
-                return Poll::Ready(Ok(Next::Wait));
-            }
-            match &mut late {
-                Some(late) => late.as_mut().poll(cx).map(|()| match relay.unsent() {
-                    [] => Ok(Next::End),
-                    _ => Err(Trouble::Refused(Refusal::TimedOut)),
-                }),
-                None => Poll::Pending,
-            }
+            let next = self.poll(was_idle, &mut late, cx);
+            self.count();
+            next
         });
         moved.await
+    }
+
+    fn poll(
+        &mut self,
+        was_idle: bool,
+        late: &mut Option<Pin<Box<Sleep>>>,
+        cx: &mut Context,
+    ) -> Poll<Result<Next, Trouble>> {
+        let Self { gateway, relay, client, proxy, up, down, .. } = self;
+        let pipes = &gateway.supplies.pipes;
+        // Before a proxy that takes no more is found out: what it has said tells more.
+        if let Poll::Ready(next) = down.poll(Side::Proxy, relay, (proxy, client), pipes, cx)? {
+            return Poll::Ready(Ok(next));
+        }
+        up.is_held &= !relay.has_answered();
+        if let Poll::Ready(next) = up.poll(Side::Client, relay, (client, proxy), pipes, cx)? {
+            return Poll::Ready(Ok(next));
+        }
+        // What the client may do now is another thing: it is waited for in another way.
+        if relay.is_idle() != was_idle {
+            return Poll::Ready(Ok(Next::Wait));
+        }
+        match late {
+            Some(late) => late.as_mut().poll(cx).map(|()| match relay.unsent() {
+                _ if mem::take(&mut up.is_held) => Ok(Next::Wait),
+                [] => Ok(Next::End),
+                _ => Err(Trouble::Refused(Refusal::TimedOut)),
+            }),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Counts what has moved since the last time.
+    fn count(&self) {
+        let moved = Moved { up: self.up.moved, down: self.down.moved };
+        self.gateway.count_progress(self.moved.replace(moved), moved);
     }
 
     /// Sends the request whose head is whole.
@@ -216,8 +246,9 @@ impl Carried {
             let is_true = self.upstreams.is_name_of(&name, self.relay.target()).await;
             self.claimed = (name, is_true);
         }
-        self.is_reused = !self.is_fresh && self.relay.is_kept() && is_quiet(&self.proxy);
-        if !self.is_fresh && !self.is_reused {
+        // It may have ended, or said what nobody has asked for.
+        self.is_reused = self.relay.is_kept() && self.down.incoming.is_empty() && is_quiet(&self.proxy);
+        if !self.is_reused {
             let connected = self.upstreams.connect_plain(self.index).await;
             self.proxy = connected.map_err(|_| Trouble::Refused(Refusal::BadGateway))?;
             self.down.incoming.clear();
@@ -226,9 +257,12 @@ impl Carried {
         self.is_fresh = false;
         self.accept();
         let Proxy { login, request, .. } = &self.upstreams.proxies()[self.index];
+        let is_long = self.relay.has_long_body(AGAIN as u64);
+        let mut login = login.borrow_mut();
+        let mut used = self.next.take().unwrap_or_else(|| login.begin(is_long));
+        self.up.is_held = is_long && login.is_doubtful(&used);
         self.up.room = if request.has_credentials() { AGAIN } else { 0 };
         self.up.again = Some(Vec::new());
-        let mut used = self.next.take().unwrap_or_else(|| login.borrow_mut().begin());
         let mut authorize = |method: &[u8], uri: &[u8], out: &mut Vec<u8>| {
             request.authorize(&mut used, method, uri, out);
         };
@@ -289,15 +323,16 @@ impl Carried {
         };
         self.up.forget(&self.gateway.supplies.pipes);
         if let Some(refusal) = refusal {
-            if self.relay.has_answered() || refusal.answer().is_empty() {
+            if self.relay.has_answered() || refusal.status().is_empty() {
                 _ = sys::set_resetting(&self.client);
                 return;
             }
-            self.down.outgoing = refusal.answer().into();
+            const END: &str = "\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+            self.down.outgoing = ["HTTP/1.1 ", refusal.status(), END].concat().into();
         }
         self.down.has_ended = false;
         let (client, down) = (&self.client, &mut self.down);
-        let mut late = Box::pin(sleep(FAREWELL));
+        let mut late = timer(FAREWELL);
         poll_fn(|cx| match down.poll_farewell(client, cx) {
             Poll::Ready(_) => Poll::Ready(()),
             Poll::Pending => late.as_mut().poll(cx),
@@ -306,208 +341,8 @@ impl Carried {
     }
 }
 
-/// Does what the stream should be ready for. One copy of tokio's part for all.
-#[inline(never)]
-fn attempt(
-    stream: &TcpStream,
-    interest: Interest,
-    call: &mut dyn FnMut() -> io::Result<usize>,
-) -> io::Result<usize> {
-    stream.try_io(interest, call)
-}
-
-/// Takes bytes away in front.
-#[inline(never)]
-fn advance(bytes: &mut Vec<u8>, length: usize) {
-    bytes.drain(..length);
-}
-
 /// Whether a connection is open, and nothing has come that nobody asked for.
 fn is_quiet(stream: &TcpStream) -> bool {
     let result = attempt(stream, Interest::READABLE, &mut || sys::receive_inline(stream, &mut [0]));
     result.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
-}
-
-/// One direction's bytes.
-#[derive(Default)]
-struct Direction {
-    /// Read, and not looked at.
-    incoming: Vec<u8>,
-    /// For the other side.
-    outgoing: Vec<u8>,
-    /// Holds so many bytes for the other side.
-    pipe: Option<Pipe>,
-    buffered: usize,
-    moved: u64,
-    has_ended: bool,
-    /// The other side takes nothing more.
-    is_lost: bool,
-    /// The body of the request under way as far as it has gone, while it can be sent again...
-    again: Option<Vec<u8>>,
-    /// ...and how much more of it there may be.
-    room: usize,
-}
-
-impl Direction {
-    /// Moves bytes of `side` while it can. Ready with what is to be decided.
-    fn poll(
-        &mut self,
-        side: Side,
-        relay: &mut Relay,
-        (from, to): (&TcpStream, &TcpStream),
-        pipes: &Pipes,
-        cx: &mut Context,
-    ) -> Poll<Result<Next, Trouble>> {
-        loop {
-            match ready!(self.poll_flush(to, cx)) {
-                Ok(()) => {}
-                Err(_) if side == Side::Proxy => return Poll::Ready(Err(Trouble::Lost(Side::Client))),
-                // It may have answered before: its own direction will tell.
-                Err(_) => self.is_lost = true,
-            }
-            self.release(pipes);
-            let next = relay.next(side);
-            let read = match next {
-                Next::Request | Next::End | Next::Tunnel => return Poll::Ready(Ok(next)),
-                _ if self.is_lost => return Poll::Pending,
-                Next::Feed if !self.incoming.is_empty() => {
-                    let taken = relay.feed(side, &self.incoming, &mut self.outgoing);
-                    self.take(taken.map_err(Trouble::Refused)?);
-                    continue;
-                }
-                Next::Run(run) if !self.incoming.is_empty() => {
-                    let length = self.incoming.len().min(run.min(RUN) as usize);
-                    self.outgoing.extend_from_slice(self.incoming.get(..length).unwrap_or_default());
-                    self.take(length);
-                    relay.passed(side, length as u64);
-                    continue;
-                }
-                _ if self.has_ended => return Poll::Pending,
-                // A piece of the client's next requests is read at most, so that its end is seen.
-                Next::Wait if side == Side::Proxy || !self.incoming.is_empty() => return Poll::Pending,
-                Next::Run(_) | Next::Feed | Next::Wait => {
-                    ready!(from.poll_read_ready(cx)).map_err(|_| Trouble::Lost(side))?;
-                    match next {
-                        Next::Run(run) if self.again.is_none() => {
-                            let spliced = self.splice(from, run, pipes);
-                            spliced.inspect(|&length| relay.passed(side, length as u64))
-                        }
-                        _ => self.read(from),
-                    }
-                }
-            };
-            match read {
-                Ok(0) => {
-                    self.has_ended = true;
-                    if !relay.ended(side) {
-                        return Poll::Ready(Err(Trouble::Lost(side)));
-                    }
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return Poll::Ready(Err(Trouble::Lost(side))),
-            }
-        }
-    }
-
-    /// So much of what was read has been looked at.
-    fn take(&mut self, length: usize) {
-        if let Some(again) = &mut self.again {
-            match self.room.checked_sub(length) {
-                Some(room) => {
-                    self.room = room;
-                    again.extend_from_slice(self.incoming.get(..length).unwrap_or_default());
-                }
-                None => self.again = None,
-            }
-        }
-        advance(&mut self.incoming, length);
-    }
-
-    /// Takes the request under way back, if that is possible.
-    fn take_back(&mut self, relay: &mut Relay, pipes: &Pipes) -> bool {
-        let Some(mut again) = self.again.take() else { return false };
-        again.append(&mut self.incoming);
-        self.incoming = again;
-        self.forget(pipes);
-        relay.take_back()
-    }
-
-    /// Sends what is for the other side. Ready when nothing is left.
-    fn poll_flush(&mut self, to: &TcpStream, cx: &mut Context) -> Poll<io::Result<()>> {
-        while !self.outgoing.is_empty() || self.buffered > 0 {
-            ready!(to.poll_write_ready(cx))?;
-            let sent = match &self.pipe {
-                Some(pipe) if self.outgoing.is_empty() => {
-                    let buffered = self.buffered;
-                    attempt(to, Interest::WRITABLE, &mut || sys::splice(&pipe.read, to, buffered))
-                }
-                _ => attempt(to, Interest::WRITABLE, &mut || sys::write(to, &self.outgoing)),
-            };
-            match sent {
-                Ok(sent) => {
-                    self.moved += sent as u64;
-                    match self.outgoing.is_empty() {
-                        true => self.buffered -= sent,
-                        false => advance(&mut self.outgoing, sent),
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Sends what is for the client, ends that side, and discards what it still sends until it ends, too.
-    fn poll_farewell(&mut self, client: &TcpStream, cx: &mut Context) -> Poll<io::Result<()>> {
-        ready!(self.poll_flush(client, cx))?;
-        if !mem::replace(&mut self.has_ended, true) {
-            sys::shutdown_write(client)?;
-        }
-        loop {
-            ready!(client.poll_read_ready(cx))?;
-            match attempt(client, Interest::READABLE, &mut || sys::discard(client, RUN as usize)) {
-                Ok(0) => return Poll::Ready(Ok(())),
-                Err(error) if error.kind() != ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
-                _ => {}
-            }
-        }
-    }
-
-    fn read(&mut self, from: &TcpStream) -> io::Result<usize> {
-        let mut chunk = [0; CHUNK];
-        let length = attempt(from, Interest::READABLE, &mut || sys::receive_inline(from, &mut chunk))?;
-        self.incoming.extend_from_slice(chunk.get(..length).unwrap_or_default());
-        Ok(length)
-    }
-
-    /// Splices a part of a run into the pipe.
-    fn splice(&mut self, from: &TcpStream, run: u64, pipes: &Pipes) -> io::Result<usize> {
-        let pipe = match self.pipe.take() {
-            Some(pipe) => pipe,
-            None => pipes.take_now()?,
-        };
-        let pipe = self.pipe.insert(pipe);
-        let length =
-            attempt(from, Interest::READABLE, &mut || sys::splice(from, &pipe.write, run.min(RUN) as usize))?;
-        self.buffered = length;
-        Ok(length)
-    }
-
-    /// Gives the pipe back.
-    fn release(&mut self, pipes: &Pipes) {
-        if let Some(pipe) = self.pipe.take() {
-            match mem::take(&mut self.buffered) {
-                0 => pipes.give_back(pipe),
-                _ => pipes.discard(pipe),
-            }
-        }
-    }
-
-    /// Forgets what is under way, but not what the client has sent and nobody has looked at.
-    fn forget(&mut self, pipes: &Pipes) {
-        self.outgoing.clear();
-        self.release(pipes);
-    }
 }

@@ -1,6 +1,6 @@
 //! What the daemon keeps for each flow, from its SYN until its relay ends.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, TcpStream};
 use std::rc::Rc;
 
@@ -8,7 +8,7 @@ use tcp_over_http::flow::Slot;
 use tokio::task::AbortHandle;
 
 use crate::dns::Held;
-use crate::relay::Relay;
+use crate::relay::{Moved, Relay};
 use crate::sys;
 use crate::upstream::Opened;
 use crate::upstream::proxy::Account;
@@ -44,24 +44,27 @@ impl KeptFlows {
         std::mem::replace(&mut self.slots[slot.index()], new)
     }
 
-    /// All relays.
-    pub fn relays(&mut self) -> impl Iterator<Item = (Slot, &mut Relayed)> {
-        (0..).zip(&mut self.slots).filter_map(|(number, kept)| match kept {
-            Kept::Relayed(relayed) => Some((Slot::from_number(number), &mut **relayed)),
-            _ => None,
-        })
+    /// Shows all that carry bytes to `look`.
+    pub fn visit(&mut self, look: &mut dyn FnMut(Slot, Traffic<'_>)) {
+        for (number, kept) in (0..).zip(&mut self.slots) {
+            let traffic = match kept {
+                Kept::Relayed(relayed) => {
+                    let Relayed { relay, account, client, received, .. } = &mut **relayed;
+                    Traffic { account, client: *client, moved: relay.moved(), received }
+                }
+                Kept::Http(flow) => {
+                    let HttpFlow { account, client, moved, received, .. } = &mut **flow;
+                    Traffic { account, client: *client, moved: moved.get(), received }
+                }
+                _ => continue,
+            };
+            look(Slot::from_number(number), traffic);
+        }
     }
 
-    /// All relays. Ends all else.
-    pub fn into_relays(self) -> impl Iterator<Item = (Slot, Box<Relayed>)> {
-        (0..).zip(self.slots).filter_map(|(number, kept)| match kept {
-            Kept::Relayed(relayed) => Some((Slot::from_number(number), relayed)),
-            Kept::Served(task) => {
-                task.abort();
-                None
-            }
-            _ => None,
-        })
+    /// All.
+    pub fn into_all(self) -> impl Iterator<Item = (Slot, Kept)> {
+        (0..).zip(self.slots).map(|(number, kept)| (Slot::from_number(number), kept))
     }
 }
 
@@ -75,6 +78,8 @@ pub enum Kept {
     Parked(Box<Parked>),
     /// A relay, until it ends.
     Relayed(Box<Relayed>),
+    /// A task that carries the client's requests to a proxy, until it ends.
+    Http(Box<HttpFlow>),
     /// A task that answers the client's queries, until it ends.
     Served(AbortHandle),
 }
@@ -105,6 +110,34 @@ pub struct Relayed {
     pub received: u64,
     /// Keeps the fake address that the client has connected to.
     pub _held: Option<Held>,
+}
+
+/// A flow whose requests are carried to a proxy.
+pub struct HttpFlow {
+    /// What does that.
+    pub task: AbortHandle,
+    /// The client's.
+    pub socket: Rc<tokio::net::TcpStream>,
+    /// What it has moved so far.
+    pub moved: Rc<Cell<Moved>>,
+    /// Of its proxy.
+    pub account: Rc<Account>,
+    /// Whose connection it is.
+    pub client: IpAddr,
+    /// How many bytes the client had received when the proxy stopped to answer.
+    pub received: u64,
+}
+
+/// A flow that carries bytes, however it does.
+pub struct Traffic<'a> {
+    /// Of its proxy.
+    pub account: &'a Account,
+    /// Whose connection it is.
+    pub client: IpAddr,
+    /// What it has moved so far.
+    pub moved: Moved,
+    /// How many bytes the client had received when the proxy stopped to answer.
+    pub received: &'a mut u64,
 }
 
 /// How far a dial is.

@@ -8,6 +8,7 @@ use tcp_over_http::packet::Packet;
 use tcp_over_http::packet::datagram::Datagram;
 
 use super::Gateway;
+use super::kept::Kept;
 use crate::sys;
 
 impl Gateway {
@@ -32,6 +33,7 @@ impl Gateway {
             }
             true
         };
-        self.serve(slot, Box::pin(queries));
+        let task = self.serve(slot, Box::pin(queries));
+        self.keep(slot, Kept::Served(task));
     }
 }

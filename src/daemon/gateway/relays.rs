@@ -12,8 +12,9 @@ use tcp_over_http::upstream::health::Alarm;
 
 use super::Gateway;
 use crate::dns::Held;
-use crate::gateway::kept::{Kept, Relayed};
+use crate::gateway::kept::{Kept, Relayed, Traffic};
 use crate::relay::{Moved, Next, Relay};
+use crate::sys;
 use crate::upstream::Opened;
 use crate::upstream::proxy::Account;
 
@@ -46,35 +47,49 @@ impl Gateway {
     pub fn abort_all(&self) {
         // Taken out of the borrow first: a drop may borrow it again.
         let kept = self.kept.take();
-        for (slot, relayed) in kept.into_relays() {
-            self.end(slot, relayed, Err(io::ErrorKind::ConnectionAborted.into()));
+        for (slot, kept) in kept.into_all() {
+            self.cut(slot, kept, io::ErrorKind::ConnectionAborted);
         }
     }
 
     /// Ends the relays that `is_meant` for it; their clients are reset. Returns how many.
-    fn reset_relays(&self, is_meant: &dyn Fn(&Relayed) -> bool) -> usize {
-        let mut kept = self.kept.borrow_mut();
-        let slots = kept.relays().filter(|(_, relayed)| is_meant(relayed)).map(|(slot, _)| slot);
-        let slots: Vec<_> = slots.collect();
-        drop(kept);
+    fn reset_relays(&self, is_meant: &dyn Fn(Traffic<'_>) -> bool) -> usize {
+        let mut slots = Vec::new();
+        self.kept.borrow_mut().visit(&mut |slot, traffic| {
+            if is_meant(traffic) {
+                slots.push(slot);
+            }
+        });
         for &slot in &slots {
             let kept = self.kept.borrow_mut().replace(slot, Kept::Nothing);
-            if let Kept::Relayed(relayed) = kept {
-                self.end(slot, relayed, Err(io::ErrorKind::ConnectionReset.into()));
-            }
+            self.cut(slot, kept, io::ErrorKind::ConnectionReset);
         }
         slots.len()
+    }
+
+    /// Ends what was kept for a flow before its time; its client is reset.
+    fn cut(&self, slot: Slot, kept: Kept, why: io::ErrorKind) {
+        match kept {
+            Kept::Relayed(relayed) => self.end(slot, relayed, Err(why.into())),
+            Kept::Http(flow) => {
+                _ = sys::set_resetting(&*flow.socket);
+                flow.task.abort();
+                self.count_moved(&flow.account, flow.client, flow.moved.get());
+            }
+            Kept::Served(task) => task.abort(),
+            Kept::Parked(_) | Kept::Nothing => {}
+        }
     }
 
     /// Ends all connections through the upstreams that `is_meant` for. Returns how many.
     pub fn reset_through(&self, is_meant: &dyn Fn(&str) -> bool) -> usize {
         let forwarded = self.forwarder.as_ref().map_or(0, |forwarder| forwarder.reset(is_meant));
-        forwarded + self.reset_relays(&|relayed| is_meant(&relayed.account.name))
+        forwarded + self.reset_relays(&|traffic| is_meant(&traffic.account.name))
     }
 
     /// Shows all relays to `look`.
-    pub fn visit_relays(&self, look: &mut dyn FnMut(&mut Relayed)) {
-        self.kept.borrow_mut().relays().for_each(|(_, relayed)| look(relayed));
+    pub fn visit_relays(&self, look: &mut dyn FnMut(Traffic<'_>)) {
+        self.kept.borrow_mut().visit(&mut |_, traffic| look(traffic));
     }
 
     /// A proxy is silent: whoever still receives something through it is left alone. Of the connections that the kernel
@@ -87,15 +102,15 @@ impl Gateway {
         match alarm {
             Alarm::Silent => {
                 proxy.account.received.set(received);
-                self.visit_relays(&mut |relayed| {
-                    if *relayed.account.name == *upstream {
-                        relayed.received = relayed.relay.moved().down;
+                self.visit_relays(&mut |traffic| {
+                    if *traffic.account.name == *upstream {
+                        *traffic.received = traffic.moved.down;
                     }
                 });
             }
             Alarm::Dead => {
-                let has_ended = |relayed: &Relayed| {
-                    *relayed.account.name == *upstream && relayed.relay.moved().down == relayed.received
+                let has_ended = |traffic: Traffic<'_>| {
+                    *traffic.account.name == *upstream && traffic.moved.down == *traffic.received
                 };
                 let mut count = self.reset_relays(&has_ended);
                 if proxy.account.received.get() == received {
@@ -111,11 +126,7 @@ impl Gateway {
         log::debug!("{slot} yields to a newer one");
         self.count(|totals| totals.yielded += 1);
         let kept = self.kept.borrow_mut().replace(slot, Kept::Nothing);
-        match kept {
-            Kept::Relayed(relayed) => self.end(slot, relayed, Err(io::ErrorKind::ConnectionAborted.into())),
-            Kept::Served(task) => task.abort(),
-            Kept::Parked(_) | Kept::Nothing => {}
-        }
+        self.cut(slot, kept, io::ErrorKind::ConnectionAborted);
     }
 
     /// Starts a relay.
@@ -164,10 +175,7 @@ impl Gateway {
         let before = relay.moved();
         let next = relay.run(&self.supplies);
         let after = relay.moved();
-        self.count(|totals| {
-            totals.moved.up += after.up - before.up;
-            totals.moved.down += after.down - before.down;
-        });
+        self.count_progress(before, after);
         let result = match next {
             Ok(Next::Event) => return,
             Ok(next @ (Next::Later | Next::Turn)) => {
@@ -217,6 +225,14 @@ impl Gateway {
             if let Some(proxy) = upstreams.named(&upstream) {
                 self.count_moved(&proxy.account, entry.client.to_canonical(), moved);
             }
+        });
+    }
+
+    /// Counts what a relay has moved meanwhile.
+    pub(super) fn count_progress(&self, before: Moved, after: Moved) {
+        self.count(|totals| {
+            totals.moved.up += after.up - before.up;
+            totals.moved.down += after.down - before.down;
         });
     }
 

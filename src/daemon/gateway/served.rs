@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use tcp_over_http::flow::{NatSource, Slot};
+use tokio::task::AbortHandle;
 
 use super::Gateway;
 use super::kept::Kept;
@@ -12,16 +13,19 @@ use crate::task::spawn;
 
 impl Gateway {
     /// Has a task do this for a flow. The flow ends with it if it says so, or is aborted.
-    pub(super) fn serve(self: &Rc<Self>, slot: Slot, work: Pin<Box<dyn Future<Output = bool>>>) {
+    pub(super) fn serve(
+        self: &Rc<Self>,
+        slot: Slot,
+        work: Pin<Box<dyn Future<Output = bool>>>,
+    ) -> AbortHandle {
         let nat = self.rewriter.borrow().flow(slot).nat;
         let served = Served { slot, nat, gateway: Rc::clone(self) };
-        let task = spawn(async move {
+        spawn(async move {
             match work.await {
                 true => served.gateway.keep(served.slot, Kept::Nothing),
                 false => mem::forget(served),
             }
-        });
-        self.keep(slot, Kept::Served(task));
+        })
     }
 }
 

@@ -252,7 +252,7 @@ async fn examine_proxy(
             Ok(ip) => Target::Ip(SocketAddr::new(ip, port)),
             Err(_) => Target::Name(target, port),
         };
-        let mut authorization = proxy.login.borrow_mut().begin();
+        let mut authorization = proxy.login.borrow_mut().begin(false);
         let status = loop {
             let stream = match upstreams.connect(index).await {
                 Ok(stream) => stream,

@@ -1,5 +1,6 @@
 //! What the daemon tells about itself: its status, its proxies, what has changed of them, its clients.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -130,17 +131,7 @@ fn list_upstreams(document: &mut Document, gateway: &Gateway, forwarded: &[(Rc<s
     for (index, proxy) in upstreams.proxies().iter().enumerate() {
         let name = &proxy.account.name;
         let stats = proxy.account.stats.get();
-        let (mut flows, mut moved) = (0, stats.moved);
-        gateway.visit_relays(&mut |relayed| {
-            if relayed.account.name == *name {
-                flows += 1;
-                moved.add(relayed.relay.moved());
-            }
-        });
-        for (_, entry) in forwarded.iter().filter(|(upstream, _)| upstream == name) {
-            flows += u64::from(entry.is_live);
-            moved.add(entry.into());
-        }
+        let (flows, moved) = under_way(gateway, forwarded, stats.moved, &|upstream, _| *upstream == **name);
         let (state, why, until) = match choice.state(index) {
             None => ("uplink_down", None, None),
             Some(health::State::Ok) => ("ok", None, None),
@@ -202,17 +193,8 @@ pub fn clients(gateway: &Gateway) -> Document {
     let mut document = Document::new(Layout::Table(columns));
     document.list("clients", "client");
     for &Client { address, seen, opened, refused, up, down } in clients.iter() {
-        let (mut flows, mut moved) = (0, Moved { up, down });
-        gateway.visit_relays(&mut |relayed| {
-            if relayed.client == address {
-                flows += 1;
-                moved.add(relayed.relay.moved());
-            }
-        });
-        for (_, entry) in forwarded.iter().filter(|(_, entry)| entry.client.to_canonical() == address) {
-            flows += u64::from(entry.is_live);
-            moved.add(entry.into());
-        }
+        let ended = Moved { up, down };
+        let (flows, moved) = under_way(gateway, &forwarded, ended, &|_, client| client == address);
         document.element();
         document.text("client", address.to_string());
         document.number("flows", flows);
@@ -223,4 +205,27 @@ pub fn clients(gateway: &Gateway) -> Document {
         document.number("seconds_ago", (now.since(seen) / 1000).into());
     }
     document
+}
+
+/// How many connections there are that `is_meant` for, by upstream and client, and what they and those that have ended moved.
+fn under_way(
+    gateway: &Gateway,
+    forwarded: &[(Rc<str>, Entry)],
+    ended: Moved,
+    is_meant: &dyn Fn(&str, IpAddr) -> bool,
+) -> (u64, Moved) {
+    let (mut flows, mut moved) = (0, ended);
+    gateway.visit_relays(&mut |traffic| {
+        if is_meant(&traffic.account.name, traffic.client) {
+            flows += 1;
+            moved.add(traffic.moved);
+        }
+    });
+    for (upstream, entry) in forwarded {
+        if is_meant(upstream, entry.client.to_canonical()) {
+            flows += u64::from(entry.is_live);
+            moved.add(entry.into());
+        }
+    }
+    (flows, moved)
 }

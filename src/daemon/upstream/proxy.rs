@@ -59,9 +59,9 @@ pub struct Proxy {
     /// What it is sent for every tunnel...
     pub request: Request,
     /// ...and how it is told of us.
-    pub login: RefCell<Login>,
+    pub login: Rc<RefCell<Login>>,
     /// To which ports it refuses CONNECT.
-    pub plain: RefCell<PlainPorts>,
+    pub plain: Rc<RefCell<PlainPorts>>,
     /// One for each [`Warning`].
     limiters: [Limiter; Warning::COUNT],
 }
@@ -104,8 +104,8 @@ impl Proxy {
             port: config.port,
             uplinks: config.uplinks.clone(),
             request: config.request.clone(),
-            plain: RefCell::default(),
-            login: RefCell::new(Login::new(config.request.auth, config.request.has_credentials())),
+            plain: Rc::default(),
+            login: Rc::new(RefCell::new(Login::new(config.request.auth, config.request.has_credentials()))),
             limiters: Default::default(),
         })
     }
@@ -114,12 +114,19 @@ impl Proxy {
     /// moved, so that what else is known of it still holds.
     pub fn inherit(&mut self, old: &Self) -> bool {
         self.account = Rc::clone(&old.account);
+        if self.request == old.request {
+            self.login = Rc::clone(&old.login);
+        }
         let is_same_host = match (&self.host, &old.host) {
             (Addresses::Fixed(new), Addresses::Fixed(old)) => new == old,
             (Addresses::Named(new), Addresses::Named(old)) => new.inherit(old),
             _ => false,
         };
-        is_same_host && self.port == old.port
+        let is_same = is_same_host && self.port == old.port;
+        if is_same {
+            self.plain = Rc::clone(&old.plain);
+        }
+        is_same
     }
 
     /// Where to connect; at least one.
@@ -157,7 +164,7 @@ impl Proxy {
     /// A dial begins: counts it. Returns what the proxy is told of us.
     pub fn begin(&self) -> Authorization {
         self.count(|stats| stats.attempts = stats.attempts.wrapping_add(1));
-        self.login.borrow_mut().begin()
+        self.login.borrow_mut().begin(false)
     }
 
     /// What it may be told in place of what it has answered 407 to.
@@ -168,6 +175,12 @@ impl Proxy {
         let cnonce = u64::from_ne_bytes(sys::random().unwrap_or_default());
         let offer = Offer::read(challenges);
         self.login.borrow_mut().refused(used, offer, format!("{cnonce:016x}"))
+    }
+
+    /// The same; `None`: nothing, and it is said why.
+    pub fn told_again(&self, used: &Authorization, challenges: &[u8]) -> Option<Authorization> {
+        let next = self.refused(used, challenges);
+        next.inspect_err(|denial| self.warn(Warning::Refused, format_args!("{}", denial.text()))).ok()
     }
 
     /// Changes its counters.

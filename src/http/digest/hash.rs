@@ -19,32 +19,25 @@ impl Hash {
         while bytes.len() % BLOCK != BLOCK - 8 {
             bytes.push(0);
         }
-        let words = |block: &[u8], read: fn([u8; 4]) -> u32| {
+        // MD5's words are little-endian, SHA-256's big-endian.
+        let (mut state, used, end) = match self {
+            Self::Md5 => (MD5_START, 4, bits.to_le_bytes()),
+            Self::Sha256 => (SHA256_START, 8, bits.to_be_bytes()),
+        };
+        let order = |word: u32| if self == Self::Md5 { word.swap_bytes() } else { word };
+        bytes.extend_from_slice(&end);
+        for block in bytes.chunks_exact(BLOCK) {
             let mut words = [0; 16];
             for (word, bytes) in words.iter_mut().zip(block.chunks_exact(4)) {
-                *word = read(bytes.try_into().unwrap_or_default());
+                *word = order(u32::from_be_bytes(bytes.try_into().unwrap_or_default()));
             }
-            words
-        };
-        let mut hex = String::new();
-        match self {
-            Self::Md5 => {
-                bytes.extend_from_slice(&bits.to_le_bytes());
-                let mut state = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476];
-                bytes
-                    .chunks_exact(BLOCK)
-                    .for_each(|block| md5(&mut state, &words(block, u32::from_le_bytes)));
-                state.iter().for_each(|word| push_hex(&mut hex, word.to_le_bytes()));
-            }
-            Self::Sha256 => {
-                bytes.extend_from_slice(&bits.to_be_bytes());
-                let mut state = SHA256_START;
-                bytes
-                    .chunks_exact(BLOCK)
-                    .for_each(|block| sha256(&mut state, words(block, u32::from_be_bytes)));
-                state.iter().for_each(|word| push_hex(&mut hex, word.to_be_bytes()));
+            match self {
+                Self::Md5 => md5(&mut state, &words),
+                Self::Sha256 => sha256(&mut state, words),
             }
         }
+        let mut hex = String::new();
+        state.iter().take(used).for_each(|&word| push_hex(&mut hex, order(word).to_be_bytes()));
         hex
     }
 }
@@ -60,8 +53,8 @@ fn push_hex(out: &mut String, bytes: [u8; 4]) {
     }
 }
 
-fn md5(state: &mut [u32; 4], block: &[u32; 16]) {
-    let [mut a, mut b, mut c, mut d] = *state;
+fn md5(state: &mut [u32; 8], block: &[u32; 16]) {
+    let [mut a, mut b, mut c, mut d, ..] = *state;
     for (i, &k) in MD5_SINES.iter().enumerate() {
         let (mix, word) = match i / 16 {
             0 => (b & c | !b & d, i),
@@ -117,11 +110,13 @@ const MD5_SINES: [u32; 64] = [
     0x6fa8_7e4f, 0xfe2c_e6e0, 0xa301_4314, 0x4e08_11a1, 0xf753_7e82, 0xbd3a_f235, 0x2ad7_d2bb, 0xeb86_d391,
 ];
 
+/// Four words, and room for eight.
+const MD5_START: [u32; 8] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0, 0, 0, 0];
+
 /// The fractions of the square roots of the first primes.
 #[rustfmt::skip]
-const SHA256_START: [u32; 8] = [
-    0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19,
-];
+const SHA256_START: [u32; 8] =
+    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
 
 /// The fractions of the cube roots of the first primes.
 #[rustfmt::skip]

@@ -121,7 +121,7 @@ impl Chunks {
             }
             Self::SizeEnd(size) => {
                 check(byte == b'\n')?;
-                out.extend_from_slice(b"\r\n");
+                push(out, &[b"\r\n"]);
                 if size == 0 { Self::Trailers(Head::new(Kind::Trailers)) } else { Self::Data(size) }
             }
             Self::DataEnd => {
@@ -130,7 +130,7 @@ impl Chunks {
             }
             Self::DataEndLf => {
                 check(byte == b'\n')?;
-                out.extend_from_slice(b"\r\n");
+                push(out, &[b"\r\n"]);
                 Self::Size { size: 0, digits: 0 }
             }
             Self::Trailers(ref mut head) => {

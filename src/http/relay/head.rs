@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use super::Refusal;
 use crate::http::field::is_token;
+pub use crate::http::field::push;
 
 /// The most bytes of a head, or of a trailer section.
 pub const MAX_HEAD: usize = 16 * 1024;
@@ -206,11 +207,6 @@ const OURS: [&str; 10] = [
     "Proxy-Authenticate",
     "Proxy-Authentication-Info",
 ];
-
-/// Appends all parts.
-pub fn push(out: &mut Vec<u8>, parts: &[&[u8]]) {
-    parts.iter().for_each(|part| out.extend_from_slice(part));
-}
 
 /// Name and value of a field line. A blank before the colon makes no name, nor does one in front: that is obs-fold, which
 /// two readers read differently.

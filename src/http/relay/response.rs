@@ -12,8 +12,8 @@ pub struct Response<'a> {
     head: &'a Head,
     is_1_0: bool,
     status: u16,
-    /// With the blank in front.
-    reason: &'a [u8],
+    /// The status and what stands behind it.
+    line: &'a [u8],
     fields: Fields<'a>,
     request: Facts,
 }
@@ -22,15 +22,15 @@ impl<'a> Response<'a> {
     /// Reads and checks a head that is whole, of a response to `request`.
     pub fn read(head: &'a Head, request: Facts) -> Result<Self, Refusal> {
         let line = head.first_line();
-        let (version, rest) = line.split_first_chunk().ok_or(Refusal::BadGateway)?;
+        let (version, line) = line.split_first_chunk().ok_or(Refusal::BadGateway)?;
         let is_1_0 = version == b"HTTP/1.0 ";
         check(is_1_0 || version == b"HTTP/1.1 ")?;
-        let (code, reason) = rest.split_first_chunk::<3>().ok_or(Refusal::BadGateway)?;
+        let (code, reason) = line.split_first_chunk::<3>().ok_or(Refusal::BadGateway)?;
         check(code.iter().all(u8::is_ascii_digit) && code[0] != b'0')?;
         check(matches!(reason, [] | [b' ', ..]))?;
         let status = code.iter().fold(0, |status, digit| status * 10 + u16::from(digit - b'0'));
         let fields = Fields::read(head)?;
-        let response = Self { head, is_1_0, status, reason, fields, request };
+        let response = Self { head, is_1_0, status, line, fields, request };
         match status {
             407 => Err(Refusal::Unauthorized),
             101 if !request.is_upgrade => Err(Refusal::BadGateway),
@@ -75,9 +75,7 @@ impl<'a> Response<'a> {
 
     /// Appends it as the client gets it. `request`: whether its connection goes on may be known better by now.
     pub fn write(&self, request: Facts, out: &mut Vec<u8>) {
-        let code =
-            [self.status / 100, self.status / 10 % 10, self.status % 10].map(|digit| b'0' + digit as u8);
-        push(out, &[b"HTTP/1.1 ", &code, self.reason, b"\r\n"]);
+        push(out, &[b"HTTP/1.1 ", self.line, b"\r\n"]);
         let has_length = self.may_have_body() && !self.fields.is_chunked || self.status == 304;
         self.fields.write(self.head, has_length, out);
         if self.is_chunked() {

@@ -656,6 +656,22 @@ fn a_request_is_taken_back_until_it_is_answered() {
 }
 
 #[test]
+fn a_body_is_long_if_it_may_be() {
+    for (fields, is_long) in [
+        ("", false),
+        ("Content-Length: 9\r\n", false),
+        ("Content-Length: 10\r\n", true),
+        ("Transfer-Encoding: chunked\r\n", true),
+    ] {
+        let mut relay = Relay::new(NAME);
+        let request = format!("POST / HTTP/1.1\r\nHost: www.example.com\r\n{fields}\r\n");
+        assert!(!relay.has_long_body(9));
+        relay.feed(Side::Client, request.as_bytes(), &mut vec![]).unwrap();
+        assert_eq!(relay.has_long_body(9), is_long, "{fields}");
+    }
+}
+
+#[test]
 fn an_upgrade_makes_a_tunnel() {
     let mut relay = Relay::new(NAME);
     let (mut out, mut back) = (vec![], vec![]);

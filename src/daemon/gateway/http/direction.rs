@@ -1,0 +1,226 @@
+//! One direction of a connection that is carried as HTTP requests: its bytes, from one side's socket to the other's.
+
+use std::io::{self, ErrorKind};
+use std::mem;
+use std::task::{Context, Poll, ready};
+
+use tcp_over_http::http::relay::{Next, Relay, Side};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::Trouble;
+use crate::relay::pipe::{Pipe, Pipes};
+use crate::sys;
+
+/// How much is read at a time where bytes have to be looked at.
+const CHUNK: usize = 2048;
+/// How much one call may splice at most.
+const RUN: u64 = 1 << 20;
+
+/// One direction's bytes.
+#[derive(Default)]
+pub struct Direction {
+    /// Read, and not looked at.
+    pub incoming: Vec<u8>,
+    /// For the other side.
+    pub outgoing: Vec<u8>,
+    /// Holds so many bytes for the other side.
+    pipe: Option<Pipe>,
+    buffered: usize,
+    pub moved: u64,
+    pub has_ended: bool,
+    /// The other side takes nothing more.
+    pub is_lost: bool,
+    /// The body of the request under way as far as it has gone, while it can be sent again...
+    pub again: Option<Vec<u8>>,
+    /// ...and how much more of it there may be...
+    pub room: usize,
+    /// ...which is not to be exceeded: the request may have to be sent again.
+    pub is_held: bool,
+}
+
+impl Direction {
+    /// Moves bytes of `side` while it can. Ready with what is to be decided.
+    pub fn poll(
+        &mut self,
+        side: Side,
+        relay: &mut Relay,
+        (from, to): (&TcpStream, &TcpStream),
+        pipes: &Pipes,
+        cx: &mut Context,
+    ) -> Poll<Result<Next, Trouble>> {
+        loop {
+            match ready!(self.poll_flush(to, cx)) {
+                Ok(()) => {}
+                Err(_) if side == Side::Proxy => return Poll::Ready(Err(Trouble::Lost(Side::Client))),
+                // It may have answered before: its own direction will tell.
+                Err(_) => self.is_lost = true,
+            }
+            self.release(pipes);
+            let next = relay.next(side);
+            let read = match next {
+                Next::Request | Next::End | Next::Tunnel => return Poll::Ready(Ok(next)),
+                _ if self.is_lost => return Poll::Pending,
+                Next::Feed if !self.incoming.is_empty() => {
+                    let taken = relay.feed(side, &self.incoming, &mut self.outgoing);
+                    self.take(taken.map_err(Trouble::Refused)?);
+                    continue;
+                }
+                Next::Run(run) if !self.incoming.is_empty() => {
+                    let length = self.incoming.len().min(run.min(RUN) as usize);
+                    append(&mut self.outgoing, self.incoming.get(..length).unwrap_or_default());
+                    self.take(length);
+                    relay.passed(side, length as u64);
+                    continue;
+                }
+                _ if self.has_ended || self.is_held && self.room < CHUNK => return Poll::Pending,
+                // A piece of the client's next requests is read at most, so that its end is seen.
+                Next::Wait if side == Side::Proxy || !self.incoming.is_empty() => return Poll::Pending,
+                Next::Run(_) | Next::Feed | Next::Wait => {
+                    ready!(from.poll_read_ready(cx)).map_err(|_| Trouble::Lost(side))?;
+                    match next {
+                        Next::Run(run) if self.again.is_none() => {
+                            let spliced = self.splice(from, run, pipes);
+                            spliced.inspect(|&length| relay.passed(side, length as u64))
+                        }
+                        _ => self.read(from),
+                    }
+                }
+            };
+            match read {
+                Ok(0) => {
+                    self.has_ended = true;
+                    if !relay.ended(side) {
+                        return Poll::Ready(Err(Trouble::Lost(side)));
+                    }
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return Poll::Ready(Err(Trouble::Lost(side))),
+            }
+        }
+    }
+
+    /// So much of what was read has been looked at.
+    fn take(&mut self, length: usize) {
+        if let Some(again) = &mut self.again {
+            match self.room.checked_sub(length) {
+                Some(room) => {
+                    self.room = room;
+                    append(again, self.incoming.get(..length).unwrap_or_default());
+                }
+                None => self.again = None,
+            }
+        }
+        advance(&mut self.incoming, length);
+    }
+
+    /// Takes the request under way back, if that is possible.
+    pub fn take_back(&mut self, relay: &mut Relay, pipes: &Pipes) -> bool {
+        let Some(mut again) = self.again.take() else { return false };
+        again.append(&mut self.incoming);
+        self.incoming = again;
+        self.forget(pipes);
+        relay.take_back()
+    }
+
+    /// Sends what is for the other side. Ready when nothing is left.
+    fn poll_flush(&mut self, to: &TcpStream, cx: &mut Context) -> Poll<io::Result<()>> {
+        while !self.outgoing.is_empty() || self.buffered > 0 {
+            ready!(to.poll_write_ready(cx))?;
+            let sent = match &self.pipe {
+                Some(pipe) if self.outgoing.is_empty() => {
+                    let buffered = self.buffered;
+                    attempt(to, Interest::WRITABLE, &mut || sys::splice(&pipe.read, to, buffered))
+                }
+                _ => attempt(to, Interest::WRITABLE, &mut || sys::write(to, &self.outgoing)),
+            };
+            match sent {
+                Ok(sent) => {
+                    self.moved += sent as u64;
+                    match self.outgoing.is_empty() {
+                        true => self.buffered -= sent,
+                        false => advance(&mut self.outgoing, sent),
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends what is for the client, ends that side, and discards what it still sends until it ends, too.
+    pub fn poll_farewell(&mut self, client: &TcpStream, cx: &mut Context) -> Poll<io::Result<()>> {
+        ready!(self.poll_flush(client, cx))?;
+        if !mem::replace(&mut self.has_ended, true) {
+            sys::shutdown_write(client)?;
+        }
+        loop {
+            ready!(client.poll_read_ready(cx))?;
+            match attempt(client, Interest::READABLE, &mut || sys::discard(client, RUN as usize)) {
+                Ok(0) => return Poll::Ready(Ok(())),
+                Err(error) if error.kind() != ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
+                _ => {}
+            }
+        }
+    }
+
+    fn read(&mut self, from: &TcpStream) -> io::Result<usize> {
+        let mut chunk = [0; CHUNK];
+        let length = attempt(from, Interest::READABLE, &mut || sys::receive_inline(from, &mut chunk))?;
+        append(&mut self.incoming, chunk.get(..length).unwrap_or_default());
+        Ok(length)
+    }
+
+    /// Splices a part of a run into the pipe.
+    fn splice(&mut self, from: &TcpStream, run: u64, pipes: &Pipes) -> io::Result<usize> {
+        let pipe = match self.pipe.take() {
+            Some(pipe) => pipe,
+            None => pipes.take_now()?,
+        };
+        let pipe = self.pipe.insert(pipe);
+        let length =
+            attempt(from, Interest::READABLE, &mut || sys::splice(from, &pipe.write, run.min(RUN) as usize))?;
+        self.buffered = length;
+        Ok(length)
+    }
+
+    /// Gives the pipe back.
+    fn release(&mut self, pipes: &Pipes) {
+        if let Some(pipe) = self.pipe.take() {
+            match mem::take(&mut self.buffered) {
+                0 => pipes.give_back(pipe),
+                _ => pipes.discard(pipe),
+            }
+        }
+    }
+
+    /// Forgets what is under way, but not what the client has sent and nobody has looked at.
+    pub fn forget(&mut self, pipes: &Pipes) {
+        self.outgoing.clear();
+        self.release(pipes);
+    }
+}
+
+/// Does what the stream should be ready for. One copy of tokio's part for all.
+#[inline(never)]
+pub fn attempt(
+    stream: &TcpStream,
+    interest: Interest,
+    call: &mut dyn FnMut() -> io::Result<usize>,
+) -> io::Result<usize> {
+    stream.try_io(interest, call)
+}
+
+/// Takes bytes away in front.
+#[inline(never)]
+fn advance(bytes: &mut Vec<u8>, length: usize) {
+    bytes.drain(..length);
+}
+
+/// Adds bytes behind.
+#[inline(never)]
+fn append(bytes: &mut Vec<u8>, more: &[u8]) {
+    bytes.extend_from_slice(more);
+}

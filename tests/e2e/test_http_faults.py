@@ -1,0 +1,183 @@
+"""Plain HTTP as requests in absolute form: proxies that answer badly, early or not at all, and clients that give up."""
+
+import contextlib
+import socket
+import threading
+
+import pytest
+
+from lab.gateway import upstream
+from lab.netns import SERVER
+from lab.plain import ALWAYS, DONE, absolute, get, receive, rest
+from lab.wait import WAIT
+
+POST = f"POST / HTTP/1.1\r\nHost: {SERVER}\r\n"
+EVIL = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+
+
+@pytest.mark.parametrize("end", ["close", "reset"])
+def test_a_connection_that_waits_for_its_first_request_may_end(opened, proxy, end):
+    """A browser connects in advance, and proxies wait as long as they like: whatever comes is sent on a new one."""
+    for request in get(SERVER), f"{POST}Content-Length: 0\r\n\r\n".encode():
+        near, connection = opened()
+        getattr(connection, end)()
+        near.sendall(request)
+        connection = proxy.accept()
+        assert receive(connection.sock).split(b"\r\n")[1] == f"Host: {SERVER}".encode()
+        connection.send(DONE)
+        assert receive(near, DONE) == DONE
+        near.close()
+    # While its request is under way: a GET is sent again, once.
+    near, connection = opened()
+    near.sendall(get(SERVER))
+    for _ in range(2):
+        receive(connection.sock)
+        getattr(connection, end)()
+        with contextlib.suppress(AssertionError):
+            connection = proxy.accept(1)
+    assert rest(near).startswith(b"HTTP/1.1 502 ")
+    assert not proxy.pending()
+
+
+def test_a_response_that_nobody_asked_for_belongs_to_nobody(opened, proxy):
+    """Whether it comes along with another one or later."""
+    near, connection = opened()
+    near.sendall(get(SERVER, "/1"))
+    receive(connection.sock)
+    connection.send(DONE + EVIL)
+    assert receive(near, DONE) == DONE
+    near.sendall(get(SERVER, "/2"))
+    connection = proxy.accept()
+    assert receive(connection.sock) == absolute(SERVER, "/2")
+    connection.send(DONE)
+    assert receive(near, DONE) == DONE
+    connection.send(EVIL)
+    near.sendall(get(SERVER, "/3"))
+    connection = proxy.accept()
+    assert receive(connection.sock) == absolute(SERVER, "/3")
+    connection.send(DONE)
+    assert receive(near, DONE) == DONE
+
+
+def test_a_response_of_two_lengths_ends_where_its_chunks_do(opened, proxy):
+    """And its connection carries nothing more."""
+    near, connection = opened()
+    near.sendall(get(SERVER))
+    receive(connection.sock)
+    connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+    whole = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
+    assert receive(near, b"0\r\n\r\n") == whole
+    near.sendall(get(SERVER))
+    assert receive(proxy.accept().sock) == absolute(SERVER)
+    assert connection.sock.recv(1) == b""
+
+
+@pytest.mark.parametrize("response", [
+    b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nok",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 9999999999999999999999\r\n\r\nok",
+    b"HTTP/1.1 200 OK\r\nX: " + b"y" * 17_000,
+    b"\x15\x03\x01\x00\x02\x02\x46",
+    b"HTTP/1.1 20",
+    b"",
+], ids=["101", "negative", "huge", "long", "tls", "cut", "none"])
+def test_what_is_no_response_is_a_502(opened, response):
+    near, connection = opened()
+    near.sendall(f"{POST}Content-Length: 0\r\n\r\n".encode())
+    receive(connection.sock)
+    connection.send(response)
+    connection.sock.shutdown(socket.SHUT_WR)
+    answer = rest(near)
+    assert answer.startswith(b"HTTP/1.1 502 ") and answer.endswith(b"Content-Length: 0\r\n\r\n")
+    with contextlib.suppress(ConnectionResetError):
+        assert connection.sock.recv(1) == b""
+
+
+@pytest.mark.parametrize("body", [
+    b"ffffffffffffffff\r\nab", b"-1\r\nab", b"0x2\r\nab\r\n", b"2\r\nabc\r\n", b"2;" + b"x" * 5000 + b"\r\n", b"2\r\na",
+], ids=["huge", "negative", "prefix", "long", "extension", "cut"])
+def test_a_broken_body_is_no_whole_one(opened, body):
+    """Behind a head that has gone out only a reset tells."""
+    near, connection = opened()
+    near.sendall(get(SERVER))
+    receive(connection.sock)
+    connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+    connection.sock.shutdown(socket.SHUT_WR)
+    with pytest.raises(ConnectionResetError):
+        rest(near)
+
+
+def test_extensions_of_chunks_stay_behind(opened):
+    near, connection = opened()
+    near.sendall(get(SERVER))
+    receive(connection.sock)
+    connection.send(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;a="b;c"\r\nok\r\n0;x\r\nT: u\r\n\r\n')
+    assert receive(near, b"T: u\r\n\r\n").endswith(b"\r\n\r\n2\r\nok\r\n0\r\nT: u\r\n\r\n")
+
+
+def test_a_client_that_has_said_all_still_gets_its_responses(opened):
+    near, connection = opened()
+    near.sendall(get(SERVER, "/1") + get(SERVER, "/2"))
+    near.shutdown(socket.SHUT_WR)
+    for path in "/1", "/2":
+        assert receive(connection.sock) == absolute(SERVER, path)
+        connection.send(DONE)
+    received = rest(near)
+    assert received.count(b"HTTP/1.1 200 OK\r\n") == 2 and received.endswith(b"ok")
+    assert connection.sock.recv(1) == b""
+
+
+def test_a_client_that_leaves_takes_its_request_along(opened):
+    """The proxy need not go on for nobody."""
+    near, connection = opened()
+    near.sendall(f"{POST}Content-Length: 9\r\n\r\nhalf".encode())
+    receive(connection.sock, b"half")
+    near.close()
+    with contextlib.suppress(ConnectionResetError):
+        assert connection.sock.recv(1) == b""
+
+
+def test_a_response_may_begin_before_its_request_has_ended(opened):
+    """Each goes on as it comes."""
+    near, connection = opened()
+    near.sendall(f"{POST}Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n".encode())
+    receive(connection.sock, b"ab\r\n")
+    connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nAB\r\n")
+    receive(near, b"AB\r\n")
+    near.sendall(b"2\r\ncd\r\n0\r\n\r\n")
+    assert receive(connection.sock, b"0\r\n\r\n") == b"2\r\ncd\r\n0\r\n\r\n"
+    connection.send(b"2\r\nCD\r\n0\r\n\r\n")
+    assert rest(near) == b"2\r\nCD\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("scheme", ["basic", "digest"])
+def test_a_long_body_waits_until_the_proxy_knows_who_sends_it(gateway, client, proxy, scheme):
+    """What has gone out can't be sent again: so not all goes before the proxy may have asked for other credentials."""
+    gateway(*ALWAYS, upstreams=[upstream(user="me")])
+    body = bytes(300_000)
+    for number in range(2):
+        near = client.connect(SERVER, 80)
+        connection = proxy.accept()
+        sending = threading.Thread(
+            target=near.sendall, args=(f"{POST}Content-Length: {len(body)}\r\n\r\n".encode() + body,), daemon=True)
+        sending.start()
+        head = receive(connection.sock)
+        if scheme == "digest":
+            assert (b"Authorization: Basic" in head) == (number == 0)
+            assert b"Digest" not in head
+            connection.sock.settimeout(1)
+            with contextlib.suppress(TimeoutError):
+                rest(connection.sock)
+            connection.send(b'HTTP/1.1 407 No\r\nProxy-Authenticate: Digest realm="r", nonce="n", qop="auth"\r\n'
+                            b"Content-Length: 0\r\n\r\n")
+            connection.close()
+            connection = proxy.accept()
+            assert b"Authorization: Digest" in receive(connection.sock)
+        received = 0
+        while received < len(body):
+            received += len(connection.sock.recv(65536))
+        connection.send(DONE)
+        near.settimeout(WAIT)
+        assert receive(near, DONE) == DONE
+        sending.join(WAIT)
+        near.close()
