@@ -219,7 +219,7 @@ impl Chains<'_> {
         if config.local && config.on_failure == OnFailure::Block {
             self.sent();
         }
-        if path == Path::Forward && !is_running && config.on_failure == OnFailure::Block {
+        if !is_running && config.on_failure == OnFailure::Block {
             self.past_rules();
         }
         if path == Path::Forward {

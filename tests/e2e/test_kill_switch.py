@@ -112,7 +112,6 @@ def test_rules_are_flushed_while_no_daemon_runs(gateway, network, traffic, how):
     daemon.command("unblock")
 
 
-@pytest.mark.path("forward", why="routes alone refuse on the relay path")
 def test_all_that_a_client_asks_for_is_refused_at_once(gateway, client, router, server, leaks):
     """The kernel sends it one error a second; a reset tells each of its connections."""
     daemon = blocked(gateway)
