@@ -118,11 +118,11 @@ impl EventLoop {
         let status = &*self.config.status_socket;
         let files = [status, &self.config.dns.fakeip_file, self.choice_file.path().unwrap_or(status)];
         let [a, b, c] = files.map(sys::folder);
-        if let Err(error) = sys::keep_writable(&["/proc/sys/net", "/dev/net", a, b, c]) {
-            log::debug!("Landlock: {error}");
-        }
-        if let Err(error) = sys::keep_calls() {
-            log::debug!("seccomp: {error}");
+        let files = sys::keep_writable(&["/proc/sys/net", "/dev/net", a, b, c]);
+        for (what, kept) in [("Landlock", files), ("seccomp", sys::keep_calls())] {
+            if let Err(error) = kept {
+                log::debug!("{what}: {error}");
+            }
         }
     }
 

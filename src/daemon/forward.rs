@@ -239,7 +239,7 @@ impl Forwarder {
         }
     }
 
-    /// Repeats what is to be repeated, and tells the firewall that somebody is there.
+    /// Repeats what is to be repeated, tells the firewall that somebody is there, and sees to it that there is room.
     pub fn tick(&self, now: Instant) {
         self.ticks.set((self.ticks.get() + 1) % SIGN);
         if self.ticks.get() == 0 {
@@ -248,6 +248,9 @@ impl Forwarder {
             _ = self.send_numbered(ALIVE, &LIFE6, Ipv6Addr::LOCALHOST.into());
         }
         self.handshakes.borrow_mut().tick(now, &mut |route, to, packet| self.send(route, to, packet));
+        if conntrack::make_room(self.mark) {
+            log::info!("connection tracking is nearly full: the client with the most made room");
+        }
     }
 
     /// Gives up what waits for answers of proxies to an address that this machine has lost.

@@ -89,7 +89,7 @@ def test_no_other_calls_are_made(configured, proxy, client, router, spy):
     """What is needed for nothing is refused, to programs that are run, too, and in a run that takes its place."""
     env, said = spy(CALLS)
     daemon = configured.write("option drain_timeout 0").start(env=env)
-    assert set(said()) == {"opens opens opens opens"}  # at the start: the test can fail
+    assert said()[0].endswith("opens opens")  # at the start: the test can fail
     for restart in (False, True):
         if restart:
             configured.restart(main="option drain_timeout 0\noption mtu 1400")

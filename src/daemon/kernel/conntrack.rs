@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::io::{self, Read};
 
-use tcp_over_http::capture::conntrack::{BODY, CTA_MARK, DESTROYED, Entry};
+use tcp_over_http::capture::conntrack::{BODY, CTA_MARK, DESTROYED, Entry, keep_yielding};
 use tcp_over_http::capture::netlink;
 use tcp_over_http::capture::nft::{HANDSHAKE, PROXIES, RELEASED, STATES};
 use tcp_over_http::config::MARK_MASK;
 use tcp_over_http::packet::Tuple;
 
 use crate::kernel::netlink::{Error, Socket};
+use crate::kernel::sysctl;
 use crate::sys;
 
 /// Bytes of notifications that wait to be read, each of which takes some 800.
@@ -89,6 +90,18 @@ impl Ended {
             }
         }
     }
+}
+
+/// Where seven eighths of the table are full, has the client with the most connections of this mark make room: who then
+/// sends a packet of one is reset. Whether that was so.
+pub fn make_room(mark: u32) -> bool {
+    let Some((count, max)) = sysctl::tracked().filter(|(count, max)| *count > max - max / 8) else {
+        return false;
+    };
+    let mut entries = forwarded(mark).unwrap_or_default();
+    keep_yielding(&mut entries, (count - (max - max / 4)) as usize);
+    entries.iter().for_each(|entry| _ = forget(&entry.tuple));
+    !entries.is_empty()
 }
 
 /// Forgets those through the proxy of a number: who sends a packet of one then is reset.

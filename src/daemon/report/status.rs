@@ -209,7 +209,7 @@ pub fn clients(gateway: &Gateway) -> Document {
                 moved.add(relayed.relay.moved());
             }
         });
-        for (_, entry) in forwarded.iter().filter(|(_, entry)| entry.client.to_canonical() == address) {
+        for (_, entry) in forwarded.iter().filter(|(_, entry)| entry.tuple.source.to_canonical() == address) {
             flows += u64::from(entry.is_live);
             moved.add(entry.into());
         }

@@ -406,7 +406,8 @@ fn is_wide() -> io::Result<bool> {
     check(unsafe { libc::uname(name.as_mut_ptr()) })?;
     // SAFETY: it has been zeroed, and written.
     let name = unsafe { name.assume_init() };
-    Ok(name.machine.windows(2).any(|two| two == [b'6' as _, b'4' as _]))
+    // As in "aarch64" and "mips64".
+    Ok(if cfg!(target_arch = "arm") { name.machine[1] == b'a' as _ } else { name.machine[4] == b'6' as _ })
 }
 
 #[cfg(test)]
