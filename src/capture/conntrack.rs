@@ -1,11 +1,14 @@
 //! Connection tracking's entries of connections that the kernel forwards, told by their mark.
+//!
+//! Its table is what all clients share there: nearly full, the one that has the most entries makes room.
 
-use core::net::{IpAddr, Ipv6Addr};
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::netlink::{self, Message};
 use super::nft::PROXIES;
 use super::{V4, V6};
-use crate::net::mapped;
+use crate::net::ClientKey;
 use crate::packet::Tuple;
 
 /// `NFNL_SUBSYS_CTNETLINK << 8` with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE` (<linux/netfilter/nfnetlink_conntrack.h>).
@@ -45,8 +48,8 @@ const TIME_WAIT: u8 = 7;
 /// A connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Who began it.
-    pub client: Ipv6Addr,
+    /// Of its first packet: who began it, and to where.
+    pub tuple: Tuple,
     /// Its mark.
     pub mark: u32,
     /// Whether both ends may still have something to say.
@@ -90,14 +93,10 @@ impl Entry {
 
     /// Reads the body of an answer.
     pub fn parse(body: &[u8]) -> Self {
-        let mut entry = Self { client: Ipv6Addr::UNSPECIFIED, mark: 0, is_live: true, bytes: [0; 2] };
+        let mut entry = Self { tuple: tuple(&[]), mark: 0, is_live: true, bytes: [0; 2] };
         for (kind, value) in netlink::attrs(body, BODY) {
             match kind {
-                CTA_TUPLE_ORIG => {
-                    let ip = within(value, CTA_TUPLE_IP).unwrap_or_default();
-                    let source = within(ip, CTA_IP_V4[0]).or_else(|| within(ip, CTA_IP_V6[0]));
-                    entry.client = source.and_then(netlink::address).map_or(entry.client, mapped);
-                }
+                CTA_TUPLE_ORIG => entry.tuple = tuple(value),
                 CTA_MARK => entry.mark = netlink::array_at(value, 0).map_or(0, u32::from_be_bytes),
                 CTA_PROTOINFO => {
                     let state =
@@ -115,6 +114,43 @@ impl Entry {
         }
         entry
     }
+}
+
+/// Reads a tuple's attributes.
+fn tuple(attrs: &[u8]) -> Tuple {
+    let [ip, ports] = [CTA_TUPLE_IP, CTA_TUPLE_PROTO].map(|kind| within(attrs, kind).unwrap_or_default());
+    let address = |end: usize| {
+        let v4 = within(ip, CTA_IP_V4[end]).and_then(|value| netlink::array_at::<4>(value, 0));
+        let v6 = within(ip, CTA_IP_V6[end]).and_then(|value| netlink::array_at::<16>(value, 0));
+        let v4 = v4.map(|v4| Ipv4Addr::from(v4).to_ipv6_mapped());
+        v4.or(v6.map(Ipv6Addr::from)).unwrap_or(Ipv6Addr::UNSPECIFIED)
+    };
+    let port = |kind| {
+        within(ports, kind).and_then(|value| netlink::array_at(value, 0)).map_or(0, u16::from_be_bytes)
+    };
+    let [source, destination] = [0, 1].map(address);
+    let [source_port, destination_port] = [CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT].map(port);
+    Tuple { source, destination, source_port, destination_port }
+}
+
+/// Leaves of all connections those that make room for others, `count` at most: up to half of those of the client that has
+/// the most.
+pub fn keep_yielding(entries: &mut Vec<Entry>, count: usize) {
+    let mut clients: Vec<(ClientKey, usize)> = Vec::new();
+    let mut most = (ClientKey::of(Ipv6Addr::UNSPECIFIED), 0);
+    for entry in &*entries {
+        let client = ClientKey::of(entry.tuple.source);
+        let index = clients.iter().position(|(it, _)| *it == client).unwrap_or_else(|| {
+            clients.push((client, 0));
+            clients.len() - 1
+        });
+        clients[index].1 += 1;
+        if clients[index].1 > most.1 {
+            most = clients[index];
+        }
+    }
+    entries.retain(|entry| ClientKey::of(entry.tuple.source) == most.0);
+    entries.truncate(count.min(most.1 / 2));
 }
 
 /// The attribute of this kind within another.
@@ -141,9 +177,11 @@ mod tests {
 
     fn body(mark: u32, state: u8) -> Vec<u8> {
         let bytes = |count: u64| attr(CTA_COUNTERS_BYTES, &count.to_be_bytes());
+        let ip = [attr(CTA_IP_V4[0], &[10, 1, 0, 2]), attr(CTA_IP_V4[1], &[192, 0, 2, 1])].concat();
+        let ports = [attr(CTA_PROTO_SRC_PORT, &[0x9c, 0x40]), attr(CTA_PROTO_DST_PORT, &[1, 0xbb])].concat();
         [
             vec![2, 0, 0, 0],
-            attr(CTA_TUPLE_ORIG, &attr(CTA_TUPLE_IP, &attr(CTA_IP_V4[0], &[10, 1, 0, 2]))),
+            attr(CTA_TUPLE_ORIG, &[attr(CTA_TUPLE_IP, &ip), attr(CTA_TUPLE_PROTO, &ports)].concat()),
             attr(CTA_PROTOINFO, &attr(CTA_PROTOINFO_TCP, &attr(CTA_PROTOINFO_TCP_STATE, &[state]))),
             attr(CTA_MARK, &mark.to_be_bytes()),
             attr(CTA_COUNTERS_ORIG, &bytes(300)),
@@ -154,8 +192,13 @@ mod tests {
 
     #[test]
     fn reads_an_entry() {
-        let client = "::ffff:10.1.0.2".parse().unwrap();
-        let entry = Entry { client, mark: 0x7400_c001, is_live: true, bytes: [300, 1 << 40] };
+        let tuple = Tuple {
+            source: "::ffff:10.1.0.2".parse().unwrap(),
+            destination: "::ffff:192.0.2.1".parse().unwrap(),
+            source_port: 40_000,
+            destination_port: 443,
+        };
+        let entry = Entry { tuple, mark: 0x7400_c001, is_live: true, bytes: [300, 1 << 40] };
         assert_eq!(Entry::parse(&body(0x7400_c001, 3)), entry);
         assert_eq!(entry.number(), 1);
         assert!(!Entry::parse(&body(1, TIME_WAIT)).is_live);
@@ -163,6 +206,27 @@ mod tests {
         for cut in 0..whole.len() {
             Entry::parse(&whole[..cut]);
         }
+    }
+
+    /// A machine has a /64 of addresses; others keep what they have.
+    #[test]
+    fn the_one_with_the_most_makes_room() {
+        let client = |address: &str| {
+            let mut entry = Entry::parse(&[]);
+            entry.tuple.source = address.parse().unwrap();
+            entry
+        };
+        let most = (0..10).map(|number| client(&alloc::format!("2001:db8::{number}")));
+        let others = (0..9).flat_map(|_| [client("::ffff:10.0.0.1"), client("2001:db8:0:1::1")]);
+        let all: Vec<_> = others.chain(most).collect();
+        let yielding = |count| {
+            let mut entries = all.clone();
+            keep_yielding(&mut entries, count);
+            assert!(entries.iter().all(|entry| entry.tuple.source.segments()[..4] == [0x2001, 0xdb8, 0, 0]));
+            entries.len()
+        };
+        assert_eq!([yielding(0), yielding(3), yielding(100)], [0, 3, 5]);
+        keep_yielding(&mut Vec::new(), 3);
     }
 
     /// Numbers are big-endian on all machines.

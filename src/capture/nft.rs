@@ -45,8 +45,14 @@ const NEW_TABLE: u16 = 10 << 8;
 const GET_TABLE: u16 = 10 << 8 | 1;
 /// The same with `NFT_MSG_DELTABLE`.
 const DELETE_TABLE: u16 = 10 << 8 | 2;
-/// `NFTA_TABLE_NAME`
+/// `NFT_MSG_NEWCHAIN`
+const NEW_CHAIN: u16 = 10 << 8 | 3;
+/// `NFTA_TABLE_NAME`, and `NFTA_CHAIN_TABLE`.
 const TABLE_NAME: u16 = 1;
+/// `NFTA_CHAIN_NAME`
+const CHAIN_NAME: u16 = 3;
+/// The chain that tables have as long as no daemon runs.
+const PAST_RULES: &str = "past_rules";
 /// Length of `struct nfgenmsg`.
 const BODY: usize = 4;
 
@@ -219,7 +225,7 @@ impl Chains<'_> {
         if config.local && config.on_failure == OnFailure::Block {
             self.sent();
         }
-        if path == Path::Forward && !is_running && config.on_failure == OnFailure::Block {
+        if !is_running && config.on_failure == OnFailure::Block {
             self.past_rules();
         }
         if path == Path::Forward {
@@ -443,7 +449,7 @@ impl Chains<'_> {
 
     /// Whose traffic it is, and to where: behind the firewall's own chain.
     fn forwarded(&mut self) {
-        let Tables { config, path, uplinks, .. } = *self.tables;
+        let Tables { config, path, is_running, uplinks, .. } = *self.tables;
         self.rules
             .push_str("chain forwarded {\ntype filter hook forward priority filter + 10; policy accept;\n");
         match path {
@@ -459,7 +465,8 @@ impl Chains<'_> {
                     self.family
                 );
             }
-            Path::Relay => self.rules.push_str("oifname $tun accept\n"),
+            Path::Relay if is_running => self.rules.push_str("oifname $tun accept\n"),
+            Path::Relay => {}
         }
         self.rules.push_str("iifname $tun oifname $tun drop\niifname $tun accept\n");
         if path == Path::Forward {
@@ -769,15 +776,19 @@ impl<T: Display> Display for Set<'_, T> {
     }
 }
 
-/// Reads notifications: `deleted` becomes whether somebody has deleted tables of this name and not put them back.
+/// Reads notifications: `deleted` becomes whether somebody has deleted tables of this name and not put them back, or has
+/// put those there that refuse until a daemon runs.
 pub fn follow(name: &str, notifications: &[u8], deleted: &mut bool) {
-    let is_name = |(kind, value): (u16, &[u8])| {
-        kind == TABLE_NAME && value.strip_suffix(b"\0") == Some(name.as_bytes())
-    };
     for message in netlink::messages(notifications) {
-        if matches!(message.kind, NEW_TABLE | DELETE_TABLE) && netlink::attrs(message.body, BODY).any(is_name)
-        {
-            *deleted = message.kind == DELETE_TABLE;
+        let has = |kind, text: &str| {
+            let is_it =
+                |(it, value): (u16, &[u8])| it == kind && value.strip_suffix(b"\0") == Some(text.as_bytes());
+            netlink::attrs(message.body, BODY).any(is_it)
+        };
+        match message.kind {
+            NEW_TABLE | DELETE_TABLE if has(TABLE_NAME, name) => *deleted = message.kind == DELETE_TABLE,
+            NEW_CHAIN if has(TABLE_NAME, name) && has(CHAIN_NAME, PAST_RULES) => *deleted = true,
+            _ => {}
         }
     }
 }
@@ -872,8 +883,9 @@ mod tests {
                      meta mark set meta mark & $others | $exempt\n}\n";
         assert!(replace(&config, Path::Forward, false).contains(chain));
         assert!(!replace(&config, Path::Forward, true).contains("past_rules"));
-        // Its tables let pass what leaves by the device, whatever that is.
-        assert!(!replace(&config, Path::Relay, false).contains("past_rules"));
+        let relay = replace(&config, Path::Relay, false);
+        assert!(relay.contains(chain) && !relay.contains("oifname $tun accept"));
+        assert!(!replace(&config, Path::Relay, true).contains("past_rules"));
         config.on_failure = OnFailure::Direct;
         assert!(!replace(&config, Path::Forward, false).contains("past_rules"));
     }
@@ -1061,5 +1073,17 @@ mod tests {
         assert!(after(&[(DELETE_TABLE, NAME), (NEW_TABLE, "fw4")]));
         // Rules and chains bear the table's name as well.
         assert!(!after(&[(10 << 8 | 8, NAME)]));
+        assert!(!after(&[(NEW_CHAIN, NAME)]));
+        // What refuses until a daemon runs, of ours and of others.
+        let refusing = |name| {
+            let mut bytes = notification(NEW_CHAIN, name);
+            bytes.extend([&15_u16.to_ne_bytes()[..], &CHAIN_NAME.to_ne_bytes(), b"past_rules\0\0"].concat());
+            let length = bytes.len() as u32;
+            bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            let mut deleted = false;
+            follow(NAME, &[notification(NEW_TABLE, NAME), bytes].concat(), &mut deleted);
+            deleted
+        };
+        assert!(refusing(NAME) && !refusing("others"));
     }
 }

@@ -113,13 +113,16 @@ impl EventLoop {
     }
 
     /// Gives up writing anywhere but where the configuration has files, and where the set-up writes, also of another run
-    /// that takes the place of this one: it can't have what this one has given up.
+    /// that takes the place of this one: it can't have what this one has given up. Then system calls.
     pub fn confine(&self) {
         let status = &*self.config.status_socket;
         let files = [status, &self.config.dns.fakeip_file, self.choice_file.path().unwrap_or(status)];
         let [a, b, c] = files.map(sys::folder);
-        if let Err(error) = sys::keep_writable(&["/proc/sys/net", "/dev/net", a, b, c]) {
-            log::debug!("Landlock: {error}");
+        let files = sys::keep_writable(&["/proc/sys/net", "/dev/net", a, b, c]);
+        for (what, kept) in [("Landlock", files), ("seccomp", sys::keep_calls())] {
+            if let Err(error) = kept {
+                log::debug!("{what}: {error}");
+            }
         }
     }
 

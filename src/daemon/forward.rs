@@ -242,7 +242,7 @@ impl Forwarder {
         }
     }
 
-    /// Repeats what is to be repeated, and tells the firewall that somebody is there.
+    /// Repeats what is to be repeated, tells the firewall that somebody is there, and sees to it that there is room.
     pub fn tick(&self, now: Instant) {
         self.ticks.set((self.ticks.get() + 1) % SIGN);
         if self.ticks.get() == 0 {
@@ -252,6 +252,9 @@ impl Forwarder {
         }
         self.handshakes.borrow_mut().tick(now, &mut |route, to, packet| self.queue(route, to, packet));
         _ = self.flush();
+        if conntrack::make_room(self.mark) {
+            log::info!("connection tracking is nearly full: the client with the most made room");
+        }
     }
 
     /// Gives up what waits for answers of proxies to an address that this machine has lost.

@@ -6,6 +6,7 @@ mod landlock;
 mod pipe;
 pub mod process;
 mod raw;
+mod seccomp;
 pub mod signals;
 mod socket;
 mod tun;
@@ -18,6 +19,7 @@ pub use pipe::{pipe, set_pipe_size, splice, write};
 pub use process::unshare_network;
 pub use process::{keep_capabilities, raise_file_limit, set_process_name, with_umask};
 pub use raw::{RawSocket, route_to};
+pub use seccomp::keep_calls;
 #[cfg(test)]
 pub use socket::option;
 pub use socket::{

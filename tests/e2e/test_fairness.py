@@ -136,6 +136,31 @@ def test_idle_connections(gateway, serving, client, attacker, other):
     print(daemon.summary())
 
 
+@pytest.mark.path("forward", why="it is about what the kernel forwards")
+def test_idle_forwarded_connections(gateway, serving, client, router, attacker, other, directory):
+    """One client has nearly all of conntrack's table: others keep what they have. (The machine's own limit is for all tests,
+    so the daemon is shown another.)"""
+    if is_relayed(attacker[1]):
+        pytest.skip("what is relayed has places in the table")
+    limit = directory / "limit"
+    limit.write_text("400\n")
+    show = 'mount --bind "$0" /proc/sys/net/netfilter/nf_conntrack_max && exec "$@"'
+    daemon = gateway(log_level="info", prefix=("unshare", "-m", "sh", "-c", show, str(limit)))
+    near = [client.connect(other[1], 80, source=other[0]) for _ in range(20)]
+    tracked = lambda: int(router.run("cat", "/proc/sys/net/netfilter/nf_conntrack_count").stdout)
+    with Attack(client, attacker, OPEN, 200) as attack:
+        until(lambda: tracked() >= 200, "it has many")
+        while attack.at_once < 700:
+            attack.at_once += 50
+            attack.fill()
+            until(lambda: tracked() <= 350, "there is room for others")
+        assert measure(client, other) >= 27
+    assert "the client with the most made room" in daemon.log()
+    for sock in near:
+        sock.sendall(b"still here")
+        assert sock.recv(100) == b"still here"
+
+
 def test_half_open_connections(gateway, serving, client, attacker, other):
     """One client never answers a SYN-ACK, as a scanner does not."""
     addresses, _ = attacker

@@ -10,7 +10,7 @@ import pytest
 
 from lab.capture import LeakCapture
 from lab.connections import assert_proxied, open_tunnel
-from lab.gateway import DEFAULT_RULES, TUN
+from lab.gateway import DEFAULT_RULES, NFT_TABLE, TUN
 from lab.netns import CLIENT6, PROXY, PROXY6, SERVER, SERVER6, SERVER_OTHER
 from lab.wait import until
 from lab.wire import TCP, IPv6, Wire
@@ -112,7 +112,6 @@ def test_rules_are_flushed_while_no_daemon_runs(gateway, network, traffic, how):
     daemon.command("unblock")
 
 
-@pytest.mark.path("forward", why="routes alone refuse on the relay path")
 def test_all_that_a_client_asks_for_is_refused_at_once(gateway, client, router, server, leaks):
     """The kernel sends it one error a second; a reset tells each of its connections."""
     daemon = blocked(gateway)
@@ -167,6 +166,21 @@ def test_block_follows_the_network(gateway, client, router):
     listing = router.run("nft", "list", "table", "ip", f"tcp_over_http_{TUN}").stdout
     assert "10.9.0.0/24" in listing
     daemon.command("unblock")
+
+
+def test_block_beside_a_daemon_that_starts(gateway, proxy, client, router, leaks):
+    """What refuses until a daemon runs comes a moment after the daemon's own tables, in their place."""
+    daemon = blocked(gateway)
+    listing = {family: router.run("nft", "list", "table", family, NFT_TABLE).stdout for family in ("ip", "ip6")}
+    daemon.command("unblock")
+    daemon = gateway()
+    assert_proxied(client, proxy, SERVER)
+    offset = len(daemon.log())
+    router.nft("".join(f"delete table {family} {NFT_TABLE}\n{text}" for family, text in listing.items()))
+    daemon.wait_log("deleted from outside: restored", offset)
+    for server in (SERVER, SERVER6):
+        assert_proxied(client, proxy, server)
+    leaks.assert_none()
 
 
 def test_nobody_else_has_the_tuns_address(gateway, proxy, client, router, capture):

@@ -223,7 +223,7 @@ impl Gateway {
             self.count(|totals| totals.ended.add(moved));
             let upstreams = self.upstreams();
             if let Some(proxy) = upstreams.named(&upstream) {
-                self.count_moved(&proxy.account, entry.client.to_canonical(), moved);
+                self.count_moved(&proxy.account, entry.tuple.source.to_canonical(), moved);
             }
         });
     }

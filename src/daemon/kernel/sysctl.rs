@@ -23,15 +23,6 @@ pub fn local_ports() -> String {
     fs::read_to_string(Path::new(ROOT).join("net/ipv4/ip_local_port_range")).unwrap_or_default()
 }
 
-/// How many connections conntrack knows, and how many it has room for. `None` without conntrack.
-pub fn tracked() -> Option<(u32, u32)> {
-    let number = |name| {
-        let text = fs::read_to_string(Path::new(ROOT).join("net/netfilter").join(name)).ok()?;
-        text.trim_end().parse().ok()
-    };
-    Some((number("nf_conntrack_count")?, number("nf_conntrack_max")?))
-}
-
 /// Whether the kernel can do IPv6 at all, be it switched off.
 pub fn has_ipv6() -> bool {
     Path::new(IPV6).exists()

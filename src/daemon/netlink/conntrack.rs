@@ -1,9 +1,9 @@
 //! What connection tracking knows of connections that the kernel forwards.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 
-use tcp_over_http::capture::conntrack::{BODY, CTA_MARK, DESTROYED, Entry};
+use tcp_over_http::capture::conntrack::{BODY, CTA_MARK, DESTROYED, Entry, keep_yielding};
 use tcp_over_http::capture::netlink::{self, Message};
 use tcp_over_http::capture::nft::{HANDSHAKE, PROXIES, RELEASED, STATES};
 use tcp_over_http::config::MARK_MASK;
@@ -86,7 +86,28 @@ impl Ended {
     }
 }
 
-/// Forgets those through the proxy of a number: whoever then sends a packet of one gets a reset.
+/// How many connections conntrack knows, and how many it has room for. `None` without conntrack.
+pub fn tracked() -> Option<(u32, u32)> {
+    let number = |name: &str| {
+        let text = fs::read_to_string(["/proc/sys/net/netfilter/nf_conntrack_", name].concat()).ok()?;
+        text.trim_end().parse().ok()
+    };
+    Some((number("count")?, number("max")?))
+}
+
+/// Where seven eighths of the table are full, has the client with the most connections of this mark make room: who then
+/// sends a packet of one is reset. Whether that was so.
+pub fn make_room(mark: u32) -> bool {
+    let Some((count, max)) = tracked().filter(|(count, max)| *count > max - max / 8) else {
+        return false;
+    };
+    let mut entries = forwarded(mark).unwrap_or_default();
+    keep_yielding(&mut entries, (count - (max - max / 4)) as usize);
+    entries.iter().for_each(|entry| _ = forget(&entry.tuple));
+    !entries.is_empty()
+}
+
+/// Forgets those through the proxy of a number: who sends a packet of one then is reset.
 pub fn forget_proxy(mark: u32, number: u8) -> Result<(), Error> {
     request(Entry::delete(mark | RELEASED | u32::from(number), STATES | PROXIES))
 }

@@ -15,6 +15,7 @@ use tcp_over_http::net::IpNet;
 
 use crate::kernel::capture::{DETOUR, detour, overlaps};
 use crate::kernel::{firewall, route, sysctl};
+use crate::netlink::conntrack;
 use crate::report::control;
 use crate::settings::{self, Settings};
 use crate::sys;
@@ -145,7 +146,7 @@ fn daemon(findings: &mut Findings, config: &Config) {
     if is_forward {
         let is_there = firewall::is_there(config);
         findings.judge(format_args!("the firewall's tables are there"), (!is_there).then_some(NO_RULE));
-        if let Some((count, max)) = sysctl::tracked()
+        if let Some((count, max)) = conntrack::tracked()
             && (max < SMALL_TABLE || count > max - max / 10)
         {
             findings.warn(format_args!("connection tracking has {count} of at most {max} entries"), TRACKED);

@@ -222,7 +222,7 @@ fn under_way(
         }
     });
     for (upstream, entry) in forwarded {
-        if is_meant(upstream, entry.client.to_canonical()) {
+        if is_meant(upstream, entry.tuple.source.to_canonical()) {
             flows += u64::from(entry.is_live);
             moved.add(entry.into());
         }
