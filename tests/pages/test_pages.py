@@ -1,12 +1,15 @@
 """The pages in a browser, on a router that does something."""
 
+import contextlib
 import json
+import os
 import re
+import socket
 
 import pytest
 from server import translations
 
-from lab.faultproxy import reply
+from lab.faultproxy import OK, reply
 from lab.gateway import PATH
 from lab.netns import PROXY, PROXY_OTHER, SERVER
 from lab.wait import until
@@ -14,6 +17,7 @@ from lab.wait import until
 FIRST, SECOND = "first", "second"
 SECRET = "hunter2-must-not-show"
 LANGUAGES = ["de", "zh_Hans"]
+PICTURES = os.environ.get("PICTURES")
 
 
 def write(box, *main, sections=()):
@@ -141,6 +145,7 @@ def test_a_refusal_is_told_in_words(box, visit, lab, proxies):
     lab[0].client.connect_errno(SERVER, 80)
     page = visit("overview")
     page.get_by_text("403: the target is not allowed (1)").wait_for()
+    assert "nothing opened yet" in page.locator(".toh-card").inner_text()
 
 
 def test_settings_from_nothing(box, visit):
@@ -283,13 +288,13 @@ HOSTILE = "<img src=x onerror=document.title='hacked'>"
 
 def test_what_the_router_says_is_never_html(box, visit):
     """A mistake whose message repeats it, and values that are shown."""
-    write(box, sections=[("first", PROXY, f"option username '{HOSTILE}'", f"list header '{HOSTILE}'", "list uplink '" + HOSTILE + "'"),
-                         ("second", HOSTILE)])
+    hostile = (f"option username '{HOSTILE}'", f"list header '{HOSTILE}'", f"list uplink '{HOSTILE}'")
+    write(box, sections=[("first", PROXY, *hostile), ("second", HOSTILE)])
     with open(box.root / "etc/config/tcp-over-http", "a") as file:
         file.write(RULES.replace("203.0.113.1", HOSTILE.replace("'", "")))
     for view in ("overview", "settings", "doctor"):
         page = visit(view)
-        page.locator("h2").first.wait_for()
+        page.locator("#view h2").first.wait_for()
         if view == "doctor":
             page.get_by_role("button", name="Examine").click()
             page.locator(".toh-finding").first.wait_for()
@@ -329,8 +334,8 @@ def test_doctor(box, visit):
 
 
 def test_what_a_forum_need_not_know(box, visit):
-    serve(box, "list resolver '198.51.100.9'", sections=[("corp", "proxy.corp.example", "option username 'smith'"), ("far", "192.0.2.9"),
-                                                          ("six", "2001:db8::77")])
+    corp = ("corp", "proxy.corp.example", "option username 'smith'")
+    serve(box, "list resolver '198.51.100.9'", sections=[corp, ("far", "192.0.2.9"), ("six", "2001:db8::77")])
     page = visit("doctor")
     page.get_by_role("button", name="Examine").click()
     page.locator("textarea").wait_for(timeout=60000)
@@ -368,6 +373,34 @@ def test_the_keyboard_alone(box, visit):
         assert not hidden, (view, hidden)
 
 
+def test_what_the_readme_shows(box, visit, lab, proxies):
+    """Its pictures: LUCI=FOLDER PICTURES=docs/pictures scripts/test-pages -k readme."""
+    serve(box, sections=[("office", PROXY), ("home", PROXY_OTHER), ("phone", "192.0.2.99")], rules=RULES)
+    box.run("/usr/bin/tcp-over-http", "use", "phone")
+    lab[0].client.connect_errno(SERVER, 80)
+    box.run("/usr/bin/tcp-over-http", "use", "auto")
+    page = visit("overview", width=860)
+    for number in range(40 if PICTURES else 2):
+        proxies[PROXY] = OK + bytes(20_000 + 3_000 * (number * 7 % 11))
+        for _ in range(1 + number % 3):
+            with contextlib.closing(lab[0].client.connect(SERVER, 80)) as sock:
+                sock.recv(1 << 20, socket.MSG_WAITALL)
+        page.wait_for_timeout(900)
+    until(lambda: not re.search("in all: ↓ 0 B", page.locator(".toh-wide").inner_text()), "bytes are counted")
+    assert page.locator(".toh-card").count() == 3
+    picture(page, "overview")
+    page = visit("settings", width=860, dark=True)
+    page.locator("h3").first.wait_for()
+    page.wait_for_timeout(500)
+    picture(page, "settings")
+
+
+def picture(page, name):
+    if PICTURES:
+        page.screenshot(path=f"{PICTURES}/{name}.png")
+    page.close()
+
+
 def test_widget(box, visit):
     serve(box)
     page = visit("widget")
@@ -394,6 +427,8 @@ def test_a_phone(box, visit, dark):
     serve(box, rules=RULES)
     for view in ("overview", "settings", "doctor"):
         page = visit(view, width=360, dark=dark)
-        page.locator("h2").first.wait_for()
+        page.locator("#view h2").first.wait_for()
         page.wait_for_timeout(500)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360, view
+        wide = page.evaluate("""() => document.documentElement.scrollWidth <= 360 ? [] : [...document.querySelectorAll('#view *')]
+            .filter(node => node.getBoundingClientRect().right > 361).map(node => node.outerHTML.slice(0, 120)).slice(-5)""")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, (view, wide)

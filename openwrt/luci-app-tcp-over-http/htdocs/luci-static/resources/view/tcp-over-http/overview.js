@@ -161,7 +161,8 @@ return view.extend({
 			]),
 			common.graph([ line ], SAMPLES, _('Time to answer in the last minutes')),
 			E('div', { 'class': 'toh-numbers' }, [
-				E('span', {}, [ proxy.ms_mean ? _('answers in %d ms').format(proxy.ms_mean) : _('not asked yet') ]),
+				E('span', {}, [ proxy.ms_mean ? _('answers in %d ms').format(proxy.ms_mean)
+					: proxy.attempts ? _('nothing opened yet') : _('not asked yet') ]),
 				E('span', {}, [ common.connections(proxy.flows) ]),
 				E('span', { 'title': _('Sent') }, [ '↑ ' + common.bytes(proxy.up) ]),
 				E('span', { 'title': _('Received') }, [ '↓ ' + common.bytes(proxy.down) ])
