@@ -151,6 +151,7 @@ return view.extend({
 		const state = common.state(proxy);
 		const line = this.answers[proxy.name].line;
 		const refusals = common.refusals(proxy);
+		const hasAnswered = Object.keys(proxy).some(name => /^(opened|refused_)/.test(name) && proxy[name] > 0);
 
 		return E('div', { 'class': 'toh-card%s'.format(proxy.chosen ? ' chosen' : ''), 'data-proxy': proxy.name }, [
 			E('h4', {}, [ proxy.name ]),
@@ -161,8 +162,8 @@ return view.extend({
 			]),
 			common.graph([ line ], SAMPLES, _('Time to answer in the last minutes')),
 			E('div', { 'class': 'toh-numbers' }, [
-				E('span', {}, [ proxy.ms_mean ? _('answers in %d ms').format(proxy.ms_mean)
-					: proxy.attempts ? _('nothing opened yet') : _('not asked yet') ]),
+				E('span', {}, [ hasAnswered ? _('answers in %d ms').format(proxy.ms_mean)
+					: proxy.attempts ? _('has not answered yet') : _('not asked yet') ]),
 				E('span', {}, [ common.connections(proxy.flows) ]),
 				E('span', { 'title': _('Sent') }, [ '↑ ' + common.bytes(proxy.up) ]),
 				E('span', { 'title': _('Received') }, [ '↓ ' + common.bytes(proxy.down) ])
