@@ -40,7 +40,7 @@ def table():
 def words_of_settings():
     """[option, title, sentence] as the view has them, by the names of its lists."""
     text = (APP / "htdocs/luci-static/resources/view/tcp-over-http/settings.js").read_text()
-    names = ("FIRST", "PROXY", "RULES", "RULES_MORE", "TABS")
+    names = ("FIRST", "PROXY", "PROXY_MORE", "RULES", "RULES_MORE", "TABS")
     lists = {name: re.search(rf"^const {name} = \[(.*?)^\];", text, re.M | re.S)[1] for name in names}
     string = r"""_\(('(?:[^'\\]|\\.)+'|"(?:[^"\\]|\\.)+")\)"""
     return {name: re.findall(rf"\[ '(\w+)', {string}, {string} \]", body) for name, body in lists.items()}
@@ -50,7 +50,7 @@ def test_each_option_is_on_the_page_and_each_of_the_page_is_an_option():
     words = words_of_settings()
     main = [name for name, *_ in words["FIRST"] + words["TABS"]]
     assert sorted(main) == sorted(table()["main"])
-    assert sorted(name for name, *_ in words["PROXY"]) == sorted(table()["upstream"])
+    assert sorted(name for name, *_ in words["PROXY"] + words["PROXY_MORE"]) == sorted(table()["upstream"])
     assert sorted(name for name, *_ in words["RULES"] + words["RULES_MORE"]) == sorted(table()["rule"])
 
 
@@ -109,6 +109,8 @@ def test_the_menu_leads_to_views_that_there_are():
 
 def test_all_strings_are_in_the_template_and_translated():
     """scripts/translations brings them up to date."""
+    # LuCI looks for a string without the spaces around it.
+    assert not [text for text in translations.strings() if text != " ".join(text.split())]
     for path, text in translations.files().items():
         assert path.read_text() == text, f"{path.name}: run scripts/translations"
     for language in LANGUAGES:

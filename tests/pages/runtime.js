@@ -295,6 +295,7 @@ const TypedSection = Section.extend({
 	__init__(map, type, title, description) { Object.assign(this, { map, sectiontype: type, title, description, children: [] }); },
 	sids() { return this.map.data.sections('json', this.sectiontype).map(s => s['.name']); },
 	handleAdd() { this.map.data.add('json', this.sectiontype); return this.map.save(null, true).catch(() => {}); },
+	renderRow(sid) { return this.renderOptions(sid); },
 	handleRemove(sid) { this.map.data.remove('json', sid); return this.map.save(null, true).catch(() => {}); },
 	render() {
 		return E('div', { 'class': 'cbi-section', 'id': 'cbi-json-' + this.sectiontype }, [
@@ -303,15 +304,26 @@ const TypedSection = Section.extend({
 			this.addremove ? E('div', { 'class': 'cbi-section-remove right' }, E('button', {
 				'class': 'btn cbi-button', 'data-section-id': sid, 'click': ui.createHandlerFn(this, 'handleRemove', sid)
 			}, [ 'Delete' ])) : '',
-			this.renderOptions(sid)
+			this.renderRow(sid)
 		]), [ this.addremove ? E('div', { 'class': 'cbi-section-create' }, E('button', {
 			'class': 'btn cbi-button cbi-button-add', 'click': ui.createHandlerFn(this, 'handleAdd')
 		}, [ this.addbtntitle || 'Add' ])) : '' ]));
 	}
 });
 
-/* As a typed one here: LuCI has a table of the first few options, and a dialogue with all. */
-const GridSection = TypedSection.extend({});
+/* As a typed one here, with handles to drag: LuCI has a table of the first few options, and a dialogue with all. */
+const GridSection = TypedSection.extend({
+	renderRow(sid) {
+		const row = E('div', { 'data-sid': sid, 'dragover': ev => ev.preventDefault(), 'drop': ev => {
+			this.map.data.move('json', ev.dataTransfer.getData('text'), sid, ev.clientY > row.getBoundingClientRect().top + row.offsetHeight / 2);
+			this.map.renderContents();
+		} }, [ this.renderOptions(sid) ]);
+		if (this.sortable)
+			row.prepend(E('button', { 'class': 'cbi-button drag-handle', 'draggable': true,
+				'dragstart': ev => ev.dataTransfer.setData('text', sid) }, [ '☰' ]));
+		return row;
+	}
+});
 
 const Value = Base.extend({
 	__init__(map, section, option, title, description) {

@@ -73,12 +73,19 @@ function svg(tag, attributes, children) {
 }
 
 return baseclass.extend({
-	/* null: no daemon answers. */
+	/* null: no daemon answers; undefined: nobody may ask. */
 	status: function() {
-		return L.resolveDefault(callStatus(), null).then(status => (status && status.upstreams) ? status : null);
+		return L.resolveDefault(callStatus()).then(status => status && (status.upstreams ? status : null));
 	},
 
 	settings: callSettings,
+
+	/* Relayed by the daemon, and forwarded by the kernel. */
+	moved: function(status) {
+		const forwarding = status.forwarding || { up: 0, down: 0 };
+
+		return { up: status.bytes.up + forwarding.up, down: status.bytes.down + forwarding.down };
+	},
 
 	state: function(proxy) {
 		const [ words, grade ] = STATES[proxy.state] || [ proxy.state, 'fair' ];
@@ -110,6 +117,10 @@ return baseclass.extend({
 		return '%1024.1mB'.format(Math.round(number));
 	},
 
+	connections: function(count) {
+		return (count == 1) ? _('1 connection') : _('%d connections').format(count);
+	},
+
 	rate: function(number) {
 		return '%1024.1mB/s'.format(Math.round(number));
 	},
@@ -121,12 +132,17 @@ return baseclass.extend({
 			: _('%d days').format(seconds / 86400);
 	},
 
+	isOff: function(settings) {
+		const main = (settings.sections || []).find(section => section['.type'] == 'tcp-over-http');
+
+		return !!main && /^(0|no|off|false|disabled)$/.test(L.toArray(main.enabled)[0]);
+	},
+
 	/* Why no daemon answers, in words. */
 	whyNot: function(settings) {
-		const main = (settings.sections || []).find(section => section['.type'] == 'tcp-over-http');
 		const check = settings.check || {};
 
-		if (main && /^(0|no|off|false|disabled)$/.test(L.toArray(main.enabled)[0]))
+		if (this.isOff(settings))
 			return _('Switched off. Nothing is proxied.');
 
 		if (check.valid === false)

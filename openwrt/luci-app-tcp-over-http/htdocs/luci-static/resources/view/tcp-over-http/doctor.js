@@ -12,9 +12,18 @@ const callDoctor = rpc.declare({ object: 'tcp-over-http', method: 'doctor', para
 const LOCAL = /^(10\.|127\.|169\.254\.|192\.168\.|172\.(1[6-9]|2\d|3[01])\.|198\.1[89]\.|0\.|255\.|fd|fc|fe80|::1$|::$)/i;
 
 return view.extend({
-	/* Without what a forum need not know: addresses of the internet, names of proxies, the target. */
-	blank: function(lines, target) {
-		const proxies = [];
+	/* Who and where the proxies are, as the configuration has it; addresses are found without it. */
+	known: function(sections) {
+		const words = [].concat(...(sections || []).map(section => [].concat(L.toArray(section.username),
+			[ ...L.toArray(section.host), ...L.toArray(section.upstream) ].map(url => url.replace(/^.*[\/@]/, '').replace(/:\d*$/, '')))));
+
+		return words.filter(word => word && !/^[\d.]+$|:/.test(word))
+			.map(word => new RegExp('(?<![\\w.-])' + word.replace(/[^\w-]/g, '\\$&') + '(?![\\w-])', 'gi'));
+	},
+
+	/* Without what a forum need not know: addresses of the internet; names, hosts and users of proxies; the target. */
+	blank: function(lines, target, sections) {
+		const proxies = [], known = this.known(sections);
 
 		return lines.map(line => line.replace(/\bupstream (\S+?)(?=:? |:$|$)/, (all, name) => {
 			if (!proxies.includes(name))
@@ -24,7 +33,8 @@ return view.extend({
 		}).replace(/\/\/[^\/\s@]+@/g, '//***@')
 			.replace(/\b\d{1,3}(\.\d{1,3}){3}\b/g, ip => LOCAL.test(ip) ? ip : 'x.x.x.x')
 			.replace(/(?<![\w:])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w:])/gi, ip => LOCAL.test(ip) ? ip : 'x::x')
-			.split(target).join('TARGET')).join('\n') + '\n';
+			.split(target).join('TARGET'))
+			.map(line => known.reduce((text, word) => text.replace(word, '***'), line)).join('\n') + '\n';
 	},
 
 	render: function() {
@@ -54,18 +64,18 @@ return view.extend({
 
 		dom.content(this.output, E('em', { 'class': 'spinning' }, _('Under way…')));
 
-		return callDoctor(target).then(lines => {
+		return Promise.all([ callDoctor(target), L.resolveDefault(common.settings(), {}) ]).then(([ lines, settings ]) => {
 			const bad = lines.filter(line => line.startsWith('FAIL')).length;
 			const isWarned = lines.some(line => line.startsWith('warn'));
 			const text = E('textarea', { 'class': 'toh-copy', 'rows': lines.length + 1, 'readonly': true, 'aria-label': _('As text') },
-				[ this.blank(lines, target) ]);
+				[ this.blank(lines, target, settings.sections) ]);
 
 			dom.content(this.output, lines.length ? [
-				E('p', {}, E('strong', {}, bad ? _('%d things are wrong.').format(bad)
+				E('p', {}, E('strong', {}, (bad == 1) ? _('One thing is wrong.') : bad ? _('%d things are wrong.').format(bad)
 					: isWarned ? _('Nothing fails, but there are warnings.') : _('All is well.'))),
 				E('ul', {}, lines.map(line => common.finding(line))),
 				E('h3', {}, _('For a forum')),
-				E('p', {}, _('Without public addresses and the names of proxies.')),
+				E('p', {}, _('Without public addresses, and without hosts, users and names of proxies.')),
 				text,
 				E('p', {}, E('button', { 'class': 'btn cbi-button', 'click': () => this.copy(text) }, _('Copy')))
 			] : E('p', { 'class': 'toh-state toh-bad' }, _('The doctor said nothing.')));

@@ -12,7 +12,7 @@ const callHistory = rpc.declare({ object: 'tcp-over-http', method: 'history', ex
 const callUse = rpc.declare({ object: 'tcp-over-http', method: 'use', params: [ 'name', 'reset' ] });
 
 const callPause = rpc.declare({ object: 'tcp-over-http', method: 'pause', params: [ 'duration' ] });
-const callResume = rpc.declare({ object: 'tcp-over-http', method: 'resume' });
+const callResume = rpc.declare({ object: 'tcp-over-http', method: 'resume', params: [ 'client' ] });
 
 /* A sample every 5 s: five minutes. */
 const INTERVAL = 5, SAMPLES = 60;
@@ -40,6 +40,7 @@ return view.extend({
 
 	remember: function(status) {
 		const now = Date.now() / 1000;
+		const moved = status && common.moved(status);
 		const push = (line, value) => { line.push(value); line.splice(0, line.length - SAMPLES); };
 
 		if (!status) {
@@ -49,16 +50,16 @@ return view.extend({
 
 		if (this.last && now > this.last.at) {
 			const rate = key => {
-				const moved = status.bytes[key] - this.last[key];
+				const more = moved[key] - this.last[key];
 
-				return (moved >= 0) ? moved / (now - this.last.at) : null;
+				return (more >= 0) ? more / (now - this.last.at) : null;
 			};
 
 			push(this.up, rate('up'));
 			push(this.down, rate('down'));
 		}
 
-		this.last = { at: now, up: status.bytes.up, down: status.bytes.down };
+		this.last = Object.assign({ at: now }, moved);
 
 		status.upstreams.forEach(proxy => {
 			const line = this.answers[proxy.name] = this.answers[proxy.name] || { seen: 0, line: [] };
@@ -115,20 +116,22 @@ return view.extend({
 		const works = status.upstreams.filter(proxy => proxy.state == 'ok' || proxy.state == 'holding').length;
 		const words = status.draining ? _('Ends: no new connections.')
 			: !works ? _('Running, but no proxy works: connections are refused.')
-			: _('Running for %s, %d connections open.').format(common.duration(status.uptime), status.flows.live);
+			: _('Running for %s; open: %s.').format(common.duration(status.uptime), common.connections(status.upstreams.reduce((sum, proxy) => sum + proxy.flows, 0)));
 
 		return E('p', { 'class': 'toh-state toh-%s'.format(status.draining || !works ? 'bad' : 'good'), 'aria-live': 'polite' }, [ words ]);
 	},
 
 	/* For a login page: what is begun meanwhile goes out directly. */
 	renderPause: function(pauses) {
+		const all = pauses.some(pause => pause.client == 'all');
+
 		return E('div', { 'class': 'cbi-section' }, [
 			E('div', {}, pauses.map(pause => E('p', { 'class': 'toh-state toh-bad' }, [
 				((pause.client == 'all') ? _('Paused: connections go out directly (%s left)') : _('Paused for %s: its connections go out directly (%s left)'))
-					.format(...(pause.client == 'all' ? [] : [ pause.client ]), common.duration(pause.seconds_left))
+					.format(...(pause.client == 'all' ? [] : [ pause.client ]), common.duration(pause.seconds_left)), ' ',
+				this.renderButton('resume %s'.format(pause.client), _('Resume'), () => callResume((pause.client == 'all') ? '' : pause.client))
 			]))),
-			pauses.length ? this.renderButton('resume', _('Resume'), () => callResume())
-				: this.renderButton('pause', _('Pause for 10 minutes'), () => callPause('10m'))
+			all ? '' : this.renderButton('pause', _('Pause for 10 minutes'), () => callPause('10m'))
 		]);
 	},
 
@@ -148,23 +151,25 @@ return view.extend({
 		const state = common.state(proxy);
 		const line = this.answers[proxy.name].line;
 		const refusals = common.refusals(proxy);
+		const hasAnswered = Object.keys(proxy).some(name => /^(opened|refused_)/.test(name) && proxy[name] > 0);
 
 		return E('div', { 'class': 'toh-card%s'.format(proxy.chosen ? ' chosen' : ''), 'data-proxy': proxy.name }, [
 			E('h4', {}, [ proxy.name ]),
 			E('p', { 'class': 'toh-state toh-%s'.format(state.grade) }, [
 				proxy.why ? '%s: %s'.format(state.words, common.reason(proxy.why)) : state.words,
 				proxy.seconds_left ? ' ' + _('(%s left)').format(common.duration(proxy.seconds_left)) : '',
-				proxy.chosen ? E('strong', {}, ' — ' + _('chosen by you')) : ''
+				proxy.chosen ? E('strong', {}, ' — ' + _('chosen by you')) : proxy.uplink ? ' — ' + _('asked first: its uplink is up') : ''
 			]),
 			common.graph([ line ], SAMPLES, _('Time to answer in the last minutes')),
 			E('div', { 'class': 'toh-numbers' }, [
-				E('span', {}, [ proxy.ms_mean ? _('answers in %d ms').format(proxy.ms_mean) : _('not asked yet') ]),
-				E('span', {}, [ _('%d connections').format(proxy.flows) ]),
+				E('span', {}, [ hasAnswered ? _('answers in %d ms').format(proxy.ms_mean)
+					: proxy.attempts ? _('has not answered yet') : _('not asked yet') ]),
+				E('span', {}, [ common.connections(proxy.flows) ]),
 				E('span', { 'title': _('Sent') }, [ '↑ ' + common.bytes(proxy.up) ]),
 				E('span', { 'title': _('Received') }, [ '↓ ' + common.bytes(proxy.down) ])
 			]),
 			refusals.length ? E('p', { 'class': 'toh-old' }, [
-				_('Refused: '), refusals.map(([ count, words ]) => '%s (%d)'.format(words, count)).join(', ')
+				_('Refused:'), ' ', refusals.map(([ count, words ]) => '%s (%d)'.format(words, count)).join(', ')
 			]) : '',
 			proxy.chosen ? '' : this.renderUse(proxy.name, _('Use this one'))
 		]);
@@ -197,6 +202,7 @@ return view.extend({
 
 	renderThroughput: function(status) {
 		const last = line => line.length ? line[line.length - 1] || 0 : 0;
+		const moved = common.moved(status);
 
 		return E('div', { 'class': 'cbi-section toh-wide' }, [
 			E('h3', {}, _('Throughput')),
@@ -205,7 +211,7 @@ return view.extend({
 				E('span', {}, [ _('— received: %s').format(common.rate(last(this.down))) ]),
 				E('span', {}, [ _('- - sent: %s').format(common.rate(last(this.up))) ]),
 				E('span', {}, [ _('top edge: %s').format(common.rate(Math.max(1, ...this.down, ...this.up))) ]),
-				E('span', {}, [ _('in all: ↓ %s, ↑ %s').format(common.bytes(status.bytes.down), common.bytes(status.bytes.up)) ])
+				E('span', {}, [ _('in all: ↓ %s, ↑ %s').format(common.bytes(moved.down), common.bytes(moved.up)) ])
 			])
 		]);
 	},

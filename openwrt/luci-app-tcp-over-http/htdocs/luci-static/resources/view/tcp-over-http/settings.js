@@ -31,15 +31,18 @@ const FIRST = [
 ];
 
 const PROXY = [
+	[ 'enabled', _('Enabled'), _('Off: as if this proxy were not there.') ],
 	[ 'host', _('Host'), _('Name or address of the proxy.') ],
 	[ 'port', _('Port'), _('TCP port of the proxy.') ],
 	[ 'username', _('User'), _('If the proxy wants a login.') ],
-	[ 'password', _('Password'), _('It never leaves the router: an empty field leaves it as it is.') ],
+	[ 'password', _('Password'), _('It never leaves the router: an empty field leaves it as it is.') ]
+];
+
+const PROXY_MORE = [
 	[ 'auth', _('Login'), _('How user and password are sent: as they are, only as hashes, or as hashes once the proxy offers it.') ],
 	[ 'header', _('Header fields'), _('Sent with every CONNECT, as NAME: VALUE.') ],
 	[ 'connect_header_host', _('Host field'), _("Sent with every CONNECT in place of the target's name, for proxies that go by it.") ],
-	[ 'uplink', _('Uplinks'), _('Interfaces, or names of Wi-Fi networks, at which this proxy is asked first.') ],
-	[ 'enabled', _('Enabled'), _('Off: as if this proxy were not there.') ]
+	[ 'uplink', _('Uplinks'), _('Interfaces, or names of Wi-Fi networks, at which this proxy is asked first.') ]
 ];
 
 /* Those that the table shows, and those that only its dialogue does. */
@@ -240,9 +243,12 @@ return view.extend({
 		s.anonymous = true;
 		s.addremove = !this.map.readonly;
 		s.addbtntitle = _('Add a proxy');
-		PROXY.forEach(words => this.addOption(s, 'upstream', words));
-		this.addButton(s, '_test', _('Try it'), _('As typed, before anything is saved.'), _('Test this proxy'), this.handleTest);
-		this.addButton(s, '_up', _('Order'), '', _('Ask it earlier'), this.handleUp);
+		s.tab('proxy', _('Proxy'));
+		s.tab('more', _('More'));
+		PROXY.forEach(words => this.addOption(s, 'upstream', words, 'proxy'));
+		PROXY_MORE.forEach(words => this.addOption(s, 'upstream', words, 'more'));
+		this.addButton(s, '_test', _('Try it'), _('As typed, before anything is saved.'), _('Test this proxy'), this.handleTest, 'proxy');
+		this.addButton(s, '_up', _('Order'), '', _('Ask it earlier'), this.handleUp, 'proxy');
 
 		if (this.options.rule) {
 			s = this.map.section(form.GridSection, 'rule', _('Rules'), _('What becomes of certain connections: the first rule that matches counts.'));
@@ -256,6 +262,12 @@ return view.extend({
 				if (o)
 					o.modalonly = true;
 			});
+
+			/* Dragging is for the mouse alone. */
+			const up = this.addButton(s, '_up', _('Order'), '', _('Earlier'), this.handleUp);
+
+			up.editable = true;
+			up.modalonly = false;
 		}
 
 		s = this.map.section(form.NamedSection, 'main', 'main', _('More'));
@@ -271,13 +283,15 @@ return view.extend({
 			.forEach(spec => this.addOption(s, 'main', [ spec.name, spec.name, spec.help ], 'expert'));
 	},
 
-	addButton: function(s, name, title, description, words, handler) {
-		const o = s.option(form.Button, name, title, description);
+	addButton: function(s, name, title, description, words, handler, tab) {
+		const o = tab ? s.taboption(tab, form.Button, name, title, description) : s.option(form.Button, name, title, description);
 
 		o.inputtitle = words;
 		o.inputstyle = 'action';
 		o.readonly = this.map.readonly;
 		o.onclick = (ev, sid) => handler.call(this, sid);
+
+		return o;
 	},
 
 	addOption: function(s, kind, [ name, title, description ], tab) {
@@ -426,15 +440,20 @@ return view.extend({
 		return this.map.parse().then(() => this.map.load());
 	},
 
+	/* In the form, or in a row of a table. */
+	field: function(sid, name) {
+		return this.map.root.querySelector('[data-field="cbid.json.%s.%s"], [data-sid="%s"] > [data-name="%s"]'.format(sid, name, sid, name));
+	},
+
 	/* Puts what the daemon says to the field it is about, and on top. */
 	blame: function({ check, layout }) {
 		const text = check.message.join(' ');
 		const [ , name, message ] = text.match(/^([a-z0-9_]+): (.*)$/) || [];
-		const field = name && this.map.root.querySelector('[data-field="cbid.json.%s.%s"]'.format(layout[check.section - 1] || 'main', name));
+		const field = name && this.field(layout[check.section - 1] || 'main', name);
 
 		if (field) {
 			const tab = dom.parent(field, '[data-tab]');
-			const link = tab && this.map.root.querySelector('.cbi-tabmenu [data-tab="%s"] a'.format(tab.getAttribute('data-tab')));
+			const link = tab && tab.parentNode.previousElementSibling.querySelector('[data-tab="%s"] a'.format(tab.getAttribute('data-tab')));
 			const input = field.querySelector('input:not([type="hidden"]), select');
 
 			if (link)
@@ -484,13 +503,20 @@ return view.extend({
 
 	handleUp: function(sid) {
 		return L.resolveDefault(this.parse()).then(() => {
-			const sids = this.map.data.sections('json', 'upstream').map(values => values['.name']);
+			const kind = this.map.data.get('json', sid)['.type'];
+			const sids = this.map.data.sections('json', kind).map(values => values['.name']);
 			const place = sids.indexOf(sid);
 
 			if (place > 0)
 				this.map.data.move('json', sid, sids[place - 1], false);
 
 			return this.map.renderContents();
+		}).then(() => {
+			/* The button that the keyboard was at is another one now. */
+			const field = this.field(sid, '_up');
+
+			if (field)
+				field.querySelector('button').focus();
 		});
 	},
 
@@ -521,15 +547,25 @@ return view.extend({
 		});
 	},
 
-	/* Says what a change did, once the daemon has had time for it. */
+	/* How it is once the change has had its effect, which takes a slow router a while: asks again every 2 s, for at most 20. */
+	settled: function(isRestarted, tries) {
+		return new Promise(resolve => window.setTimeout(resolve, 2000))
+			.then(() => Promise.all([ common.status(), common.settings() ]))
+			.then(([ status, settings ]) => {
+				const isThere = common.isOff(settings) ? !status : status && !(isRestarted && status.uptime > 2 * tries);
+
+				return (isThere || tries == 10) ? [ status, settings ] : this.settled(isRestarted, tries + 1);
+			});
+	},
+
+	/* Says what a change did. */
 	told: function(names) {
 		const restarts = this.options.main.filter(spec => !spec.live && names.includes(spec.name)).map(spec => spec.name);
 		const words = names.includes('enabled') ? _('Saved and applied.')
 			: restarts.length ? _('Saved. The daemon starts anew, since these are new: %s.').format(restarts.join(', '))
 			: _('Saved and applied: connections go on.');
 
-		return new Promise(resolve => window.setTimeout(resolve, 2000))
-			.then(() => Promise.all([ common.status(), common.settings() ]))
+		return this.settled(restarts.length > 0, 1)
 			.then(([ status, settings ]) => {
 				this.tell(null, E('p', {}, [
 					words, ' ', status ? _('It runs.') : common.whyNot(settings)

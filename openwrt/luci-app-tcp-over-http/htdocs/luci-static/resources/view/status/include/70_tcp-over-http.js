@@ -11,8 +11,12 @@ return baseclass.extend({
 	},
 
 	render: function(status) {
-		if (!status)
+		if (status === undefined)
 			return null;
+
+		/* Nothing would leave there what it was before. */
+		if (!status)
+			return E('p', {}, E('em', {}, _('Not running.')));
 
 		return E('table', { 'class': 'table' }, status.upstreams.map(proxy => {
 			const state = common.state(proxy);
@@ -22,7 +26,7 @@ return baseclass.extend({
 				E('td', { 'class': 'td left' }, [
 					proxy.why ? '%s: %s'.format(state.words, common.reason(proxy.why)) : state.words,
 					proxy.chosen ? ' (' + _('chosen by you') + ')' : '',
-					', ', _('%d connections').format(proxy.flows)
+					', ', common.connections(proxy.flows)
 				])
 			]);
 		}));
