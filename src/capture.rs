@@ -12,7 +12,9 @@
 //!
 //! | priority | rule | why |
 //! |---|---|---|
-//! | P | `not iif lo goto END` | forward path, with a default route: only what the machine itself sends; all else the firewall captures |
+//! | P | `iif lo goto P+2` | forward path, for as long as somebody else has deleted the firewall's tables: ... |
+//! | P+1 | `ipproto tcp blackhole` | ... what is forwarded is dropped |
+//! | P+2 | `not iif lo goto END` | forward path, with a default route: only what the machine itself sends; all else the firewall captures |
 //! | P+2 | `iif TUN goto END` | what leaves the TUN can't enter it again: no loops |
 //! | P+3 | `fwmark MARK/MASK goto END`, `from PROXY goto END` each, `fwmark EXEMPT/MASK goto END` | nor can our connections to the proxies, nor theirs; what [`nft`] exempts |
 //! | P+3 | `fwmark BEGUN/MASK lookup TABLE` | relay path: errors about what a relay has sent, which [`nft`] knows |

@@ -32,6 +32,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::netlink::{self, Message};
 use super::pause::{MAX_PAUSES, Pauses};
+use super::rules as policy;
 use super::{Path, Subnets, Uplinks};
 use crate::config::{Config, Host, MARK_MASK, NonTcp, OnFailure, Quic};
 use crate::dns;
@@ -118,6 +119,8 @@ pub struct Commands {
     /// Whether a family has a table.
     has_table: [bool; 2],
     pauses: Pauses,
+    /// The policy rules that are to be there while the tables, which somebody else has deleted, are not.
+    pub lost: Vec<super::Rule>,
 }
 
 impl Commands {
@@ -168,6 +171,10 @@ impl Tables<'_> {
             name,
             has_table: [has_any, has_any && self.config.address6.is_some()],
             pauses: self.pauses.clone(),
+            lost: match (self.path, self.config.on_failure) {
+                (Path::Forward, OnFailure::Block) if has_any => policy::lost(self.config),
+                _ => Vec::new(),
+            },
         }
     }
 
@@ -920,6 +927,26 @@ mod tests {
         config.local = true;
         config.on_failure = OnFailure::Direct;
         assert!(!replace(&config, Path::Forward, true).contains(SENT));
+    }
+
+    /// What the machine itself sends jumps past what drops the rest, before that is there.
+    #[test]
+    fn rules_stand_in_for_tables() {
+        let lost = |config: &Config, path| {
+            let (uplinks, pauses) = (Uplinks::default(), &Pauses::NONE);
+            Tables { config, path, is_running: true, uplinks: &uplinks, proxies: &[], pauses }.replace().lost
+        };
+        let mut config = config("1");
+        config.auto_route = true;
+        let places = |rules: &[crate::capture::Rule]| {
+            rules.iter().map(|rule| (rule.priority - config.rule_priority, rule.target)).collect::<Vec<_>>()
+        };
+        let end = config.rule_priority + 2;
+        let rules = lost(&config, Path::Forward);
+        assert_eq!(places(&rules), [[(2, 0), (0, end), (1, 0)]; 2].concat());
+        assert!(lost(&config, Path::Relay).is_empty(), "there rules capture");
+        config.on_failure = OnFailure::Direct;
+        assert!(lost(&config, Path::Forward).is_empty());
     }
 
     /// In order, up to the last that is direct; what concerns another family, or names alone, is left out.

@@ -25,6 +25,8 @@ pub const FR_ACT_TO_TBL: u8 = 1;
 pub const FR_ACT_GOTO: u8 = 2;
 /// Nothing: a place to go on at.
 pub const FR_ACT_NOP: u8 = 3;
+/// Drop it.
+pub const FR_ACT_BLACKHOLE: u8 = 6;
 
 /// A flag.
 const FIB_RULE_INVERT: u32 = 2;
@@ -107,11 +109,19 @@ impl Rule {
 
     /// The request that adds it; fails with EEXIST if it is there.
     pub fn add(&self) -> Message {
+        self.message(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// The request that deletes it; fails with ENOENT if it is not there.
+    pub fn delete(&self) -> Message {
+        self.message(RTM_DELRULE, 0)
+    }
+
+    fn message(&self, kind: u16, flags: u16) -> Message {
         let (dst, src) = (self.dst.map_or(0, IpNet::prefix), self.src.map_or(0, IpNet::prefix));
-        let flags = if self.is_not { FIB_RULE_INVERT } else { 0 };
-        let [a, b, c, d] = flags.to_ne_bytes();
+        let [a, b, c, d] = if self.is_not { FIB_RULE_INVERT } else { 0 }.to_ne_bytes();
         let body = [self.family, dst, src, 0, 0, 0, 0, self.action, a, b, c, d];
-        let mut message = Message::new(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, &body)
+        let mut message = Message::new(kind, flags, &body)
             .attr_u32(FRA_PRIORITY, self.priority)
             .attr(FRA_PROTOCOL, &[self.protocol]);
         if !self.iif.is_empty() {

@@ -4,7 +4,7 @@ use alloc::borrow::ToOwned;
 use alloc::vec::Vec;
 
 use super::routes::Group;
-use super::rule::{FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, Rule};
+use super::rule::{FR_ACT_BLACKHOLE, FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, Rule};
 use super::uplinks::default_prefix;
 use super::{OURS, V4, V6, family_of};
 use crate::config::{Config, Host, MARK_MASK, NonTcp, Quic};
@@ -13,7 +13,9 @@ use crate::net::IpNet;
 
 // Priorities, from `rule_priority` on.
 
-const NOT_SELF: u32 = 0;
+const LOST_SELF: u32 = 0;
+const LOST: u32 = 1;
+const NOT_SELF: u32 = 2;
 const LEAVES_TUN: u32 = 2;
 const MARKED: u32 = 3;
 const FAKE: u32 = 4;
@@ -86,6 +88,19 @@ pub fn rules(
             rules.select();
         }
         rules.capture();
+    }
+    all
+}
+
+/// The rules, in the order to add them, that drop what is forwarded while the firewall that is to capture it is gone: a
+/// route is looked up for every packet, also of a connection that conntrack's NAT no longer leads to its proxy.
+pub fn lost(config: &Config) -> Vec<Rule> {
+    let mut all = Vec::new();
+    for family in [Some(V4), config.address6.map(|_| V6)].into_iter().flatten() {
+        let mut rules = Rules { config, family, all: &mut all };
+        rules.add(LEAVES_TUN, FR_ACT_NOP);
+        rules.goto(LOST_SELF, LEAVES_TUN).device(SELF);
+        rules.add(LOST, FR_ACT_BLACKHOLE).of(TCP, None);
     }
     all
 }

@@ -11,7 +11,8 @@ import pytest
 from lab.capture import LeakCapture
 from lab.connections import assert_proxied, open_tunnel
 from lab.gateway import DEFAULT_RULES, NFT_TABLE, TUN
-from lab.netns import CLIENT6, PROXY, PROXY6, SERVER, SERVER6, SERVER_OTHER
+from lab.netns import CLIENT6, PROXY, PROXY6, SERVER, SERVER6, SERVER_OTHER, finish_connect
+from lab.slow_nft import SlowNft
 from lab.wait import until
 from lab.wire import TCP, IPv6, Wire
 
@@ -55,6 +56,37 @@ def traffic(request, network, internet):
     control.close()
     yield traffic
     traffic.close()
+
+
+def test_tables_that_are_flushed(configured, proxy, network, client, router, directory):
+    """While they are put back nothing gets out: neither what begins nor what NAT has led to the proxy so far."""
+    nft = SlowNft(directory)
+    daemon = configured.write().start(env=nft.env)
+    near = client.begin_connect(SERVER, 4000)
+    far = proxy.open()
+    assert finish_connect(near) == 0
+    leaks = LeakCapture(network, [(PROXY, 3128), (PROXY6, 3128)], also="icmp or icmp6")
+    nft.hold.touch()
+    router.run("nft", "flush", "ruleset")
+    until(nft.waits.exists, "nft runs")
+    begun = [client.begin_connect(server, 4001) for server in (SERVER, SERVER6)]
+    near.sendall(b"question")
+    # What is sent later has got out, and so what was sent before would have.
+    for server in (SERVER, SERVER6):
+        client.run("ping", "-c", "1", "-W", "5", server)
+    nft.hold.unlink()
+    daemon.wait_log("deleted from outside: restored")
+    assert far.sock.recv(100) == b"question"
+    for _ in begun:
+        proxy.open()
+    for connection in begun:
+        assert finish_connect(connection) == 0
+        connection.close()
+    assert "blackhole" not in router.run("ip", "rule").stdout + router.run("ip", "-6", "rule").stdout
+    leaks.assert_none()
+    leaks.close()
+    near.close()
+    far.close()
 
 
 def flush_rules(router):

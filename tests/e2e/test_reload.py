@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -15,6 +14,7 @@ from lab.dnsservers import ELSEWHERE, Unbound, answer_to, framed, query, read_fr
 from lab.faultproxy import OK
 from lab.gateway import PASSWORD, READY, TABLE, TUN, is_relayed, upstream
 from lab.netns import CLIENT_OTHER, PROXY, PROXY_OTHER, RESOLVER, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
+from lab.slow_nft import SlowNft
 from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="rules change, and a new run is not emulated")
@@ -159,23 +159,6 @@ def test_capture_changes(configured, proxy, client, internet):
     assert_proxied(client, proxy, SERVER_OTHER)
     configured.reload("changed auto_route;", main="option auto_route 0")
     assert_direct(client, internet.listen(SERVER), proxy)
-
-
-class SlowNft:
-    """An nft in front of the real one, which can be had wait, or be missing."""
-
-    def __init__(self, directory):
-        self.path, self.hold, self.waits = (directory / name for name in ("nft", "hold", "waits"))
-        self.env = {"PATH": str(directory)}
-        self.be_there()
-
-    def be_there(self):
-        self.path.write_text(
-            f'#!/bin/sh\n'
-            f'while [ -e {self.hold} ]; do : >{self.waits}; {shutil.which("sleep")} 0.05; done\n'
-            f'exec {shutil.which("nft")} "$@"\n'
-        )
-        self.path.chmod(0o755)
 
 
 def test_nft_takes_its_time(configured, proxy, client, internet, directory):

@@ -84,6 +84,7 @@ impl Firewall {
                     Some(self.commands.replace(next))
                 } else {
                     ready!(self.poll_deleted(cx));
+                    self.stand_in(true);
                     None
                 };
                 let commands = self.commands.as_ref().map(|commands| commands.at(self.clock.now()));
@@ -102,6 +103,9 @@ impl Firewall {
                     return Poll::Ready(Err(error));
                 }
                 (None, result) => {
+                    if result.is_ok() {
+                        self.stand_in(false);
+                    }
                     let end = result.as_ref().map_or_else(|error| error as &dyn Display, |()| &"restored");
                     let level = if result.is_ok() { Level::Info } else { Level::Error };
                     log::log!(level, "the firewall's table was deleted from outside: {end}");
@@ -110,6 +114,23 @@ impl Firewall {
                     }
                 }
             }
+        }
+    }
+
+    /// While there are none, policy rules drop what they would take: nft may need a second on a small router.
+    fn stand_in(&self, is_lost: bool) {
+        let Some(commands) = self.commands.as_ref().filter(|commands| !commands.lost.is_empty()) else {
+            return;
+        };
+        let Ok(mut socket) = Socket::open(libc::NETLINK_ROUTE) else { return };
+        let mut request = |message| {
+            if let Err(error) = socket.request(message) {
+                log::debug!("the rules in the place of the firewall's table: {error}");
+            }
+        };
+        match is_lost {
+            true => commands.lost.iter().for_each(|rule| request(rule.add())),
+            false => commands.lost.iter().rev().for_each(|rule| request(rule.delete())),
         }
     }
 
