@@ -108,9 +108,9 @@ class Ubus:
         options.update(values)
         return self.stage(found)
 
-    def uci_add(self, config, type, values):
+    def uci_add(self, config, type, values, name=None):
         found = self.sections()
-        name = f"cfg{len(found) + 1:02x}{sum(map(ord, type)):04x}"
+        name = name or f"cfg{len(found) + 1:02x}{sum(map(ord, type)):04x}"
         self.stage([*found, [type, name, values]])
         return [0, {"section": name}]
 
@@ -125,6 +125,9 @@ class Ubus:
                 for option in options:
                     values.pop(option, None)
         return self.stage(found)
+
+    def uci_rename(self, config, section, name):
+        return self.stage([[kind, name if old == section else old, values] for kind, old, values in self.sections()])
 
     def uci_order(self, config, sections):
         return self.stage(sorted(self.sections(), key=lambda one: sections.index(one[1])))

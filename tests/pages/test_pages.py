@@ -152,9 +152,7 @@ def test_settings_from_nothing(box, visit):
     """A new user's way: a proxy, switched on, saved."""
     write(box, "option enabled '0'")
     page = visit("settings")
-    page.get_by_role("button", name="Add a proxy").click()
-    hosts = page.locator('[data-name="host"] input[type=text]')
-    hosts.fill(PROXY)
+    page.locator('[data-name="host"] input[type=text]').fill(PROXY)
     page.locator('[data-name="port"] input[type=text]').first.fill("3128")
     field(page, "main", "enabled").locator("input[type=checkbox]").check()
     save(page)
@@ -162,6 +160,98 @@ def test_settings_from_nothing(box, visit):
     page.get_by_text("It runs.").wait_for()
     assert len(status(box)["upstreams"]) == 1
     assert "option enabled" not in config(box)  # the default
+
+
+def test_a_proxy_of_which_nothing_is_typed_is_none(box, visit):
+    serve(box, sections=[OFFICE])
+    page = visit("settings")
+    hosts = page.locator('[data-name="host"] input[type=text]')
+    page.get_by_role("button", name="Add a proxy").click()
+    until(lambda: hosts.count() == 2, "there is another")
+    save(page)
+    page.get_by_text("Nothing has changed").wait_for()
+    page.locator('[data-name="port"] input[type=text]').nth(1).fill("3128")
+    save(page)
+    page.get_by_text("First correct what is marked").wait_for()
+    assert hosts.nth(1).evaluate("node => node.classList.contains('cbi-input-invalid')")
+
+
+def test_the_first_proxy_is_asked_for(box, visit):
+    """Or one within a list."""
+    write(box, "option enabled '0'")
+    before = config(box)
+    page = visit("settings")
+    host = page.locator('[data-name="host"] input[type=text]')
+    host.wait_for()
+    save(page)
+    page.get_by_text("First correct what is marked").wait_for()
+    assert host.evaluate("node => node.classList.contains('cbi-input-invalid')") and config(box) == before
+    page.get_by_text("Several proxies").click()
+    field(page, "main", "upstream").locator("input").last.fill(f"http://{PROXY}:3128")
+    page.keyboard.press("Enter")
+    save(page)
+    until(lambda: f"list upstream 'http://{PROXY}:3128'" in config(box), "it is saved")
+    assert "config upstream" not in config(box)
+
+
+def names(box):
+    return [one["name"] for one in status(box)["upstreams"]]
+
+
+def test_proxies_have_names(box, visit):
+    """Given when one is added, or later; rules follow."""
+    rule = "\nconfig rule 'one'\n\tlist dest '203.0.113.1'\n\toption upstream '%s'\n" % f"{PROXY}:3128"
+    write(box, sections=[OFFICE])
+    text = config(box).replace("config upstream 'office'", "config upstream") + rule
+    (box.root / "etc/config/tcp-over-http").write_text(text)
+    offset = len(box.log())
+    box.service("restart")
+    box.wait_ready(offset)
+    assert names(box) == [f"{PROXY}:3128"]
+    page = visit("settings")
+    page.get_by_role("button", name="Add a proxy").click()
+    name = page.locator('[data-name="_name"] input[type=text]')
+    until(lambda: name.count() == 2, "there is another")
+    name.nth(0).fill("office")
+    page.locator('[data-name="host"] input[type=text]').nth(1).fill(PROXY_OTHER)
+    page.locator('[data-name="port"] input[type=text]').nth(1).fill("3128")
+    for wrong in ("office", "one", "main", "auto", "direct", "a b"):
+        name.nth(1).fill(wrong)
+        save(page)
+        page.get_by_text("First correct what is marked").wait_for()
+        page.locator(".alert-message").evaluate("node => node.remove()")
+    name.nth(1).fill("home")
+    save(page)
+    until(lambda: names(box) == ["office", "home"], "they have names")
+    page.get_by_text("connections go on.").wait_for()
+    assert "option upstream 'office'" in config(box) and f"option password '{SECRET}'" in config(box)
+    until(lambda: name.nth(1).input_value() == "home", "the page has read them again")
+    name.nth(0).fill("work")
+    save(page)
+    until(lambda: names(box) == ["work", "home"], "it has another")
+    assert "option upstream 'work'" in config(box)
+    page = visit("overview")
+    page.locator(".toh-card").nth(1).wait_for()
+    assert page.locator(".toh-card h4").all_inner_texts() == ["work", "home"]
+
+
+def test_a_rule_chooses_among_the_proxies(box, visit):
+    rule = "\nconfig rule 'one'\n\tlist dest '203.0.113.1'\n\toption upstream 'office'\n"
+    serve(box, "list upstream 'http://joe:secret@192.0.2.99:8080'", sections=[OFFICE, HOME], rules=rule)
+    page = visit("settings")
+    page.locator('[data-sid="one"]').wait_for()
+    edit = page.locator('[data-sid="one"] .cbi-button-edit')
+    if edit.count():  # LuCI has a dialogue
+        edit.click()
+    choice = page.locator('[data-name="upstream"] select').last
+    choice.wait_for()
+    assert choice.locator("option").all_inner_texts() == ["-", "192.0.2.99:8080", "office", "home"]
+    choice.select_option("home")
+    if edit.count():
+        page.locator(".modal .cbi-button-positive").click()
+        page.locator(".modal select").wait_for(state="hidden")
+    save(page)
+    until(lambda: "option upstream 'home'" in config(box), "the rule has another")
 
 
 def test_a_change_keeps_secrets_and_connections(box, visit, lab, server):
