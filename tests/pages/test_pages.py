@@ -79,6 +79,20 @@ def test_overview(box, visit, lab):
         sock.close()
 
 
+def test_what_is_carried_as_requests_counts(box, visit, lab, proxies):
+    serve(box, "option http_relay 'always'", sections=[OFFICE])
+    proxies[PROXY] = b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n" + bytes(100_000)
+    near = lab[0].client.connect(SERVER, 80)
+    near.sendall(f"GET / HTTP/1.1\r\nHost: {SERVER}\r\n\r\n".encode())
+    near.recv(100_000, socket.MSG_WAITALL)
+    page = visit("overview")
+    page.get_by_text("open: 1 connection.").wait_for()
+    card = page.locator(".toh-card").inner_text()
+    assert "1 connection\n" in card and "↓ 97." in card and "answers in" in card, card
+    page.locator(".toh-wide", has_text=re.compile(r"in all: ↓ 9[78]\..*KiB")).wait_for()
+    near.close()
+
+
 def test_one_click_uses_a_proxy_and_another_none(box, visit):
     serve(box)
     page = visit("overview")
@@ -470,6 +484,9 @@ def test_what_the_readme_shows(box, visit, lab, proxies):
     lab[0].client.connect_errno(SERVER, 80)
     box.run("/usr/bin/tcp-over-http", "use", "auto")
     page = visit("overview", width=860)
+    held = [lab[0].client.connect(SERVER, 80) for _ in range(3)]
+    assert [sock.recv(5) for sock in held] == [b"hello"] * 3
+    proxies["ends"] = True
     for number in range(40 if PICTURES else 2):
         proxies[PROXY] = OK + bytes(20_000 + 3_000 * (number * 7 % 11))
         for _ in range(1 + number % 3):
@@ -477,9 +494,12 @@ def test_what_the_readme_shows(box, visit, lab, proxies):
                 sock.recv(1 << 20, socket.MSG_WAITALL)
         page.wait_for_timeout(900)
     until(lambda: not re.search("in all: ↓ 0 B", page.locator(".toh-wide").inner_text()), "bytes are counted")
+    page.get_by_text("open: 3 connections").wait_for()
     assert ["answers in" in text for text in page.locator(".toh-card").all_inner_texts()] == [True, False, False]
     assert "has not answered yet" in page.locator(".toh-card").last.inner_text()
     picture(page, "overview")
+    for sock in held:
+        sock.close()
     page = visit("settings", width=860, dark=True)
     page.locator("h3").first.wait_for()
     page.wait_for_timeout(500)
