@@ -228,12 +228,14 @@ class Server:
                "nodespec": {"satisfied": True, "readonly": self.ubus.readonly, "title": view}}
         run = f"L.require('ui').then(ui => ui.instantiateView('{name.replace('.', '/')}'))"
         if view == "widget":
-            run = (f"L.require('view.{name}').then(include => include.load()"
-                   ".then(data => document.querySelector('#view').replaceChildren(include.render(data))))")
+            run = (f"Promise.all([ L.require('view.{name}'), L.require('poll') ]).then(([ include, poll ]) => {{ const step = () => include.load()"
+                   ".then(data => document.querySelector('#view').replaceChildren(include.render(data))); step(); poll.add(step); })")
         dark = f"data-darkmode='{options['dark']}'" if "dark" in options else ""
+        mobile = f"/luci-static/{theme}/mobile.css"
+        mobile = f"<link rel=stylesheet media='only screen and (max-device-width: 854px)' href='{mobile}'>" if self.static(mobile) else ""
         return f"""<!DOCTYPE html>
 <html {dark}><head><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'><title>{view}</title>
-<link rel=stylesheet href='/luci-static/{theme}/cascade.css'><script>window.TR = {json.dumps(table)}</script>
+<link rel=stylesheet href='/luci-static/{theme}/cascade.css'>{mobile}<script>window.TR = {json.dumps(table)}</script>
 <script src='/luci-static/resources/cbi.js'></script></head>
 <body class=lang_en><div id=maincontent class=container><div id=tabmenu></div><div id=view></div></div>
 <script src='/luci-static/resources/luci.js'></script><script>L = new LuCI({json.dumps(env)});</script>
