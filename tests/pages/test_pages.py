@@ -263,7 +263,7 @@ def test_a_rule_chooses_among_the_proxies(box, visit):
     choice.select_option("home")
     if edit.count():
         page.locator(".modal .cbi-button-positive").click()
-        page.locator(".modal select").wait_for(state="hidden")
+        page.locator("body:not(.modal-overlay-active)").wait_for()
     save(page)
     until(lambda: "option upstream 'home'" in config(box), "the rule has another")
 
