@@ -228,11 +228,15 @@ class Server:
                "nodespec": {"satisfied": True, "readonly": self.ubus.readonly, "title": view}}
         run = f"L.require('ui').then(ui => ui.instantiateView('{name.replace('.', '/')}'))"
         if view == "widget":
-            run = (f"Promise.all([ L.require('view.{name}'), L.require('poll') ]).then(([ include, poll ]) => {{ const step = () => include.load()"
-                   ".then(data => document.querySelector('#view').replaceChildren(include.render(data))); step(); poll.add(step); })")
+            run = (f"Promise.all([ L.require('view.{name}'), L.require('poll') ]).then(([ include, poll ]) => {{"
+                   "const show = data => document.querySelector('#view').replaceChildren(include.render(data));"
+                   "const step = () => include.load().then(show); step(); poll.add(step); })")
         dark = f"data-darkmode='{options['dark']}'" if "dark" in options else ""
         mobile = f"/luci-static/{theme}/mobile.css"
-        mobile = f"<link rel=stylesheet media='only screen and (max-device-width: 854px)' href='{mobile}'>" if self.static(mobile) else ""
+        if self.static(mobile):
+            mobile = f"<link rel=stylesheet media='only screen and (max-device-width: 854px)' href='{mobile}'>"
+        else:
+            mobile = ""
         return f"""<!DOCTYPE html>
 <html {dark}><head><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'><title>{view}</title>
 <link rel=stylesheet href='/luci-static/{theme}/cascade.css'>{mobile}<script>window.TR = {json.dumps(table)}</script>

@@ -214,7 +214,7 @@ def names(box):
 
 def test_proxies_have_names(box, visit):
     """Given when one is added, or later; rules follow."""
-    rule = "\nconfig rule 'one'\n\tlist dest '203.0.113.1'\n\toption upstream '%s'\n" % f"{PROXY}:3128"
+    rule = f"\nconfig rule 'one'\n\tlist dest '203.0.113.1'\n\toption upstream '{PROXY}:3128'\n"
     write(box, sections=[OFFICE])
     text = config(box).replace("config upstream 'office'", "config upstream") + rule
     (box.root / "etc/config/tcp-over-http").write_text(text)
