@@ -55,10 +55,17 @@ def lab():
 
 @pytest.fixture
 def proxies(lab):
-    """Two that answer each request so; what they say may be changed."""
+    """Two that answer each request so, and hold the connection; what they say may be changed, and that they then close it."""
     said = {address: OK + b"hello" for address in (PROXY, PROXY_OTHER)}
-    made = [FaultProxy(lab[0].internet, address, 3128).serve(lambda connection, address=address: connection.send(said[address]))
-            for address in said]
+
+    def answer(connection, address):
+        is_end = "ends" in said
+        connection.send(said[address])
+        if is_end:
+            connection.close()
+
+    made = [FaultProxy(lab[0].internet, address, 3128).serve(lambda connection, address=address: answer(connection, address))
+            for address in (PROXY, PROXY_OTHER)]
     yield said
     for proxy in made:
         proxy.close()

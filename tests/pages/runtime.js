@@ -77,7 +77,7 @@ window.E = dom.create;
 class Base {
 	constructor(...args) { if (this.__init__) this.__init__(...args); }
 	super(name, args) {
-		const owner = this.__level || Object.getPrototypeOf(this);
+		const owner = this.__level || this;
 		let proto = owner;
 		while (proto && !Object.hasOwn(proto, name)) proto = Object.getPrototypeOf(proto);
 		const above = Object.getPrototypeOf(proto), before = this.__level;
@@ -193,6 +193,7 @@ const equal = (a, b) => JSON.stringify(a) == JSON.stringify(b);
 
 const CHECKS = {
 	port: value => /^\d+$/.test(value) && +value <= 65535,
+	uciname: value => /^[a-zA-Z0-9_]+$/.test(value),
 	range: (value, min, max) => /^-?\d+(\.\d+)?$/.test(value) && +value >= +min && +value <= +max
 };
 
@@ -329,7 +330,7 @@ const Value = Base.extend({
 	__init__(map, section, option, title, description) {
 		Object.assign(this, { map, section, option, title, description, rmempty: true, optional: false, default: null, nodes: {}, read: {} });
 	},
-	value(key, words) { (this.keys = this.keys || []).push([ String(key), words ?? key ]); },
+	value(key, words) { (this.keylist ??= []).push(String(key)); (this.vallist ??= []).push(words ?? key); },
 	cbid(sid) { return 'cbid.json.%s.%s'.format(sid, this.option); },
 	/* What was there at the last load: not what has been written since. */
 	load(sid) { this.read[sid] = this.map.data.get('json', sid, this.option); },
@@ -346,9 +347,10 @@ const Value = Base.extend({
 	formvalue(sid) { return this.nodes[sid].value; },
 	problem(sid) {
 		const value = this.formvalue(sid);
-		if (value === '' || value == null)
-			return (this.rmempty || this.optional) ? null : 'empty';
-		if (this.datatype && !valid(this.datatype, value))
+		const isEmpty = value === '' || value == null;
+		if (isEmpty && !this.rmempty && !this.optional)
+			return 'empty';
+		if (!isEmpty && this.datatype && !valid(this.datatype, value))
 			return 'expecting ' + this.datatype;
 		const said = this.validate(sid, value);
 		return said === true ? null : said;
@@ -389,9 +391,9 @@ const Value = Base.extend({
 const ListValue = Value.extend({
 	widget(sid) {
 		const current = this.cfgvalue(sid) ?? this.default ?? '';
-		const keys = this.keys.filter(([ key ]) => key !== '');
-		if (this.optional || keys.length < this.keys.length)
-			keys.unshift(this.keys.find(([ key ]) => key === '') || [ '', '-- Please choose --' ]);
+		const all = this.keylist.map((key, place) => [ key, this.vallist[place] ]), keys = all.filter(([ key ]) => key !== '');
+		if (this.optional || keys.length < all.length)
+			keys.unshift(all.find(([ key ]) => key === '') || [ '', '-- Please choose --' ]);
 		return E('select', { 'class': 'cbi-input-select', 'id': 'widget.' + this.cbid(sid), 'disabled': this.disabled() },
 			keys.map(([ key, words ]) => E('option', { 'value': key, 'selected': key == current ? true : null }, [ words ])));
 	}

@@ -108,9 +108,9 @@ class Ubus:
         options.update(values)
         return self.stage(found)
 
-    def uci_add(self, config, type, values):
+    def uci_add(self, config, type, values, name=None):
         found = self.sections()
-        name = f"cfg{len(found) + 1:02x}{sum(map(ord, type)):04x}"
+        name = name or f"cfg{len(found) + 1:02x}{sum(map(ord, type)):04x}"
         self.stage([*found, [type, name, values]])
         return [0, {"section": name}]
 
@@ -125,6 +125,9 @@ class Ubus:
                 for option in options:
                     values.pop(option, None)
         return self.stage(found)
+
+    def uci_rename(self, config, section, name):
+        return self.stage([[kind, name if old == section else old, values] for kind, old, values in self.sections()])
 
     def uci_order(self, config, sections):
         return self.stage(sorted(self.sections(), key=lambda one: sections.index(one[1])))
@@ -225,12 +228,18 @@ class Server:
                "nodespec": {"satisfied": True, "readonly": self.ubus.readonly, "title": view}}
         run = f"L.require('ui').then(ui => ui.instantiateView('{name.replace('.', '/')}'))"
         if view == "widget":
-            run = (f"L.require('view.{name}').then(include => include.load()"
-                   ".then(data => document.querySelector('#view').replaceChildren(include.render(data))))")
+            run = (f"Promise.all([ L.require('view.{name}'), L.require('poll') ]).then(([ include, poll ]) => {{"
+                   "const show = data => document.querySelector('#view').replaceChildren(include.render(data));"
+                   "const step = () => include.load().then(show); step(); poll.add(step); })")
         dark = f"data-darkmode='{options['dark']}'" if "dark" in options else ""
+        mobile = f"/luci-static/{theme}/mobile.css"
+        if self.static(mobile):
+            mobile = f"<link rel=stylesheet media='only screen and (max-device-width: 854px)' href='{mobile}'>"
+        else:
+            mobile = ""
         return f"""<!DOCTYPE html>
 <html {dark}><head><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'><title>{view}</title>
-<link rel=stylesheet href='/luci-static/{theme}/cascade.css'><script>window.TR = {json.dumps(table)}</script>
+<link rel=stylesheet href='/luci-static/{theme}/cascade.css'>{mobile}<script>window.TR = {json.dumps(table)}</script>
 <script src='/luci-static/resources/cbi.js'></script></head>
 <body class=lang_en><div id=maincontent class=container><div id=tabmenu></div><div id=view></div></div>
 <script src='/luci-static/resources/luci.js'></script><script>L = new LuCI({json.dumps(env)});</script>

@@ -79,6 +79,20 @@ def test_overview(box, visit, lab):
         sock.close()
 
 
+def test_what_is_carried_as_requests_counts(box, visit, lab, proxies):
+    serve(box, "option http_relay 'always'", sections=[OFFICE])
+    proxies[PROXY] = b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n" + bytes(100_000)
+    near = lab[0].client.connect(SERVER, 80)
+    near.sendall(f"GET / HTTP/1.1\r\nHost: {SERVER}\r\n\r\n".encode())
+    near.recv(100_000, socket.MSG_WAITALL)
+    page = visit("overview")
+    page.get_by_text("open: 1 connection.").wait_for()
+    card = page.locator(".toh-card").inner_text()
+    assert "1 connection" in card and "↓ 97." in card and "answers in" in card, card
+    page.locator(".toh-wide", has_text=re.compile(r"in all: ↓ 9[78]\..*KiB")).wait_for()
+    near.close()
+
+
 def test_one_click_uses_a_proxy_and_another_none(box, visit):
     serve(box)
     page = visit("overview")
@@ -152,9 +166,7 @@ def test_settings_from_nothing(box, visit):
     """A new user's way: a proxy, switched on, saved."""
     write(box, "option enabled '0'")
     page = visit("settings")
-    page.get_by_role("button", name="Add a proxy").click()
-    hosts = page.locator('[data-name="host"] input[type=text]')
-    hosts.fill(PROXY)
+    page.locator('[data-name="host"] input[type=text]').fill(PROXY)
     page.locator('[data-name="port"] input[type=text]').first.fill("3128")
     field(page, "main", "enabled").locator("input[type=checkbox]").check()
     save(page)
@@ -162,6 +174,98 @@ def test_settings_from_nothing(box, visit):
     page.get_by_text("It runs.").wait_for()
     assert len(status(box)["upstreams"]) == 1
     assert "option enabled" not in config(box)  # the default
+
+
+def test_a_proxy_of_which_nothing_is_typed_is_none(box, visit):
+    serve(box, sections=[OFFICE])
+    page = visit("settings")
+    hosts = page.locator('[data-name="host"] input[type=text]')
+    page.get_by_role("button", name="Add a proxy").click()
+    until(lambda: hosts.count() == 2, "there is another")
+    save(page)
+    page.get_by_text("Nothing has changed").wait_for()
+    page.locator('[data-name="port"] input[type=text]').nth(1).fill("3128")
+    save(page)
+    page.get_by_text("First correct what is marked").wait_for()
+    assert hosts.nth(1).evaluate("node => node.classList.contains('cbi-input-invalid')")
+
+
+def test_the_first_proxy_is_asked_for(box, visit):
+    """Or one within a list."""
+    write(box, "option enabled '0'")
+    before = config(box)
+    page = visit("settings")
+    host = page.locator('[data-name="host"] input[type=text]')
+    host.wait_for()
+    save(page)
+    page.get_by_text("First correct what is marked").wait_for()
+    assert host.evaluate("node => node.classList.contains('cbi-input-invalid')") and config(box) == before
+    page.get_by_text("Several proxies").click()
+    field(page, "main", "upstream").locator("input").last.fill(f"http://{PROXY}:3128")
+    page.keyboard.press("Enter")
+    save(page)
+    until(lambda: f"list upstream 'http://{PROXY}:3128'" in config(box), "it is saved")
+    assert "config upstream" not in config(box)
+
+
+def names(box):
+    return [one["name"] for one in status(box)["upstreams"]]
+
+
+def test_proxies_have_names(box, visit):
+    """Given when one is added, or later; rules follow."""
+    rule = f"\nconfig rule 'one'\n\tlist dest '203.0.113.1'\n\toption upstream '{PROXY}:3128'\n"
+    write(box, sections=[OFFICE])
+    text = config(box).replace("config upstream 'office'", "config upstream") + rule
+    (box.root / "etc/config/tcp-over-http").write_text(text)
+    offset = len(box.log())
+    box.service("restart")
+    box.wait_ready(offset)
+    assert names(box) == [f"{PROXY}:3128"]
+    page = visit("settings")
+    page.get_by_role("button", name="Add a proxy").click()
+    name = page.locator('[data-name="_name"] input[type=text]')
+    until(lambda: name.count() == 2, "there is another")
+    name.nth(0).fill("office")
+    page.locator('[data-name="host"] input[type=text]').nth(1).fill(PROXY_OTHER)
+    page.locator('[data-name="port"] input[type=text]').nth(1).fill("3128")
+    for wrong in ("office", "one", "main", "auto", "direct", "a b"):
+        name.nth(1).fill(wrong)
+        save(page)
+        page.get_by_text("First correct what is marked").wait_for()
+        page.locator(".alert-message").evaluate("node => node.remove()")
+    name.nth(1).fill("home")
+    save(page)
+    until(lambda: names(box) == ["office", "home"], "they have names")
+    page.get_by_text("connections go on.").wait_for()
+    assert "option upstream 'office'" in config(box) and f"option password '{SECRET}'" in config(box)
+    until(lambda: name.nth(1).input_value() == "home", "the page has read them again")
+    name.nth(0).fill("work")
+    save(page)
+    until(lambda: names(box) == ["work", "home"], "it has another")
+    assert "option upstream 'work'" in config(box)
+    page = visit("overview")
+    page.locator(".toh-card").nth(1).wait_for()
+    assert page.locator(".toh-card h4").all_inner_texts() == ["work", "home"]
+
+
+def test_a_rule_chooses_among_the_proxies(box, visit):
+    rule = "\nconfig rule 'one'\n\tlist dest '203.0.113.1'\n\toption upstream 'office'\n"
+    serve(box, "list upstream 'http://joe:secret@192.0.2.99:8080'", sections=[OFFICE, HOME], rules=rule)
+    page = visit("settings")
+    page.locator('[data-sid="one"]').wait_for()
+    edit = page.locator('[data-sid="one"] .cbi-button-edit')
+    if edit.count():  # LuCI has a dialogue
+        edit.click()
+    choice = page.locator('[data-name="upstream"] select').last
+    choice.wait_for()
+    assert choice.locator("option").all_inner_texts() == ["-", "192.0.2.99:8080", "office", "home"]
+    choice.select_option("home")
+    if edit.count():
+        page.locator(".modal .cbi-button-positive").click()
+        page.locator("body:not(.modal-overlay-active)").wait_for()
+    save(page)
+    until(lambda: "option upstream 'home'" in config(box), "the rule has another")
 
 
 def test_a_change_keeps_secrets_and_connections(box, visit, lab, server):
@@ -380,6 +484,9 @@ def test_what_the_readme_shows(box, visit, lab, proxies):
     lab[0].client.connect_errno(SERVER, 80)
     box.run("/usr/bin/tcp-over-http", "use", "auto")
     page = visit("overview", width=860)
+    held = [lab[0].client.connect(SERVER, 80) for _ in range(3)]
+    assert [sock.recv(5) for sock in held] == [b"hello"] * 3
+    proxies["ends"] = True
     for number in range(40 if PICTURES else 2):
         proxies[PROXY] = OK + bytes(20_000 + 3_000 * (number * 7 % 11))
         for _ in range(1 + number % 3):
@@ -387,9 +494,12 @@ def test_what_the_readme_shows(box, visit, lab, proxies):
                 sock.recv(1 << 20, socket.MSG_WAITALL)
         page.wait_for_timeout(900)
     until(lambda: not re.search("in all: ↓ 0 B", page.locator(".toh-wide").inner_text()), "bytes are counted")
+    page.get_by_text("open: 3 connections").wait_for()
     assert ["answers in" in text for text in page.locator(".toh-card").all_inner_texts()] == [True, False, False]
     assert "has not answered yet" in page.locator(".toh-card").last.inner_text()
     picture(page, "overview")
+    for sock in held:
+        sock.close()
     page = visit("settings", width=860, dark=True)
     page.locator("h3").first.wait_for()
     page.wait_for_timeout(500)

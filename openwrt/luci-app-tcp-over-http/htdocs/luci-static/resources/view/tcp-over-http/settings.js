@@ -11,10 +11,11 @@ const CONFIG = 'tcp-over-http';
 
 /* The configuration is read without its secrets, so not through uci, and written through it: staged, checked by the
  * daemon, and committed, by which procd has the daemon reload it. */
-const callAdd = rpc.declare({ object: 'uci', method: 'add', params: [ 'config', 'type', 'values' ], expect: { section: '' } });
+const callAdd = rpc.declare({ object: 'uci', method: 'add', params: [ 'config', 'type', 'name', 'values' ], expect: { section: '' } });
 const callSet = rpc.declare({ object: 'uci', method: 'set', params: [ 'config', 'section', 'values' ], reject: true });
 const callDelete = rpc.declare({ object: 'uci', method: 'delete', params: [ 'config', 'section', 'options' ], reject: true });
 const callDeleteSection = rpc.declare({ object: 'uci', method: 'delete', params: [ 'config', 'section' ], reject: true });
+const callRename = rpc.declare({ object: 'uci', method: 'rename', params: [ 'config', 'section', 'name' ], reject: true });
 const callOrder = rpc.declare({ object: 'uci', method: 'order', params: [ 'config', 'sections' ], reject: true });
 const callRevert = rpc.declare({ object: 'uci', method: 'revert', params: [ 'config' ] });
 const callCommit = rpc.declare({ object: 'uci', method: 'commit', params: [ 'config' ], reject: true });
@@ -23,6 +24,9 @@ const callDoctor = rpc.declare({ object: 'tcp-over-http', method: 'doctor', para
 
 /* What stands for a secret. */
 const SECRET = '***';
+
+/* What uci calls a section without a name. */
+const NAMELESS = /^cfg[0-9a-f]{6,}$/;
 
 /* What is found with each option; its type, default and range are the daemon's to tell. */
 const FIRST = [
@@ -197,13 +201,17 @@ return view.extend({
 			}
 			else if (section['.type'] == 'upstream') {
 				this.old[sid] = this.normalise('upstream', section);
-				data.upstream.push(Object.assign(this.normalise('upstream', section), { '.name': sid, password: null }));
+				data.upstream.push(Object.assign(this.normalise('upstream', section), { '.name': sid, _name: NAMELESS.test(sid) ? null : sid, password: null }));
 			}
 			else if (section['.type'] == 'rule' && this.options.rule) {
 				this.old[sid] = this.normalise('rule', section);
 				data.rule.push(Object.assign(this.normalise('rule', section), { '.name': sid }));
 			}
 		});
+
+		/* Where there is none, the first is asked for. */
+		if (!data.upstream.length && !data.main.upstream && L.hasViewPermission())
+			data.upstream.push({});
 
 		this.map = new form.JSONMap(data, _('TCP over HTTP'), _('Carries all TCP connections of this network through an HTTP proxy.'));
 		this.map.readonly = !L.hasViewPermission();
@@ -245,6 +253,7 @@ return view.extend({
 		s.addbtntitle = _('Add a proxy');
 		s.tab('proxy', _('Proxy'));
 		s.tab('more', _('More'));
+		this.addName(s);
 		PROXY.forEach(words => this.addOption(s, 'upstream', words, 'proxy'));
 		PROXY_MORE.forEach(words => this.addOption(s, 'upstream', words, 'more'));
 		this.addButton(s, '_test', _('Try it'), _('As typed, before anything is saved.'), _('Test this proxy'), this.handleTest, 'proxy');
@@ -294,15 +303,67 @@ return view.extend({
 		return o;
 	},
 
+	addName: function(s) {
+		const o = s.taboption('proxy', form.Value, '_name', _('Name'), _('As rules and commands call it: letters, digits and _.'));
+
+		o.datatype = 'uciname';
+		o.placeholder = _('host and port');
+		o.validate = (sid, value) => ![ 'auto', 'direct', ...this.order, ...this.proxies(sid) ].some(name => name != sid && name == value) ||
+			_('This name is taken.');
+	},
+
+	/* What a proxy is called. */
+	nameOf: function(sid, { _name, host, port }) {
+		return _name || (this.old[sid] && !NAMELESS.test(sid) ? sid
+			: host ? '%s:%s'.format(/^[^\[].*:/.test(host) ? '[%s]'.format(host) : host, port || 80) : null);
+	},
+
+	/* What is in a field, also while it is being typed. */
+	typed: function(sid, name) {
+		const field = this.map.root && this.field(sid, name);
+		const input = field && field.querySelector('input:not([type="hidden"])');
+
+		return input ? input.value : this.map.data.get('json', sid, name);
+	},
+
+	/* The names of all proxies but this one. */
+	proxies: function(except) {
+		const data = this.map.data;
+		const sids = data.sections('json', 'upstream').map(values => values['.name']).filter(sid => sid != except);
+
+		return L.toArray(data.get('json', 'main', 'upstream')).map(url => url.replace(/^.*[\/@](?=.)|\/$/g, ''))
+			.map(at => /:\d+$/.test(at) ? at : at + ':80')
+			.concat(sids.map(sid => this.nameOf(sid, {
+				_name: this.typed(sid, '_name'), host: this.typed(sid, 'host'), port: this.typed(sid, 'port')
+			}))).filter(name => name);
+	},
+
+	/* A rule may also have a name that nobody has. */
+	offerProxies: function(o) {
+		const view = this;
+
+		o.optional = true;
+		o.load = function(sid) {
+			const said = view.map.data.sections('json', 'rule').map(rule => rule.upstream).filter(name => name);
+
+			this.keylist = this.vallist = null;
+			this.value('', '-');
+			new Set(view.proxies().concat(said)).forEach(name => this.value(name));
+
+			return this.super('load', [ sid ]);
+		};
+	},
+
 	addOption: function(s, kind, [ name, title, description ], tab) {
 		const spec = this.options[kind].find(spec => spec.name == name);
 
 		if (!spec)
 			return null; /* of another version */
 
+		const isProxy = kind == 'rule' && name == 'upstream';
 		const type = spec.list ? form.DynamicList
 			: (spec.type == 'bool') ? form.Flag
-			: (spec.type == 'choice') ? form.ListValue
+			: (spec.type == 'choice' || isProxy) ? form.ListValue
 			: form.Value;
 		const unit = spec.unit ? ' (%s, %d–%d)'.format(UNITS[spec.unit] || spec.unit, spec.min, spec.max)
 			: (spec.min != null) ? ' (%d–%d)'.format(spec.min, spec.max) : '';
@@ -315,6 +376,8 @@ return view.extend({
 			o.value('', _('default: %s').format(CHOICES['%s.%s'.format(name, spec.default)] || spec.default));
 			spec.choices.forEach(choice => o.value(choice, CHOICES['%s.%s'.format(name, choice)] || choice));
 		}
+		else if (isProxy)
+			this.offerProxies(o);
 		else
 			o.placeholder = spec.default;
 
@@ -328,9 +391,6 @@ return view.extend({
 			o.placeholder = _('unchanged, or none');
 		}
 
-		if (name == 'host')
-			o.rmempty = false;
-
 		o.validate = (sid, value) => this.validate(kind, name, sid, value);
 
 		return o;
@@ -338,6 +398,14 @@ return view.extend({
 
 	/* A secret can be kept, or typed. */
 	validate: function(kind, name, sid, value) {
+		/* A new one of which nothing is typed is not saved, if there is another. */
+		if (name == 'host' && !value) {
+			const isAlone = !this.proxies(sid).length && !this.field('main', 'upstream').querySelector('.item');
+
+			if (isAlone || this.old[sid] || [ '_name', 'port', 'username' ].some(other => this.typed(sid, other)))
+				return _('Name or address of the proxy.');
+		}
+
 		const old = (this.old[(kind == 'main') ? this.main : sid] || {})[name];
 
 		return !String(value).includes(SECRET) || L.toArray(old).some(one => one == value) ||
@@ -367,12 +435,25 @@ return view.extend({
 		return changes;
 	},
 
-	/* The form's sections as [ kind, name in the configuration (null: new), values ], the main one first. */
+	/* The form's sections as [ kind, name in the configuration (null: new), values, name in the form ], the main one first,
+	 * without new ones of which nothing is typed. Rules follow when a proxy is called otherwise. */
 	sections: function() {
-		const data = this.map.data;
+		const data = this.map.data, renamed = {};
+		const isTyped = (kind, sid, values) => this.old[sid] || values._name || Object.keys(this.difference(kind, sid, values).set).length;
+
+		data.sections('json', 'upstream').forEach(values => {
+			const sid = values['.name'], before = this.old[sid] && this.nameOf(sid, this.old[sid]);
+
+			if (before)
+				renamed[before] = this.nameOf(sid, values) || before;
+		});
 
 		return [ [ 'main', this.main, data.get('json', 'main') || {}, 'main' ] ].concat(...[ 'upstream', 'rule' ].map(kind =>
-			data.sections('json', kind).map(values => [ kind, this.old[values['.name']] ? values['.name'] : null, values, values['.name'] ])));
+			data.sections('json', kind).filter(values => isTyped(kind, values['.name'], values)).map(values => [
+				kind, this.old[values['.name']] ? values['.name'] : null,
+				(kind == 'rule' && renamed[values.upstream]) ? Object.assign({}, values, { upstream: renamed[values.upstream] }) : values,
+				values['.name']
+			])));
 	},
 
 	/* Stages what is to be; gives the names of the options that change, what the daemon says of it, and the form's
@@ -408,7 +489,7 @@ return view.extend({
 			names.push(...Object.keys(changes.set), ...changes.unset);
 
 			if (!sid) {
-				steps.push(() => callAdd(CONFIG, (kind == 'main') ? CONFIG : kind, changes.set).then(added => order.push(added)));
+				steps.push(() => callAdd(CONFIG, (kind == 'main') ? CONFIG : kind, values._name || undefined, changes.set).then(added => order.push(added)));
 				return;
 			}
 
@@ -418,7 +499,14 @@ return view.extend({
 			if (changes.unset.length)
 				steps.push(() => callDelete(CONFIG, sid, changes.unset));
 
-			steps.push(() => order.push(sid));
+			const name = values._name || sid;
+
+			if (name != sid) {
+				names.push('section');
+				steps.push(() => callRename(CONFIG, sid, name));
+			}
+
+			steps.push(() => order.push(name));
 		});
 
 		/* What the page does not know comes behind. */
