@@ -88,6 +88,12 @@ pub fn rules(
             rules.select();
         }
         rules.capture();
+        if is_self_only {
+            // The kernel need not look for protocols and ports in what it forwards then (fib_rule_requires_fldissect,
+            // <net/fib_rules.h>).
+            let protocols = all.iter_mut().filter(|rule| rule.family == family && rule.ip_proto != 0);
+            protocols.for_each(|rule| rule.iif = SELF.to_owned());
+        }
     }
     all
 }
