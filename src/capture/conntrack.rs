@@ -3,12 +3,12 @@
 //! Its table is what all clients share there: nearly full, the one that has the most entries makes room.
 
 use alloc::vec::Vec;
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv6Addr};
 
 use super::netlink::{self, Message};
 use super::nft::PROXIES;
 use super::{V4, V6};
-use crate::net::ClientKey;
+use crate::net::{ClientKey, mapped};
 use crate::packet::Tuple;
 
 /// `NFNL_SUBSYS_CTNETLINK << 8` with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE` (<linux/netfilter/nfnetlink_conntrack.h>).
@@ -120,10 +120,8 @@ impl Entry {
 fn tuple(attrs: &[u8]) -> Tuple {
     let [ip, ports] = [CTA_TUPLE_IP, CTA_TUPLE_PROTO].map(|kind| within(attrs, kind).unwrap_or_default());
     let address = |end: usize| {
-        let v4 = within(ip, CTA_IP_V4[end]).and_then(|value| netlink::array_at::<4>(value, 0));
-        let v6 = within(ip, CTA_IP_V6[end]).and_then(|value| netlink::array_at::<16>(value, 0));
-        let v4 = v4.map(|v4| Ipv4Addr::from(v4).to_ipv6_mapped());
-        v4.or(v6.map(Ipv6Addr::from)).unwrap_or(Ipv6Addr::UNSPECIFIED)
+        let value = within(ip, CTA_IP_V4[end]).or_else(|| within(ip, CTA_IP_V6[end]));
+        value.and_then(netlink::address).map_or(Ipv6Addr::UNSPECIFIED, mapped)
     };
     let port = |kind| {
         within(ports, kind).and_then(|value| netlink::array_at(value, 0)).map_or(0, u16::from_be_bytes)
