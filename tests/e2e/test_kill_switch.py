@@ -89,6 +89,19 @@ def test_tables_that_are_flushed(configured, proxy, network, client, router, dir
     far.close()
 
 
+def test_tables_that_cannot_be_put_back_at_once(configured, proxy, client, router, directory):
+    """Once they are there, by whatever comes next, nothing stands in for them any more."""
+    nft = SlowNft(directory)
+    daemon = configured.write().start(env=nft.env)
+    nft.path.unlink()
+    router.run("nft", "flush", "ruleset")
+    daemon.wait_log("ERROR.*deleted from outside")
+    nft.be_there()
+    router.run("ip", "address", "add", "10.9.0.1/24", "dev", "wan")
+    assert_proxied(client, proxy, SERVER)
+    until(lambda: "blackhole" not in router.run("ip", "rule").stdout, "the rules are gone")
+
+
 def flush_rules(router):
     """As netifd does when it loads its configuration."""
     for number in ("-4", "-6"):

@@ -3,10 +3,14 @@
 use std::fmt::Display;
 use std::fs::File;
 use std::io::Read;
+use std::iter;
+use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll, ready};
 
 use log::Level;
+use tcp_over_http::capture::Rule;
+use tcp_over_http::capture::netlink::Message;
 use tcp_over_http::capture::nft::{self as text, Commands};
 use tokio::io::unix::AsyncFd;
 
@@ -30,6 +34,8 @@ pub struct Firewall {
     run: Option<(Nft, Option<Option<Commands>>)>,
     /// The commands to run next.
     next: Option<Commands>,
+    /// The policy rules that are there in the tables' place.
+    standing_in: Vec<Rule>,
     /// Whether the tables are deleted when this is dropped.
     undo: bool,
 }
@@ -43,7 +49,16 @@ impl Firewall {
         let watch = sys::netlink(libc::NETLINK_NETFILTER, WATCHED).and_then(sys::watch);
         let watch = watch.map_err(|error| format!("watch the firewall: {error}"))?;
         let name = text::name(config);
-        Ok(Self { name, clock, commands: None, watch, run: None, next: None, undo: false })
+        Ok(Self {
+            name,
+            clock,
+            commands: None,
+            watch,
+            run: None,
+            next: None,
+            standing_in: Vec::new(),
+            undo: false,
+        })
     }
 
     /// Puts tables in place by these commands, and blocks until they are. Must be called within the tokio runtime.
@@ -84,7 +99,7 @@ impl Firewall {
                     Some(self.commands.replace(next))
                 } else {
                     ready!(self.poll_deleted(cx));
-                    self.stand_in(true);
+                    self.begin_standing_in();
                     None
                 };
                 let commands = self.commands.as_ref().map(|commands| commands.at(self.clock.now()));
@@ -96,6 +111,9 @@ impl Firewall {
                     Err(error) => (Err(error), before),
                 }
             };
+            if result.is_ok() {
+                self.end_standing_in();
+            }
             match (before, result) {
                 (Some(_), Ok(())) => return Poll::Ready(Ok(())),
                 (Some(before), Err(error)) => {
@@ -103,9 +121,6 @@ impl Firewall {
                     return Poll::Ready(Err(error));
                 }
                 (None, result) => {
-                    if result.is_ok() {
-                        self.stand_in(false);
-                    }
                     let end = result.as_ref().map_or_else(|error| error as &dyn Display, |()| &"restored");
                     let level = if result.is_ok() { Level::Info } else { Level::Error };
                     log::log!(level, "the firewall's table was deleted from outside: {end}");
@@ -117,21 +132,16 @@ impl Firewall {
         }
     }
 
-    /// While there are none, policy rules drop what they would take: nft may need a second on a small router.
-    fn stand_in(&self, is_lost: bool) {
-        let Some(commands) = self.commands.as_ref().filter(|commands| !commands.lost.is_empty()) else {
-            return;
-        };
-        let Ok(mut socket) = Socket::open(libc::NETLINK_ROUTE) else { return };
-        let mut request = |message| {
-            if let Err(error) = socket.request(message) {
-                log::debug!("the rules in the place of the firewall's table: {error}");
-            }
-        };
-        match is_lost {
-            true => commands.lost.iter().for_each(|rule| request(rule.add())),
-            false => commands.lost.iter().rev().for_each(|rule| request(rule.delete())),
-        }
+    /// Has policy rules drop what the tables would take, while there are none: nft may need a second on a small router.
+    fn begin_standing_in(&mut self) {
+        let Some(commands) = &self.commands else { return };
+        self.standing_in.clone_from(&commands.lost);
+        request(self.standing_in.iter().map(Rule::add));
+    }
+
+    /// The tables are there.
+    fn end_standing_in(&mut self) {
+        request(mem::take(&mut self.standing_in).iter().rev().map(Rule::delete));
     }
 
     /// Whether there should be tables.
@@ -182,6 +192,17 @@ impl Drop for Firewall {
             && let Err(error) = nft::run(&text::delete(&self.name))
         {
             log::warn!("{error}");
+        }
+    }
+}
+
+/// Sends requests about policy rules, if there are any.
+fn request(mut messages: impl Iterator<Item = Message>) {
+    let Some(first) = messages.next() else { return };
+    let Ok(mut socket) = Socket::open(libc::NETLINK_ROUTE) else { return };
+    for message in iter::once(first).chain(messages) {
+        if let Err(error) = socket.request(message) {
+            log::debug!("the rules in the place of the firewall's table: {error}");
         }
     }
 }
