@@ -106,7 +106,7 @@ impl EventLoop {
             next: None,
             reload: None,
             buffer: vec![0; ALIGN + MAX_FRAME].into_boxed_slice(),
-            tick: timer(TICK),
+            tick: timer(Duration::ZERO),
             deadline: None,
             signals,
         };
