@@ -19,12 +19,13 @@ import time
 from lab import netns
 from lab.configured import Configured
 from lab.dnsservers import PORT
-from lab.gateway import TUN, Gateway
+from lab.gateway import TUN, Gateway, binary
 from lab.netns import PROXY, SERVER
 from lab.wait import until
 
 HERE = pathlib.Path(__file__).resolve().parent
-CGROUP, LIMIT = pathlib.Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+# Version 1 of control groups, where a limit that can't be kept is refused.
+CGROUP = pathlib.Path("/sys/fs/cgroup/memory")
 # Connections a second, idle clients, names in all and a second.
 RATE, IDLE, NAMES, ASKED = 50, 100, 2000, 20
 # Seconds that each fault gets in its turn, and after which nothing should grow any more: conntrack keeps what has ended for
@@ -49,10 +50,16 @@ class Soak:
         if CGROUP.exists():
             self.group.mkdir()
             prefix = ("sh", "-c", f'echo $$ >{self.group}/cgroup.procs; exec "$@"', "sh")
+            # The group is charged for a file that it is the first to have.
+            copy = directory / "tcp-over-http"
+            subprocess.run([*prefix, "cp", binary(), copy], check=True)
+            os.environ["TOH_BIN"] = str(copy)
+        else:
+            print(f"no {CGROUP}: there is always enough memory")
         make = lambda *options, **_: Gateway(self.router, directory, options, prefix=prefix).start()
         self.configured, self.is_changing = Configured(make, directory).write(self.lines), True
         self.daemon = self.configured.start()
-        self.load, self.loads, self.names, self.idle = None, [], 0, []
+        self.load, self.loads, self.names, self.idle, self.limit, self.was_read = None, [], 0, [], None, 0
 
     def run(self):
         until(lambda: self.client.connect_errno(SERVER, 443) == 0, "the proxy serves")
@@ -109,6 +116,7 @@ class Soak:
             # Live: another limit each time.
             self.configured.write(f"{self.lines}\noption max_dials {500 + self.names // ASKED % 10}")
             self.daemon.signal(signal.SIGHUP)
+        self.tighten()
         time.sleep(0.7)
 
     @contextlib.contextmanager
@@ -150,27 +158,35 @@ class Soak:
 
     @contextlib.contextmanager
     def little_memory(self):
-        """Half a megabyte beyond what it can't do without: what is read from the disk has to go. (Without nft, which has
-        more.)"""
+        """Less each second, until pages of the program are read again that had to go: with much less, the kernel would end
+        it. (Without nft, which has more.)"""
         self.is_changing = False
         time.sleep(0.5)
+        self.was_read = self.read_again()
         if self.group.exists():
-            least = self.status("RssAnon")
-            while not self.set_limit(least):
-                least += 64
-            self.set_limit(least + 512)
+            self.limit = int((self.group / "memory.usage_in_bytes").read_text())
         yield
-        if self.group.exists():
-            print("limit of memory hit", (self.group / "memory.failcnt").read_text().strip(), "times")
-            (self.group / LIMIT).write_text("-1")
+        if self.limit:
+            print(f"       {self.limit >> 10} KiB were too little {self.read_again() - self.was_read} times")
+            assert self.read_again() > self.was_read, "memory was not short"
+            self.limit = None
+            self.set_limit(-1)
         self.is_changing = True
 
-    def set_limit(self, kib):
-        """Whether the kernel can bring it down to that."""
+    def tighten(self):
+        if self.limit and self.read_again() == self.was_read:
+            self.limit -= 64 << 10
+            self.set_limit(self.limit)
+
+    def set_limit(self, limit):
+        with contextlib.suppress(OSError):  # as much as there is
+            (self.group / "memory.limit_in_bytes").write_text(str(limit))
+
+    def read_again(self):
         with contextlib.suppress(OSError):
-            (self.group / LIMIT).write_text(str(kib << 10))
-            return True
-        return False
+            text = (self.group / "memory.stat").read_text()
+            return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("workingset_refault_file "))
+        return 0
 
     def status(self, key):
         text = pathlib.Path(f"/proc/{self.daemon.process.pid}/status").read_text()
@@ -179,8 +195,13 @@ class Soak:
     def files(self):
         return len(os.listdir(f"/proc/{self.daemon.process.pid}/fd"))
 
+    def how_it_ended(self):
+        memory = ""
+        with contextlib.suppress(OSError):
+            memory = f"; of its group: {' '.join((self.group / 'memory.oom_control').read_text().split())}"
+        return f"the daemon has ended with {self.daemon.wait()}{memory}"
+
     def figures(self):
-        assert self.daemon.running(), f"it has ended:\n{self.daemon.log()[-3000:]}"
         said = self.daemon.summary()
         listed = lambda *argv: len(self.router.run(*argv, check=False).stdout.splitlines())
         return {
@@ -202,6 +223,9 @@ class Soak:
             sock.close()
         if self.daemon.running():
             self.daemon.stop()
+        else:
+            print(f"{self.daemon.log()[-3000:]}\nby itself:", end=" ")
+        print(self.how_it_ended(), flush=True)
         self.network.close()
         if self.group.exists():
             self.group.rmdir()
