@@ -24,8 +24,9 @@ from lab.netns import PROXY, SERVER
 from lab.wait import until
 
 HERE = pathlib.Path(__file__).resolve().parent
-# Version 1 of control groups, where a limit that can't be kept is refused.
-CGROUP = pathlib.Path("/sys/fs/cgroup/memory")
+# Control groups of version 1, where a process waits for memory if the kernel is told not to end it, and a limit goes down
+# by so many bytes a second.
+CGROUP, OOM, STEP = pathlib.Path("/sys/fs/cgroup/memory"), "memory.oom_control", 64 << 10
 # Connections a second, idle clients, names in all and a second.
 RATE, IDLE, NAMES, ASKED = 50, 100, 2000, 20
 # Seconds that each fault gets in its turn, and after which nothing should grow any more: conntrack keeps what has ended for
@@ -49,6 +50,7 @@ class Soak:
         self.group, prefix = CGROUP / f"toh-soak-{os.getpid()}", ()
         if CGROUP.exists():
             self.group.mkdir()
+            (self.group / OOM).write_text("1")
             prefix = ("sh", "-c", f'echo $$ >{self.group}/cgroup.procs; exec "$@"', "sh")
             # The group is charged for a file that it is the first to have.
             copy = directory / "tcp-over-http"
@@ -116,7 +118,7 @@ class Soak:
             # Live: another limit each time.
             self.configured.write(f"{self.lines}\noption max_dials {500 + self.names // ASKED % 10}")
             self.daemon.signal(signal.SIGHUP)
-        self.tighten()
+        self.adjust()
         time.sleep(0.7)
 
     @contextlib.contextmanager
@@ -158,28 +160,31 @@ class Soak:
 
     @contextlib.contextmanager
     def little_memory(self):
-        """Less each second, until pages of the program are read again that had to go: with much less, the kernel would end
-        it. (Without nft, which has more.)"""
+        """As little as makes it read pages of the program again that had to go. (Without nft, which has more.)"""
         self.is_changing = False
         time.sleep(0.5)
-        self.was_read = self.read_again()
+        before = self.was_read = self.read_again()
         if self.group.exists():
             self.limit = int((self.group / "memory.usage_in_bytes").read_text())
         yield
         if self.limit:
-            print(f"       {self.limit >> 10} KiB were too little {self.read_again() - self.was_read} times")
-            assert self.read_again() > self.was_read, "memory was not short"
+            print(f"       {self.limit >> 10} KiB; {self.read_again() - before} pages were read again")
+            assert self.read_again() > before, "memory was not short"
             self.limit = None
             self.set_limit(-1)
         self.is_changing = True
 
-    def tighten(self):
-        if self.limit and self.read_again() == self.was_read:
-            self.limit -= 64 << 10
+    def adjust(self):
+        """Called each second: there is less until pages are read again, and more if it does nothing else."""
+        if self.limit:
+            again = self.read_again()
+            more, self.was_read = again - self.was_read, again
+            is_stuck = "under_oom 1" in (self.group / OOM).read_text()
+            self.limit += STEP if is_stuck or more > 1000 else -STEP if more == 0 else 0
             self.set_limit(self.limit)
 
     def set_limit(self, limit):
-        with contextlib.suppress(OSError):  # as much as there is
+        with contextlib.suppress(OSError):  # it can't be so little
             (self.group / "memory.limit_in_bytes").write_text(str(limit))
 
     def read_again(self):
@@ -198,7 +203,7 @@ class Soak:
     def how_it_ended(self):
         memory = ""
         with contextlib.suppress(OSError):
-            memory = f"; of its group: {' '.join((self.group / 'memory.oom_control').read_text().split())}"
+            memory = f"; of its group: {' '.join((self.group / OOM).read_text().split())}"
         return f"the daemon has ended with {self.daemon.wait()}{memory}"
 
     def figures(self):
