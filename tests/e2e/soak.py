@@ -92,6 +92,7 @@ class Soak:
         self.tell(begun, "end", end)
         failures = [load["failures"] for load in self.loads if load["failures"]]
         print("connections", sum(load["done"] for load in self.loads), "failures", failures)
+        assert self.read_again() or not self.group.exists(), "memory was never short"
         assert end["memory"] <= base["memory"] + MEMORY, "memory has grown"
         assert end["entries"] <= ENTRIES, "conntrack's table has grown"
         for what in ("rules", "routes", "table"):
@@ -166,12 +167,13 @@ class Soak:
         before = self.was_read = self.read_again()
         if self.group.exists():
             self.limit = int((self.group / "memory.usage_in_bytes").read_text())
-        yield
-        if self.limit:
-            print(f"       {self.limit >> 10} KiB; {self.read_again() - before} pages were read again")
-            assert self.read_again() > before, "memory was not short"
-            self.limit = None
-            self.set_limit(-1)
+        try:
+            yield
+        finally:
+            if self.limit:
+                print(f"       {self.limit >> 10} KiB; {self.read_again() - before} pages were read again")
+                self.limit = None
+                self.set_limit(-1)
         self.is_changing = True
 
     def adjust(self):
