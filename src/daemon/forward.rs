@@ -60,6 +60,8 @@ pub struct Forwarder {
     wakers: RefCell<Vec<Option<Waker>>>,
     proxies: RefCell<Vec<Proxy>>,
     ticks: Cell<u8>,
+    /// Whether connections have begun, or been made to yield, since the last tick: whether there may be too many.
+    has_begun: Cell<bool>,
     ended: Option<Ended>,
     /// Clients whose address is not our own, each at its place, and when that was asked.
     clients: RefCell<[Option<(Ipv6Addr, Instant)>; CLIENTS]>,
@@ -107,6 +109,7 @@ impl Forwarder {
             wakers: RefCell::default(),
             proxies: RefCell::default(),
             ticks: Cell::default(),
+            has_begun: Cell::default(),
             ended: ended.ok(),
             clients: RefCell::new([None; CLIENTS]),
         };
@@ -204,6 +207,7 @@ impl Forwarder {
         let route = Route { tuple, proxy, number };
         let mut send = |route: &Route, to: To, packet: &[u8]| self.queue(route, to, packet);
         let id = self.handshakes.borrow_mut().begin(&syn, request.into(), route, mss, now, &mut send)?;
+        self.has_begun.set(true);
         _ = self.flush();
         let mut wakers = self.wakers.borrow_mut();
         if wakers.len() <= id.index() {
@@ -252,7 +256,8 @@ impl Forwarder {
         }
         self.handshakes.borrow_mut().tick(now, &mut |route, to, packet| self.queue(route, to, packet));
         _ = self.flush();
-        if conntrack::make_room(self.mark) {
+        if self.has_begun.take() && conntrack::make_room(self.mark) {
+            self.has_begun.set(true);
             log::info!("connection tracking is nearly full: the client with the most made room");
         }
     }

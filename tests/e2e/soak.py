@@ -19,12 +19,14 @@ import time
 from lab import netns
 from lab.configured import Configured
 from lab.dnsservers import PORT
-from lab.gateway import TUN, Gateway
+from lab.gateway import TUN, Gateway, binary
 from lab.netns import PROXY, SERVER
 from lab.wait import until
 
 HERE = pathlib.Path(__file__).resolve().parent
-CGROUP, LIMIT = pathlib.Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+# Control groups of version 1, where a process waits for memory if the kernel is told not to end it, and a limit goes down
+# by so many bytes a second.
+CGROUP, OOM, STEP = pathlib.Path("/sys/fs/cgroup/memory"), "memory.oom_control", 64 << 10
 # Connections a second, idle clients, names in all and a second.
 RATE, IDLE, NAMES, ASKED = 50, 100, 2000, 20
 # Seconds that each fault gets in its turn, and after which nothing should grow any more: conntrack keeps what has ended for
@@ -48,11 +50,18 @@ class Soak:
         self.group, prefix = CGROUP / f"toh-soak-{os.getpid()}", ()
         if CGROUP.exists():
             self.group.mkdir()
+            (self.group / OOM).write_text("1")
             prefix = ("sh", "-c", f'echo $$ >{self.group}/cgroup.procs; exec "$@"', "sh")
+            # The group is charged for a file that it is the first to have.
+            copy = directory / "tcp-over-http"
+            subprocess.run([*prefix, "cp", binary(), copy], check=True)
+            os.environ["TOH_BIN"] = str(copy)
+        else:
+            print(f"no {CGROUP}: there is always enough memory")
         make = lambda *options, **_: Gateway(self.router, directory, options, prefix=prefix).start()
         self.configured, self.is_changing = Configured(make, directory).write(self.lines), True
         self.daemon = self.configured.start()
-        self.load, self.loads, self.names, self.idle = None, [], 0, []
+        self.load, self.loads, self.names, self.idle, self.limit, self.was_read = None, [], 0, [], None, 0
 
     def run(self):
         until(lambda: self.client.connect_errno(SERVER, 443) == 0, "the proxy serves")
@@ -83,6 +92,7 @@ class Soak:
         self.tell(begun, "end", end)
         failures = [load["failures"] for load in self.loads if load["failures"]]
         print("connections", sum(load["done"] for load in self.loads), "failures", failures)
+        assert self.read_again() or not self.group.exists(), "memory was never short"
         assert end["memory"] <= base["memory"] + MEMORY, "memory has grown"
         assert end["entries"] <= ENTRIES, "conntrack's table has grown"
         for what in ("rules", "routes", "table"):
@@ -109,6 +119,7 @@ class Soak:
             # Live: another limit each time.
             self.configured.write(f"{self.lines}\noption max_dials {500 + self.names // ASKED % 10}")
             self.daemon.signal(signal.SIGHUP)
+        self.adjust()
         time.sleep(0.7)
 
     @contextlib.contextmanager
@@ -150,27 +161,39 @@ class Soak:
 
     @contextlib.contextmanager
     def little_memory(self):
-        """Half a megabyte beyond what it can't do without: what is read from the disk has to go. (Without nft, which has
-        more.)"""
+        """As little as makes it read pages of the program again that had to go. (Without nft, which has more.)"""
         self.is_changing = False
         time.sleep(0.5)
+        before = self.was_read = self.read_again()
         if self.group.exists():
-            least = self.status("RssAnon")
-            while not self.set_limit(least):
-                least += 64
-            self.set_limit(least + 512)
-        yield
-        if self.group.exists():
-            print("limit of memory hit", (self.group / "memory.failcnt").read_text().strip(), "times")
-            (self.group / LIMIT).write_text("-1")
+            self.limit = int((self.group / "memory.usage_in_bytes").read_text())
+        try:
+            yield
+        finally:
+            if self.limit:
+                print(f"       {self.limit >> 10} KiB; {self.read_again() - before} pages were read again")
+                self.limit = None
+                self.set_limit(-1)
         self.is_changing = True
 
-    def set_limit(self, kib):
-        """Whether the kernel can bring it down to that."""
+    def adjust(self):
+        """Called each second: there is less until pages are read again, and more if it does nothing else."""
+        if self.limit:
+            again = self.read_again()
+            more, self.was_read = again - self.was_read, again
+            is_stuck = "under_oom 1" in (self.group / OOM).read_text()
+            self.limit += STEP if is_stuck or more > 1000 else -STEP if more == 0 else 0
+            self.set_limit(self.limit)
+
+    def set_limit(self, limit):
+        with contextlib.suppress(OSError):  # it can't be so little
+            (self.group / "memory.limit_in_bytes").write_text(str(limit))
+
+    def read_again(self):
         with contextlib.suppress(OSError):
-            (self.group / LIMIT).write_text(str(kib << 10))
-            return True
-        return False
+            text = (self.group / "memory.stat").read_text()
+            return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("workingset_refault_file "))
+        return 0
 
     def status(self, key):
         text = pathlib.Path(f"/proc/{self.daemon.process.pid}/status").read_text()
@@ -179,8 +202,13 @@ class Soak:
     def files(self):
         return len(os.listdir(f"/proc/{self.daemon.process.pid}/fd"))
 
+    def how_it_ended(self):
+        memory = ""
+        with contextlib.suppress(OSError):
+            memory = f"; of its group: {' '.join((self.group / OOM).read_text().split())}"
+        return f"the daemon has ended with {self.daemon.wait()}{memory}"
+
     def figures(self):
-        assert self.daemon.running(), f"it has ended:\n{self.daemon.log()[-3000:]}"
         said = self.daemon.summary()
         listed = lambda *argv: len(self.router.run(*argv, check=False).stdout.splitlines())
         return {
@@ -202,6 +230,9 @@ class Soak:
             sock.close()
         if self.daemon.running():
             self.daemon.stop()
+        else:
+            print(f"{self.daemon.log()[-3000:]}\nby itself:", end=" ")
+        print(self.how_it_ended(), flush=True)
         self.network.close()
         if self.group.exists():
             self.group.rmdir()

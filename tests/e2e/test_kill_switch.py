@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import re
+import signal
 import threading
 import time
 
@@ -221,7 +222,10 @@ def test_block_beside_a_daemon_that_starts(gateway, proxy, client, router, leaks
     daemon = gateway()
     assert_proxied(client, proxy, SERVER)
     offset = len(daemon.log())
+    # It reads of all of it at once: there are tables in the end.
+    daemon.signal(signal.SIGSTOP)
     router.nft("".join(f"delete table {family} {NFT_TABLE}\n{text}" for family, text in listing.items()))
+    daemon.signal(signal.SIGCONT)
     daemon.wait_log("deleted from outside: restored", offset)
     for server in (SERVER, SERVER6):
         assert_proxied(client, proxy, server)

@@ -1,9 +1,9 @@
 //! Seccomp (seccomp(2)): which system calls this process, what it runs, and the run that takes its place may still make.
 //! All others fail as they do in a kernel that doesn't have them, so that C libraries fall back to what is listed.
-//!
-//! Listed is what the daemon, nft(8) and a shell around it were seen to call with glibc, and what musl calls instead.
 
-use std::ffi::{c_int, c_long};
+mod calls;
+
+use std::ffi::c_int;
 use std::io;
 
 use libc::{
@@ -31,262 +31,13 @@ const FIRST: u32 = if cfg!(target_arch = "mips") { 4000 } else { 0 };
 /// Calls, 32 a word.
 const WORDS: usize = 15;
 
-#[cfg(not(any(
-    target_arch = "x86_64",
-    target_arch = "aarch64",
-    target_arch = "riscv64",
-    target_arch = "arm",
-    target_arch = "mips"
-)))]
-const ALLOWED: [&[c_long]; 0] = [];
-#[cfg(any(
-    target_arch = "x86_64",
-    target_arch = "aarch64",
-    target_arch = "riscv64",
-    target_arch = "arm",
-    target_arch = "mips"
-))]
-const ALLOWED: [&[c_long]; 9] = {
-    use libc::*;
-    [
-        // Memory: the allocator, stacks, and libraries that are loaded.
-        &[SYS_brk, SYS_mprotect, SYS_munmap, SYS_mremap, SYS_madvise],
-        // Descriptors: relays, logs, the TUN, what nft reads and says.
-        &[
-            SYS_read,
-            SYS_write,
-            SYS_readv,
-            SYS_writev,
-            SYS_lseek,
-            SYS_close,
-            SYS_dup,
-            SYS_dup3,
-            SYS_fcntl,
-            SYS_ioctl,
-            SYS_pipe2,
-            SYS_splice,
-            SYS_epoll_create1,
-            SYS_epoll_ctl,
-            SYS_epoll_pwait,
-            SYS_ppoll,
-            SYS_pselect6,
-            SYS_eventfd2,
-            SYS_signalfd4,
-            SYS_memfd_create,
-        ],
-        // Files: the configuration, names, the status socket's and /proc; libraries. Not their modes, owners and links.
-        &[
-            SYS_openat,
-            SYS_fstat,
-            SYS_statx,
-            SYS_statfs,
-            SYS_fstatfs,
-            SYS_faccessat,
-            SYS_faccessat2,
-            SYS_readlinkat,
-            SYS_getdents64,
-            SYS_getcwd,
-            SYS_umask,
-            SYS_unlinkat,
-            SYS_renameat2,
-            SYS_fsync,
-            SYS_fdatasync,
-            SYS_ftruncate,
-        ],
-        // Sockets, of families that PROGRAM knows.
-        &[
-            SYS_socketpair,
-            SYS_bind,
-            SYS_listen,
-            SYS_accept,
-            SYS_accept4,
-            SYS_connect,
-            SYS_shutdown,
-            SYS_getsockname,
-            SYS_getpeername,
-            SYS_setsockopt,
-            SYS_getsockopt,
-            SYS_sendto,
-            SYS_sendmsg,
-            SYS_sendmmsg,
-            SYS_recvfrom,
-            SYS_recvmsg,
-            SYS_recvmmsg,
-        ],
-        // Time.
-        &[SYS_clock_gettime, SYS_clock_getres, SYS_clock_nanosleep, SYS_nanosleep, SYS_gettimeofday],
-        // Signals that come. None are sent: kill and the like are not here.
-        &[
-            SYS_rt_sigaction,
-            SYS_rt_sigprocmask,
-            SYS_rt_sigreturn,
-            SYS_rt_sigsuspend,
-            SYS_sigaltstack,
-            SYS_restart_syscall,
-        ],
-        // Processes: nft, the next run and what their start asks for; privileges, which these calls can only give up.
-        &[
-            SYS_execve,
-            SYS_exit,
-            SYS_exit_group,
-            SYS_wait4,
-            SYS_waitid,
-            SYS_futex,
-            SYS_set_tid_address,
-            SYS_set_robust_list,
-            SYS_getpid,
-            SYS_getppid,
-            SYS_gettid,
-            SYS_getuid,
-            SYS_geteuid,
-            SYS_getgid,
-            SYS_getegid,
-            SYS_uname,
-            SYS_sysinfo,
-            SYS_sched_yield,
-            SYS_sched_getaffinity,
-            SYS_prlimit64,
-            SYS_setrlimit,
-            SYS_getrandom,
-            SYS_prctl,
-            SYS_capget,
-            SYS_capset,
-            SYS_seccomp,
-        ],
-        MACHINES,
-        OLD,
-    ]
-};
-
-/// Of all these, how they were called first. Newer machines don't have them.
-#[cfg(any(target_arch = "x86_64", target_arch = "arm", target_arch = "mips"))]
-const OLD: &[c_long] = {
-    use libc::*;
-    &[
-        SYS_open,
-        SYS_stat,
-        SYS_lstat,
-        SYS_access,
-        SYS_readlink,
-        SYS_unlink,
-        SYS_rename,
-        SYS_renameat,
-        SYS_getdents,
-        SYS_pipe,
-        SYS_dup2,
-        SYS_poll,
-        SYS_epoll_wait,
-        SYS_fork,
-        SYS_pause,
-    ]
-};
-#[cfg(any(target_arch = "aarch64", target_arch = "riscv64"))]
-const OLD: &[c_long] = &[];
-
-/// A machine's own.
-#[cfg(target_arch = "x86_64")]
-const MACHINES: &[c_long] = {
-    use libc::*;
-    &[
-        SYS_mmap,
-        SYS_newfstatat,
-        SYS_pread64,
-        SYS_pwrite64,
-        SYS_getrlimit,
-        SYS_vfork,
-        SYS_rseq,
-        SYS_time,
-        SYS_select,
-        SYS_arch_prctl,
-    ]
-};
-#[cfg(target_arch = "aarch64")]
-const MACHINES: &[c_long] = {
-    use libc::*;
-    &[SYS_mmap, SYS_newfstatat, SYS_pread64, SYS_pwrite64, SYS_getrlimit, SYS_rseq, SYS_renameat]
-};
-#[cfg(target_arch = "riscv64")]
-const MACHINES: &[c_long] = {
-    use libc::*;
-    &[SYS_mmap, SYS_newfstatat, SYS_pread64, SYS_pwrite64, SYS_getrlimit, SYS_rseq]
-};
-#[cfg(target_arch = "arm")]
-const MACHINES: &[c_long] = {
-    use libc::*;
-    &[
-        SYS_mmap2,
-        SYS_fstatat64,
-        SYS_pread64,
-        SYS_pwrite64,
-        SYS_ugetrlimit,
-        SYS_vfork,
-        SYS__newselect,
-        SYS__llseek,
-        SYS_fcntl64,
-        SYS_stat64,
-        SYS_lstat64,
-        SYS_fstat64,
-        SYS_ftruncate64,
-        SYS_statfs64,
-        SYS_fstatfs64,
-        SYS_getuid32,
-        SYS_geteuid32,
-        SYS_getgid32,
-        SYS_getegid32,
-        SYS_sigreturn,
-        SYS_send,
-        SYS_recv,
-        398, // rseq
-        403,
-        406,
-        407,
-        413,
-        414,
-        417,
-        422, // clock_gettime64 and others with 64 bits of time (<asm/unistd.h>)
-    ]
-};
-#[cfg(target_arch = "mips")]
-const MACHINES: &[c_long] = {
-    use libc::*;
-    &[
-        SYS_mmap,
-        SYS_mmap2,
-        SYS_getrlimit,
-        SYS__llseek,
-        SYS_fcntl64,
-        SYS_stat64,
-        SYS_lstat64,
-        SYS_fstat64,
-        SYS_ftruncate64,
-        SYS_statfs64,
-        SYS_fstatfs64,
-        SYS_sigreturn,
-        SYS_send,
-        SYS_recv,
-        SYS_set_thread_area,
-        4142,
-        4200,
-        4201,
-        4293,
-        4367, // _newselect, pread64, pwrite64, fstatat64, rseq
-        4403,
-        4406,
-        4407,
-        4413,
-        4414,
-        4417,
-        4422, // as on ARM
-    ]
-};
-
-/// A bit for each.
+/// A bit for each that is allowed.
 const BITS: [u32; WORDS] = {
     let (mut bits, mut group) = ([0; WORDS], 0);
-    while group < ALLOWED.len() {
+    while group < calls::ALLOWED.len() {
         let mut at = 0;
-        while at < ALLOWED[group].len() {
-            let number = ALLOWED[group][at] as u32 - FIRST;
+        while at < calls::ALLOWED[group].len() {
+            let number = calls::ALLOWED[group][at] as u32 - FIRST;
             bits[number as usize / 32] |= 1 << (number % 32);
             at += 1;
         }
@@ -412,6 +163,7 @@ fn is_wide() -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::c_long;
     use std::thread;
 
     use super::*;
