@@ -32,6 +32,7 @@ mod task;
 mod upstream;
 
 use std::io::Write;
+use std::mem::ManuallyDrop;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -132,7 +133,8 @@ fn unblock(config: &Config) -> Result<(), RouteError> {
 fn block_on(future: impl Future<Output = ExitCode> + 'static) -> ExitCode {
     let future: Pin<Box<dyn Future<Output = ExitCode>>> = Box::pin(future);
     match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-        Ok(runtime) => runtime.block_on(future),
+        // It lives as long as the process: what takes it down would never be missed.
+        Ok(runtime) => ManuallyDrop::new(runtime).block_on(future),
         Err(error) => fail(&no_event_loop(error), 1),
     }
 }
