@@ -123,7 +123,7 @@ impl EventLoop {
         let files = sys::keep_writable(&["/proc/sys/net", "/dev/net", a, b, c]);
         for (what, kept) in [("Landlock", files), ("seccomp", sys::keep_calls())] {
             if let Err(error) = kept {
-                log::debug!("{what}: {error}");
+                debug!("{what}: {error}");
             }
         }
     }
@@ -155,7 +155,7 @@ impl EventLoop {
             self.capture.tick();
             let now = self.gateway.now();
             if self.gateway.paused().change(|pauses| pauses.expire(now)) {
-                log::info!("a pause is over");
+                info!("a pause is over");
                 self.pause_changed(true);
             }
         }
@@ -208,7 +208,7 @@ impl EventLoop {
                     }
                     // A connection that was reset before it was accepted, or no memory for it. Not the
                     // limit of open files: it was raised to what all flows can need.
-                    Poll::Ready(Err(error)) => log::debug!("accept: {error}"),
+                    Poll::Ready(Err(error)) => debug!("accept: {error}"),
                 }
                 turn += 1;
             }
@@ -224,7 +224,7 @@ impl EventLoop {
                 signals::RELOAD => self.reload(),
                 signals::REPORT => {
                     for line in status::status(&self.gateway, &self.config).render(Form::Text).lines() {
-                        log::info!("{line}");
+                        info!("{line}");
                     }
                 }
                 _ => {
@@ -238,7 +238,7 @@ impl EventLoop {
     }
 
     fn drain(&mut self, patience: Duration) {
-        log::info!("ending; connections get {} s", patience.as_secs());
+        info!("ending; connections get {} s", patience.as_secs());
         let now = Instant::now();
         self.deadline = Some((now + patience, false));
         self.gateway.drain();
@@ -256,11 +256,11 @@ impl EventLoop {
         }
         let new = match self.settings.load() {
             Ok(new) => Box::new(new),
-            Err(error) => return log::error!("reload: {error}; nothing is changed"),
+            Err(error) => return error!("reload: {error}; nothing is changed"),
         };
         let changes = Changes::new(&self.config, &new);
         if changes.need_restart() {
-            log::info!("reload: {changes}");
+            info!("reload: {changes}");
             self.next = Some(new);
             return self.drain(self.config.drain_timeout);
         }
@@ -271,7 +271,7 @@ impl EventLoop {
                 self.capture.reconfigure(&new);
                 self.reload = Some(Reload { new, upstreams, changes, again: false });
             }
-            Err(error) => log::error!("reload: {error}"),
+            Err(error) => error!("reload: {error}"),
         }
     }
 
@@ -290,9 +290,9 @@ impl EventLoop {
                     self.pause_changed(true);
                 }
                 self.read_uplinks();
-                log::info!("reload: {changes}");
+                info!("reload: {changes}");
             }
-            Err(error) => log::error!("reload: {error}"),
+            Err(error) => error!("reload: {error}"),
         }
         if again {
             self.reload();
@@ -335,7 +335,7 @@ impl EventLoop {
         let name = first.map(|first| &*upstreams.proxies()[first].account.name).unwrap_or_default();
         let message = ["new connections use ", name, " first"].concat();
         if is_other {
-            log::info!("the uplinks have changed: {message}");
+            info!("the uplinks have changed: {message}");
         }
         Document::reply(true, message)
     }
@@ -425,5 +425,5 @@ fn who(client: Option<IpAddr>) -> String {
 /// The daemon does its work also if nobody can ask how it is.
 fn status_socket(config: &Config) -> Option<StatusSocket> {
     let path = &config.status_socket;
-    StatusSocket::listen(path).inspect_err(|error| log::warn!("status_socket {path}: {error}")).ok()
+    StatusSocket::listen(path).inspect_err(|error| warn!("status_socket {path}: {error}")).ok()
 }

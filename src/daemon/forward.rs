@@ -93,9 +93,7 @@ impl Forwarder {
         let ipv6 = ipv6.map(RefCell::new);
         let ended = Ended::watch(config.mark);
         if let Err(error) = &ended {
-            log::info!(
-                "bytes of forwarded connections are not counted any more once they have ended: {error}"
-            );
+            info!("bytes of forwarded connections are not counted any more once they have ended: {error}");
         }
         let forwarder = Self {
             clock,
@@ -162,7 +160,7 @@ impl Forwarder {
         numbers.dedup();
         for number in numbers {
             if let Err(error) = conntrack::forget_proxy(self.mark, number) {
-                log::warn!("forwarded connections go on: {error}");
+                warn!("forwarded connections go on: {error}");
             }
         }
         count
@@ -253,7 +251,7 @@ impl Forwarder {
         self.handshakes.borrow_mut().tick(now, &mut |route, to, packet| self.queue(route, to, packet));
         _ = self.flush();
         if conntrack::make_room(self.mark) {
-            log::info!("connection tracking is nearly full: the client with the most made room");
+            info!("connection tracking is nearly full: the client with the most made room");
         }
     }
 
@@ -369,7 +367,7 @@ impl Forwarder {
                 {
                     return true;
                 }
-                log::debug!("a packet of a handshake to {next}: {error}");
+                debug!("a packet of a handshake to {next}: {error}");
                 result = Err(error);
                 false
             });

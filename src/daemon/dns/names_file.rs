@@ -34,10 +34,10 @@ impl NamesFile {
         match read(path) {
             Ok(text) => {
                 let names = fake.load(&text, now); // whether or not that is logged
-                log::info!("{path}: {names} names");
+                info!("{path}: {names} names");
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => log::warn!("{path}: {error}"),
+            Err(error) => warn!("{path}: {error}"),
         }
         let pause = if sys::is_in_memory(sys::folder(path)) { PAUSE_IN_MEMORY } else { PAUSE };
         Self {
@@ -69,7 +69,7 @@ impl NamesFile {
                 self.has_failed.set(false);
             }
             // Once: a disk may be full for long.
-            Err(error) if !self.has_failed.replace(true) => log::warn!("{}: {error}", self.path),
+            Err(error) if !self.has_failed.replace(true) => warn!("{}: {error}", self.path),
             Err(_) => {}
         }
     }

@@ -3,8 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use log::warn;
-
 const ROOT: &str = "/proc/sys";
 const IPV4_DEVICES: &str = "/proc/sys/net/ipv4/conf";
 const IPV6: &str = "/proc/sys/net/ipv6/conf";

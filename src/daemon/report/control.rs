@@ -84,7 +84,7 @@ impl StatusSocket {
                 sys::watch(File::from(OwnedFd::from(client)))
             }) {
                 Ok(client) => self.waiting.push((client, Instant::now())),
-                Err(error) => log::debug!("status: {error}"),
+                Err(error) => debug!("status: {error}"),
             }
         }
         if accepts == ACCEPTS {
@@ -101,7 +101,7 @@ impl StatusSocket {
             let text = [document.render(Form::Text), document.render(Form::Json)].join("\0");
             // The empty buffer of a new socket takes it whole.
             if let Err(error) = client.get_ref().write_all(text.as_bytes()) {
-                log::debug!("status: {error}");
+                debug!("status: {error}");
             }
             false
         });
@@ -114,7 +114,7 @@ impl StatusSocket {
                 Ok(Ok((client, _))) => return Poll::Ready(Ok(client)),
                 // Until the loop comes by again.
                 Ok(Err(error)) => {
-                    log::debug!("status: {error}");
+                    debug!("status: {error}");
                     return Poll::Pending;
                 }
                 Err(_would_block) => {}

@@ -4,8 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io::{self, ErrorKind};
 
-use log::{info, warn};
-
 use super::Upstreams;
 use crate::sys;
 
@@ -61,7 +59,7 @@ impl ChoiceFile {
         let Some(path) = self.path.as_ref().filter(|_| *self.written.borrow() != name) else { return };
         match write(path, name) {
             Ok(()) => _ = self.written.replace(name.to_owned()),
-            Err(error) if self.has_failed.replace(true) => log::debug!("{path}: {error}"),
+            Err(error) if self.has_failed.replace(true) => debug!("{path}: {error}"),
             Err(error) => {
                 warn!("{path}: {error}: the choice of an upstream holds until the end");
             }
