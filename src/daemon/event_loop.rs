@@ -1,7 +1,6 @@
 //! The one loop of the daemon. What isn't here runs in a task per dial.
 
 use std::fmt::Write;
-use std::fs;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
@@ -328,7 +327,7 @@ impl EventLoop {
 
     /// Reads which uplinks are up, which a script of the system writes beside the status socket.
     fn read_uplinks(&self) -> Document {
-        let up = fs::read_to_string([&self.config.status_socket, ".uplinks"].concat()).unwrap_or_default();
+        let up = sys::read_text(&[&self.config.status_socket, ".uplinks"].concat());
         let upstreams = self.gateway.upstreams();
         let is_other = upstreams.set_uplinks(&up);
         let first = upstreams.choice().first();

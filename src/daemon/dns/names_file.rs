@@ -2,9 +2,7 @@
 //! change, so that not even a crash has dnsmasq hand out addresses that the next run doesn't know.
 
 use std::cell::Cell;
-use std::fs::File;
-use std::io::{self, ErrorKind, Read};
-use std::path::Path;
+use std::io::ErrorKind;
 
 use tcp_over_http::dns::FakeIp;
 use tcp_over_http::time::Instant;
@@ -31,7 +29,7 @@ pub struct NamesFile {
 impl NamesFile {
     /// Reads the file into a new table. Names that a missing or damaged file does not have are lost.
     pub fn load(path: &str, fake: &mut FakeIp, now: Instant) -> Self {
-        match read(path) {
+        match sys::read(path, MAX_FILE) {
             Ok(text) => {
                 let names = fake.load(&text, now); // whether or not that is logged
                 info!("{path}: {names} names");
@@ -73,12 +71,6 @@ impl NamesFile {
             Err(_) => {}
         }
     }
-}
-
-fn read(path: &str) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    File::open(Path::new(path))?.take(MAX_FILE).read_to_end(&mut text)?;
-    Ok(text)
 }
 
 #[cfg(test)]

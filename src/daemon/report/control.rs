@@ -5,7 +5,7 @@
 //! both forms, [`Form::Text`] and [`Form::Json`], with a NUL between them.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -128,7 +128,7 @@ fn receive(client: &AsyncFd<File>, cx: &mut Context) -> Option<String> {
     let mut bytes = [0; MAX_REQUEST];
     let Poll::Ready(received) = sys::poll_read(client, cx, &mut bytes) else { return None };
     let length = received.unwrap_or_default();
-    Some(String::from_utf8_lossy(&bytes[..length]).trim().to_owned())
+    Some(String::from_utf8_lossy(&bytes[..length]).trim_ascii().to_owned())
 }
 
 impl Drop for StatusSocket {
@@ -148,9 +148,8 @@ pub fn ask(path: &str, request: &str) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(request.as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    match answer.split_once('\0') {
+    let answer = sys::read_open(File::from(OwnedFd::from(stream)), sys::MAX_TEXT)?;
+    match String::from_utf8_lossy(&answer).split_once('\0') {
         Some((text, json)) if json.ends_with('\n') => {
             let is_done = !json.starts_with(ERROR);
             Ok(Answer { is_done, text: text.to_owned(), json: json.to_owned() })

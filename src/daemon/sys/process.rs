@@ -2,7 +2,7 @@
 //! environment and plain files.
 
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::fs::{self, File};
+use std::fs::File;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::{io, ptr};
@@ -89,7 +89,7 @@ fn wait(id: libc::pid_t) -> io::Result<bool> {
 
 /// Executes this program again with the same arguments, and with `NAME=VALUE` in the environment. Returns only if that fails.
 pub fn execute_again(variable: &str) -> io::Error {
-    let mut line = match fs::read("/proc/self/cmdline") {
+    let mut line = match super::read("/proc/self/cmdline", super::MAX_TEXT) {
         Ok(line) => line,
         Err(error) => return error,
     };

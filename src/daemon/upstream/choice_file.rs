@@ -32,8 +32,8 @@ impl ChoiceFile {
         if let Some(path) = &path {
             _ = fs::create_dir(sys::folder(path)); // now: later it may not
         }
-        let text = path.as_ref().and_then(|path| fs::read_to_string(path).ok());
-        let written = text.unwrap_or_default().trim().to_owned();
+        let text = path.as_deref().map(sys::read_text).unwrap_or_default();
+        let written = text.trim_ascii().to_owned();
         Self { path, written: RefCell::new(written), has_failed: Cell::new(false) }
     }
 
