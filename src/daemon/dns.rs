@@ -108,7 +108,7 @@ impl Dns {
         self.responder.context.replace_upstreams(upstreams);
         match proxies(new, &self.responder) {
             Ok(proxies) => drop(self.proxies.replace(proxies)),
-            Err(error) => log::warn!("{error}"),
+            Err(error) => warn!("{error}"),
         }
         self.proxied.forget_failure();
         if old.upstreams != new.upstreams {

@@ -1,7 +1,6 @@
 //! The one loop of the daemon. What isn't here runs in a task per dial.
 
 use std::fmt::Write;
-use std::fs;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
@@ -123,7 +122,7 @@ impl EventLoop {
         let files = sys::keep_writable(&["/proc/sys/net", "/dev/net", a, b, c]);
         for (what, kept) in [("Landlock", files), ("seccomp", sys::keep_calls())] {
             if let Err(error) = kept {
-                log::debug!("{what}: {error}");
+                debug!("{what}: {error}");
             }
         }
     }
@@ -155,7 +154,7 @@ impl EventLoop {
             self.capture.tick();
             let now = self.gateway.now();
             if self.gateway.paused().change(|pauses| pauses.expire(now)) {
-                log::info!("a pause is over");
+                info!("a pause is over");
                 self.pause_changed(true);
             }
         }
@@ -208,7 +207,7 @@ impl EventLoop {
                     }
                     // A connection that was reset before it was accepted, or no memory for it. Not the
                     // limit of open files: it was raised to what all flows can need.
-                    Poll::Ready(Err(error)) => log::debug!("accept: {error}"),
+                    Poll::Ready(Err(error)) => debug!("accept: {error}"),
                 }
                 turn += 1;
             }
@@ -224,7 +223,7 @@ impl EventLoop {
                 signals::RELOAD => self.reload(),
                 signals::REPORT => {
                     for line in status::status(&self.gateway, &self.config).render(Form::Text).lines() {
-                        log::info!("{line}");
+                        info!("{line}");
                     }
                 }
                 _ => {
@@ -238,7 +237,7 @@ impl EventLoop {
     }
 
     fn drain(&mut self, patience: Duration) {
-        log::info!("ending; connections get {} s", patience.as_secs());
+        info!("ending; connections get {} s", patience.as_secs());
         let now = Instant::now();
         self.deadline = Some((now + patience, false));
         self.gateway.drain();
@@ -256,11 +255,11 @@ impl EventLoop {
         }
         let new = match self.settings.load() {
             Ok(new) => Box::new(new),
-            Err(error) => return log::error!("reload: {error}; nothing is changed"),
+            Err(error) => return error!("reload: {error}; nothing is changed"),
         };
         let changes = Changes::new(&self.config, &new);
         if changes.need_restart() {
-            log::info!("reload: {changes}");
+            info!("reload: {changes}");
             self.next = Some(new);
             return self.drain(self.config.drain_timeout);
         }
@@ -271,7 +270,7 @@ impl EventLoop {
                 self.capture.reconfigure(&new);
                 self.reload = Some(Reload { new, upstreams, changes, again: false });
             }
-            Err(error) => log::error!("reload: {error}"),
+            Err(error) => error!("reload: {error}"),
         }
     }
 
@@ -290,9 +289,9 @@ impl EventLoop {
                     self.pause_changed(true);
                 }
                 self.read_uplinks();
-                log::info!("reload: {changes}");
+                info!("reload: {changes}");
             }
-            Err(error) => log::error!("reload: {error}"),
+            Err(error) => error!("reload: {error}"),
         }
         if again {
             self.reload();
@@ -328,14 +327,14 @@ impl EventLoop {
 
     /// Reads which uplinks are up, which a script of the system writes beside the status socket.
     fn read_uplinks(&self) -> Document {
-        let up = fs::read_to_string([&self.config.status_socket, ".uplinks"].concat()).unwrap_or_default();
+        let up = sys::read_text(&[&self.config.status_socket, ".uplinks"].concat());
         let upstreams = self.gateway.upstreams();
         let is_other = upstreams.set_uplinks(&up);
         let first = upstreams.choice().first();
         let name = first.map(|first| &*upstreams.proxies()[first].account.name).unwrap_or_default();
         let message = ["new connections use ", name, " first"].concat();
         if is_other {
-            log::info!("the uplinks have changed: {message}");
+            info!("the uplinks have changed: {message}");
         }
         Document::reply(true, message)
     }
@@ -425,5 +424,5 @@ fn who(client: Option<IpAddr>) -> String {
 /// The daemon does its work also if nobody can ask how it is.
 fn status_socket(config: &Config) -> Option<StatusSocket> {
     let path = &config.status_socket;
-    StatusSocket::listen(path).inspect_err(|error| log::warn!("status_socket {path}: {error}")).ok()
+    StatusSocket::listen(path).inspect_err(|error| warn!("status_socket {path}: {error}")).ok()
 }

@@ -95,9 +95,7 @@ impl Forwarder {
         let ipv6 = ipv6.map(RefCell::new);
         let ended = Ended::watch(config.mark);
         if let Err(error) = &ended {
-            log::info!(
-                "bytes of forwarded connections are not counted any more once they have ended: {error}"
-            );
+            info!("bytes of forwarded connections are not counted any more once they have ended: {error}");
         }
         let forwarder = Self {
             clock,
@@ -165,7 +163,7 @@ impl Forwarder {
         numbers.dedup();
         for number in numbers {
             if let Err(error) = conntrack::forget_proxy(self.mark, number) {
-                log::warn!("forwarded connections go on: {error}");
+                warn!("forwarded connections go on: {error}");
             }
         }
         count
@@ -258,7 +256,7 @@ impl Forwarder {
         _ = self.flush();
         if self.has_begun.take() && conntrack::make_room(self.mark) {
             self.has_begun.set(true);
-            log::info!("connection tracking is nearly full: the client with the most made room");
+            info!("connection tracking is nearly full: the client with the most made room");
         }
     }
 
@@ -374,7 +372,7 @@ impl Forwarder {
                 {
                     return true;
                 }
-                log::debug!("a packet of a handshake to {next}: {error}");
+                debug!("a packet of a handshake to {next}: {error}");
                 result = Err(error);
                 false
             });

@@ -222,7 +222,7 @@ impl Gateway {
 
     /// `is_anew`: the sequence numbers that a proxy was told are no longer the client's.
     fn carry_out(self: &Rc<Self>, verdict: Verdict, frame: &mut [u8], is_anew: bool, now: Instant) {
-        log::trace!("{} bytes: {verdict}", frame.len() - vnet::LEN);
+        trace!("{} bytes: {verdict}", frame.len() - vnet::LEN);
         match verdict {
             Verdict::Forward => self.tun.write(frame),
             Verdict::ForwardAbandoned(slot) => {
@@ -242,7 +242,7 @@ impl Gateway {
     pub fn handle_accepted(self: &Rc<Self>, client: TcpStream, peer: SocketAddr, now: Instant) {
         let accepted = self.rewriter.borrow_mut().accept(mapped(peer.ip()), peer.port(), now);
         let Some(slot) = accepted else {
-            log::debug!("accepted {peer}, which belongs to no flow; reset");
+            debug!("accepted {peer}, which belongs to no flow; reset");
             _ = sys::set_resetting(&client);
             return;
         };

@@ -12,6 +12,9 @@
 //! | the system is called | `netlink`, `sys`, `task`, `clock` |
 //! | logs are kept short | `limiter` |
 
+#[macro_use]
+mod report; // first: what others log by is known only below it
+
 mod cli;
 mod clock;
 mod dns;
@@ -25,13 +28,13 @@ mod limiter;
 mod netlink;
 mod pause;
 mod relay;
-mod report;
 mod settings;
 mod sys;
 mod task;
 mod upstream;
 
 use std::io::Write;
+use std::mem::ManuallyDrop;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -132,7 +135,8 @@ fn unblock(config: &Config) -> Result<(), RouteError> {
 fn block_on(future: impl Future<Output = ExitCode> + 'static) -> ExitCode {
     let future: Pin<Box<dyn Future<Output = ExitCode>>> = Box::pin(future);
     match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-        Ok(runtime) => runtime.block_on(future),
+        // It lives as long as the process: what takes it down would never be missed.
+        Ok(runtime) => ManuallyDrop::new(runtime).block_on(future),
         Err(error) => fail(&no_event_loop(error), 1),
     }
 }
@@ -141,11 +145,11 @@ async fn run(settings: Settings) -> ExitCode {
     match serve(settings).await {
         Ok((End::Asked, _)) => return ExitCode::SUCCESS,
         Ok((End::Restart, paused)) => {
-            log::error!("restart: {}", sys::process::execute_again(&paused.hand_over()));
+            error!("restart: {}", sys::process::execute_again(&paused.hand_over()));
         }
         Ok((End::TunGone | End::Tun(_), _)) => {}
         Err(StartError::Config(error)) => return fail(&error, error.exit_code()),
-        Err(StartError::Other(error)) => log::error!("{error}"),
+        Err(StartError::Other(error)) => error!("{error}"),
     }
     ExitCode::FAILURE
 }
@@ -169,23 +173,23 @@ async fn serve(settings: Settings) -> Result<(End, Rc<Paused>), StartError> {
     let config = Box::new(loaded.map_err(StartError::Config)?);
     logger::init(config.log_level);
     if let Some(warning) = settings::warning(&config) {
-        log::warn!("{warning}");
+        warn!("{warning}");
     }
     let (gateway, capture) = set_up(&config, restarted).await.inspect_err(|_| give_way(&config))?;
     let ready = format!("{}: listening on port {}, {} path", config.tun, config.listen_port, capture.path());
     if let Err(error) = sys::keep_capabilities(CAPABILITIES) {
-        log::warn!("give up privileges: {error}");
+        warn!("give up privileges: {error}");
     }
     let leave_blocked = settings.leave_blocked;
     let event_loop = EventLoop::new(Rc::clone(&gateway), capture, signals, settings, config);
     if !restarted {
         event_loop.confine();
     }
-    log::info!("{ready}"); // and its status can be asked for
+    info!("{ready}"); // and its status can be asked for
     let (end, capture, config) = event_loop.run().await;
     match &end {
-        End::TunGone => log::error!("{}: the device is gone", config.tun),
-        End::Tun(error) => log::error!("{}: read: {error}", config.tun),
+        End::TunGone => error!("{}: the device is gone", config.tun),
+        End::Tun(error) => error!("{}: read: {error}", config.tun),
         End::Asked | End::Restart => {}
     }
     if let Some(dns) = gateway.dns() {
@@ -199,7 +203,7 @@ async fn serve(settings: Settings) -> Result<(End, Rc<Paused>), StartError> {
     } else if matches!(end, End::Asked) || config.on_failure == OnFailure::Direct {
         capture.remove(&config);
     } else if config.captures() {
-        log::warn!("captured traffic is blocked until the next start (on_failure 'block')");
+        warn!("captured traffic is blocked until the next start (on_failure 'block')");
     }
     Ok((end, paused))
 }

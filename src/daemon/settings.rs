@@ -1,12 +1,12 @@
 //! Where the configuration is: the file, the environment and the flags.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 
 use tcp_over_http::config::{Config, ConfigError, Overrides, Reading, Spec};
 
 use crate::kernel::sysctl;
+use crate::sys::{self, MAX_TEXT};
 
 /// The file that is read if it exists and no other is named.
 pub const DEFAULT_FILE: &str = "/etc/config/tcp-over-http";
@@ -16,9 +16,6 @@ const FIREWALL: &str = "/etc/config/firewall";
 
 /// No sensible file is longer; a device file would never end.
 const MAX_FILE: u64 = 1 << 20;
-
-/// Room for 200,000 domains.
-const MAX_LIST: u64 = 8 << 20;
 
 /// Where to look for a configuration: the command line, as far as it concerns that.
 #[derive(Default)]
@@ -64,13 +61,13 @@ impl Settings {
     }
 
     fn read(&self) -> Reading {
-        let file = match read_file(self.file_name(), MAX_FILE) {
+        let file = match sys::read(self.file_name(), MAX_FILE) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.file.is_none() => Ok(None),
             text => text.map(Some).map_err(|error| error.to_string()),
         };
         let mut reading =
             Reading::new(file.as_ref().map(Option::as_deref).map_err(Clone::clone), &self.overrides);
-        reading.read_files(&|path| read_file(path, MAX_LIST).map_err(|error| error.to_string()));
+        reading.read_files(&|path| sys::read(path, MAX_TEXT).map_err(|error| error.to_string()));
         reading
     }
 }
@@ -78,7 +75,7 @@ impl Settings {
 /// What is allowed, but may not work out as it seems to be meant.
 pub fn warning(config: &Config) -> Option<String> {
     // Without fw4 there is no such file, and nobody asks for zones.
-    let firewall = read_file(FIREWALL, MAX_FILE).ok();
+    let firewall = sys::read(FIREWALL, MAX_FILE).ok();
     if let Some(zone) = firewall.as_ref().and_then(|text| config.missing_zone(text)) {
         return Some(format!(
             "zone: the firewall has no zone '{zone}', so nobody's connections get to {}: set zone to the one of the uplink",
@@ -88,17 +85,6 @@ pub fn warning(config: &Config) -> Option<String> {
     let most = config.too_few_ports(&sysctl::local_ports())?;
     let max = config.max_flows;
     Some(format!("max_flows {max}: only {most} connections to the proxies, for net.ipv4.ip_local_port_range"))
-}
-
-/// Reads a whole file.
-fn read_file(path: &str, most: u64) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    File::open(path)?.take(most + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > most {
-        let text = format!("longer than {} MiB", most >> 20);
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
-    }
-    Ok(text)
 }
 
 #[cfg(test)]

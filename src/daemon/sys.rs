@@ -12,7 +12,7 @@ mod socket;
 mod tun;
 
 pub use epoll::{epoll, epoll_control, epoll_take, poll_read, watch};
-pub use file::{folder, is_in_memory, replace};
+pub use file::{MAX_TEXT, folder, is_in_memory, read, read_open, read_text, replace};
 pub use landlock::keep_writable;
 pub use pipe::{pipe, set_pipe_size, splice, write};
 #[cfg(test)]

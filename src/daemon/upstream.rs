@@ -25,7 +25,6 @@ use crate::upstream::connection::Connection;
 use crate::upstream::dial::Reply;
 use crate::upstream::proxy::{Account, Proxy, Warning};
 use crate::upstream::resolver::{ResolveError, Resolver};
-use log::{debug, info, warn};
 use std::cell::{Cell, RefCell, RefMut};
 use std::future::poll_fn;
 use std::io;

@@ -59,7 +59,7 @@ impl DirectResolver {
             return None;
         }
         if self.limiter.pass(std::time::Instant::now()).is_some() {
-            log::warn!("dns: a client asked for a proxy's name; set who resolves it (list resolver)");
+            warn!("dns: a client asked for a proxy's name; set who resolves it (list resolver)");
         }
         Some(SERV_FAIL)
     }
@@ -127,7 +127,7 @@ impl DirectResolver {
                     rounds.finish();
                 }
                 Ok(Ok(reply)) => return Some(reply),
-                _ => log::debug!("resolver {server}: no answer"),
+                _ => debug!("resolver {server}: no answer"),
             }
         }
         refusal

@@ -2,9 +2,7 @@
 //! change, so that not even a crash has dnsmasq hand out addresses that the next run doesn't know.
 
 use std::cell::Cell;
-use std::fs::File;
-use std::io::{self, ErrorKind, Read};
-use std::path::Path;
+use std::io::ErrorKind;
 
 use tcp_over_http::dns::FakeIp;
 use tcp_over_http::time::Instant;
@@ -31,13 +29,13 @@ pub struct NamesFile {
 impl NamesFile {
     /// Reads the file into a new table. Names that a missing or damaged file does not have are lost.
     pub fn load(path: &str, fake: &mut FakeIp, now: Instant) -> Self {
-        match read(path) {
+        match sys::read(path, MAX_FILE) {
             Ok(text) => {
                 let names = fake.load(&text, now); // whether or not that is logged
-                log::info!("{path}: {names} names");
+                info!("{path}: {names} names");
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => log::warn!("{path}: {error}"),
+            Err(error) => warn!("{path}: {error}"),
         }
         let pause = if sys::is_in_memory(sys::folder(path)) { PAUSE_IN_MEMORY } else { PAUSE };
         Self {
@@ -69,16 +67,10 @@ impl NamesFile {
                 self.has_failed.set(false);
             }
             // Once: a disk may be full for long.
-            Err(error) if !self.has_failed.replace(true) => log::warn!("{}: {error}", self.path),
+            Err(error) if !self.has_failed.replace(true) => warn!("{}: {error}", self.path),
             Err(_) => {}
         }
     }
-}
-
-fn read(path: &str) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    File::open(Path::new(path))?.take(MAX_FILE).read_to_end(&mut text)?;
-    Ok(text)
 }
 
 #[cfg(test)]

@@ -238,7 +238,7 @@ impl ProxiedResolver {
         self.useless.set(0);
         self.paused.set(Some((now.plus(pause), is_forbidden)));
         if let (Some(status), Some(_)) = (status, self.limiter.pass(std::time::Instant::now())) {
-            log::log!(
+            log!(
                 level,
                 "dns: the proxy forbids CONNECT to port {PORT} with status {status} (squid: SSL_ports){advice}"
             );

@@ -29,7 +29,7 @@ impl Gateway {
         }
         let tuple = self.rewriter.borrow().flow(slot).tuple;
         let (source, target) = (tuple.source.to_canonical(), server(&tuple));
-        log::debug!("{slot}: {}:{} wants {target}", tuple.source, tuple.source_port);
+        debug!("{slot}: {}:{} wants {target}", tuple.source, tuple.source_port);
         let is_own = self.rewriter.borrow().settings().is_own(tuple.source);
         self.count(|totals| totals.from_lan += u64::from(!is_own));
         if self.is_loop(&tuple, now) {
@@ -49,7 +49,7 @@ impl Gateway {
         let client = ClientKey::of(tuple.source);
         let name = match self.dns.as_ref().map(|dns| dns.meaning(target.ip(), client)) {
             Some(Meaning::Name(name, held)) => {
-                log::debug!("{slot}: {} is {name}", target.ip());
+                debug!("{slot}: {} is {name}", target.ip());
                 parked.held = held;
                 Some(name)
             }

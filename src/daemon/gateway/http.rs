@@ -137,7 +137,7 @@ impl Carried {
                 Trouble::Lost(Side::Proxy) => "the proxy is gone",
                 Trouble::Refused(refusal) => refusal.status(),
             };
-            log::debug!("{}: ended: {what}", self.slot);
+            debug!("{}: ended: {what}", self.slot);
         }
         let is_tunnel = end == Ok(Next::Tunnel);
         self.finish(end).await;

@@ -41,9 +41,9 @@ impl Gateway {
             loops.proxy.set(Some((tuple.source, now)));
             let source = tuple.source.to_canonical();
             match self.rewriter.borrow().settings().is_own(tuple.source) {
-                true => log::error!("connections of a proxy on this machine come back to it: set local '0'"),
+                true => error!("connections of a proxy on this machine come back to it: set local '0'"),
                 false => {
-                    log::error!("a proxy's connections come back to it: set list client_bypass '{source}'")
+                    error!("a proxy's connections come back to it: set list client_bypass '{source}'")
                 }
             }
             return true;

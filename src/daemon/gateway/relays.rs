@@ -116,14 +116,14 @@ impl Gateway {
                 if proxy.account.received.get() == received {
                     count += self.forwarder.as_ref().map_or(0, |it| it.reset(&|name| name == upstream));
                 }
-                log::warn!("upstream {upstream}: silent; {count} connections reset");
+                warn!("upstream {upstream}: silent; {count} connections reset");
             }
         }
     }
 
     /// Lets go of what is kept for a flow that has yielded.
     pub(super) fn give_up(&self, slot: Slot) {
-        log::debug!("{slot} yields to a newer one");
+        debug!("{slot} yields to a newer one");
         self.count(|totals| totals.yielded += 1);
         let kept = self.kept.borrow_mut().replace(slot, Kept::Nothing);
         self.cut(slot, kept, io::ErrorKind::ConnectionAborted);
@@ -159,7 +159,7 @@ impl Gateway {
                 self.run(slot, |_| ());
             }
             Err(error) => {
-                log::warn!("cannot start relay: {error}");
+                warn!("cannot start relay: {error}");
                 self.rewriter.borrow_mut().close(slot, self.now());
                 self.keep(slot, Kept::Nothing);
             }
@@ -204,7 +204,7 @@ impl Gateway {
             Ok(()) => &"closed",
             Err(error) => error,
         };
-        log::debug!("{slot}: ended after {up} bytes up, {down} bytes down: {how}");
+        debug!("{slot}: ended after {up} bytes up, {down} bytes down: {how}");
         match result {
             Ok(()) => relay.finish(),
             Err(_) => relay.reset(),

@@ -100,7 +100,7 @@ impl Capture {
             PathChoice::Relay => this.relay(config)?,
             choice => match this.forward(config, tun, key).await {
                 Err(error) if choice == PathChoice::Auto => {
-                    log::info!("connections are relayed, since they can't be forwarded here: {error}");
+                    info!("connections are relayed, since they can't be forwarded here: {error}");
                     this.forwarder = None;
                     this.relay(config)?;
                 }
@@ -118,7 +118,7 @@ impl Capture {
         let forwarder = Rc::new(forwarder.map_err(|error| format!("raw socket: {error}"))?);
         self.forwarder = Some(Rc::clone(&forwarder));
         if let Err(error) = conntrack::forget_handshakes(config.mark) {
-            log::debug!("connection tracking: {error}");
+            debug!("connection tracking: {error}");
         }
         // Before an earlier run's rules are gone, which refuse what is captured.
         self.install_firewall(config)?;
@@ -253,7 +253,7 @@ impl Capture {
                     if mem::take(&mut self.is_to_forget)
                         && let Err(error) = conntrack::forget_paused(config.paused_mark())
                     {
-                        log::debug!("connection tracking: {error}");
+                        debug!("connection tracking: {error}");
                     }
                 }
                 // Relaying does without: there is no nft, or the kernel lacks what they need.
@@ -264,7 +264,7 @@ impl Capture {
                 Err(error) if self.next.take().is_some() => {
                     return Poll::Ready(Event::Reconfigured(Err(error)));
                 }
-                Err(error) => log::error!("{error}"),
+                Err(error) => error!("{error}"),
             }
         }
         if !self.firewall.as_ref().is_some_and(Firewall::is_replacing)
@@ -291,15 +291,15 @@ impl Capture {
         });
         match reset {
             Ok(0) => {}
-            Ok(count) => log::info!("{count} connections were reset: their local address is gone"),
-            Err(error) => log::warn!("{error}"),
+            Ok(count) => info!("{count} connections were reset: their local address is gone"),
+            Err(error) => warn!("{error}"),
         }
     }
 
     fn warn_of_detours(&self) {
         for proxy in self.proxies() {
             if let Some(detour) = detour(&self.uplinks, proxy.ip()) {
-                log::warn!("{detour}: {DETOUR}");
+                warn!("{detour}: {DETOUR}");
             }
         }
     }
@@ -307,7 +307,7 @@ impl Capture {
     fn follow_uplinks(&mut self, config: &Config) {
         match self.routes.uplinks() {
             Ok(uplinks) if uplinks != self.uplinks => {
-                log::debug!("uplinks: devices {:?}, networks {:?}", uplinks.devices, uplinks.networks);
+                debug!("uplinks: devices {:?}, networks {:?}", uplinks.devices, uplinks.networks);
                 let had_default = self.uplinks.has_default;
                 self.uplinks = uplinks;
                 self.warn_of_detours();
@@ -324,7 +324,7 @@ impl Capture {
                 }
             }
             Ok(_) => {}
-            Err(error) => log::warn!("{error}"),
+            Err(error) => warn!("{error}"),
         }
     }
 
@@ -337,10 +337,10 @@ impl Capture {
         // A table of another name would never be found again; one of the same is replaced.
         let stale = self.firewall.filter(|firewall| !firewall.belongs_to(next));
         if let Err(error) = run(&commands.at(self.clock.now())) {
-            log::warn!("{error}");
+            warn!("{error}");
         }
         if let Err(error) = self.routes.hand_over(next) {
-            log::warn!("{error}");
+            warn!("{error}");
         }
         stale.into_iter().for_each(Firewall::remove);
     }
@@ -348,7 +348,7 @@ impl Capture {
     /// Removes all of it, but what the kernel needs for connections that it goes on to forward.
     pub fn remove(self, config: &Config) {
         if let Err(error) = self.routes.remove() {
-            log::warn!("{error}");
+            warn!("{error}");
         }
         // Where conntrack does not tell, there may be some.
         let live = self.forwarder.map_or(0, |_| match conntrack::forwarded(config.mark) {
@@ -359,8 +359,8 @@ impl Capture {
             0 => self.firewall.into_iter().for_each(Firewall::remove),
             _ => {
                 drop(self.firewall);
-                log::info!("forwarded connections go on; what their NAT needs stays until `unblock`");
-                run(&nft::leave_nat(&nft::name(config))).unwrap_or_else(|error| log::warn!("{error}"));
+                info!("forwarded connections go on; what their NAT needs stays until `unblock`");
+                run(&nft::leave_nat(&nft::name(config))).unwrap_or_else(|error| warn!("{error}"));
             }
         }
     }
@@ -382,7 +382,7 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
     let now = Clock::start().now();
     let commands = if was_alone { tables.replace().at(now) } else { tables.create() };
     if let Err(error) = run(&commands) {
-        log::debug!("{error}"); // there are some, or it has none
+        debug!("{error}"); // there are some, or it has none
     }
     // The rules of a daemon that has come meanwhile lead to it: nothing may get past them.
     if was_alone && !is_alone() {
@@ -395,7 +395,7 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
 }
 
 fn warn_of_overlaps(config: &Config, uplinks: &Uplinks) {
-    overlaps(config, uplinks).for_each(|overlap| log::error!("{overlap}"));
+    overlaps(config, uplinks).for_each(|overlap| error!("{overlap}"));
 }
 
 /// Tells of networks of this machine that have addresses in common with ours.
@@ -408,5 +408,5 @@ pub fn overlaps(config: &Config, uplinks: &Uplinks) -> impl Iterator<Item = Stri
 
 /// Relaying also works without the firewall.
 fn warn_of_missing_tables(error: &str) {
-    log::warn!("answers to connections from outside are captured, too: {error}");
+    warn!("answers to connections from outside are captured, too: {error}");
 }

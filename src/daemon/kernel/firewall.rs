@@ -123,7 +123,7 @@ impl Firewall {
                 (None, result) => {
                     let end = result.as_ref().map_or_else(|error| error as &dyn Display, |()| &"restored");
                     let level = if result.is_ok() { Level::Info } else { Level::Error };
-                    log::log!(level, "the firewall's table was deleted from outside: {end}");
+                    log!(level, "the firewall's table was deleted from outside: {end}");
                     if result.is_ok() {
                         return Poll::Ready(Ok(()));
                     }
@@ -191,7 +191,7 @@ impl Drop for Firewall {
         if self.undo
             && let Err(error) = nft::run(&text::delete(&self.name))
         {
-            log::warn!("{error}");
+            warn!("{error}");
         }
     }
 }
@@ -202,7 +202,7 @@ fn request(mut messages: impl Iterator<Item = Message>) {
     let Ok(mut socket) = Socket::open(libc::NETLINK_ROUTE) else { return };
     for message in iter::once(first).chain(messages) {
         if let Err(error) = socket.request(message) {
-            log::debug!("the rules in the place of the firewall's table: {error}");
+            debug!("the rules in the place of the firewall's table: {error}");
         }
     }
 }
@@ -232,6 +232,6 @@ pub fn learn(address: IpAddr, mark: u32) {
 /// Deletes what an earlier run has left, if there is an `nft` to do it.
 pub fn sweep(config: &Config) {
     if let Err(error) = nft::run(&text::delete(&text::name(config))) {
-        log::debug!("no firewall tables to delete: {error}");
+        debug!("no firewall tables to delete: {error}");
     }
 }

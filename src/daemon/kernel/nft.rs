@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::task::{Context, Poll, ready};
@@ -52,9 +52,8 @@ impl Nft {
 
 /// Runs it and blocks until it has ended.
 pub fn run(commands: &str) -> Result<(), String> {
-    let mut said = Vec::new();
-    let (mut child, mut output) = spawn(commands).map_err(not_run)?;
-    output.read_to_end(&mut said).map_err(not_run)?;
+    let (mut child, output) = spawn(commands).map_err(not_run)?;
+    let said = sys::read_open(File::from(OwnedFd::from(output)), sys::MAX_TEXT).map_err(not_run)?;
     end(&mut child, &said)
 }
 

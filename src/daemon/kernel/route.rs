@@ -7,7 +7,7 @@ use std::mem;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use log::{Level, warn};
+use log::Level;
 use tcp_over_http::capture::{self, Desired, Events, Owner, Path, Plan, Uplinks, link};
 use tokio::io::unix::AsyncFd;
 
@@ -180,7 +180,7 @@ impl Routes {
                     // If the device is on its way out, that will be the next event.
                     let end = result.as_ref().map_or_else(|error| error as &dyn Display, |()| &"restored");
                     let level = level(why, &result);
-                    log::log!(level, "{why}: {end}");
+                    log!(level, "{why}: {end}");
                 }
             }
         }

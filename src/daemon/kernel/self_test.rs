@@ -117,11 +117,11 @@ impl SelfTest {
         for family in &self.families {
             let found = family.found.get() == Some(true);
             match (family.reachable.replace(found), found) {
-                (true, false) => log::warn!(
+                (true, false) => warn!(
                     "{}: connections do not get from the TUN to the listener; does the firewall's input reject them?",
                     family.name
                 ),
-                (false, true) => log::info!("{}: connections get to the listener again", family.name),
+                (false, true) => info!("{}: connections get to the listener again", family.name),
                 _ => {}
             }
         }

@@ -39,7 +39,7 @@ impl Tun {
             .and_then(|()| sys::set_vnet_little_endian(&file))
             .map_err(|error| format!("set its virtio header: {error}"))?;
         if offload && let Err(error) = sys::set_offload(&file, OFFLOADS) {
-            log::warn!("{name}: no super-packets, the kernel refuses offload: {error}");
+            warn!("{name}: no super-packets, the kernel refuses offload: {error}");
         }
         Ok(Self {
             file: sys::watch(file).map_err(|error| format!("watch it: {error}"))?,
@@ -55,7 +55,7 @@ impl Tun {
     /// Writes one frame, which is lost if the kernel does not take it.
     pub fn write(&self, frame: &[u8]) {
         if let Err(error) = self.try_write(frame) {
-            log::trace!("a frame of {} bytes was not taken: {error}", frame.len());
+            trace!("a frame of {} bytes was not taken: {error}", frame.len());
             self.write_errors.set(self.write_errors.get() + 1);
         }
     }

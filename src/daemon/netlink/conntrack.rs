@@ -1,6 +1,6 @@
 //! What connection tracking knows of connections that the kernel forwards.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 
 use tcp_over_http::capture::conntrack::{BODY, CTA_MARK, DESTROYED, Entry, keep_yielding};
@@ -89,8 +89,8 @@ impl Ended {
 /// How many connections conntrack knows, and how many it has room for. `None` without conntrack.
 pub fn tracked() -> Option<(u32, u32)> {
     let number = |name: &str| {
-        let text = fs::read_to_string(["/proc/sys/net/netfilter/nf_conntrack_", name].concat()).ok()?;
-        text.trim_end().parse().ok()
+        let text = sys::read_text(&["/proc/sys/net/netfilter/nf_conntrack_", name].concat());
+        text.trim_ascii_end().parse().ok()
     };
     Some((number("count")?, number("max")?))
 }

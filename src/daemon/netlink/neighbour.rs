@@ -11,7 +11,7 @@ use super::{Error, Socket};
 pub fn origin(client: IpAddr, mark: u32) -> Origin {
     let mut origin = Origin::default();
     if let Err(error) = find(client, mark, &mut origin) {
-        log::debug!("{client}: neither neighbour nor route: {error}");
+        debug!("{client}: neither neighbour nor route: {error}");
     }
     origin
 }

@@ -5,7 +5,7 @@
 //! both forms, [`Form::Text`] and [`Form::Json`], with a NUL between them.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -84,7 +84,7 @@ impl StatusSocket {
                 sys::watch(File::from(OwnedFd::from(client)))
             }) {
                 Ok(client) => self.waiting.push((client, Instant::now())),
-                Err(error) => log::debug!("status: {error}"),
+                Err(error) => debug!("status: {error}"),
             }
         }
         if accepts == ACCEPTS {
@@ -101,7 +101,7 @@ impl StatusSocket {
             let text = [document.render(Form::Text), document.render(Form::Json)].join("\0");
             // The empty buffer of a new socket takes it whole.
             if let Err(error) = client.get_ref().write_all(text.as_bytes()) {
-                log::debug!("status: {error}");
+                debug!("status: {error}");
             }
             false
         });
@@ -114,7 +114,7 @@ impl StatusSocket {
                 Ok(Ok((client, _))) => return Poll::Ready(Ok(client)),
                 // Until the loop comes by again.
                 Ok(Err(error)) => {
-                    log::debug!("status: {error}");
+                    debug!("status: {error}");
                     return Poll::Pending;
                 }
                 Err(_would_block) => {}
@@ -128,7 +128,7 @@ fn receive(client: &AsyncFd<File>, cx: &mut Context) -> Option<String> {
     let mut bytes = [0; MAX_REQUEST];
     let Poll::Ready(received) = sys::poll_read(client, cx, &mut bytes) else { return None };
     let length = received.unwrap_or_default();
-    Some(String::from_utf8_lossy(&bytes[..length]).trim().to_owned())
+    Some(String::from_utf8_lossy(&bytes[..length]).trim_ascii().to_owned())
 }
 
 impl Drop for StatusSocket {
@@ -148,9 +148,8 @@ pub fn ask(path: &str, request: &str) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(request.as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    match answer.split_once('\0') {
+    let answer = sys::read_open(File::from(OwnedFd::from(stream)), sys::MAX_TEXT)?;
+    match String::from_utf8_lossy(&answer).split_once('\0') {
         Some((text, json)) if json.ends_with('\n') => {
             let is_done = !json.starts_with(ERROR);
             Ok(Answer { is_done, text: text.to_owned(), json: json.to_owned() })

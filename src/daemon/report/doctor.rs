@@ -1,7 +1,7 @@
 //! Checks for what goes wrong in practice and says what to do about it: `ok`, `warn` or `FAIL`, one line per check.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::thread::sleep;
@@ -207,7 +207,7 @@ fn system(findings: &mut Findings, config: &Config) {
             line(format_args!("FAIL  {overlap}"));
         }
     }
-    let firewall = fs::read_to_string("/etc/config/firewall").unwrap_or_default();
+    let firewall = sys::read_text("/etc/config/firewall");
     if firewall.lines().any(|line| line.trim_ascii() == "option flow_offloading_hw '1'") {
         findings.warn(format_args!("flows are offloaded to hardware"), HARDWARE);
     }
@@ -315,7 +315,7 @@ fn is_captured(config: &Config, proxy: SocketAddr) -> bool {
 
 /// Whether there is a default route for IPv6 (`/proc/net/ipv6_route`: destination, prefix length, ..., device).
 fn has_ipv6() -> bool {
-    let routes = fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
+    let routes = sys::read_text("/proc/net/ipv6_route");
     let all = "00000000000000000000000000000000 00 ";
     routes.lines().any(|route| route.starts_with(all) && !route.ends_with(" lo"))
 }

@@ -1,12 +1,36 @@
-//! Files that are written.
+//! Files, as a whole.
 
 use std::ffi::CString;
-use std::fs::{self, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::check;
+
+/// No text is longer: there is room for 200,000 domains, and a device file would never end.
+pub const MAX_TEXT: u64 = 8 << 20;
+
+/// What the file at `path` has, if these are no more than `most` bytes.
+pub fn read(path: &str, most: u64) -> io::Result<Vec<u8>> {
+    read_open(File::open(path)?, most)
+}
+
+/// The same of a file, or of what else is read, that is open.
+pub fn read_open(file: File, most: u64) -> io::Result<Vec<u8>> {
+    let mut contents = Vec::new();
+    file.take(most + 1).read_to_end(&mut contents)?;
+    if contents.len() as u64 > most {
+        let text = format!("longer than {} MiB", most >> 20);
+        return Err(io::Error::new(ErrorKind::FileTooLarge, text));
+    }
+    Ok(contents)
+}
+
+/// The text that a file has; empty if it can't be read.
+pub fn read_text(path: &str) -> String {
+    read(path, MAX_TEXT).ok().and_then(|text| String::from_utf8(text).ok()).unwrap_or_default()
+}
 
 /// Replaces the file at `path` by one for its owner's eyes only. Whoever reads it gets the old one or the new one, whole; a
 /// link is replaced, not followed. Without fsync: after a power cut it may be empty.

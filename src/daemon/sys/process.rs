@@ -2,7 +2,7 @@
 //! environment and plain files.
 
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::fs::{self, File};
+use std::fs::File;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::{io, ptr};
@@ -89,7 +89,7 @@ fn wait(id: libc::pid_t) -> io::Result<bool> {
 
 /// Executes this program again with the same arguments, and with `NAME=VALUE` in the environment. Returns only if that fails.
 pub fn execute_again(variable: &str) -> io::Error {
-    let mut line = match fs::read("/proc/self/cmdline") {
+    let mut line = match super::read("/proc/self/cmdline", super::MAX_TEXT) {
         Ok(line) => line,
         Err(error) => return error,
     };
@@ -127,16 +127,17 @@ pub fn with_umask<T>(mask: u16, make: impl FnOnce() -> T) -> T {
 pub fn raise_file_limit(count: usize) -> io::Result<usize> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes one struct.
-    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) })?;
+    check(unsafe { libc::prlimit(0, libc::RLIMIT_NOFILE, ptr::null(), &mut limit) })?;
     let count = count as libc::rlim_t;
     if limit.rlim_cur < count {
+        // Not setrlimit: for old kernels, musl's can stop all threads.
+        // SAFETY: reads one struct.
+        let set = |limit| check(unsafe { libc::prlimit(0, libc::RLIMIT_NOFILE, &limit, ptr::null_mut()) });
         let hard = limit.rlim_max;
         limit = libc::rlimit { rlim_cur: count, rlim_max: count.max(hard) };
-        // SAFETY: reads one struct.
-        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+        if set(limit).is_err() {
             limit = libc::rlimit { rlim_cur: hard, rlim_max: hard };
-            // SAFETY: reads one struct.
-            check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) })?;
+            set(limit)?;
         }
     }
     Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))

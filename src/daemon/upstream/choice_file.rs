@@ -4,8 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io::{self, ErrorKind};
 
-use log::{info, warn};
-
 use super::Upstreams;
 use crate::sys;
 
@@ -34,8 +32,8 @@ impl ChoiceFile {
         if let Some(path) = &path {
             _ = fs::create_dir(sys::folder(path)); // now: later it may not
         }
-        let text = path.as_ref().and_then(|path| fs::read_to_string(path).ok());
-        let written = text.unwrap_or_default().trim().to_owned();
+        let text = path.as_deref().map(sys::read_text).unwrap_or_default();
+        let written = text.trim_ascii().to_owned();
         Self { path, written: RefCell::new(written), has_failed: Cell::new(false) }
     }
 
@@ -61,7 +59,7 @@ impl ChoiceFile {
         let Some(path) = self.path.as_ref().filter(|_| *self.written.borrow() != name) else { return };
         match write(path, name) {
             Ok(()) => _ = self.written.replace(name.to_owned()),
-            Err(error) if self.has_failed.replace(true) => log::debug!("{path}: {error}"),
+            Err(error) if self.has_failed.replace(true) => debug!("{path}: {error}"),
             Err(error) => {
                 warn!("{path}: {error}: the choice of an upstream holds until the end");
             }

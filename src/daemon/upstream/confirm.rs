@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use log::info;
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::time::Instant;
 use tcp_over_http::upstream::choice::Asked;

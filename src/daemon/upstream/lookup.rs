@@ -6,7 +6,6 @@
 use crate::limiter::Limiter;
 use crate::task::spawn;
 use crate::upstream::resolver::{ResolveError, Resolver};
-use log::{debug, warn};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;

@@ -6,7 +6,6 @@ use crate::upstream::dial::HandshakeError;
 use crate::upstream::lookup::Lookup;
 use crate::upstream::resolver::{ResolveError, Resolver};
 use crate::upstream::stats::Stats;
-use log::warn;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;

@@ -6,7 +6,6 @@
 use crate::sys;
 use crate::upstream::etc_files::{hosts, nameservers};
 use crate::upstream::exchange::exchange;
-use log::debug;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;

@@ -1,6 +1,5 @@
 //! The TUN as a network device: its settings and addresses.
 
-use log::warn;
 use tcp_over_http::capture::link;
 
 use super::RouteError;
