@@ -88,11 +88,11 @@ impl Ended {
 
 /// How many connections conntrack knows, and how many it has room for. `None` without conntrack.
 pub fn tracked() -> Option<(u32, u32)> {
-    let number = |name: &str| {
-        let text = sys::read_text(&["/proc/sys/net/netfilter/nf_conntrack_", name].concat());
-        text.trim_ascii_end().parse().ok()
-    };
-    Some((number("count")?, number("max")?))
+    let number = |path| sys::read_text(path).trim_ascii_end().parse().ok();
+    Some((
+        number("/proc/sys/net/netfilter/nf_conntrack_count")?,
+        number("/proc/sys/net/netfilter/nf_conntrack_max")?,
+    ))
 }
 
 /// Where seven eighths of the table are full, has the client with the most connections of this mark make room: who then

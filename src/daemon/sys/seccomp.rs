@@ -29,7 +29,7 @@ const LITTLE: u32 = 1 << 30;
 /// What calls are numbered from.
 const FIRST: u32 = if cfg!(target_arch = "mips") { 4000 } else { 0 };
 /// Calls, 32 a word.
-const WORDS: usize = 15;
+const WORDS: usize = 14;
 
 /// A bit for each that is allowed.
 const BITS: [u32; WORDS] = {
