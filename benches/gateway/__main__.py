@@ -129,19 +129,20 @@ def run(chosen: list[gateways.Gateway], plan: measure.Plan) -> dict:
             say(f"{gateway.name}: left out: {reason}")
     present = [gateway for gateway in chosen if gateway.name in versions]
 
-    rounds: dict[str, list[dict]] = {gateway.name: [] for gateway in present}
-    for n in range(plan.rounds):
-        say(f"round {n + 1} of {plan.rounds}")
-        for name, figures in measure.one_round(present, tools, plan, n * 3).items():
-            rounds[name].append(figures)
-            for cell, error in figures["errors"].items():
-                say(f"{name}: {cell}: {error}")
-    idle: dict[str, list[dict]] = {gateway.name: [] for gateway in present}
-    for gateway in present:
-        for count in plan.idle if gateway.kind != "limit" else ():
-            say(f"{gateway.name}: {count} idle connections")
-            with contextlib.suppress(*measure.FAILURES):
-                idle[gateway.name].append(measure.idle(gateway, tools, plan, count))
+    with _precedence():
+        rounds: dict[str, list[dict]] = {gateway.name: [] for gateway in present}
+        for n in range(plan.rounds):
+            say(f"round {n + 1} of {plan.rounds}")
+            for name, figures in measure.one_round(present, tools, plan, n * 3).items():
+                rounds[name].append(figures)
+                for cell, error in figures["errors"].items():
+                    say(f"{name}: {cell}: {error}")
+        idle: dict[str, list[dict]] = {gateway.name: [] for gateway in present}
+        for gateway in present:
+            for count in plan.idle if gateway.kind != "limit" else ():
+                say(f"{gateway.name}: {count} idle connections")
+                with contextlib.suppress(*measure.FAILURES):
+                    idle[gateway.name].append(measure.idle(gateway, tools, plan, count))
 
     limits = {name: rounds[name] for name in ("plain", "straight") if name in rounds}
     return {
@@ -163,6 +164,24 @@ def run(chosen: list[gateways.Gateway], plan: measure.Plan) -> dict:
         "left_out": left_out,
         "notes": notes,
     }
+
+
+@contextlib.contextmanager
+def _precedence():
+    """What is measured goes before other programs of the machine: by its niceness, and by that of its session, which the
+    scheduler looks at first (sched(7), autogroup)."""
+    session, before = Path("/proc/self/autogroup"), os.getpriority(os.PRIO_PROCESS, 0)
+    with contextlib.suppress(OSError):
+        os.setsid()  # unless a shell has given us a group of our own
+    with contextlib.suppress(OSError):
+        session.write_text("-20")
+    os.setpriority(os.PRIO_PROCESS, 0, -20)
+    try:
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, before)
+        with contextlib.suppress(OSError):
+            session.write_text("0")
 
 
 def write(found: dict, output: Path):

@@ -40,6 +40,9 @@ use crate::net::IpNet;
 use crate::rules::{Action, Rule};
 use crate::time::Instant;
 
+/// Where a TCP header's flags are, with the window behind them, `@th,96,32`: what fits a register nft tests the fastest, and
+/// this is asked of every packet. What bears [`RELEASED`] is TCP, or an error about it: that may pass as well.
+const SYN_BIT: u32 = 0x0002_0000;
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE` (<linux/netfilter/nfnetlink.h>, nf_tables.h).
 const NEW_TABLE: u16 = 10 << 8;
 /// The same with `NFT_MSG_GETTABLE`.
@@ -184,6 +187,11 @@ impl Tables<'_> {
         self.append(&name, ["ip", "ip6"].map(|family| format!("create table {family} {name}\n")).concat())
     }
 
+    /// Whether a daemon takes what belongs to handshakes.
+    fn handshakes(&self) -> bool {
+        self.path == Path::Forward && self.is_running
+    }
+
     const fn has_any(&self) -> bool {
         matches!(self.path, Path::Forward) || self.config.captures()
     }
@@ -219,7 +227,7 @@ struct Chains<'a> {
 
 impl Chains<'_> {
     fn write(&mut self) {
-        let Tables { config, path, is_running, uplinks, .. } = *self.tables;
+        let Tables { config, path, is_running, .. } = *self.tables;
         self.define();
         self.arrived();
         self.direct();
@@ -241,15 +249,23 @@ impl Chains<'_> {
             self.destination();
             if is_running {
                 self.rules.push_str(HANDSHAKES);
+                self.foreign();
+                self.rules.push_str(BEGUN);
+                self.rules.push_str("}\n");
             }
-            // Where policy rules capture what is forwarded.
-            if !is_running || !uplinks.has_default[usize::from(!self.behind.is_ipv4())] {
+            if !is_running || self.rules_capture_forwarded() {
                 self.rules.push_str(SPARE_FORWARDED);
             }
         }
         if config.captures() && (path == Path::Relay || config.local) {
             self.exempt();
         }
+    }
+
+    /// Whether policy rules capture what is forwarded: where no default route would have it forwarded.
+    fn rules_capture_forwarded(&self) -> bool {
+        let Tables { path, uplinks, .. } = self.tables;
+        *path == Path::Relay || !uplinks.has_default[usize::from(!self.behind.is_ipv4())]
     }
 
     /// What the chains' text calls `$name`.
@@ -269,6 +285,7 @@ impl Chains<'_> {
             ("begun", self.tables.config.begun_mark()),
             ("exempt", self.tables.config.exempt_mark()),
             ("paused", self.tables.config.paused_mark()),
+            ("syn", SYN_BIT),
         ] {
             _ = writeln!(self.rules, "define {name} = {value:#010x}");
         }
@@ -333,25 +350,24 @@ impl Chains<'_> {
         }
     }
 
-    /// Nobody else has the TUN's addresses: its listener's answers are told by them. What a relay sends to a client
-    /// conntrack must not see, which would take it for invalid: it has not seen the SYN.
+    /// What a relay sends to a client conntrack must not see, which would take it for invalid: it has not seen the SYN.
     fn arrived(&mut self) {
-        let Tables { path, is_running, .. } = *self.tables;
-        _ = write!(
-            self.rules,
-            "chain arrived {{\n\
-             type filter hook prerouting priority raw; policy accept;\n\
-             {} saddr {} iifname != {{ $tun, \"lo\" }} drop\n",
-            self.family, self.own
-        );
-        if path == Path::Forward && is_running {
+        self.rules.push_str("chain arrived {\ntype filter hook prerouting priority raw; policy accept;\n");
+        if self.tables.handshakes() {
             _ = writeln!(
                 self.rules,
-                "iifname $tun fib daddr type != local {} saddr != $behind notrack",
+                "iif $tun fib daddr type != local {} saddr != $behind notrack",
                 self.family
             );
+        } else {
+            self.foreign();
         }
         self.rules.push_str("}\n");
+    }
+
+    /// Nobody else has the TUN's addresses: its listener's answers are told by them.
+    fn foreign(&mut self) {
+        _ = writeln!(self.rules, "{} saddr {} iifname != {{ $tun, \"lo\" }} drop", self.family, self.own);
     }
 
     /// Who goes out directly for a while: connections that begin meanwhile, as long as the element lives. Those that the
@@ -464,7 +480,7 @@ impl Chains<'_> {
             Path::Forward => {
                 _ = write!(
                     self.rules,
-                    "ct mark & $state == $released tcp flags & (syn | ack) != syn accept\n\
+                    "ct mark & $state == $released @th,96,32 & $syn == 0 accept\n\
                      ct direction original ct mark & $state == $released meta l4proto tcp ct expiration <= {OVER}s \
                      {0} daddr set ct original {0} daddr tcp dport set ct original proto-dst goto take\n\
                      ct mark & $state == $released accept\n\
@@ -641,24 +657,24 @@ impl Chains<'_> {
         if path == Path::Relay {
             self.rules.push_str(TUNNELLED);
         }
-        self.rules.push_str(BEGUN);
-        if path == Path::Relay {
-            self.rules.push_str(ANSWERS);
-            self.errors();
-            if config.interfaces.is_empty() && !uplinks.devices.is_empty() {
-                let devices = Set(&uplinks.devices);
-                _ = writeln!(
-                    self.rules,
-                    "iif {devices} meta mark & $ours == 0 meta mark set meta mark & $others | $exempt"
-                );
+        if self.rules_capture_forwarded() {
+            self.rules.push_str(EXEMPT_FORWARDED);
+            self.rules.push_str(BEGUN);
+            if path == Path::Relay {
+                self.rules.push_str(ANSWERS);
+                self.errors();
+                if config.interfaces.is_empty() && !uplinks.devices.is_empty() {
+                    let devices = Set(&uplinks.devices);
+                    _ = writeln!(
+                        self.rules,
+                        "iif {devices} meta mark & $ours == 0 meta mark set meta mark & $others | $exempt"
+                    );
+                }
             }
+            self.rules.push_str("jump direct\n}\n");
         }
-        if path == Path::Relay || !uplinks.has_default[usize::from(!self.behind.is_ipv4())] {
-            self.rules.push_str("jump direct\n");
-        }
-        self.rules.push_str(
-            "}\nchain exempt_local {\ntype route hook output priority mangle + 11; policy accept;\n",
-        );
+        self.rules
+            .push_str("chain exempt_local {\ntype route hook output priority mangle + 11; policy accept;\n");
         self.rules.push_str(ANSWERS);
         if path == Path::Relay {
             self.errors();
@@ -714,14 +730,13 @@ meta mark & $state { $handshake, $answered } ct state invalid,untracked drop
 const HANDSHAKES: &str = "\
 chain handshakes {
 type filter hook prerouting priority dstnat + 10; policy accept;
-ct mark & $state == $released tcp flags & syn == 0 accept
+ct mark & $state == $released @th,96,32 & $syn == 0 accept
 ct direction original ct mark & $state == $answered tcp flags & (syn | rst | ack) == ack \
 ct mark set ct mark & $stateless | $released dup to $behind device $tun accept
 ct direction original ct mark & $state == $answered tcp flags & (syn | rst) == rst accept
 ct direction original ct mark & $state { $handshake, $answered } meta protocol @alive dup to $behind device $tun drop
 ct direction reply ct mark & $state { $handshake, $answered } dup to $behind device $tun drop
 ct direction reply ct mark & $state == $released tcp flags & syn == syn dup to $behind device $tun drop
-}
 ";
 
 /// Policy rules must not capture, or refuse, what NAT leads to a proxy.
@@ -740,10 +755,13 @@ oifname $tun meta l4proto tcp ct mark & $ours == 0 ct mark set ct mark & $others
 }
 ";
 
-/// Connections that seem to begin with what we send to clients.
-const BEGUN: &str = "\
+const EXEMPT_FORWARDED: &str = "\
 chain exempt_forwarded {
 type filter hook prerouting priority mangle + 11; policy accept;
+";
+
+/// Connections that seem to begin with what we send to clients.
+const BEGUN: &str = "\
 iifname $tun ct direction original ct mark set ct mark & $others | $begun
 ";
 

@@ -26,6 +26,8 @@ const PSH: u8 = 0x08;
 const FIRST_TIMEOUT: u32 = 1000;
 /// The most milliseconds between two.
 const MAX_TIMEOUT: u32 = 32_000;
+/// Ports of NAT that a proxy may remember one after the other.
+const RETRIES: u8 = 8;
 
 /// Where to send a packet that the handshake makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +106,8 @@ pub struct Handshake {
     /// The status of the reply once it is whole.
     status: Option<u16>,
     answered: bool,
+    /// How often the SYN may yet be repeated at once, since another connection was in its way.
+    retries: u8,
     mss_limit: u16,
     repeat_at: Instant,
     timeout: u32,
@@ -135,6 +139,7 @@ impl Handshake {
             parser: ReplyParser::new(),
             status: None,
             answered: false,
+            retries: RETRIES,
             mss_limit,
             repeat_at: now.plus(FIRST_TIMEOUT),
             timeout: FIRST_TIMEOUT,
@@ -150,6 +155,11 @@ impl Handshake {
             0 => self.proxy.is_some() && packet.sequence().wrapping_sub(self.expected) < 1 << 16,
             _ => packet.acknowledgement().wrapping_sub(self.first()) <= self.request.len() as u32,
         }
+    }
+
+    /// Whether the proxy's SYN-ACK has yet to come.
+    pub const fn is_connecting(&self) -> bool {
+        self.proxy.is_none()
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is due, unless nothing has to be repeated.
@@ -228,9 +238,14 @@ impl Handshake {
             return Outcome::Pending; // a simultaneous open makes no sense here
         }
         if packet.acknowledgement() != self.first() {
-            // RFC 9293 section 3.10.7.3: of an earlier connection, which our reset ends.
+            // RFC 9293 section 3.10.7.3: of an earlier connection, which our reset ends. NAT may give the next SYN another
+            // port, and the proxy remember one of that as well.
             if flags & RST == 0 {
                 self.send_proxy(packet.acknowledgement(), RST, &[], To::Proxy, send);
+                if self.retries > 0 {
+                    self.retries -= 1;
+                    self.send_syn(send);
+                }
             }
             return Outcome::Pending;
         }

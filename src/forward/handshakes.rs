@@ -140,8 +140,13 @@ impl Handshakes {
             _ => return Taken::No,
         }
         let tuple = packet.tuple();
-        let from_proxy = self.find(tuple.destination, tuple.destination_port, &mut |_, entry| {
-            entry.route.is_from_proxy(&tuple) && entry.handshake.owns(&packet)
+        let from_proxy = [false, true].into_iter().find_map(|is_earlier| {
+            self.find(tuple.destination, tuple.destination_port, &mut |_, entry| {
+                let Entry { handshake, route, .. } = entry;
+                // What is nobody's may be of an earlier connection, which is in the way of one that has yet to begin.
+                let is_its = if is_earlier { handshake.is_connecting() } else { handshake.owns(&packet) };
+                is_its && route.is_from_proxy(&tuple)
+            })
         });
         match from_proxy {
             Some(slot) => self.take_proxys(slot, &packet, now, send),
@@ -443,6 +448,27 @@ mod tests {
         assert_eq!(world.handshakes.outcome(other), Outcome::Opened { status: 200 });
         world.take(packet(to_proxy(), 900_001, 7020, ACK, &[]));
         assert!(world.handshakes.is_released(other) && !world.handshakes.is_released(one));
+    }
+
+    /// NAT has given it the port of one that conntrack has forgotten, and the proxy has not: a reset ends that, and the
+    /// proxy is asked again; who answers like that for ever is not asked for ever.
+    #[test]
+    fn a_proxy_that_remembers_an_earlier_connection() {
+        let mut world = World::new();
+        let id = world.begin("::ffff:203.0.113.1", 5000);
+        let first = 5000 - REQUEST.len() as u32;
+        let to_proxy = |sent: &Sent| sent.0.iter().map(|sent| (sent.2, sent.3)).collect::<Vec<_>>();
+        assert_eq!(world.proxy_sends(1, 800_000, ACK, &[]), Taken::Yes(None));
+        assert_eq!(to_proxy(&world.sent), [(SYN, first), (RST, 800_000), (SYN, first)]);
+        for _ in 0..100 {
+            world.proxy_sends(1, 800_000, ACK, &[]);
+        }
+        let syns = to_proxy(&world.sent).into_iter().filter(|sent| sent.0 == SYN);
+        assert_eq!((syns.count(), to_proxy(&world.sent).last()), (9, Some(&(RST, 800_000))));
+        world.open(5000);
+        assert_eq!(world.handshakes.outcome(id), Outcome::Opened { status: 200 });
+        // Nobody asks any more.
+        assert_eq!(world.proxy_sends(1, 800_000, ACK, &[]), Taken::No);
     }
 
     #[test]
