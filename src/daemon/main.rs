@@ -27,6 +27,7 @@ mod pause;
 mod relay;
 mod report;
 mod settings;
+mod stream;
 mod sys;
 mod task;
 mod upstream;

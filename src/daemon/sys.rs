@@ -14,7 +14,7 @@ mod tun;
 pub use epoll::{epoll, epoll_control, epoll_take, poll_read, watch};
 pub use file::{folder, is_in_memory, replace};
 pub use landlock::keep_writable;
-pub use pipe::{pipe, set_pipe_size, splice, write};
+pub use pipe::{pipe, read, set_pipe_size, splice, write};
 #[cfg(test)]
 pub use process::unshare_network;
 pub use process::{keep_capabilities, raise_file_limit, set_process_name, with_umask};

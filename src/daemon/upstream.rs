@@ -52,6 +52,9 @@ const FAR: [IpAddr; 2] =
 /// How long after a proxy has closed without an answer it is asked again.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a request may wait for resolvers: so that those who ask two, or one twice, get an answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// A tunnel that a proxy has opened.
 #[derive(Debug)]
 pub struct Opened {
@@ -167,9 +170,20 @@ impl Upstreams {
     ///
     /// # Errors
     /// [`Failure`]: the refusal of the one that answered, or the most telling failure of all of them.
-    pub async fn open(&self, target: Target<'_>) -> Result<Opened, Failure> {
-        let attempt = RefCell::new(Attempt::new(target, None));
-        let dial = Dial { attempt: &attempt, target: &target, may_be_plain: false, only: None };
+    pub fn open<'a>(&'a self, target: Target<'a>) -> impl Future<Output = Result<Opened, Failure>> + 'a {
+        self.open_by(target, None, false)
+    }
+
+    /// As [`open`](Self::open), where rules say by whom; `may_be_plain`: or connect a proxy for requests in absolute form.
+    pub async fn open_by(
+        &self,
+        target: Target<'_>,
+        action: Option<Action>,
+        may_be_plain: bool,
+    ) -> Result<Opened, Failure> {
+        let only = if let Some(Action::Upstream(index)) = action { Some(usize::from(index)) } else { None };
+        let attempt = RefCell::new(Attempt::new(target, only));
+        let dial = Dial { attempt: &attempt, target: &target, may_be_plain, only };
         match self.carry_next(&dial, None, true).await? {
             Carried::Relayed(opened) => Ok(*opened),
             Carried::Forwarded(_) => Err(Failure::BadTarget), // nobody's client
@@ -439,7 +453,7 @@ impl Upstreams {
     }
 
     /// Connects to a proxy for requests in absolute form.
-    pub async fn connect_plain(&self, index: usize) -> Result<TcpStream, Failure> {
+    async fn connect_plain(&self, index: usize) -> Result<TcpStream, Failure> {
         let connected = self.connect(index).await;
         let stream =
             connected.map_err(|(failure, error)| self.proxies[index].was_not_reached(failure, &error))?;
@@ -458,11 +472,18 @@ impl Upstreams {
         next
     }
 
-    /// Whether a name is the target's, as far as our resolvers know.
+    /// Whether a name is the target's, as far as our resolvers know and tell soon.
     pub async fn is_name_of(&self, name: &str, target: Target<'_>) -> bool {
         let (Ok(wire), Target::Ip(address)) = (Name::new(name), target) else { return false };
-        let resolved = self.direct_resolver.resolve(name, &wire).await;
-        resolved.is_ok_and(|(addresses, _)| addresses.contains(&address.ip()))
+        let mut resolved = Box::pin(self.direct_resolver.resolve(name, &wire));
+        let mut late = timer(PATIENCE);
+        poll_fn(|cx| match resolved.as_mut().poll(cx) {
+            Poll::Ready(resolved) => {
+                Poll::Ready(resolved.is_ok_and(|(addresses, _)| addresses.contains(&address.ip())))
+            }
+            Poll::Pending => late.as_mut().poll(cx).map(|()| false),
+        })
+        .await
     }
 
     /// Connects to one of the addresses of the proxy of this index with a socket.

@@ -3,12 +3,11 @@
 //! Every dial in flight holds these futures, so no buffer is kept across an await: the request is one allocation, freed
 //! as soon as it is sent, and the reply is read into the stack of [`receive`].
 
-use crate::sys;
+use crate::{stream, sys};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tcp_over_http::http::{ReplyError, ReplyParser, Status};
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -66,7 +65,7 @@ pub async fn handshake(
 async fn exchange(stream: &TcpStream, mut request: Vec<u8>) -> Result<Reply, HandshakeError> {
     // A connected socket is writable, and its buffer takes the request whole: one call.
     while !request.is_empty() {
-        match stream.try_write(&request) {
+        match stream::send(stream, &request) {
             Ok(sent) if sent >= request.len() => break,
             Ok(sent) => drop(request.drain(..sent)),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -88,7 +87,7 @@ async fn exchange(stream: &TcpStream, mut request: Vec<u8>) -> Result<Reply, Han
 fn receive(stream: &TcpStream, parser: &mut ReplyParser) -> Result<Option<Reply>, HandshakeError> {
     let mut buffer = [0; BUFFER];
     let closed = if parser.has_begun() { HandshakeError::CutOff } else { HandshakeError::Closed };
-    let received = match stream.try_read(&mut buffer) {
+    let received = match stream::receive(stream, &mut buffer) {
         Ok(0) => return Err(closed),
         Ok(length) => buffer.get(..length).unwrap_or_default(),
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
@@ -97,11 +96,6 @@ fn receive(stream: &TcpStream, parser: &mut ReplyParser) -> Result<Option<Reply>
         Err(_) => return Err(closed),
     };
     let status = parser.feed(received).map_err(HandshakeError::Garbage)?;
-    if received.len() < BUFFER {
-        // The socket is drained: telling tokio so spares the next reader a call that finds nothing.
-        let drained = || Err::<(), _>(ErrorKind::WouldBlock.into());
-        let _ = stream.try_io(Interest::READABLE, drained);
-    }
     Ok(match status {
         Status::Partial => None,
         Status::Done { status, consumed } => Some(Reply {

@@ -32,6 +32,8 @@ pub struct Facts {
     pub is_repeatable: bool,
     /// Whether the client's connection goes on to another request.
     pub is_kept: bool,
+    /// The length of its body; chunked: the most.
+    pub length: u64,
 }
 
 impl<'a> Request<'a> {
@@ -75,6 +77,7 @@ impl<'a> Request<'a> {
             is_upgrade: self.upgrade().is_some(),
             is_repeatable: matches!(self.method, b"GET" | b"HEAD" | b"OPTIONS"),
             is_kept: !self.fields.is_close && (!self.is_1_0 || self.fields.is_keep_alive),
+            length: if self.fields.is_chunked { u64::MAX } else { self.fields.length.unwrap_or(0) },
         }
     }
 
