@@ -5,11 +5,12 @@ use std::fs;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Sleep};
 
 use crate::gateway::Gateway;
 use crate::kernel::capture::{self, Capture};
@@ -22,6 +23,7 @@ use crate::report::status;
 use crate::settings::Settings;
 use crate::sys;
 use crate::sys::signals::{self, Signals};
+use crate::task::timer;
 use crate::upstream::choice_file::{AUTO, ChoiceFile};
 use crate::upstream::{DIRECT, PAUSED, Upstreams};
 use tcp_over_http::capture::pause::MAX_PAUSE;
@@ -77,7 +79,8 @@ pub struct EventLoop {
     status_socket: Option<StatusSocket>,
     choice_file: ChoiceFile,
     buffer: Box<[u8]>,
-    tick: Interval,
+    /// No `Interval`, which divides by 128 bits.
+    tick: Pin<Box<Sleep>>,
     /// Set once a signal has asked to end: when connections are cut off; with true they are, and the loop ends then.
     deadline: Option<(Instant, bool)>,
     signals: Signals,
@@ -104,7 +107,7 @@ impl EventLoop {
             next: None,
             reload: None,
             buffer: vec![0; ALIGN + MAX_FRAME].into_boxed_slice(),
-            tick: every(TICK),
+            tick: timer(Duration::ZERO),
             deadline: None,
             signals,
         };
@@ -147,7 +150,9 @@ impl EventLoop {
         }
         self.poll_signals(cx);
         self.poll_status(cx);
-        while self.tick.poll_tick(cx).is_ready() {
+        while self.tick.as_mut().poll(cx).is_ready() {
+            let period = if self.deadline.is_some() { DRAIN_TICK } else { TICK };
+            self.tick.as_mut().reset(Instant::now() + period);
             self.gateway.handle_tick(self.gateway.now());
             self.capture.tick();
             let now = self.gateway.now();
@@ -239,7 +244,7 @@ impl EventLoop {
         let now = Instant::now();
         self.deadline = Some((now + patience, false));
         self.gateway.drain();
-        self.tick = every(DRAIN_TICK);
+        self.tick = timer(DRAIN_TICK);
     }
 
     /// Reads the configuration again and takes over what has changed: without a pause, or by another run.
@@ -423,10 +428,4 @@ fn who(client: Option<IpAddr>) -> String {
 fn status_socket(config: &Config) -> Option<StatusSocket> {
     let path = &config.status_socket;
     StatusSocket::listen(path).inspect_err(|error| log::warn!("status_socket {path}: {error}")).ok()
-}
-
-fn every(period: Duration) -> Interval {
-    let mut tick = interval(period);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    tick
 }

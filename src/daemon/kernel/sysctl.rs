@@ -12,7 +12,7 @@ const IPV6: &str = "/proc/sys/net/ipv6/conf";
 /// Sets one, unless it is so already. It may be read-only (in a jail) or absent: that is only warned of.
 pub fn set(name: &str, value: &str) {
     let path = Path::new(ROOT).join(name);
-    let is_set = fs::read_to_string(&path).is_ok_and(|text| text.trim_end() == value);
+    let is_set = fs::read_to_string(&path).is_ok_and(|text| text.trim_ascii_end() == value);
     if !is_set && let Err(error) = fs::write(&path, value) {
         warn!("set {} to {value}: {error}", path.display());
     }
@@ -34,7 +34,7 @@ pub fn strict_devices() -> Vec<String> {
     let filter = |device: &str| -> u8 {
         fs::read_to_string(Path::new(IPV4_DEVICES).join(device).join("rp_filter"))
             .ok()
-            .and_then(|text| text.trim_end().parse().ok())
+            .and_then(|text| text.trim_ascii_end().parse().ok())
             .unwrap_or(0)
     };
     let all = filter("all");

@@ -90,7 +90,7 @@ impl Ended {
 pub fn tracked() -> Option<(u32, u32)> {
     let number = |name: &str| {
         let text = fs::read_to_string(["/proc/sys/net/netfilter/nf_conntrack_", name].concat()).ok()?;
-        text.trim_end().parse().ok()
+        text.trim_ascii_end().parse().ok()
     };
     Some((number("count")?, number("max")?))
 }

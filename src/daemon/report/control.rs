@@ -128,7 +128,7 @@ fn receive(client: &AsyncFd<File>, cx: &mut Context) -> Option<String> {
     let mut bytes = [0; MAX_REQUEST];
     let Poll::Ready(received) = sys::poll_read(client, cx, &mut bytes) else { return None };
     let length = received.unwrap_or_default();
-    Some(String::from_utf8_lossy(&bytes[..length]).trim().to_owned())
+    Some(String::from_utf8_lossy(&bytes[..length]).trim_ascii().to_owned())
 }
 
 impl Drop for StatusSocket {

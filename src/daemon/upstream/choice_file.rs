@@ -35,7 +35,7 @@ impl ChoiceFile {
             _ = fs::create_dir(sys::folder(path)); // now: later it may not
         }
         let text = path.as_ref().and_then(|path| fs::read_to_string(path).ok());
-        let written = text.unwrap_or_default().trim().to_owned();
+        let written = text.unwrap_or_default().trim_ascii().to_owned();
         Self { path, written: RefCell::new(written), has_failed: Cell::new(false) }
     }
 

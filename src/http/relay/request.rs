@@ -6,7 +6,7 @@ use core::fmt::Write;
 use core::net::Ipv6Addr;
 
 use super::body::Body;
-use super::head::{Fields, Head, check, is, push};
+use super::head::{Fields, Head, check, cut, is, push};
 use super::{Authorize, PORT, Refusal};
 
 /// A request's head, checked.
@@ -40,12 +40,8 @@ impl<'a> Request<'a> {
     /// Reads and checks a head that is whole.
     pub fn read(head: &'a Head) -> Result<Self, Refusal> {
         let line = head.first_line();
-        let mut words = line.split(|&byte| byte == b' ');
-        let (Some(method), Some(target), Some(version), None) =
-            (words.next(), words.next(), words.next(), words.next())
-        else {
-            return Err(Refusal::BadRequest);
-        };
+        let (method, rest) = cut(line, b' ').ok_or(Refusal::BadRequest)?;
+        let (target, version) = cut(rest, b' ').ok_or(Refusal::BadRequest)?;
         let is_1_0 = version == b"HTTP/1.0";
         check(is_1_0 || version == b"HTTP/1.1")?;
         // "head" is another method than HEAD, and not all who read it know.
