@@ -22,7 +22,7 @@ use crate::sys;
 use crate::task::timer;
 use crate::upstream::confirm::Worked;
 use crate::upstream::connection::Connection;
-use crate::upstream::dial::Reply;
+use crate::upstream::dial::{HandshakeError, Reply};
 use crate::upstream::proxy::{Account, Proxy, Warning};
 use crate::upstream::resolver::{ResolveError, Resolver};
 use log::{debug, info, warn};
@@ -394,24 +394,34 @@ impl Upstreams {
         let is_plain = may_be_plain && self.is_plain(index, target);
         let mut authorization = if is_plain { Authorization::Nothing } else { self.proxies[index].begin() };
         let begun = self.now();
+        let mut kept = None;
         while !(may_be_plain && self.is_plain(index, target)) {
             let request = self.proxies[index].request.bytes(*target, &mut authorization);
             let request = request.map_err(|_| Failure::BadTarget)?;
             let proxy = &self.proxies[index];
             let begin = |address| client?.begin(&request, &proxy.account.name, address);
             // Boxed: the wait for an answer, which is longer, needs no room for it.
-            let reach = Box::pin(self.reach(proxy, Some(index), &begin));
-            let connection = reach
-                .await
-                .map_err(|(failure, error)| self.proxies[index].was_not_reached(failure, &error))?;
+            let is_again = kept.is_some();
+            let connection = match kept.take() {
+                Some(connection) => connection,
+                None => Box::pin(self.reach(proxy, Some(index), &begin))
+                    .await
+                    .map_err(|(failure, error)| self.proxies[index].was_not_reached(failure, &error))?,
+            };
             is_connected.set(true);
             let reply = connection.handshake(request, self.reply_timeout).await;
             let proxy = &self.proxies[index]; // kept over no wait, which would make every dial larger
+            if is_again && matches!(reply, Err(HandshakeError::Closed)) {
+                continue; // it has not been kept after all
+            }
             let reply = reply.map_err(|error| proxy.gave_no_answer(error))?;
             if reply.status != 407 {
                 proxy.login.borrow_mut().accepted(authorization);
             } else if let Some(next) = proxy.told_again(&authorization, &reply.rest) {
                 authorization = next;
+                if connection.can_be_used_again(reply.body).await {
+                    kept = Some(connection);
+                }
                 continue;
             }
             if self.may_be_plain(target.port()) || target.port() == TLS {

@@ -317,11 +317,11 @@ impl Relay {
         self.is_kept
     }
 
-    /// The values of the Proxy-Authenticate fields of a response that was [refused](Refusal::Unauthorized), a line each.
-    pub fn challenges(&self) -> Vec<u8> {
+    /// The lines of a response that was [refused](Refusal::Unauthorized), its challenges among them.
+    pub fn challenges(&self) -> &[u8] {
         match &self.proxy {
-            Stream::Head(head) => response::challenges(head),
-            _ => Vec::new(),
+            Stream::Head(head) => head.bytes(),
+            _ => &[],
         }
     }
 

@@ -12,7 +12,7 @@ use std::io::ErrorKind;
 use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tcp_over_http::flow::Slot;
@@ -177,7 +177,7 @@ impl Carried {
                 // The nonce is too old, or has yet to be given.
                 Trouble::Refused(Refusal::Unauthorized) => {
                     let used = mem::take(&mut self.used);
-                    self.next = self.upstreams.refused(self.index, &used, &self.relay.challenges());
+                    self.next = self.upstreams.refused(self.index, &used, self.relay.challenges());
                     self.next.is_some()
                 }
                 // A proxy may close a connection that it has kept at any time.
@@ -336,8 +336,11 @@ impl Carried {
                 let Self { client, proxy, up, down, .. } = self;
                 up.outgoing.append(&mut up.incoming);
                 // If that fails, the relay finds out.
-                _ = poll_fn(|cx| down.poll_flush(client, cx)).await;
-                _ = poll_fn(|cx| up.poll_flush(proxy, cx)).await;
+                let flushed = poll_fn(|cx| {
+                    ready!(down.poll_flush(client, cx))?;
+                    up.poll_flush(proxy, cx)
+                });
+                _ = flushed.await;
                 return;
             }
             Ok(_) => {

@@ -8,17 +8,23 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tcp_over_http::http::{ReplyError, ReplyParser, Status};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Takes nearly every reply in one read, and little of the tunnel's data with it, in bytes.
 const BUFFER: usize = 2048;
 
+/// How long the body of a 407 is waited for.
+const BODY: Duration = Duration::from_secs(1);
+
 /// A proxy's answer.
 pub struct Reply {
     pub status: u16,
-    /// Of a 407 its challenges, a line each; else the bytes that came behind the reply.
+    /// Of a 407 its lines, its challenges among them; else the bytes that came behind the reply.
     pub rest: Vec<u8>,
+    /// How much of a 407's body is still to come, if the connection can be used again behind it.
+    pub body: Option<usize>,
 }
 
 /// Why a connected proxy gave no answer.
@@ -98,13 +104,28 @@ fn receive(stream: &TcpStream, parser: &mut ReplyParser) -> Result<Option<Reply>
     let status = parser.feed(received).map_err(HandshakeError::Garbage)?;
     Ok(match status {
         Status::Partial => None,
-        Status::Done { status, consumed } => Some(Reply {
-            status,
-            rest: match status {
-                407 => parser.challenges(),
-                _ => received.get(consumed..).unwrap_or_default(),
-            }
-            .to_vec(),
-        }),
+        Status::Done { status, consumed } => {
+            let rest = received.get(consumed..).unwrap_or_default();
+            let body = parser.body().and_then(|length| length.checked_sub(rest.len()));
+            Some(Reply { status, rest: if status == 407 { parser.lines() } else { rest }.to_vec(), body })
+        }
     })
+}
+
+/// Discards so much of a reply's body. Returns whether that came soon.
+pub async fn discard(stream: &TcpStream, length: usize) -> bool {
+    let rest = async {
+        let mut left = length;
+        while left > 0 {
+            stream.readable().await?;
+            match stream::attempt(stream, Interest::READABLE, &mut || sys::discard(stream, left)) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(length) => left -= length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    };
+    matches!(timeout(BODY, rest).await, Ok(Ok(())))
 }
