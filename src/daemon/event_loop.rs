@@ -78,6 +78,7 @@ pub struct EventLoop {
     status_socket: Option<StatusSocket>,
     choice_file: ChoiceFile,
     buffer: Box<[u8]>,
+    /// No `Interval`, which divides by 128 bits.
     tick: Pin<Box<Sleep>>,
     /// Set once a signal has asked to end: when connections are cut off; with true they are, and the loop ends then.
     deadline: Option<(Instant, bool)>,

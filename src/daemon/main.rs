@@ -29,6 +29,7 @@ mod netlink;
 mod pause;
 mod relay;
 mod settings;
+mod stream;
 mod sys;
 mod task;
 mod upstream;

@@ -61,13 +61,13 @@ impl Settings {
     }
 
     fn read(&self) -> Reading {
-        let file = match sys::read(self.file_name(), MAX_FILE) {
+        let file = match sys::read_file(self.file_name(), MAX_FILE) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.file.is_none() => Ok(None),
             text => text.map(Some).map_err(|error| error.to_string()),
         };
         let mut reading =
             Reading::new(file.as_ref().map(Option::as_deref).map_err(Clone::clone), &self.overrides);
-        reading.read_files(&|path| sys::read(path, MAX_TEXT).map_err(|error| error.to_string()));
+        reading.read_files(&|path| sys::read_file(path, MAX_TEXT).map_err(|error| error.to_string()));
         reading
     }
 }
@@ -75,7 +75,7 @@ impl Settings {
 /// What is allowed, but may not work out as it seems to be meant.
 pub fn warning(config: &Config) -> Option<String> {
     // Without fw4 there is no such file, and nobody asks for zones.
-    let firewall = sys::read(FIREWALL, MAX_FILE).ok();
+    let firewall = sys::read_file(FIREWALL, MAX_FILE).ok();
     if let Some(zone) = firewall.as_ref().and_then(|text| config.missing_zone(text)) {
         return Some(format!(
             "zone: the firewall has no zone '{zone}', so nobody's connections get to {}: set zone to the one of the uplink",

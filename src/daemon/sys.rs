@@ -12,9 +12,9 @@ mod socket;
 mod tun;
 
 pub use epoll::{epoll, epoll_control, epoll_take, poll_read, watch};
-pub use file::{MAX_TEXT, folder, is_in_memory, read, read_open, read_text, replace};
+pub use file::{MAX_TEXT, folder, is_in_memory, read_file, read_open, read_text, replace};
 pub use landlock::keep_writable;
-pub use pipe::{pipe, set_pipe_size, splice, write};
+pub use pipe::{pipe, read, set_pipe_size, splice, write};
 #[cfg(test)]
 pub use process::unshare_network;
 pub use process::{keep_capabilities, raise_file_limit, set_process_name, with_umask};

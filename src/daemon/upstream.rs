@@ -22,7 +22,7 @@ use crate::sys;
 use crate::task::timer;
 use crate::upstream::confirm::Worked;
 use crate::upstream::connection::Connection;
-use crate::upstream::dial::Reply;
+use crate::upstream::dial::{HandshakeError, Reply};
 use crate::upstream::proxy::{Account, Proxy, Warning};
 use crate::upstream::resolver::{ResolveError, Resolver};
 use std::cell::{Cell, RefCell, RefMut};
@@ -50,6 +50,9 @@ const FAR: [IpAddr; 2] =
 
 /// How long after a proxy has closed without an answer it is asked again.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a request may wait for resolvers: so that those who ask two, or one twice, get an answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A tunnel that a proxy has opened.
 #[derive(Debug)]
@@ -166,9 +169,20 @@ impl Upstreams {
     ///
     /// # Errors
     /// [`Failure`]: the refusal of the one that answered, or the most telling failure of all of them.
-    pub async fn open(&self, target: Target<'_>) -> Result<Opened, Failure> {
-        let attempt = RefCell::new(Attempt::new(target, None));
-        let dial = Dial { attempt: &attempt, target: &target, may_be_plain: false, only: None };
+    pub fn open<'a>(&'a self, target: Target<'a>) -> impl Future<Output = Result<Opened, Failure>> + 'a {
+        self.open_by(target, None, false)
+    }
+
+    /// As [`open`](Self::open), where rules say by whom; `may_be_plain`: or connect a proxy for requests in absolute form.
+    pub async fn open_by(
+        &self,
+        target: Target<'_>,
+        action: Option<Action>,
+        may_be_plain: bool,
+    ) -> Result<Opened, Failure> {
+        let only = if let Some(Action::Upstream(index)) = action { Some(usize::from(index)) } else { None };
+        let attempt = RefCell::new(Attempt::new(target, only));
+        let dial = Dial { attempt: &attempt, target: &target, may_be_plain, only };
         match self.carry_next(&dial, None, true).await? {
             Carried::Relayed(opened) => Ok(*opened),
             Carried::Forwarded(_) => Err(Failure::BadTarget), // nobody's client
@@ -379,24 +393,34 @@ impl Upstreams {
         let is_plain = may_be_plain && self.is_plain(index, target);
         let mut authorization = if is_plain { Authorization::Nothing } else { self.proxies[index].begin() };
         let begun = self.now();
+        let mut kept = None;
         while !(may_be_plain && self.is_plain(index, target)) {
             let request = self.proxies[index].request.bytes(*target, &mut authorization);
             let request = request.map_err(|_| Failure::BadTarget)?;
             let proxy = &self.proxies[index];
             let begin = |address| client?.begin(&request, &proxy.account.name, address);
             // Boxed: the wait for an answer, which is longer, needs no room for it.
-            let reach = Box::pin(self.reach(proxy, Some(index), &begin));
-            let connection = reach
-                .await
-                .map_err(|(failure, error)| self.proxies[index].was_not_reached(failure, &error))?;
+            let is_again = kept.is_some();
+            let connection = match kept.take() {
+                Some(connection) => connection,
+                None => Box::pin(self.reach(proxy, Some(index), &begin))
+                    .await
+                    .map_err(|(failure, error)| self.proxies[index].was_not_reached(failure, &error))?,
+            };
             is_connected.set(true);
             let reply = connection.handshake(request, self.reply_timeout).await;
             let proxy = &self.proxies[index]; // kept over no wait, which would make every dial larger
+            if is_again && matches!(reply, Err(HandshakeError::Closed)) {
+                continue; // it has not been kept after all
+            }
             let reply = reply.map_err(|error| proxy.gave_no_answer(error))?;
             if reply.status != 407 {
                 proxy.login.borrow_mut().accepted(authorization);
             } else if let Some(next) = proxy.told_again(&authorization, &reply.rest) {
                 authorization = next;
+                if connection.can_be_used_again(reply.body).await {
+                    kept = Some(connection);
+                }
                 continue;
             }
             if self.may_be_plain(target.port()) || target.port() == TLS {
@@ -438,7 +462,7 @@ impl Upstreams {
     }
 
     /// Connects to a proxy for requests in absolute form.
-    pub async fn connect_plain(&self, index: usize) -> Result<TcpStream, Failure> {
+    async fn connect_plain(&self, index: usize) -> Result<TcpStream, Failure> {
         let connected = self.connect(index).await;
         let stream =
             connected.map_err(|(failure, error)| self.proxies[index].was_not_reached(failure, &error))?;
@@ -457,11 +481,18 @@ impl Upstreams {
         next
     }
 
-    /// Whether a name is the target's, as far as our resolvers know.
+    /// Whether a name is the target's, as far as our resolvers know and tell soon.
     pub async fn is_name_of(&self, name: &str, target: Target<'_>) -> bool {
         let (Ok(wire), Target::Ip(address)) = (Name::new(name), target) else { return false };
-        let resolved = self.direct_resolver.resolve(name, &wire).await;
-        resolved.is_ok_and(|(addresses, _)| addresses.contains(&address.ip()))
+        let mut resolved = Box::pin(self.direct_resolver.resolve(name, &wire));
+        let mut late = timer(PATIENCE);
+        poll_fn(|cx| match resolved.as_mut().poll(cx) {
+            Poll::Ready(resolved) => {
+                Poll::Ready(resolved.is_ok_and(|(addresses, _)| addresses.contains(&address.ip())))
+            }
+            Poll::Pending => late.as_mut().poll(cx).map(|()| false),
+        })
+        .await
     }
 
     /// Connects to one of the addresses of the proxy of this index with a socket.

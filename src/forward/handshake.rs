@@ -116,7 +116,7 @@ pub struct Handshake {
 impl Handshake {
     /// The values of the Proxy-Authenticate fields of a 407, a line each.
     pub fn challenges(&self) -> &[u8] {
-        self.parser.challenges()
+        self.parser.lines()
     }
 
     /// Begins: sends the SYN. `syn` is the client's, `request` the whole CONNECT, `mss_limit` what the way to the

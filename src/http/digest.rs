@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 
 use self::hash::Hash;
-use super::field::push;
+use super::field::{self, push};
 
 /// A challenge that can be answered, and how often it was. Realm, nonce and opaque are kept as they stand within their
 /// quotes, and are sent back so.
@@ -41,12 +41,15 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// Reads the values of all Proxy-Authenticate fields, a line each (RFC 9110 section 11.6.1).
-    pub fn read(values: &[u8]) -> Self {
+    /// Reads all Proxy-Authenticate fields of a 407's lines (RFC 9110 section 11.6.1).
+    pub fn read(lines: &[u8]) -> Self {
         let mut offer = Self::default();
-        for line in values.split(|&byte| byte == b'\n').filter_map(|line| str::from_utf8(line).ok()) {
+        field::visit(lines, &mut |name, value| {
+            if !name.eq_ignore_ascii_case("Proxy-Authenticate") {
+                return;
+            }
             let (mut scheme, mut parameters) = ("", Parameters::default());
-            for mut element in Elements(line) {
+            for mut element in Elements(value) {
                 if !is_parameter(element) {
                     offer.add(scheme, &parameters);
                     // A challenge begins with its scheme: alone, or with the first parameter behind it.
@@ -56,7 +59,7 @@ impl Offer {
                 parameters.add(element.trim_ascii());
             }
             offer.add(scheme, &parameters);
-        }
+        });
         offer
     }
 

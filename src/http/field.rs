@@ -29,6 +29,15 @@ pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
+/// Visits the fields among lines: each name, and its value without blanks around it. What is no text is left out.
+pub fn visit(lines: &[u8], visit: &mut dyn FnMut(&str, &str)) {
+    for line in lines.split(|&byte| byte == b'\n').filter_map(|line| str::from_utf8(line).ok()) {
+        if let Some((name, value)) = line.split_once(':') {
+            visit(name, value.trim_ascii());
+        }
+    }
+}
+
 /// Appends all parts. One copy for all.
 #[inline(never)]
 pub fn push(out: &mut Vec<u8>, parts: &[&[u8]]) {

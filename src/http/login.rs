@@ -170,6 +170,7 @@ impl Login {
 mod tests {
     use super::*;
     use alloc::vec::Vec;
+    use std::format;
 
     const BASIC: &str = "Basic realm=r";
     const DIGEST: &str = "Digest realm=r, nonce=n, qop=auth";
@@ -181,7 +182,7 @@ mod tests {
         if let Authorization::Digest { challenge, .. } = used {
             challenge.answer("u", "p", b"CONNECT", b"h:1", &mut Vec::new());
         }
-        login.refused(used, Offer::read(offer.as_bytes()), "c".into())
+        login.refused(used, Offer::read(format!("Proxy-Authenticate: {offer}").as_bytes()), "c".into())
     }
 
     /// What a first 407 brings about: the scheme of the second request.

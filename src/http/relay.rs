@@ -239,15 +239,17 @@ impl Relay {
     /// proxy may be asked for it by this name.
     pub fn claimed_name(&self) -> Option<&str> {
         let Stream::Ready(head) = &self.client else { return None };
+        self.claimed(&Request::read(head).ok()?)
+    }
+
+    fn claimed<'a>(&self, request: &Request<'a>) -> Option<&'a str> {
         let is_name = |host: &&str| !host.starts_with('[') && host.parse::<Ipv4Addr>().is_err();
-        Request::read(head).ok()?.host.filter(is_name).filter(|_| self.server.is_some())
+        request.host.filter(is_name).filter(|_| self.server.is_some())
     }
 
     /// Whether the body of the request whose head is whole may be longer than that.
-    pub fn has_long_body(&self, most: u64) -> bool {
-        let Stream::Ready(head) = &self.client else { return false };
-        Request::read(head)
-            .is_ok_and(|request| !matches!(request.body(), Body::Plain(length) if length <= most))
+    pub const fn has_long_body(&self, most: u64) -> bool {
+        self.request.length > most
     }
 
     /// Appends to `out` what the proxy gets for the request whose head is whole. `is_true`: the
@@ -261,17 +263,15 @@ impl Relay {
         authorize: &mut Authorize<'_>,
         out: &mut Vec<u8>,
     ) -> Result<(), Refusal> {
-        let claimed = self.claimed_name().filter(|_| is_true);
         let Stream::Ready(head) = &self.client else { return Ok(()) };
         let request = Request::read(head)?;
-        let authority = request::authority(claimed.unwrap_or(&self.host), self.port);
-        let is_other =
-            request.host.is_some_and(|host| !host.eq_ignore_ascii_case(claimed.unwrap_or(&self.host)));
+        let host = self.claimed(&request).filter(|_| is_true).unwrap_or(&self.host);
+        let authority = request::authority(host, self.port);
+        let is_other = request.host.is_some_and(|named| !named.eq_ignore_ascii_case(host));
         if request.is_absolute && is_other {
             return Err(Refusal::BadRequest);
         }
         request.write(&authority, authorize, out);
-        self.request = request.facts();
         let client = Stream::Body(request.body());
         if let Stream::Ready(head) = core::mem::replace(&mut self.client, client) {
             self.sent = Some(head);
@@ -317,11 +317,11 @@ impl Relay {
         self.is_kept
     }
 
-    /// The values of the Proxy-Authenticate fields of a response that was [refused](Refusal::Unauthorized), a line each.
-    pub fn challenges(&self) -> Vec<u8> {
+    /// The lines of a response that was [refused](Refusal::Unauthorized), its challenges among them.
+    pub fn challenges(&self) -> &[u8] {
         match &self.proxy {
-            Stream::Head(head) => response::challenges(head),
-            _ => Vec::new(),
+            Stream::Head(head) => head.bytes(),
+            _ => &[],
         }
     }
 
@@ -351,7 +351,7 @@ impl Relay {
     fn handle_head(&mut self, side: Side, out: &mut Vec<u8>) -> Result<(), Refusal> {
         match (&mut self.client, &mut self.proxy) {
             (Stream::Head(head), _) if side == Side::Client => {
-                Request::read(head)?;
+                self.request = Request::read(head)?.facts();
                 self.client = Stream::Ready(core::mem::replace(head, Head::new(Kind::Request)));
             }
             (_, Stream::Head(head)) => {

@@ -1,6 +1,6 @@
 //! The incremental parser of a proxy's reply (RFC 9112).
 //!
-//! It keeps no header but the challenges of a 407: a few bytes of state serve any number and size of header fields, however the reply is cut. It
+//! It keeps no header but those of a 407: a few bytes of state serve any number and size of header fields, however the reply is cut. It
 //! stops at the end of the header section, so whatever follows a 2xx is tunnel data: "any Content-Length or
 //! Transfer-Encoding header fields in a 2xx response to CONNECT" mean nothing (RFC 9110 section 9.3.6). Where RFC 9112
 //! allows a recipient to be lenient it is; what is not HTTP/1 at all (a TLS alert, an SSH banner) fails at its first
@@ -10,6 +10,7 @@ use alloc::boxed::Box;
 use core::fmt;
 
 use super::digest::Offer;
+use super::field;
 
 /// The most bytes a reply may have up to the end of its header section, interim (1xx) replies included.
 pub const MAX_REPLY: u32 = 64 * 1024;
@@ -72,15 +73,16 @@ pub struct ReplyParser {
     left: u32,
     status: u16,
     state: State,
-    challenges: Option<Box<Challenges>>,
+    /// Of a 407.
+    lines: Option<Box<Lines>>,
 }
 
-/// Values of Proxy-Authenticate fields, a line each.
-type Challenges = heapless::Vec<u8, MAX_CHALLENGES>;
+/// The first bytes of a reply's lines, behind its status.
+type Lines = heapless::Vec<u8, MAX_LINES>;
 
 impl Default for ReplyParser {
     fn default() -> Self {
-        Self { left: MAX_REPLY, status: 0, state: State::Version(0), challenges: None }
+        Self { left: MAX_REPLY, status: 0, state: State::Version(0), lines: None }
     }
 }
 
@@ -115,14 +117,27 @@ impl ReplyParser {
         self.left < MAX_REPLY
     }
 
-    /// The values of a 407's Proxy-Authenticate fields (RFC 9110 section 11.7.1), a line each.
-    pub fn challenges(&self) -> &[u8] {
-        self.challenges.as_deref().map_or(&[], |challenges| challenges)
+    /// The lines of a 407, its challenges among them (RFC 9110 section 11.7.1).
+    pub fn lines(&self) -> &[u8] {
+        self.lines.as_deref().map_or(&[], |lines| lines)
+    }
+
+    /// How long the body of a 407 is, if its lines say that the connection can be used again behind it.
+    pub fn body(&self) -> Option<usize> {
+        let (mut length, mut is_kept, mut is_chunked) = (None, false, false);
+        field::visit(self.lines(), &mut |name, value| {
+            if name.eq_ignore_ascii_case("Content-Length") {
+                length = value.parse().ok();
+            }
+            is_kept |= name.eq_ignore_ascii_case("Connection") && value.eq_ignore_ascii_case("keep-alive");
+            is_chunked |= name.eq_ignore_ascii_case("Transfer-Encoding");
+        });
+        length.filter(|&length| is_kept && !is_chunked && length <= MAX_REPLY as usize)
     }
 
     /// Whether a 407 offered the Basic scheme.
     pub fn offers_basic(&self) -> bool {
-        Offer::read(self.challenges()).basic
+        Offer::read(self.lines()).basic
     }
 
     fn step(&mut self, byte: u8) -> Result<(), ReplyError> {
@@ -157,23 +172,19 @@ impl ReplyParser {
             (State::LineStart, b'\n') if self.status < 200 => State::Version(0),
             (State::LineStart, b'\n') => State::Done,
             (State::LineStart, b'\r') => State::LineStart,
-            (State::Challenge, _) => {
-                _ = self.challenges.get_or_insert_default().push(byte);
-                if byte == b'\n' { State::LineStart } else { State::Challenge }
-            }
             (_, b'\n') => State::LineStart,
-            (State::LineStart, _) if self.status == 407 => field_name(0, byte),
-            (State::FieldName(seen), _) => field_name(seen, byte),
             _ => State::Line,
         };
+        if self.status == 407 && matches!(self.state, State::Line | State::LineStart) {
+            _ = self.lines.get_or_insert_default().push(byte);
+        }
         Ok(())
     }
 }
 
 const VERSION: &[u8] = b"HTTP/1.";
-const CHALLENGE_FIELD: &[u8] = b"proxy-authenticate:";
-/// The most bytes of challenges that are looked at.
-const MAX_CHALLENGES: usize = 4096;
+/// The most bytes of a 407's lines that are looked at.
+const MAX_LINES: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -187,22 +198,10 @@ enum State {
     Code(u8),
     /// Nothing but CR on this line so far: LF ends the header section.
     LineStart,
-    /// Inside a line that does not matter: the reason phrase or a header field.
+    /// Inside a line: the reason phrase or a header field.
     Line,
-    /// So many bytes of [`CHALLENGE_FIELD`] seen on this line (looked for in a 407 only).
-    FieldName(u8),
-    /// In the value of a Proxy-Authenticate field.
-    Challenge,
     /// The empty line has been seen.
     Done,
-}
-
-fn field_name(seen: u8, byte: u8) -> State {
-    match CHALLENGE_FIELD.get(usize::from(seen)) {
-        Some(b':') if byte == b':' => State::Challenge,
-        Some(&expected) if expected == byte.to_ascii_lowercase() => State::FieldName(seen + 1),
-        _ => State::Line,
-    }
 }
 
 #[cfg(test)]
@@ -369,6 +368,26 @@ mod tests {
                     assert!(matches!(last, Some(Ok(Status::Done { .. }))), "{reply:?}");
                     assert_eq!(parser.offers_basic(), expected, "{reply:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_connection_can_be_used_again_if_a_407_says_so() {
+        for (fields, expected) in [
+            ("Connection: keep-alive\r\nContent-Length: 3500\r\n", Some(3500)),
+            ("content-length: 65536\r\nconnection: Keep-Alive\r\n", Some(65536)),
+            ("Connection: keep-alive\r\nContent-Length: 65537\r\n", None),
+            ("Connection: keep-alive\r\nContent-Length: -1\r\n", None),
+            ("Connection: keep-alive\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n", None),
+            ("Connection: close\r\nContent-Length: 1\r\n", None),
+            ("Connection: keep-alive\r\n", None),
+            ("Content-Length: 1\r\n", None),
+        ] {
+            for (status, expected) in [(407, expected), (403, None)] {
+                let mut parser = ReplyParser::new();
+                parser.feed(format!("HTTP/1.1 {status} x\r\n{fields}\r\n").as_bytes()).unwrap();
+                assert_eq!(parser.body(), expected, "{fields}");
             }
         }
     }

@@ -3,11 +3,13 @@
 import contextlib
 import socket
 import threading
+import time
 
 import pytest
 
+from lab.faultproxy import OK
 from lab.gateway import upstream
-from lab.netns import SERVER
+from lab.netns import PROXY_OTHER, RESOLVER, SERVER, literal
 from lab.plain import ALWAYS, DONE, absolute, get, receive, rest
 from lab.wait import WAIT
 
@@ -181,3 +183,90 @@ def test_a_long_body_waits_until_the_proxy_knows_who_sends_it(gateway, client, p
         assert receive(near, DONE) == DONE
         sending.join(WAIT)
         near.close()
+
+
+@pytest.mark.parametrize("end", ["client", "proxy", "bad"])
+def test_nothing_is_lost_to_a_client_that_is_slow(opened, router, end):
+    """Whoever ends the connection, and though the client's next request is refused."""
+    router.sysctl("net.ipv4.tcp_wmem", "4096 8192 8192")  # so that the rest is still on its way
+    near, connection = opened()
+    near.sendall(get(SERVER, more="Connection: close\r\n" * (end == "client")) + b"GET / HTTP/1.1\r\n\r\n" * (end == "bad"))
+    receive(connection.sock)
+    body = bytes(range(250)) * 440
+    length = f"Content-Length: {len(body)}\r\n" * (end != "proxy")
+    connection.send(f"HTTP/1.1 200 OK\r\n{length}\r\n".encode() + body)
+    if end == "proxy":
+        connection.close()
+    time.sleep(0.3)  # nothing tells what has come
+    head = receive(near)
+    received = bytearray()
+    while len(received) < len(body):
+        piece = near.recv(len(body) - len(received))
+        assert piece, f"the end behind {len(received)} bytes and {head}"
+        received += piece
+    assert received == body
+    answer = rest(near)
+    assert answer.startswith(b"HTTP/1.1 400 ") if end == "bad" else answer == b""
+
+
+def test_a_refused_request_leaves_the_responses_before_it_alone(opened):
+    near, connection = opened()
+    near.sendall(get(SERVER))
+    receive(connection.sock)
+    connection.send(DONE)
+    assert receive(near, DONE) == DONE
+    near.sendall(b"GET / HTTP/1.1\r\nHost : x\r\n\r\n")
+    assert rest(near).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_silent_resolver_holds_up_a_request_for_a_moment(gateway, client, internet, proxy):
+    """Then it is for the address; and the next one of the same name is not held up again."""
+    silent = internet.socket(RESOLVER, socket.SOCK_DGRAM)
+    silent.bind((RESOLVER, 53))
+    gateway(*ALWAYS, "--resolver", RESOLVER)
+    near = client.connect(SERVER, 80)
+    connection = proxy.accept()
+    for most in 3.5, 0.5:
+        begun = time.monotonic()
+        near.sendall(get("www.toh.test"))
+        assert receive(connection.sock) == absolute(SERVER)
+        assert time.monotonic() < begun + most
+        connection.send(DONE)
+        assert receive(near, DONE) == DONE
+    silent.close()
+
+
+@pytest.mark.parametrize("may_connect", [False, True], ids=["plain", "tunnel"])
+def test_where_a_proxy_is_gone_another_one_gets_the_next_request(gateway, client, server, fault_proxy, may_connect):
+    """As requests or, where it lets, by a tunnel, in which the client's bytes are as it sent them."""
+    proxies = [fault_proxy(), fault_proxy(PROXY_OTHER)]
+    daemon = gateway("--connect-timeout", "2", upstreams=[upstream(), upstream(PROXY_OTHER)])
+    host = literal(server)
+    near = client.begin_connect(server, 80)
+    proxies[0].open(b"HTTP/1.1 403 No\r\n\r\n").close()
+    connection = proxies[0].accept()
+    near.setblocking(True)
+    near.settimeout(WAIT)
+    near.sendall(get(host, "/1"))
+    assert receive(connection.sock) == absolute(host, "/1")
+    connection.send(DONE)
+    assert receive(near, DONE) == DONE
+    proxies[0].listener.close()
+    connection.close()
+    request = f"POST /2 HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4\r\n\r\nbody".encode()
+    near.sendall(request)
+    connection = proxies[1].accept_request()
+    assert connection.target == f"{host}:80"
+    if may_connect:
+        connection.send(OK)
+        assert receive(connection.sock, b"body") == request
+    else:
+        connection.send(b"HTTP/1.1 403 No\r\n\r\n")
+        connection.close()
+        connection = proxies[1].accept()
+        assert receive(connection.sock, b"body") == request.replace(b" /2 ", f" http://{host}/2 ".encode())
+    connection.send(DONE)
+    assert receive(near, DONE) == DONE
+    one, two = daemon.status()["upstreams"]
+    assert [one["flows"], two["flows"]] == [0, 1]
+    assert one["up"] > 50 and two["up"] > 50 and one["state"] == "resting"

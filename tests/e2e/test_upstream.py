@@ -5,12 +5,13 @@ import errno
 import hashlib
 import random
 import threading
+import time
 
 import pytest
 
 from lab.connections import assert_carries, assert_proxied, open_tunnel
 from lab.faultproxy import OK, reply
-from lab.gateway import PASSWORD, upstream
+from lab.gateway import PASSWORD, PATH, upstream
 from lab.netns import NOBODY, PROXY, PROXY6, PROXY_OTHER, RESOLVER, SERVER, connecting, finish_connect, retransmits
 from lab.proxies import HonestProxy
 from lab.servers import Resolver
@@ -419,3 +420,28 @@ def test_a_proxy_that_has_no_place_just_now(gateway, proxy, client, server):
     assert finish_connect(near) in (errno.ENETUNREACH, errno.EHOSTUNREACH)
     assert not proxy.pending()
     assert daemon.status()["upstreams"][0]["retried"] == 2
+
+
+@pytest.mark.parametrize("end", ["kept", "closed"])
+def test_a_connection_that_a_407_keeps_is_used_again(gateway, client, proxy, end):
+    """Behind its body. Where the client's own connection is to be it, or the proxy has not kept it: a new one."""
+    gateway(upstreams=[upstream(user="me")])
+    near = client.begin_connect(SERVER, 443)
+    connection = proxy.accept_request()
+    connection.send(b'HTTP/1.1 407 No\r\nProxy-Authenticate: Digest realm="r", nonce="n"\r\nConnection: keep-alive\r\n'
+                    b"Content-Length: 9000\r\n\r\n" + bytes(5000))
+    if PATH == "relay":
+        time.sleep(0.1)  # so that it comes in two pieces
+        connection.send(bytes(4000))
+        connection.request = b""
+        connection.read_request()
+    if end == "closed":
+        connection.close()
+    if end == "closed" or PATH == "forward":
+        connection = proxy.accept_request()
+    assert connection.header("Proxy-Authorization").startswith("Digest ")
+    connection.send(OK + b"hello")
+    near.setblocking(True)
+    near.settimeout(WAIT)
+    assert near.recv(5) == b"hello"
+    assert not proxy.pending()

@@ -29,7 +29,7 @@ pub struct NamesFile {
 impl NamesFile {
     /// Reads the file into a new table. Names that a missing or damaged file does not have are lost.
     pub fn load(path: &str, fake: &mut FakeIp, now: Instant) -> Self {
-        match sys::read(path, MAX_FILE) {
+        match sys::read_file(path, MAX_FILE) {
             Ok(text) => {
                 let names = fake.load(&text, now); // whether or not that is logged
                 info!("{path}: {names} names");

@@ -8,6 +8,8 @@ use std::task::{Context, Poll, Waker, ready};
 use tcp_over_http::time::Instant;
 use tokio::net::TcpStream;
 
+use crate::stream;
+
 /// Bytes of the length.
 const LENGTH: usize = 2;
 /// How much is read at a time.
@@ -93,7 +95,7 @@ impl Stream {
         }
         ready!(self.socket.poll_read_ready(cx))?;
         let mut chunk = [0; CHUNK];
-        match self.socket.try_read(&mut chunk) {
+        match stream::receive(&self.socket, &mut chunk) {
             Ok(0) => return Poll::Ready(Ok(())),
             Ok(length) => {
                 self.incoming.borrow_mut().extend_from_slice(chunk.get(..length).unwrap_or_default());
@@ -118,7 +120,7 @@ impl Stream {
             }
             ready!(self.socket.poll_write_ready(cx))?;
             let mut outgoing = self.outgoing.borrow_mut();
-            match self.socket.try_write(&outgoing) {
+            match stream::send(&self.socket, &outgoing) {
                 Ok(sent) => drop(outgoing.drain(..sent)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),

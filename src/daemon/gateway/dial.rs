@@ -190,6 +190,6 @@ impl Gateway {
 }
 
 /// The server that a client wants.
-fn server(tuple: &Tuple) -> SocketAddr {
+pub(super) fn server(tuple: &Tuple) -> SocketAddr {
     SocketAddr::new(Ipv6Addr::to_canonical(&tuple.destination), tuple.destination_port)
 }

@@ -12,21 +12,23 @@ use std::io::ErrorKind;
 use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tcp_over_http::flow::Slot;
+use tcp_over_http::http::connect::Target;
 use tcp_over_http::http::login::Authorization;
 use tcp_over_http::http::relay::{Next, Refusal, Relay, Side};
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use self::direction::{Direction, attempt};
+use self::direction::Direction;
 use super::Gateway;
+use super::dial::server;
 use super::kept::{HttpFlow, Kept};
 use crate::dns::Held;
 use crate::relay::Moved;
+use crate::stream::receive;
 use crate::sys;
 use crate::task::timer;
 use crate::upstream::proxy::{Account, Proxy, Warning};
@@ -51,8 +53,7 @@ impl Gateway {
         held: Option<Held>,
     ) {
         let upstreams = self.upstreams();
-        // A reload may have taken the proxy away meanwhile.
-        let index = upstreams.proxies().iter().position(|proxy| Rc::ptr_eq(&proxy.account, &opened.account));
+        let index = index_of(&upstreams, &opened.account);
         let (Some(relay), Some(index), Ok(client)) = (opened.http, index, TcpStream::from_std(client)) else {
             self.rewriter.borrow_mut().close(slot, self.now());
             return self.keep(slot, Kept::Nothing);
@@ -126,9 +127,13 @@ impl Carried {
     async fn serve(mut self: Box<Self>) -> bool {
         let mut end = self.run().await;
         if let Err(Trouble::Refused(Refusal::NotHttp)) = end {
-            match self.open_tunnel().await {
+            match self.is_fresh && self.connect(false).await.is_ok() {
                 true => end = Ok(Next::Tunnel),
-                false => self.gateway.count_refused(self.slot),
+                false => {
+                    let what = format_args!("no tunnel for what is no HTTP, clients are reset");
+                    self.upstream().warn(Warning::Refused, what);
+                    self.gateway.count_refused(self.slot);
+                }
             }
         }
         if let Err(trouble) = &end {
@@ -141,13 +146,14 @@ impl Carried {
         }
         let is_tunnel = end == Ok(Next::Tunnel);
         self.finish(end).await;
-        self.count();
-        self.gateway.count_moved(&self.account, self.gateway.client(self.slot), self.moved.get());
+        self.up.release(&self.gateway.supplies.pipes);
+        self.down.release(&self.gateway.supplies.pipes);
+        self.count_moved();
         let Self { gateway, slot, held, client, proxy, account, down, .. } = *self;
         gateway.keep(slot, Kept::Nothing); // the socket is ours alone
         match Rc::into_inner(client).map(TcpStream::into_std) {
             Some(Ok(client)) if is_tunnel => {
-                let opened = Opened { stream: proxy, leftover: down.outgoing, account, http: None };
+                let opened = Opened { stream: proxy, leftover: down.incoming, account, http: None };
                 gateway.relay_bytes(slot, client, opened, held);
                 false
             }
@@ -159,10 +165,10 @@ impl Carried {
     async fn run(&mut self) -> Result<Next, Trouble> {
         loop {
             let trouble = match self.progress().await {
-                Ok(Next::Request) => {
-                    self.send().await?;
-                    continue;
-                }
+                Ok(Next::Request) => match self.send().await? {
+                    Next::Tunnel => return Ok(Next::Tunnel),
+                    _ => continue,
+                },
                 Ok(Next::Wait) => continue,
                 Ok(end) => return Ok(end),
                 Err(trouble) => trouble,
@@ -171,7 +177,7 @@ impl Carried {
                 // The nonce is too old, or has yet to be given.
                 Trouble::Refused(Refusal::Unauthorized) => {
                     let used = mem::take(&mut self.used);
-                    self.next = self.upstreams.refused(self.index, &used, &self.relay.challenges());
+                    self.next = self.upstreams.refused(self.index, &used, self.relay.challenges());
                     self.next.is_some()
                 }
                 // A proxy may close a connection that it has kept at any time.
@@ -186,8 +192,8 @@ impl Carried {
 
     /// Moves bytes until there is something to decide.
     async fn progress(&mut self) -> Result<Next, Trouble> {
-        let was_idle = self.relay.is_idle();
-        if was_idle {
+        let was_idle = self.is_idle();
+        if self.relay.is_idle() {
             self.up.again = None;
         }
         let patience = if was_idle { PATIENCE } else { DOUBT };
@@ -213,21 +219,28 @@ impl Carried {
             return Poll::Ready(Ok(next));
         }
         up.is_held &= !relay.has_answered();
-        if let Poll::Ready(next) = up.poll(Side::Client, relay, (client, proxy), pipes, cx)? {
-            return Poll::Ready(Ok(next));
+        match up.poll(Side::Client, relay, (client, proxy), pipes, cx)? {
+            // What ends this waits until the client has taken all.
+            Poll::Ready(next) if next == Next::Request || down.is_flushed() => return Poll::Ready(Ok(next)),
+            _ => {}
         }
         // What the client may do now is another thing: it is waited for in another way.
-        if relay.is_idle() != was_idle {
+        if self.is_idle() != was_idle {
             return Poll::Ready(Ok(Next::Wait));
         }
         match late {
-            Some(late) => late.as_mut().poll(cx).map(|()| match relay.unsent() {
-                _ if mem::take(&mut up.is_held) => Ok(Next::Wait),
+            Some(late) => late.as_mut().poll(cx).map(|()| match self.relay.unsent() {
+                _ if mem::take(&mut self.up.is_held) => Ok(Next::Wait),
                 [] => Ok(Next::End),
                 _ => Err(Trouble::Refused(Refusal::TimedOut)),
             }),
             None => Poll::Pending,
         }
+    }
+
+    /// Whether it is the client's turn: it has all that is for it.
+    fn is_idle(&self) -> bool {
+        self.relay.is_idle() && self.down.is_flushed()
     }
 
     /// Counts what has moved since the last time.
@@ -236,8 +249,14 @@ impl Carried {
         self.gateway.count_progress(self.moved.replace(moved), moved);
     }
 
-    /// Sends the request whose head is whole.
-    async fn send(&mut self) -> Result<(), Trouble> {
+    /// Counts what has moved in all for the proxy and the client.
+    fn count_moved(&self) {
+        self.count();
+        self.gateway.count_moved(&self.account, self.gateway.client(self.slot), self.moved.get());
+    }
+
+    /// Sends the request whose head is whole. [`Next::Tunnel`]: there is a tunnel in place of a proxy.
+    async fn send(&mut self) -> Result<Next, Trouble> {
         // Resolved once for all requests of a client that names the same host.
         if let Some(name) = self.relay.claimed_name()
             && *name != *self.claimed.0
@@ -248,14 +267,11 @@ impl Carried {
         }
         // It may have ended, or said what nobody has asked for.
         self.is_reused = self.relay.is_kept() && self.down.incoming.is_empty() && is_quiet(&self.proxy);
-        if !self.is_reused {
-            let connected = self.upstreams.connect_plain(self.index).await;
-            self.proxy = connected.map_err(|_| Trouble::Refused(Refusal::BadGateway))?;
-            self.down.incoming.clear();
-            (self.up.is_lost, self.down.has_ended) = (false, false);
+        self.accept();
+        if !self.is_reused && self.connect(true).await? == Next::Tunnel {
+            return Ok(Next::Tunnel);
         }
         self.is_fresh = false;
-        self.accept();
         let Proxy { login, request, .. } = &self.upstreams.proxies()[self.index];
         let is_long = self.relay.has_long_body(AGAIN as u64);
         let mut login = login.borrow_mut();
@@ -268,7 +284,36 @@ impl Carried {
         };
         let sent = self.relay.send(self.claimed.1, &mut authorize, &mut self.up.outgoing);
         self.used = used;
-        sent.map_err(Trouble::Refused)
+        sent.map(|()| Next::Wait).map_err(Trouble::Refused)
+    }
+
+    /// Connects to a proxy as for a new client, the first one that can be. If that opens a tunnel, what no request has been
+    /// made of goes there.
+    async fn connect(&mut self, may_be_plain: bool) -> Result<Next, Trouble> {
+        let (upstreams, target) = (&self.upstreams, self.relay.target());
+        let tuple = self.gateway.rewriter.borrow().flow(self.slot).tuple;
+        let name = if let Target::Name(name, _) = target { Some(name) } else { None };
+        let action = upstreams.decide(name, server(&tuple), tuple.source.to_canonical());
+        let opened = Box::pin(upstreams.open_by(target, action, may_be_plain)).await.ok();
+        let place = opened.and_then(|opened| Some((index_of(upstreams, &opened.account)?, opened)));
+        let (index, opened) = place.ok_or(Trouble::Refused(Refusal::BadGateway))?;
+        if self.index != index {
+            self.count_moved();
+            self.moved.take();
+            (self.up.moved, self.down.moved) = (0, 0);
+            if let Some(flow) = self.gateway.kept.borrow_mut().http(self.slot) {
+                flow.account = Rc::clone(&opened.account);
+            }
+            (self.index, self.account, self.next) = (index, opened.account, None);
+        }
+        self.proxy = opened.stream;
+        self.down.incoming = opened.leftover;
+        (self.up.is_lost, self.down.has_ended) = (false, false);
+        if opened.http.is_some() {
+            return Ok(Next::Request);
+        }
+        self.up.outgoing.extend_from_slice(self.relay.unsent());
+        Ok(Next::Tunnel)
     }
 
     /// Notes that the proxy has answered, and accepted what it was told of us.
@@ -284,33 +329,18 @@ impl Carried {
         &self.upstreams.proxies()[self.index]
     }
 
-    /// Has a proxy open a tunnel for what is no HTTP, before a request has been sent.
-    async fn open_tunnel(&mut self) -> bool {
-        if !self.is_fresh {
-            return false;
-        }
-        let Ok(opened) = self.upstreams.open(self.relay.target()).await else {
-            let proxy = self.upstream();
-            proxy.warn(Warning::Refused, format_args!("no tunnel for what is no HTTP, clients are reset"));
-            return false;
-        };
-        self.proxy = opened.stream;
-        self.account = opened.account;
-        self.down.incoming = opened.leftover;
-        self.up.outgoing.extend_from_slice(self.relay.unsent());
-        true
-    }
-
-    /// Tells the client why there is no more, unless a part of a response has gone to it.
+    /// Sends what is left, and tells the client why there is no more, unless it has a part of a response.
     async fn finish(&mut self, end: Result<Next, Trouble>) {
-        self.down.forget(&self.gateway.supplies.pipes);
         let refusal = match end {
             Ok(Next::Tunnel) => {
-                for direction in [&mut self.up, &mut self.down] {
-                    direction.outgoing.append(&mut direction.incoming);
-                }
-                // There is room for it: nothing is under way.
-                _ = sys::write(&self.proxy, &self.up.outgoing);
+                let Self { client, proxy, up, down, .. } = self;
+                up.outgoing.append(&mut up.incoming);
+                // If that fails, the relay finds out.
+                let flushed = poll_fn(|cx| {
+                    ready!(down.poll_flush(client, cx))?;
+                    up.poll_flush(proxy, cx)
+                });
+                _ = flushed.await;
                 return;
             }
             Ok(_) => {
@@ -321,19 +351,19 @@ impl Carried {
             Err(Trouble::Lost(Side::Proxy)) => Some(Refusal::BadGateway),
             Err(Trouble::Lost(Side::Client)) => Some(Refusal::NotHttp),
         };
-        self.up.forget(&self.gateway.supplies.pipes);
+        let mut last = Vec::new();
         if let Some(refusal) = refusal {
-            if self.relay.has_answered() || refusal.status().is_empty() {
+            if self.relay.has_answered() && !self.relay.is_idle() || refusal.status().is_empty() {
                 _ = sys::set_resetting(&self.client);
                 return;
             }
             const END: &str = "\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-            self.down.outgoing = ["HTTP/1.1 ", refusal.status(), END].concat().into();
+            last = ["HTTP/1.1 ", refusal.status(), END].concat().into();
         }
         self.down.has_ended = false;
         let (client, down) = (&self.client, &mut self.down);
         let mut late = timer(FAREWELL);
-        poll_fn(|cx| match down.poll_farewell(client, cx) {
+        poll_fn(|cx| match down.poll_farewell(client, &mut last, cx) {
             Poll::Ready(_) => Poll::Ready(()),
             Poll::Pending => late.as_mut().poll(cx),
         })
@@ -341,8 +371,12 @@ impl Carried {
     }
 }
 
+/// Where a proxy of this account is. A reload may have taken it away.
+fn index_of(upstreams: &Upstreams, account: &Rc<Account>) -> Option<usize> {
+    upstreams.proxies().iter().position(|proxy| Rc::ptr_eq(&proxy.account, account))
+}
+
 /// Whether a connection is open, and nothing has come that nobody asked for.
 fn is_quiet(stream: &TcpStream) -> bool {
-    let result = attempt(stream, Interest::READABLE, &mut || sys::receive_inline(stream, &mut [0]));
-    result.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    receive(stream, &mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }

@@ -36,6 +36,14 @@ impl KeptFlows {
         }
     }
 
+    /// The flow, if its requests are carried.
+    pub fn http(&mut self, slot: Slot) -> Option<&mut HttpFlow> {
+        match self.slots.get_mut(slot.index()) {
+            Some(Kept::Http(flow)) => Some(flow),
+            _ => None,
+        }
+    }
+
     /// Keeps `new`; returns what was kept before.
     pub fn replace(&mut self, slot: Slot, new: Kept) -> Kept {
         if self.slots.len() <= slot.index() {

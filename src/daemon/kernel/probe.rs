@@ -17,6 +17,7 @@ use tcp_over_http::capture::nft::PROBE_PORT;
 use tcp_over_http::packet::builder::{MAX_LEN, segment};
 use tcp_over_http::packet::vnet;
 use tcp_over_http::packet::{ACK, Packet, RST, SYN, Transport, Tuple};
+
 use tokio::time::timeout;
 
 use crate::forward::Forwarder;
@@ -51,18 +52,17 @@ pub async fn probe(tun: &Tun, forwarder: &Forwarder, probe: IpAddr) -> Result<()
     send_marked(SEQUENCE, SYN)?;
     let to_probe = |packet: &Packet| {
         let tuple = packet.tuple();
-        let is_it = packet.flags() == SYN
+        packet.flags() == SYN
             && packet.sequence() == SEQUENCE
-            && (tuple.destination.to_canonical(), tuple.destination_port) == (probe, PROBE_PORT);
-        is_it.then_some(tuple)
+            && (tuple.destination.to_canonical(), tuple.destination_port) == (probe, PROBE_PORT)
     };
-    let came = timeout(PATIENCE, receive(tun, to_probe)).await.map_err(|_| NO_SYN)??;
+    let came = timeout(PATIENCE, receive(tun, &to_probe)).await.map_err(|_| NO_SYN)??;
     send(tun, &came.reversed(), 0, SEQUENCE + 1, SYN | ACK)?;
     let to_client = |packet: &Packet| {
         let (to, port) = (packet.destination(), packet.tuple().destination_port);
-        ((to, port) == (tuple.source, tuple.source_port)).then_some(())
+        (to, port) == (tuple.source, tuple.source_port)
     };
-    timeout(PATIENCE, receive(tun, to_client)).await.map_err(|_| NO_ANSWER)??;
+    timeout(PATIENCE, receive(tun, &to_client)).await.map_err(|_| NO_ANSWER)??;
     send_marked(SEQUENCE + 1, RST)
 }
 
@@ -80,16 +80,16 @@ pub fn send(tun: &Tun, tuple: &Tuple, sequence: u32, acknowledgement: u32, flags
 }
 
 /// Waits for the TCP packet that `is_it`. Whatever else comes is dropped: it will be sent again.
-async fn receive<T>(tun: &Tun, is_it: impl Fn(&Packet) -> Option<T>) -> Result<T, String> {
+async fn receive(tun: &Tun, is_it: &dyn Fn(&Packet) -> bool) -> Result<Tuple, String> {
     let mut frame = vec![0; MAX_FRAME];
     loop {
         let length = poll_fn(|cx| tun.poll_read(cx, &mut frame)).await.map_err(|error| error.to_string())?;
         let Some(bytes) = frame.get_mut(vnet::LEN..length) else { continue };
         if let Ok(packet) = Packet::parse(bytes)
             && packet.transport() == Transport::Tcp
-            && let Some(found) = is_it(&packet)
+            && is_it(&packet)
         {
-            return Ok(found);
+            return Ok(packet.tuple());
         }
     }
 }

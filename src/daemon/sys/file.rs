@@ -12,7 +12,7 @@ use super::check;
 pub const MAX_TEXT: u64 = 8 << 20;
 
 /// What the file at `path` has, if these are no more than `most` bytes.
-pub fn read(path: &str, most: u64) -> io::Result<Vec<u8>> {
+pub fn read_file(path: &str, most: u64) -> io::Result<Vec<u8>> {
     read_open(File::open(path)?, most)
 }
 
@@ -29,7 +29,7 @@ pub fn read_open(file: File, most: u64) -> io::Result<Vec<u8>> {
 
 /// The text that a file has; empty if it can't be read.
 pub fn read_text(path: &str) -> String {
-    read(path, MAX_TEXT).ok().and_then(|text| String::from_utf8(text).ok()).unwrap_or_default()
+    read_file(path, MAX_TEXT).ok().and_then(|text| String::from_utf8(text).ok()).unwrap_or_default()
 }
 
 /// Replaces the file at `path` by one for its owner's eyes only. Whoever reads it gets the old one or the new one, whole; a

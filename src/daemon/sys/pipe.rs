@@ -31,8 +31,14 @@ pub fn splice(from: impl AsFd, to: impl AsFd, length: usize) -> io::Result<usize
     check_size(unsafe { libc::splice(from, std::ptr::null_mut(), to, std::ptr::null_mut(), length, flags) })
 }
 
-/// Writes `bytes` into a pipe.
+/// Writes `bytes` into a pipe or a socket.
 pub fn write(pipe: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: reads no more than the slice's bytes.
     check_size(unsafe { libc::write(pipe.as_fd().as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })
+}
+
+/// Reads what is there. 0 means the end of the stream.
+pub fn read(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: writes no more than the slice's bytes.
+    check_size(unsafe { libc::read(socket.as_fd().as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) })
 }

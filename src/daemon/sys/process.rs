@@ -89,7 +89,7 @@ fn wait(id: libc::pid_t) -> io::Result<bool> {
 
 /// Executes this program again with the same arguments, and with `NAME=VALUE` in the environment. Returns only if that fails.
 pub fn execute_again(variable: &str) -> io::Error {
-    let mut line = match super::read("/proc/self/cmdline", super::MAX_TEXT) {
+    let mut line = match super::read_file("/proc/self/cmdline", super::MAX_TEXT) {
         Ok(line) => line,
         Err(error) => return error,
     };

@@ -46,6 +46,14 @@ impl Connection {
             Ok(Outcome::Garbage(error)) => return Err(HandshakeError::Garbage(error)),
             Ok(_) => return Err(HandshakeError::Closed),
         };
-        Ok(Reply { status, rest: attempt.challenges() })
+        Ok(Reply { status, rest: attempt.challenges(), body: None })
+    }
+
+    /// Whether another request can follow a reply with so much of a body. Packets have their sequence numbers from the first.
+    pub async fn can_be_used_again(&self, body: Option<usize>) -> bool {
+        match (self, body) {
+            (Self::Socket(stream), Some(length)) => dial::discard(stream, length).await,
+            _ => false,
+        }
     }
 }

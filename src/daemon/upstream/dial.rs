@@ -3,7 +3,7 @@
 //! Every dial in flight holds these futures, so no buffer is kept across an await: the request is one allocation, freed
 //! as soon as it is sent, and the reply is read into the stack of [`receive`].
 
-use crate::sys;
+use crate::{stream, sys};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,11 +15,16 @@ use tokio::time::timeout;
 /// Takes nearly every reply in one read, and little of the tunnel's data with it, in bytes.
 const BUFFER: usize = 2048;
 
+/// How long the body of a 407 is waited for.
+const BODY: Duration = Duration::from_secs(1);
+
 /// A proxy's answer.
 pub struct Reply {
     pub status: u16,
-    /// Of a 407 its challenges, a line each; else the bytes that came behind the reply.
+    /// Of a 407 its lines, its challenges among them; else the bytes that came behind the reply.
     pub rest: Vec<u8>,
+    /// How much of a 407's body is still to come, if the connection can be used again behind it.
+    pub body: Option<usize>,
 }
 
 /// Why a connected proxy gave no answer.
@@ -66,7 +71,7 @@ pub async fn handshake(
 async fn exchange(stream: &TcpStream, mut request: Vec<u8>) -> Result<Reply, HandshakeError> {
     // A connected socket is writable, and its buffer takes the request whole: one call.
     while !request.is_empty() {
-        match stream.try_write(&request) {
+        match stream::send(stream, &request) {
             Ok(sent) if sent >= request.len() => break,
             Ok(sent) => drop(request.drain(..sent)),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -88,7 +93,7 @@ async fn exchange(stream: &TcpStream, mut request: Vec<u8>) -> Result<Reply, Han
 fn receive(stream: &TcpStream, parser: &mut ReplyParser) -> Result<Option<Reply>, HandshakeError> {
     let mut buffer = [0; BUFFER];
     let closed = if parser.has_begun() { HandshakeError::CutOff } else { HandshakeError::Closed };
-    let received = match stream.try_read(&mut buffer) {
+    let received = match stream::receive(stream, &mut buffer) {
         Ok(0) => return Err(closed),
         Ok(length) => buffer.get(..length).unwrap_or_default(),
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
@@ -97,20 +102,30 @@ fn receive(stream: &TcpStream, parser: &mut ReplyParser) -> Result<Option<Reply>
         Err(_) => return Err(closed),
     };
     let status = parser.feed(received).map_err(HandshakeError::Garbage)?;
-    if received.len() < BUFFER {
-        // The socket is drained: telling tokio so spares the next reader a call that finds nothing.
-        let drained = || Err::<(), _>(ErrorKind::WouldBlock.into());
-        let _ = stream.try_io(Interest::READABLE, drained);
-    }
     Ok(match status {
         Status::Partial => None,
-        Status::Done { status, consumed } => Some(Reply {
-            status,
-            rest: match status {
-                407 => parser.challenges(),
-                _ => received.get(consumed..).unwrap_or_default(),
-            }
-            .to_vec(),
-        }),
+        Status::Done { status, consumed } => {
+            let rest = received.get(consumed..).unwrap_or_default();
+            let body = parser.body().and_then(|length| length.checked_sub(rest.len()));
+            Some(Reply { status, rest: if status == 407 { parser.lines() } else { rest }.to_vec(), body })
+        }
     })
+}
+
+/// Discards so much of a reply's body. Returns whether that came soon.
+pub async fn discard(stream: &TcpStream, length: usize) -> bool {
+    let rest = async {
+        let mut left = length;
+        while left > 0 {
+            stream.readable().await?;
+            match stream::attempt(stream, Interest::READABLE, &mut || sys::discard(stream, left)) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(length) => left -= length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    };
+    matches!(timeout(BODY, rest).await, Ok(Ok(())))
 }

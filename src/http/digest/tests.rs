@@ -13,7 +13,12 @@ const RFC_7616: &str = "realm=\"http-auth@example.org\", qop=\"auth, auth-int\",
 const RFC_2617: &str = "realm=\"testrealm@host.com\", nonce=\"dcd98b7102dd2f0e8b11d0f600bfb0c093\"";
 
 fn challenge(parameters: &str) -> Challenge {
-    Offer::read(format!("Digest {parameters}").as_bytes()).digest.unwrap()
+    offer(&format!("Digest {parameters}")).digest.unwrap()
+}
+
+fn offer(values: &str) -> Offer {
+    let lines = values.split('\n').map(|value| format!("\r\nProxy-Authenticate: {value}"));
+    Offer::read(lines.collect::<String>().as_bytes())
 }
 
 /// An answer's parameters, and the response among them.
@@ -131,11 +136,15 @@ fn challenges_are_found_in_any_order_and_any_number_of_lines() {
         ("Digest realm=\"a\"b\", nonce=n", false, None, true),
         ("Digest realm=\"\r\", nonce=n", false, None, true),
     ] {
-        let offer = Offer::read(values.as_bytes());
+        let offer = offer(values);
         let found = offer.digest.as_ref().map(|challenge| &*challenge.nonce);
         assert_eq!((offer.basic, found, offer.other_digest), (basic, nonce, other), "{values:?}");
     }
-    assert_eq!(Offer::read(b"Digest realm=\"\xff\", nonce=n"), Offer::default(), "nobody could send it back");
+    assert_eq!(
+        Offer::read(b"Proxy-Authenticate: Digest realm=\"\xff\", nonce=n"),
+        Offer::default(),
+        "nobody could send it back"
+    );
 }
 
 proptest! {
@@ -145,7 +154,7 @@ proptest! {
         values in "(Digest |Basic )?((realm|nonce|opaque|qop|algorithm|stale) ?= ?\"?([ -~\t\r]|\\\\|\"){0,9}\"?,? ?){0,6}",
         more in "\\PC{0,30}",
     ) {
-        if let Some(mut challenge) = Offer::read(format!("{values}{more}").as_bytes()).digest {
+        if let Some(mut challenge) = offer(&format!("{values}{more}")).digest {
             let (text, _) = answer(&mut challenge, "u\"", "p", ("CONNECT", "h:1"), "c");
             prop_assert!(!text.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t'), "{text:?}");
             prop_assert_eq!(unescaped_quotes(&text) % 2, 0, "{}", text);

@@ -80,18 +80,16 @@ impl Head {
 
     /// Its first line; of trailers there is none.
     pub fn first_line(&self) -> &[u8] {
-        self.lines().next().unwrap_or_default()
+        Lines(&self.bytes).next().unwrap_or_default()
     }
 
     /// Its field lines.
     pub fn fields(&self) -> impl Iterator<Item = &[u8]> {
-        self.lines().skip(usize::from(self.kind != Kind::Trailers))
-    }
-
-    /// Its lines, without the empty ones in front and at the end.
-    fn lines(&self) -> impl Iterator<Item = &[u8]> {
-        let lines = self.bytes.split(|&byte| byte == b'\n');
-        lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line)).filter(|line| !line.is_empty())
+        let mut lines = Lines(&self.bytes);
+        if self.kind != Kind::Trailers {
+            lines.next();
+        }
+        lines
     }
 
     fn push(&mut self, byte: u8) -> Result<(), Refusal> {
@@ -121,6 +119,25 @@ impl Head {
             self.place = Place::Behind;
         }
         Ok(())
+    }
+}
+
+/// The lines of a head, without the empty ones in front and at the end.
+struct Lines<'a>(&'a [u8]);
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = &'a [u8];
+
+    #[inline(never)]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        loop {
+            let (line, rest) = cut(self.0, b'\n')?;
+            self.0 = rest;
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            if !line.is_empty() {
+                return Some(line);
+            }
+        }
     }
 }
 
@@ -211,10 +228,16 @@ const OURS: [&str; 10] = [
 /// Name and value of a field line. A blank before the colon makes no name, nor does one in front: that is obs-fold, which
 /// two readers read differently.
 pub fn split(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
-    let colon = line.iter().position(|&byte| byte == b':').ok_or(Refusal::BadRequest)?;
-    let (name, value) = line.split_at(colon);
+    let (name, value) = cut(line, b':').ok_or(Refusal::BadRequest)?;
     check(!name.is_empty() && name.iter().all(|&byte| is_token(byte)))?;
-    Ok((name, value.get(1..).unwrap_or_default().trim_ascii()))
+    Ok((name, value.trim_ascii()))
+}
+
+/// What stands before the first such byte, and what behind it.
+#[inline(never)]
+pub fn cut(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
+    let (before, behind) = bytes.split_at_checked(bytes.iter().position(|&byte| byte == at)?)?;
+    Some((before, behind.get(1..)?))
 }
 
 /// Whether a text is this word, in any case.

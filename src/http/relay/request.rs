@@ -6,7 +6,7 @@ use core::fmt::Write;
 use core::net::Ipv6Addr;
 
 use super::body::Body;
-use super::head::{Fields, Head, check, is, push};
+use super::head::{Fields, Head, check, cut, is, push};
 use super::{Authorize, PORT, Refusal};
 
 /// A request's head, checked.
@@ -32,18 +32,16 @@ pub struct Facts {
     pub is_repeatable: bool,
     /// Whether the client's connection goes on to another request.
     pub is_kept: bool,
+    /// The length of its body; chunked: the most.
+    pub length: u64,
 }
 
 impl<'a> Request<'a> {
     /// Reads and checks a head that is whole.
     pub fn read(head: &'a Head) -> Result<Self, Refusal> {
         let line = head.first_line();
-        let mut words = line.split(|&byte| byte == b' ');
-        let (Some(method), Some(target), Some(version), None) =
-            (words.next(), words.next(), words.next(), words.next())
-        else {
-            return Err(Refusal::BadRequest);
-        };
+        let (method, rest) = cut(line, b' ').ok_or(Refusal::BadRequest)?;
+        let (target, version) = cut(rest, b' ').ok_or(Refusal::BadRequest)?;
         let is_1_0 = version == b"HTTP/1.0";
         check(is_1_0 || version == b"HTTP/1.1")?;
         // "head" is another method than HEAD, and not all who read it know.
@@ -75,6 +73,7 @@ impl<'a> Request<'a> {
             is_upgrade: self.upgrade().is_some(),
             is_repeatable: matches!(self.method, b"GET" | b"HEAD" | b"OPTIONS"),
             is_kept: !self.fields.is_close && (!self.is_1_0 || self.fields.is_keep_alive),
+            length: if self.fields.is_chunked { u64::MAX } else { self.fields.length.unwrap_or(0) },
         }
     }
 

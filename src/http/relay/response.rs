@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::Refusal;
 use super::body::Body;
-use super::head::{Fields, Head, check, is, push, split};
+use super::head::{Fields, Head, check, push};
 use super::request::Facts;
 
 /// A response's head, checked.
@@ -100,15 +100,4 @@ impl<'a> Response<'a> {
     fn may_have_body(&self) -> bool {
         !matches!(self.status, 100..=199 | 204 | 304)
     }
-}
-
-/// The values of the Proxy-Authenticate fields, a line each.
-pub fn challenges(head: &Head) -> Vec<u8> {
-    let mut values = Vec::new();
-    for (name, value) in head.fields().filter_map(|line| split(line).ok()) {
-        if is(name, "Proxy-Authenticate") {
-            push(&mut values, &[value, b"\n"]);
-        }
-    }
-    values
 }

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 
 use super::Trouble;
 use crate::relay::pipe::{Pipe, Pipes};
+use crate::stream::{attempt, receive, send};
 use crate::sys;
 
 /// How much is read at a time where bytes have to be looked at.
@@ -50,6 +51,25 @@ impl Direction {
         cx: &mut Context,
     ) -> Poll<Result<Next, Trouble>> {
         loop {
+            let next = relay.next(side);
+            // A head goes out together with what came behind it.
+            if !self.incoming.is_empty() && !self.is_lost {
+                match next {
+                    Next::Feed => {
+                        let taken = relay.feed(side, &self.incoming, &mut self.outgoing);
+                        self.take(taken.map_err(Trouble::Refused)?);
+                        continue;
+                    }
+                    Next::Run(run) => {
+                        let length = self.incoming.len().min(run.min(RUN) as usize);
+                        append(&mut self.outgoing, self.incoming.get(..length).unwrap_or_default());
+                        self.take(length);
+                        relay.passed(side, length as u64);
+                        continue;
+                    }
+                    _ => {}
+                }
+            }
             match ready!(self.poll_flush(to, cx)) {
                 Ok(()) => {}
                 Err(_) if side == Side::Proxy => return Poll::Ready(Err(Trouble::Lost(Side::Client))),
@@ -57,23 +77,11 @@ impl Direction {
                 Err(_) => self.is_lost = true,
             }
             self.release(pipes);
-            let next = relay.next(side);
             let read = match next {
                 Next::Request | Next::End | Next::Tunnel => return Poll::Ready(Ok(next)),
-                _ if self.is_lost => return Poll::Pending,
-                Next::Feed if !self.incoming.is_empty() => {
-                    let taken = relay.feed(side, &self.incoming, &mut self.outgoing);
-                    self.take(taken.map_err(Trouble::Refused)?);
-                    continue;
+                _ if self.is_lost || self.has_ended || self.is_held && self.room < CHUNK => {
+                    return Poll::Pending;
                 }
-                Next::Run(run) if !self.incoming.is_empty() => {
-                    let length = self.incoming.len().min(run.min(RUN) as usize);
-                    append(&mut self.outgoing, self.incoming.get(..length).unwrap_or_default());
-                    self.take(length);
-                    relay.passed(side, length as u64);
-                    continue;
-                }
-                _ if self.has_ended || self.is_held && self.room < CHUNK => return Poll::Pending,
                 // A piece of the client's next requests is read at most, so that its end is seen.
                 Next::Wait if side == Side::Proxy || !self.incoming.is_empty() => return Poll::Pending,
                 Next::Run(_) | Next::Feed | Next::Wait => {
@@ -120,20 +128,21 @@ impl Direction {
         let Some(mut again) = self.again.take() else { return false };
         again.append(&mut self.incoming);
         self.incoming = again;
-        self.forget(pipes);
+        self.outgoing.clear();
+        self.release(pipes);
         relay.take_back()
     }
 
     /// Sends what is for the other side. Ready when nothing is left.
-    fn poll_flush(&mut self, to: &TcpStream, cx: &mut Context) -> Poll<io::Result<()>> {
-        while !self.outgoing.is_empty() || self.buffered > 0 {
+    pub fn poll_flush(&mut self, to: &TcpStream, cx: &mut Context) -> Poll<io::Result<()>> {
+        while !self.is_flushed() {
             ready!(to.poll_write_ready(cx))?;
             let sent = match &self.pipe {
                 Some(pipe) if self.outgoing.is_empty() => {
                     let buffered = self.buffered;
                     attempt(to, Interest::WRITABLE, &mut || sys::splice(&pipe.read, to, buffered))
                 }
-                _ => attempt(to, Interest::WRITABLE, &mut || sys::write(to, &self.outgoing)),
+                _ => send(to, &self.outgoing),
             };
             match sent {
                 Ok(sent) => {
@@ -150,8 +159,15 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends what is for the client, ends that side, and discards what it still sends until it ends, too.
-    pub fn poll_farewell(&mut self, client: &TcpStream, cx: &mut Context) -> Poll<io::Result<()>> {
+    /// Sends what is for the client and then `last`, ends that side, and discards what it still sends until it ends, too.
+    pub fn poll_farewell(
+        &mut self,
+        client: &TcpStream,
+        last: &mut Vec<u8>,
+        cx: &mut Context,
+    ) -> Poll<io::Result<()>> {
+        ready!(self.poll_flush(client, cx))?;
+        self.outgoing.append(last);
         ready!(self.poll_flush(client, cx))?;
         if !mem::replace(&mut self.has_ended, true) {
             sys::shutdown_write(client)?;
@@ -168,7 +184,7 @@ impl Direction {
 
     fn read(&mut self, from: &TcpStream) -> io::Result<usize> {
         let mut chunk = [0; CHUNK];
-        let length = attempt(from, Interest::READABLE, &mut || sys::receive_inline(from, &mut chunk))?;
+        let length = receive(from, &mut chunk)?;
         append(&mut self.incoming, chunk.get(..length).unwrap_or_default());
         Ok(length)
     }
@@ -186,8 +202,13 @@ impl Direction {
         Ok(length)
     }
 
+    /// Whether the other side has taken all.
+    pub const fn is_flushed(&self) -> bool {
+        self.outgoing.is_empty() && self.buffered == 0
+    }
+
     /// Gives the pipe back.
-    fn release(&mut self, pipes: &Pipes) {
+    pub fn release(&mut self, pipes: &Pipes) {
         if let Some(pipe) = self.pipe.take() {
             match mem::take(&mut self.buffered) {
                 0 => pipes.give_back(pipe),
@@ -195,22 +216,6 @@ impl Direction {
             }
         }
     }
-
-    /// Forgets what is under way, but not what the client has sent and nobody has looked at.
-    pub fn forget(&mut self, pipes: &Pipes) {
-        self.outgoing.clear();
-        self.release(pipes);
-    }
-}
-
-/// Does what the stream should be ready for. One copy of tokio's part for all.
-#[inline(never)]
-pub fn attempt(
-    stream: &TcpStream,
-    interest: Interest,
-    call: &mut dyn FnMut() -> io::Result<usize>,
-) -> io::Result<usize> {
-    stream.try_io(interest, call)
 }
 
 /// Takes bytes away in front.
