@@ -2,7 +2,6 @@
 //!
 //! Its table is what all clients share there: nearly full, the one that has the most entries makes room.
 
-use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv6Addr};
 
 use super::netlink::{self, Message};
@@ -31,6 +30,7 @@ const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTOINFO: u16 = 4;
+const CTA_TIMEOUT: u16 = 7;
 /// The mark.
 pub const CTA_MARK: u16 = 8;
 const CTA_COUNTERS_ORIG: u16 = 9;
@@ -52,6 +52,8 @@ pub struct Entry {
     pub tuple: Tuple,
     /// Its mark.
     pub mark: u32,
+    /// Seconds until it is forgotten, unless a packet of it comes; the most where a flowtable carries it, which has its own.
+    pub left: u32,
     /// Whether both ends may still have something to say.
     pub is_live: bool,
     /// Bytes of its packets from the client, and to it; 0 without `nf_conntrack_acct`.
@@ -93,11 +95,14 @@ impl Entry {
 
     /// Reads the body of an answer.
     pub fn parse(body: &[u8]) -> Self {
-        let mut entry = Self { tuple: tuple(&[]), mark: 0, is_live: true, bytes: [0; 2] };
+        let mut entry = Self { tuple: tuple(&[]), mark: 0, left: u32::MAX, is_live: true, bytes: [0; 2] };
         for (kind, value) in netlink::attrs(body, BODY) {
             match kind {
                 CTA_TUPLE_ORIG => entry.tuple = tuple(value),
-                CTA_MARK => entry.mark = netlink::array_at(value, 0).map_or(0, u32::from_be_bytes),
+                CTA_MARK | CTA_TIMEOUT => {
+                    let number = netlink::array_at(value, 0).map_or(0, u32::from_be_bytes);
+                    *if kind == CTA_MARK { &mut entry.mark } else { &mut entry.left } = number;
+                }
                 CTA_PROTOINFO => {
                     let state =
                         within(value, CTA_PROTOINFO_TCP).and_then(|tcp| within(tcp, CTA_PROTOINFO_TCP_STATE));
@@ -131,24 +136,36 @@ fn tuple(attrs: &[u8]) -> Tuple {
     Tuple { source, destination, source_port, destination_port }
 }
 
-/// Leaves of all connections those that make room for others, `count` at most: up to half of those of the client that has
-/// the most.
-pub fn keep_yielding(entries: &mut Vec<Entry>, count: usize) {
-    let mut clients: Vec<(ClientKey, usize)> = Vec::new();
-    let mut most = (ClientKey::of(Ipv6Addr::UNSPECIFIED), 0);
-    for entry in &*entries {
-        let client = ClientKey::of(entry.tuple.source);
-        let index = clients.iter().position(|(it, _)| *it == client).unwrap_or_else(|| {
-            clients.push((client, 0));
-            clients.len() - 1
-        });
-        clients[index].1 += 1;
-        if clients[index].1 > most.1 {
-            most = clients[index];
+/// Finds among all connections those that make room for others, `count` at most: up to half of those of the client that
+/// has the most, idle ones before busy ones. Changes their order.
+pub fn yielding(entries: &mut [Entry], count: usize) -> &[Entry] {
+    let mut most: &mut [Entry] = &mut [];
+    let mut rest = entries;
+    while let Some(first) = rest.first() {
+        let client = ClientKey::of(first.tuple.source);
+        let its = bring_forward(rest, &|entry| ClientKey::of(entry.tuple.source) == client);
+        let (its, others) = rest.split_at_mut(its);
+        if its.len() > most.len() {
+            most = its;
+        }
+        rest = others;
+    }
+    let left: u64 = most.iter().map(|entry| u64::from(entry.left)).sum();
+    let all = most.len();
+    bring_forward(most, &|entry| u64::from(entry.left) * all as u64 <= left);
+    &most[..count.min(all / 2)]
+}
+
+/// Puts those first that are meant. Returns how many they are.
+fn bring_forward(entries: &mut [Entry], are_meant: &dyn Fn(&Entry) -> bool) -> usize {
+    let mut count = 0;
+    for at in 0..entries.len() {
+        if are_meant(&entries[at]) {
+            entries.swap(count, at);
+            count += 1;
         }
     }
-    entries.retain(|entry| ClientKey::of(entry.tuple.source) == most.0);
-    entries.truncate(count.min(most.1 / 2));
+    count
 }
 
 /// The attribute of this kind within another.
@@ -181,6 +198,7 @@ mod tests {
             vec![2, 0, 0, 0],
             attr(CTA_TUPLE_ORIG, &[attr(CTA_TUPLE_IP, &ip), attr(CTA_TUPLE_PROTO, &ports)].concat()),
             attr(CTA_PROTOINFO, &attr(CTA_PROTOINFO_TCP, &attr(CTA_PROTOINFO_TCP_STATE, &[state]))),
+            attr(CTA_TIMEOUT, &7440_u32.to_be_bytes()),
             attr(CTA_MARK, &mark.to_be_bytes()),
             attr(CTA_COUNTERS_ORIG, &bytes(300)),
             attr(CTA_COUNTERS_REPLY, &bytes(1 << 40)),
@@ -196,7 +214,7 @@ mod tests {
             source_port: 40_000,
             destination_port: 443,
         };
-        let entry = Entry { tuple, mark: 0x7400_c001, is_live: true, bytes: [300, 1 << 40] };
+        let entry = Entry { tuple, mark: 0x7400_c001, left: 7440, is_live: true, bytes: [300, 1 << 40] };
         assert_eq!(Entry::parse(&body(0x7400_c001, 3)), entry);
         assert_eq!(entry.number(), 1);
         assert!(!Entry::parse(&body(1, TIME_WAIT)).is_live);
@@ -217,14 +235,26 @@ mod tests {
         let most = (0..10).map(|number| client(&alloc::format!("2001:db8::{number}")));
         let others = (0..9).flat_map(|_| [client("::ffff:10.0.0.1"), client("2001:db8:0:1::1")]);
         let all: Vec<_> = others.chain(most).collect();
-        let yielding = |count| {
+        let count_yielding = |count| {
             let mut entries = all.clone();
-            keep_yielding(&mut entries, count);
+            let entries = yielding(&mut entries, count);
             assert!(entries.iter().all(|entry| entry.tuple.source.segments()[..4] == [0x2001, 0xdb8, 0, 0]));
             entries.len()
         };
-        assert_eq!([yielding(0), yielding(3), yielding(100)], [0, 3, 5]);
-        keep_yielding(&mut Vec::new(), 3);
+        assert_eq!([0, 3, 100].map(count_yielding), [0, 3, 5]);
+        assert!(yielding(&mut [], 3).is_empty());
+    }
+
+    /// Of which there may be too few.
+    #[test]
+    fn idle_ones_make_room_first() {
+        let entry = |left| Entry { left, ..Entry::parse(&[]) };
+        let all: Vec<_> = [7440, 90, 7440, 80, 7000, 7440, 7440, 60, 7300, 7440].map(entry).to_vec();
+        let left =
+            |count| yielding(&mut all.clone(), count).iter().map(|entry| entry.left).collect::<Vec<_>>();
+        assert_eq!(left(2), [90, 80]);
+        assert_eq!(left(9)[..3], [90, 80, 60]);
+        assert_eq!(left(9).len(), 5);
     }
 
     /// Numbers are big-endian on all machines.

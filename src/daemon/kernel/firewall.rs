@@ -136,12 +136,12 @@ impl Firewall {
     fn begin_standing_in(&mut self) {
         let Some(commands) = &self.commands else { return };
         self.standing_in.clone_from(&commands.lost);
-        request(self.standing_in.iter().map(Rule::add));
+        request(&mut self.standing_in.iter().map(Rule::add));
     }
 
     /// The tables are there.
     fn end_standing_in(&mut self) {
-        request(mem::take(&mut self.standing_in).iter().rev().map(Rule::delete));
+        request(&mut mem::take(&mut self.standing_in).iter().rev().map(Rule::delete));
     }
 
     /// Whether there should be tables.
@@ -197,7 +197,7 @@ impl Drop for Firewall {
 }
 
 /// Sends requests about policy rules, if there are any.
-fn request(mut messages: impl Iterator<Item = Message>) {
+fn request(messages: &mut dyn Iterator<Item = Message>) {
     let Some(first) = messages.next() else { return };
     let Ok(mut socket) = Socket::open(libc::NETLINK_ROUTE) else { return };
     for message in iter::once(first).chain(messages) {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 
-use tcp_over_http::capture::conntrack::{BODY, CTA_MARK, DESTROYED, Entry, keep_yielding};
+use tcp_over_http::capture::conntrack::{BODY, CTA_MARK, DESTROYED, Entry, yielding};
 use tcp_over_http::capture::netlink::{self, Message};
 use tcp_over_http::capture::nft::{HANDSHAKE, PROXIES, RELEASED, STATES};
 use tcp_over_http::config::MARK_MASK;
@@ -102,9 +102,9 @@ pub fn make_room(mark: u32) -> bool {
         return false;
     };
     let mut entries = forwarded(mark).unwrap_or_default();
-    keep_yielding(&mut entries, (count - (max - max / 4)) as usize);
-    entries.iter().for_each(|entry| _ = forget(&entry.tuple));
-    !entries.is_empty()
+    let yielding = yielding(&mut entries, (count - (max - max / 4)) as usize);
+    yielding.iter().for_each(|entry| _ = forget(&entry.tuple));
+    !yielding.is_empty()
 }
 
 /// Forgets those through the proxy of a number: who sends a packet of one then is reset.
