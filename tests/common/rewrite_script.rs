@@ -223,6 +223,12 @@ impl Gateway {
         self.slots.iter().copied().rev().find(of_tuple).expect("a flow")
     }
 
+    /// A flow has begun in the slot.
+    fn is_new(&mut self, slot: Slot) {
+        self.slots.retain(|known| *known != slot);
+        self.slots.push(slot);
+    }
+
     /// How the listener sees a flow.
     pub fn translated(&self, slot: Slot) -> Tuple {
         let flow = self.rewriter.flow(slot);
@@ -268,8 +274,7 @@ impl Gateway {
             Verdict::Hold { slot, .. } => {
                 assert!(packet == before);
                 assert_eq!(self.rewriter.flow(slot).tuple, *tuple);
-                self.slots.retain(|known| *known != slot);
-                self.slots.push(slot);
+                self.is_new(slot);
             }
             Verdict::Reject(reject) => {
                 assert!(packet == before);
@@ -371,9 +376,11 @@ impl Gateway {
                 assert!(packet == bytes);
                 self.check_reject(reject, &mut packet);
             }
-            Verdict::Drop(_) | Verdict::Hold { .. } | Verdict::Abandoned(_) | Verdict::Dns => {
+            Verdict::Hold { slot, .. } => {
                 assert!(packet == bytes);
+                self.is_new(slot); // a SYN like any other
             }
+            Verdict::Drop(_) | Verdict::Abandoned(_) | Verdict::Dns => assert!(packet == bytes),
             Verdict::Forward | Verdict::ForwardAbandoned(_) => assert!(packet.len() == bytes.len()),
         }
     }
