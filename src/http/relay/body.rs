@@ -141,7 +141,7 @@ impl Chunks {
                 // None of those that frame a message, or say whom it is for, may stand here (RFC 9110 section 6.5.1).
                 let fields = Fields::read(head)?;
                 check(fields.length.is_none())?;
-                fields.write(head, true, out);
+                fields.write(head, true, &[], out);
                 push(out, &[b"\r\n"]);
                 Self::Over
             }

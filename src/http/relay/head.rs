@@ -197,13 +197,15 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// Appends the field lines that go to the other side, with the body's length or without.
-    pub fn write(&self, head: &Head, has_length: bool, out: &mut Vec<u8>) {
+    /// Appends the field lines that go to the other side, with the body's length or without, but none of a name that lines
+    /// in `given` have.
+    pub fn write(&self, head: &Head, has_length: bool, given: &[u8], out: &mut Vec<u8>) {
         for line in head.fields() {
             let Ok((name, _)) = split(line) else { continue };
             let is_ours = OURS.iter().any(|ours| is(name, ours))
                 || !has_length && is(name, "Content-Length")
-                || self.named.iter().any(|named| named.eq_ignore_ascii_case(name));
+                || self.named.iter().any(|named| named.eq_ignore_ascii_case(name))
+                || Lines(given).any(|line| cut(line, b':').is_some_and(|it| it.0.eq_ignore_ascii_case(name)));
             if !is_ours {
                 push(out, &[line, b"\r\n"]);
             }

@@ -87,8 +87,10 @@ impl<'a> Request<'a> {
         let uri = [b"http://", authority.as_bytes(), self.path].concat();
         let version: &[u8] = if self.is_1_0 { b" HTTP/1.0\r\nHost: " } else { b" HTTP/1.1\r\nHost: " };
         push(out, &[self.method, b" ", &uri, version, authority.as_bytes(), b"\r\n"]);
-        authorize(self.method, &uri, out);
-        self.fields.write(self.head, true, out);
+        let mut ours = Vec::new();
+        authorize(self.method, &uri, &mut ours);
+        push(out, &[&ours]);
+        self.fields.write(self.head, true, &ours, out);
         if self.fields.is_chunked {
             push(out, &[b"Transfer-Encoding: chunked\r\n"]);
         }

@@ -77,7 +77,7 @@ impl<'a> Response<'a> {
     pub fn write(&self, request: Facts, out: &mut Vec<u8>) {
         push(out, &[b"HTTP/1.1 ", self.line, b"\r\n"]);
         let has_length = self.may_have_body() && !self.fields.is_chunked || self.status == 304;
-        self.fields.write(self.head, has_length, out);
+        self.fields.write(self.head, has_length, &[], out);
         if self.is_chunked() {
             push(out, &[b"Transfer-Encoding: chunked\r\n"]);
         }

@@ -400,7 +400,11 @@ fn requests_are_authorized_by_method_and_uri() {
     let mut relay = Relay::new(NAME);
     let mut out = vec![];
     relay
-        .feed(Side::Client, b"PUT /a HTTP/1.1\r\nHost: x\r\nProxy-Authorization: x\r\n\r\n", &mut out)
+        .feed(
+            Side::Client,
+            b"PUT /a HTTP/1.1\r\nHost: x\r\nProxy-Authorization: x\r\na: theirs\r\n\r\n",
+            &mut out,
+        )
         .unwrap();
     let mut authorize = |method: &[u8], uri: &[u8], out: &mut Vec<u8>| {
         head::push(out, &[b"A: ", method, b" ", uri, b"\r\n"]);
