@@ -315,7 +315,7 @@ fn a_proxy_that_closes_is_asked_once_more() {
     let begun = Instant::now();
     let upstreams = upstreams(&[full.address]);
     assert!(open(&upstreams).is_ok());
-    assert!(begun.elapsed() >= PAUSE);
+    assert!(begun.elapsed() >= attempt::PAUSE);
     assert_eq!(open(&upstreams).unwrap_err(), Failure::Closed);
     assert_eq!(full.requests.load(SeqCst), 4);
     assert_eq!(upstreams.proxies[0].account.stats.get().retried, 2);
@@ -454,9 +454,9 @@ fn sockets_are_marked_or_routes_refused() {
 
 #[test]
 fn a_lack_of_descriptors_is_no_proxys_fault() {
-    assert!(is_exhausted(&io::Error::from_raw_os_error(libc::EMFILE)));
-    assert!(is_exhausted(&io::Error::from_raw_os_error(libc::EADDRNOTAVAIL)));
-    assert!(!is_exhausted(&io::Error::from_raw_os_error(libc::ECONNREFUSED)));
+    assert!(reach::is_exhausted(&io::Error::from_raw_os_error(libc::EMFILE)));
+    assert!(reach::is_exhausted(&io::Error::from_raw_os_error(libc::EADDRNOTAVAIL)));
+    assert!(!reach::is_exhausted(&io::Error::from_raw_os_error(libc::ECONNREFUSED)));
 }
 
 #[test]

@@ -1,0 +1,227 @@
+//! An attempt to have a tunnel opened: proxies are asked, one after the other, and a slow one has others asked beside it.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tcp_over_http::http;
+use tcp_over_http::http::connect::Target;
+use tcp_over_http::http::login::Authorization;
+use tcp_over_http::time;
+use tcp_over_http::upstream::choice::{Asked, Attempt};
+use tcp_over_http::upstream::plain::TLS;
+
+use super::connection::Connection;
+use super::dial::{HandshakeError, Reply};
+use super::proxy::Warning;
+use super::{Carried, Client, Failure, Opened, Upstreams};
+use crate::task::timer;
+
+/// How long after a proxy has closed without an answer it is asked again.
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
+
+/// What becomes of one proxy or more being asked. Boxed: what asks several is of the kind that it is a part of.
+type Answer<'a> = Pin<Box<dyn Future<Output = Result<Carried, Failure>> + 'a>>;
+
+/// A connection's way through the proxies.
+struct Dial<'a> {
+    attempt: &'a RefCell<Attempt>,
+    target: &'a Target<'a>,
+    /// Requests in absolute form will do in place of a tunnel.
+    may_be_plain: bool,
+    /// The only proxy that may be asked.
+    only: Option<usize>,
+}
+
+impl Upstreams {
+    /// Asks the proxies that may be asked, or `only` one, until one has opened a tunnel, in the name of `client` where that
+    /// can be.
+    pub(super) async fn ask_in_turn(
+        &self,
+        target: &Target<'_>,
+        only: Option<usize>,
+        may_be_plain: bool,
+        client: Option<&Client<'_>>,
+    ) -> Result<Carried, Failure> {
+        let attempt = RefCell::new(Attempt::new(*target, only));
+        self.carry_next(&Dial { attempt: &attempt, target, may_be_plain, only }, client, true).await
+    }
+
+    /// Asks the proxies that this dial has not asked yet, one after the other, until one has opened a tunnel. If all
+    /// have closed and it `may_repeat`, it asks them again.
+    async fn carry_next(
+        &self,
+        dial: &Dial<'_>,
+        client: Option<&Client<'_>>,
+        may_repeat: bool,
+    ) -> Result<Carried, Failure> {
+        let mut is_again = false;
+        loop {
+            let asked = self.choice().next(&mut dial.attempt.borrow_mut(), self.now());
+            let Some(asked) = asked else {
+                let failure = dial.attempt.borrow().failure();
+                if is_again || !may_repeat || failure != Failure::Closed {
+                    return Err(failure);
+                }
+                is_again = true;
+                timer(PAUSE).await;
+                dial.attempt.replace(Attempt::new(*dial.target, dial.only));
+                continue;
+            };
+            let proxy = &self.proxies[asked.index];
+            proxy.count(|stats| stats.retried = stats.retried.wrapping_add(is_again.into()));
+            let is_connected = Cell::new(false);
+            let mut ask: Option<Answer<'_>> =
+                Some(Box::pin(self.ask(asked.index, dial.target, dial.may_be_plain, client, &is_connected)));
+            // If it takes long to connect, the next ones are asked beside it, and the first tunnel wins. They are asked from
+            // sockets: the client's name can be used once only.
+            let hedge = self.choice().hedge(&dial.attempt.borrow(), asked);
+            let mut late = hedge.map(|ms| timer(Duration::from_millis(ms.into())));
+            let mut others: Option<Answer<'_>> = None;
+            let carried = poll_fn(|cx| {
+                if let Some(one) = &mut ask
+                    && let Poll::Ready(answer) = one.as_mut().poll(cx)
+                {
+                    ask = None;
+                    match answer {
+                        Ok(carried) => return Poll::Ready(Some(carried)),
+                        Err(failure) => self.failed(dial, asked, failure),
+                    }
+                }
+                if ask.is_none() || is_connected.get() {
+                    late = None;
+                }
+                if let Some(timer) = &mut late
+                    && timer.as_mut().poll(cx).is_ready()
+                {
+                    late = None;
+                    debug!("upstream {}: connects slowly; others are asked", proxy.account.name);
+                    others = Some(Box::pin(self.carry_next(dial, None, false)));
+                }
+                if let Some(rest) = &mut others
+                    && let Poll::Ready(answer) = rest.as_mut().poll(cx)
+                {
+                    others = None;
+                    if let Ok(carried) = answer {
+                        if ask.is_some() {
+                            self.choice().overtaken(asked);
+                        }
+                        return Poll::Ready(Some(carried));
+                    }
+                }
+                match dial.attempt.borrow().is_over() || ask.is_none() && others.is_none() {
+                    true => Poll::Ready(None),
+                    false => Poll::Pending,
+                }
+            });
+            if let Some(carried) = carried.await {
+                return Ok(carried);
+            }
+        }
+    }
+
+    fn failed(&self, dial: &Dial<'_>, asked: Asked, failure: Failure) {
+        self.choice().failed(&mut dial.attempt.borrow_mut(), asked, failure, self.now());
+    }
+
+    /// Asks one proxy, and tells once it is connected.
+    pub(super) async fn ask(
+        &self,
+        index: usize,
+        target: &Target<'_>,
+        may_be_plain: bool,
+        client: Option<&Client<'_>>,
+        is_connected: &Cell<bool>,
+    ) -> Result<Carried, Failure> {
+        let is_plain = may_be_plain && self.is_plain(index, target);
+        let mut authorization = if is_plain { Authorization::Nothing } else { self.proxies[index].begin() };
+        let begun = self.now();
+        let mut kept = None;
+        while !(may_be_plain && self.is_plain(index, target)) {
+            let request = self.proxies[index].request.bytes(*target, &mut authorization);
+            let request = request.map_err(|_| Failure::BadTarget)?;
+            let proxy = &self.proxies[index];
+            let begin = |address| client?.begin(&request, &proxy.account.name, address);
+            // Boxed: the wait for an answer, which is longer, needs no room for it.
+            let is_again = kept.is_some();
+            let connection = match kept.take() {
+                Some(connection) => connection,
+                None => Box::pin(self.reach(proxy, Some(index), &begin))
+                    .await
+                    .map_err(|(failure, error)| self.proxies[index].was_not_reached(failure, &error))?,
+            };
+            is_connected.set(true);
+            let reply = connection.handshake(request, self.reply_timeout).await;
+            let proxy = &self.proxies[index]; // kept over no wait, which would make every dial larger
+            if is_again && matches!(reply, Err(HandshakeError::Closed)) {
+                continue; // it has not been kept after all
+            }
+            let reply = reply.map_err(|error| proxy.gave_no_answer(error))?;
+            if reply.status != 407 {
+                proxy.login.borrow_mut().accepted(authorization);
+            } else if let Some(next) = proxy.told_again(&authorization, &reply.rest) {
+                authorization = next;
+                if connection.can_be_used_again(reply.body).await {
+                    kept = Some(connection);
+                }
+                continue;
+            }
+            if self.may_be_plain(target.port()) || target.port() == TLS {
+                proxy.plain.borrow_mut().answered(target.port(), reply.status, self.now());
+            }
+            let carried = self.answered(index, *target, begun, connection, reply);
+            if may_be_plain && carried.is_err() && self.is_plain(index, target) {
+                info!(
+                    "upstream {}: refuses CONNECT to port {}: carried as HTTP requests",
+                    proxy.account.name,
+                    target.port()
+                );
+                break;
+            }
+            return carried;
+        }
+        let stream = Box::pin(self.connect_plain(index)).await?;
+        is_connected.set(true);
+        let proxy = &self.proxies[index];
+        proxy.count(|stats| {
+            stats.attempts = stats.attempts.wrapping_add(1);
+            stats.answered(200, self.now().since(begun));
+        });
+        let (account, http) = (Rc::clone(&proxy.account), Some(Box::new(http::relay::Relay::new(*target))));
+        Ok(Carried::Relayed(Box::new(Opened { stream, leftover: Vec::new(), account, http })))
+    }
+
+    /// Tells what a proxy's answer means, and readies the tunnel.
+    fn answered(
+        &self,
+        index: usize,
+        target: Target<'_>,
+        begun: time::Instant,
+        connection: Connection,
+        reply: Reply,
+    ) -> Result<Carried, Failure> {
+        let proxy = &self.proxies[index];
+        let (latency, status) = (self.now().since(begun), reply.status);
+        proxy.count(|stats| stats.answered(status, latency));
+        debug!("upstream {}: {status} for {target} after {latency} ms", proxy.account.name);
+        if status == 407 && proxy.request.has_credentials() {
+            return Err(Failure::Credentials);
+        }
+        self.choice().answered(index, self.now());
+        if !(200..300).contains(&status) {
+            if status != 407 && !self.is_plain(index, &target) {
+                proxy.warn(Warning::Refused, format_args!("refuses with status {status}"));
+            }
+            return Err(Failure::Refused { status });
+        }
+        self.note_worked(target);
+        let stream = match connection {
+            Connection::Socket(stream) => stream,
+            Connection::Packets(attempt) => return Ok(Carried::Forwarded(attempt)),
+        };
+        Ok(self.relayed(&proxy.account, stream, reply.rest))
+    }
+}
