@@ -149,6 +149,13 @@ impl EventLoop {
         }
         self.poll_signals(cx);
         self.poll_status(cx);
+        while let Poll::Ready(event) = self.poll_capture(cx) {
+            match event {
+                capture::Event::Gone => return Poll::Ready(End::TunGone),
+                capture::Event::Reconfigured(result) => self.end_reload(result),
+            }
+        }
+        // Behind what may begin to drain, which ticks otherwise.
         while self.tick.as_mut().poll(cx).is_ready() {
             self.tick = timer(if self.deadline.is_none() { TICK } else { DRAIN_TICK });
             self.gateway.handle_tick(self.gateway.now());
@@ -157,12 +164,6 @@ impl EventLoop {
             if self.gateway.paused().change(|pauses| pauses.expire(now)) {
                 info!("a pause is over");
                 self.pause_changed(true);
-            }
-        }
-        while let Poll::Ready(event) = self.poll_capture(cx) {
-            match event {
-                capture::Event::Gone => return Poll::Ready(End::TunGone),
-                capture::Event::Reconfigured(result) => self.end_reload(result),
             }
         }
         self.poll_drained()

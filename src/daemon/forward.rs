@@ -254,7 +254,8 @@ impl Forwarder {
         }
         self.handshakes.borrow_mut().tick(now, &mut |route, to, packet| self.queue(route, to, packet));
         _ = self.flush();
-        if self.has_begun.take() && conntrack::make_room(self.mark) {
+        // Where there is no room at all, none begins.
+        if (self.has_begun.take() || self.ticks.get() == 0) && conntrack::make_room(self.mark) {
             self.has_begun.set(true);
             info!("connection tracking is nearly full: the client with the most made room");
         }

@@ -275,9 +275,8 @@ impl Direction {
 
     fn release(&mut self, pipes: &Pipes) {
         if let Some(pipe) = self.pipe.take() {
-            match std::mem::take(&mut self.buffered) {
-                0 => pipes.give_back(pipe),
-                _ => pipes.discard(pipe),
+            if std::mem::take(&mut self.buffered) == 0 {
+                pipes.give_back(pipe);
             }
         }
     }

@@ -77,8 +77,30 @@ pub struct ReplyParser {
     lines: Option<Box<Lines>>,
 }
 
-/// The first bytes of a reply's lines, behind its status.
-type Lines = heapless::Vec<u8, MAX_LINES>;
+/// Those of a reply's lines that tell us something.
+#[derive(Clone, Debug, Default)]
+struct Lines {
+    bytes: heapless::Vec<u8, MAX_LINES>,
+    /// How many bytes of them are whole lines.
+    whole: usize,
+}
+
+impl Lines {
+    fn push(&mut self, byte: u8) {
+        _ = self.bytes.push(byte);
+        if byte == b'\n' {
+            // What says nothing to us may be long.
+            let line = self.bytes.get(self.whole..).unwrap_or_default();
+            let is_one = |name: &&str| {
+                line.get(..name.len()).is_some_and(|it| it.eq_ignore_ascii_case(name.as_bytes()))
+            };
+            match TELLING.iter().any(is_one) {
+                true => self.whole = self.bytes.len(),
+                false => self.bytes.truncate(self.whole),
+            }
+        }
+    }
+}
 
 impl Default for ReplyParser {
     fn default() -> Self {
@@ -117,22 +139,27 @@ impl ReplyParser {
         self.left < MAX_REPLY
     }
 
-    /// The lines of a 407, its challenges among them (RFC 9110 section 11.7.1).
+    /// The lines of a 407 that tell us something: its challenges (RFC 9110 section 11.7.1), and what its body is like.
     pub fn lines(&self) -> &[u8] {
-        self.lines.as_deref().map_or(&[], |lines| lines)
+        self.lines.as_deref().map_or(&[], |lines| &lines.bytes)
     }
 
     /// How long the body of a 407 is, if its lines say that the connection can be used again behind it.
     pub fn body(&self) -> Option<usize> {
-        let (mut length, mut is_kept, mut is_chunked) = (None, false, false);
-        field::visit(self.lines(), &mut |name, value| {
+        let lines = self.lines();
+        // What is cut off may say another thing.
+        let (mut length, mut is_kept, mut is_doubtful) = (None, false, lines.len() == MAX_LINES);
+        field::visit(lines, &mut |name, value| {
             if name.eq_ignore_ascii_case("Content-Length") {
+                is_doubtful |= length.is_some();
                 length = value.parse().ok();
+            } else if name.eq_ignore_ascii_case("Connection") {
+                is_kept = value.eq_ignore_ascii_case("keep-alive");
+                is_doubtful |= !is_kept;
             }
-            is_kept |= name.eq_ignore_ascii_case("Connection") && value.eq_ignore_ascii_case("keep-alive");
-            is_chunked |= name.eq_ignore_ascii_case("Transfer-Encoding");
+            is_doubtful |= name.eq_ignore_ascii_case("Transfer-Encoding");
         });
-        length.filter(|&length| is_kept && !is_chunked && length <= MAX_REPLY as usize)
+        length.filter(|&length| is_kept && !is_doubtful && length <= MAX_REPLY as usize)
     }
 
     /// Whether a 407 offered the Basic scheme.
@@ -176,7 +203,7 @@ impl ReplyParser {
             _ => State::Line,
         };
         if self.status == 407 && matches!(self.state, State::Line | State::LineStart) {
-            _ = self.lines.get_or_insert_default().push(byte);
+            self.lines.get_or_insert_default().push(byte);
         }
         Ok(())
     }
@@ -185,6 +212,8 @@ impl ReplyParser {
 const VERSION: &[u8] = b"HTTP/1.";
 /// The most bytes of a 407's lines that are looked at.
 const MAX_LINES: usize = 4096;
+/// Names of these lines.
+const TELLING: [&str; 4] = ["Proxy-Authenticate:", "Content-Length:", "Connection:", "Transfer-Encoding:"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -381,6 +410,9 @@ mod tests {
             ("Connection: keep-alive\r\nContent-Length: -1\r\n", None),
             ("Connection: keep-alive\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n", None),
             ("Connection: close\r\nContent-Length: 1\r\n", None),
+            ("Connection: keep-alive\r\nConnection: close\r\nContent-Length: 1\r\n", None),
+            ("Connection: close\r\nConnection: keep-alive\r\nContent-Length: 1\r\n", None),
+            ("Connection: keep-alive\r\nContent-Length: 1\r\nContent-Length: 2\r\n", None),
             ("Connection: keep-alive\r\n", None),
             ("Content-Length: 1\r\n", None),
         ] {
@@ -390,6 +422,25 @@ mod tests {
                 assert_eq!(parser.body(), expected, "{fields}");
             }
         }
+    }
+
+    #[test]
+    fn what_tells_nothing_takes_no_room() {
+        let long = format!("Set-Cookie: {}\r\n", "x".repeat(3 * MAX_LINES / 2)).repeat(5);
+        let reply = format!(
+            "HTTP/1.1 407 x\r\n{long}Proxy-Authenticate: Basic\r\nConnection: keep-alive\r\n{long}Content-Length: 7\r\n\r\n"
+        );
+        let mut parser = ReplyParser::new();
+        assert!(matches!(parser.feed(reply.as_bytes()), Ok(Status::Done { .. })));
+        assert!(parser.offers_basic());
+        assert_eq!(parser.body(), Some(7));
+        // What has no room is not taken for what it would have been.
+        let reply = format!(
+            "HTTP/1.1 407 x\r\nContent-Length: 7\r\nConnection: keep-alive\r\nProxy-Authenticate: {long}\r\n"
+        );
+        let mut parser = ReplyParser::new();
+        parser.feed(reply.as_bytes()).unwrap();
+        assert_eq!(parser.body(), None);
     }
 
     const PARTS: &[&str] = &[

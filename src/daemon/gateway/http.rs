@@ -8,17 +8,18 @@ mod direction;
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tcp_over_http::flow::Slot;
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::http::login::Authorization;
 use tcp_over_http::http::relay::{Next, Refusal, Relay, Side};
+use tcp_over_http::rules::Action;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
@@ -28,7 +29,6 @@ use super::dial::server;
 use super::kept::{HttpFlow, Kept};
 use crate::dns::Held;
 use crate::relay::Moved;
-use crate::stream::receive;
 use crate::sys;
 use crate::task::timer;
 use crate::upstream::proxy::{Account, Proxy, Warning};
@@ -293,7 +293,12 @@ impl Carried {
         let (upstreams, target) = (&self.upstreams, self.relay.target());
         let tuple = self.gateway.rewriter.borrow().flow(self.slot).tuple;
         let name = if let Target::Name(name, _) = target { Some(name) } else { None };
-        let action = upstreams.decide(name, server(&tuple), tuple.source.to_canonical());
+        let action = match upstreams.decide(name, server(&tuple), tuple.source.to_canonical()) {
+            Some(Action::Reject) => return Err(Trouble::Refused(Refusal::BadGateway)),
+            // It is in a proxy's hands now.
+            Some(Action::Direct) => Some(Action::Upstream(self.index as u8)),
+            action => action,
+        };
         let opened = Box::pin(upstreams.open_by(target, action, may_be_plain)).await.ok();
         let place = opened.and_then(|opened| Some((index_of(upstreams, &opened.account)?, opened)));
         let (index, opened) = place.ok_or(Trouble::Refused(Refusal::BadGateway))?;
@@ -336,9 +341,9 @@ impl Carried {
                 let Self { client, proxy, up, down, .. } = self;
                 up.outgoing.append(&mut up.incoming);
                 // If that fails, the relay finds out.
-                let flushed = poll_fn(|cx| {
-                    ready!(down.poll_flush(client, cx))?;
-                    up.poll_flush(proxy, cx)
+                let flushed = poll_fn(|cx| match (down.poll_flush(client, cx)?, up.poll_flush(proxy, cx)?) {
+                    (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(io::Result::Ok(())),
+                    _ => Poll::Pending,
                 });
                 _ = flushed.await;
                 return;
@@ -378,5 +383,6 @@ fn index_of(upstreams: &Upstreams, account: &Rc<Account>) -> Option<usize> {
 
 /// Whether a connection is open, and nothing has come that nobody asked for.
 fn is_quiet(stream: &TcpStream) -> bool {
-    receive(stream, &mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    // The kernel is asked: tokio knows of its last events only.
+    sys::read(stream, &mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }

@@ -3,40 +3,48 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use crate::sys;
 
 /// How many idle pipes are kept.
 const KEEP: usize = 32;
 
-/// A non-blocking pipe.
+/// A non-blocking pipe. One that still has bytes in it is closed by dropping it.
 pub struct Pipe {
     /// The end to read from.
     pub read: OwnedFd,
     /// The end to write to.
     pub write: OwnedFd,
+    counts: Rc<Counts>,
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.counts.open.set(self.counts.open.get() - 1);
+        self.counts.freed.set(true);
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    open: Cell<usize>,
+    /// Whether a pipe has come back since this was last asked.
+    freed: Cell<bool>,
 }
 
 /// Lends pipes to relays for as long as they have bytes under way.
 pub struct Pipes {
     idle: RefCell<heapless::Vec<Pipe, KEEP>>,
-    open: Cell<usize>,
-    /// Whether a pipe has come back since this was last asked.
-    freed: Cell<bool>,
+    counts: Rc<Counts>,
     limit: usize,
     size: u32,
 }
 
 impl Pipes {
     /// A pool of at most `limit` pipes of `size` bytes each, as far as the kernel grants the size.
-    pub const fn new(limit: usize, size: u32) -> Self {
-        Self {
-            idle: RefCell::new(heapless::Vec::new()),
-            open: Cell::new(0),
-            freed: Cell::new(false),
-            limit,
-            size,
-        }
+    pub fn new(limit: usize, size: u32) -> Self {
+        Self { idle: RefCell::new(heapless::Vec::new()), counts: Rc::default(), limit, size }
     }
 
     /// Takes an empty pipe; `None` if all are in use.
@@ -47,12 +55,12 @@ impl Pipes {
         if let Some(pipe) = self.idle.borrow_mut().pop() {
             return Ok(Some(pipe));
         }
-        if self.open.get() >= self.limit {
+        if self.counts.open.get() >= self.limit {
             return Ok(None);
         }
         match self.open() {
             Ok(pipe) => Ok(Some(pipe)),
-            Err(error) if self.open.get() == 0 => Err(error),
+            Err(error) if self.counts.open.get() == 0 => Err(error),
             Err(_) => Ok(None),
         }
     }
@@ -65,30 +73,34 @@ impl Pipes {
 
     /// Takes an empty pipe back.
     pub fn give_back(&self, pipe: Pipe) {
-        if let Err(pipe) = self.idle.borrow_mut().push(pipe) {
-            drop(pipe);
-            self.open.set(self.open.get() - 1);
-        }
-        self.freed.set(true);
-    }
-
-    /// Closes a pipe that still has bytes in it.
-    pub fn discard(&self, pipe: Pipe) {
-        drop(pipe);
-        self.open.set(self.open.get() - 1);
-        self.freed.set(true);
+        _ = self.idle.borrow_mut().push(pipe);
+        self.counts.freed.set(true);
     }
 
     /// Whether those who got none may try again.
     pub fn have_been_freed(&self) -> bool {
-        self.freed.replace(false)
+        self.counts.freed.replace(false)
     }
 
     fn open(&self) -> io::Result<Pipe> {
         let (read, write) = sys::pipe()?;
         // May fail: unprivileged users have a limit of pipe pages. The default size will do.
         _ = sys::set_pipe_size(&write, self.size);
-        self.open.set(self.open.get() + 1);
-        Ok(Pipe { read, write })
+        self.counts.open.set(self.counts.open.get() + 1);
+        Ok(Pipe { read, write, counts: Rc::clone(&self.counts) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_is_dropped_makes_room() {
+        let pipes = Pipes::new(1, 1 << 16);
+        let pipe = pipes.take().unwrap();
+        assert!(pipe.is_some() && pipes.take().unwrap().is_none());
+        drop(pipe);
+        assert!(pipes.have_been_freed() && pipes.take().unwrap().is_some());
     }
 }

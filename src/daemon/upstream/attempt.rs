@@ -15,7 +15,7 @@ use tcp_over_http::upstream::choice::{Asked, Attempt};
 use tcp_over_http::upstream::plain::TLS;
 
 use super::connection::Connection;
-use super::dial::{HandshakeError, Reply};
+use super::dial::Reply;
 use super::proxy::Warning;
 use super::{Carried, Client, Failure, Opened, Upstreams};
 use crate::task::timer;
@@ -156,8 +156,8 @@ impl Upstreams {
             is_connected.set(true);
             let reply = connection.handshake(request, self.reply_timeout).await;
             let proxy = &self.proxies[index]; // kept over no wait, which would make every dial larger
-            if is_again && matches!(reply, Err(HandshakeError::Closed)) {
-                continue; // it has not been kept after all
+            if is_again && reply.is_err() {
+                continue; // it has not been kept after all, or not as we understand it
             }
             let reply = reply.map_err(|error| proxy.gave_no_answer(error))?;
             if reply.status != 407 {

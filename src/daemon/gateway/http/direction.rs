@@ -73,8 +73,11 @@ impl Direction {
             match ready!(self.poll_flush(to, cx)) {
                 Ok(()) => {}
                 Err(_) if side == Side::Proxy => return Poll::Ready(Err(Trouble::Lost(Side::Client))),
-                // It may have answered before: its own direction will tell.
-                Err(_) => self.is_lost = true,
+                // It may have answered before: its own direction will tell. What it has not taken is for nobody else.
+                Err(_) => {
+                    self.is_lost = true;
+                    self.outgoing.clear();
+                }
             }
             self.release(pipes);
             let read = match next {
@@ -210,9 +213,8 @@ impl Direction {
     /// Gives the pipe back.
     pub fn release(&mut self, pipes: &Pipes) {
         if let Some(pipe) = self.pipe.take() {
-            match mem::take(&mut self.buffered) {
-                0 => pipes.give_back(pipe),
-                _ => pipes.discard(pipe),
+            if mem::take(&mut self.buffered) == 0 {
+                pipes.give_back(pipe);
             }
         }
     }
@@ -228,4 +230,47 @@ fn advance(bytes: &mut Vec<u8>, length: usize) {
 #[inline(never)]
 fn append(bytes: &mut Vec<u8>, more: &[u8]) {
     bytes.extend_from_slice(more);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::run;
+    use std::future::poll_fn;
+    use std::net::TcpListener;
+    use tcp_over_http::http::connect::Target;
+
+    #[test]
+    fn what_a_proxy_has_not_taken_is_for_no_other() {
+        run(async {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let _near = listener.accept().unwrap();
+            let proxy = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let far = listener.accept().unwrap();
+            let mut relay = Relay::new(Target::Ip("192.0.2.7:80".parse().unwrap()));
+            let (mut up, pipes) = (Direction::default(), Pipes::new(1, 1 << 16));
+
+            let post = b"POST /1 HTTP/1.1\r\nHost: 192.0.2.7\r\nTransfer-Encoding: chunked\r\n\r\n";
+            up.incoming.extend_from_slice(post);
+            let next = poll_fn(|cx| up.poll(Side::Client, &mut relay, (&client, &proxy), &pipes, cx)).await;
+            assert_eq!(next.ok(), Some(Next::Request));
+            relay.send(true, &mut |_, _, _| (), &mut up.outgoing).unwrap();
+            while proxy.try_write(&[0; 1 << 16]).is_ok() {}
+            let rest = b"4\r\nBODY\r\n0\r\n\r\nGET /2 HTTP/1.1\r\nHost: 192.0.2.7\r\n\r\n";
+            up.incoming.extend_from_slice(rest);
+            let cx = &mut Context::from_waker(std::task::Waker::noop());
+            assert!(up.poll(Side::Client, &mut relay, (&client, &proxy), &pipes, cx).is_pending());
+            assert!(!up.outgoing.is_empty());
+
+            // It answers before it has read all, and goes.
+            relay
+                .feed(Side::Proxy, b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", &mut Vec::new())
+                .unwrap();
+            drop(far);
+            let next = poll_fn(|cx| up.poll(Side::Client, &mut relay, (&client, &proxy), &pipes, cx)).await;
+            assert_eq!(next.ok(), Some(Next::Request));
+            assert_eq!(String::from_utf8_lossy(&up.outgoing), "");
+        });
+    }
 }
