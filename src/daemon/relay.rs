@@ -274,10 +274,10 @@ impl Direction {
     }
 
     fn release(&mut self, pipes: &Pipes) {
-        if let Some(pipe) = self.pipe.take() {
-            if std::mem::take(&mut self.buffered) == 0 {
-                pipes.give_back(pipe);
-            }
+        if let Some(pipe) = self.pipe.take()
+            && std::mem::take(&mut self.buffered) == 0
+        {
+            pipes.give_back(pipe);
         }
     }
 }

@@ -212,10 +212,10 @@ impl Direction {
 
     /// Gives the pipe back.
     pub fn release(&mut self, pipes: &Pipes) {
-        if let Some(pipe) = self.pipe.take() {
-            if mem::take(&mut self.buffered) == 0 {
-                pipes.give_back(pipe);
-            }
+        if let Some(pipe) = self.pipe.take()
+            && mem::take(&mut self.buffered) == 0
+        {
+            pipes.give_back(pipe);
         }
     }
 }
