@@ -3,8 +3,8 @@
 //!
 //! There are two ways to capture what the machine forwards, by [`Path`]:
 //!
-//! - **forward**: the firewall's tables alone, without a policy rule or a routing table. Rules and routes are for what the
-//!   machine itself sends, with `local`, and for a family without a default route: what has no route is not forwarded.
+//! - **forward**: the firewall's tables alone, without a policy rule or a routing table. Rules and routes are for a family
+//!   without a default route: what has no route is neither forwarded nor sent.
 //! - **relay**, for kernels without conntrack, NAT or `dup`: rules capture; the firewall exempts, and refuses what should
 //!   have been captured and was not. Where its tables are gone, more is captured, never less.
 //!
@@ -12,9 +12,8 @@
 //!
 //! | priority | rule | why |
 //! |---|---|---|
-//! | P | `iif lo goto P+2` | forward path, for as long as somebody else has deleted the firewall's tables: ... |
-//! | P+1 | `ipproto tcp blackhole` | ... what is forwarded is dropped |
-//! | P+2 | `not iif lo goto END` | forward path, with a default route: only what the machine itself sends; all else the firewall captures |
+//! | P | `fwmark MARK/MASK goto P+2`, `iif lo lookup main suppress_prefixlength 0`; without `local`: `iif lo goto P+2` | forward path, for as long as somebody else has deleted the firewall's tables: ... |
+//! | P+1 | `ipproto tcp blackhole` | ... what is captured is dropped |
 //! | P+2 | `iif TUN goto END` | what leaves the TUN can't enter it again: no loops |
 //! | P+3 | `fwmark MARK/MASK goto END`, `from PROXY goto END` each, `fwmark EXEMPT/MASK goto END` | nor can our connections to the proxies, nor theirs; what [`nft`] exempts |
 //! | P+3 | `fwmark BEGUN/MASK lookup TABLE` | relay path: errors about what a relay has sent, which [`nft`] knows |
@@ -44,7 +43,8 @@
 //!
 //! The table has each captured prefix twice: through the TUN, and with `on_failure 'block'` as `unreachable`
 //! with a worse metric, which needs no device and so refuses the traffic when the TUN died with the daemon.
-//! A bypassed prefix is a `throw`: the rules behind ours decide.
+//! A bypassed prefix is a `throw`: the rules behind ours decide. On the forward path the main table has the TUN's subnets as
+//! `unreachable`, likewise: the machine's own connections are led there by NAT.
 //!
 //! All we make bears the protocol number [`OURS`]; what doesn't, somebody else made, and we leave it alone.
 
@@ -81,6 +81,9 @@ pub const OURS: u8 = 0x74;
 
 /// The index of `lo`: the kernel's LOOPBACK_IFINDEX.
 pub const LOOPBACK: u32 = 1;
+
+/// `RT_TABLE_MAIN` (<linux/rtnetlink.h>)
+const MAIN: u32 = 254;
 
 /// `AF_INET` (<linux/socket.h>)
 const V4: u8 = 2;

@@ -11,9 +11,8 @@
 //! SYN without a flow is held until the daemon has heard from the proxy: it then either releases the flow
 //! and has the same SYN handled again, which now passes, or refuses it.
 
-use core::net::Ipv6Addr;
-
 use crate::flow::subnet::Subnet;
+use crate::packet::Tuple;
 
 mod judge;
 mod rewriter;
@@ -22,13 +21,6 @@ mod verdict;
 
 pub use rewriter::Rewriter;
 pub use verdict::{Counters, DropReason, Verdict};
-
-impl Settings {
-    /// Whether an address, IPv4 perhaps mapped, is one of the TUN's own.
-    pub fn is_own(&self, address: Ipv6Addr) -> bool {
-        [Some(self.ipv4), self.ipv6].into_iter().flatten().any(|subnet| subnet.own() == address)
-    }
-}
 
 /// What the rewriter has to know.
 #[derive(Clone, Copy, Debug)]
@@ -45,4 +37,21 @@ pub struct Settings {
     pub dns: bool,
     /// Answer pings, rather than reject them.
     pub ping: bool,
+}
+
+impl Settings {
+    /// Whether a connection is this machine's own: routes give it the TUN's address to come from, or it [is
+    /// diverted](Self::is_diverted).
+    pub fn is_own(&self, tuple: &Tuple) -> bool {
+        self.subnets().any(|subnet| subnet.own() == tuple.source) || self.is_diverted(tuple)
+    }
+
+    /// Whether the firewall has led a connection of this machine's own here: to the address that is behind the TUN.
+    pub fn is_diverted(&self, tuple: &Tuple) -> bool {
+        self.subnets().any(|subnet| subnet.error_source() == tuple.destination)
+    }
+
+    fn subnets(&self) -> impl Iterator<Item = Subnet> {
+        [Some(self.ipv4), self.ipv6].into_iter().flatten()
+    }
 }

@@ -21,6 +21,7 @@ pub const DESTROYED: u32 = 1 << (3 - 1);
 // Attributes of an entry; numbers are big-endian.
 
 const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 /// Source and destination.
@@ -78,19 +79,12 @@ impl Entry {
 
     /// The request that deletes the one that began with a TCP packet of this tuple.
     pub fn delete_one(tuple: &Tuple) -> Message {
-        let attrs = || Message::new(0, 0, &[]);
-        let (source, destination) = (tuple.source.to_canonical(), tuple.destination.to_canonical());
-        let (family, [from, to]) = match source {
-            IpAddr::V4(_) => (V4, CTA_IP_V4),
-            IpAddr::V6(_) => (V6, CTA_IP_V6),
-        };
-        let addresses = attrs().attr_addr(from, source).attr_addr(to, destination);
-        let ports = attrs()
-            .attr(CTA_PROTO_NUM, &[TCP])
-            .attr(CTA_PROTO_SRC_PORT, &tuple.source_port.to_be_bytes())
-            .attr(CTA_PROTO_DST_PORT, &tuple.destination_port.to_be_bytes());
-        let tuple = attrs().nest(CTA_TUPLE_IP, addresses).nest(CTA_TUPLE_PROTO, ports);
-        Message::new(DELETE, 0, &[family, 0, 0, 0]).nest(CTA_TUPLE_ORIG, tuple)
+        one(DELETE, CTA_TUPLE_ORIG, tuple)
+    }
+
+    /// The request for the one of TCP whose packets have this tuple behind NAT: what comes back has its reverse.
+    pub fn find(tuple: &Tuple) -> Message {
+        one(GET, CTA_TUPLE_REPLY, &tuple.reversed())
     }
 
     /// Reads the body of an answer.
@@ -171,6 +165,23 @@ fn bring_forward(entries: &mut [Entry], are_meant: &dyn Fn(&Entry) -> bool) -> u
 /// The attribute of this kind within another.
 fn within(attrs: &[u8], kind: u16) -> Option<&[u8]> {
     netlink::attrs(attrs, 0).find_map(|(it, value)| (it == kind).then_some(value))
+}
+
+/// A request for one entry of TCP: `direction` tells whose tuple it is.
+fn one(kind: u16, direction: u16, tuple: &Tuple) -> Message {
+    let attrs = || Message::new(0, 0, &[]);
+    let (source, destination) = (tuple.source.to_canonical(), tuple.destination.to_canonical());
+    let (family, [from, to]) = match source {
+        IpAddr::V4(_) => (V4, CTA_IP_V4),
+        IpAddr::V6(_) => (V6, CTA_IP_V6),
+    };
+    let addresses = attrs().attr_addr(from, source).attr_addr(to, destination);
+    let ports = attrs()
+        .attr(CTA_PROTO_NUM, &[TCP])
+        .attr(CTA_PROTO_SRC_PORT, &tuple.source_port.to_be_bytes())
+        .attr(CTA_PROTO_DST_PORT, &tuple.destination_port.to_be_bytes());
+    let tuple = attrs().nest(CTA_TUPLE_IP, addresses).nest(CTA_TUPLE_PROTO, ports);
+    Message::new(kind, 0, &[family, 0, 0, 0]).nest(direction, tuple)
 }
 
 fn filtered(kind: u16, mark: u32, mask: u32) -> Message {

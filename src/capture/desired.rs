@@ -3,7 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::routes::{Group, routes};
+use super::routes::{Group, fallback, routes};
 use super::rules::rules;
 use super::{Path, Route, Rule, Uplinks};
 use crate::config::Config;
@@ -20,21 +20,21 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// What a configuration asks for, with a TUN of this name and index. On the forward path, for families with a default
-    /// route, that is no more than what the machine itself sends needs: what has no route is not forwarded, and so not
-    /// captured by the firewall. Without an index it is what refuses all that is captured, until there is a daemon.
+    /// What a configuration asks for, with a TUN of this name and index. On the forward path that is next to nothing for
+    /// families with a default route: the firewall captures all that has a route. Without an index it is what refuses all that is
+    /// captured, until there is a daemon.
     pub fn new(config: &Config, path: Path, tun: &str, index: Option<u32>, uplinks: &Uplinks) -> Self {
         let (mut groups, ignored) = routes(config, index);
-        let is_self_only = uplinks.has_default.map(|has| has && path == Path::Forward && index.is_some());
-        let has_ipv6 = config.address6.is_some();
-        if !config.local && is_self_only[0] && (is_self_only[1] || !has_ipv6) {
-            groups.clear();
+        let forwards = path == Path::Forward && index.is_some();
+        let are_firewalls = uplinks.has_default.map(|has| has && forwards);
+        let rules = rules(config, forwards, are_firewalls, tun, &groups);
+        if rules.is_empty() {
+            groups.clear(); // nothing leads there
         }
-        Self {
-            rules: rules(config, path == Path::Forward && index.is_some(), is_self_only, tun, &groups),
-            groups,
-            ignored,
+        if forwards && config.local {
+            groups.push(fallback(config));
         }
+        Self { rules, groups, ignored }
     }
 
     /// The routes, in the order to add them.

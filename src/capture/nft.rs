@@ -1,10 +1,12 @@
 //! The firewall's tables of our own, one a family (`dup` is not to be had in `inet`), as text for nft(8).
 //!
 //! What is **captured** is what the machine is about to forward: its routing and its firewall have decided already.
-//! Chain `forwarded` asks whose it is and to where (`sent` the same of what the machine itself sends, where rules have not
-//! led it into the TUN), `captured` what of it; `take` is the end: on the forward path it goes
+//! Chain `forwarded` asks whose it is and to where, `captured` what of it; `take` is the end: on the forward path it goes
 //! into the TUN, and otherwise it is refused. So nothing leaks, whatever becomes of the daemon, of policy rules or of
 //! routes: on the relay path rules lead it into the TUN, and what comes here has lost its way.
+//!
+//! Chain `sent` asks the same of what the machine itself sends. That can't be taken with `dup` and `drop`, of which its TCP
+//! would hear: NAT leads it to the address behind the TUN, and conntrack tells the daemon to where it was.
 //!
 //! On the **forward path** conntrack's mark tells where a connection is in its life:
 //!
@@ -237,7 +239,7 @@ impl Chains<'_> {
             self.captured();
             self.forwarded();
         }
-        if config.local && config.on_failure == OnFailure::Block {
+        if self.diverts() || config.local && config.on_failure == OnFailure::Block {
             self.sent();
         }
         if !is_running && config.on_failure == OnFailure::Block {
@@ -253,17 +255,22 @@ impl Chains<'_> {
                 self.rules.push_str(BEGUN);
                 self.rules.push_str("}\n");
             }
-            if !is_running || self.rules_capture_forwarded() {
+            if !is_running || self.rules_capture() {
                 self.rules.push_str(SPARE_FORWARDED);
             }
         }
-        if config.captures() && (path == Path::Relay || config.local) {
+        if config.captures() && self.rules_capture() && (path == Path::Relay || config.local) {
             self.exempt();
         }
     }
 
-    /// Whether policy rules capture what is forwarded: where no default route would have it forwarded.
-    fn rules_capture_forwarded(&self) -> bool {
+    /// Whether NAT leads into the TUN what the machine itself begins.
+    fn diverts(&self) -> bool {
+        self.tables.handshakes() && self.tables.config.local
+    }
+
+    /// Whether policy rules capture, since what has no route is neither forwarded nor sent.
+    fn rules_capture(&self) -> bool {
         let Tables { path, uplinks, .. } = self.tables;
         *path == Path::Relay || !uplinks.has_default[usize::from(!self.behind.is_ipv4())]
     }
@@ -292,7 +299,7 @@ impl Chains<'_> {
     }
 
     /// What rules let go: the kernel decides that by itself, once a connection. What the daemon carries stays with it, and
-    /// what the machine itself sends: it already has an address of the TUN's to come from.
+    /// what policy rules lead to it of what the machine itself sends: that comes from the TUN's address.
     fn direct(&mut self) {
         let Tables { config, path, .. } = *self.tables;
         let has_names = config.rules.have_direct_names();
@@ -433,8 +440,11 @@ impl Chains<'_> {
         }
         self.rules.push_str("chain take {\n");
         if is_taken {
-            // What is forwarded, that is: what the machine itself sends has lost its way here.
+            // What is forwarded, that is. Its own TCP would hear of the drop: NAT leads there what the machine itself begins.
             self.rules.push_str("meta iif != 0 meta protocol @alive dup to $behind device $tun drop\n");
+            if self.diverts() {
+                self.rules.push_str(DIVERT);
+            }
         }
         self.rules.push_str(match config.on_failure {
             OnFailure::Block => "meta l4proto tcp reject with tcp reset\nreject\n}\n",
@@ -527,9 +537,10 @@ impl Chains<'_> {
         self.destinations("meta mark set meta mark & $others | $exempt");
     }
 
-    /// What the machine itself sends, which policy rules lead into the TUN.
+    /// What the machine itself sends, and policy rules have not led into the TUN. Before NAT, which leads there what begins.
     fn sent(&mut self) {
         self.rules.push_str(SENT);
+        _ = writeln!(self.rules, "ct reply {} saddr $behind accept", self.family);
         self.exempted();
         if self.behind.is_ipv6() {
             self.rules.push_str(NEIGHBOURS);
@@ -615,6 +626,9 @@ impl Chains<'_> {
     /// Which proxy a handshake's packets go to; what comes back, conntrack knows.
     fn destination(&mut self) {
         self.rules.push_str("chain destination {\ntype nat hook output priority -100; policy accept;\n");
+        if self.diverts() {
+            self.rules.push_str("meta mark & $ours == $begun dnat to $behind\n");
+        }
         let probe = (u32::from(PROBE), SocketAddr::new(self.behind, PROBE_PORT));
         let proxies = (1..PROBE.into()).zip(self.tables.proxies.iter().copied());
         for (number, proxy) in proxies.chain([probe]) {
@@ -657,22 +671,20 @@ impl Chains<'_> {
         if path == Path::Relay {
             self.rules.push_str(TUNNELLED);
         }
-        if self.rules_capture_forwarded() {
-            self.rules.push_str(EXEMPT_FORWARDED);
-            self.rules.push_str(BEGUN);
-            if path == Path::Relay {
-                self.rules.push_str(ANSWERS);
-                self.errors();
-                if config.interfaces.is_empty() && !uplinks.devices.is_empty() {
-                    let devices = Set(&uplinks.devices);
-                    _ = writeln!(
-                        self.rules,
-                        "iif {devices} meta mark & $ours == 0 meta mark set meta mark & $others | $exempt"
-                    );
-                }
+        self.rules.push_str(EXEMPT_FORWARDED);
+        self.rules.push_str(BEGUN);
+        if path == Path::Relay {
+            self.rules.push_str(ANSWERS);
+            self.errors();
+            if config.interfaces.is_empty() && !uplinks.devices.is_empty() {
+                let devices = Set(&uplinks.devices);
+                _ = writeln!(
+                    self.rules,
+                    "iif {devices} meta mark & $ours == 0 meta mark set meta mark & $others | $exempt"
+                );
             }
-            self.rules.push_str("jump direct\n}\n");
         }
+        self.rules.push_str("jump direct\n}\n");
         self.rules
             .push_str("chain exempt_local {\ntype route hook output priority mangle + 11; policy accept;\n");
         self.rules.push_str(ANSWERS);
@@ -692,10 +704,15 @@ impl Chains<'_> {
     }
 }
 
+/// What the machine itself begins. (What is no beginning for NAT, `guard` refuses.)
+const DIVERT: &str = "\
+meta iif == 0 ct state new meta protocol @alive meta mark set meta mark & $others | $begun accept
+";
+
 /// Our own connections go past, and what has found its way.
 const SENT: &str = "\
 chain sent {
-type filter hook output priority filter + 10; policy accept;
+type filter hook output priority -101; policy accept;
 oifname { $tun, \"lo\" } accept
 meta mark & $ours { $upstream, $exempt } accept
 ";
@@ -721,6 +738,7 @@ chain guard {
 type filter hook output priority filter - 1; policy accept;
 meta mark & $state { $handshake, $answered } ct status & dnat == 0 drop
 meta mark & $state { $handshake, $answered } ct state invalid,untracked drop
+meta mark & $ours == $begun ct status & dnat == 0 reject
 }
 ";
 
@@ -885,7 +903,7 @@ mod tests {
         assert!(text.contains("oifname $tun accept\n"));
         config.on_failure = OnFailure::Direct;
         assert!(!replace(&config, Path::Relay, true).contains("reject"));
-        assert!(replace(&config, Path::Forward, true).contains("device $tun drop\naccept\n}\n"));
+        assert!(replace(&config, Path::Forward, true).contains(&[DIVERT, "accept\n}\n"].concat()));
     }
 
     #[test]
@@ -938,13 +956,16 @@ mod tests {
             config.local = true;
             let text = replace(&config, path, is_running);
             assert_eq!(text.matches(SENT).count(), 2);
+            assert_eq!(text.contains(DIVERT), path == Path::Forward && is_running);
             assert_eq!(text.matches(NEIGHBOURS).count(), 1, "IPv6 alone");
             config.local = false;
-            assert!(!replace(&config, path, is_running).contains(SENT));
+            let text = replace(&config, path, is_running);
+            assert!(!text.contains(SENT) && !text.contains(DIVERT));
         }
         config.local = true;
         config.on_failure = OnFailure::Direct;
-        assert!(!replace(&config, Path::Forward, true).contains(SENT));
+        assert!(replace(&config, Path::Forward, true).contains(SENT), "diverted, but not refused");
+        assert!(!replace(&config, Path::Forward, false).contains(SENT));
     }
 
     /// What the machine itself sends jumps past what drops the rest, before that is there.
@@ -961,7 +982,9 @@ mod tests {
         };
         let end = config.rule_priority + 2;
         let rules = lost(&config, Path::Forward);
-        assert_eq!(places(&rules), [[(2, 0), (0, end), (1, 0)]; 2].concat());
+        assert_eq!(places(&rules), [[(2, 0), (0, end), (0, 0), (1, 0)]; 2].concat());
+        config.local = false;
+        assert_eq!(places(&lost(&config, Path::Forward)), [[(2, 0), (0, end), (1, 0)]; 2].concat());
         assert!(lost(&config, Path::Relay).is_empty(), "there rules capture");
         config.on_failure = OnFailure::Direct;
         assert!(lost(&config, Path::Forward).is_empty());

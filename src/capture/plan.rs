@@ -12,9 +12,10 @@ use core::mem;
 
 use super::netlink::Message;
 use super::route::{RTM_DELROUTE, Route};
+use super::routes::fallback_metric;
 use super::rule::{RTM_DELRULE, Rule};
 use super::rules::LAST_RULE;
-use super::{Desired, OURS};
+use super::{Desired, MAIN, OURS};
 use crate::config::Config;
 
 // <asm-generic/errno-base.h>
@@ -98,7 +99,9 @@ impl Plan {
     /// Takes the body of an `RTM_NEWROUTE`, likewise.
     pub fn see_route(&mut self, body: &[u8]) {
         let Some(route) = Route::parse(body).filter(|route| route.protocol == OURS) else { return };
-        if route.table != self.owner.table && !self.tables.contains(&route.table) {
+        let table = self.owner.table;
+        let is_fallback = route.table == MAIN && route.metric == fallback_metric(table);
+        if route.table != table && !self.tables.contains(&route.table) && !is_fallback {
             return;
         }
         match self.desired.find(&route) {

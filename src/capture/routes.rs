@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::route::{RTN_THROW, RTN_UNICAST, RTN_UNREACHABLE, Route};
-use super::{OURS, family_of};
+use super::{MAIN, OURS, family_of};
 use crate::config::{Config, OnFailure};
 use crate::net::{IpNet, Ipv4Net};
 
@@ -73,6 +73,20 @@ pub fn routes(config: &Config, tun: Option<u32>) -> (Vec<Group>, Vec<String>) {
         }
     }
     (groups, ignored)
+}
+
+/// What is left of the TUN's subnets in the main table when the TUN is gone: what NAT has led there must not follow a default
+/// route.
+pub fn fallback(config: &Config) -> Group {
+    let nets: Vec<_> = config.own().map(|own| IpNet::new(own.network(), own.prefix())).collect();
+    let metric = fallback_metric(config.table);
+    let template = Route { net: ALL[0], kind: RTN_UNREACHABLE, metric, table: MAIN, oif: 0, protocol: OURS };
+    Group { nets: nets.into(), template }
+}
+
+/// The metric of its routes, by which a run knows those of its own table from those of another beside it.
+pub const fn fallback_metric(table: u32) -> u32 {
+    METRIC_BLOCK.saturating_add(table)
 }
 
 /// What is bypassed, what is captured, both in order, and what can't be.

@@ -6,16 +6,15 @@ use alloc::vec::Vec;
 use super::routes::Group;
 use super::rule::{FR_ACT_BLACKHOLE, FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, Rule};
 use super::uplinks::default_prefix;
-use super::{OURS, V4, V6, family_of};
+use super::{MAIN, OURS, V4, V6, family_of};
 use crate::config::{Config, Host, MARK_MASK, NonTcp, Quic};
 use crate::dns;
 use crate::net::IpNet;
 
 // Priorities, from `rule_priority` on.
 
-const LOST_SELF: u32 = 0;
+const LOST_EXEMPT: u32 = 0;
 const LOST: u32 = 1;
-const NOT_SELF: u32 = 2;
 const LEAVES_TUN: u32 = 2;
 const MARKED: u32 = 3;
 const FAKE: u32 = 4;
@@ -35,8 +34,6 @@ const END: u32 = 16;
 /// The rule behind all others, P + this.
 pub const LAST_RULE: u32 = END;
 
-/// `RT_TABLE_MAIN` (<linux/rtnetlink.h>)
-const MAIN: u32 = 254;
 /// What stands for the machine itself as the device that packets come from.
 const SELF: &str = "lo";
 const TCP: u8 = 6;
@@ -45,28 +42,21 @@ const UDP: u8 = 17;
 const HTTPS: u16 = 443;
 
 /// The rules that lead to these routes, in the order to add them: the capture last, so that neither our
-/// own connections nor local networks are captured meanwhile. Where `is_self_only` (IPv4, IPv6), of what the machine itself sends.
+/// own connections nor local networks are captured meanwhile. None for families (IPv4, IPv6) of which the firewall captures all.
 pub fn rules(
     config: &Config,
     forwards: bool,
-    is_self_only: [bool; 2],
+    are_firewalls: [bool; 2],
     tun: &str,
     groups: &[Group],
 ) -> Vec<Rule> {
     let mut all = Vec::new();
-    for (family, is_self_only) in [V4, V6].into_iter().zip(is_self_only) {
-        if is_self_only && !config.local {
-            continue;
-        }
-        if !groups.iter().any(|group| group.captures(family)) {
+    for (family, is_firewalls) in [V4, V6].into_iter().zip(are_firewalls) {
+        if is_firewalls || !groups.iter().any(|group| group.captures(family)) {
             continue;
         }
         let mut rules = Rules { config, family, all: &mut all };
         rules.add(END, FR_ACT_NOP); // a jump needs its target
-        if is_self_only {
-            // First and only one, since each packet that the machine forwards has to pass it.
-            rules.goto(NOT_SELF, END).device(SELF).is_not = true;
-        }
         rules.goto(LEAVES_TUN, END).device(tun);
         if config.mark != 0 {
             rules.goto(MARKED, END).marked(config.mark);
@@ -75,7 +65,7 @@ pub fn rules(
                 rules.lookup(MARKED, config.table).marked(config.begun_mark());
             }
         }
-        rules.spare_proxies(forwards && !is_self_only);
+        rules.spare_proxies(forwards);
         for range in config.dns.fake_ranges().filter(|range| family_of(*range) == family) {
             rules.lookup(FAKE, config.table).dst = Some(range);
         }
@@ -84,28 +74,25 @@ pub fn rules(
                 rules.goto(FAKE, END).device(SELF).of(protocol, Some((dns::PORT, dns::PORT)));
             }
         }
-        if !is_self_only {
-            rules.select();
-        }
+        rules.select();
         rules.capture();
-        if is_self_only {
-            // The kernel need not look for protocols and ports in what it forwards then (fib_rule_requires_fldissect,
-            // <net/fib_rules.h>).
-            let protocols = all.iter_mut().filter(|rule| rule.family == family && rule.ip_proto != 0);
-            protocols.for_each(|rule| rule.iif = SELF.to_owned());
-        }
     }
     all
 }
 
-/// The rules, in the order to add them, that drop what is forwarded while the firewall that is to capture it is gone: a
+/// The rules, in the order to add them, that drop what is captured while the firewall that is to capture it is gone: a
 /// route is looked up for every packet, also of a connection that conntrack's NAT no longer leads to its proxy.
 pub fn lost(config: &Config) -> Vec<Rule> {
     let mut all = Vec::new();
     for family in [Some(V4), config.address6.map(|_| V6)].into_iter().flatten() {
         let mut rules = Rules { config, family, all: &mut all };
         rules.add(LEAVES_TUN, FR_ACT_NOP);
-        rules.goto(LOST_SELF, LEAVES_TUN).device(SELF);
+        if config.local {
+            rules.goto(LOST_EXEMPT, LEAVES_TUN).marked(config.mark);
+            rules.lookup(LOST_EXEMPT, MAIN).but_default().device(SELF);
+        } else {
+            rules.goto(LOST_EXEMPT, LEAVES_TUN).device(SELF);
+        }
         rules.add(LOST, FR_ACT_BLACKHOLE).of(TCP, None);
     }
     all

@@ -7,15 +7,13 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::netlink::{self, Message};
 use super::route::{RTA_DST, RTA_OIF, RTA_TABLE, RTM_GETROUTE, RTN_THROW, RTN_UNICAST};
-use super::{OURS, V4, V6};
+use super::{MAIN, OURS, V4, V6};
 use crate::net::IpNet;
 
 /// <linux/rtnetlink.h>
 const RTA_MULTIPATH: u16 = 9;
 /// Who made a route: the kernel, of an address.
 const RTPROT_KERNEL: u8 = 2;
-/// `RT_TABLE_MAIN`
-const MAIN: u32 = 254;
 /// Lengths of `struct rtmsg` and `struct rtnexthop`.
 const BODY: usize = 12;
 const NEXT_HOP: usize = 8;

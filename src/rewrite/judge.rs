@@ -113,7 +113,8 @@ impl Rewriter {
 
     fn open(&mut self, tuple: Tuple, isn: u32, now: Instant) -> Result<Verdict, DropReason> {
         let family = tuple.family();
-        let ours = self.subnet(family).is_some_and(|subnet| subnet.contains(tuple.destination));
+        let ours = self.subnet(family).is_some_and(|subnet| subnet.contains(tuple.destination))
+            && !self.settings.is_diverted(&tuple);
         let no_port = tuple.source_port == 0 || tuple.destination_port == 0;
         if ours || no_port || !packet::is_unicast(tuple.destination) {
             return Err(DropReason::Address);

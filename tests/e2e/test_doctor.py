@@ -108,6 +108,7 @@ table inet fw {{
     daemon.wait_log(r"INFO.*ipv4: connections get to the listener again")
 
 
+@pytest.mark.path("relay", why="the other needs none")
 def test_routes_are_gone(gateway, answering):
     answering()
     daemon = gateway()

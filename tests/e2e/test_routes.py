@@ -11,7 +11,7 @@ import pytest
 
 from lab.capture import Capture, LeakCapture
 from lab.connections import assert_direct, assert_proxied, open_tunnel, refused, works
-from lab.gateway import DEFAULT_RULES, TABLE, TUN, is_relayed
+from lab.gateway import DEFAULT_RULES, PATH, TABLE, TUN, is_relayed
 from lab.netns import (
     CLIENT,
     NOBODY,
@@ -237,7 +237,8 @@ def test_tun_set_down(gateway, proxy, client, router, server, leaks):
     assert_proxied(client, proxy, server)
     router.run("ip", "link", "set", TUN, "down")
     until(lambda: "UP" in router.ip("link", "show", TUN)[0]["flags"], "the TUN is up again")
-    until(lambda: router.ip("-6" if ":" in server else "-4", "route", "show", "table", TABLE), "its routes are back")
+    if PATH == "relay":
+        until(lambda: router.ip("-6" if ":" in server else "-4", "route", "show", "table", TABLE), "its routes are back")
     until(lambda: works(client, proxy, server), "connections work again")
     assert daemon.running()
     leaks.assert_none()
@@ -251,6 +252,7 @@ def test_tun_deleted(gateway, router):
     assert TUN in daemon.log().rstrip().split("\n")[-1] or "ERROR" in daemon.log()
 
 
+@pytest.mark.path("relay", why="the other needs none")
 @pytest.mark.native(why="it is about the rules")
 def test_rules_removed_from_outside(gateway, proxy, client, router):
     """A network restart that flushes the rules is survived: they come back, or the daemon says so and ends."""
@@ -258,6 +260,25 @@ def test_rules_removed_from_outside(gateway, proxy, client, router):
     rule = next(rule for rule in router.ip("rule", "show") if rule["priority"] not in (0, 32766, 32767))
     router.run("ip", "rule", "del", "priority", rule["priority"])
     until(lambda: rule in router.ip("rule", "show") or not daemon.running(), "the rule is back")
+
+
+@pytest.mark.path("forward", why="on the other rules lead there")
+def test_what_nat_leads_into_the_tun_goes_nowhere_else(gateway, proxy, router, server, leaks):
+    """The router's own connections; no policy rule is needed, and a route for when the TUN is gone is put back."""
+    daemon, family = gateway(), "-6" if ":" in server else "-4"
+
+    def fallback():
+        return router.ip(family, "route", "show", "type", "unreachable")
+
+    assert {rule["priority"] for rule in router.ip(family, "rule", "show")} <= DEFAULT_RULES
+    [route] = fallback()
+    router.run("ip", family, "route", "del", "unreachable", route["dst"], "metric", route["metric"])
+    until(fallback, "the route is back")
+    near, _ = open_tunnel(router, proxy, server)
+    daemon.kill()
+    near.sendall(b"to whom?")
+    assert refused(router, server), "by when TCP has repeated what it was to send"
+    leaks.assert_none()
 
 
 @pytest.mark.native(why="it is about the rules")

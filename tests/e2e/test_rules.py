@@ -190,7 +190,7 @@ def test_an_upstream_by_mac_and_device(ruled, pair, client, server):
 
 
 def test_what_the_router_itself_sends(ruled, proxy, internet, server):
-    """Its connections have an address of the TUN's by then: the daemon makes others for them."""
+    """Where policy rules capture, its connections have an address of the TUN's by then: the daemon makes others for them."""
     router = ruled.router
     listener = internet.listen(server)
     port = listener.getsockname()[1]

@@ -17,6 +17,7 @@ use tcp_over_http::time::Instant;
 use super::Gateway;
 use super::kept::{DialState, Kept, Parked};
 use crate::dns::Meaning;
+use crate::netlink::conntrack;
 use crate::task::spawn;
 use crate::upstream::{Carried, Client, Failure, Opened};
 
@@ -28,11 +29,12 @@ impl Gateway {
             self.give_up(yielded);
         }
         let tuple = self.rewriter.borrow().flow(slot).tuple;
-        let (source, target) = (tuple.source.to_canonical(), server(&tuple));
+        let Some(target) = self.target(&tuple) else { return self.turn_away(slot, frame, now) };
+        let source = tuple.source.to_canonical();
         debug!("{slot}: {}:{} wants {target}", tuple.source, tuple.source_port);
-        let is_own = self.rewriter.borrow().settings().is_own(tuple.source);
+        let is_own = self.rewriter.borrow().settings().is_own(&tuple);
         self.count(|totals| totals.from_lan += u64::from(!is_own));
-        if self.is_loop(&tuple, now) {
+        if self.is_loop(&tuple, target, now) {
             self.count(|totals| totals.looped += 1);
             self.rewriter.borrow_mut().refuse(slot, Reject::Reset, now);
             return self.reject(Reject::Reset, frame);
@@ -63,13 +65,13 @@ impl Gateway {
         }
         self.keep(slot, Kept::Parked(Box::new(parked)));
         let gateway = Rc::clone(self);
-        let is_honest = self.mode.get() == ConnectMode::Honest;
+        let can_be_forwarded = self.mode.get() == ConnectMode::Honest && !is_own;
         let dial = spawn(async move {
             let target = match &name {
                 Some(name) => Target::Name(name, target.port()),
                 None => Target::Ip(target),
             };
-            let forwarder = gateway.forwarder.as_ref().filter(|_| is_honest);
+            let forwarder = gateway.forwarder.as_ref().filter(|_| can_be_forwarded);
             let client = forwarder.map(|forwarder| Client { forwarder, syn: &syn });
             let carried = match &name {
                 // A fake address, which the client still has, or dnsmasq gives it.
@@ -96,6 +98,14 @@ impl Gateway {
         }
         if self.mode.get() == ConnectMode::Early {
             self.release(slot, frame, now);
+        }
+    }
+
+    /// The server that is wanted. `None` if nobody knows any more.
+    fn target(&self, tuple: &Tuple) -> Option<SocketAddr> {
+        match self.rewriter.borrow().settings().is_diverted(tuple) {
+            true => conntrack::original_destination(tuple),
+            false => Some(server(tuple)),
         }
     }
 

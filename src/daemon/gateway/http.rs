@@ -292,8 +292,11 @@ impl Carried {
     async fn connect(&mut self, may_be_plain: bool) -> Result<Next, Trouble> {
         let (upstreams, target) = (&self.upstreams, self.relay.target());
         let tuple = self.gateway.rewriter.borrow().flow(self.slot).tuple;
-        let name = if let Target::Name(name, _) = target { Some(name) } else { None };
-        let action = match upstreams.decide(name, server(&tuple), tuple.source.to_canonical()) {
+        let (name, at) = match target {
+            Target::Name(name, _) => (Some(name), server(&tuple)),
+            Target::Ip(at) => (None, at),
+        };
+        let action = match upstreams.decide(name, at, tuple.source.to_canonical()) {
             Some(Action::Reject) => return Err(Trouble::Refused(Refusal::BadGateway)),
             // It is in a proxy's hands now.
             Some(Action::Direct) => Some(Action::Upstream(self.index as u8)),

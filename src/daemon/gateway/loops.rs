@@ -34,13 +34,13 @@ pub struct Loops {
 
 impl Gateway {
     /// Whether a new connection, held already, is a proxy's own, made for a client that waits for it: then it must be refused.
-    pub(super) fn is_loop(self: &Rc<Self>, tuple: &Tuple, now: Instant) -> bool {
+    pub(super) fn is_loop(self: &Rc<Self>, tuple: &Tuple, target: SocketAddr, now: Instant) -> bool {
         let loops = &self.loops;
         let asked = loops.asked.get().filter(|(_, at)| now.since(*at) < PAUSE);
-        if asked.is_some_and(|(address, _)| address == tuple.destination) {
+        if asked.is_some_and(|(address, _)| address == mapped(target.ip())) {
             loops.proxy.set(Some((tuple.source, now)));
             let source = tuple.source.to_canonical();
-            match self.rewriter.borrow().settings().is_own(tuple.source) {
+            match self.rewriter.borrow().settings().is_own(tuple) {
                 true => error!("connections of a proxy on this machine come back to it: set local '0'"),
                 false => {
                     error!("a proxy's connections come back to it: set list client_bypass '{source}'")
@@ -58,20 +58,20 @@ impl Gateway {
             && rewriter.opened(tuple.source) >= SUSPICIOUS
             && rewriter.held_to(tuple).1 >= SUSPICIOUS
         {
-            self.test_for_loop(tuple, now);
+            self.test_for_loop(target, now);
         }
         false
     }
 
     /// Asks for an address of a documentation's range (RFC 5737, RFC 3849), at a port that the proxy allows.
-    fn test_for_loop(self: &Rc<Self>, tuple: &Tuple, now: Instant) {
+    fn test_for_loop(self: &Rc<Self>, target: SocketAddr, now: Instant) {
         let Ok([a, b, c, d, ..]) = sys::random::<4>() else { return };
-        let address: IpAddr = match tuple.destination.to_canonical() {
+        let address: IpAddr = match target.ip() {
             IpAddr::V4(_) => Ipv4Addr::new(198, 51, 100, a).into(),
             IpAddr::V6(_) => Ipv6Addr::from([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d]).into(),
         };
         self.loops.asked.set(Some((mapped(address), now)));
-        let target = SocketAddr::new(address, tuple.destination_port);
+        let target = SocketAddr::new(address, target.port());
         let gateway = Rc::clone(self);
         spawn(async move { gateway.upstreams().ask_quietly(Target::Ip(target)).await });
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tcp_over_http::capture::nft::{self, Tables};
 use tcp_over_http::capture::pause::Pauses;
-use tcp_over_http::capture::{Desired, Path, Subnets, Uplinks};
+use tcp_over_http::capture::{Desired, Owner, Path, Subnets, Uplinks};
 
 use crate::clock::Clock;
 use crate::forward::Forwarder;
@@ -117,9 +117,8 @@ impl Capture {
         let forwarder = Forwarder::new(config, self.clock, key);
         let forwarder = Rc::new(forwarder.map_err(|error| format!("raw socket: {error}"))?);
         self.forwarder = Some(Rc::clone(&forwarder));
-        if let Err(error) = conntrack::forget_handshakes(config.mark) {
-            debug!("connection tracking: {error}");
-        }
+        // It tells to where the machine's own connections were, too.
+        conntrack::forget_handshakes(config.mark).map_err(|error| format!("connection tracking: {error}"))?;
         // Before an earlier run's rules are gone, which refuse what is captured.
         self.install_firewall(config)?;
         let Subnets { ipv4, ipv6 } = Subnets::new(config);
@@ -384,14 +383,19 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
     if let Err(error) = run(&commands) {
         debug!("{error}"); // there are some, or it has none
     }
-    // The rules of a daemon that has come meanwhile lead to it: nothing may get past them.
-    if was_alone && !is_alone() {
+    if !was_alone {
+        return Ok(());
+    }
+    route::block(config)?;
+    // A daemon that has come meanwhile puts back what it needs of that; nothing may get past its rules.
+    if !is_alone() {
         let name = nft::name(config);
         for family in ["ip", "ip6"] {
             _ = run(&format!("flush chain {family} {name} past_rules\n"));
         }
+        route::clear(&Owner::new(config))?;
     }
-    route::block(config)
+    Ok(())
 }
 
 fn warn_of_overlaps(config: &Config, uplinks: &Uplinks) {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::SocketAddr;
 
 use tcp_over_http::capture::conntrack::{BODY, CTA_MARK, DESTROYED, Entry, yielding};
 use tcp_over_http::capture::netlink::{self, Message};
@@ -120,6 +121,16 @@ pub fn forget_handshakes(mark: u32) -> Result<(), Error> {
 /// Forgets the connections that went out directly in a pause, which bear this mark.
 pub fn forget_paused(mark: u32) -> Result<(), Error> {
     request(Entry::delete(mark, MARK_MASK))
+}
+
+/// Where a connection was to that NAT has led elsewhere, to where a packet of this tuple is. `None` if none was.
+pub fn original_destination(tuple: &Tuple) -> Option<SocketAddr> {
+    let mut found = None;
+    let mut socket = Socket::open(libc::NETLINK_NETFILTER).ok()?;
+    socket.get(Entry::find(tuple), &mut |received| found = Some(Entry::parse(received.body).tuple)).ok()?;
+    let Tuple { destination, destination_port, .. } =
+        found.filter(|it| it.destination != tuple.destination)?;
+    Some(SocketAddr::new(destination.to_canonical(), destination_port))
 }
 
 /// Forgets the connection that began with this tuple; an error if there is none.
