@@ -15,9 +15,9 @@ import time
 
 LINE = b"hello, is this connection a good one?\n"
 PATIENCE = 20.0
-# Open at a time. Half a second's worth of them is what a machine that is too slow for the rate gets, not all that is
-# due: that would be a jam, in which TCP soon waits for longer than we do.
-MOST = 500
+# Open at a time, where the machine is too slow for the rate: fewer than a client may have dialled (max_dials_per_client),
+# for of more the oldest give way. All that is due would also be a jam, in which TCP soon waits for longer than we do.
+MOST = 100
 
 
 def client(address, port, rate, seconds):
