@@ -302,6 +302,18 @@ fn ipv6_may_be_off() {
     held(&mut gateway, 2);
 }
 
+/// The machine's own connections, led to the address behind the TUN; no other address of its subnets.
+#[test]
+fn what_is_diverted_is_held() {
+    let mut gateway = gateway();
+    for (number, behind) in [(2, "::ffff:10.45.39.2"), (3, "fd45:39::2")] {
+        let tuple = Tuple { destination: behind.parse().unwrap(), ..connection(number) };
+        assert!(matches!(gateway.client(&tuple, &FIRST), Verdict::Hold { dial: true, .. }), "{behind}");
+        assert!(gateway.rewriter.settings().is_own(&tuple));
+        assert!(!gateway.rewriter.settings().is_own(&connection(number)));
+    }
+}
+
 #[test]
 fn destinations_that_nobody_can_connect_to() {
     let mut gateway = gateway();

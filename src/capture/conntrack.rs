@@ -276,4 +276,23 @@ mod tests {
             [vec![0; 4], attr(CTA_MARK, &[0x74, 0, 0xc0, 0]), attr(CTA_MARK_MASK, &[0xff, 0, 0xc0, 0])];
         assert_eq!(message.body(), expected.concat());
     }
+
+    /// By what comes back: from where NAT has led it, to who began it.
+    #[test]
+    fn asks_for_what_nat_has_led_elsewhere() {
+        let tuple = Tuple {
+            source: "::ffff:192.0.2.2".parse().unwrap(),
+            destination: "::ffff:10.45.39.2".parse().unwrap(),
+            source_port: 40_000,
+            destination_port: 443,
+        };
+        let nest = |kind: u16, attrs: &[Vec<u8>]| attr(kind | 1 << 15, &attrs.concat());
+        let addresses =
+            nest(CTA_TUPLE_IP, &[attr(CTA_IP_V4[0], &[10, 45, 39, 2]), attr(CTA_IP_V4[1], &[192, 0, 2, 2])]);
+        let ports = [(CTA_PROTO_SRC_PORT, 443_u16), (CTA_PROTO_DST_PORT, 40_000)];
+        let ports = ports.map(|(kind, port)| attr(kind, &port.to_be_bytes())).concat();
+        let protocol = nest(CTA_TUPLE_PROTO, &[attr(CTA_PROTO_NUM, &[TCP]), ports]);
+        let expected = [vec![2, 0, 0, 0], nest(CTA_TUPLE_REPLY, &[addresses, protocol])].concat();
+        assert_eq!(Entry::find(&tuple).body(), expected);
+    }
 }

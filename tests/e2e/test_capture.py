@@ -87,6 +87,16 @@ def test_bypass_file(gateway, proxy, client, internet, directory):
         assert_direct(client, internet.listen(address), proxy)
 
 
+def test_quic_of_the_router_itself(gateway, router, server):
+    gateway()
+    sock = router.socket(server, socket.SOCK_DGRAM)
+    sock.settimeout(WAIT)
+    sock.connect((server, 443))
+    sock.send(b"q")
+    with pytest.raises(ConnectionRefusedError):
+        sock.recv(100)
+
+
 @pytest.mark.parametrize("size", [100, 1200, 1400])
 @pytest.mark.parametrize("options", [(), ("--port", "80")], ids=["all", "port"])
 def test_quic_is_refused_at_once(gateway, proxy, client, internet, server, size, options):
