@@ -15,7 +15,7 @@ import pytest
 from lab.capture import LeakCapture
 from lab.connections import assert_carries, open_tunnel
 from lab.dnsservers import Unbound, dig
-from lab.gateway import PATH, PROJECT, TABLE, TUN, upstream
+from lab.gateway import NFT_TABLE, PATH, PROJECT, TABLE, TUN, upstream
 from lab.netns import (
     CLIENT,
     CLIENT_OTHER,
@@ -229,7 +229,7 @@ def test_a_reload_drops_no_connection(box, fault_proxy, client, leaks):
     old = box.pid()
     box.configure("list bypass '198.51.100.0/24'")
     box.run("/usr/libexec/procd-call", "config", "tcp-over-http")
-    until(lambda: "198.51.100.0/24" in str(box.space.ip("route", "show", "table", "7480")), "the route is bypassed")
+    until(lambda: "198.51.100.0/24" in box.space.run("nft", "list", "table", "ip", NFT_TABLE).stdout, "it is bypassed")
     near.sendall(b"still")
     assert connection.sock.recv(5) == b"still"
     assert box.pid() == old
