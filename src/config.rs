@@ -48,7 +48,7 @@ use crate::upstream::choice;
 /// The environment's variable with a list of upstreams, separated by spaces.
 pub const VARIABLE: &str = "TCP_OVER_HTTP_UPSTREAM";
 
-/// The bits of a packet's mark that are ours. pbr uses `0x00ff0000`, mwan3 `0x00003f00`.
+/// The bits of a packet's mark that this daemon uses. pbr uses `0x00ff0000`, mwan3 `0x00003f00`.
 pub const MARK_MASK: u32 = 0xff00_0000;
 
 /// A complete, checked configuration. Its `Default` is empty: [`Config::from_uci`] knows the options' defaults.
@@ -58,9 +58,9 @@ pub struct Config {
     pub tun: String,
     /// MTU of the TUN device in bytes, 1280..=65535.
     pub mtu: u16,
-    /// Ask the kernel for super-packets, and for packets whose checksum is left to the device.
+    /// Whether the kernel may hand over super-packets, and packets without a complete checksum.
     pub offload: bool,
-    /// Own IPv4 address; the rest of its network are NAT sources. Prefix 16..=29.
+    /// The TUN's own IPv4 address; the other addresses of its network are NAT sources. Prefix 16..=29.
     pub address: Ipv4Net,
     /// The same for IPv6, prefix 64..=120; `None` = no IPv6 at all.
     pub address6: Option<Ipv6Net>,
@@ -132,7 +132,7 @@ pub struct Config {
     pub dns: DnsConfig,
     /// The proxies, in the order to try them; never empty.
     pub upstreams: Vec<UpstreamConfig>,
-    /// What becomes of connections, as far as that is not the same for all.
+    /// Rules about single connections.
     pub rules: Rc<Rules>,
     /// The main section's options as text.
     pub given: Given,

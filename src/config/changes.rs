@@ -6,10 +6,10 @@ use core::fmt;
 use super::options::Spec;
 use super::{Config, OPTIONS};
 
-/// The options that differ.
+/// What differs between two configurations.
 pub struct Changes {
     options: Vec<&'static Spec>,
-    /// The rules do, too, or what is in files.
+    /// Whether the rules differ, or the contents of files that options name.
     rules: bool,
 }
 
@@ -17,20 +17,20 @@ impl Changes {
     /// Compares two configurations.
     pub fn new(old: &Config, new: &Config) -> Self {
         let differs = |spec: &&'static Spec| {
-            // Or sections of their own.
+            // Proxies may also be sections of their own.
             let differs = spec.name == "upstream" && old.upstreams != new.upstreams;
             differs || old.given.texts(spec) != new.given.texts(spec)
         };
         Self { options: OPTIONS.iter().filter(differs).collect(), rules: old.rules != new.rules }
     }
 
-    /// Whether a running daemon can't take all of it over.
+    /// Whether a running daemon can't apply all of it.
     pub fn need_restart(&self) -> bool {
         !self.options.iter().all(|spec| spec.live)
     }
 }
 
-/// The names, and what is done; never a value: it may be a secret.
+/// Names the options and says what is done about them. Never a value: it may be a secret.
 impl fmt::Display for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.options.is_empty() && !self.rules {

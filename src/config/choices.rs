@@ -1,4 +1,4 @@
-//! Values that a word chooses: each word stands beside the value it means.
+//! Options that take one of a few words. Each word stands beside the value that it means.
 
 macro_rules! choices {
     ($($(#[$about:meta])* $name:ident { $($(#[$meaning:meta])* $value:ident = $word:literal,)+ })+) => {$(
@@ -7,7 +7,7 @@ macro_rules! choices {
         pub enum $name { $($(#[$meaning])* $value,)+ }
 
         impl $name {
-            /// The words, as in the file.
+            /// The words, as the file has them.
             pub const WORDS: &'static [&'static str] = &[$($word),+];
 
             /// The values, each in the place of its word.
@@ -19,10 +19,10 @@ macro_rules! choices {
 choices! {
     /// How a client's connection gets to the proxy.
     PathChoice {
-        /// As the first that works here.
+        /// The first path that works here.
         #[default]
         Auto = "auto",
-        /// The kernel forwards the client's own.
+        /// The kernel forwards the client's own connection.
         Forward = "forward",
         /// The daemon relays it.
         Relay = "relay",
@@ -30,7 +30,7 @@ choices! {
 
     /// When a client's connection is accepted.
     ConnectMode {
-        /// When the proxy has connected: the client sees what really happens.
+        /// Once the proxy has connected: the client sees what really happens.
         #[default]
         Honest = "honest",
         /// At once.
@@ -77,10 +77,10 @@ choices! {
 
     /// What pings of captured addresses get.
     Ping {
-        /// An ICMP error, as all that isn't TCP.
+        /// An ICMP error, like everything that isn't TCP.
         #[default]
         Reject = "reject",
-        /// An answer, from us.
+        /// A reply, which the daemon sends.
         Answer = "answer",
     }
 
@@ -93,14 +93,14 @@ choices! {
         Direct = "direct",
     }
 
-    /// Who answers what clients ask.
+    /// Who answers clients' DNS queries.
     DnsMode {
-        /// Not us.
+        /// Not the daemon.
         #[default]
         Off = "off",
-        /// We do, with addresses that stand for the names; the proxy resolves these.
+        /// The daemon, with addresses that stand for names, which the proxy resolves.
         FakeIp = "fakeip",
-        /// Resolvers do, asked through the proxy.
+        /// Resolvers that the daemon asks through the proxy.
         Proxy = "proxy",
     }
 

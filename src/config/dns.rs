@@ -10,11 +10,11 @@ use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 /// The options of name resolution.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DnsConfig {
-    /// Who answers.
+    /// Who answers queries.
     pub mode: DnsMode,
-    /// UDP and TCP port of our resolver, on 127.0.0.1 and ::1.
+    /// UDP and TCP port of the daemon's resolver, on 127.0.0.1 and ::1.
     pub port: u16,
-    /// Whether we answer what captured clients ask any resolver on port 53.
+    /// Whether the daemon answers what captured clients ask any resolver on port 53.
     pub hijack: bool,
     /// The domains that dnsmasq asks us for, and no others; empty = all.
     pub domains: Vec<String>,
@@ -26,9 +26,9 @@ pub struct DnsConfig {
     pub fakeip_range: Ipv4Net,
     /// The same for IPv6, prefix 16..=112; `None` = no IPv6 at all.
     pub fakeip_range6: Option<Ipv6Net>,
-    /// How many names can have one at a time, 16..=32768.
+    /// How many names can have a fake address at once, 16..=32768.
     pub fakeip_names: u16,
-    /// Where they are kept over a restart.
+    /// The file that keeps the fake addresses across a restart.
     pub fakeip_file: String,
 }
 

@@ -11,7 +11,7 @@ use crate::http::login::AuthChoice;
 /// How many short forms of rules there are.
 pub const SHORTS: usize = 3;
 
-/// A configuration in the making. Complete once values and defaults are stored: its own `Default` means nothing.
+/// A configuration while it is read. Complete once all values and defaults are stored; its own `Default` means nothing.
 #[derive(Default)]
 pub struct Draft {
     /// The main section's values.
@@ -26,7 +26,7 @@ pub struct Draft {
     pub rule: RuleDraft,
 }
 
-/// A section `config upstream` in the making.
+/// A section `config upstream` while it is read.
 #[derive(Default)]
 pub struct UpstreamDraft {
     /// `option enabled`.

@@ -7,17 +7,17 @@ use core::fmt;
 use super::VARIABLE;
 use super::uci::Position;
 
-/// Why there is no configuration. Holds no secret.
+/// Why there is no configuration. Never contains a secret.
 #[derive(Debug)]
 pub struct ConfigError {
     file: String,
     fault: Fault,
 }
 
-/// Where a value comes from, or an error.
+/// Where a value or an error comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
-    /// No one place.
+    /// No single place.
     #[default]
     Everywhere,
     /// The table of options.
@@ -32,7 +32,7 @@ pub enum Origin {
     Flag,
 }
 
-/// What is wrong, in words, and the place to blame, before the file's name is known.
+/// The place to blame and what is wrong with it, before the file's name is known.
 pub type Fault = (Origin, String);
 
 impl ConfigError {
@@ -41,7 +41,7 @@ impl ConfigError {
         ConfigError { file: file.to_owned(), fault }
     }
 
-    /// Of the process: 2 if the command line is wrong, 1 if it's something else.
+    /// The exit code of the process: 2 if the command line is wrong, otherwise 1.
     pub fn exit_code(&self) -> u8 {
         if self.fault.0 == Origin::Flag { 2 } else { 1 }
     }

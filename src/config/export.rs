@@ -8,8 +8,8 @@ use super::values::{boolean, number};
 use super::{Config, table};
 use crate::json::Json;
 
-/// Assignments for a shell to evaluate, a variable for each option of the main section that is no secret: `tun='toh0'`.
-/// Booleans are 0 or 1, numbers are decimal, and of a list each value is a line.
+/// Assignments for a shell to evaluate, such as `tun='toh0'`: a variable for each option of the main section that is
+/// not a secret. Booleans are 0 or 1, numbers are decimal, and a list has one value per line.
 pub struct Shell<'a>(pub &'a Config);
 
 impl fmt::Display for Shell<'_> {
@@ -22,7 +22,7 @@ impl fmt::Display for Shell<'_> {
                 match spec.value {
                     ValueType::Bool(_) => f.write_str(if boolean(text) == Some(true) { "1" } else { "0" })?,
                     ValueType::Number(..) => number(text).unwrap_or_default().fmt(f)?,
-                    // A quote ends the string, comes by itself, and begins another one.
+                    // A quote in the text: end the string, write an escaped quote, begin another string.
                     _ => text.split('\'').enumerate().try_for_each(|(index, part)| {
                         f.write_str(if index == 0 { "" } else { "'\\''" })?;
                         f.write_str(part)

@@ -1,4 +1,4 @@
-//! What a section's options are given as: text, and where it came from.
+//! The values given for a section's options: as text, each with its origin.
 
 use alloc::format;
 use alloc::string::String;
@@ -9,7 +9,7 @@ use super::draft::Draft;
 use super::error::{Fault, Origin};
 use super::options::Spec;
 
-/// The values of a section's options, in order; of an option that is no list there is one at most.
+/// The values of a section's options, in order; at most one for an option that isn't a list.
 #[derive(Clone, Default)]
 pub struct Given(Vec<Value>);
 
@@ -21,7 +21,7 @@ struct Value {
 }
 
 impl Given {
-    /// Adds a value; there may be others of the same option.
+    /// Adds a value; the option may have others already.
     pub fn add(&mut self, spec: &'static Spec, text: String, origin: Origin) {
         self.0.push(Value { spec, text, origin });
     }
@@ -31,13 +31,13 @@ impl Given {
         self.0.retain(|value| value.spec.name != option);
     }
 
-    /// Where an option was given; for a list, the last of it.
+    /// Where an option was given; for a list, where its last value was.
     pub fn origin(&self, option: &str) -> Origin {
         let value = self.0.iter().rfind(|value| value.spec.name == option);
         value.map_or(Origin::Default, |value| value.origin)
     }
 
-    /// Puts these values in place of others of their options.
+    /// Replaces the values of each option that `by` has.
     pub fn replace(&mut self, by: &Given) {
         by.0.iter().for_each(|value| self.clear(value.spec.name));
         self.0.extend_from_slice(&by.0);
@@ -53,7 +53,7 @@ impl Given {
         texts
     }
 
-    /// Stores the values, and the defaults of options without one. Forgets what is wrong, and says what was so first.
+    /// Stores the values, and the defaults of options that have none. Skips wrong values and returns the first fault.
     pub fn store(&mut self, specs: &'static [Spec], draft: &mut Draft) -> Result<(), Fault> {
         let mut result = Ok(());
         self.0.retain(|value| {

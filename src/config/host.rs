@@ -31,7 +31,7 @@ impl Host {
                 && !label.ends_with('-')
                 && label.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'))
         };
-        // A name that ends in a number is an address gone wrong.
+        // A name that ends in a number is a mistyped address.
         let last = name.rsplit('.').next().unwrap_or_default();
         let valid =
             name.len() <= 253 && name.split('.').all(label) && last.bytes().any(|c| !c.is_ascii_digit());

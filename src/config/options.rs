@@ -1,4 +1,4 @@
-//! An option: its name, the values it takes, its default.
+//! What an option is: its name, the values it takes, its default.
 
 use alloc::format;
 use alloc::string::String;
@@ -15,7 +15,7 @@ pub struct Spec {
     pub default: &'static str,
     /// What it means, in one line.
     pub help: &'static str,
-    /// Whether a running daemon takes a change over; else it restarts.
+    /// Whether a running daemon applies a change; otherwise it restarts.
     pub live: bool,
     /// What values it takes and where they go.
     pub value: ValueType,
@@ -23,31 +23,31 @@ pub struct Spec {
 
 /// What values an option takes, and the function that stores one.
 pub enum ValueType {
-    /// `1`, `on`, `true`, `yes`, `enabled` or their opposites, as OpenWrt's `config_get_bool` has them.
+    /// `1`, `on`, `true`, `yes`, `enabled` or their opposites, as OpenWrt's `config_get_bool` reads them.
     Bool(fn(&mut Draft, bool)),
-    /// Decimal, or hexadecimal after `0x`, from the first to the second.
+    /// Decimal, or hexadecimal after `0x`; the first two fields are the smallest and the largest value.
     Number(u32, u32, Unit, fn(&mut Draft, u32)),
     /// 1-65535, decimal.
     Port(fn(&mut Draft, u16)),
-    /// One of these words; its place among them is stored.
+    /// One of these words; the function gets its index.
     Choice(&'static [&'static str], fn(&mut Draft, usize)),
     /// Anything that the function takes.
     Text(Store),
-    /// Any number of what the function takes.
+    /// Any number of values that the function takes.
     List(Store),
-    /// As `Text`, and never shown.
+    /// Like `Text`, but never shown.
     Secret(Store),
-    /// As `List`, and never shown.
+    /// Like `List`, but never shown.
     SecretList(Store),
 }
 
-/// Checks a value and stores it, or says what it isn't.
+/// Checks and stores a value, or says what is wrong with it.
 type Store = fn(&mut Draft, &str) -> Result<(), &'static str>;
 
 /// What a number counts.
 #[derive(Clone, Copy)]
 pub enum Unit {
-    /// Things that the option's name says, or nothing.
+    /// What the option's name says, or nothing.
     One,
     /// Seconds.
     Seconds,
@@ -60,7 +60,7 @@ pub enum Unit {
 }
 
 impl Spec {
-    /// Stores one value, or says what it isn't, to continue "the value ...".
+    /// Stores one value. An error says what is wrong, as a continuation of "the value ...".
     pub fn store(&self, into: &mut Draft, value: &str) -> Result<(), String> {
         match self.value {
             ValueType::Bool(set) => set(into, boolean(value).ok_or("is not 0 or 1")?),

@@ -22,10 +22,10 @@ use crate::net::IpNet;
 use crate::rules::{Action, MAX_ENTRIES, MAX_RULES, Rules};
 use crate::upstream::choice::MAX_PROXIES;
 
-/// An option of each short form, for what is wrong with it.
+/// The option that is blamed for a fault in each short form.
 const SHORT_ORIGINS: [&str; SHORTS] = ["bypass_file", "client_bypass", "direct_domain"];
 
-/// What a rule lacks.
+/// The fault of rules with direct domains but no server for them.
 const NO_SERVER: &str = "rule: direct domains need a direct_server";
 const NO_DIRECT_SERVER: &str = "direct_domain: needs a direct_server";
 
@@ -33,7 +33,7 @@ const NO_DIRECT_SERVER: &str = "direct_domain: needs a direct_server";
 const MIN_PROBE_INTERVAL: u32 = 30_000;
 
 impl Config {
-    /// The configuration in a file's text, which errors call `FILE`. Files that it names are not read.
+    /// The configuration in a file's text; errors call the file `FILE`. Files that it names are not read.
     ///
     /// # Errors
     /// [`ConfigError`]
@@ -66,7 +66,7 @@ impl Config {
     }
 }
 
-/// What is given besides the file.
+/// The values from the variable and the flags, which override those from the file.
 #[derive(Default)]
 pub struct Overrides(Given);
 
@@ -82,7 +82,7 @@ impl Overrides {
         Self(given)
     }
 
-    /// Takes a flag, which beats the variable. The last one counts, unless the option is a list.
+    /// Takes a flag, which overrides the variable. The last one counts, unless the option is a list.
     pub fn give(&mut self, spec: &'static Spec, value: String) {
         if !spec.is_list() || self.0.origin(spec.name) != Origin::Flag {
             self.0.clear(spec.name);
@@ -97,13 +97,13 @@ pub struct Reading {
     upstreams: Vec<Section>,
     rules: Vec<RuleDraft>,
     draft: Draft,
-    /// What was wrong first.
+    /// The first fault found.
     result: Result<(), Fault>,
 }
 
 impl Reading {
-    /// Reads a file, or none, or takes the error why it could not be read. What is wrong is left out, and told
-    /// by [`finish`](Self::finish).
+    /// Reads a file, or none, or takes the error that kept it from being read. Skips what is wrong;
+    /// [`finish`](Self::finish) reports it.
     pub fn new(file: Result<Option<&[u8]>, String>, overrides: &Overrides) -> Self {
         let mut sections = Sections::default();
         let read = match file {
@@ -128,7 +128,7 @@ impl Reading {
         Self { main, upstreams, rules, draft, result }
     }
 
-    /// Has the files that it names read, each up to a line that is wrong.
+    /// Reads the files that it names, each up to its first wrong line.
     pub fn read_files(&mut self, read: &dyn Fn(&str) -> Result<Vec<u8>, String>) {
         let mut left = MAX_ENTRIES;
         for (index, draft) in self.rules.iter_mut().enumerate() {
@@ -160,10 +160,10 @@ impl Reading {
         }
     }
 
-    /// The configuration, if all is right. `has_ipv6`: whether the kernel has it.
+    /// The configuration, if there was no fault. `has_ipv6`: whether the kernel has IPv6.
     ///
     /// # Errors
-    /// What is wrong first, or options that contradict each other.
+    /// The first fault, or options that contradict each other.
     pub fn finish(mut self, has_ipv6: bool) -> Result<Config, Fault> {
         mem::replace(&mut self.result, Ok(()))?;
         let in_file = matches!(self.main.origin("upstream"), Origin::Default | Origin::File(_));
@@ -182,19 +182,19 @@ impl Reading {
         Ok(self.draft.config)
     }
 
-    /// The values of the main section that are right, unchecked against each other.
+    /// The valid values of the main section, not checked against each other.
     pub fn finish_lenient(mut self, has_ipv6: bool) -> Config {
         self.without_ipv6(has_ipv6);
         let config = &mut self.draft.config;
         let mut rules = Rules::default();
-        // Those behind one that is wrong might let go what that would not have.
+        // Rules after a faulty one are left out: they might let through what that one would not have.
         _ = add_rules(&mut rules, self.rules, config, None);
         config.rules = Rc::new(rules);
         self.draft.config.given = self.main;
         self.draft.config
     }
 
-    /// Removes all that is IPv6 if that is off.
+    /// Removes everything IPv6 if IPv6 is off.
     fn without_ipv6(&mut self, has_ipv6: bool) {
         let Draft { config, ipv6, .. } = &mut self.draft;
         if !*ipv6 || !has_ipv6 {
@@ -208,7 +208,7 @@ impl Reading {
     }
 }
 
-/// Checks what takes more than one option. A default gives way.
+/// Checks options against each other. A default gives way to a given value.
 fn check(main: &Given, config: &mut Config) -> Result<(), Fault> {
     if config.upstreams.is_empty() {
         return Err((Origin::WholeFile, format!("no upstream, and none from --upstream or {VARIABLE}")));

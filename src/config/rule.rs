@@ -9,14 +9,14 @@ use super::{UpstreamConfig, values};
 use crate::dns::Domains;
 use crate::rules::{Action, Rule};
 
-/// A rule in the making.
+/// A rule while it is read.
 #[derive(Default)]
 pub struct RuleDraft {
     /// `option enabled`.
     pub enabled: bool,
     /// Its conditions.
     pub rule: Rule,
-    /// Paths of `domain_file` (true) and `dest_file`.
+    /// Paths of files: true for `domain_file`, false for `dest_file`.
     pub files: Vec<(String, bool)>,
     /// `option upstream`.
     pub upstream: Option<String>,
@@ -29,7 +29,7 @@ pub struct RuleDraft {
 }
 
 impl RuleDraft {
-    /// Tells whether it is a rule: it is enabled, and not empty. Without `upstreams`, any name will do.
+    /// Tells whether there is a rule: the section is enabled and not empty. Without `upstreams`, any name is accepted.
     pub fn resolve(&mut self, upstreams: Option<&[UpstreamConfig]>, has_names: bool) -> Result<bool, String> {
         if !self.enabled {
             return Ok(false);
@@ -47,11 +47,11 @@ impl RuleDraft {
         if !has_names && (!self.rule.domains.is_empty() || self.files.iter().any(|file| file.1)) {
             return Err("rule: domains need dns 'fakeip'".into());
         }
-        // Files that are empty are nothing, rather than everything.
+        // A rule whose files are all empty matches nothing, rather than everything.
         Ok(self.files.is_empty() || self.rule.has_destinations())
     }
 
-    /// The same for one in a short form.
+    /// The same for a rule in a short form.
     pub fn resolve_short(&mut self) -> bool {
         self.rule.action = Action::Direct;
         self.rule.has_destinations() || self.rule.has_clients()
@@ -69,7 +69,7 @@ pub fn client(text: &str, rule: &mut Rule) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Adds a domain, or a `=` and a name.
+/// Adds a domain, or a single name written as `=NAME`.
 pub fn domain(text: &str, domains: &mut Domains) -> Result<(), &'static str> {
     let name = text.strip_prefix('=');
     let added = domains.add(&values::domain(name.unwrap_or(text))?, name.is_some());

@@ -1,4 +1,4 @@
-//! The sections of a file and what is given in them, before anyone asks what it means.
+//! The sections of a file and the values in them, before those are interpreted.
 
 use alloc::format;
 use alloc::string::String;
@@ -14,7 +14,7 @@ use super::upstream::UpstreamConfig;
 use super::{table, values};
 use crate::http::connect::Request;
 
-/// Names that no upstream may have: the main section's, what `use` takes besides names, and what stands for none.
+/// Names that no upstream may have: the main section's, what `use` takes besides names, and what means no upstream.
 const RESERVED: [&str; 3] = ["main", "auto", "direct"];
 
 /// A file's sections.
@@ -37,15 +37,15 @@ pub struct Section {
     pub given: Given,
 }
 
-/// Which section: of these options, and which of its kind.
+/// Which section: its options, and its index among sections of its kind.
 type Which = (&'static [Spec], usize);
 
 impl Sections {
-    /// Adds what a file says. Leaves out statements that are wrong, and says which was so first; behind an error of
-    /// syntax nothing comes.
+    /// Adds the contents of a file. Skips wrong statements and returns the first fault; nothing after a syntax error is
+    /// read.
     pub fn read(&mut self, text: &[u8]) -> Result<(), Fault> {
         let mut result = Ok(());
-        // None: one that is wrong.
+        // None: the section itself is wrong.
         let mut current = None;
         for statement in uci::parse(values::without_mark(text)) {
             let read = match statement {
@@ -98,7 +98,7 @@ impl Sections {
         Ok((specs, index))
     }
 
-    /// Takes a value as libuci does: an empty option changes nothing, `option` replaces and `list` adds.
+    /// Takes a value as libuci does: an empty value changes nothing, `option` replaces and `list` adds.
     fn take(&mut self, section: Option<Which>, key: Word, value: Word, list: bool) -> Result<(), Fault> {
         let Some((specs, index)) = section else { return Ok(()) };
         let others = if ptr::eq(specs, table::RULE) { &mut self.rules } else { &mut self.upstreams };
@@ -132,7 +132,7 @@ impl Sections {
 }
 
 impl Section {
-    /// Makes it a proxy; `None` if it is disabled.
+    /// The proxy that the section describes; `None` if it is disabled.
     pub fn resolve(mut self, draft: &mut Draft) -> Result<Option<UpstreamConfig>, Fault> {
         self.given.store(table::UPSTREAM, draft)?;
         let draft = mem::take(&mut draft.upstream);

@@ -18,7 +18,7 @@ use super::values::{
 };
 use crate::http::login::AuthChoice;
 
-/// A choice: words and values are those of the field's own type.
+/// A choice: words and values come from the field's own type.
 macro_rules! choice {
     ($type:ident, $($field:ident).+) => {
         Choice($type::WORDS, |d, place| if let Some(&v) = $type::VALUES.get(place) { d.$($field).+ = v })
@@ -137,7 +137,7 @@ pub static MAIN: &[Spec] = &[
         Text(|d, v| table(v).map(|v| d.config.table = v))),
     restart("mark", "0x74000000", "firewall mark of connections to the proxy, within 0xff000000, of which some other bits are used, too; 0: none",
         Text(|d, v| mark(v).map(|v| d.config.mark = v))),
-    // Before the main table's rule, 32766, with room for a few.
+    // Before the main table's rule, 32766, with room for those of others.
     restart("rule_priority", "900", "priority of the first of 17 policy rules",
         Number(1, 32700, One, |d, v| d.config.rule_priority = v)),
     live("status_socket", "/var/run/tcp-over-http.sock", "socket that tells the status",
@@ -146,7 +146,7 @@ pub static MAIN: &[Spec] = &[
         choice!(LogLevel, config.log_level)),
 ];
 
-/// The options of `config upstream`. Most are kept out of messages: people put whole URLs there.
+/// The options of `config upstream`. Most are kept out of messages, since people put whole URLs there.
 #[rustfmt::skip] // one row an option
 pub static UPSTREAM: &[Spec] = &[
     live("enabled", "1", "0: as if this section weren't there",
@@ -196,18 +196,18 @@ pub static RULE: &[Spec] = &[
         Bool(|d, v| d.rule.reject = v)),
 ];
 
-/// An option that a running daemon takes over.
+/// An option whose change a running daemon applies.
 const fn live(name: &'static str, default: &'static str, help: &'static str, value: ValueType) -> Spec {
     assert!(is_plain(name) && is_plain(default) && is_plain(help));
     Spec { name, default, help, live: true, value }
 }
 
-/// An option that the TUN, the listeners or live connections are made with: for a change the daemon restarts.
+/// An option that the TUN, the listeners or live connections are made with: the daemon restarts for a change.
 const fn restart(name: &'static str, default: &'static str, help: &'static str, value: ValueType) -> Spec {
     Spec { live: false, ..live(name, default, help, value) }
 }
 
-/// Whether a text may stand in JSON, in a table of the documentation and within quotes of a shell as it is.
+/// Whether a text needs no escaping in JSON, in a table of the documentation and in quotes of a shell.
 const fn is_plain(text: &str) -> bool {
     let mut rest = text.as_bytes();
     while let [byte, tail @ ..] = rest {

@@ -8,29 +8,29 @@
 //! the ends of lines; a backslash before one joins two lines. `#` starts a comment, also in the
 //! middle of a bare word.
 //!
-//! libuci works in one buffer that it overwrites as it reads, and some of that shows. These are
-//! kept, for what is in a file has to mean what `uci show` says:
-//! - `;` ends a statement, but behind a bare word it hides the rest of the line: the word's end
-//!   mark lands on it. It doesn't if a quote or backslash in the word made that shorter.
-//! - Behind `;` comes another statement, not the end of the line.
-//! - An empty argument too many is no error.
-//! - An `option` with an empty value changes nothing; that is for the reader of statements to do.
+//! libuci works in one buffer that it overwrites as it reads, and some of that shows. These quirks are kept, since a
+//! file has to mean what `uci show` says:
+//! - `;` ends a statement, but after a bare word it hides the rest of the line: the word's end mark overwrites it. It
+//!   doesn't if a quote or backslash in the word made the word shorter.
+//! - After `;` another statement must follow, not the end of the line.
+//! - One empty argument too many is not an error.
+//! - An `option` with an empty value changes nothing; that is left to the reader of statements.
 //!
-//! One thing differs: what libuci makes of a NUL byte depends on the sizes of its buffer, so here
-//! it is an error. Two more checks of libuci's need all sections and are left to the reader: a
-//! second section of the same name continues the first, and must be of the same type.
+//! One thing differs: what libuci makes of a NUL byte depends on the sizes of its buffer, so here it is an error. Two
+//! more checks of libuci need all sections and are left to the reader: a second section of the same name continues the
+//! first, and must be of the same type.
 
 use alloc::vec::Vec;
 use core::fmt;
 
 const BAD_NAME: &str = "a name has only letters, digits and _";
 
-/// Reads a whole file; the iterator ends behind the first error.
+/// Reads a whole file; the iterator ends after the first error.
 pub fn parse(input: &[u8]) -> Statements<'_> {
     Statements { input, pos: 0, end: 0, line_start: 0, line: 0, in_line: false, in_section: false }
 }
 
-/// Whether a file of fw4's has a zone of this name.
+/// Whether a configuration file of fw4 has a zone of this name.
 pub fn has_zone(file: &[u8], zone: &str) -> bool {
     let mut is_zone = false;
     parse(file).map_while(Result::ok).any(|statement| {
@@ -108,7 +108,7 @@ pub struct Error {
 pub struct Statements<'a> {
     input: &'a [u8],
     pos: usize,
-    /// Behind the line being read and its LF.
+    /// Offset after the line being read and its LF.
     end: usize,
     line_start: usize,
     line: usize,
@@ -198,7 +198,7 @@ impl Statements<'_> {
             self.pos += 1;
             return Ok(word);
         }
-        // Whether libuci's copy of the word has fallen behind what it reads.
+        // Whether libuci's copy of the word is by now shorter than what it has read.
         let mut shorter = false;
         loop {
             match self.peek() {
@@ -254,7 +254,7 @@ impl Statements<'_> {
         }
     }
 
-    /// A backslash and the byte behind it, or the end of the line, which vanishes.
+    /// A backslash and the byte after it; a line end after it vanishes.
     fn escaped(&mut self, text: &mut Vec<u8>) -> Result<(), Error> {
         self.pos += 1;
         match self.input.get(self.pos..self.end).unwrap_or_default() {
@@ -304,7 +304,7 @@ impl Statements<'_> {
 
     fn here(&self) -> Position {
         let line = self.input.get(self.line_start..self.end).unwrap_or_default();
-        // Not behind the LF: that would be the next line.
+        // Not after the LF: that would be the next line.
         let last = line.strip_suffix(b"\n").unwrap_or(line).len();
         Position { line: self.line, column: (self.pos - self.line_start).min(last) + 1 }
     }

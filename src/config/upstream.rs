@@ -1,4 +1,4 @@
-//! An HTTP proxy, and how to say it in one word: `http://[USER[:PASSWORD]@]HOST[:PORT]` (RFC 3986 section 3).
+//! An HTTP proxy, and its form as a URL: `http://[USER[:PASSWORD]@]HOST[:PORT]` (RFC 3986 section 3).
 
 use alloc::format;
 use alloc::string::String;
@@ -25,7 +25,7 @@ pub struct UpstreamConfig {
     pub host: Host,
     /// Its TCP port.
     pub port: u16,
-    /// What it is sent with each CONNECT: credentials and headers.
+    /// What each CONNECT to it contains: credentials and headers.
     pub request: Request,
     /// The uplinks, each an interface or a Wi-Fi network, at which it is asked first.
     pub uplinks: Vec<String>,
@@ -35,9 +35,9 @@ impl UpstreamConfig {
     /// Reads a URL.
     ///
     /// # Errors
-    /// What the URL isn't, to continue "the value ..."; never a part of it.
+    /// What is wrong with the URL, as a continuation of "the value ..."; never a part of it.
     pub fn from_url(url: &str) -> Result<Self, &'static str> {
-        // By its colon: std's search for a longer text takes 1 KB.
+        // Split at the colon alone: std's search for a longer text takes 1 KB.
         let parts = url.split_once(':').and_then(|(scheme, rest)| Some((scheme, rest.strip_prefix("//")?)));
         let Some((scheme, rest)) = parts else {
             return Err("is not a URL (http://HOST:PORT)");
@@ -48,7 +48,7 @@ impl UpstreamConfig {
         if !scheme.eq_ignore_ascii_case("http") {
             return Err("is not an http URL");
         }
-        // A password may have any of "/?#" only percent-encoded, but a bare @ is often met.
+        // In a password, "/?#" must be percent-encoded; so must @, but people often leave it bare.
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         if authority.contains(['/', '?', '#']) {
             return Err("has something behind the host and port");
@@ -69,7 +69,7 @@ impl UpstreamConfig {
         Ok(Self { name: Self::default_name(&host, port), host, port, request, uplinks: Vec::new() })
     }
 
-    /// The name of an upstream that was given none.
+    /// The name of an upstream that has none of its own.
     pub fn default_name(host: &Host, port: u16) -> String {
         format!("{host}:{port}")
     }
@@ -80,7 +80,7 @@ fn credentials(userinfo: &str) -> Result<(String, String), &'static str> {
     Ok((username(&percent_decoded(user)?)?, password(&percent_decoded(pass)?)?))
 }
 
-/// The host, in brackets if it was, and the port.
+/// Splits host and port; brackets stay.
 fn split_port(address: &str) -> Result<(&str, u16), &'static str> {
     let port_at = match address.rfind(']') {
         Some(bracket) => address.get(bracket + 1..).unwrap_or_default().find(':').map(|at| bracket + 1 + at),

@@ -1,4 +1,4 @@
-//! What the text of a value means; an error says what it isn't.
+//! The meaning of a value's text; an error says what is wrong with it.
 
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -40,7 +40,7 @@ pub fn port(text: &str) -> Option<u16> {
     text.parse().ok().filter(|&port| port != 0)
 }
 
-/// What the kernel takes (`dev_valid_name`), less `%`, which would make it choose a name.
+/// A device name that the kernel takes (`dev_valid_name`), but without `%`, which would make it choose a name.
 pub fn device(name: &str) -> Result<String, &'static str> {
     let valid = (1..=15).contains(&name.len())
         && name != "."
@@ -108,7 +108,7 @@ pub fn fake_ipv6(text: &str) -> Result<Ipv6Net, &'static str> {
     }
 }
 
-/// A domain name; a dot in front or behind is dropped.
+/// A domain name; a leading or trailing dot is dropped.
 pub fn domain(text: &str) -> Result<String, &'static str> {
     match Host::parse(text.strip_prefix('.').unwrap_or(text)) {
         Some(Host::Name(name)) => Ok(name.strip_suffix('.').unwrap_or(&name).to_owned()),
@@ -127,7 +127,7 @@ pub fn cidr(text: &str) -> Result<IpNet, &'static str> {
     if net.is_network() { Ok(net) } else { Err("has bits set behind its prefix") }
 }
 
-/// A file's text behind the byte order mark that some editors put in front.
+/// A file's text without the byte order mark that some editors put in front.
 pub fn without_mark(text: &[u8]) -> &[u8] {
     text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
 }
@@ -152,7 +152,7 @@ pub fn lines(
     Ok(())
 }
 
-/// A network of clients, but not that of everybody: a rule with prefix 0 would match no less than one without.
+/// A network of clients, but not one with prefix 0: the kernel takes a policy rule with that for one without a network.
 pub fn clients(text: &str) -> Result<IpNet, &'static str> {
     let net = cidr(text)?;
     let all = matches!(net, IpNet::V4(Ipv4Net { prefix: 0, .. }) | IpNet::V6(Ipv6Net { prefix: 0, .. }));
@@ -210,7 +210,7 @@ pub fn password(text: &str) -> Result<String, &'static str> {
     auth::check_password(text).map(|()| text.to_owned())
 }
 
-/// What stands in a Host field.
+/// A value for the Host field.
 pub fn header_host(text: &str) -> Result<String, &'static str> {
     match !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
         true => Ok(text.to_owned()),

@@ -8,12 +8,12 @@ use crate::settings::{DEFAULT_FILE, Settings};
 use tcp_over_http::capture::pause::MAX_PAUSE;
 use tcp_over_http::config::{OPTIONS, RULE_OPTIONS, Spec, UPSTREAM_OPTIONS, Unit, ValueType};
 
-/// What the doctor has the proxies connect to.
+/// What the doctor asks the proxies to connect to.
 const TARGET: &str = "example.com";
 
 const NO_DURATION: &str = "pause needs a duration of at most 1h, such as 90s or 10m";
 
-/// What the user wants.
+/// A command as given on the command line.
 pub enum Command {
     /// Run in the foreground.
     Run(Settings),
@@ -21,11 +21,11 @@ pub enum Command {
     Check(Settings),
     /// Refuse what the daemon would capture, until it runs.
     Block(Settings),
-    /// Remove what refuses and what captures.
+    /// Remove everything that refuses or captures traffic.
     Unblock(Settings),
     /// Send the running daemon this request.
     Ask(Settings, String, Form),
-    /// Look for what goes wrong, with CONNECT to this target.
+    /// Look for what is wrong, and try CONNECT to this target.
     Doctor(Settings, String),
     /// Print the configuration's values for a shell.
     Shell(Settings),
@@ -37,10 +37,10 @@ pub enum Command {
     Version,
 }
 
-/// Reads the arguments behind the program's name, and what the variable says.
+/// Reads the arguments after the program's name, and the variable.
 ///
 /// # Errors
-/// What can't be understood. Holds no value: it may be a secret.
+/// What can't be understood. Never contains a value: it may be a secret.
 pub fn parse(args: impl Iterator<Item = OsString>, upstreams: Option<OsString>) -> Result<Command, String> {
     let utf8 = |text: OsString| text.into_string().map_err(|_| "an argument is not UTF-8".to_owned());
     let mut texts = Vec::new();
@@ -122,7 +122,7 @@ pub fn parse(args: impl Iterator<Item = OsString>, upstreams: Option<OsString>) 
         let is_client = name == "client" && matches!(word.as_str(), "pause" | "resume");
         if option.is_none() && name != "config" && !is_target {
             let shown = |c: &char| c.is_ascii_alphanumeric() || *c == '-';
-            // Cut where a value might begin.
+            // Cut off where a value might begin.
             return Err(format!("unknown option --{}", name.chars().take_while(shown).collect::<String>()));
         }
         let value = value.or_else(|| {
@@ -151,7 +151,7 @@ pub fn parse(args: impl Iterator<Item = OsString>, upstreams: Option<OsString>) 
     })
 }
 
-/// `90`, `90s`, `10m` or `1h` in seconds, if that is no more than a pause may last.
+/// `90`, `90s`, `10m` or `1h` in seconds, if a pause may last that long.
 fn seconds(text: &str) -> Option<u32> {
     let unit = match text.as_bytes().last()? {
         b's' => 1,
@@ -168,7 +168,7 @@ fn is_help(text: &str) -> bool {
     matches!(text, "-h" | "--help")
 }
 
-/// The command of this word in the form that the flag asks for.
+/// The command that this word names, in the form that the flag asks for.
 fn form(word: &str, flag: &str) -> Option<fn(Settings) -> Command> {
     match (word, flag) {
         ("status" | "upstreams" | "clients" | "use" | "pause" | "resume" | "uplinks", "json") => {
@@ -190,10 +190,10 @@ fn is_bool(spec: &Spec) -> bool {
     matches!(spec.value, ValueType::Bool(_))
 }
 
-/// What it is.
+/// What the program is, for `--help`.
 const WHAT: &str = "Carries a network's TCP through an upstream HTTP proxy.";
 
-/// What it can be told to do.
+/// Its commands, for `--help`.
 const COMMANDS: &str = "  tcp-over-http run [--leave-blocked] [OPTION]...
                                      run in the foreground; logs to stdout, warnings and
                                      errors to stderr

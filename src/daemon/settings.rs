@@ -1,4 +1,4 @@
-//! Where the configuration is: the file, the environment and the flags.
+//! The sources of the configuration: the file, the environment and the flags.
 
 use std::io;
 use std::path::Path;
@@ -8,16 +8,16 @@ use tcp_over_http::config::{Config, ConfigError, Overrides, Reading, Spec};
 use crate::kernel::sysctl;
 use crate::sys::{self, MAX_TEXT};
 
-/// The file that is read if it exists and no other is named.
+/// The file that is read if it exists and the command line names no other.
 pub const DEFAULT_FILE: &str = "/etc/config/tcp-over-http";
 
-/// fw4's.
+/// The configuration of fw4.
 const FIREWALL: &str = "/etc/config/firewall";
 
 /// No sensible file is longer; a device file would never end.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Where to look for a configuration: the command line, as far as it concerns that.
+/// The sources, as the command line and the environment name them.
 #[derive(Default)]
 pub struct Settings {
     /// `--config`.
@@ -28,7 +28,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// With the value of the environment's variable.
+    /// Sources with this value of the environment variable.
     pub fn new(variable: Option<String>) -> Self {
         Settings { overrides: Overrides::new(variable), ..Settings::default() }
     }
@@ -72,9 +72,9 @@ impl Settings {
     }
 }
 
-/// What is allowed, but may not work out as it seems to be meant.
+/// A warning about something that is allowed, but may not work as intended.
 pub fn warning(config: &Config) -> Option<String> {
-    // Without fw4 there is no such file, and nobody asks for zones.
+    // Without fw4 there is no such file, and zones don't matter.
     let firewall = sys::read_file(FIREWALL, MAX_FILE).ok();
     if let Some(zone) = firewall.as_ref().and_then(|text| config.missing_zone(text)) {
         return Some(format!(
