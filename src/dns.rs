@@ -3,9 +3,9 @@
 //! **Asking.** [`Query::compose`] makes a query, [`Query::answer`] finds the addresses in the reply, and [`Rounds`] says
 //! which server is asked next.
 //!
-//! **Answering.** A client's [`Query`] has a [`Reply`] of our own, perhaps from [`FakeIp`], the table of addresses that
-//! stand for names, or from [`local_reply`]. Or an upstream is asked, chosen by [`Domains`]; its replies are awaited in
-//! [`Pending`], kept in [`Cache`] and [relayed](Query::relay).
+//! **Answering.** A client's [`Query`] may get a [`Reply`] of our own: from [`FakeIp`], the table of addresses that
+//! stand for names, or from [`local_reply`]. Otherwise an upstream is asked, chosen by [`Domains`]; queries wait in
+//! [`Pending`] for its replies, which are kept in [`Cache`] and [relayed](Query::relay).
 //!
 //! | file | what |
 //! |---|---|

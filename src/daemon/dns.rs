@@ -2,9 +2,10 @@
 //!
 //! # Theory of operation
 //! A query comes to the [`server`] over UDP or TCP, or in a packet that was captured on its way to another resolver.
-//! What needs no resolver is answered at once: fake addresses (`dns 'fakeip'`), special names, and what is in the cache.
-//! Any other query waits for a resolver, asked [directly](direct) for domains that are configured so, else [through the
-//! proxy](proxied). Equal queries share one reply. Everything that waits is bounded in number and in time.
+//! What needs no resolver is answered at once: fake addresses (`dns 'fakeip'`), special names, and what is in the
+//! cache. Any other query waits for a resolver, which is asked [directly](direct) for domains configured that way, and
+//! otherwise [through the proxy](proxied). Equal queries share one reply. Everything that waits is bounded in number
+//! and in time.
 //!
 //! | file | what |
 //! |---|---|
@@ -51,10 +52,10 @@ use server::Server;
 pub use context::Context;
 pub use fake_names::{Held, Meaning};
 
-/// The most files that are open at a time: clients' connections, queries in flight, and sockets for clients.
+/// The most files open at once: clients' connections, queries in flight, and sockets for clients.
 pub const FILES: usize = server::MAX_STREAMS + 2 * direct::MAX_PENDING as usize + 8;
 
-/// Seconds that what is resolved during a pause may be kept: it may be a hotel's idea of all names.
+/// How many seconds a reply from a pause may be kept: a hotel's resolver may answer every name with its own address.
 const PAUSED_TTL: u32 = 10;
 
 /// The resolver.
@@ -63,13 +64,13 @@ pub struct Dns {
     fake: Option<Rc<FakeNames>>,
     proxied: Rc<ProxiedResolver>,
     direct: Rc<DirectResolver>,
-    /// Asked for who goes out directly for a while.
+    /// The resolvers for clients that go out directly during a pause.
     paused: Rc<DirectResolver>,
     proxies: RefCell<Proxies>,
     budgets: RefCell<Budgets>,
 }
 
-/// The proxies' own names (not those below them), and who resolves them: they cannot be resolved through the proxies.
+/// The proxies' own names (not those below them) and their resolver: they cannot be resolved through the proxies.
 struct Proxies {
     names: Vec<Name>,
     resolver: Rc<DirectResolver>,
@@ -103,7 +104,7 @@ impl Dns {
         })))
     }
 
-    /// Adopts a changed configuration: new tunnels, and who resolves the proxies' names.
+    /// Applies a changed configuration: new tunnels, and the resolver of the proxies' names.
     pub fn configure(&self, old: &Config, new: &Config, upstreams: Rc<Upstreams>) {
         self.responder.context.replace_upstreams(upstreams);
         match proxies(new, &self.responder) {
@@ -116,7 +117,7 @@ impl Dns {
         }
     }
 
-    /// From now on the kernel forwards connections to proxies of their own family.
+    /// From now on the kernel forwards a connection if a proxy has an address of its family.
     pub fn set_forwarding(&self) {
         self.responder.context.set_forwarding();
     }
@@ -124,14 +125,14 @@ impl Dns {
     /// Takes the queries and connections of clients.
     pub fn poll(self: &Rc<Self>, cx: &mut task::Context) {
         self.responder.server.poll_datagrams(cx, &|query, client| self.ask(query, client));
-        // Each connection gets a task at once, so that a flood of them is not worth a turn.
+        // No turns: each connection gets a task at once, which is cheap even in a flood.
         while let Poll::Ready(socket) = self.responder.server.poll_accept(cx) {
             let dns = Rc::clone(self);
             spawn(async move { dns.serve(socket, None).await });
         }
     }
 
-    /// Answers all queries on a connection until the client ends it. `source` is the client unless it is on the loopback.
+    /// Answers all queries on a connection until the client ends it. `source` is the client, or `None` on the loopback.
     pub async fn serve(&self, socket: TcpStream, source: Option<Ipv6Addr>) {
         let Responder { context, server, .. } = &*self.responder;
         let mut connection = server.connect(socket, source, context.now());
@@ -173,7 +174,7 @@ impl Dns {
         self.fake.as_ref().map_or(Meaning::Address, |fake| fake.meaning(address, client))
     }
 
-    /// Answers the query in a datagram that was captured on its way along `tuple`.
+    /// Answers a query that was captured in a datagram with these addresses and ports.
     pub fn ask_captured(&self, query: &[u8], tuple: Tuple) {
         self.ask(query, Client::Packet(tuple));
     }
@@ -201,13 +202,14 @@ impl Dns {
         }
         if is_paused && direct.is_none() {
             direct = Some(Rc::clone(&self.paused));
-            // As they are now: the uplink may be another by the next query.
+            // Read anew for each query, since the uplink may change.
             self.paused.set_servers(self.responder.context.upstreams().resolver().servers());
         }
         self.forward(direct, &query, message, client);
     }
 
-    /// Sends a reply that depends on nothing but the name and the type, if there is one: no fake address during a client's pause.
+    /// Sends a reply that depends on the name and the type alone, if there is one. A client that is paused gets no fake
+    /// address.
     fn reply_locally(&self, query: &Query, client: &Client, is_paused: bool) -> bool {
         let mut fake = self.fake.as_ref().filter(|_| !is_paused).map(|fake| fake.table());
         let context = &self.responder.context;
@@ -224,7 +226,7 @@ impl Dns {
         true
     }
 
-    /// Has a resolver answer a query.
+    /// Passes a query on to a resolver.
     fn forward(&self, direct: Option<Rc<DirectResolver>>, query: &Query, message: &[u8], client: Client) {
         let refusal = match &direct {
             Some(direct) => direct.refusal(),
@@ -247,7 +249,7 @@ impl Dns {
         }
     }
 
-    /// Who resolves a name, if not a resolver behind the proxy.
+    /// The resolver of a name that is not resolved through the proxy.
     fn direct(&self, query: &Query) -> Option<Rc<DirectResolver>> {
         let proxies = self.proxies.borrow();
         if proxies.names.iter().any(|name| name.as_ref() == query.name()) {

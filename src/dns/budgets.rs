@@ -1,15 +1,15 @@
-//! How many queries each client may ask, so that one that asks without end leaves time for others.
+//! How many queries each client may ask, so that a client that asks without end leaves time for others.
 
 use alloc::vec::Vec;
 
 use crate::net::ClientKey;
 use crate::time::Instant;
 
-/// One query more each so many milliseconds...
+/// One more query each time this many milliseconds pass...
 const REFILL: u32 = 4;
 /// ...up to this many: what a browser asks when it opens all its tabs.
 const BURST: u32 = 1000;
-/// How many clients are known at a time; the one that has not asked for the longest is forgotten.
+/// How many clients are known at once; the one that has not asked for the longest time is forgotten.
 const MAX_CLIENTS: usize = 256;
 
 /// The clients that have asked lately.
@@ -24,7 +24,7 @@ struct Budget {
 }
 
 impl Budgets {
-    /// Whether a client may ask one more, which counts as asked then.
+    /// Whether a client may ask one more query; if so, counts it.
     pub fn take(&mut self, client: ClientKey, now: Instant) -> bool {
         let budget = match self.0.iter().position(|budget| budget.client == client) {
             Some(place) => self.0.get_mut(place),

@@ -15,7 +15,7 @@ const MAX_TTL: u32 = 86_400;
 const MAX_NEGATIVE_TTL: u32 = 10_800;
 /// Seconds that a server's failure is kept, so that it is not asked again and again (RFC 9520 section 3.2).
 const FAILURE_TTL: u32 = 5;
-/// One reply may take this fraction of the memory: 1/8.
+/// One reply may take 1/8 of the memory.
 const MAX_SHARE: usize = 8;
 
 /// The cache. Its key is the question and the client's DNSSEC flags; the oldest replies make room for new ones.
@@ -27,10 +27,10 @@ pub struct Cache {
 }
 
 struct Kept {
-    /// Of the question.
+    /// Hash of the question.
     hash: u32,
     expires: Instant,
-    /// Milliseconds from when the TTLs in the reply were last updated until it expires.
+    /// Milliseconds from the last update of the TTLs in the reply until it expires.
     lifetime: u32,
     variant: u8,
     reply: Box<[u8]>,
@@ -42,8 +42,8 @@ impl Cache {
         Self { replies: Vec::new(), bytes: 0, limit }
     }
 
-    /// Keeps an upstream's reply to the query, whatever its id, unless it must not be cached: it is truncated, its TTL is
-    /// 0, or it denies something without a TTL for that.
+    /// Keeps an upstream's reply to the query, whatever its id, unless it must not be cached: if it is truncated, has a
+    /// TTL of 0, or denies something without a TTL for the denial.
     pub fn put(&mut self, query: &Query<'_>, reply: &[u8], now: Instant) {
         let Some(message) = Message::parse(reply).filter(|message| query.is_question_of(message)) else {
             return;
@@ -70,7 +70,8 @@ impl Cache {
         self.replies.push(Kept { hash, expires: now.plus(lifetime), lifetime, variant, reply });
     }
 
-    /// Appends the reply for a client, if there is one, with the rest of its TTLs; for `limit` see [`Query::relay`].
+    /// Appends the reply for a client, if there is one, with what is left of its TTLs; for `limit` see
+    /// [`Query::relay`].
     pub fn get(&mut self, query: &Query<'_>, limit: usize, out: &mut Vec<u8>, now: Instant) -> bool {
         let Some(found) = self.find(query).and_then(|found| self.replies.get_mut(found)) else {
             return false;
@@ -78,7 +79,7 @@ impl Cache {
         if !found.is_fresh(now) {
             return false;
         }
-        // Whole seconds, rounded up, so that no client keeps a record for longer than it may.
+        // The age in whole seconds, rounded up, so that no client keeps a record for longer than it may.
         let age = found.lifetime.saturating_sub(found.expires.since(now)).div_ceil(1000);
         if age > 0 {
             change_ttls(&mut found.reply, |ttl| ttl.saturating_sub(age));
@@ -122,7 +123,7 @@ impl Kept {
     }
 }
 
-/// Of name, type and class. It only saves comparisons: the search is linear anyway.
+/// Hash of name, type and class. It only saves comparisons: the search is linear anyway.
 fn hash(query: &Query<'_>) -> u32 {
     fnv(query.question_bytes().iter().map(u8::to_ascii_lowercase))
 }
@@ -149,7 +150,8 @@ fn lifetime(message: &Message<'_>) -> Option<u32> {
     }
 }
 
-/// The TTL of a record. That of SOA is for the absence of others, and limited by its last field (RFC 2308 section 5).
+/// The TTL of a record. That of an SOA is for the absence of other records, and limited by its last field (RFC 2308
+/// section 5).
 fn ttl_of(record: &Record<'_>) -> u32 {
     match record.data.last_chunk() {
         Some(&minimum) if record.kind == Kind::SOA => record.ttl.min(u32::from_be_bytes(minimum)),
@@ -157,7 +159,7 @@ fn ttl_of(record: &Record<'_>) -> u32 {
     }
 }
 
-/// Has nobody keep a reply for longer than so many seconds.
+/// Limits all TTLs of a reply to this many seconds.
 pub fn limit_ttls(reply: &mut [u8], seconds: u32) {
     change_ttls(reply, |ttl| ttl.min(seconds));
 }

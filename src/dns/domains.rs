@@ -1,4 +1,4 @@
-//! A set of domains: each covers itself and all names below it, or, after a `=`, itself only.
+//! A set of domains: each covers itself and all names below it or, if written with a leading `=`, only itself.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -10,9 +10,9 @@ use super::wire::name::{BadName, MAX_NAME, Name, NameRef};
 pub struct Domains {
     /// Domains [reversed](NameRef::reversed), each followed by a 0.
     bytes: Vec<u8>,
-    /// Offsets of the domains that cover what is below them, sorted once sealed. Then none is a prefix of another.
+    /// Offsets of the domains that cover what is below them, sorted once sealed; then none is a prefix of another.
     order: Vec<u32>,
-    /// The same for those that cover themselves only.
+    /// The same for those that cover only themselves.
     exact: Vec<u32>,
 }
 
@@ -40,7 +40,7 @@ impl Domains {
         self.add(name.unwrap_or(domain), name.is_some())
     }
 
-    /// The same: this name `only`, or what is below it, too.
+    /// The same for a name: `only` itself, or also what is below it.
     ///
     /// # Errors
     /// [`BadName`]
@@ -61,7 +61,7 @@ impl Domains {
             order.sort_unstable_by(|&a, &b| key(bytes, a).cmp(key(bytes, b)));
             order.shrink_to_fit();
         }
-        // Those below a domain follow right after it, and are not needed.
+        // Domains below another one follow right after it and are not needed.
         self.order.dedup_by(|&mut domain, &mut before| key(bytes, domain).starts_with(key(bytes, before)));
         self.bytes.shrink_to_fit();
     }
@@ -77,16 +77,16 @@ impl Domains {
         self.order.is_empty() && self.exact.is_empty()
     }
 
-    /// Bytes of memory that it takes.
+    /// How many bytes of memory it takes.
     #[cfg(test)]
     pub const fn size(&self) -> usize {
         self.bytes.capacity() + 4 * (self.order.capacity() + self.exact.capacity())
     }
 
-    /// As [`contains`](Self::contains), for a [reversed](NameRef::reversed) name.
+    /// Like [`contains`](Self::contains), for a [reversed](NameRef::reversed) name.
     ///
-    /// Whatever sorts between a domain and a name below it starts with the domain, too. The set has nothing like that, so
-    /// only the last domain that does not sort after the name needs a look.
+    /// Whatever sorts between a domain and a name below it starts with the domain, too. The set has no such domain, so
+    /// only the last one that does not sort after the name has to be compared.
     pub(crate) fn covers(&self, name: &[u8]) -> bool {
         self.last(&self.order, name).is_some_and(|last| name.starts_with(last))
             || self.last(&self.exact, name) == Some(name)

@@ -5,24 +5,25 @@
 //!
 //! # Addresses
 //!
-//! The table has slots, each for one name, and each slot has a number of addresses, of which one at a time is the
-//! name's: both an IPv4 and an IPv6 one, as far into their ranges. A slot that gets another name gets another
-//! address, in turn, so that an address rests as long as the range allows. A client that connects to one that
-//! rests has kept it for too long, and is refused rather than brought to the wrong host. Each run takes turns in an order of
-//! its own: after a crash, it does not know what the last one has handed out lately, and is not to repeat it.
+//! The table has slots, each for one name. Each slot has a number of addresses (pairs of an IPv4 and an IPv6 address,
+//! equally far into their ranges), of which the name has one at a time. A slot that gets another name takes its next
+//! address, so that an address rests as long as the range allows. A client that connects to a resting address has kept
+//! it for too long, and is refused rather than brought to the wrong host. Each run takes the addresses in an order of
+//! its own: after a crash it does not know what the last run has handed out lately, and must not repeat it.
 //!
 //! # Which name makes way
 //!
-//! The one whose use is the longest ago: but none that a flow holds ([`FakeIp::hold`]), and none that a client may
-//! still have in its cache, for the TTL of an answer. TTLs get short when names come faster than the table is large.
+//! The least recently used one; but none that a flow holds ([`FakeIp::hold`]), and none that a client may still have in
+//! its cache, for the TTL of an answer. TTLs get short when names come too fast for the size of the table.
 //!
-//! If there is no such name, somebody asks for more than there is, and must not take it from others. Nobody can tell
-//! who asks often: dnsmasq asks for all. But who connects is known, and clients connect at once. So names that nobody has
-//! connected to make way for each other, the oldest first, and have a quarter of the table at least; the others belong
-//! to a client each, and the client with the most gives up its own. Its flows hold a quarter of the table at most.
+//! If there is no such name, somebody asks for too many, and must not take them from others. Who asks is unknown, since
+//! dnsmasq asks for everybody. But it is known who connects, and clients connect at once. So names that nobody has
+//! connected to make way for each other, the oldest first, and have at least a quarter of the table. Each of the others
+//! belongs to a client, and the client with the most gives up its own. A client's flows hold at most a quarter of the
+//! table.
 //!
-//! An address that was promised for longer than its name lasted is refused until it has rested: a slot takes less than
-//! all its turns until then.
+//! An address that was promised for longer than its name lasted is refused until the promise has expired: until then, a
+//! slot takes fewer turns than it has addresses.
 
 mod answer;
 mod file;
@@ -50,40 +51,40 @@ const NEW: u16 = 0;
 const IDLE: u16 = 3;
 /// ...of those that flows use...
 const HELD: u16 = 1;
-/// ...and of slots that have lost their name.
+/// ...and of slots that have lost their names.
 const VACANT: u16 = 2;
-/// Words of the longest name.
+/// Hash words of the longest name.
 const MAX_WORDS: usize = 64;
-/// Names that are looked at for one that no cache has.
+/// How many names are searched for one that no cache has.
 const SEARCHED: usize = 128;
-/// A name's share of the table: 1 for each so many bytes.
+/// A name's weight is 1 for each this many bytes.
 const UNIT: usize = 32;
 
-/// A name's place in the table. Good as long as a flow [holds](FakeIp::hold) it, else until the next name comes.
+/// A name's place in the table. Valid while a flow [holds](FakeIp::hold) it, otherwise until the next name is added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry(u16);
 
 struct Slot {
     /// Where the name is, or [`NO_NAME`].
     name_at: u32,
-    /// When the last client that was told has forgotten.
+    /// When the answer has expired in every client's cache.
     expires: Stamp,
-    /// Which of its addresses the slot has.
+    /// Which of its addresses the slot uses.
     turn: u16,
     /// Flows that use the name.
     holds: u16,
-    /// The place of the client whose name it is, or [`NOBODY`].
+    /// The place of the client that the name belongs to, or [`NOBODY`].
     owner: u16,
-    /// So many turns has the slot taken lately, less than half of all...
+    /// How many turns the slot has taken lately, less than half of all...
     hurried: u16,
-    /// ...and until when addresses are promised of which these took the name...
+    /// ...until when addresses are still promised whose names these turns took...
     rests: Stamp,
-    /// ...and as many turns before these.
+    /// ...and the same for the turns before these.
     rested: Stamp,
 }
 
 impl Slot {
-    /// The list that it belongs to, with its name.
+    /// The list that a slot with a name belongs in.
     const fn list(&self) -> u16 {
         match (self.holds, self.owner) {
             (0, NOBODY) => NEW,
@@ -92,7 +93,7 @@ impl Slot {
         }
     }
 
-    /// Whether its next address is promised to nobody any more.
+    /// Whether its next address is no longer promised to anybody.
     fn may_turn(&self, turns: u16, now: Instant) -> bool {
         let has_rested = self.rested.instant(now) <= now;
         let half = half(turns);
@@ -100,7 +101,7 @@ impl Slot {
             || has_rested && (half > 0 || !is_fresh(self, now) && self.rests.instant(now) <= now)
     }
 
-    /// Counts that it loses its name.
+    /// Counts the turn in which it loses its name.
     fn count_turn(&mut self, turns: u16, now: Instant) {
         if self.hurried >= half(turns) {
             (self.rested, self.rests, self.hurried) = (self.rests, now.stamp(), 0);
@@ -110,21 +111,21 @@ impl Slot {
     }
 }
 
-/// After twice as many turns no address has come back.
+/// Half of the turns: within two halves no address comes back.
 const fn half(turns: u16) -> u16 {
     (turns - 1) / 2
 }
 
-/// The table. It takes its memory when it is made, and touches it when there are names for it: 32 bytes for each,
-/// and the name itself with 3 bytes more, at most 32 on average.
+/// The table. Reserves its memory when it is made, and touches it as names come: 32 bytes for each, and 3 bytes more
+/// than the name itself, at most 32 on average.
 pub struct FakeIp {
     ranges: Ranges,
     limit: u16,
     /// How many addresses a slot has.
     turns: u16,
-    /// The first address that a slot has is not always the same, in case the last run's are not known any more.
+    /// Where slots begin: different in each run, in case the last run's addresses are no longer known.
     first_turn: u16,
-    /// From an address of a slot to its next: has no divisor in common with `turns`, so that all have their turn.
+    /// The step from a slot's address to its next one; coprime to `turns`, so that all addresses are used.
     step: u16,
     slots: Vec<Slot>,
     /// The lists of slots, and the hash of names.
@@ -168,12 +169,12 @@ impl FakeIp {
         }
     }
 
-    /// The entry of a name in lowercase, a new one if it has none, safe from others for `ttl` seconds (at most
-    /// [`FAKE_TTL`]). None if the table is full of names in use.
+    /// The entry of a lowercase name, a new one if it has none, kept for at least `ttl` seconds (at most [`FAKE_TTL`]).
+    /// `None` if the table is full of names in use.
     pub fn assign(&mut self, name: &str, ttl: u32, now: Instant) -> Option<Entry> {
         let ttl = 1000 * ttl.min(FAKE_TTL);
         if let Some(slot) = self.find_name(name) {
-            // A longer promise given before still holds.
+            // An earlier, longer promise still holds.
             let entry = self.slots.get_mut(usize::from(slot))?;
             entry.expires = entry.expires.instant(now).max(now.plus(ttl)).stamp();
             let list = entry.list();
@@ -192,7 +193,8 @@ impl FakeIp {
         Some(Entry(slot))
     }
 
-    /// The name that an address stands for, IPv4 perhaps mapped. None: it stands for none, or not any more.
+    /// The entry of the name that an address stands for; IPv4 may be mapped. `None` if it stands for none, or no
+    /// longer.
     pub fn find(&self, address: IpAddr) -> Option<Entry> {
         let number = self.ranges.number(address)?;
         let (turn, slot) = (number / u32::from(self.limit), number % u32::from(self.limit));
@@ -200,7 +202,7 @@ impl FakeIp {
         (found.name_at != NO_NAME && u32::from(found.turn) == turn).then_some(Entry(slot as u16))
     }
 
-    /// Whether an address, IPv4 perhaps mapped, lies in our ranges.
+    /// Whether an address is in the ranges; IPv4 may be mapped.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.ranges.contain(address)
     }
@@ -220,9 +222,9 @@ impl FakeIp {
         self.ranges.nth_v6(self.number_of(entry))
     }
 
-    /// A client connects to the name. True if a flow holds it then: it keeps its address until as many flows have
-    /// [released](Self::release) it. False if the client's flows, or all, hold as much as they may: it is the client's
-    /// as long as there is room.
+    /// Notes that a client connects to the name. True: a flow now holds it, and it keeps its address until as many
+    /// flows have [released](Self::release) it. False: the client's flows, or all flows, already hold as many as they
+    /// may; the name is the client's as long as there is room.
     pub fn hold(&mut self, entry: Entry, client: ClientKey) -> bool {
         let weight = self.weight(entry.0);
         let Some(slot) = self.slots.get_mut(usize::from(entry.0)).filter(|slot| slot.name_at != NO_NAME)
@@ -231,7 +233,8 @@ impl FakeIp {
         };
         if slot.holds == 0 {
             let place = self.shares.place(client);
-            // Clients with few names take from those with more, never the reverse: the largest loses its names first.
+            // A name passes to a client with fewer names, never to one with more, since the largest client loses its
+            // names first.
             if slot.owner == NOBODY || self.shares.all(place) + weight < self.shares.all(slot.owner) {
                 match slot.owner {
                     NOBODY => self.new -= weight,
@@ -273,12 +276,12 @@ impl FakeIp {
         self.live
     }
 
-    /// Counts the names that got an address: when it has moved, [`FakeIp::save`] would save something new.
+    /// How many names have got an address so far. If it has changed, [`FakeIp::save`] would save something new.
     pub const fn changes(&self) -> u32 {
         self.changes
     }
 
-    /// A slot without a name, and room for a name of `length` bytes.
+    /// Makes room for a name of `length` bytes; returns a slot without a name.
     fn make_way(&mut self, length: usize, now: Instant) -> Option<u16> {
         while !self.names.has_room(length) {
             self.vacate(now)?;
@@ -293,7 +296,7 @@ impl FakeIp {
         self.links.first(VACANT)
     }
 
-    /// Takes away the name that may make way.
+    /// Removes the name that makes way first.
     fn vacate(&mut self, now: Instant) -> Option<()> {
         let at = self.makes_way(now)?;
         let weight = self.weight(at);
@@ -311,9 +314,9 @@ impl FakeIp {
         Some(())
     }
 
-    /// The slot whose name may make way.
+    /// The slot whose name makes way first.
     fn makes_way(&mut self, now: Instant) -> Option<u16> {
-        // Those that have to wait for addresses to rest would be looked at again and again.
+        // Bounded, since slots whose addresses have to rest would be visited again and again.
         for _ in 0..self.links.len() {
             match self.links.first(NEW) {
                 Some(at) if !self.may_turn(at, now) => self.links.move_to_back(at, NEW),
@@ -335,7 +338,7 @@ impl FakeIp {
         self.links.first(NEW).filter(|&at| self.may_turn(at, now))
     }
 
-    /// The first slot of a list, among so many, that is such and may lose its name.
+    /// The first among the first `most` slots of a list that `is_such` and may lose its name.
     fn search(&self, list: u16, most: usize, now: Instant, is_such: &dyn Fn(&Slot) -> bool) -> Option<u16> {
         let mut next = self.links.first(list);
         for _ in 0..most {
@@ -358,8 +361,8 @@ impl FakeIp {
         1 + (self.name(Entry(at)).len() / UNIT) as u32
     }
 
-    /// Gives a name, for which there is room, to a slot that has none: the first unused one or a vacant one. The
-    /// caller moves it to another list.
+    /// Gives a name, for which there is room, to a slot that has none: the first unused one or a vacant one. The caller
+    /// moves the slot to another list.
     fn fill(&mut self, at: u16, turn: u16, name: &str, expires: Instant) {
         let slots = &mut self.slots;
         let name_at = self.names.add(at, name, |moved, name_at| {
@@ -379,7 +382,7 @@ impl FakeIp {
         self.changes = self.changes.wrapping_add(1);
     }
 
-    /// A slot that has had no name, and is in no list.
+    /// Adds a slot that has never had a name and is in no list.
     fn add_slot(&mut self) -> u16 {
         let never = Instant::default().stamp();
         let turn = self.first_turn;
@@ -400,7 +403,7 @@ impl FakeIp {
         self.links.find(hash(self.key, name), |slot| self.name(Entry(slot)) == name)
     }
 
-    /// How far into its ranges an entry's addresses are.
+    /// How far an entry's addresses are into their ranges.
     fn number_of(&self, entry: Entry) -> u32 {
         let turn = self.slots.get(usize::from(entry.0)).map_or(0, |slot| slot.turn);
         u32::from(turn) * u32::from(self.limit) + u32::from(entry.0)
@@ -415,7 +418,7 @@ fn is_fresh(slot: &Slot, now: Instant) -> bool {
 fn hash(key: Key, name: &str) -> u32 {
     let mut words = heapless::Vec::<u32, MAX_WORDS>::new();
     for chunk in name.as_bytes().chunks(4) {
-        // The longest name fits, and of longer ones these words are enough.
+        // The longest name fits; of a longer one these words are enough.
         let _ = words.push(chunk.iter().fold(0, |word, &byte| word << 8 | u32::from(byte)));
     }
     siphash::hash(key, &words)

@@ -13,14 +13,14 @@ pub struct Pending {
 }
 
 struct InFlight {
-    /// As it was sent, with an id of its own.
+    /// The query as it was sent, with an id of its own.
     message: Vec<u8>,
     id: u16,
     since: Instant,
     waiters: Vec<u32>,
 }
 
-/// What becomes of a question.
+/// What happens with a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Send [`Query::encode`] with this id.
@@ -32,13 +32,12 @@ pub enum Ask {
 }
 
 impl Pending {
-    /// Nothing is in flight, and never more than `limit` queries for `waiters` clients in all.
+    /// No queries in flight; there will be at most `limit` queries for at most `waiters` clients in all.
     pub const fn new(limit: u16, waiters: u16) -> Self {
         Self { queries: Vec::new(), limit, waiters }
     }
 
-    /// Asks a question for `waiter`, a number that has a meaning to the caller alone. `id` is random; the next free one
-    /// is taken.
+    /// Asks a question for `waiter`, a number of the caller's. `id` must be random; the next free one is taken.
     pub fn ask(&mut self, query: &Query<'_>, waiter: u32, mut id: u16, now: Instant) -> Ask {
         while self.queries.iter().any(|other| other.id == id) {
             id = id.wrapping_add(1);
@@ -68,12 +67,12 @@ impl Pending {
         self.take(|query| Query::parse(&query.message).is_ok_and(|query| query.is_answered_by(reply)))
     }
 
-    /// Returns the waiters of the query that was sent as `message`: nobody will answer it.
+    /// Removes the query that was sent as `message`, and returns its waiters.
     pub fn give_up(&mut self, message: &[u8]) -> Option<Vec<u32>> {
         self.take(|query| query.message == message)
     }
 
-    /// Returns the waiters of a query that has waited for `patience` milliseconds; call until `None`.
+    /// Removes a query that has waited for `patience` milliseconds, and returns its waiters; to be called until `None`.
     pub fn expire(&mut self, now: Instant, patience: u32) -> Option<Vec<u32>> {
         self.take(|query| now.since(query.since) >= patience)
     }
@@ -83,8 +82,8 @@ impl Pending {
         Some(self.queries.swap_remove(at).waiters)
     }
 
-    /// Appends all queries, each after its length, for a new connection (RFC 7766 section 6.2.4: queries that a broken
-    /// connection leaves unanswered are sent again).
+    /// Appends all queries, each after its length, to be sent on a new connection (RFC 7766 section 6.2.4: queries that
+    /// a broken connection leaves unanswered are sent again).
     pub fn encode_all(&self, out: &mut Vec<u8>) {
         for query in &self.queries {
             out.extend_from_slice(&(query.message.len() as u16).to_be_bytes());

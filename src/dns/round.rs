@@ -6,13 +6,13 @@ use core::time::Duration;
 /// How long each server has to answer in the first round, and in the second.
 const PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 
-/// The servers to ask, one after the other until one answers: all of them in each round, with more patience in the
-/// second one.
+/// The servers to ask, one after the other until one answers: all of them in each of two rounds, with more patience in
+/// the second.
 pub struct Rounds<'a> {
     servers: &'a [SocketAddr],
-    /// How many of this round have been asked.
+    /// How many servers have been asked in this round.
     asked: usize,
-    /// Of this round and those that follow.
+    /// The time limits of this round and the following ones.
     patience: &'static [Duration],
 }
 
@@ -22,7 +22,7 @@ impl<'a> Rounds<'a> {
         Self { servers, asked: 0, patience: &PATIENCE }
     }
 
-    /// Makes the present round the last.
+    /// Makes the current round the last.
     pub fn finish(&mut self) {
         self.patience = self.patience.get(..1).unwrap_or_default();
     }

@@ -1,4 +1,4 @@
-//! Names that we answer for ourselves, whoever answers for the others.
+//! Names that are always answered here, whoever answers for the others.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,7 +9,7 @@ use super::wire::query::Query;
 use super::wire::reply::Reply;
 use super::wire::reverse::Reverse;
 
-/// TTL of special names: they never change, but our rules might.
+/// TTL of special names: they never change, but the rules of this file might.
 const TTL: u32 = 600;
 
 const NCSI: (Ipv4Addr, Ipv6Addr) =
@@ -30,7 +30,8 @@ enum Special {
     Ncsi,
 }
 
-/// Names that must not be asked for on the Internet, nor any name below them; [reversed](super::name::NameRef::reversed).
+/// Names that must not be looked up on the Internet, nor any name below them;
+/// [reversed](super::name::NameRef::reversed).
 const SPECIAL: [(&[u8], Special); 12] = [
     (b"\x09localhost", Special::Localhost),
     // RFC 6761 section 6.4.
@@ -55,7 +56,7 @@ const SPECIAL: [(&[u8], Special); 12] = [
     (b"\x03com\x08msftncsi\x03dns", Special::Ncsi),
 ];
 
-/// The reply to a query that needs no resolver: special names, and questions that we refuse.
+/// The reply to a query that needs no resolver: one for a special name, or one that is refused.
 pub fn local_reply(query: &Query<'_>) -> Option<Reply<'static>> {
     if let Some(rcode) = refusal(query) {
         return Some(Reply::Failed(rcode));
@@ -70,8 +71,8 @@ pub fn local_reply(query: &Query<'_>) -> Option<Reply<'static>> {
     Reverse::parse(name).is_some_and(|reverse| reverse.is_private()).then_some(Reply::NoSuchName(TTL))
 }
 
-/// Whether a name looks like that of a time server, whose UDP no HTTP proxy carries: `time1.example.com`, `ntp-1.example.com`
-/// and all in `pool.ntp.org`.
+/// Whether a name looks like that of a time server, which is asked over UDP, so not through an HTTP proxy:
+/// `time1.example.com`, `ntp-1.example.com` and everything in `pool.ntp.org`.
 pub fn is_time_server(name: NameRef<'_>) -> bool {
     let mut buffer = [0; MAX_NAME];
     if name.reversed(&mut buffer).starts_with(b"\x03org\x03ntp\x04pool") {

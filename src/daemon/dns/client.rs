@@ -1,4 +1,4 @@
-//! Clients, and those of them that wait for a response.
+//! The clients of the resolver, and the list of those that wait for a response.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Weak;
@@ -8,26 +8,26 @@ use tcp_over_http::packet::Tuple;
 
 use super::stream::Stream;
 
-/// How many clients may wait at a time.
+/// How many clients may wait at once.
 pub const MAX_WAITERS: u16 = 1024;
 
-/// How many queries of one network client, or of one connection, may wait: fewer than any resolver takes, so that
-/// something is left for the others.
+/// How many queries of one network client, or of one connection, may wait: fewer than any resolver takes, so that one
+/// client can't use up a resolver.
 pub const MAX_WAITERS_OF_ONE: usize = 48;
 
 /// Where a response goes.
 pub enum Client {
     /// From the server's socket of this number to this address.
     Udp(usize, SocketAddr),
-    /// To a connection, unless it has ended: a client that waits keeps no file open. And its source, unless that is on the
-    /// loopback.
+    /// To a connection, unless it has ended by then (a waiting client keeps no file open), and its source, unless that
+    /// is on the loopback.
     Tcp(Weak<Stream>, Option<Ipv6Addr>),
     /// To the source of a captured datagram with these addresses and ports.
     Packet(Tuple),
 }
 
 impl Client {
-    /// The network client. None for the loopback: dnsmasq asks for many.
+    /// The network client. `None` for the loopback, where dnsmasq asks on behalf of many.
     pub const fn source(&self) -> Option<Ipv6Addr> {
         match self {
             Self::Udp(..) => None,
@@ -61,7 +61,7 @@ pub struct Waiters {
 }
 
 impl Waiters {
-    /// Adds one; gives it back if there are too many.
+    /// Adds one and returns its number; gives it back if there are too many.
     pub fn add(&mut self, waiter: Waiter) -> Result<u32, Waiter> {
         let source = waiter.client.source();
         let is_same = |other: &&Waiter| other.client.source() == source;

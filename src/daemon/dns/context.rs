@@ -12,14 +12,14 @@ use crate::kernel::tun::Tun;
 use crate::pause::Paused;
 use crate::upstream::Upstreams;
 
-/// Shared by all parts of DNS; knows none of them.
+/// Shared by all parts of DNS, and independent of them.
 pub struct Context {
     clock: Clock,
     upstreams: RefCell<Rc<Upstreams>>,
     tun: Rc<Tun>,
     /// Whether the kernel forwards connections.
     forwards: Cell<bool>,
-    /// Who goes out directly for a while.
+    /// Which clients go out directly during a pause.
     pub paused: Rc<Paused>,
 }
 
@@ -29,12 +29,12 @@ impl Context {
         Self { clock, upstreams: RefCell::new(upstreams), tun, forwards: Cell::default(), paused }
     }
 
-    /// The kernel forwards connections to proxies of their own family.
+    /// From now on the kernel forwards a connection if a proxy has an address of its family.
     pub fn set_forwarding(&self) {
         self.forwards.set(true);
     }
 
-    /// The family of the addresses that connections can be forwarded to, if others would have to be relayed.
+    /// The only family in which connections can be forwarded, if those of the other would have to be relayed.
     pub fn only_family(&self) -> Option<Family> {
         if self.forwards.get() { self.upstreams.borrow().only_family() } else { None }
     }

@@ -19,11 +19,11 @@ const PATIENCE: u32 = 10_000;
 /// Queries in flight, each with a socket.
 pub const MAX_PENDING: u16 = 64;
 
-/// The resolvers, and all who wait for their replies.
+/// The resolvers, and the clients that wait for their replies.
 pub struct DirectResolver {
     responder: Rc<Responder>,
     servers: RefCell<Vec<SocketAddr>>,
-    /// Seconds that a reply may be kept at most.
+    /// How many seconds a reply may be kept at most.
     ttl: u32,
     mark: u32,
     pending: RefCell<Pending>,
@@ -43,17 +43,17 @@ impl DirectResolver {
         }
     }
 
-    /// Replies are kept for so many seconds at most.
+    /// Limits how many seconds a reply may be kept.
     pub fn with_ttl(self, ttl: u32) -> Self {
         Self { ttl, ..self }
     }
 
-    /// Asks these from now on.
+    /// Asks these servers from now on.
     pub fn set_servers(&self, servers: Vec<SocketAddr>) {
         self.servers.replace(servers);
     }
 
-    /// The reply to all queries if there is nobody to ask.
+    /// The reply to every query if there is no server to ask.
     pub fn refusal(&self) -> Option<Reply<'static>> {
         if !self.servers.borrow().is_empty() {
             return None;
@@ -99,7 +99,8 @@ impl DirectResolver {
         }
     }
 
-    /// Before the client has them: its connections to a direct name's addresses are not captured.
+    /// Called before the client gets the reply, since its connections to a direct name's addresses must not be
+    /// captured.
     fn learn(&self, query: &[u8], reply: &[u8]) {
         let upstreams = self.responder.context.upstreams();
         if let (Ok(query), Some(reply)) = (Query::parse(query), Message::parse(reply))

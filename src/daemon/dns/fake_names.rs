@@ -19,13 +19,13 @@ pub struct FakeNames {
     file: NamesFile,
 }
 
-/// What an address stands for.
+/// What an address means when a client connects to it.
 pub enum Meaning {
-    /// For itself.
+    /// The address itself.
     Address,
-    /// For a name, which keeps the address as long as this is held. None: the client holds too many.
+    /// A name, which keeps the address as long as this is held. `None`: the client holds too many names.
     Name(String, Option<Held>),
-    /// For a name that is forgotten, or never was.
+    /// A fake address whose name is forgotten, or that never had one.
     Nothing,
 }
 
@@ -69,7 +69,7 @@ impl FakeNames {
         Meaning::Name(table.name(entry).to_owned(), held)
     }
 
-    /// Writes the file if names have changed and the last time is long enough ago.
+    /// Writes the file if names have changed and it was not written lately.
     pub fn tick(&self, now: Instant) {
         self.file.save_at_times(&self.table.borrow(), now);
     }

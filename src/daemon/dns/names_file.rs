@@ -1,5 +1,6 @@
-//! The file that keeps names and their addresses across a restart. On flash it is written rarely; in memory soon after each
-//! change, so that not even a crash has dnsmasq hand out addresses that the next run doesn't know.
+//! The file that keeps names and their addresses across a restart. On flash it is written rarely. In memory it is
+//! written soon after each change, so that even after a crash the next run knows the addresses that dnsmasq still hands
+//! out.
 
 use std::cell::Cell;
 use std::io::ErrorKind;
@@ -9,17 +10,17 @@ use tcp_over_http::time::Instant;
 
 use crate::sys;
 
-/// The least time between two writes, in ms; the one at the end does not wait.
+/// The shortest time between two writes, in ms; the one at exit does not wait.
 const PAUSE: u32 = 120_000;
-/// The same in memory.
+/// The same for a file in memory.
 const PAUSE_IN_MEMORY: u32 = 500;
-/// No file that we write is longer.
+/// The longest file that is read, in bytes; none that we write is longer.
 const MAX_FILE: u64 = 16 << 20;
 
 /// The file, and how much of the table it has.
 pub struct NamesFile {
     path: String,
-    /// The table's count of changes, when it was last written.
+    /// The table's count of changes when the file was last written.
     written: Cell<u32>,
     written_at: Cell<Instant>,
     pause: u32,
@@ -47,26 +48,26 @@ impl NamesFile {
         }
     }
 
-    /// Writes the file if the table has changed and it is time.
+    /// Writes the file if the table has changed and the last write is long enough ago.
     pub fn save_at_times(&self, fake: &FakeIp, now: Instant) {
         if now.since(self.written_at.get()) >= self.pause && fake.changes() != self.written.get() {
             self.save(fake, now);
         }
     }
 
-    /// Writes the file: a new one that replaces the old one. To be called at the end even if no name is new: the file also
-    /// says which ones are in use.
+    /// Writes a new file and replaces the old one. Must be called at exit even if no name is new: the file also says
+    /// which names are in use.
     pub fn save(&self, fake: &FakeIp, now: Instant) {
         self.written_at.set(now);
         let mut text = Vec::new();
         fake.save(now, &mut text);
-        // A power cut may take it: clients ask again.
+        // It may be lost in a power cut; clients then ask again.
         match sys::replace(&self.path, &text) {
             Ok(()) => {
                 self.written.set(fake.changes());
                 self.has_failed.set(false);
             }
-            // Once: a disk may be full for long.
+            // Warn only once, since a disk may stay full for long.
             Err(error) if !self.has_failed.replace(true) => warn!("{}: {error}", self.path),
             Err(_) => {}
         }

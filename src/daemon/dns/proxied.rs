@@ -1,16 +1,17 @@
-//! Resolvers that are asked through the proxy: one connection, kept, to one of them at a time.
+//! Resolvers that are asked through the proxy: over one persistent connection to one of them.
 //!
 //! # Theory of operation
-//! All queries go to one resolver, pipelined (RFC 7766 section 6.2.1.1). The connection lasts as long as it is used.
-//! A **round** opens one: the resolvers are tried in order, beginning with the one that worked last; a resolver that is
-//! not connected after 2.5 s gets the next one as a rival, and the first to connect wins. All pending queries are sent on
-//! a new connection. If a connection ends while queries are pending, a new round begins: with the same resolver if it
-//! had answered anything, else with the next one. So it does when a connection is silent for 4 s with queries pending.
+//! All queries go to one resolver, pipelined (RFC 7766 section 6.2.1.1). The connection lasts as long as it is used. A
+//! **round** opens one: the resolvers are tried in order, beginning with the one that worked last. If one is not
+//! connected after 2.5 s, the next one is tried beside it, and the first to connect wins. All pending queries are sent
+//! on a new connection. If a connection ends while queries are pending, a new round begins: with the same resolver if
+//! it had answered anything, else with the next one. The same happens when a connection is silent for 4 s with queries
+//! pending.
 //!
 //! A round **fails** when no resolver could be connected, or when connections to all of them brought no reply. Then all
-//! queries are refused, also new ones for a while, and nothing is tried.
+//! queries are refused, for a while new ones too, and nothing is tried.
 //!
-//! A reload ends that while; other proxies get a new connection.
+//! A reload ends that pause. If it changes the proxies, a new connection is opened.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -39,36 +40,36 @@ const SILENCE: u32 = 4000;
 const IDLE: u32 = 30_000;
 /// ...how long a query may take...
 const PATIENCE: u32 = 10_000;
-/// ...and how long nothing is tried after a round has failed...
+/// ...and how long nothing is tried after a failed round...
 const PAUSE: u32 = 2000;
 /// ...if the proxy forbids port 53...
 const PAUSE_FORBIDDEN: u32 = 10_000;
-/// ...and if fake addresses make resolvers dispensable.
+/// ...and if it does so while fake addresses make resolvers dispensable.
 const PAUSE_NEEDLESS: u32 = 300_000;
 /// Negative TTL, in seconds, when no resolver can be asked.
 const UNKNOWN_TTL: u32 = 60;
 
-/// The connection to a resolver, and all who wait for its replies.
+/// The connection to a resolver, and the clients that wait for its replies.
 pub struct ProxiedResolver {
     responder: Rc<Responder>,
     servers: Vec<SocketAddr>,
     mode: DnsMode,
     pending: RefCell<Pending>,
     stream: RefCell<Option<Rc<Stream>>>,
-    /// The resolver that comes first in a round.
+    /// The index of the resolver that is tried first in a round.
     first: Cell<usize>,
     round: Cell<Round>,
-    /// How many connections in a row, the present one included, have brought no reply.
+    /// How many connections in a row, including the current one, have brought no reply.
     useless: Cell<usize>,
-    /// Until when nothing is tried, and whether the reason is that the proxy forbids it.
+    /// Until when nothing is tried, and whether that is because the proxy forbids it.
     paused: Cell<Option<(Instant, bool)>>,
     limiter: Limiter,
 }
 
-/// The attempt to open a connection.
+/// The current round of attempts to open a connection.
 #[derive(Clone, Copy, Default)]
 struct Round {
-    /// Changes with the proxies: an attempt of another era is ignored.
+    /// Changes when the proxies do: attempts of an earlier era are ignored.
     era: u32,
     /// How many resolvers have been tried.
     tried: usize,
@@ -76,7 +77,7 @@ struct Round {
     open: usize,
     /// When the last attempt began.
     begun: Instant,
-    /// The status with which the proxy refused one of them.
+    /// The status with which the proxy refused an attempt.
     status: Option<u16>,
 }
 
@@ -97,8 +98,8 @@ impl ProxiedResolver {
         }
     }
 
-    /// The reply to all queries while nothing is tried: that the name has no such records, where that will not change: the
-    /// proxy lets nobody be asked, and a name with a fake address has no other records.
+    /// The reply to every query while nothing is tried. Where that will not change, it says that the name has no such
+    /// records: the proxy forbids all resolvers, and a name with a fake address has no other records.
     pub fn refusal(&self) -> Option<Reply<'static>> {
         let is_forbidden = self.paused(self.now())?;
         Some(match is_forbidden && self.mode == DnsMode::FakeIp {
@@ -107,7 +108,7 @@ impl ProxiedResolver {
         })
     }
 
-    /// Whether nothing is tried for now, and then whether the reason is that the proxy forbids it.
+    /// `Some` while nothing is tried: whether that is because the proxy forbids it.
     fn paused(&self, now: Instant) -> Option<bool> {
         self.paused.get().filter(|&(until, _)| now < until).map(|(_, is_forbidden)| is_forbidden)
     }
@@ -135,7 +136,7 @@ impl ProxiedResolver {
         true
     }
 
-    /// Ends the pause after a failed round: the proxies may allow more now.
+    /// Ends the pause after a failed round, since the proxies may allow more now.
     pub fn forget_failure(&self) {
         self.paused.set(None);
     }
@@ -152,7 +153,7 @@ impl ProxiedResolver {
         }
     }
 
-    /// Gives up what has waited too long, and closes what is idle.
+    /// Gives up queries that have waited too long, and closes an idle connection.
     pub fn tick(self: &Rc<Self>, now: Instant) {
         self.give_up(PATIENCE);
         let is_quiet = self.pending.borrow().is_empty();
@@ -226,7 +227,7 @@ impl ProxiedResolver {
         }
     }
 
-    /// The round has failed; `status` if the proxy refused to connect.
+    /// Ends a failed round; `status`: how the proxy refused to connect, if it did.
     fn fail(&self, status: Option<u16>) {
         let now = self.now();
         let is_forbidden = status.is_some();

@@ -12,18 +12,18 @@ use super::server::Server;
 /// Bytes of the cache.
 const CACHE: usize = 128 << 10;
 
-/// The reply where no resolver has answered.
+/// The reply if no resolver has answered.
 pub const SERV_FAIL: Reply<'static> = Reply::Failed(Rcode::ServFail);
 
-/// Sends responses; keeps the clients that wait for one, and the replies of resolvers.
+/// Sends responses. Keeps the list of waiting clients, and the cache of resolvers' replies.
 pub struct Responder {
-    /// What DNS needs of others.
+    /// What DNS needs from the rest of the daemon.
     pub context: Context,
     /// The sockets that clients ask on.
     pub server: Server,
     cache: RefCell<Cache>,
     waiters: RefCell<Waiters>,
-    /// A buffer for responses, to be used again.
+    /// A buffer for responses, reused.
     buffer: Cell<Vec<u8>>,
     counters: Cell<Counters>,
 }
@@ -41,14 +41,14 @@ pub struct Counters {
     pub forwarded: u32,
     /// Not answered by any.
     pub failed: u32,
-    /// Not answered, as their client asks too much.
+    /// Not answered, because the client asks too much.
     pub limited: u32,
     /// Names of time servers answered with fake addresses.
     pub time: u32,
 }
 
 impl Responder {
-    /// Nobody waits, and nothing is cached.
+    /// A responder without waiting clients and with an empty cache.
     pub fn new(context: Context, server: Server) -> Self {
         Self {
             context,
@@ -77,8 +77,8 @@ impl Responder {
         self.cache.borrow_mut().expire(now);
     }
 
-    /// Has a client wait for [`Responder::relay`] or [`Responder::fail`]; returns its number, or gives the client back if
-    /// too many wait.
+    /// Adds a client that waits for [`Responder::relay`] or [`Responder::fail`]. Returns its number, or gives it back
+    /// if too many wait.
     pub fn wait(&self, message: &[u8], client: Client) -> Result<u32, Client> {
         let waiter = Waiter { query: message.into(), client };
         self.waiters.borrow_mut().add(waiter).map_err(|waiter| waiter.client)
@@ -110,7 +110,7 @@ impl Responder {
         self.reply(query, client, reply);
     }
 
-    /// Sends a resolver's reply to those who wait for it.
+    /// Sends a resolver's reply to the clients that wait for it.
     pub fn relay(&self, waiters: &[u32], reply: &[u8]) {
         for (index, &waiter) in waiters.iter().enumerate() {
             self.end_wait(waiter, &|query, client| {
@@ -130,14 +130,14 @@ impl Responder {
         }
     }
 
-    /// Sends `reply` to those who wait, because no resolver has answered.
+    /// Sends `reply` to waiting clients, because no resolver has answered.
     pub fn fail(&self, waiters: &[u32], reply: &Reply) {
         for &waiter in waiters {
             self.end_wait(waiter, &|query, client| self.refuse(query, client, reply));
         }
     }
 
-    /// The same to those whose queries have been pending for `patience` ms.
+    /// The same for clients whose queries have been pending for `patience` ms.
     pub fn expire(&self, pending: &RefCell<Pending>, patience: u32, reply: &Reply) {
         loop {
             let expired = pending.borrow_mut().expire(self.context.now(), patience);
@@ -155,7 +155,7 @@ impl Responder {
         }
     }
 
-    /// Sends bytes.
+    /// Sends a complete response.
     pub fn send(&self, client: &Client, response: &[u8]) {
         match client {
             Client::Udp(socket, address) => self.server.send(*socket, *address, response),

@@ -1,4 +1,4 @@
-//! The sockets of our resolver: UDP and TCP on the loopback addresses (RFC 7766 section 5: both).
+//! The sockets of the daemon's resolver: UDP and TCP on the loopback addresses (RFC 7766 section 5 demands both).
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind};
@@ -19,9 +19,9 @@ pub const MAX_QUERY: usize = 4096;
 const TURN: usize = 32;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 64;
-/// Connections at a time. A new one beyond that ends the one that has been idle for longest.
+/// The most connections at once. A new one beyond that closes the one that has been idle the longest.
 pub const MAX_STREAMS: usize = 64;
-/// A connection that has been idle for so long, in ms, is closed (RFC 7766 section 6.2.3: seconds).
+/// How long an idle connection is kept, in ms (RFC 7766 section 6.2.3 suggests a few seconds).
 const IDLE: u32 = 15_000;
 
 /// Takes a query.
@@ -46,7 +46,7 @@ impl Server {
         for ip in addresses.into_iter().flatten() {
             let address = SocketAddr::new(ip, port);
             match bind(address) {
-                // IPv6 is switched off.
+                // IPv6 is switched off on this machine.
                 Err(error) if address.is_ipv6() && error.kind() == ErrorKind::AddrNotAvailable => continue,
                 socket => datagrams.push(socket.map_err(|error| (address, error))?),
             }
@@ -79,7 +79,7 @@ impl Server {
         Poll::Pending
     }
 
-    /// Takes a connection. `source` is the client unless it is on the loopback.
+    /// Takes a connection. `source` is the client, or `None` on the loopback.
     pub fn connect(&self, socket: TcpStream, source: Option<Ipv6Addr>, now: Instant) -> Connection {
         let stream = Rc::new(Stream::new(socket, Vec::new(), MAX_QUERY, now));
         self.add(&stream, now);
@@ -89,7 +89,7 @@ impl Server {
     /// Sends a response from the socket of this number.
     pub fn send(&self, socket: usize, client: SocketAddr, reply: &[u8]) {
         if let Some(socket) = self.datagrams.get(socket) {
-            // A response that does not fit the socket's buffer is lost, as datagrams are: the client asks again.
+            // A response that does not fit the socket's buffer is lost, as any datagram may be; the client asks again.
             _ = socket.try_send_to(reply, client);
         }
     }
@@ -114,7 +114,7 @@ impl Server {
         if streams.len() >= MAX_STREAMS {
             let use_of = |stream: &Weak<Stream>| stream.upgrade().map(|it| now.since(it.last_used()));
             let idlest = (0..streams.len()).rev().max_by_key(|&nth| use_of(&streams[nth]));
-            // It ends when its task has its turn, and must not be chosen again before.
+            // Its task ends it only at its next turn; until then it must not be chosen again.
             if let Some(stream) = idlest.and_then(|nth| streams.remove(nth).upgrade()) {
                 stream.close();
             }
@@ -136,7 +136,7 @@ impl Connection {
     /// when the connection broke.
     pub fn poll(&mut self, cx: &mut task::Context, now: Instant, ask: &Ask) -> Poll<()> {
         let stream = &self.stream;
-        // Weak references: one for each query that waits, and one in the server's list.
+        // Weak references count the waiting queries: one for each, and one in the server's list.
         let may_ask = || Rc::weak_count(stream) <= MAX_WAITERS_OF_ONE;
         let mut handle = |query: &[u8]| {
             stream.touch(now);
@@ -150,14 +150,14 @@ impl Connection {
             }
         }
         match stream.poll_flush(cx) {
-            // A response will wake us.
+            // The next response wakes this task.
             Poll::Ready(Ok(())) if !self.is_over || Rc::weak_count(stream) > 1 => Poll::Pending,
             poll => poll.map(drop),
         }
     }
 }
 
-/// Receives a datagram, if there is one. An error is that of an earlier response.
+/// Receives a datagram, if there is one. An error concerns an earlier response and is ignored.
 fn receive(number: usize, socket: &UdpSocket, ask: &Ask) {
     let mut query = [0; MAX_QUERY];
     if let Ok((length, client)) = socket.try_recv_from(&mut query) {

@@ -1,5 +1,4 @@
-//! A TCP connection with a client or a resolver: messages, each with its length in front (RFC 1035 section 4.2.2, RFC
-//! 7766).
+//! A TCP connection with a client or a resolver. Each message follows its length (RFC 1035 section 4.2.2, RFC 7766).
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind};
@@ -12,15 +11,15 @@ use crate::stream;
 
 /// Bytes of the length.
 const LENGTH: usize = 2;
-/// How much is read at a time.
+/// How much is read at once.
 const CHUNK: usize = 4096;
 /// While more than this waits to be sent, nothing is read or handed over: the peer has to take its answers first.
 const MAX_OUTGOING: usize = 64 << 10;
 
-/// Takes a message; returns whether it takes another one now.
+/// Takes a message; returns whether it can take another one now.
 pub type Handle<'a> = dyn FnMut(&[u8]) -> bool + 'a;
 
-/// The connection, shared by the task that polls it and all that send on it.
+/// The connection, shared by the task that polls it and everyone who sends on it.
 pub struct Stream {
     socket: TcpStream,
     /// The longest message that is accepted, in bytes.
@@ -34,7 +33,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Messages on `socket`; `leftover` has been read from it already.
+    /// A stream of messages on `socket`; `leftover` has already been read from it.
     pub fn new(socket: TcpStream, leftover: Vec<u8>, max_message: usize, now: Instant) -> Self {
         Self {
             socket,
@@ -57,13 +56,13 @@ impl Stream {
         }
     }
 
-    /// Sends messages that have their lengths in front.
+    /// Sends messages that already follow their lengths.
     pub fn send_all(&self, messages: &[u8]) {
         self.outgoing.borrow_mut().extend_from_slice(messages);
         self.wake();
     }
 
-    /// Closes it: whoever polls it gets an error.
+    /// Closes the connection: the task that polls it gets an error.
     pub fn close(&self) {
         self.is_closed.set(true);
         self.wake();
@@ -79,12 +78,12 @@ impl Stream {
         self.last_used.set(now);
     }
 
-    /// Sends what waits to be sent, and hands each message that comes to `handle`. When that takes no more, somebody has to
-    /// poll again. Ready when the peer has ended its side; with an error when the connection broke, a message was too
-    /// long, or the stream was closed.
+    /// Sends what waits to be sent, and hands each received message to `handle`. If that takes no more, the caller has
+    /// to poll again later. Ready when the peer has ended its side; with an error when the connection broke, a message
+    /// was too long, or the stream was closed.
     pub fn poll(&self, cx: &mut Context, handle: &mut Handle) -> Poll<io::Result<()>> {
         let delivered = self.deliver(handle)?;
-        // Before reading: if something is left to send, this also registers for when it can be sent.
+        // First, since it also registers for a wake-up if something is left to send.
         _ = self.poll_flush(cx)?;
         if self.is_full() {
             return Poll::Pending;
@@ -128,14 +127,15 @@ impl Stream {
         }
     }
 
-    /// Whether the peer has to take answers before it may ask on.
+    /// Whether the peer has to take answers before it may ask more.
     fn is_full(&self) -> bool {
         self.outgoing.borrow().len() > MAX_OUTGOING
     }
 
-    /// Hands over complete messages: false if some may be left, as `handle` takes no more or the peer takes too little.
+    /// Hands over complete messages. False if some may be left, because `handle` takes no more or too much waits to be
+    /// sent.
     fn deliver(&self, handle: &mut Handle) -> io::Result<bool> {
-        // Not borrowed meanwhile: `handle` may do anything.
+        // Taken out, not borrowed, since `handle` may use this stream.
         let mut incoming = self.incoming.take();
         let (mut done, mut delivered) = (0, !self.is_full());
         while let Some((length, rest)) = incoming.get(done..).and_then(|bytes| bytes.split_first_chunk()) {

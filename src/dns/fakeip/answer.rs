@@ -13,9 +13,9 @@ use crate::time::Instant;
 
 /// TTL of a fake address.
 pub const FAKE_TTL: u32 = 60;
-/// The same while many names are new.
+/// The TTL while many new names come.
 const SHORT_TTL: u32 = 1;
-/// How many times its TTL a name must live at the present rate.
+/// A name must live this many times its TTL at the current rate of new names.
 const RESERVE: u32 = 4;
 
 impl FakeIp {
@@ -23,9 +23,9 @@ impl FakeIp {
     /// addresses, and keys for a server (ECH) that would hide names from the proxy; without them clients behave as
     /// before (RFC 9460 section 3). Special names are left to [`local_reply`].
     ///
-    /// `None` for types that have nothing to do with addresses: a resolver may know.
+    /// `None` for types that have nothing to do with addresses: a resolver may know the answer.
     ///
-    /// `only`: names have addresses of this family alone.
+    /// `only`: names have addresses of this family only.
     pub fn answer(&mut self, query: &Query<'_>, only: Option<Family>, now: Instant) -> Option<Reply<'_>> {
         if query.is_internet()
             && query.kind() == Kind::PTR
@@ -68,7 +68,7 @@ impl FakeIp {
         }
     }
 
-    /// Seconds that a client may cache an address: less than a name lives at the rate at which new ones come.
+    /// How many seconds a client may cache an address: fewer than a name lives at the current rate of new names.
     fn ttl(&self, now: Instant) -> u32 {
         if self.live < self.limit / 2 && self.names.is_half_empty() {
             return FAKE_TTL;

@@ -9,11 +9,11 @@ use super::{Entry, FAKE_TTL, FakeIp, HELD, IDLE, NEW, VACANT, is_fresh};
 use crate::dns::wire::name::Name;
 use crate::time::Instant;
 
-/// Behind a name that nobody used when it was saved.
+/// Marks a name that nobody used when it was saved.
 const IDLE_MARK: &str = " #idle";
 
 impl FakeIp {
-    /// Appends the table in the format of a hosts file, those names first whose use is the longest ago:
+    /// Appends the table in the format of a hosts file, the least recently used names first:
     ///
     /// ```text
     /// 198.18.0.2 www.example.com #idle
@@ -34,11 +34,11 @@ impl FakeIp {
         }
     }
 
-    /// Fills a table that has just been made with what was [saved](Self::save), as far as it is understood and
-    /// there is room; returns the number of names. All that had not been idle counts as told to a client just now.
+    /// Fills a new table with what was [saved](Self::save), as far as it can be parsed and there is room; returns the
+    /// number of names. Names that were not idle count as just told to a client.
     pub fn load(&mut self, text: &[u8], now: Instant) -> usize {
         let before = self.live;
-        // The names used last come first, in case there is no room for all.
+        // Begin with the most recently used names, in case there is no room for all.
         for line in text.rsplit(|&byte| byte == b'\n') {
             let mut words = str::from_utf8(line).unwrap_or_default().split_ascii_whitespace();
             if let (Some(address), Some(name)) = (words.next(), words.next())

@@ -1,22 +1,22 @@
-//! The names of a table, one behind the other in one piece of memory.
+//! The names of a table, one after the other in one block of memory.
 
 use alloc::vec::Vec;
 
-/// Bytes in front of a name: its slot and its length.
+/// Bytes before a name: its slot and its length.
 const HEAD: usize = 3;
-/// Bytes for each name on average.
+/// Average bytes reserved for each name.
 const SHARE: usize = 32;
-/// What even the smallest table has, so that a long name fits.
+/// The bytes of even the smallest table, so that a long name fits.
 const LEAST: usize = 1024;
-/// Where the name of a slot is that has none.
+/// The place of a slot's name if it has none.
 pub(super) const NO_NAME: u32 = u32::MAX;
-/// Instead of the slot of a name that is gone.
+/// In place of the slot, for a name that is gone.
 const GONE: [u8; 2] = [0xff; 2];
 
 pub(super) struct Names {
     bytes: Vec<u8>,
     limit: usize,
-    /// Bytes of the names that are there.
+    /// Bytes of the names that are not gone.
     live: usize,
 }
 
@@ -26,8 +26,8 @@ impl Names {
         Self { bytes: Vec::with_capacity(limit), limit, live: 0 }
     }
 
-    /// Whether a name of `length` bytes may be added. A part of the memory is left free, so that closing gaps wins
-    /// enough room for many names.
+    /// Whether a name of `length` bytes may be added. A part of the memory stays free, so that each closing of gaps
+    /// gains room for many names.
     pub(super) const fn has_room(&self, length: usize) -> bool {
         self.live + HEAD + length <= self.limit - self.limit / 16
     }
@@ -37,8 +37,8 @@ impl Names {
         self.live < self.limit / 2
     }
 
-    /// Adds a slot's name, of at most 255 bytes, for which there is room, and returns where it is. If other names
-    /// have to move, tells `moved` of which slot and where to.
+    /// Adds a slot's name of at most 255 bytes, for which there must be room, and returns its place. If other names
+    /// have to move, calls `moved` with their slots and new places.
     pub(super) fn add(&mut self, slot: u16, name: &str, moved: impl FnMut(u16, u32)) -> u32 {
         if self.bytes.len() + HEAD + name.len() > self.limit {
             self.close_gaps(moved);
@@ -51,7 +51,7 @@ impl Names {
         at as u32
     }
 
-    /// The name at a place that [`Names::add`] told.
+    /// The name at a place that [`Names::add`] returned.
     pub(super) fn get(&self, at: u32) -> &str {
         let name = self.record(at as usize).and_then(|(_, name)| str::from_utf8(name).ok());
         name.unwrap_or_default()

@@ -1,4 +1,4 @@
-//! Where addresses are taken from.
+//! The networks that fake addresses are taken from.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,7 +14,7 @@ pub struct Ranges {
 }
 
 impl Ranges {
-    /// The ranges with prefixes that leave addresses, and how many addresses both have.
+    /// The ranges, with prefixes limited so that there are addresses, and how many addresses both have.
     pub(super) fn checked(self) -> (Self, u32) {
         let v4 = Ipv4Net { prefix: self.v4.prefix.min(30), ..self.v4 };
         let v6 = self.v6.map(|v6| Ipv6Net { prefix: v6.prefix.min(126), ..v6 });
@@ -23,7 +23,7 @@ impl Ranges {
         (Self { v4, v6: v6.map(|v6| Ipv6Net { addr: v6.network(), ..v6 }) }, addresses as u32)
     }
 
-    /// Whether an address, IPv4 perhaps mapped, lies in one of them.
+    /// Whether an address is in one of them; IPv4 may be mapped.
     pub(super) fn contain(&self, address: IpAddr) -> bool {
         match address.to_canonical() {
             IpAddr::V4(ip) => self.v4.contains(ip),
@@ -41,7 +41,7 @@ impl Ranges {
         Some(Ipv6Addr::from_bits(self.v6?.addr.to_bits() + 1 + u128::from(number)))
     }
 
-    /// The number of an address. It may be too large, but not that of another address.
+    /// The number of an address. It may be too large, but no other address has it.
     pub(super) fn number(&self, address: IpAddr) -> Option<u32> {
         let far = match address.to_canonical() {
             IpAddr::V4(ip) => ip.to_bits().checked_sub(self.v4.addr.to_bits())?.into(),

@@ -1,10 +1,11 @@
-//! Who uses how much of a table: the names that clients connect to are theirs, so that each yields its own.
+//! How much of the table each client uses: a name belongs to the client that connects to it, so that each gives up its
+//! own.
 
 use alloc::vec::Vec;
 
 use crate::net::ClientKey;
 
-/// Nobody's: a name that nobody has connected to yet.
+/// The owner of a name that nobody has connected to yet.
 pub(super) const NOBODY: u16 = u16::MAX;
 
 /// The clients that have names.
@@ -13,14 +14,14 @@ pub(super) struct Shares(Vec<Share>);
 
 struct Share {
     client: ClientKey,
-    /// Weight of the client's names; 0: the place is free.
+    /// The weight of the client's names; 0: the place is free.
     all: u32,
     /// Weight of those that its flows hold.
     held: u32,
 }
 
 impl Shares {
-    /// The place of a client, which has it for as long as it has names.
+    /// The place of a client, which it keeps as long as it has names.
     pub(super) fn place(&mut self, client: ClientKey) -> u16 {
         let found = self.0.iter().position(|share| share.all > 0 && share.client == client);
         let place = found.or_else(|| self.0.iter().position(|share| share.all == 0));
@@ -44,14 +45,14 @@ impl Shares {
         self.0.get(usize::from(place)).map_or(0, |share| share.held)
     }
 
-    /// A name becomes the client's, or ceases to be.
+    /// Adds the weight of a name that becomes the client's, or a negative one when it ceases to be.
     pub(super) fn add(&mut self, place: u16, weight: i32) {
         if let Some(share) = self.0.get_mut(usize::from(place)) {
             share.all = share.all.saturating_add_signed(weight);
         }
     }
 
-    /// A name of the client's is held, or no longer.
+    /// Likewise for a name that a flow of the client holds.
     pub(super) fn hold(&mut self, place: u16, weight: i32) {
         if let Some(share) = self.0.get_mut(usize::from(place)) {
             share.held = share.held.saturating_add_signed(weight);

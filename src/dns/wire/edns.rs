@@ -1,4 +1,4 @@
-//! Extensions (RFC 6891): what clients say of themselves in an OPT record, and the OPT record that we send.
+//! Extensions (RFC 6891): what clients say about themselves in an OPT record, and the OPT record that we send.
 
 use alloc::vec::Vec;
 

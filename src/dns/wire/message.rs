@@ -155,7 +155,7 @@ impl<'a> Iterator for Records<'a> {
 /// A resource record.
 #[derive(Clone, Copy)]
 pub struct Record<'a> {
-    /// Whose record this is.
+    /// The name that the record belongs to.
     pub name: NameRef<'a>,
     /// Its type.
     pub kind: Kind,

@@ -14,7 +14,7 @@ const MAX_POINTERS: u8 = 127;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name(heapless::Vec<u8, MAX_NAME>);
 
-/// A host name as text, without a dot at its end (two bytes less than on the wire, RFC 1035 section 2.3.4).
+/// A host name as text, without a trailing dot (two bytes less than on the wire, RFC 1035 section 2.3.4).
 pub type HostName = heapless::String<{ MAX_NAME - 2 }>;
 
 /// A text is not a domain name: empty, a label of 0 or over 63 bytes, over 255 bytes in all, or not printable ASCII.
@@ -68,9 +68,9 @@ impl<'a> NameRef<'a> {
         labels.is_complete.then_some((name, labels.end))
     }
 
-    /// The name as lowercase text, if it may be that of a host on the Internet: letters, digits, hyphens and
-    /// underscores in two labels or more, the last of which begins with a letter, so that no address can be
-    /// mistaken for a name (RFC 1123 section 2.1). Names without a dot only have a local meaning (RFC 7085 section 4).
+    /// The name as lowercase text, if a host on the Internet may have it: letters, digits, hyphens and underscores in
+    /// two labels or more, the last of which begins with a letter, so that no address is mistaken for a name (RFC 1123
+    /// section 2.1). Names without a dot only have a local meaning (RFC 7085 section 4).
     pub fn host(&self) -> Option<HostName> {
         let mut host = HostName::new();
         let mut last = &[][..];
@@ -153,11 +153,11 @@ impl fmt::Debug for NameRef<'_> {
 /// An iterator over the labels of a name; ends early where the name is malformed.
 #[derive(Clone)]
 pub struct Labels<'a> {
-    /// The part of the message that the present run of labels may lie in.
+    /// The part of the message that may contain the current run of labels.
     message: &'a [u8],
     at: usize,
-    /// Where the present run of labels began. The target of a pointer in it must end before that (RFC 1035 section
-    /// 4.1.4: a prior occurrence), so the iteration ends.
+    /// Where the current run of labels began. A pointer's target must end before that (RFC 1035 section 4.1.4: a prior
+    /// occurrence), so the iteration is finite.
     start: usize,
     /// The offset of the name's end, where the message goes on; 0 until the first pointer or the root.
     end: usize,

@@ -1,4 +1,4 @@
-//! What is asked: by us, or by a client, whose query is passed on to an upstream and whose reply is made the client's.
+//! A query: ours, or a client's, which is passed on to an upstream, whose reply is then adapted to the client.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -9,7 +9,7 @@ use super::message::{CLASS_IN, Kind, Message, Question};
 use super::name::{MAX_NAME, Name, NameRef};
 use super::reverse::Reverse;
 
-/// The flags that the upstream decides.
+/// The flags that are taken from the upstream's reply.
 const SERVERS: u16 = AA | AD | RCODE;
 
 /// A query: one question, well-formed, of opcode QUERY.
@@ -36,7 +36,7 @@ pub struct Query<'a> {
     edns: Option<Edns>,
 }
 
-/// Why bytes are no [`Query`].
+/// Why bytes are not a [`Query`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadQuery {
     /// Too short, or a reply: answering it may start a loop.
@@ -46,8 +46,8 @@ pub enum BadQuery {
 }
 
 impl<'a> Query<'a> {
-    /// The message that asks a recursive resolver for one type of a name's records, class IN; over TCP its length goes
-    /// in front (RFC 1035 section 4.2.2). `id` has to be unpredictable, so that a reply cannot be forged blindly.
+    /// The message that asks a recursive resolver for one type of a name's records, class IN; over TCP it follows its
+    /// length (RFC 1035 section 4.2.2). `id` must be unpredictable, so that a reply can't be forged blindly.
     pub fn compose(id: u16, name: &Name, kind: Kind) -> Vec<u8> {
         let mut out = Vec::new();
         push_fields(&mut out, &[id, RD, 1, 0, 0, 0]);
@@ -129,7 +129,7 @@ impl<'a> Query<'a> {
         self.is_for(&other.question) && self.variant() == other.variant()
     }
 
-    /// What the reply depends on beside the question: DO (RFC 4035 section 3.2.1) and CD (section 3.2.2).
+    /// What the reply depends on besides the question: DO (RFC 4035 section 3.2.1) and CD (section 3.2.2).
     pub(crate) fn variant(&self) -> u8 {
         let dnssec_ok = self.edns.is_some_and(|edns| edns.dnssec_ok);
         u8::from(dnssec_ok) << 1 | u8::from(self.message.flags() & CD != 0)
@@ -144,12 +144,13 @@ impl<'a> Query<'a> {
     /// lowercase, and of the extensions only DO is passed on (never a client's subnet, RFC 7871).
     pub fn encode(&self, id: u16, out: &mut Vec<u8>) {
         let dnssec_ok = self.variant() > 1;
-        // AD asks whether the reply is authentic (RFC 6840 section 5.7): some of those who share it may want to know.
+        // AD asks whether the reply is authentic (RFC 6840 section 5.7): some of the clients that share the reply may
+        // want to know.
         let flags = RD | AD | self.message.flags() & CD;
         push_fields(out, &[id, flags, 1, 0, 0, dnssec_ok.into()]);
         let question = out.len();
         out.extend_from_slice(self.question_bytes());
-        // Lengths of labels are below the letters; type and class are left alone.
+        // Bytes with a label's length have values below those of letters; type and class are left alone.
         if let Some((name, _)) = out.get_mut(question..).and_then(|bytes| bytes.split_last_chunk_mut::<4>()) {
             name.make_ascii_lowercase();
         }
@@ -158,36 +159,37 @@ impl<'a> Query<'a> {
         }
     }
 
-    /// Gives each letter of a query's name the case that a bit says. A server repeats them as they are, which makes a reply
-    /// that is forged blindly have more to guess (draft-vixie-dnsext-dns0x20).
+    /// Sets the case of each letter of a query's name from a bit. A server repeats the letters as they are, so that a
+    /// blindly forged reply has more to guess (draft-vixie-dnsext-dns0x20).
     pub fn mix_case(query: &mut [u8], bits: &[u8; 32]) {
         let Ok(Query { head, .. }) = Query::parse(query) else { return };
         let name = HEADER..head.len() - 4;
-        // Lengths of labels are below the letters.
+        // Bytes with a label's length have values below those of letters.
         for (nth, byte) in query.get_mut(name).into_iter().flatten().enumerate() {
             let is_upper = bits.get(nth / 8).is_some_and(|bits| bits >> (nth % 8) & 1 != 0);
             if is_upper { byte.make_ascii_uppercase() } else { byte.make_ascii_lowercase() }
         }
     }
 
-    /// Whether `reply` is a reply to this query, and repeats its id and its question to the letter.
+    /// Whether `reply` is a reply to this query that repeats its id and its question exactly.
     pub fn is_echoed_by(&self, reply: &[u8]) -> bool {
         self.is_answered_by(reply) && reply.get(HEADER..self.head.len()) == Some(self.question_bytes())
     }
 
-    /// Whether `reply` is a reply to this query, of the same id. It may be a failure, even one without the question.
+    /// Whether `reply` is a reply to this query, with the same id. It may report a failure, even without repeating the
+    /// question.
     pub fn is_answered_by(&self, reply: &[u8]) -> bool {
         Message::parse(reply).is_some_and(|reply| self.matches(&reply))
     }
 
     /// The same for a message that has been parsed.
     pub(super) fn matches(&self, reply: &Message<'_>) -> bool {
-        // A server that did not understand the question may leave it out.
+        // A server that did not understand the question may omit it.
         let is_bare = reply.is_reply() && reply.question().is_none() && reply.rcode() != 0;
         reply.id() == self.message.id() && (is_bare || self.is_question_of(reply))
     }
 
-    /// Whether the message is a reply to this question, and repeats it in the same number of bytes.
+    /// Whether the message is a reply to this question that repeats it in the same number of bytes.
     pub(crate) fn is_question_of(&self, reply: &Message<'_>) -> bool {
         reply.is_reply()
             && reply.question_end() == self.head.len()
@@ -230,7 +232,7 @@ impl<'a> Query<'a> {
     /// The flags of a reply: `flags`, and those that follow from the client's.
     pub(crate) fn reply_flags(&self, flags: u16) -> u16 {
         let ours = self.message.flags();
-        // RFC 6840 section 5.8: AD only goes to those who ask for it.
+        // RFC 6840 section 5.8: AD is only for clients that ask for it.
         let wants_ad = ours & AD != 0 || self.variant() > 1;
         let flags = if wants_ad { flags } else { flags & !AD };
         QR | RA | ours & (RD | CD) | flags
@@ -254,7 +256,7 @@ impl<'a> Query<'a> {
     }
 }
 
-/// The offset behind the last record, and whether one of them is OPT; `None` if one is malformed.
+/// The offset after the last record, and whether one of them is OPT; `None` if one is malformed.
 fn extent(message: &Message<'_>) -> Option<(usize, bool)> {
     let mut end = message.question_end();
     let mut has_opt = false;

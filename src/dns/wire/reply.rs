@@ -24,7 +24,7 @@ pub enum Reply<'a> {
     Any,
     /// The name has no records of that type; the TTL says for how long that may be cached (RFC 2308).
     NoData(u32),
-    /// The name does not exist; the same.
+    /// The name does not exist; the TTL likewise.
     NoSuchName(u32),
     /// No answer.
     Failed(Rcode),
@@ -62,7 +62,7 @@ impl Query<'_> {
         }
     }
 
-    /// A pointer to the name above the question's: a name that does not exist is not a zone.
+    /// A pointer to the name above the question's, since a name that does not exist can't be a zone.
     fn parent(&self) -> u16 {
         let first = self.name().labels().next().map_or(0, |label| 1 + label.len());
         TO_QUESTION + first as u16
@@ -88,8 +88,8 @@ fn push_pointer(out: &mut Vec<u8>, host: &str, ttl: u32) {
     }
 }
 
-/// The record that lets a client cache an absence, for the lesser of its TTL and its last field (RFC 2308 section 5).
-/// Server and mailbox are the root: there is nobody to ask.
+/// Appends the record that lets a client cache an absence, for the smaller of its TTL and its last field (RFC 2308
+/// section 5). Server and mailbox are the root, since there are none.
 fn push_soa(out: &mut Vec<u8>, owner: u16, ttl: u32) {
     let mut data = [0; 22];
     data[5] = 1; // serial number

@@ -5,12 +5,12 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 
-/// What a reverse name tells of an address: all of it, or its first bits.
+/// What a reverse name says about an address: all of it, or its first bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reverse {
-    /// The bits that the name tells are the prefix; the others are 0.
+    /// The bits that the name gives are the prefix; the others are 0.
     net: IpNet,
-    /// Whether the name is that of an address, and not of a zone or of something below an address.
+    /// Whether the name is that of an address, not of a zone or of something below an address.
     is_whole: bool,
 }
 
@@ -32,7 +32,7 @@ const PRIVATE: [IpNet; 13] = [
     // Documentation.
     v6([0x2001, 0xdb8], 32),
 ];
-/// The part of IPv6 that is one network (RFC 4291 section 2.4).
+/// The globally routed part of IPv6 (RFC 4291 section 2.4).
 const GLOBAL: IpNet = v6([0x2000, 0], 3);
 
 const fn v4([a, b, c, d]: [u8; 4], prefix: u8) -> IpNet {
@@ -68,7 +68,7 @@ impl Reverse {
         Some(Self { net, is_whole: bits == width && rest.is_empty() })
     }
 
-    /// The address, if the name is that of one.
+    /// The address, if the name is that of an address.
     pub(crate) fn address(&self) -> Option<IpAddr> {
         self.is_whole.then_some(self.net.addr())
     }
