@@ -1,10 +1,10 @@
-//! The flow table: which client connection stands behind which NAT source.
+//! The flow table: which client connection has which NAT source.
 //!
 //! # Theory of operation
 //!
-//! A flow is one slot of a fixed array. Its NAT source, a port and an address of the TUN's subnet, is one
-//! of those that belong to the slot (see `nat.rs`), so that a packet from the listener finds its flow
-//! by an array index, and a packet from a client by one hash of its 5-tuple.
+//! A flow is a slot of a fixed array. Its NAT source, a port and an address of the TUN's subnet, is one of those that
+//! belong to the slot (see `nat.rs`). So a packet from the listener finds its flow by an array index, and a packet from
+//! a client by one hash of its addresses and ports.
 //!
 //! ```text
 //!         open          release           accept           close
@@ -15,24 +15,24 @@
 //! ```
 //!
 //! - **Held**: the SYN waits outside the kernel until the proxy has answered.
-//! - **Opening**: the SYN has been given to the kernel, the connection has not been accepted yet. These and the held
-//!   ones are bounded, in all and per client.
-//! - **Live**: a relay has it. Ends only when the relay does; nothing that happens to the table hurts it.
-//! - **Closing**: the relay has ended, the kernel still delivers what it was given. Ends when both ends have
-//!   sent a FIN or one has sent a RST, or after [`CLOSING_IDLE`] without a packet (RFC 5382 REQ-5: at least
-//!   4 minutes for a connection in transition).
-//! - **Closed**: still translated for [`LINGER`], for a FIN that is sent again, unless its slot is needed.
-//! - **Free**: nothing is left but the slot.
+//! - **Opening**: the SYN has been given to the kernel, but the connection has not been accepted yet. The number of
+//!   held and opening flows is bounded, in all and per client.
+//! - **Live**: a relay has it. Ends only when the relay does, whatever happens in the table.
+//! - **Closing**: the relay has ended, but the kernel still delivers what it was given. Ends when both ends have sent a
+//!   FIN or one has sent a RST, or after [`CLOSING_IDLE`] without a packet (RFC 5382 REQ-5: at least 4 minutes for a
+//!   connection in transition).
+//! - **Closed**: still translated for [`LINGER`], in case a FIN is sent again, unless its slot is needed.
+//! - **Free**: only the slot is left.
 //!
 //! A new flow takes the slot that has been free the longest, else one never used, else the one that has been
 //! closed the longest, if its next NAT source has rested.
 //!
-//! Where a bound is reached, a flow of the client that has the most **yields** to one of a client that has fewer, and is
-//! closed; of equals, nobody takes from another. A client's own flows yield to its new ones, but only those that have
-//! waited some time: a flood of SYNs ends no more than there are places. See `clients.rs` and [`FlowTable::open`].
+//! Where a bound is reached, a flow of the client that has the most **yields** to one of a client that has fewer, and
+//! is closed; equals don't take from each other. A client's own flows yield to its new ones, but only after some time,
+//! which limits what a flood of SYNs can end. See `clients.rs` and [`FlowTable::open`].
 //!
-//! What packets say counts only if the kernel takes them: those with the sequence number that it expects
-//! (RFC 5961), which is followed for each flow.
+//! A packet changes the state only if the kernel would accept it: if it has the expected sequence number (RFC 5961),
+//! which is tracked for each flow.
 
 mod clients;
 mod nat;
@@ -50,19 +50,19 @@ use crate::time::{Instant, Stamp};
 use clients::Client;
 use nat::Turn;
 
-/// How long a flow whose relay has ended may be without a packet, in ms (RFC 5382 REQ-5).
+/// How long a flow may have no packets after its relay has ended, in ms (RFC 5382 REQ-5).
 pub const CLOSING_IDLE: u32 = 240_000;
-/// How long a released SYN may wait to be accepted, in ms: the kernel has sent its SYN-ACK five times then.
+/// How long a released SYN may wait to be accepted, in ms: by then the kernel has sent its SYN-ACK five times.
 pub const OPENING_IDLE: u32 = 20_000;
-/// How long a flow that is being opened is safe from newer ones of its client, in ms: until the SYN that did not replace
-/// it is repeated.
+/// How long a flow that is being opened is safe from newer ones of its client, in ms: until a SYN that could not
+/// replace it is repeated.
 pub const OPENED_SAFE: u32 = 1_000;
 /// How long an established flow without packets is safe from newer ones of its client, in ms.
 pub const IDLE_SAFE: u32 = 60_000;
-/// For how long the SYN of a refused flow is refused again, in ms. An error that comes late makes Linux repeat its SYN at
-/// once (RFC 6069).
+/// How long the SYN of a refused flow is refused again, in ms. A late error makes Linux repeat its SYN at once (RFC
+/// 6069).
 pub const REFUSED: u32 = 3_000;
-/// How long a closed flow is still translated, in ms. All NAT sources of its slot have rested then.
+/// How long a closed flow is still translated, in ms. By then all NAT sources of its slot have rested.
 pub const LINGER: u32 = REST;
 
 /// The number of a flow.
@@ -80,7 +80,7 @@ impl Slot {
         self.0
     }
 
-    /// The flow of a number that [`Slot::number`] gave.
+    /// The flow with a number that [`Slot::number`] returned.
     pub const fn from_number(number: u16) -> Self {
         Self(number)
     }
@@ -123,16 +123,16 @@ pub enum Side {
 pub struct Flow {
     /// The connection as the client sees it.
     pub tuple: Tuple,
-    /// What translating a packet from the client changes in its checksums.
+    /// What the translation of a packet from the client changes in its checksums.
     pub change: Change,
-    /// Where the listener sees it come from.
+    /// Where the listener sees the flow come from.
     pub nat: NatSource,
     state: State,
     /// Which ends have finished: bits `FIN_*`.
     finished: u8,
     /// Closed: how the client was refused, if it was.
     refused: Option<Reject>,
-    /// Whose it is.
+    /// The client that it belongs to.
     client: Client,
     /// The client's initial sequence number.
     isn: u32,
@@ -142,11 +142,11 @@ pub struct Flow {
     since: Stamp,
     /// Held: last SYN.
     last_syn: Stamp,
-    /// Which of the slot's NAT sources it has...
+    /// Which of the slot's NAT sources it uses...
     turn: Turn,
-    /// ...and, if it is free, whether that was never seen: it need not rest.
+    /// ...and, in a free slot, whether no packet had that source, so that it need not rest.
     is_unseen: bool,
-    /// Whether packets find the flow: no longer, once a newer flow has its tuple.
+    /// Whether packets find the flow; not once a newer flow has its tuple.
     hashed: bool,
 }
 
@@ -175,13 +175,13 @@ impl Flow {
         self.isn
     }
 
-    /// How a SYN is refused that was refused just now.
+    /// How a SYN is refused that was already refused a moment ago.
     pub fn refusal(&self, isn: u32, now: Instant) -> Option<Reject> {
         self.refused.filter(|_| self.isn == isn && self.since.age(now) < REFUSED)
     }
 
-    /// Notes what a segment says. False if the kernel does not take it, or not before others.
-    #[inline] // into each packet's way
+    /// Notes the contents of a segment. False if the kernel does not accept it, or only after missing ones.
+    #[inline] // on every packet's path
     fn note(&mut self, side: Side, segment: &Segment) -> bool {
         let Segment { sequence, acknowledgement, length, flags } = *segment;
         match side {
@@ -215,7 +215,7 @@ impl Flow {
         self.finished == FIN_BOTH
     }
 
-    /// Whether a client that repeats its SYN with the usual back-off would have done so by now.
+    /// Whether the client has given up: with the usual back-off it would have repeated its SYN by now.
     const fn is_given_up(&self, now: Instant) -> bool {
         let (begun, waited) = (self.since.age(now), self.last_syn.age(now));
         waited > begun.saturating_sub(waited).saturating_mul(2).saturating_add(7_000)

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// An address as one of IPv6: as it is, or mapped (RFC 4291 section 2.5.5.2).
+/// An address as an IPv6 one: unchanged, or IPv4-mapped (RFC 4291 section 2.5.5.2).
 pub const fn mapped(address: IpAddr) -> Ipv6Addr {
     match address {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
@@ -21,7 +21,8 @@ pub enum Family {
     V6,
 }
 
-/// Who a client is, as far as others share with it: an IPv4 address, or the /64 that a machine has all IPv6 addresses of.
+/// What counts as one client where clients share something: an IPv4 address, or an IPv6 /64, in which a machine may
+/// have any address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientKey(pub(crate) u64);
 
@@ -30,7 +31,7 @@ impl ClientKey {
     pub const fn of(address: Ipv6Addr) -> Self {
         let bits = address.to_bits();
         match address.to_ipv4_mapped() {
-            Some(ipv4) => Self(ipv4.to_bits() as u64), // no client's /64: the first 32 bits of those are not 0
+            Some(ipv4) => Self(ipv4.to_bits() as u64), // not a client's /64, whose first 32 bits are not 0
             None => Self((bits >> 64) as u64),
         }
     }
@@ -54,7 +55,7 @@ pub struct Ipv6Net {
     pub prefix: u8,
 }
 
-/// All of them: `0.0.0.0/0`.
+/// All addresses: `0.0.0.0/0`.
 impl Default for Ipv4Net {
     fn default() -> Self {
         Ipv4Net { addr: Ipv4Addr::UNSPECIFIED, prefix: 0 }
@@ -91,7 +92,7 @@ impl Ipv4Net {
         Ipv6Net { addr: self.addr.to_ipv6_mapped(), prefix: 96 + self.prefix }
     }
 
-    /// The bits behind the prefix.
+    /// The bits after the prefix.
     pub(crate) fn host_mask(self) -> u32 {
         u32::MAX.checked_shr(self.prefix.into()).unwrap_or(0)
     }
@@ -108,14 +109,14 @@ impl Ipv6Net {
         Self { addr, ..self }.network() == self.network()
     }
 
-    /// The bits behind the prefix.
+    /// The bits after the prefix.
     pub(crate) fn host_mask(self) -> u128 {
         u128::MAX.checked_shr(self.prefix.into()).unwrap_or(0)
     }
 }
 
 impl IpNet {
-    /// Reads `ADDRESS[/PREFIX]`; without a prefix it is the one address. `None` if it is neither.
+    /// Reads `ADDRESS[/PREFIX]`; without a prefix it is that one address. `None` if it is neither.
     pub fn parse(text: &str) -> Option<Self> {
         let (addr, prefix) = match text.split_once('/') {
             Some((addr, prefix)) => (addr, Some(prefix)),
@@ -125,7 +126,7 @@ impl IpNet {
         let longest = Self::host(addr).prefix();
         let prefix = match prefix {
             None => longest,
-            // No sign, no leading zero: `u8::from_str` alone takes both.
+            // No sign, no leading zero, which `u8::from_str` alone would take.
             Some(digits) if digits != "0" && !digits.starts_with(|c| matches!(c, '1'..='9')) => {
                 return None;
             }
@@ -134,7 +135,7 @@ impl IpNet {
         Some(IpNet::new(addr, prefix))
     }
 
-    /// The network of this one address.
+    /// The network that consists of this one address.
     pub const fn host(addr: IpAddr) -> Self {
         Self::new(addr, if addr.is_ipv4() { 32 } else { 128 })
     }
@@ -176,7 +177,7 @@ impl IpNet {
         }
     }
 
-    /// Puts networks in order and keeps those that no other contains.
+    /// Sorts networks, and keeps only those that no other one contains.
     pub fn widest(nets: &mut Vec<Self>) {
         nets.sort_unstable();
         nets.dedup_by(|net, before| before.contains(*net));
@@ -195,7 +196,7 @@ impl IpNet {
         self.contains(other) || other.contains(self)
     }
 
-    /// Whether the address is the network's first one, as in a CIDR: no bit is set behind the prefix.
+    /// Whether the address is the network's first one, as in a CIDR: no bit is set after the prefix.
     pub fn is_network(self) -> bool {
         match self {
             IpNet::V4(net) => net.addr == net.network(),

@@ -101,12 +101,12 @@ pub struct Segment {
     pub flags: u8,
 }
 
-/// Why bytes are no packet that we can work with.
+/// Why bytes are not a packet that can be handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
     /// A header is cut off, contradicts itself, or the length fields don't fit the bytes.
     Header,
-    /// A fragment: its transport header or its payload is elsewhere.
+    /// A fragment: its transport header or a part of its payload is elsewhere.
     Fragment,
     /// An authentication or routing header (RFC 4302, RFC 8200 section 4.4): not translatable.
     Extension,
@@ -145,7 +145,7 @@ impl<'a> Packet<'a> {
     /// Checks that `bytes` are exactly one whole packet.
     ///
     /// # Errors
-    /// [`Malformed`] says why not.
+    /// [`Malformed`] says why they are not.
     pub fn parse(bytes: &'a mut [u8]) -> Result<Self, Malformed> {
         let ip = IpSlice::from_slice(bytes).map_err(|_| Malformed::Header)?;
         let (family, is_translatable) = match &ip {
@@ -274,9 +274,9 @@ impl<'a> Packet<'a> {
     }
 
     /// Where a TCP packet is in its connection.
-    #[inline] // into each packet's way
+    #[inline] // on every packet's path
     pub fn segment(&self) -> Segment {
-        // One check of the bounds, and not one a byte: the header has been checked to be there.
+        // One bounds check instead of one for each byte. The header is known to be there.
         let [_, _, _, _, s0, s1, s2, s3, a0, a1, a2, a3, offset, flags, ..] = self.bytes[self.transport_at..]
         else {
             return Segment::default();
@@ -300,8 +300,8 @@ impl<'a> Packet<'a> {
         if self.family == Family::V4 {
             self.update(10, |field| change.addresses.update(field));
         }
-        // A quote may end before the checksum, or go on with padding (RFC 4884 section 5.1) that can't be
-        // told from it; nobody verifies it there.
+        // A quote may end before the checksum, or continue with padding (RFC 4884 section 5.1) that can't be told from
+        // it; nobody verifies it there.
         if self.bytes.len() >= at + TCP_CHECKSUM + 2 {
             self.update(at + TCP_CHECKSUM, |field| match state {
                 ChecksumState::Complete => (change.addresses + change.ports).update(field),
@@ -314,7 +314,8 @@ impl<'a> Packet<'a> {
     pub fn clamp_mss(&mut self, limit: u16, state: ChecksumState) {
         let end = self.transport_at + self.tcp_header();
         let mut at = self.transport_at + TCP_HEADER;
-        // An option is its kind, its whole length, its value; kinds 0 (end) and 1 (padding) are alone.
+        // An option consists of its kind, its whole length and its value; kinds 0 (end) and 1 (padding) have neither
+        // length nor value.
         while at + 4 <= end {
             at += match (self.bytes[at], self.bytes[at + 1]) {
                 (1, _) => 1,
@@ -324,7 +325,7 @@ impl<'a> Packet<'a> {
                     if old > limit {
                         self.set_mss(at + 2, old, limit, state);
                     }
-                    4 // and on: of several, the last one counts for some
+                    4 // go on: some systems use the last one of several
                 }
                 (_, length) => length as usize,
             }

@@ -1,4 +1,4 @@
-//! The rewriter: what becomes of a packet that came out of the TUN.
+//! The rewriter decides what happens to a packet that came out of the TUN.
 //!
 //! ```text
 //!            client's packets                      listener's packets
@@ -7,9 +7,9 @@
 //!      nat:n ------> own:listen                 server:q ------> client:p
 //! ```
 //!
-//! Every packet is changed in place and written back to the TUN it came from; the kernel does the rest. A
-//! SYN without a flow is held until the daemon has heard from the proxy: it then either releases the flow
-//! and has the same SYN handled again, which now passes, or refuses it.
+//! Every packet is changed in place and written back to the TUN it came from; the kernel does the rest. A SYN without a
+//! flow is held until the daemon has the proxy's answer. Then the daemon either releases the flow and has the same SYN
+//! handled again, which now passes, or refuses it.
 
 use crate::flow::subnet::Subnet;
 use crate::packet::Tuple;
@@ -22,7 +22,7 @@ mod verdict;
 pub use rewriter::Rewriter;
 pub use verdict::{Counters, DropReason, Verdict};
 
-/// What the rewriter has to know.
+/// The rewriter's settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// The TUN's IPv4 subnet.
@@ -33,9 +33,9 @@ pub struct Settings {
     pub listen_port: u16,
     /// The TUN's MTU in bytes.
     pub mtu: u16,
-    /// Answer what clients ask resolvers over UDP.
+    /// Whether to answer clients' queries to resolvers over UDP.
     pub dns: bool,
-    /// Answer pings, rather than reject them.
+    /// Whether to answer pings rather than reject them.
     pub ping: bool,
 }
 

@@ -7,7 +7,7 @@ pub type Key = [u32; 2];
 /// The hash of `words` under `key`.
 pub fn hash(key: Key, words: &[u32]) -> u32 {
     let mut v = [key[0], key[1], key[0] ^ 0x6c79_6765, key[1] ^ 0x7465_6462];
-    // The last block is the length in bytes in its top byte; there are only whole words.
+    // The last block has the length in bytes in its top byte, and nothing else, since there are only whole words.
     for word in words.iter().copied().chain([(words.len() as u32 * 4) << 24]) {
         v[3] ^= word;
         round(&mut v);

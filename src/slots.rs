@@ -1,7 +1,8 @@
-//! The links of a table's slots: lists and a hash by slot number, without a pointer and without an allocation a slot.
+//! The links between a table's slots: lists and a hash by slot number, without pointers and without an allocation per
+//! slot.
 //!
-//! What a slot holds is the table's own; here it is only a number. Every slot is in one of a few doubly linked lists,
-//! each a ring through its head, and may be in one chain of the hash as well.
+//! The table itself holds the contents of a slot; here a slot is only a number. Every slot is in one of a few doubly
+//! linked lists, each a ring through its head, and may be in one chain of the hash as well.
 
 use alloc::{vec, vec::Vec};
 
@@ -12,7 +13,8 @@ const MAX_SLOTS: u16 = NONE - LISTS;
 /// The end of a chain.
 const NONE: u16 = u16::MAX;
 
-/// Lists and a hash of slots. Six bytes a slot and two to four more for the hash, taken at once and touched at need.
+/// Lists and a hash of slots. Six bytes per slot and two to four more for the hash, reserved at once and touched when
+/// needed.
 pub struct Slots {
     /// The heads of the lists, then the slots.
     links: Vec<Links>,
@@ -20,7 +22,7 @@ pub struct Slots {
     buckets: Vec<u16>,
 }
 
-/// Neighbours: places in `Slots::links`, but for the chain, which has slots.
+/// A slot's neighbours in its list: indices in `Slots::links`; and the next slot of its chain.
 #[derive(Clone, Copy)]
 struct Links {
     previous: u16,
@@ -29,7 +31,7 @@ struct Links {
 }
 
 impl Slots {
-    /// Room for `limit` slots, of which there is none yet.
+    /// Room for `limit` slots, but no slot yet.
     pub fn new(limit: u16) -> Self {
         let limit = usize::from(limit.min(MAX_SLOTS));
         let mut links = Vec::with_capacity(usize::from(LISTS) + limit);
@@ -54,7 +56,7 @@ impl Slots {
         self.links[usize::from(list)].next.checked_sub(LISTS)
     }
 
-    /// The slot behind `slot` in its list.
+    /// The slot after `slot` in its list.
     pub fn next(&self, slot: u16) -> Option<u16> {
         self.first(LISTS + slot)
     }
@@ -71,7 +73,7 @@ impl Slots {
         self.link(list, slot, self.links[usize::from(list)].next);
     }
 
-    /// The slot of this hash that `is_it`.
+    /// The slot with this hash for which `is_it` is true.
     pub fn find(&self, hash: u32, mut is_it: impl FnMut(u16) -> bool) -> Option<u16> {
         let mut at = self.buckets[self.bucket(hash)];
         while at != NONE {

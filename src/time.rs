@@ -1,4 +1,4 @@
-//! The only time types of the library. Nothing here reads a clock: whoever calls passes the time in.
+//! The only time types of the library. Nothing here reads a clock: the caller passes the time in.
 
 /// A moment on the caller's monotonic clock, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -21,7 +21,7 @@ impl Instant {
         Self(self.0 + ms as u64)
     }
 
-    /// The same in four bytes.
+    /// This moment in four bytes.
     pub const fn stamp(self) -> Stamp {
         Stamp(self.0 as u32)
     }
@@ -33,7 +33,7 @@ impl Instant {
 pub struct Stamp(u32);
 
 impl Stamp {
-    /// How far ahead a stamp may lie, in ms; beyond that it is taken for one of long ago.
+    /// How far ahead a stamp may lie, in ms; beyond that it is taken for a moment long ago.
     const AHEAD: u32 = 1 << 17;
 
     /// The moment that it stands for.

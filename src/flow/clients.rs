@@ -1,13 +1,13 @@
 //! Who has how many flows.
 //!
 //! # Theory of operation
-//! A client is an IPv4 address, or a /64 of IPv6, in which a machine has as many addresses as it likes. Its flows are of
+//! A client is an IPv4 address, or an IPv6 /64, in which a machine has as many addresses as it likes. Its flows form
 //! two groups, each a list: those being **opened** (held or opening) and those **established** (live or closing).
-//! Clients are ranked twice, by how many flows they open and by how many they have in all, so that whoever has the most
-//! is known at once: its flows make room for those of others.
+//! Clients are ranked twice, by the number of flows they open and by the number they have in all, so that the one with
+//! the most is known at once: its flows make room for those of others.
 //!
-//! A ranking holds the clients in the order of their counts. A count changes by one at a time, and so the client changes
-//! places with the first or last one of its count, whose place is known from how many clients have more:
+//! A ranking holds the clients in order of their counts. A count changes by one at a time, so the client changes places
+//! with the first or last one of its count, whose place follows from how many clients have more:
 //!
 //! ```text
 //! counts        5  2  2  2  1      one more for the last 2:   5  3  2  2  1
@@ -21,7 +21,7 @@ use crate::net::ClientKey;
 use crate::siphash::{self, Key};
 use crate::slots::Slots;
 
-/// A kind of flows of a client.
+/// A group of a client's flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
     /// Held or opening.
@@ -31,7 +31,7 @@ pub enum Group {
 }
 
 impl Group {
-    /// Of flows in this state; none if they are over.
+    /// The group of flows in this state; none if they are over.
     const fn of(state: State) -> Option<Self> {
         match state {
             State::Held | State::Opening => Some(Self::Opened),
@@ -49,11 +49,11 @@ pub struct Client(u16);
 pub struct Clients {
     key: Key,
     identities: Vec<ClientKey>,
-    /// Those in use and those that are not, and the hash of identities.
+    /// The slots in use, the free ones, and the hash of identities.
     slots: Slots,
     opened: Ranking,
     all: Ranking,
-    /// Rings: of flow n at 3 n, the heads of client n's lists behind it.
+    /// Rings: of flow n at 3 n, the heads of client n's lists after it.
     links: Vec<Links>,
 }
 
@@ -68,7 +68,7 @@ struct Links {
 }
 
 impl Clients {
-    /// For at most `limit` flows. `key` must be random.
+    /// No clients yet; for at most `limit` flows. `key` must be random.
     pub fn new(limit: u16, key: Key) -> Self {
         Self {
             key,
@@ -106,22 +106,22 @@ impl Clients {
         self.all.first()
     }
 
-    /// The flow that has been in the group of the client's for the longest time, or was put to the end before others.
+    /// The first flow of the client's group: the one that has been there the longest since it entered or was put last.
     pub fn first(&self, client: Client, group: Group) -> Option<u16> {
         let head = head(client, group);
         let first = self.links.get(head)?.next;
         (first as usize != head).then_some((first / 3) as u16)
     }
 
-    /// Puts a flow of the client to the end of its group.
+    /// Moves a flow of the client to the end of its group.
     pub fn put_last(&mut self, flow: u16, client: Client, group: Group) {
         self.unlink(flow);
         self.link(flow, client, group);
     }
 
-    /// Takes a new flow, which is held.
+    /// Adds a new flow, which is held.
     pub fn take(&mut self, flow: u16, identity: ClientKey) -> Client {
-        // As many heads as flows do: each client has a flow.
+        // No more heads than flows are needed, since each client has a flow.
         while self.links.len() <= usize::from(flow) * 3 {
             let at = self.links.len() as u32;
             self.links.extend([at, at + 1, at + 2].map(|at| Links { previous: at, next: at }));
@@ -131,7 +131,7 @@ impl Clients {
         client
     }
 
-    /// A flow of the client changes its state. A client without flows is forgotten.
+    /// Notes that a flow of the client changes its state. A client without flows is forgotten.
     pub fn enter(&mut self, flow: u16, client: Client, was: State, is: State) {
         let (was, is) = (Group::of(was), Group::of(is));
         if was == is {
@@ -201,7 +201,7 @@ fn head(client: Client, group: Group) -> usize {
     usize::from(client.0) * 3 + 1 + group as usize
 }
 
-/// Clients in the order of a count.
+/// Clients in order of a count.
 #[derive(Default)]
 struct Ranking {
     /// By place, the largest count first.
@@ -252,7 +252,7 @@ impl Ranking {
         self.ranks[usize::from(client.0)].count = count;
     }
 
-    /// Has a client change places with the one at `place`.
+    /// Swaps a client with the one at `place`.
     fn swap(&mut self, client: Client, place: u16) {
         let other = self.clients[usize::from(place)];
         let was = core::mem::replace(&mut self.ranks[usize::from(client.0)].place, place);

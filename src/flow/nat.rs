@@ -1,8 +1,8 @@
-//! NAT sources: as whom a client's connection comes to the listener.
+//! NAT sources: the address and port from which a client's connection reaches the listener.
 //!
-//! Each slot of the flow table has NAT sources of its own, and its uses take them in turns, so that the
-//! kernel's TIME_WAIT (60 s) does not meet the same 4-tuple again. The turns of a slot go round in two
-//! halves (three, if their number is odd), and no half begins before the last has begun [`REST`] ago:
+//! Each slot of the flow table has NAT sources of its own and uses them in turn, so that no connection meets its
+//! predecessor's 4-tuple in the kernel's TIME_WAIT (60 s). The turns of a slot form two halves (three, if their number
+//! is odd), and no half begins until [`REST`] after the start of the one before:
 //!
 //! ```text
 //! half      |  A: sources 0 1 2 3  |  B: sources 4 5 6 7  |  A: sources 0 1 2 3 ...
@@ -33,7 +33,7 @@ pub struct NatSource {
 #[derive(Clone, Copy, Debug)]
 pub struct Turn {
     number: u32,
-    /// When the half that it is part of began.
+    /// When the half that the source belongs to began.
     half_began: Stamp,
 }
 
@@ -42,7 +42,7 @@ pub struct NatSources {
     /// Ports from one of a slot to its next: a power of two, so that finding the slot takes no division.
     stride: u32,
     hosts: u32,
-    /// Where turns begin, so that a restarted daemon does not begin with those that its forerunner left
+    /// The number of the first turn, so that a restarted daemon does not begin with sources that the previous run left
     /// in TIME_WAIT.
     first: u32,
 }
@@ -74,7 +74,7 @@ impl NatSources {
     /// The turn after `turn`, if its NAT source has rested.
     pub fn next(&self, slot: u16, turn: Turn, now: Instant) -> Option<Turn> {
         let rested = self.next_rested(slot, turn, now);
-        // A lone source has no half.
+        // A single source has no halves.
         let begins_half = rested.number.checked_rem(self.count(slot) / 2)? == 0;
         if !begins_half {
             return Some(Turn { half_began: turn.half_began, ..rested });

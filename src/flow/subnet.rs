@@ -1,17 +1,17 @@
-//! The TUN's subnet: our own address, NAT sources, and an address that errors come from.
+//! The TUN's subnet: its own address, NAT sources, and an address that errors come from.
 
 use core::net::Ipv6Addr;
 
 use crate::net::Ipv6Net;
 
-/// The most NAT source addresses that are used of a subnet.
+/// The most addresses of a subnet that are used as NAT sources.
 const MAX_HOSTS: u32 = 253;
 
 /// A subnet of the TUN, IPv4 mapped (`::ffff:a.b.c.d`). Its addresses:
 ///
 /// - the TUN's **own**, where the listener is;
-/// - the lowest other, from which our ICMP errors come: it must not be a local one, or the kernel would
-///   drop them as martians;
+/// - the lowest other one, from which our ICMP errors come: it must not be a local address, or the kernel would drop
+///   them as martians;
 /// - up to 253 more, the **NAT sources**: they stand for the clients on the listener's side.
 #[derive(Clone, Copy, Debug)]
 pub struct Subnet {
@@ -19,17 +19,17 @@ pub struct Subnet {
     network: Ipv6Addr,
     mask: Ipv6Addr,
     hosts: u8,
-    /// The last byte of our own address, or its largest value if that lies beyond the addresses used.
+    /// The last byte of the own address, or the largest value if the own address lies beyond those used.
     skip: u8,
 }
 
 impl Subnet {
-    /// The subnet of our own address. Its prefix has 16 to 29 bits more than 96 for IPv4, 64 to 120 for IPv6;
-    /// others are brought into 64 to 125.
+    /// The subnet around the own address. Prefixes are 96 + 16..=29 for IPv4 and 64..=120 for IPv6; others are clamped
+    /// to 64..=125.
     pub fn new(own: Ipv6Net) -> Self {
         let net = Ipv6Net { prefix: own.prefix.clamp(64, 125), ..own };
         let (own, network, mask) = (net.addr, net.network(), Ipv6Addr::from_bits(!net.host_mask()));
-        // Without network, broadcast, own address and error source.
+        // All but network, broadcast, own address and error source.
         let hosts = (1_u32 << (128 - net.prefix as u32).min(16)) - 4;
         let near = own.to_bits() - network.to_bits() <= 255;
         Self {

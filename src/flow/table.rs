@@ -17,17 +17,18 @@ use crate::time::Instant;
 
 /// The most slots a table can have.
 pub const MAX_FLOWS: u16 = 65_000;
-/// Of so many established flows of a client, those that were looked at the longest ago, the most silent one yields.
+/// How many established flows of a client are compared to find one that yields, the one that has been silent the
+/// longest. They are those that were not compared for the longest time.
 const SAMPLE: usize = 8;
 
 /// Why a new flow was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// No slot is free, and none is to be had from a client with more.
+    /// No slot is free, and no client with more flows can give one up.
     TableFull,
     /// Too many flows are being opened, and no client opens more than this one.
     TooManyHeld,
-    /// Too many flows of this client are being opened, all for a short time yet.
+    /// Too many flows of this client are being opened, all of them begun just now.
     TooManyHeldByClient,
 }
 
@@ -36,9 +37,9 @@ pub enum Refusal {
 pub struct Limits {
     /// Slots, at most [`MAX_FLOWS`].
     pub flows: u16,
-    /// Flows that are being opened, held ones and opening ones, in all.
+    /// The most flows that may be being opened (held or opening), in all.
     pub held: u16,
-    /// The same of one client.
+    /// The same for one client.
     pub held_per_client: u16,
 }
 
@@ -70,7 +71,7 @@ pub struct Limits {
 pub struct FlowTable {
     flows: Vec<Flow>,
     limits: Limits,
-    /// A list for each state, those that entered it first in front, and the hash of tuples.
+    /// A list for each state, in the order in which flows entered it, and the hash of tuples.
     slots: Slots,
     key: Key,
     nat: NatSources,
@@ -112,12 +113,12 @@ impl FlowTable {
     }
 
     /// A flow. Slots come from this table only, so there is always one.
-    #[inline] // into each packet's way
+    #[inline] // on every packet's path
     pub fn get(&self, slot: Slot) -> &Flow {
         &self.flows[slot.index()]
     }
 
-    /// From now on that many flows may be held, in all and of one client.
+    /// Changes how many flows may be held, in all and for one client.
     pub const fn limit_held(&mut self, held: u16, held_per_client: u16) {
         self.limits.held = held;
         self.limits.held_per_client = held_per_client;
@@ -153,8 +154,8 @@ impl FlowTable {
         self.clients.opened(self.clients.find(ClientKey::of(client)))
     }
 
-    /// A new flow for the SYN of a client, held. A flow of the same tuple makes way: it lives on if it is
-    /// live, but no packet finds it any more. Another flow may have yielded: [`FlowTable::take_yielded`] tells.
+    /// Opens a flow for a client's SYN; it is held. A flow with the same tuple makes way: if it is live it lives on,
+    /// but packets no longer find it. Another flow may have yielded, see [`FlowTable::take_yielded`].
     ///
     /// `change` works out what the translation to the NAT source will change in checksums.
     ///
@@ -195,7 +196,7 @@ impl FlowTable {
         let hash = self.hash_of(&tuple);
         if let Some(old) = self.find_hashed(&tuple, hash) {
             self.unhash(old);
-            // No packet will find it any more, and so none can end it.
+            // No packet will find it any more, so none can end it.
             if self.get(old).state == State::Closing {
                 self.enter(old, State::Closed, now);
             }
@@ -227,14 +228,14 @@ impl FlowTable {
         Ok(slot)
     }
 
-    /// The flow that has yielded to the last new one: drop what is kept for it. To be called at once: the new flow may
-    /// have its slot.
+    /// The flow that has yielded to the last new one: the caller drops what it keeps for it. Must be called at once,
+    /// since the new flow may have its slot.
     pub const fn take_yielded(&mut self) -> Option<Slot> {
         self.yielded.take()
     }
 
-    /// The client repeats the SYN of a held flow. True if it is a new attempt (another sequence number),
-    /// which takes the old one's place.
+    /// Notes that the client repeats the SYN of a held flow. True if it is a new attempt (with another sequence
+    /// number), which replaces the old one.
     pub fn repeat(&mut self, slot: Slot, isn: u32, now: Instant) -> bool {
         let flow = &mut self.flows[slot.index()];
         flow.last_syn = now.stamp();
@@ -253,7 +254,7 @@ impl FlowTable {
         }
     }
 
-    /// The kernel has accepted the flow's connection. False if the flow does not wait for that.
+    /// Notes that the kernel has accepted the flow's connection. False if the flow does not wait for that.
     pub fn accept(&mut self, slot: Slot, now: Instant) -> bool {
         let opening = self.get(slot).state == State::Opening;
         if opening {
@@ -262,7 +263,7 @@ impl FlowTable {
         opening
     }
 
-    /// The flow's relay has ended, or nobody will accept it any more.
+    /// Notes that the flow's relay has ended, or that nobody will accept it any more.
     pub fn close(&mut self, slot: Slot, now: Instant) {
         let flow = self.get(slot);
         match (flow.state, flow.finished) {
@@ -279,8 +280,7 @@ impl FlowTable {
         }
     }
 
-    /// No more packets of the flow are expected, and none was translated: its slot is free at once, and the next
-    /// to be used.
+    /// Frees the slot of a flow of which no packet was translated and no more are expected. It is the next to be used.
     pub fn vacate(&mut self, slot: Slot, now: Instant) {
         if self.get(slot).state == State::Opening {
             self.unhash(slot);
@@ -290,7 +290,7 @@ impl FlowTable {
         }
     }
 
-    /// Forgets a held flow at once: its next SYN is a new flow.
+    /// Forgets a held flow at once: its next SYN opens a new one.
     pub fn remove(&mut self, slot: Slot, now: Instant) {
         if self.get(slot).state == State::Held {
             self.unhash(slot);
@@ -307,7 +307,7 @@ impl FlowTable {
     }
 
     /// Notes a translated packet of the flow.
-    #[inline] // into each packet's way
+    #[inline] // on every packet's path
     pub fn note(&mut self, slot: Slot, side: Side, segment: &Segment, now: Instant) {
         let flow = &mut self.flows[slot.index()];
         if !flow.note(side, segment) {
@@ -323,7 +323,7 @@ impl FlowTable {
         }
     }
 
-    /// The kernel has no connection any more for the flow.
+    /// Notes that the kernel no longer has a connection for the flow.
     pub fn finish(&mut self, slot: Slot, now: Instant) {
         let flow = &mut self.flows[slot.index()];
         flow.finished = FIN_BOTH;
@@ -332,9 +332,9 @@ impl FlowTable {
         }
     }
 
-    /// Takes one flow that has waited too long out of its state: a held flow whose client has given up
-    /// is forgotten, an opening or closing one is closed. Returns what it was; call until None, every few
-    /// seconds at least.
+    /// Ends the state of one flow that has waited too long: a held flow whose client has given up is forgotten, an
+    /// opening or closing one is closed. Returns the flow and that state. To be called until `None`, at least every few
+    /// seconds.
     pub fn expire(&mut self, now: Instant) -> Option<(Slot, State)> {
         while let Some(slot) = self.first(State::Closed)
             && self.get(slot).since.age(now) >= LINGER
@@ -350,7 +350,7 @@ impl FlowTable {
                 return Some((slot, state));
             }
         }
-        // Held flows are few, and their patience differs, so they are looked through.
+        // Held flows are few and wait for different times, so all of them are checked.
         let mut at = self.first(State::Held);
         while let Some(slot) = at {
             if self.get(slot).is_given_up(now) {
@@ -362,9 +362,9 @@ impl FlowTable {
         None
     }
 
-    /// The slot to use next, and which of its NAT sources: one that has been vacated, else the one that has been free the
-    /// longest, else one never used (memory is touched only when the rate of new flows asks for it), else the one that
-    /// has been closed the longest.
+    /// The slot to use next and which of its NAT sources: one that has been vacated, else the one that has been free
+    /// the longest, else one never used (so that memory is touched only if the rate of new flows demands it), else the
+    /// one that has been closed the longest.
     fn vacant(&self, now: Instant) -> Option<(Slot, Turn)> {
         if let Some(slot) = self.first(State::Free) {
             let Flow { is_unseen, turn, .. } = *self.get(slot);
@@ -395,8 +395,8 @@ impl FlowTable {
         oldest.filter(|slot| !is_safe(*slot)).map(Some).ok_or(refusal)
     }
 
-    /// The flow that yields to one that `client` is about to open in a full table: the one that has been silent the
-    /// longest, more or less.
+    /// The flow that yields to one that `client` is about to open in a full table: roughly the one that has been silent
+    /// the longest.
     fn yielding_any(&mut self, client: Option<Client>, now: Instant) -> Option<Slot> {
         let most = self.clients.most();
         let from = donor(client, self.clients.all(client), most, self.clients.all(most))?;
@@ -428,7 +428,7 @@ impl FlowTable {
         self.slots.move_to_back(slot.0, state as u16);
     }
 
-    /// Lets no packet find a flow any more.
+    /// Makes a flow impossible to find for packets.
     fn unhash(&mut self, slot: Slot) {
         let flow = &mut self.flows[slot.index()];
         if core::mem::take(&mut flow.hashed) {
@@ -455,8 +455,8 @@ impl FlowTable {
     }
 }
 
-/// Who gives way to a client that has so many, if `most` has the most: that one, unless it would then have fewer, and
-/// otherwise the client itself.
+/// The client that gives a flow up for a client that has `has`, when `most` has the most: that one, unless it would
+/// then have fewer; otherwise the client itself.
 fn donor(client: Option<Client>, has: u16, most: Option<Client>, has_most: u16) -> Option<Client> {
     if has_most > has + 1 { most } else { client }
 }

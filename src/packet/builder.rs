@@ -13,7 +13,7 @@ use crate::packet::{UDP_CHECKSUM, UDP_HEADER};
 pub const MAX_LEN: usize = 1280;
 /// The longest payload of a UDP datagram that fits [`MAX_LEN`].
 pub const MAX_DATAGRAM: usize = MAX_LEN - IPV6_HEADER - UDP_HEADER;
-/// TTL or hop limit of all packets made here. It must be real: these packets are forwarded.
+/// TTL or hop limit of all packets made here. Not a token value, since these packets are forwarded.
 pub(super) const HOP_LIMIT: u8 = 64;
 
 /// Writes a TCP segment without options or payload into `out` and returns the packet's length.
@@ -32,7 +32,7 @@ pub fn segment(
 /// A TCP header without its options (RFC 9293 section 3.1).
 #[derive(Clone, Copy, Debug)]
 pub struct Tcp {
-    /// From where to where.
+    /// Source and destination.
     pub tuple: Tuple,
     /// The sequence number.
     pub sequence: u32,
@@ -83,7 +83,7 @@ pub fn datagram(tuple: &Tuple, payload: &[u8], out: &mut [u8; MAX_LEN]) -> usize
     out[at + UDP_HEADER..at + length].copy_from_slice(payload);
     let pseudo = checksum::pseudo_header(&out[addresses(family)], 17, length);
     let end = set_checksum(out, at, UDP_CHECKSUM, at + length, pseudo);
-    // Zero would say that there is none; the sum is the same.
+    // Zero would mean no checksum; 0xffff is the same sum.
     if out[at + 6..at + 8] == [0, 0] {
         out[at + 6..at + 8].fill(0xff);
     }

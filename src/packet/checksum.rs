@@ -1,11 +1,11 @@
 //! Internet checksums: incremental updates (RFC 1624) and, for the packets we make, full sums (RFC 1071).
 //!
-//! A translated packet never has its payload summed. What a translation changes in the one's complement
-//! sum of a packet is the same for each packet of a flow, so it is worked out once, kept as a [`Delta`],
-//! and costs one addition a packet.
+//! The payload of a translated packet is never summed. What a translation changes in the one's complement sum of a
+//! packet is the same for each packet of a flow, so it is computed once, kept as a [`Delta`], and costs one addition
+//! per packet.
 
-/// What a replacement of some 16-bit words changes in a one's complement sum: the folded sum of
-/// `~old + new` over the words. Deltas of separate replacements add up.
+/// What the replacement of 16-bit words changes in a one's complement sum: the folded sum of `~old + new` over the
+/// words. Deltas of separate replacements add up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Delta(u16);
 
@@ -21,7 +21,7 @@ impl Delta {
         self + Self(!old) + Self(new)
     }
 
-    /// The delta that takes this one back.
+    /// The delta that undoes this one.
     pub const fn reversed(self) -> Self {
         Self(!self.0)
     }

@@ -1,4 +1,4 @@
-//! UDP datagrams (RFC 768): the one thing that we answer ourselves is a query for a name.
+//! UDP datagrams (RFC 768), of which the daemon answers only DNS queries.
 
 use crate::net::Family;
 use crate::packet::builder::addresses;
@@ -9,9 +9,9 @@ use crate::packet::{UDP_CHECKSUM, UDP_HEADER};
 /// A datagram in a packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram<'a> {
-    /// From whom to whom.
+    /// Source and destination.
     pub tuple: Tuple,
-    /// What it carries.
+    /// Its payload.
     pub payload: &'a [u8],
 }
 
@@ -20,14 +20,14 @@ impl<'a> Datagram<'a> {
     pub fn of(packet: &'a Packet) -> Option<Self> {
         (packet.transport() == Transport::Udp).then(|| {
             let bytes = &packet.bytes()[packet.transport_at()..];
-            let length = u16::from_be_bytes([bytes[4], bytes[5]]) as usize; // fits, says the packet
+            let length = u16::from_be_bytes([bytes[4], bytes[5]]) as usize; // fits, as the packet has checked
             Datagram { tuple: packet.tuple(), payload: &bytes[UDP_HEADER..length] }
         })
     }
 }
 
-/// Whether what a UDP packet says is what was sent. What an IPv4 packet says without a checksum counts; IPv6 has to
-/// have one (RFC 8200 section 8.1).
+/// Whether a UDP packet's checksum is right. An IPv4 packet may have none; an IPv6 packet must have one (RFC 8200
+/// section 8.1).
 pub fn is_intact(packet: &Packet, state: ChecksumState) -> bool {
     let bytes = packet.bytes();
     let datagram = &bytes[packet.transport_at()..];

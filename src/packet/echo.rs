@@ -15,11 +15,10 @@ impl Packet<'_> {
         self.transport == Transport::Icmp && self.icmp_type().0 == self.echo_types().0
     }
 
-    /// Makes an echo request the reply to it: all of it goes back with another type. A checksum that was wrong
-    /// stays wrong.
+    /// Turns an echo request into its reply, which differs only in the type. A wrong checksum stays wrong.
     pub fn answer_echo(&mut self) {
         let (source, destination) = (self.source(), self.destination());
-        self.set_addresses(destination, source); // which leaves all sums as they are
+        self.set_addresses(destination, source); // swapping addresses changes no sum
         let at = self.transport_at;
         let before = be16(self.bytes, at);
         self.bytes[at] = self.echo_types().1;

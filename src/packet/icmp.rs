@@ -27,7 +27,8 @@ impl Packet<'_> {
         }
     }
 
-    /// Whether this is an ICMP redirect (RFC 792, RFC 4861 section 4.5): about the link it came over.
+    /// Whether this is an ICMP redirect (RFC 792, RFC 4861 section 4.5), which concerns only the link that it came
+    /// over.
     pub fn is_redirect(&self) -> bool {
         let redirect = match self.family {
             Family::V4 => 5,
@@ -52,7 +53,7 @@ impl Packet<'_> {
             return;
         };
         let change = Change::between(&quote.tuple(), quoted);
-        // Only headers change, so only they are summed: all of them end by this offset.
+        // Only headers change, so only they are summed; all of them end at or before this offset.
         let end = (quote.transport_at + TCP_HEADER).min(quote.bytes.len());
         let before = checksum::sum(0, &quote.bytes[..end]);
         quote.translate(quoted, change, ChecksumState::Complete);
@@ -75,7 +76,7 @@ impl Packet<'_> {
         }
     }
 
-    /// The start of a packet that this ICMP error quotes, from its IP header on.
+    /// The quoted beginning of a packet in this ICMP error, from its IP header on.
     fn quote(&mut self) -> Option<Packet<'_>> {
         if self.transport != Transport::Icmp {
             return None;
@@ -90,7 +91,7 @@ impl Packet<'_> {
         }
         let transport_at = payload.payload.as_ptr() as usize - bytes.as_ptr() as usize;
         Some(Packet {
-            // What follows is not of the quote, but an extension of the ICMP message (RFC 4884).
+            // What follows does not belong to the quote, but is an extension of the ICMP message (RFC 4884).
             bytes: &mut bytes[..transport_at + length],
             family,
             transport_at,

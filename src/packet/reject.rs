@@ -1,4 +1,4 @@
-//! Rejections: the honest answers to a packet whose connection did not come about.
+//! Rejections: the honest answers to the packet of a connection that has failed.
 
 use core::net::Ipv6Addr;
 
@@ -12,7 +12,7 @@ const MAX_ICMPV4: usize = 576;
 /// How a packet is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reject {
-    /// A RST, as if nobody listened (RFC 9293 section 3.10.7.1).
+    /// A RST, as if nobody were listening (RFC 9293 section 3.10.7.1).
     Reset,
     /// ICMP: network unreachable.
     Network,
@@ -58,7 +58,7 @@ impl Reject {
 }
 
 fn reset(packet: &Packet, out: &mut [u8; MAX_LEN]) -> usize {
-    // RFC 9293 section 3.10.7.1: the acknowledged number if there is one, else acknowledge what came.
+    // RFC 9293 section 3.10.7.1: use the acknowledged number if there is one, else acknowledge what came.
     let (sequence, acknowledgement, flags) = match packet.flags() & ACK {
         0 => (0, packet.sequence().wrapping_add(packet.sequence_length()), RST | ACK),
         _ => (packet.acknowledgement(), 0, RST),

@@ -1,4 +1,4 @@
-//! Source and destination of a connection, and what putting others in their place changes.
+//! Source and destination of a connection, and how replacing them changes checksums.
 
 use core::net::Ipv6Addr;
 
@@ -31,7 +31,7 @@ impl Tuple {
     }
 
     /// The family of both addresses.
-    #[inline] // into each packet's way
+    #[inline] // on every packet's path
     pub const fn family(&self) -> Family {
         match self.source.to_ipv4_mapped() {
             Some(_) => Family::V4,
@@ -60,7 +60,7 @@ impl Change {
         }
     }
 
-    /// The change in the other direction of the flow: sums do not care for the order of their words.
+    /// The change in the other direction of the flow, since a sum does not depend on the order of its words.
     pub const fn reversed(self) -> Self {
         Self { addresses: self.addresses.reversed(), ports: self.ports.reversed() }
     }

@@ -1,4 +1,4 @@
-//! The header that stands before each packet on a TUN with `IFF_VNET_HDR`.
+//! The header before each packet on a TUN with `IFF_VNET_HDR`.
 
 use crate::packet::UDP_CHECKSUM;
 use crate::packet::{ChecksumState, Packet, TCP_CHECKSUM, Transport};
@@ -14,8 +14,8 @@ const NEEDS_CSUM: u8 = 1;
 /// 0 flags  1 gso_type  2 hdr_len  4 gso_size  6 csum_start  8 csum_offset
 /// ```
 ///
-/// A translation changes none of it: what was read is handed back with the packet, and the kernel goes on
-/// with a super-packet as if it had never left.
+/// A translation does not change it: it is written back with the packet, and the kernel treats a super-packet as if it
+/// had never left.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Header {
     flags: u8,
@@ -24,7 +24,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// A header that leaves nothing to the device: for packets that are whole.
+    /// A header that leaves nothing to the device: for complete packets.
     pub const PLAIN: [u8; LEN] = [0; LEN];
 
     /// Reads the header.

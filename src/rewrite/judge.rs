@@ -1,4 +1,4 @@
-//! What becomes of a packet: by what it carries, whose it is and where its flow is in its life.
+//! The decision about a packet, by its protocol, its flow and the state of that flow.
 
 use core::net::Ipv6Addr;
 
@@ -51,8 +51,8 @@ impl Rewriter {
                 Ok(Verdict::Forward)
             }
             _ if !self.errors.take(now) => Err(DropReason::RateLimited),
-            // The one error that each system tells a socket that has sent a datagram, and so a browser its QUIC's
-            // end: Linux would tell of any, Windows of none but this.
+            // The only error that every system reports to a socket that has sent a datagram, so that a browser gives up
+            // QUIC: Linux would report any, Windows only this one.
             Transport::Udp => Ok(Verdict::Reject(Reject::Port)),
             _ => Ok(Verdict::Reject(Reject::Prohibited)),
         }
@@ -84,12 +84,12 @@ impl Rewriter {
                     return Ok(Verdict::Abandoned(slot));
                 }
                 State::Held => return Err(DropReason::Unexpected),
-                // The client uses its port again: a new flow, with a NAT source of its own.
+                // The client reuses its port: a new flow, with a NAT source of its own.
                 State::Closed if is_syn && sequence != flow.isn() => {}
-                // The same of a flow whose connection has ended, though the relay has yet to learn it, or still has
-                // bytes for the server: the next connection must not be accepted in its name. Of one that has not, only
-                // the kernel knows: its answer makes a client that has forgotten the connection reset it (RFC 5961
-                // section 4).
+                // The same for a flow whose connection has ended although the relay has not noticed it yet, or still
+                // has bytes for the server: the next connection must not be accepted in its name. If the connection has
+                // not ended, the SYN goes to the kernel, whose answer makes a client that has forgotten the connection
+                // reset it (RFC 5961 section 4).
                 State::Opening | State::Live | State::Closing
                     if is_syn && sequence != flow.isn() && flow.is_finished() => {}
                 was if flow.is_translated(now) => {
@@ -145,7 +145,8 @@ impl Rewriter {
         };
         let flow = self.flows.get(slot);
         if flags & SYN != 0 && segment.acknowledgement != flow.isn().wrapping_add(1) {
-            // It answers a later SYN: its connection has ended without a word. The client's next one is a new flow.
+            // The RST answers a later SYN, so the kernel's connection has ended silently. The client's next SYN is a
+            // new flow.
             self.flows.finish(slot, now);
             return unknown(tuple.destination, flags);
         }
@@ -161,13 +162,13 @@ impl Rewriter {
     fn icmp_error(&mut self, mut packet: Packet, own: Ipv6Addr, now: Instant) -> Result<Verdict, DropReason> {
         let destination = packet.destination();
         let quoted = packet.quoted_tuple().ok_or(DropReason::NotTcp)?;
-        // An error goes to who sent the packet it is about.
+        // An error goes to the sender of the packet that it is about.
         if quoted.source != destination {
             return Err(DropReason::Unknown);
         }
         let to_listener = quoted.destination == own && quoted.destination_port == self.settings.listen_port;
         if to_listener && let Some(slot) = self.find_nat(quoted.source, quoted.source_port, now) {
-            // From the listener's side, for the client. It comes from the server for all the client knows.
+            // From the listener's side, for the client, to whom it appears to come from the server.
             let tuple = self.flows.get(slot).tuple;
             packet.translate_icmp_error(&tuple, tuple.destination, tuple.source);
             return Ok(Verdict::Forward);
@@ -177,7 +178,7 @@ impl Rewriter {
         if !flow.is_translated(now) {
             return Err(DropReason::Unknown);
         }
-        // From the client's side, for the listener. The NAT source stands for all that is on that side.
+        // From the client's side, for the listener. The NAT source stands for everything on that side.
         let new = self.translated(flow.nat, packet.family()).ok_or(DropReason::Ipv6Off)?;
         packet.translate_icmp_error(&new.reversed(), new.source, new.destination);
         Ok(Verdict::Forward)
@@ -214,7 +215,7 @@ fn translated(settings: &Settings, nat: NatSource, family: Family) -> Option<Tup
     })
 }
 
-/// A segment of no flow gets a RST, or its sender would go on sending it; a RST never does.
+/// A segment without a flow gets a RST, or its sender would keep repeating it; a RST gets no answer.
 fn unknown(destination: Ipv6Addr, flags: u8) -> Result<Verdict, DropReason> {
     match flags & RST == 0 && packet::is_unicast(destination) {
         true => Ok(Verdict::Reject(Reject::Reset)),

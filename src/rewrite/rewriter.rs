@@ -1,4 +1,4 @@
-//! The rewriter itself: what it knows, and what the daemon asks and tells it of flows.
+//! The rewriter itself: its state, and what the daemon asks and tells it about flows.
 
 use core::net::Ipv6Addr;
 
@@ -54,7 +54,7 @@ pub struct Rewriter {
     pub(super) flows: FlowTable,
     pub(super) settings: Settings,
     counters: Counters,
-    /// How often an ICMP error may still be sent.
+    /// The rate limit of ICMP errors.
     pub(super) errors: TokenBucket,
     pub(super) draining: bool,
 }
@@ -83,17 +83,17 @@ impl Rewriter {
         &self.settings
     }
 
-    /// From now on that many flows may be held, in all and of one client.
+    /// Changes how many flows may be held, in all and for one client.
     pub const fn limit_held(&mut self, held: u16, held_per_client: u16) {
         self.flows.limit_held(held, held_per_client);
     }
 
-    /// From now on new flows are not taken.
+    /// From now on, refuses new flows.
     pub const fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// Whether new flows are not taken any more.
+    /// Whether new flows are refused.
     pub const fn is_draining(&self) -> bool {
         self.draining
     }
@@ -108,12 +108,12 @@ impl Rewriter {
         self.flows.count(state)
     }
 
-    /// As [`FlowTable::held_to`].
+    /// See [`FlowTable::held_to`].
     pub fn held_to(&self, tuple: &Tuple) -> (u16, u16) {
         self.flows.held_to(tuple)
     }
 
-    /// How many flows a client opens.
+    /// How many flows of a client are being opened.
     pub fn opened(&self, client: Ipv6Addr) -> u16 {
         self.flows.opened(client)
     }
@@ -123,7 +123,7 @@ impl Rewriter {
         self.flows.get(slot)
     }
 
-    /// Where errors about a packet of the family come from.
+    /// The source of ICMP errors about packets of a family.
     pub fn error_source(&self, family: Family) -> Ipv6Addr {
         match self.settings.ipv6 {
             Some(ipv6) if family == Family::V6 => ipv6.error_source(),
@@ -146,26 +146,27 @@ impl Rewriter {
         self.flows.refuse(slot, reject, now);
     }
 
-    /// The flow that has yielded to the new one of the last verdict: let go of what was kept for it, before anything is
-    /// kept for the new one, which may have its slot.
+    /// The flow that has yielded to the new one of the last verdict. The caller must drop what it keeps for that flow
+    /// before it keeps anything for the new one, which may have the same slot.
     pub const fn take_yielded(&mut self) -> Option<Slot> {
         self.flows.take_yielded()
     }
 
-    /// The flow of a connection that the listener has accepted from `address` and `port`, if it waits for
-    /// that; it is live then.
+    /// The flow of a connection that the listener has accepted from `address` and `port`, if it was waiting for that;
+    /// it becomes live.
     pub fn accept(&mut self, address: Ipv6Addr, port: u16, now: Instant) -> Option<Slot> {
         let slot = self.flows.find_nat(port)?;
         let is_it = self.nat_source(self.flows.get(slot))? == address && self.flows.accept(slot, now);
         is_it.then_some(slot)
     }
 
-    /// The flow's relay has ended, or nobody will accept its connection any more.
+    /// Notes that the flow's relay has ended, or that nobody will accept its connection any more.
     pub fn close(&mut self, slot: Slot, now: Instant) {
         self.flows.close(slot, now);
     }
 
-    /// The flow's connection is the kernel's: no packet of it has been translated, and no more are expected.
+    /// Notes that the kernel carries the flow's connection: no packet of it has been translated, and no more are
+    /// expected.
     pub fn vacate(&mut self, slot: Slot, now: Instant) {
         self.flows.vacate(slot, now);
     }
@@ -177,25 +178,26 @@ impl Rewriter {
         Some(slot)
     }
 
-    /// Ends one flow that has waited too long and returns the state it was in; call until None, every few seconds.
+    /// Ends one flow that has waited too long, and returns the state it was in. To be called until `None`, every few
+    /// seconds.
     pub fn expire(&mut self, now: Instant) -> Option<(Slot, State)> {
         self.flows.expire(now)
     }
 
-    /// Decides about the packet `bytes`, which came behind `header`, and changes it in place.
+    /// Decides about the packet `bytes`, which came after `header`, and changes it in place.
     pub fn handle(&mut self, header: vnet::Header, bytes: &mut [u8], now: Instant) -> Verdict {
         self.counters.packets += 1;
         self.counters.bytes += bytes.len() as u64;
         self.handle_again(header, bytes, now)
     }
 
-    /// The same of a packet that was held meanwhile, and is counted already.
+    /// The same for a packet that was held and has already been counted.
     pub fn handle_again(&mut self, header: vnet::Header, bytes: &mut [u8], now: Instant) -> Verdict {
         let verdict = self.judge(header, bytes, now).unwrap_or_else(Verdict::Drop);
         match verdict {
             Verdict::Forward | Verdict::ForwardAbandoned(_) => self.counters.forwarded += 1,
             Verdict::Hold { dial: true, .. } => self.counters.flows += 1,
-            // Of the two SYNs it is the earlier one that is dropped.
+            // The earlier of the two SYNs is dropped.
             Verdict::Hold { dial: false, .. } => self.counters.dropped[DropReason::Repeated as usize] += 1,
             Verdict::Dns => self.counters.queries += 1,
             Verdict::Reject(_) => self.counters.rejected += 1,
@@ -205,7 +207,7 @@ impl Rewriter {
         verdict
     }
 
-    #[inline] // into each packet's way
+    #[inline] // on every packet's path
     pub(super) fn nat_source(&self, flow: &Flow) -> Option<Ipv6Addr> {
         let subnet = self.subnet(flow.tuple.family())?;
         Some(subnet.nat_source(flow.nat.host))

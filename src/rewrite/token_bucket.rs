@@ -2,21 +2,21 @@
 
 use crate::time::Instant;
 
-/// How many errors may be sent now.
+/// Limits how many errors are sent.
 #[derive(Default)]
 pub(super) struct TokenBucket {
-    /// How many errors of the burst have been used, in ms of refilling.
+    /// How much of the burst has been used, in ms of refilling.
     used: u32,
     last: Instant,
 }
 
 impl TokenBucket {
-    /// One token more each millisecond...
+    /// One more error each millisecond...
     const REFILL: u32 = 1;
     /// ...up to this many.
     const BURST: u32 = 100;
 
-    /// Whether one more may be sent, which counts as sent then.
+    /// Whether one more error may be sent; if so, counts it.
     pub(super) fn take(&mut self, now: Instant) -> bool {
         self.used = self.used.saturating_sub(now.since(self.last) / Self::REFILL);
         self.last = now;

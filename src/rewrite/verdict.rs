@@ -1,4 +1,4 @@
-//! What the rewriter says of a packet, and how often it has.
+//! The rewriter's verdicts about packets, and their counters.
 
 use core::fmt;
 
@@ -9,10 +9,10 @@ use crate::packet::reject::Reject;
 /// What to do with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Write it back as it is now, behind the header it came with.
+    /// Write it back as it is now, after the header it came with.
     Forward,
-    /// Write it back, and let go of what was kept for the flow: the client has taken its connection back
-    /// before it was accepted.
+    /// Write it back, and drop what was kept for the flow: the client has given its connection up before it was
+    /// accepted.
     ForwardAbandoned(Slot),
     /// Keep it: it is the SYN of the held flow. With `dial`, ask the proxy; otherwise it only replaces an
     /// earlier one.
@@ -22,9 +22,9 @@ pub enum Verdict {
         /// Whether the flow is new.
         dial: bool,
     },
-    /// Drop it, and let go of what was kept for the held flow: the client has taken its SYN back.
+    /// Drop it, and drop what was kept for the held flow: the client has given up.
     Abandoned(Slot),
-    /// It is a UDP datagram to a resolver: answer what it asks in that one's place.
+    /// It is a UDP datagram to a resolver: answer its query in the resolver's place.
     Dns,
     /// Drop it and write back the answer that [`Reject::build`] makes of it.
     Reject(Reject),
@@ -48,7 +48,7 @@ impl fmt::Display for Verdict {
 /// Why a packet was dropped. Each reason is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropReason {
-    /// Cut off, or its headers contradict each other, or its virtio header contradicts it.
+    /// It is cut off, its headers contradict each other, or its virtio header contradicts it.
     Malformed,
     /// A fragment.
     Fragment,
@@ -58,23 +58,23 @@ pub enum DropReason {
     Address,
     /// IPv6, which is off.
     Ipv6Off,
-    /// A held SYN that has come again, maybe as another: the last one is kept.
+    /// A repetition of a held SYN, perhaps with changes: the last one is kept.
     Repeated,
-    /// A packet of a held flow that is no SYN.
+    /// A packet of a held flow that is not a SYN.
     Unexpected,
-    /// Of no flow.
+    /// A packet without a flow.
     Unknown,
-    /// Not TCP, and no error can be sent about it.
+    /// Not TCP, and no error may be sent about it.
     NotTcp,
-    /// More errors than may be sent.
+    /// No error is sent about it, because there were too many.
     RateLimited,
-    /// SYN: no slot is free, see [`Refusal::TableFull`].
+    /// A SYN: no slot is free, see [`Refusal::TableFull`].
     TableFull,
-    /// SYN: too many are being opened, see [`Refusal::TooManyHeld`].
+    /// A SYN: too many flows are being opened, see [`Refusal::TooManyHeld`].
     TooManyDials,
-    /// SYN: too many of this client are being opened, see [`Refusal::TooManyHeldByClient`].
+    /// A SYN: too many flows of this client are being opened, see [`Refusal::TooManyHeldByClient`].
     TooManyDialsOfClient,
-    /// SYN: the daemon is about to end.
+    /// A SYN: the daemon is about to end.
     Draining,
 }
 
@@ -122,7 +122,7 @@ impl From<Refusal> for DropReason {
     }
 }
 
-/// What has happened so far.
+/// Counts of what has happened so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counters {
     /// Packets handled.
@@ -133,7 +133,7 @@ pub struct Counters {
     pub forwarded: u64,
     /// Flows opened.
     pub flows: u64,
-    /// Queries to resolvers that were answered in their place.
+    /// Queries answered in a resolver's place.
     pub queries: u64,
     /// Packets rejected.
     pub rejected: u64,
