@@ -1,11 +1,10 @@
 //! The forward path: a client's connection *is* the connection to the proxy.
 //!
 //! # Theory of operation
-//! Honest connect holds the client's SYN until the proxy has answered, so both initial sequence numbers are still
-//! ours to choose. [`Handshake`] speaks CONNECT with the proxy in the client's name, packet by packet, with
-//! numbers that end where the client's connection begins; after that the kernel's conntrack and NAT carry
-//! the connection, with no sequence number to translate (TCP splicing as in Maltz and Bhagwat, 1998,
-//! with an offset of zero).
+//! Honest connect holds the client's SYN until the proxy has answered, so both initial sequence numbers can still be
+//! chosen. [`Handshake`] speaks CONNECT with the proxy in the client's name, packet by packet, with numbers that end
+//! where the client's connection begins; after that the kernel's conntrack and NAT carry the connection, with no
+//! sequence number to translate (TCP splicing as in Maltz and Bhagwat, 1998, with an offset of zero).
 //!
 //! ```text
 //! client c:p                    gateway                                          proxy
@@ -19,12 +18,12 @@
 //!   ACK ─────────── releases it: one conntrack entry, sequence offset zero ──────────►
 //! ```
 //!
-//! It is no TCP stack, and must not become one: one request, one reply, in order. What is out of order is
-//! dropped and comes again; what the client repeats drives what it can. Only both SYNs and the request are
+//! This is not a TCP stack, and must not become one: one request, one reply, in order. What is out of order is dropped,
+//! and the sender repeats it; a client's repetitions trigger ours where possible. Only the two SYNs and the request are
 //! retransmitted by timers.
 //!
-//! Both ends see each other's MSS, window scale, SACK and timestamps. MPTCP and Fast Open are taken out, data in the
-//! SYN is not acknowledged: the client sends it again. Windows behind the SYN are scaled (RFC 7323 section 2.2).
+//! Both ends see each other's MSS, window scale, SACK and timestamps. MPTCP and Fast Open are removed. Data in the SYN
+//! is not acknowledged, so the client sends it again. Windows after the SYN are scaled (RFC 7323 section 2.2).
 
 mod handshake;
 mod handshakes;

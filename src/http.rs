@@ -1,4 +1,4 @@
-//! HTTP as it is spoken to a proxy.
+//! HTTP between the daemon and a proxy.
 
 pub mod auth;
 pub mod connect;

@@ -7,7 +7,7 @@ use core::fmt::{self, Write};
 #[derive(Default)]
 pub struct Json {
     text: String,
-    /// What comes next needs a comma before it.
+    /// Whether the next value needs a comma before it.
     is_behind_value: bool,
 }
 
@@ -67,7 +67,7 @@ impl Json {
     }
 }
 
-/// An object that says what has gone wrong, with a line feed at its end.
+/// An object that reports an error, with a line feed at its end.
 pub fn error(message: &str) -> String {
     let mut json = Json::default();
     json.open('{');
@@ -76,8 +76,8 @@ pub fn error(message: &str) -> String {
     json.finish()
 }
 
-/// The value at `path`, the keys of objects within objects, as it is written. `None` if there is none, or no JSON.
-/// Keys are compared as they are written: without escapes.
+/// The value at `path` (the keys of nested objects) as it is written. `None` if there is none, or the text is not JSON.
+/// Keys are compared as they are written, so they must not contain escapes.
 pub fn find<'a>(json: &'a str, path: &[&str]) -> Option<&'a str> {
     let (key, path) = path.split_first()?;
     let mut rest = json.trim_ascii_start().strip_prefix('{')?;
@@ -91,7 +91,7 @@ pub fn find<'a>(json: &'a str, path: &[&str]) -> Option<&'a str> {
     }
 }
 
-/// The first value, and what stands behind it and the white space that follows. Checks no more than where it ends.
+/// The first value, and the text after it and the following white space. Only checks where the value ends.
 fn split_value(json: &str) -> Option<(&str, &str)> {
     let json = json.trim_ascii_start();
     let (mut depth, mut is_string, mut is_escaped) = (0_usize, false, false);

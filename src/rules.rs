@@ -1,12 +1,14 @@
-//! Rules: what becomes of a connection, decided by where it goes and who it is from. The first that matches wins.
+//! Rules decide about a connection by where it goes and where it comes from. The first one that matches wins.
 //!
-//! A rule's destinations are domains and networks: one of either will do. It may name ports, clients and devices besides,
-//! and then wants one of each. A connection to a fake address has a name and no address, any other an address and no name.
+//! A rule's destinations are domains and networks: any one of them matches. A rule may also name ports, clients and
+//! devices; then one of each has to match as well. A connection to a fake address has a name but no address; any other
+//! has an address but no name.
 //!
 //! A name that is direct for everybody gets no fake address. Its real ones are [learnt](Rules::learn) from the answer:
-//! connections to them are direct, whatever rules say of addresses, as those to a name would be.
+//! connections to them are direct, like those to the name, whatever rules say about addresses.
 //!
-//! The same rules are the firewall's ([`nft`](crate::capture::nft)), so that the kernel lets go by itself what is direct.
+//! The firewall has the same rules ([`nft`](crate::capture::nft)), so that the kernel itself lets direct connections
+//! pass.
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -18,19 +20,19 @@ use core::net::IpAddr;
 use crate::dns::{Domains, NameRef};
 use crate::net::IpNet;
 
-/// The most rules that there can be.
+/// The most rules.
 pub const MAX_RULES: usize = 1024;
 
 /// The most domains and networks in all rules.
 pub const MAX_ENTRIES: usize = 200_000;
 
-/// The most addresses of direct names that are kept; the oldest makes room.
+/// The most addresses of direct names that are kept; the oldest makes room for a new one.
 const MAX_LEARNT: usize = 4096;
 
-/// What becomes of a connection.
+/// The decision about a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Action {
-    /// The proxy with this index in the configuration is asked, and no other.
+    /// Only the proxy with this index in the configuration is asked.
     Upstream(u8),
     /// It goes to its destination without a proxy.
     Direct,
@@ -39,26 +41,26 @@ pub enum Action {
     Reject,
 }
 
-/// A rule. An empty list: whatever it is.
+/// A rule. An empty list matches anything.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Rule {
     /// Names of destinations...
     pub domains: Domains,
     /// ...or their addresses.
     pub networks: Vec<IpNet>,
-    /// First and last of each range of ports.
+    /// Ranges of ports: first and last of each.
     pub ports: Vec<(u16, u16)>,
-    /// Who the connection is from...
+    /// The clients' addresses...
     pub clients: Vec<IpNet>,
-    /// ...or which machine: Ethernet addresses, as `02:00:00:00:00:0a`.
+    /// ...or their Ethernet addresses, as `02:00:00:00:00:0a`.
     pub macs: Vec<String>,
-    /// The devices that it comes in by.
+    /// The devices that the connection comes in by.
     pub devices: Vec<String>,
-    /// What becomes of it.
+    /// What happens with a connection that matches.
     pub action: Action,
 }
 
-/// What rules are asked about.
+/// A connection to decide about.
 #[derive(Clone, Copy)]
 pub struct Connection<'a> {
     /// The destination's name, if it is known...
@@ -67,16 +69,16 @@ pub struct Connection<'a> {
     pub address: IpAddr,
     /// The destination's port.
     pub port: u16,
-    /// Who it is from.
+    /// The client's address.
     pub client: IpAddr,
-    /// Where that is, as far as rules [ask](Rules::need_origin).
+    /// Where the client is; known only if rules [need it](Rules::need_origin).
     pub origin: &'a Origin,
 }
 
 /// Where a client is.
 #[derive(Default)]
 pub struct Origin {
-    /// Its Ethernet address, if it is a neighbour.
+    /// The client's Ethernet address, if it is a neighbour.
     pub mac: Option<String>,
     /// The device that it is behind.
     pub device: Option<String>,
@@ -86,14 +88,14 @@ pub struct Origin {
 #[derive(Default)]
 pub struct Rules {
     list: Vec<Rule>,
-    /// How many of them, the first, come from short forms.
+    /// How many of the first rules come from short forms.
     shorts: usize,
-    /// Addresses of direct names, the latest last, each with the name [reversed](NameRef::reversed).
+    /// Addresses of direct names, the newest last, each with its name [reversed](NameRef::reversed).
     learnt: RefCell<Vec<(IpAddr, Box<[u8]>)>>,
 }
 
 impl Rules {
-    /// Adds a rule behind the others; those from short forms come first.
+    /// Adds a rule after the others; those from short forms come first.
     pub fn push(&mut self, mut rule: Rule, is_short: bool) {
         rule.domains.seal();
         IpNet::widest(&mut rule.networks);
@@ -103,7 +105,7 @@ impl Rules {
         self.shorts += usize::from(is_short);
     }
 
-    /// What becomes of a connection; `None`: no rule says.
+    /// The decision about a connection; `None`: no rule matches.
     pub fn decide(&self, connection: Connection<'_>) -> Option<Action> {
         let Connection { name, address, port, client, origin } = connection;
         if name.is_none() && self.learnt.borrow().iter().any(|(learnt, _)| *learnt == address) {
@@ -128,8 +130,7 @@ impl Rules {
         Some(rule.action)
     }
 
-    /// Whether connections to a name go there directly, whoever they are from and to which port: then it needs its real
-    /// addresses.
+    /// Whether connections to a name are direct for all clients and ports, so that clients need its real addresses.
     pub fn is_direct(&self, name: NameRef<'_>) -> bool {
         self.is_direct_reversed(name.reversed(&mut [0; 255]))
     }
@@ -141,14 +142,14 @@ impl Rules {
             }
             let is_for_all = rule.is_for_all();
             if is_for_all || rule.action != Action::Direct {
-                // Without a domain it says nothing about names: those that nobody asked to be direct stay with us.
+                // A rule without domains says nothing about names: a name is direct only if a rule names it.
                 return rule.action == Action::Direct && is_for_all && !rule.domains.is_empty();
             }
         }
         false
     }
 
-    /// Takes an address of a name that [is direct](Self::is_direct).
+    /// Learns an address of a name that [is direct](Self::is_direct).
     pub fn learn(&self, name: NameRef<'_>, address: IpAddr) {
         let mut learnt = self.learnt.borrow_mut();
         learnt.retain(|(old, _)| *old != address);
@@ -158,29 +159,29 @@ impl Rules {
         learnt.push((address, name.reversed(&mut [0; 255]).into()));
     }
 
-    /// What has been learnt, of all families.
+    /// All addresses that have been learnt.
     pub fn learnt(&self) -> Vec<IpAddr> {
         self.learnt.borrow().iter().map(|(address, _)| *address).collect()
     }
 
-    /// Takes over what other rules have learnt of names that are direct by these, too.
+    /// Takes over the addresses that other rules have learnt, for names that are direct by these rules as well.
     pub fn inherit(&self, old: &Self) {
         let mut learnt = old.learnt.borrow().clone();
         learnt.retain(|(_, name)| self.is_direct_reversed(name));
         self.learnt.replace(learnt);
     }
 
-    /// Whether names can be direct.
+    /// Whether any name can be direct.
     pub fn have_direct_names(&self) -> bool {
         self.list.iter().any(|rule| rule.action == Action::Direct && !rule.domains.is_empty())
     }
 
-    /// Whether a decision needs to know where a client is.
+    /// Whether decisions depend on where a client is.
     pub fn need_origin(&self) -> bool {
         self.list.iter().any(|rule| !rule.macs.is_empty() || !rule.devices.is_empty())
     }
 
-    /// Those from short forms, which hold without the firewall, too.
+    /// The rules from short forms, which are also in force without the firewall.
     pub fn short_forms(&self) -> &[Rule] {
         self.list.get(..self.shorts).unwrap_or_default()
     }
@@ -192,7 +193,7 @@ impl Rules {
     }
 }
 
-/// What they say, not what has been learnt.
+/// Compares the rules, not what they have learnt.
 impl PartialEq for Rules {
     fn eq(&self, other: &Self) -> bool {
         self.list == other.list
@@ -200,12 +201,12 @@ impl PartialEq for Rules {
 }
 
 impl Rule {
-    /// Whether it names where connections go.
+    /// Whether it names destinations.
     pub const fn has_destinations(&self) -> bool {
         !self.domains.is_empty() || !self.networks.is_empty()
     }
 
-    /// Whether it names who they are from.
+    /// Whether it names clients.
     pub const fn has_clients(&self) -> bool {
         !self.clients.is_empty() || !self.macs.is_empty()
     }
@@ -215,7 +216,7 @@ impl Rule {
     }
 }
 
-/// Whether an address is in one of these networks, of which none contains another, in order.
+/// Whether an address is in one of these sorted networks, none of which contains another.
 fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
     let address = IpNet::host(address);
     let behind = networks.partition_point(|net| *net <= address);
@@ -223,7 +224,7 @@ fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
     last.is_some_and(|last| last.contains(address))
 }
 
-/// How many there are: they may be long.
+/// Only their number: they may be long.
 impl fmt::Debug for Rules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Rules({})", self.list.len())

@@ -1,4 +1,5 @@
-//! The upstream proxies: which one is asked next, how each is, and what it means for the client if none opens a tunnel.
+//! The upstream proxies: which one is asked next, the state of each, and what it means for the client if none opens a
+//! tunnel.
 
 pub mod choice;
 pub mod clients;
@@ -13,21 +14,21 @@ use crate::packet::reject::Reject;
 /// Why no tunnel was opened. The later variants say more about the target, and win when proxies failed differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {
-    /// There is no route to the proxy: no fault of its.
+    /// There is no route to the proxy, which is not its fault.
     UplinkDown,
     /// The proxy refuses connections, is said to be unreachable, or its name does not resolve.
     Unreachable,
     /// The proxy does not answer connects at all.
     Unanswered,
-    /// A proxy was connected, and closed before a byte of its answer.
+    /// A proxy was connected, but closed before the first byte of its answer.
     Closed,
-    /// A proxy was connected, and sent garbage or half an answer.
+    /// A proxy was connected, but sent garbage or half an answer.
     BadReply,
-    /// A proxy answered 407 to the credentials that are configured.
+    /// A proxy answered the configured credentials with 407.
     Credentials,
-    /// A proxy was connected, and did not answer in time.
+    /// A proxy was connected, but did not answer in time.
     TimedOut,
-    /// A proxy answered with another status than 2xx.
+    /// A proxy answered with a status other than 2xx.
     Refused {
         /// 300..=999.
         status: u16,
@@ -39,7 +40,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// How the client is refused; `None`: not at all, it will retransmit its SYN.
+    /// How the client is refused; `None`: not at all, since it will retransmit its SYN.
     pub const fn rejection(self) -> Option<Reject> {
         match self {
             Self::Refused { status: 502 } => Some(Reject::Reset),
@@ -64,7 +65,7 @@ impl Failure {
     }
 }
 
-/// In words, of the proxy.
+/// In words, with the proxy as the subject.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

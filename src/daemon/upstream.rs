@@ -1,4 +1,4 @@
-//! Has the upstream proxies open tunnels. Which of them is asked next is the library's to decide:
+//! Asks the upstream proxies to open tunnels. The library decides which one is asked next:
 //! [`tcp_over_http::upstream::choice`].
 
 mod attempt;
@@ -42,25 +42,25 @@ use tcp_over_http::rules::{Action, Rules};
 use tcp_over_http::{http, time};
 use tokio::net::{TcpSocket, TcpStream};
 
-/// How long a request may wait for resolvers: so that those who ask two, or one twice, get an answer.
+/// How long a request may wait for a name to be resolved: long enough to ask two resolvers, or one twice.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A tunnel that a proxy has opened.
 #[derive(Debug)]
 pub struct Opened {
-    /// The connection to the proxy, now to the target.
+    /// The connection to the proxy, which now leads to the target.
     pub stream: TcpStream,
     /// Bytes from the target that came with the proxy's reply; empty, and then not allocated, if there were none.
     pub leftover: Vec<u8>,
-    /// Of the proxy that it leads through.
+    /// The account of the proxy that it leads through.
     pub account: Rc<Account>,
-    /// It is no tunnel: the proxy has to be sent requests in absolute form.
+    /// If set, this is not a tunnel: the proxy has to be sent requests in absolute form.
     pub http: Option<Box<http::relay::Relay>>,
 }
 
-/// How a connection to a proxy came about.
+/// How a connection is carried to a proxy.
 pub enum Carried {
-    /// By a socket of ours: it has to be relayed.
+    /// By a socket of the daemon: it has to be relayed.
     Relayed(Box<Opened>),
     /// In the client's own name: the kernel carries it once the client has released it.
     Forwarded(forward::Attempt),
@@ -80,15 +80,15 @@ pub struct Upstreams {
     choice: RefCell<Choice>,
     /// The origin of the choice's clock.
     epoch: Instant,
-    /// A target that has been connected lately.
+    /// A target that was connected lately.
     worked: RefCell<Option<Worked>>,
-    /// What connections are not left to the choice.
+    /// Rules, which come before the choice.
     rules: Rc<Rules>,
-    /// For names of direct connections, and those that clients of plain HTTP claim to have connected to.
+    /// Resolves names of direct connections, and names that clients of plain HTTP claim to have connected to.
     direct_resolver: Rc<Resolver>,
-    /// For the same while there is a pause: what the uplink's network knows.
+    /// Resolves the same names during a pause, by the uplink's resolvers; and the proxies' own names.
     resolver: Rc<Resolver>,
-    /// The TUN's addresses: what comes from these does not get out.
+    /// The TUN's addresses: a connection from one of these can't leave this machine.
     own: [Option<IpAddr>; 2],
     mark: u32,
     keepalive: u32,
@@ -100,11 +100,11 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    /// Prepares everything that does not depend on the connection. Connects to nothing.
+    /// Prepares everything that does not depend on a connection. Connects to nothing.
     ///
     /// # Errors
-    /// A proxy's name cannot be asked for, or sockets cannot be marked although routes rely on the mark (without routes
-    /// that is a warning).
+    /// A proxy's name cannot be looked up, or sockets cannot be marked although routes rely on the mark (without routes
+    /// that is only a warning).
     pub fn new(config: &Config) -> io::Result<Self> {
         let mark = usable_mark(config)?;
         let resolver = Resolver::new(&config.resolvers, mark).past_dnsmasq(config.dns.mode != DnsMode::Off);
@@ -138,7 +138,7 @@ impl Upstreams {
         })
     }
 
-    /// Goes on with what `old` has counted, resolved and learnt of proxies of the same names.
+    /// Takes over what `old` has counted, resolved and learnt about proxies of the same names.
     pub fn inherit(&mut self, old: &Self) {
         self.epoch = old.epoch;
         self.worked = old.worked.take().into();
@@ -155,16 +155,17 @@ impl Upstreams {
         }
     }
 
-    /// Has a proxy open a tunnel to `target`. One that closes before it answers may have no place for one more just now:
-    /// if no other opens the tunnel, they are asked once more. Must run within a tokio `LocalRuntime` or `LocalSet`.
+    /// Asks proxies to open a tunnel to `target`. One that closes before it answers may just be full: if no other opens
+    /// the tunnel, they are asked once more. Must run within a tokio `LocalRuntime` or `LocalSet`.
     ///
     /// # Errors
-    /// [`Failure`]: the refusal of the one that answered, or the most telling failure of all of them.
+    /// [`Failure`]: the refusal of the proxy that answered, or else the most telling failure.
     pub fn open<'a>(&'a self, target: Target<'a>) -> impl Future<Output = Result<Opened, Failure>> + 'a {
         self.open_by(target, None, false)
     }
 
-    /// As [`open`](Self::open), where rules say by whom; `may_be_plain`: or connect a proxy for requests in absolute form.
+    /// Like [`open`](Self::open), by the proxy that `action` names, if any. With `may_be_plain`, a connection to a
+    /// proxy for requests in absolute form will do instead.
     pub async fn open_by(
         &self,
         target: Target<'_>,
@@ -174,11 +175,11 @@ impl Upstreams {
         let only = if let Some(Action::Upstream(index)) = action { Some(usize::from(index)) } else { None };
         match self.ask_in_turn(&target, only, may_be_plain, None).await? {
             Carried::Relayed(opened) => Ok(*opened),
-            Carried::Forwarded(_) => Err(Failure::BadTarget), // nobody's client
+            Carried::Forwarded(_) => Err(Failure::BadTarget), // without a client nothing is forwarded
         }
     }
 
-    /// As [`open`](Self::open), in the name of `client` where that can be.
+    /// Like [`open`](Self::open), in the name of `client` where possible.
     pub async fn carry(
         &self,
         target: Target<'_>,
@@ -189,7 +190,7 @@ impl Upstreams {
             if self.to_proxy == ToProxy::Reject {
                 return Err(Failure::Refused { status: 403 });
             }
-            // Boxed: others need no room for it.
+            // Boxed, so that other dials need no room for it.
             return Box::pin(self.pass(&self.proxies[index], Some(index))).await;
         }
         let only = match action {
@@ -204,7 +205,7 @@ impl Upstreams {
         self.ask_in_turn(&target, only, true, client.as_ref()).await
     }
 
-    /// Has the proxy that would be asked first ask for `target`. What becomes of it is neither counted nor told.
+    /// Asks the proxy that comes first for a tunnel to `target`. The result is neither counted nor returned.
     pub async fn ask_quietly(&self, target: Target<'_>) {
         let Some(index) = self.choice().first() else { return };
         let proxy = &self.proxies[index];
@@ -215,12 +216,12 @@ impl Upstreams {
         }
     }
 
-    /// As [`pass`](Self::pass), for what no other dial has room for.
+    /// Like [`pass`](Self::pass), but boxed, so that other dials need no room for it.
     async fn pass_to(&self, server: Proxy) -> Result<Carried, Failure> {
         self.pass(&server, None).await
     }
 
-    /// Connects a client that goes out directly for a while to a target.
+    /// Connects a paused client directly to a target.
     pub async fn pass_by(&self, target: Target<'_>) -> Result<Carried, Failure> {
         match self.server(PAUSED, target, &self.resolver) {
             Some(server) => self.pass_to(server?).await,
@@ -228,7 +229,8 @@ impl Upstreams {
         }
     }
 
-    /// Connects a client that wants this proxy itself, as one that is configured for it does, or what stands for a server.
+    /// Connects a client to a proxy itself, as clients that are configured for it want, or to a server that stands in
+    /// for a proxy.
     async fn pass(&self, proxy: &Proxy, index: Option<usize>) -> Result<Carried, Failure> {
         match self.connect_to(proxy, index).await {
             Ok(stream) => Ok(self.relayed(&proxy.account, stream, Vec::new())),
@@ -240,7 +242,7 @@ impl Upstreams {
         }
     }
 
-    /// The family of all the proxies' addresses, if they are known and of one.
+    /// The family of all proxies' addresses, if they are known and all of one family.
     pub fn only_family(&self) -> Option<Family> {
         let mut only = None;
         for proxy in &self.proxies {
@@ -259,7 +261,7 @@ impl Upstreams {
         &self.rules
     }
 
-    /// The proxies, for what is known of them.
+    /// The proxies and what is known of them.
     pub fn proxies(&self) -> &[Proxy] {
         &self.proxies
     }
@@ -271,7 +273,7 @@ impl Upstreams {
         })
     }
 
-    /// Who is asked for the proxies' names.
+    /// The resolver of the proxies' names.
     pub fn resolver(&self) -> &Resolver {
         &self.resolver
     }
@@ -281,24 +283,24 @@ impl Upstreams {
         self.proxies.iter().find(|proxy| *proxy.account.name == *name)
     }
 
-    /// Which proxy is asked, and how each is. Not to be kept.
+    /// The choice: which proxy is asked, and the state of each. The borrow must not be held across a call.
     pub fn choice(&self) -> RefMut<'_, Choice> {
         self.choice.borrow_mut()
     }
 
-    /// The time, as the choice has it.
+    /// The time on the choice's clock.
     pub fn now(&self) -> time::Instant {
         time::Instant::from_millis(self.epoch.elapsed().as_millis() as u64)
     }
 
-    /// Whether a proxy is not asked for a tunnel to the target, but sent requests in absolute form.
+    /// Whether a proxy is sent requests in absolute form instead of being asked for a tunnel to the target.
     fn is_plain(&self, index: usize, target: &Target<'_>) -> bool {
         let port = target.port();
         let is_refused = || self.proxies[index].plain.borrow().is_refused(port, self.now());
         self.may_be_plain(port) && (self.http_relay == HttpRelay::Always || is_refused())
     }
 
-    /// Whether requests in absolute form will do in place of a tunnel to this port.
+    /// Whether requests in absolute form may replace a tunnel to this port.
     pub fn may_be_plain(&self, port: u16) -> bool {
         self.http_relay != HttpRelay::Never
             && self.http_ports.iter().any(|&(first, last)| (first..=last).contains(&port))
@@ -313,8 +315,8 @@ impl Upstreams {
         Ok(stream)
     }
 
-    /// A proxy has refused a request with 407. Returns what it may be told in place of what was `used`; `None`: nothing,
-    /// and it rests.
+    /// Handles a 407 to a request. Returns the credentials to send instead of those `used`; `None`: there are none, and
+    /// the proxy rests.
     pub fn refused(&self, index: usize, used: &Authorization, challenges: &[u8]) -> Option<Authorization> {
         let proxy = &self.proxies[index];
         let next = proxy.told_again(used, challenges);
@@ -324,7 +326,7 @@ impl Upstreams {
         next
     }
 
-    /// Whether a name is the target's, as far as our resolvers know and tell soon.
+    /// Whether a name belongs to the target, as far as the resolvers answer soon.
     pub async fn is_name_of(&self, name: &str, target: Target<'_>) -> bool {
         let (Ok(wire), Target::Ip(address)) = (Name::new(name), target) else { return false };
         let mut resolved = Box::pin(self.direct_resolver.resolve(name, &wire));
@@ -344,7 +346,8 @@ impl Upstreams {
         Carried::Relayed(Box::new(Opened { stream, leftover, account, http: None }))
     }
 
-    /// Only of connections that will be relayed: refused ones, of which a port scan makes many, are spared these calls.
+    /// Sets options of a connection that will be relayed. Refused ones, of which a port scan makes many, are spared
+    /// these calls.
     fn ready(&self, stream: &TcpStream) {
         let _ = stream.set_nodelay(true);
         if self.keepalive != 0 {
@@ -354,7 +357,7 @@ impl Upstreams {
 }
 
 impl Client<'_> {
-    /// Begins to ask the upstream's proxy at `address` in its name, if that can be.
+    /// Begins to ask the upstream's proxy at `address` in the client's name, if possible.
     fn begin(&self, request: &[u8], upstream: &Rc<str>, address: SocketAddr) -> Option<forward::Attempt> {
         self.forwarder.begin(&mut self.syn.borrow_mut(), request, upstream, address)
     }

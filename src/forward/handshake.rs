@@ -6,7 +6,7 @@
 //! | asking | the end of the reply, with the whole request acknowledged | the request is repeated |
 //! | answered | the client's first packet, which the kernel sees | the SYN-ACK is repeated |
 //!
-//! A refusal or a failure resets the connection to the proxy: nothing of it is left there, nor in conntrack.
+//! A refusal or a failure resets the connection to the proxy, so that nothing of it is left there or in conntrack.
 
 use alloc::boxed::Box;
 
@@ -22,14 +22,14 @@ const ECN: u8 = 0x40 | 0x80;
 /// TCP flag PSH.
 const PSH: u8 = 0x08;
 
-/// Milliseconds until the first repetition, doubled with each (RFC 6298 section 2).
+/// Milliseconds until the first repetition; each further one takes twice as long (RFC 6298 section 2).
 const FIRST_TIMEOUT: u32 = 1000;
-/// The most milliseconds between two.
+/// The most milliseconds between two repetitions.
 const MAX_TIMEOUT: u32 = 32_000;
-/// Ports of NAT that a proxy may remember one after the other.
+/// How many NAT ports in a row a proxy may remember from earlier connections.
 const RETRIES: u8 = 8;
 
-/// Where to send a packet that the handshake makes.
+/// Where to send a packet that the handshake has made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum To {
     /// To the proxy; the connection belongs to a handshake.
@@ -40,14 +40,14 @@ pub enum To {
     Client,
 }
 
-/// What a packet has brought about.
+/// The state after a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Nothing to act on.
     Pending,
     /// The proxy has accepted the connection; it is being asked.
     Connected,
-    /// The proxy has opened the tunnel, and the client has been answered.
+    /// The proxy has opened the tunnel, and the client has got its SYN-ACK.
     Opened {
         /// 200..=299.
         status: u16,
@@ -82,7 +82,7 @@ struct End {
 impl End {
     fn of(syn: &Packet, mss_limit: u16) -> Self {
         let mut options = Options::parse(syn.tcp_options());
-        // A link on the way may take less than either end's.
+        // A link on the way may allow less than either end.
         options.mss = options.mss.map(|mss| mss.min(mss_limit));
         Self { sequence: syn.sequence(), window: syn.window(), ecn: syn.flags() & ECN, options }
     }
@@ -98,15 +98,15 @@ pub struct Handshake {
     request: Box<[u8]>,
     /// How many bytes of the request the proxy has acknowledged.
     acked: usize,
-    /// The sequence number that is expected next from the proxy.
+    /// The next sequence number that is expected from the proxy.
     expected: u32,
-    /// The proxy's clock, as it was seen last.
+    /// The last seen value of the proxy's timestamp clock.
     clock: u32,
     parser: ReplyParser,
-    /// The status of the reply once it is whole.
+    /// The status of the reply once it is complete.
     status: Option<u16>,
     answered: bool,
-    /// How often the SYN may yet be repeated at once, since another connection was in its way.
+    /// How many more times the SYN may be repeated at once because an earlier connection was in its way.
     retries: u8,
     mss_limit: u16,
     repeat_at: Instant,
@@ -114,13 +114,13 @@ pub struct Handshake {
 }
 
 impl Handshake {
-    /// The values of the Proxy-Authenticate fields of a 407, a line each.
+    /// The values of the Proxy-Authenticate fields of a 407, one per line.
     pub fn challenges(&self) -> &[u8] {
         self.parser.lines()
     }
 
-    /// Begins: sends the SYN. `syn` is the client's, `request` the whole CONNECT, `mss_limit` what the way to the
-    /// proxy takes in one segment, in bytes.
+    /// Begins by sending the SYN. `syn` is the client's, `request` the whole CONNECT, `mss_limit` the most bytes that a
+    /// segment may have on the way to the proxy.
     pub fn new(
         syn: &Packet,
         request: Box<[u8]>,
@@ -148,8 +148,8 @@ impl Handshake {
         this
     }
 
-    /// Whether a packet that came from the proxy to the client's port can be of this connection: a client may use one
-    /// port for several servers, and only the numbers tell their connections to one proxy apart.
+    /// Whether a packet from the proxy to the client's port can belong to this connection: a client may use one port
+    /// for several servers, and only sequence numbers tell their connections to one proxy apart.
     pub fn owns(&self, packet: &Packet) -> bool {
         match packet.flags() & ACK {
             0 => self.proxy.is_some() && packet.sequence().wrapping_sub(self.expected) < 1 << 16,
@@ -157,17 +157,17 @@ impl Handshake {
         }
     }
 
-    /// Whether the proxy's SYN-ACK has yet to come.
+    /// Whether the proxy's SYN-ACK has not arrived yet.
     pub const fn is_connecting(&self) -> bool {
         self.proxy.is_none()
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is due, unless nothing has to be repeated.
+    /// When [`handle_timeout`](Self::handle_timeout) is due; `None` if nothing has to be repeated.
     pub fn timeout(&self) -> Option<Instant> {
         (self.answered || self.proxy.is_none() || self.acked < self.request.len()).then_some(self.repeat_at)
     }
 
-    /// Repeats what the proxy, or the client, has not acknowledged.
+    /// Repeats what the proxy or the client has not acknowledged.
     pub fn handle_timeout(&mut self, now: Instant, send: &mut dyn FnMut(To, &[u8])) {
         self.timeout = (self.timeout * 2).min(MAX_TIMEOUT);
         self.repeat_at = now.plus(self.timeout);
@@ -175,15 +175,15 @@ impl Handshake {
             None => self.send_syn(send),
             Some(_) if self.answered => self.send_syn_ack(send),
             Some(_) => {
-                // A link on the way may take less than the first.
+                // A link on the way may allow less than the first one.
                 self.mss_limit = self.mss_limit.min(Options::default_mss(self.tuple.family()));
                 self.send_request(send);
             }
         }
     }
 
-    /// Whether a SYN of the client with the same sequence number offers the same; another would not be the one that the
-    /// proxy knows.
+    /// Whether a SYN of the client has the same sequence number and offers the same options as the one that the proxy
+    /// knows.
     pub fn is_repetition(&self, syn: &Packet) -> bool {
         let End { options, .. } = End::of(syn, self.mss_limit);
         let mut known = self.client.options;
@@ -193,15 +193,15 @@ impl Handshake {
         known == options
     }
 
-    /// The client has repeated its SYN, with the same sequence number.
+    /// Handles a repetition of the client's SYN, with the same sequence number.
     pub fn handle_client_syn(&mut self, syn: &Packet, send: &mut dyn FnMut(To, &[u8])) {
-        self.client.ecn = syn.flags() & ECN; // RFC 3168 section 6.1.1.1: a repetition may do without
+        self.client.ecn = syn.flags() & ECN; // RFC 3168 section 6.1.1.1: a repetition may omit it
         if self.answered {
             self.send_syn_ack(send);
         }
     }
 
-    /// Takes a packet from the proxy, as it is addressed behind NAT: to the client.
+    /// Handles a packet from the proxy, as NAT has addressed it: to the client.
     pub fn handle_proxy(
         &mut self,
         packet: &Packet,
@@ -218,8 +218,9 @@ impl Handshake {
         }
     }
 
-    /// Ends the connection to the proxy, which has not answered. A reset must have the number that it expects
-    /// (RFC 5961 section 3.2): behind all that it has acknowledged, or behind the request if it has come meanwhile.
+    /// Ends the connection to the proxy, which has not answered. A reset must have the sequence number that the proxy
+    /// expects (RFC 5961 section 3.2): after what it has acknowledged, or after the request if that has arrived
+    /// meanwhile.
     pub fn abort(&self, send: &mut dyn FnMut(To, &[u8])) {
         self.send_proxy(self.first().wrapping_add(self.acked as u32), RST, &[], To::Proxy, send);
         if self.proxy.is_some() && self.acked < self.request.len() {
@@ -238,8 +239,8 @@ impl Handshake {
             return Outcome::Pending; // a simultaneous open makes no sense here
         }
         if packet.acknowledgement() != self.first() {
-            // RFC 9293 section 3.10.7.3: of an earlier connection, which our reset ends. NAT may give the next SYN another
-            // port, and the proxy remember one of that as well.
+            // RFC 9293 section 3.10.7.3: this belongs to an earlier connection, which our reset ends. NAT may give the
+            // next SYN another port, which the proxy may remember as well.
             if flags & RST == 0 {
                 self.send_proxy(packet.acknowledgement(), RST, &[], To::Proxy, send);
                 if self.retries > 0 {
@@ -267,13 +268,13 @@ impl Handshake {
 
     fn ask(&mut self, packet: &Packet, now: Instant, send: &mut dyn FnMut(To, &[u8])) -> Outcome {
         let flags = packet.flags();
-        let behind = self.expected.wrapping_sub(packet.sequence()); // how much of it is known already
+        let behind = self.expected.wrapping_sub(packet.sequence()); // how many of its bytes are already known
         if flags & RST != 0 {
-            // RFC 5961 section 3.2: another one in the window may be forged.
+            // RFC 5961 section 3.2: one elsewhere in the window may be forged.
             return if behind == 0 { Outcome::Closed } else { Outcome::Pending };
         }
         if flags & SYN != 0 {
-            self.send_request(send); // its SYN-ACK again: what acknowledged it was lost
+            self.send_request(send); // a repeated SYN-ACK: our acknowledgement was lost
             return Outcome::Pending;
         }
         if flags & ACK == 0 {
@@ -321,7 +322,7 @@ impl Handshake {
                 let offers_basic = self.parser.offers_basic();
                 return self.give_up(Outcome::Refused { status, offers_basic }, send);
             }
-            // In order, and nothing is missing before it.
+            // A FIN in order, with nothing missing before it.
             None if flags & FIN != 0 && behind as usize <= payload.len() => {
                 return self.give_up(Outcome::Closed, send);
             }
@@ -333,8 +334,8 @@ impl Handshake {
         Outcome::Pending
     }
 
-    /// The tunnel is open: the client gets its SYN-ACK, and `rest`, what came behind the reply. That stays
-    /// unacknowledged until the client does it: if it is lost, the proxy repeats it.
+    /// Answers the client, as the tunnel is open: sends its SYN-ACK, and `rest`, what came after the reply. Only the
+    /// client acknowledges that; if it is lost, the proxy repeats it.
     fn answer(&mut self, rest: &[u8], now: Instant, send: &mut dyn FnMut(To, &[u8])) {
         self.answered = true;
         self.timeout = FIRST_TIMEOUT;
@@ -347,14 +348,14 @@ impl Handshake {
         }
     }
 
-    /// The client has been answered and has yet to be heard of by the kernel. What the proxy sends meanwhile it gets
-    /// from us, with the numbers that it will have.
+    /// Passes a packet of the proxy to the client, which has been answered but not acknowledged yet, with the sequence
+    /// numbers that the connection will have.
     fn pass_on(&self, packet: &Packet, send: &mut dyn FnMut(To, &[u8])) {
         let flags = packet.flags();
         let known = self.expected.wrapping_sub(packet.sequence()) as i32;
         let payload = packet.tcp_payload();
         if flags & SYN != 0 || known > 0 && known as usize >= payload.len() && !payload.is_empty() {
-            self.acknowledge(To::ProxyAnswered, send); // ours was lost
+            self.acknowledge(To::ProxyAnswered, send); // our acknowledgement was lost
         } else if !payload.is_empty() || flags & (FIN | RST) != 0 {
             let payload = payload.get(known.max(0) as usize..).unwrap_or_default();
             let sequence = packet.sequence().wrapping_add(known.max(0) as u32);
@@ -363,7 +364,7 @@ impl Handshake {
         }
     }
 
-    /// Sends the client what the proxy has sent, in segments that fit.
+    /// Sends the client the proxy's data, in segments that fit.
     fn deliver(
         &self,
         mut sequence: u32,
@@ -424,7 +425,7 @@ impl Handshake {
         emit(Segment { tcp, options, payload: &[] }, To::Client, send);
     }
 
-    /// Sends what the proxy has not acknowledged and its window takes.
+    /// Sends as much of the unacknowledged request as the proxy's window allows.
     fn send_request(&self, send: &mut dyn FnMut(To, &[u8])) {
         let Some(proxy) = self.proxy else { return };
         let family = self.tuple.family();
@@ -457,19 +458,19 @@ impl Handshake {
         emit(Segment { tcp, options: self.timestamps(self.client_clock(), self.clock), payload }, to, send);
     }
 
-    /// The timestamps of a segment behind the SYNs: if both had them.
+    /// The timestamps of a segment after the SYNs, if both SYNs had them.
     fn timestamps(&self, value: u32, echo: u32) -> Options {
         let both = self.client.options.timestamps.is_some()
             && self.proxy.is_some_and(|proxy| proxy.options.timestamps.is_some());
         Options { timestamps: both.then_some(Timestamps { value, echo }), ..Options::default() }
     }
 
-    /// The client's clock at its SYN: it may stand still, and never goes back.
+    /// The client's timestamp clock at its SYN: it may stand still, but must not go back.
     fn client_clock(&self) -> u32 {
         self.client.options.timestamps.unwrap_or_default().value
     }
 
-    /// The window of an end's SYN as later segments have it: shifted if both offered that.
+    /// The window of an end's SYN as it appears in later segments: scaled if both offered that.
     fn scaled(&self, end: &End) -> u16 {
         let both = [Some(self.client), self.proxy].map(|end| end.and_then(|end| end.options.window_scale));
         match (both, end.options.window_scale) {

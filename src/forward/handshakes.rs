@@ -1,4 +1,4 @@
-//! All handshakes under way, found by the packets that belong to them.
+//! All handshakes in progress, found by the packets that belong to them.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -12,7 +12,7 @@ use crate::siphash::{self, Key};
 use crate::slots::Slots;
 use crate::time::Instant;
 
-/// The most at a time; whoever comes then is relayed.
+/// The most handshakes at once; further connections are relayed.
 const LIMIT: u16 = 4096;
 
 // The lists of slots.
@@ -20,14 +20,14 @@ const LIMIT: u16 = 4096;
 const FREE: u16 = 0;
 const BUSY: u16 = 1;
 
-/// From where to where a handshake's packets go.
+/// Between which addresses a handshake's packets go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// From the client to the server that it wants.
     pub tuple: Tuple,
     /// The proxy's address and port.
     pub proxy: (Ipv6Addr, u16),
-    /// What the firewall knows the proxy by.
+    /// The proxy's number in the firewall.
     pub number: u8,
 }
 
@@ -42,7 +42,7 @@ impl Route {
 /// Sends a packet.
 pub type Send<'a> = &'a mut dyn FnMut(&Route, To, &[u8]);
 
-/// A handshake, also when it is gone and its place taken.
+/// Identifies a handshake, even when it is gone and its place is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Id {
     slot: u16,
@@ -50,7 +50,7 @@ pub struct Id {
 }
 
 impl Id {
-    /// Its place, below the number of handshakes that there have been at a time.
+    /// Its place, smaller than the highest number of handshakes so far.
     pub const fn index(self) -> usize {
         self.slot as usize
     }
@@ -59,11 +59,11 @@ impl Id {
 /// Whether a packet belongs to a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
-    /// It is done with. This handshake has something to tell.
+    /// It does, and has been handled. The outcome of this handshake may have changed.
     Yes(Option<Id>),
-    /// It is the SYN of a client that starts over: this handshake has ended, and the packet is as the client sent it.
+    /// It is the SYN of a client that starts over: this handshake has ended, and the packet is unchanged.
     Restarted(Id),
-    /// It does not, or is the reset of a client that is held: the packet is as the client sent it.
+    /// It does not, or it is the reset of a held client: the packet is unchanged.
     No,
 }
 
@@ -83,17 +83,17 @@ struct Entry {
     serial: u32,
     is_connected: bool,
     outcome: Outcome,
-    /// The client has gone on: the kernel has it from there.
+    /// Whether the client has acknowledged, so that the kernel carries the connection.
     is_released: bool,
 }
 
 impl Handshakes {
-    /// None yet. `key` must be random.
+    /// No handshakes yet. `key` must be random.
     pub fn new(key: Key) -> Self {
         Self { entries: Vec::new(), slots: Slots::new(LIMIT), key, serial: 0 }
     }
 
-    /// Begins one: `syn` is the client's, all else as in [`Handshake::new`]. None if there are too many.
+    /// Begins one: `syn` is the client's, the rest as in [`Handshake::new`]. `None` if there are too many.
     pub fn begin(
         &mut self,
         syn: &Packet,
@@ -128,7 +128,8 @@ impl Handshakes {
         Some(Id { slot, serial: self.serial })
     }
 
-    /// Takes a packet from the TUN if it belongs to one: the proxy's, the client's, or an ICMP error about one of ours.
+    /// Handles a packet from the TUN if it belongs to a handshake: the proxy's, the client's, or an ICMP error about
+    /// one of ours.
     pub fn take(&mut self, header: Header, bytes: &mut [u8], now: Instant, send: Send) -> Taken {
         if self.slots.first(BUSY).is_none() {
             return Taken::No;
@@ -143,7 +144,7 @@ impl Handshakes {
         let from_proxy = [false, true].into_iter().find_map(|is_earlier| {
             self.find(tuple.destination, tuple.destination_port, &mut |_, entry| {
                 let Entry { handshake, route, .. } = entry;
-                // What is nobody's may be of an earlier connection, which is in the way of one that has yet to begin.
+                // A packet of no handshake may belong to an earlier connection, which is in the way of a new one.
                 let is_its = if is_earlier { handshake.is_connecting() } else { handshake.owns(&packet) };
                 is_its && route.is_from_proxy(&tuple)
             })
@@ -165,8 +166,8 @@ impl Handshakes {
         Taken::Yes(Some(Id { slot, serial: entry.serial }))
     }
 
-    /// To the server, or to the proxy where NAT has done its part: then only the numbers tell which of several servers
-    /// it is.
+    /// Handles a client's packet: to the server, or to the proxy if NAT has changed it already. Then only sequence
+    /// numbers tell which of several servers is meant.
     fn take_clients(&mut self, header: Header, mut packet: Packet, tuple: &Tuple, send: Send) -> Taken {
         let (mut ahead, mut nearest) = (u32::MAX, None);
         self.find(tuple.source, tuple.source_port, &mut |slot, entry| {
@@ -192,7 +193,7 @@ impl Handshakes {
                 self.free(slot);
                 Taken::Restarted(id)
             }
-            // Whoever holds it lets it go.
+            // Left to the rewriter, which forgets the held flow.
             flags if flags & RST != 0 && !is_opened => Taken::No,
             _ => {
                 entry.is_released = is_opened;
@@ -205,7 +206,7 @@ impl Handshakes {
         taken
     }
 
-    /// An ICMP error about a handshake's packet: unreachable, if nothing has come back yet.
+    /// Handles an ICMP error about a handshake's packet: the proxy is unreachable, if it has not answered yet.
     fn take_error(&mut self, packet: &mut Packet) -> Taken {
         let is_unreachable = match packet.family() {
             Family::V4 => packet.icmp_type().0 == 3, // RFC 792
@@ -224,7 +225,7 @@ impl Handshakes {
         Taken::Yes(Some(Id { slot, serial: entry.serial }))
     }
 
-    /// How far a handshake is; [`Outcome::Closed`] if there is none any more.
+    /// The state of a handshake; [`Outcome::Closed`] if it no longer exists.
     pub fn outcome(&self, id: Id) -> Outcome {
         match self.get(id) {
             None => Outcome::Closed,
@@ -233,28 +234,28 @@ impl Handshakes {
         }
     }
 
-    /// The challenges of the 407 that has refused it, a line each.
+    /// The challenges of the 407 that has refused it, one per line.
     pub fn challenges(&self, id: Id) -> &[u8] {
         self.get(id).map_or(&[], |entry| entry.handshake.challenges())
     }
 
-    /// Whether its client has gone on.
+    /// Whether its client has acknowledged, so that the kernel carries the connection.
     pub fn is_released(&self, id: Id) -> bool {
         self.get(id).is_some_and(|entry| entry.is_released)
     }
 
-    /// Ends one; the connection to the proxy is reset, unless it is the kernel's: also one that the proxy has reset, for
-    /// conntrack takes another SYN of this client for a new connection only behind a reset of ours.
+    /// Ends a handshake and resets the connection to the proxy, unless the kernel carries it. Even one that the proxy
+    /// has reset, because conntrack takes another SYN of this client for a new connection only after our reset.
     pub fn end(&mut self, id: Id, send: Send) {
         let Some(entry) = self.get(id) else { return };
         if !entry.is_released {
-            // The firewall drops the reset if the kernel has the connection, and we have missed that.
+            // If the kernel carries the connection without our knowing it, the firewall drops this reset.
             entry.handshake.abort(&mut |to, packet| send(&entry.route, to, packet));
         }
         self.free(id.slot);
     }
 
-    /// Retransmits what is due. To be called once a second or so.
+    /// Retransmits what is due. To be called about once a second.
     pub fn tick(&mut self, now: Instant, send: Send) {
         let mut next = self.slots.first(BUSY);
         while let Some(slot) = next {
@@ -267,8 +268,8 @@ impl Handshakes {
         }
     }
 
-    /// The way to the proxy of this number has another address here from now on: what was to come to the old one never
-    /// will. Tells each handshake that has yet to be answered.
+    /// Notes that the route to the proxy with this number has a new source address: answers to the old one will never
+    /// arrive. Calls `tell` for each handshake that is still unanswered.
     pub fn lose_way(&mut self, number: u8, tell: &mut dyn FnMut(Id)) {
         for (slot, entry) in (0..).zip(&mut self.entries) {
             if let Some(entry) = entry
@@ -281,7 +282,7 @@ impl Handshakes {
         }
     }
 
-    /// The first slot with this client that `is_it`.
+    /// The first slot of this client for which `is_it` is true.
     fn find(&self, address: Ipv6Addr, port: u16, is_it: &mut dyn FnMut(u16, &Entry) -> bool) -> Option<u16> {
         self.slots.find(hash(self.key, address, port), |slot| {
             let entry = self.entries.get(usize::from(slot)).and_then(Option::as_deref);

@@ -10,7 +10,7 @@ const WINDOW_SCALE: u8 = 3;
 const SACK_PERMITTED: u8 = 4;
 const TIMESTAMPS: u8 = 8;
 
-/// The most that RFC 7323 section 2.3 lets a window be shifted.
+/// The largest window shift that RFC 7323 section 2.3 allows.
 const MAX_SHIFT: u8 = 14;
 
 /// The value and echo of a timestamps option (RFC 7323 section 3.2).
@@ -18,7 +18,7 @@ const MAX_SHIFT: u8 = 14;
 pub struct Timestamps {
     /// TSval: the sender's clock.
     pub value: u32,
-    /// TSecr: the receiver's, as it was seen last.
+    /// TSecr: the last seen value of the receiver's clock.
     pub echo: u32,
 }
 
@@ -31,7 +31,7 @@ pub struct Options {
     pub window_scale: Option<u8>,
     /// Whether selective acknowledgements may be sent.
     pub sack_permitted: bool,
-    /// In every segment once both SYNs have had it.
+    /// Timestamps, which are in every segment once both SYNs have had them.
     pub timestamps: Option<Timestamps>,
 }
 
@@ -39,8 +39,8 @@ impl Options {
     /// The most bytes that [`write`](Self::write) takes: MSS 4, SACK permitted and timestamps 12, window scale 4.
     pub const MAX: usize = 20;
 
-    /// Reads the options of a TCP header, the bytes behind the first [`TCP_HEADER`]. What is cut off or has a wrong
-    /// length ends them.
+    /// Reads the options of a TCP header, the bytes after the first [`TCP_HEADER`]. Stops at an option that is cut off
+    /// or has a wrong length.
     pub fn parse(mut bytes: &[u8]) -> Self {
         let mut options = Self::default();
         loop {
@@ -101,7 +101,7 @@ impl Options {
         length
     }
 
-    /// What every way takes: the MSS of a peer that offers none (RFC 9293 section 3.7.1).
+    /// The MSS of a peer that offers none, which every path allows (RFC 9293 section 3.7.1).
     pub const fn default_mss(family: Family) -> u16 {
         match family {
             Family::V4 => 536,

@@ -13,7 +13,7 @@ pub const MAX_SEGMENT: usize = 1500;
 pub struct Segment<'a> {
     /// The header.
     pub tcp: Tcp,
-    /// In a SYN all, in others the timestamps.
+    /// All options in a SYN, only timestamps in other segments.
     pub options: Options,
     /// The payload.
     pub payload: &'a [u8],

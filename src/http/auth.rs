@@ -4,18 +4,18 @@ use alloc::vec::Vec;
 
 use super::field::push;
 
-/// Checks a username: it has no colon and no control character (RFC 7617 section 2).
+/// Checks that a username has no colon and no control character (RFC 7617 section 2).
 ///
 /// # Errors
-/// What is wrong with it, to be read behind its name.
+/// What is wrong with it, in words that follow its name.
 pub fn check_username(text: &str) -> Result<(), &'static str> {
     if text.contains(':') { Err("has a colon in the user name") } else { check_password(text) }
 }
 
-/// Checks a password: it has no control character (RFC 7617 section 2).
+/// Checks that a password has no control character (RFC 7617 section 2).
 ///
 /// # Errors
-/// What is wrong with it, to be read behind its name.
+/// What is wrong with it, in words that follow its name.
 pub fn check_password(text: &str) -> Result<(), &'static str> {
     let has_control = text.bytes().any(|byte| byte.is_ascii_control());
     if has_control { Err("has a control character") } else { Ok(()) }

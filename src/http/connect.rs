@@ -12,7 +12,7 @@ use super::field::push;
 use super::login::{AuthChoice, Authorization};
 use super::{auth, field};
 
-/// Where a tunnel shall lead.
+/// The destination of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target<'a> {
     /// An address; IPv6 is sent in brackets, without a zone.
@@ -62,13 +62,13 @@ impl fmt::Display for Target<'_> {
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Request {
-    /// `list header`, each with its line's end.
+    /// `list header`, each with its line end.
     fields: Box<[u8]>,
     /// User name and password.
     credentials: Option<(Box<str>, Box<str>)>,
     /// How they are sent.
     pub auth: AuthChoice,
-    /// What Host has in place of the target; not in requests that are none for a tunnel.
+    /// The value of Host in place of the target, in CONNECT requests only.
     pub host: Option<Box<str>>,
 }
 
@@ -84,7 +84,7 @@ impl Request {
     /// `"Name: value"`.
     ///
     /// # Errors
-    /// [`RequestError`] for whatever would break the request apart or make it ambiguous.
+    /// [`RequestError`] for anything that would break the request apart or make it ambiguous.
     pub fn new(credentials: Option<(&str, &str)>, headers: &[String]) -> Result<Self, RequestError> {
         if let Some((username, password)) = credentials
             && auth::check_username(username).and(auth::check_password(password)).is_err()
@@ -103,12 +103,12 @@ impl Request {
         Ok(Self { fields: fields.into(), credentials, auth: AuthChoice::default(), host: None })
     }
 
-    /// Whether it carries credentials of its own, not only those that a header may hold.
+    /// Whether it has credentials from the options for them, not just from a header.
     pub const fn has_credentials(&self) -> bool {
         self.credentials.is_some()
     }
 
-    /// The whole request for one tunnel. What it says of us counts as said.
+    /// The whole request for one tunnel. The use of `authorization` is counted.
     ///
     /// # Errors
     /// [`BadName`] if the target is a name that cannot stand in a request.
@@ -129,7 +129,7 @@ impl Request {
         Ok(bytes)
     }
 
-    /// Appends the fields that a request has for the proxy's eyes, each with its line's end.
+    /// Appends the fields of a request that are meant for the proxy, each with its line end.
     pub fn authorize(&self, authorization: &mut Authorization, method: &[u8], uri: &[u8], out: &mut Vec<u8>) {
         if let Some((username, password)) = &self.credentials
             && *authorization != Authorization::Nothing
@@ -153,12 +153,12 @@ const AUTHORIZATION: &str = "Proxy-Authorization";
 /// A DNS name in text (RFC 1035 section 2.3.4), a colon and a port.
 const MAX_AUTHORITY: usize = 253 + 6;
 
-/// Why no [`Request`] can be made of a proxy's settings.
+/// Why a proxy's settings don't make a [`Request`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestError {
     /// A colon in the username, or a control character in either part (RFC 7617 section 2).
     Credentials,
-    /// The header of this index is not `Name: value`, or is one that the request itself decides.
+    /// The header with this index is not `Name: value`, or is one that the request sets itself.
     Header(usize),
 }
 

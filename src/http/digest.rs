@@ -10,8 +10,8 @@ use core::fmt::Write;
 use self::hash::Hash;
 use super::field::{self, push};
 
-/// A challenge that can be answered, and how often it was. Realm, nonce and opaque are kept as they stand within their
-/// quotes, and are sent back so.
+/// A challenge that can be answered, and how often it was. Realm, nonce and opaque are kept as they were between the
+/// quotes, and are sent back that way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Challenge {
     realm: Box<str>,
@@ -23,7 +23,7 @@ pub struct Challenge {
     algorithm: Option<Box<str>>,
     /// Quality of protection "auth"; `false`: none.
     is_auth: bool,
-    /// Ours.
+    /// Our nonce.
     cnonce: String,
     /// How many requests have been answered with it.
     count: u32,
@@ -36,7 +36,7 @@ pub struct Offer {
     pub basic: bool,
     /// The Digest scheme: the first challenge that can be answered (RFC 7616 section 3.7).
     pub digest: Option<Challenge>,
-    /// The Digest scheme, in ways that can't.
+    /// The Digest scheme, in a variant that can't be answered.
     pub other_digest: bool,
 }
 
@@ -52,7 +52,7 @@ impl Offer {
             for mut element in Elements(value) {
                 if !is_parameter(element) {
                     offer.add(scheme, &parameters);
-                    // A challenge begins with its scheme: alone, or with the first parameter behind it.
+                    // A challenge begins with its scheme: alone, or followed by the first parameter.
                     (scheme, element) = element.split_once([' ', '\t']).unwrap_or((element, ""));
                     parameters = Parameters::default();
                 }
@@ -76,7 +76,7 @@ impl Offer {
 }
 
 impl Challenge {
-    /// Sets our part: random, new for each nonce, and fit for quotes.
+    /// Sets our nonce: random, new for each challenge, and without characters that need quoting.
     pub fn set_cnonce(&mut self, cnonce: String) {
         self.cnonce = cnonce;
     }
@@ -126,11 +126,11 @@ impl Challenge {
     }
 }
 
-/// The parameters of a challenge that matter...
+/// The relevant parameters of a challenge...
 #[derive(Default)]
 struct Parameters<'a>([Option<&'a str>; 5]);
 
-/// ...by name.
+/// ...and their names.
 const PARAMETERS: [&str; 5] = ["realm", "nonce", "opaque", "algorithm", "qop"];
 
 impl<'a> Parameters<'a> {
@@ -180,7 +180,7 @@ const ALGORITHMS: [(&str, Hash, bool); 4] = [
     ("SHA-256-sess", Hash::Sha256, true),
 ];
 
-/// The elements of a list, at commas that stand in no quotes; empty ones are left out.
+/// The elements of a list, split at commas outside quotes; empty ones are left out.
 struct Elements<'a>(&'a str);
 
 impl<'a> Iterator for Elements<'a> {
@@ -213,7 +213,7 @@ impl<'a> Iterator for Elements<'a> {
     }
 }
 
-/// What stands within the quotes, if there are any; it can be put in quotes again as it is.
+/// The value between its quotes, if there are any, in a form that can be quoted again unchanged.
 fn unquoted(value: &str) -> Option<&str> {
     let value = value.strip_prefix('"').map_or(Some(value), |rest| rest.strip_suffix('"'))?;
     let mut is_escaped = false;
@@ -225,7 +225,7 @@ fn unquoted(value: &str) -> Option<&str> {
     (is_fine && !is_escaped).then_some(value)
 }
 
-/// Whether an element is `name=value`, and no scheme with its first parameter.
+/// Whether an element is `name=value`, not a scheme with its first parameter.
 fn is_parameter(element: &str) -> bool {
     let Some((name, _)) = element.split_once('=') else { return false };
     !name.trim_ascii_end().contains([' ', '\t'])

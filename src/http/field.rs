@@ -1,14 +1,14 @@
-//! Header fields (RFC 9110 section 5): what may stand in a request.
+//! Header fields (RFC 9110 section 5): what a request may contain.
 
 use alloc::vec::Vec;
 
-/// Fields that a CONNECT has by itself, or can't have (RFC 9110 section 9.3.6).
+/// Fields that a CONNECT always has, or can't have (RFC 9110 section 9.3.6).
 const RESERVED: [&str; 3] = ["Host", "Content-Length", "Transfer-Encoding"];
 
-/// Name and value of a field `Name: value` that may be added to a CONNECT, the value without blanks around it.
+/// Name and value of a field `Name: value` that may be added to a CONNECT; the value is trimmed.
 ///
 /// # Errors
-/// What is wrong with it, to be read behind its name.
+/// What is wrong with it, in words that follow its name.
 pub fn parse(field: &str) -> Result<(&str, &str), &'static str> {
     let (name, value) = field.split_once(':').ok_or("is not `Name: value`")?;
     if name.is_empty() || !name.bytes().all(is_token) {
@@ -24,12 +24,13 @@ pub fn parse(field: &str) -> Result<(&str, &str), &'static str> {
     Ok((name, value))
 }
 
-/// A character of a token (RFC 9110 section 5.6.2), as names of fields are.
+/// A character of a token (RFC 9110 section 5.6.2), which the name of a field is.
 pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Visits the fields among lines: each name, and its value without blanks around it. What is no text is left out.
+/// Calls `visit` with the name and the trimmed value of each field in these lines. Lines that are not UTF-8 are left
+/// out.
 pub fn visit(lines: &[u8], visit: &mut dyn FnMut(&str, &str)) {
     for line in lines.split(|&byte| byte == b'\n').filter_map(|line| str::from_utf8(line).ok()) {
         if let Some((name, value)) = line.split_once(':') {
@@ -38,7 +39,7 @@ pub fn visit(lines: &[u8], visit: &mut dyn FnMut(&str, &str)) {
     }
 }
 
-/// Appends all parts. One copy for all.
+/// Appends all parts. One copy of the code for all callers.
 #[inline(never)]
 pub fn push(out: &mut Vec<u8>, parts: &[&[u8]]) {
     parts.iter().for_each(|part| out.extend_from_slice(part));

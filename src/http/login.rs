@@ -1,17 +1,18 @@
-//! What one proxy is told of us: Basic at once, or Digest with the nonces that it has given.
+//! How requests log in to one proxy: Basic at once, or Digest with the nonces that the proxy has given.
 //!
-//! A dial [begins](Login::begin) with an [`Authorization`]. A 407 to it [may be answered](Login::refused) once; any other
-//! answer [accepts](Login::accepted) it. A nonce serves one dial at a time, as its count may not go backwards.
+//! A dial [begins](Login::begin) with an [`Authorization`]. A 407 to it [may be answered](Login::refused) once; any
+//! other answer [accepts](Login::accepted) it. A nonce serves one dial at a time, since its count must not go
+//! backwards.
 
 use alloc::boxed::Box;
 use alloc::string::String;
 
 use super::digest::{Challenge, Offer};
 
-/// Which scheme is spoken to a proxy (`option auth`).
+/// Which scheme is used for a proxy (`option auth`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AuthChoice {
-    /// Basic, and Digest once it is offered.
+    /// Basic, and Digest once the proxy offers it.
     #[default]
     Auto,
     /// Basic only.
@@ -21,17 +22,17 @@ pub enum AuthChoice {
 }
 
 impl AuthChoice {
-    /// The words, as in the file.
+    /// The words, as the file has them.
     pub const WORDS: &'static [&'static str] = &["auto", "basic", "digest"];
 
     /// The values, each in the place of its word.
     pub const VALUES: &'static [Self] = &[Self::Auto, Self::Basic, Self::Digest];
 }
 
-/// What one request says.
+/// The credentials in one request.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub enum Authorization {
-    /// Nothing: no credentials are configured, or a nonce is wanted first.
+    /// None: no credentials are configured, or a nonce is needed first.
     #[default]
     Nothing,
     /// User name and password.
@@ -39,9 +40,9 @@ pub enum Authorization {
         /// Whether in place of what was refused.
         is_again: bool,
     },
-    /// An answer to a challenge.
+    /// The answer to a challenge.
     Digest {
-        /// It.
+        /// The challenge.
         challenge: Box<Challenge>,
         /// Whether in place of what was refused.
         is_again: bool,
@@ -49,7 +50,7 @@ pub enum Authorization {
 }
 
 impl Authorization {
-    /// Basic, at once.
+    /// Basic in a first request.
     pub const BASIC: Self = Self::Basic { is_again: false };
 }
 
@@ -60,12 +61,12 @@ pub enum Denial {
     NoCredentials,
     /// It refuses those that are configured.
     WrongCredentials,
-    /// It wants them in a way that we do not speak, or are told not to.
+    /// It wants a scheme that we don't know, or that is configured not to be used.
     OtherScheme,
 }
 
 impl Denial {
-    /// In words, of the proxy.
+    /// In words, with the proxy as the subject.
     pub const fn text(self) -> &'static str {
         match self {
             Self::NoCredentials => "407: wants credentials, none configured",
@@ -80,16 +81,16 @@ impl Denial {
 /// How many nonces are kept.
 const NONCES: usize = 8;
 
-/// What is known of the way one proxy wants to be told.
+/// What is known about how one proxy wants requests to log in.
 #[derive(Debug, Default)]
 pub struct Login {
     choice: AuthChoice,
     has_credentials: bool,
-    /// The proxy has offered it.
+    /// Whether the proxy has offered Digest.
     is_digest: bool,
-    /// The proxy has accepted Basic.
+    /// Whether the proxy has accepted Basic.
     is_basic: bool,
-    /// Challenges that were answered well, and that no dial uses now; the last one is the newest.
+    /// Challenges whose answers were accepted and that no dial uses now; the last one is the newest.
     idle: heapless::Vec<Box<Challenge>, NONCES>,
 }
 
@@ -100,8 +101,8 @@ impl Login {
         Self { choice, has_credentials, is_digest, is_basic: false, idle: heapless::Vec::new() }
     }
 
-    /// What a dial begins with. `is_long`: with more behind it than can be sent again, which takes a nonce that is new, as
-    /// an older one may be refused.
+    /// The credentials of a dial's first request. `is_long`: its body is too long to be sent again, so it needs a new
+    /// nonce, since an older one may be refused.
     pub fn begin(&mut self, is_long: bool) -> Authorization {
         match self.is_digest {
             _ if !self.has_credentials => Authorization::Nothing,
@@ -122,17 +123,17 @@ impl Login {
         }
     }
 
-    /// The proxy has answered with another status than 407.
+    /// Notes that the proxy has answered with a status other than 407.
     pub fn accepted(&mut self, used: Authorization) {
         match used {
             Authorization::Nothing => {}
             Authorization::Basic { .. } => self.is_basic = true,
-            Authorization::Digest { challenge, .. } => _ = self.idle.push(challenge), // one too many is forgotten
+            Authorization::Digest { challenge, .. } => _ = self.idle.push(challenge), // forgotten if there are too many
         }
     }
 
-    /// The proxy has answered 407, and offers this. Returns what it may be sent in its place; a dial has one such chance.
-    /// `cnonce`: random.
+    /// Handles a 407 with these offers. Returns the credentials to send instead; a dial gets one such chance. `cnonce`:
+    /// random.
     ///
     /// # Errors
     /// [`Denial`]: it need not be asked again.
@@ -157,7 +158,7 @@ impl Login {
                 challenge.set_cnonce(cnonce);
                 Ok(Authorization::Digest { challenge: Box::new(challenge), is_again: true })
             }
-            // It has changed its mind.
+            // The proxy no longer offers Digest.
             (None, _) => {
                 self.is_digest = false;
                 Ok(Authorization::Basic { is_again: true })

@@ -1,9 +1,9 @@
 //! HTTP requests in absolute form (RFC 9112 section 3.2.2), for proxies that refuse CONNECT to a port of plain HTTP.
 //!
-//! [`Relay`] stands between a client that believes it speaks with its server, and a proxy. Heads are read, checked and
-//! written anew; bodies pass as they are, in runs that need not be looked at. The client chooses what is asked, not whom:
-//! the URI's authority is what it has connected to (CVE-2009-0801), and what two readers could take for different
-//! messages is refused, never mended (RFC 9112 section 11.2).
+//! [`Relay`] stands between a client that believes it is talking to its server, and a proxy. Heads are read, checked
+//! and rewritten; bodies pass unchanged, in runs that need not be parsed. The client chooses what is requested, but not
+//! from which server: the URI's authority is the host that it has connected to (CVE-2009-0801). A message that two
+//! readers could understand differently is refused, never repaired (RFC 9112 section 11.2).
 //!
 //! ```text
 //! client ── feed ─► head ─► Next::Request ── send ─► proxy ── feed ─► head ─► client
@@ -27,7 +27,7 @@ use super::connect::Target;
 
 pub use self::head::MAX_HEAD;
 
-/// Whom bytes come from.
+/// The side that bytes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// The client.
@@ -36,32 +36,31 @@ pub enum Side {
     Proxy,
 }
 
-/// What is to be done with a side's next bytes.
+/// What to do with a side's next bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// [`Relay::feed`] is to see them.
+    /// Pass them to [`Relay::feed`].
     Feed,
-    /// So many at most go to the other side as they are; [`Relay::passed`] is to know how many did.
+    /// Send at most this many to the other side unchanged, and report to [`Relay::passed`] how many were sent.
     Run(u64),
-    /// They wait for the other side.
+    /// Leave them until the other side has made progress.
     Wait,
-    /// A request's head is whole: a proxy is to be connected, and [`Relay::send`] writes what it gets.
+    /// A request's head is complete: connect to a proxy; [`Relay::send`] then writes the request.
     Request,
-    /// There are none: what has been written goes out, and both connections are closed.
+    /// There are none: send what has been written, and close both connections.
     End,
-    /// Both sides have changed to another protocol: from here on all bytes pass as they are, and this machine is of no
-    /// further use.
+    /// Both sides have switched to another protocol: from here on all bytes pass unchanged, without this machine.
     Tunnel,
 }
 
-/// Why a connection is no longer carried.
+/// Why a connection can no longer be carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The client's first bytes are no HTTP/1.
+    /// The client's first bytes are not HTTP/1.
     NotHttp,
     /// The client's message is malformed or ambiguous.
     BadRequest,
-    /// The client has not sent a whole head in time.
+    /// The client has not sent a complete head in time.
     TimedOut,
     /// A head is longer than [`MAX_HEAD`].
     TooLarge,
@@ -72,7 +71,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The status line's end of what the client is sent if no byte of a response has gone to it; empty: nothing is sent.
+    /// The end of the status line of the error response, which the client gets unless it has received a part of another
+    /// response; empty: none is sent.
     pub const fn status(self) -> &'static str {
         match self {
             Self::NotHttp => "",
@@ -84,10 +84,10 @@ impl Refusal {
     }
 }
 
-/// Writes the fields that authorize a request to the proxy, each with its line's end, from the method and the URI.
+/// Writes the fields that authorize a request to the proxy, each with its line end, from the method and the URI.
 pub type Authorize<'a> = dyn FnMut(&[u8], &[u8], &mut Vec<u8>) + 'a;
 
-/// One client's connection: request after request, each with its response.
+/// One client connection: request after request, each with its response.
 ///
 /// ```
 /// use tcp_over_http::http::connect::Target;
@@ -113,31 +113,31 @@ pub type Authorize<'a> = dyn FnMut(&[u8], &[u8], &mut Vec<u8>) + 'a;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Relay {
-    /// Whom the client has connected to: a name, or an address; IPv6 in brackets.
+    /// The server that the client has connected to: a name or an address; IPv6 in brackets.
     host: String,
     port: u16,
-    /// If it is an address: a name may belong to it.
+    /// The server's address, if that is known: a name may belong to it.
     server: Option<IpAddr>,
     client: Stream,
     proxy: Stream,
     request: request::Facts,
-    /// The head of the request under way, while it can be sent again.
+    /// The head of the current request, while it can be sent again.
     sent: Option<Head>,
-    /// Whether a byte of the response may have gone to the client.
+    /// Whether the client may have received a byte of the response.
     has_answered: bool,
     /// Whether the proxy keeps its connection open.
     is_kept: bool,
     is_over: bool,
 }
 
-/// Where a side is.
+/// The position in a side's messages.
 #[derive(Clone, Debug)]
 enum Stream {
-    /// Nothing is expected.
+    /// Between messages: nothing is expected.
     Idle,
     /// In a head.
     Head(Head),
-    /// Behind a request's head, which has not been sent yet.
+    /// After a request's head, which has not been sent yet.
     Ready(Head),
     Body(Body),
 }
@@ -161,7 +161,7 @@ impl Relay {
         }
     }
 
-    /// Whom the client has connected to.
+    /// The server that the client has connected to.
     pub fn target(&self) -> Target<'_> {
         match self.server {
             Some(ip) => Target::Ip(SocketAddr::new(ip, self.port)),
@@ -169,7 +169,7 @@ impl Relay {
         }
     }
 
-    /// What is to be done with the next bytes of `side`.
+    /// What to do with the next bytes of `side`.
     pub fn next(&self, side: Side) -> Next {
         if self.is_over {
             return Next::End;
@@ -189,11 +189,11 @@ impl Relay {
         }
     }
 
-    /// Takes bytes of `side`, and appends to `out` what the other one gets. Returns how many it took: it stops where
+    /// Takes bytes of `side`, and appends to `out` what the other side gets. Returns how many it took: it stops where
     /// [`next`](Self::next) is no longer [`Next::Feed`].
     ///
     /// # Errors
-    /// [`Refusal`]: the relay is of no further use.
+    /// [`Refusal`], after which the relay is of no further use.
     pub fn feed(&mut self, side: Side, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, Refusal> {
         let mut taken = 0;
         while taken < bytes.len() && self.next(side) == Next::Feed {
@@ -207,7 +207,7 @@ impl Relay {
         Ok(taken)
     }
 
-    /// So many bytes of a run have gone to the other side.
+    /// Notes that `length` bytes of a run have been sent to the other side.
     pub fn passed(&mut self, side: Side, length: u64) {
         let stream = if side == Side::Client { &mut self.client } else { &mut self.proxy };
         if let Stream::Body(body) = stream {
@@ -216,7 +216,7 @@ impl Relay {
         self.settle();
     }
 
-    /// A side has sent its last byte. Returns whether it may do that here.
+    /// Notes that a side has sent its last byte. Returns whether it may end here.
     pub fn ended(&mut self, side: Side) -> bool {
         let may_end = match (side, &self.client, &self.proxy) {
             (Side::Client, Stream::Head(head), _) => head.is_empty(),
@@ -235,8 +235,8 @@ impl Relay {
         may_end
     }
 
-    /// The name in the request's Host field, if it may belong to the address that the client has connected to: then the
-    /// proxy may be asked for it by this name.
+    /// The name in the request's Host field, if it may belong to the address that the client has connected to: if it
+    /// does, the request can be made by name.
     pub fn claimed_name(&self) -> Option<&str> {
         let Stream::Ready(head) = &self.client else { return None };
         self.claimed(&Request::read(head).ok()?)
@@ -247,16 +247,16 @@ impl Relay {
         request.host.filter(is_name).filter(|_| self.server.is_some())
     }
 
-    /// Whether the body of the request whose head is whole may be longer than that.
+    /// Whether the body of the request whose head is complete may be longer than `most`.
     pub const fn has_long_body(&self, most: u64) -> bool {
         self.request.length > most
     }
 
-    /// Appends to `out` what the proxy gets for the request whose head is whole. `is_true`: the
-    /// [claimed name](Self::claimed_name) belongs to the address.
+    /// Appends to `out` what the proxy gets for the request whose head is complete. `is_true`: the [claimed
+    /// name](Self::claimed_name) belongs to the address.
     ///
     /// # Errors
-    /// [`Refusal::BadRequest`]: the request is for another host in so many words.
+    /// [`Refusal::BadRequest`]: the request explicitly names another host.
     pub fn send(
         &mut self,
         is_true: bool,
@@ -281,20 +281,20 @@ impl Relay {
         Ok(())
     }
 
-    /// Takes back the request under way, so that it can be sent again: behind [`Refusal::Unauthorized`], or when a
-    /// connection that was kept has ended. What has come of its body has to come again. Returns whether that is possible.
+    /// Takes back the current request, so that it can be sent again: after [`Refusal::Unauthorized`], or when a kept
+    /// connection has ended. What has been fed of its body has to be fed again. Returns whether that is possible.
     pub fn take_back(&mut self) -> bool {
         let Some(head) = self.sent.take() else { return false };
         (self.client, self.proxy, self.is_over) = (Stream::Ready(head), Stream::Idle, false);
         true
     }
 
-    /// Whether the request under way may be sent twice (RFC 9110 section 9.2.2).
+    /// Whether the current request may be sent twice (RFC 9110 section 9.2.2).
     pub const fn is_repeatable(&self) -> bool {
         self.request.is_repeatable
     }
 
-    /// The client's bytes that no request has been made of.
+    /// The client's bytes that have not been sent as part of a request.
     pub fn unsent(&self) -> &[u8] {
         match &self.client {
             Stream::Head(head) | Stream::Ready(head) => head.bytes(),
@@ -302,12 +302,12 @@ impl Relay {
         }
     }
 
-    /// Whether a byte of the response to the request under way may have gone to the client.
+    /// Whether the client may have received a byte of the response to the current request.
     pub const fn has_answered(&self) -> bool {
         self.has_answered
     }
 
-    /// Whether no request is under way.
+    /// Whether there is no current request.
     pub const fn is_idle(&self) -> bool {
         matches!(self.proxy, Stream::Idle)
     }
@@ -317,7 +317,7 @@ impl Relay {
         self.is_kept
     }
 
-    /// The lines of a response that was [refused](Refusal::Unauthorized), its challenges among them.
+    /// The lines of a response that was [refused](Refusal::Unauthorized), including its challenges.
     pub fn challenges(&self) -> &[u8] {
         match &self.proxy {
             Stream::Head(head) => head.bytes(),
@@ -332,7 +332,7 @@ impl Relay {
         }
     }
 
-    /// Takes bytes up to the end of what they belong to.
+    /// Takes bytes up to the end of the head or body that they belong to.
     fn take(&mut self, side: Side, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, Refusal> {
         let stream = if side == Side::Client { &mut self.client } else { &mut self.proxy };
         match stream {
@@ -359,10 +359,11 @@ impl Relay {
                 if !response.is_interim() {
                     (self.has_answered, self.sent) = (true, None);
                 }
-                // A body that the client goes on with nobody may wait for.
+                // The connections can't be kept if the client is still sending its body: nobody may be reading the
+                // rest.
                 let is_sent = !matches!(&self.client, Stream::Body(body) if !body.is_over());
                 self.request.is_kept &= response.is_interim() || is_sent && !response.is_endless();
-                // A 1.0 client knows of none but the last (RFC 9110 section 15.2).
+                // A 1.0 client knows no interim responses (RFC 9110 section 15.2).
                 if !(response.is_interim() && self.request.is_1_0) {
                     response.write(self.request, out);
                 }
@@ -380,7 +381,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Goes on to the next request once the response has ended.
+    /// Continues with the next request once the response has ended.
     fn settle(&mut self) {
         let (Stream::Body(client), Stream::Body(proxy)) = (&self.client, &self.proxy) else { return };
         if !proxy.is_over() {
@@ -392,7 +393,7 @@ impl Relay {
     }
 }
 
-/// The port that a URI need not name.
+/// The default port of a URI.
 const PORT: u16 = 80;
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! The incremental parser of a proxy's reply (RFC 9112).
 //!
-//! It keeps no header but those of a 407: a few bytes of state serve any number and size of header fields, however the reply is cut. It
-//! stops at the end of the header section, so whatever follows a 2xx is tunnel data: "any Content-Length or
-//! Transfer-Encoding header fields in a 2xx response to CONNECT" mean nothing (RFC 9110 section 9.3.6). Where RFC 9112
-//! allows a recipient to be lenient it is; what is not HTTP/1 at all (a TLS alert, an SSH banner) fails at its first
-//! wrong byte rather than at a time-out.
+//! It keeps no header fields except some of a 407: a few bytes of state are enough for any number and size of fields,
+//! however the reply is cut into pieces. It stops at the end of the header section, so whatever follows a 2xx is tunnel
+//! data: "any Content-Length or Transfer-Encoding header fields in a 2xx response to CONNECT" mean nothing (RFC 9110
+//! section 9.3.6). It is lenient where RFC 9112 allows that; anything other than HTTP/1 (a TLS alert, an SSH banner)
+//! fails at the first wrong byte rather than at a time-out.
 
 use alloc::boxed::Box;
 use core::fmt;
@@ -15,24 +15,24 @@ use super::field;
 /// The most bytes a reply may have up to the end of its header section, interim (1xx) replies included.
 pub const MAX_REPLY: u32 = 64 * 1024;
 
-/// What [`ReplyParser::feed`] knows by now.
+/// What [`ReplyParser::feed`] knows so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     /// The reply goes on: feed more.
     Partial,
     /// The reply's header section is complete.
     Done {
-        /// The final status code, 200..=999: the tunnel is open for 2xx, refused for all else.
+        /// The final status code, 200..=999: 2xx if the tunnel is open, anything else if it is refused.
         status: u16,
         /// How many bytes of this call's input the reply took. After a 2xx the rest belongs to the client.
         consumed: usize,
     },
 }
 
-/// Why the bytes received are no reply to a CONNECT.
+/// Why the bytes received are not a reply to a CONNECT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyError {
-    /// Does not start with `HTTP/1.x` and a blank.
+    /// It does not start with `HTTP/1.x` and a blank.
     NotHttp,
     /// The status code is not three digits, or below 100.
     BadStatus,
@@ -40,7 +40,7 @@ pub enum ReplyError {
     SwitchedProtocols,
     /// A NUL byte in the status line or a header field.
     Nul,
-    /// Longer than [`MAX_REPLY`].
+    /// It is longer than [`MAX_REPLY`].
     TooLong,
 }
 
@@ -73,15 +73,15 @@ pub struct ReplyParser {
     left: u32,
     status: u16,
     state: State,
-    /// Of a 407.
+    /// The lines of a 407.
     lines: Option<Box<Lines>>,
 }
 
-/// Those of a reply's lines that tell us something.
+/// The lines of a reply that are needed.
 #[derive(Clone, Debug, Default)]
 struct Lines {
     bytes: heapless::Vec<u8, MAX_LINES>,
-    /// How many bytes of them are whole lines.
+    /// How many of the bytes are complete lines.
     whole: usize,
 }
 
@@ -89,7 +89,7 @@ impl Lines {
     fn push(&mut self, byte: u8) {
         _ = self.bytes.push(byte);
         if byte == b'\n' {
-            // What says nothing to us may be long.
+            // Lines that are not needed may be long.
             let line = self.bytes.get(self.whole..).unwrap_or_default();
             let is_one = |name: &&str| {
                 line.get(..name.len()).is_some_and(|it| it.eq_ignore_ascii_case(name.as_bytes()))
@@ -114,7 +114,7 @@ impl ReplyParser {
         Self::default()
     }
 
-    /// Takes the next bytes of the reply. Once [`Status::Done`] it stays so and consumes nothing more.
+    /// Takes the next bytes of the reply. Once it is [`Status::Done`], it stays so and consumes nothing more.
     ///
     /// # Errors
     /// [`ReplyError`] at the first byte that no reply can have there.
@@ -134,20 +134,20 @@ impl ReplyParser {
         })
     }
 
-    /// Whether a byte of the reply has come.
+    /// Whether a byte of the reply has been received.
     pub const fn has_begun(&self) -> bool {
         self.left < MAX_REPLY
     }
 
-    /// The lines of a 407 that tell us something: its challenges (RFC 9110 section 11.7.1), and what its body is like.
+    /// The needed lines of a 407: its challenges (RFC 9110 section 11.7.1), and those about its body.
     pub fn lines(&self) -> &[u8] {
         self.lines.as_deref().map_or(&[], |lines| &lines.bytes)
     }
 
-    /// How long the body of a 407 is, if its lines say that the connection can be used again behind it.
+    /// The length of a 407's body, if its lines say that the connection can be used again after it.
     pub fn body(&self) -> Option<usize> {
         let lines = self.lines();
-        // What is cut off may say another thing.
+        // Lines that were cut off may say otherwise.
         let (mut length, mut is_kept, mut is_doubtful) = (None, false, lines.len() == MAX_LINES);
         field::visit(lines, &mut |name, value| {
             if name.eq_ignore_ascii_case("Content-Length") {
@@ -210,20 +210,20 @@ impl ReplyParser {
 }
 
 const VERSION: &[u8] = b"HTTP/1.";
-/// The most bytes of a 407's lines that are looked at.
+/// The most bytes of a 407's lines that are kept.
 const MAX_LINES: usize = 4096;
-/// Names of these lines.
+/// The names of the lines that are kept.
 const TELLING: [&str; 4] = ["Proxy-Authenticate:", "Content-Length:", "Connection:", "Transfer-Encoding:"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// So many bytes of [`VERSION`] seen; the minor version follows.
+    /// After this many bytes of [`VERSION`]; the minor version follows.
     Version(u8),
-    /// Behind the CR of an empty line in front of [`VERSION`].
+    /// After the CR of an empty line before [`VERSION`].
     EmptyLine,
     /// Before the status code.
     Blank { seen: bool },
-    /// So many digits of the status code seen.
+    /// After this many digits of the status code.
     Code(u8),
     /// Nothing but CR on this line so far: LF ends the header section.
     LineStart,

@@ -1,21 +1,21 @@
 //! Which proxy is asked next.
 //!
 //! # Theory of operation
-//! The proxies are asked in the order of the configuration, those that [rest](super::health) last, each at one address
-//! after the other, the one that worked last first. An answer is final, whatever its status, but for a 407 to configured
-//! credentials: only a proxy that fails by its own fault makes the next one worth a try. While one is **chosen**, no other
-//! is asked, however it is, unless there is a fallback: then it is asked first.
+//! The proxies are asked in the order of the configuration, except that those that [rest](super::health) come last.
+//! Each is tried at one address after the other, beginning with the one that worked last. An answer is final, whatever
+//! its status, except for a 407 to configured credentials: the next proxy is worth a try only if one fails by its own
+//! fault. While one is **chosen**, no other is asked, whatever its state; with `pin_fallback` it is only asked first.
 //!
 //! Proxies whose **uplink** is up are asked before the others.
 //!
-//! A proxy is **blamed**, and rests, if it cannot be reached or refuses its credentials. That it closes, sends garbage or
-//! stays silent is ambiguous: it may be the target. It is the target's fault if the proxy has answered anybody since it
-//! was asked, or if another proxy rests because of the same target. A proxy that has ever answered is blamed only when
-//! a second target, or the same one 10 s later, gets no answer either. Otherwise, a port scan would send everybody to
-//! another proxy.
+//! A proxy is **blamed**, and rests, if it can't be reached or refuses its credentials. If it closes, sends garbage or
+//! stays silent, that is ambiguous: it may be because of the target. It is the target's fault if the proxy has answered
+//! anybody since it was asked, or if another proxy rests because of the same target. A proxy that has ever answered is
+//! blamed only when a second target, or the same one 10 s later, gets no answer either. Otherwise, a port scan would
+//! send everybody to another proxy.
 //!
-//! A proxy that rests comes back by a **confirmation** in the background. Confirmations are begun only by what clients do:
-//! while none dials, nothing is sent (but for a configured interval).
+//! A proxy that rests comes back by a **confirmation** in the background. Only clients' dials start confirmations:
+//! while there are none, nothing is sent (unless `probe_interval` is set).
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -29,29 +29,29 @@ use crate::net::mapped;
 use crate::siphash::fnv;
 use crate::time::Instant;
 
-/// The most proxies that there can be.
+/// The most proxies.
 pub const MAX_PROXIES: usize = 64;
 
-/// How long one target alone does not make a proxy suspect, in ms.
+/// How long a single target does not make a proxy suspect, in ms.
 const DOUBT: u32 = 10_000;
 
-/// What the configuration says about choosing.
+/// The options of the choice.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
-    /// Other proxies are asked when the chosen one fails.
+    /// Whether other proxies are asked when the chosen one fails.
     pub pin_fallback: bool,
-    /// The least time in ms that a connect has before the next proxy is asked beside it; 0: all that it takes.
+    /// The least time in ms that a connect has before the next proxy is asked beside it; 0: no limit.
     pub hedge_delay: u32,
     /// How often each proxy is confirmed even if no client dials, in ms; 0: never.
     pub probe_interval: u32,
 }
 
-/// What connections have taught about each proxy. A proxy is named by its index in the configuration.
+/// What is known about each proxy from connections. A proxy is identified by its index in the configuration.
 #[derive(Debug)]
 pub struct Choice {
     proxies: Vec<Proxy>,
     settings: Settings,
-    /// The name of the chosen one; it may be gone from the configuration, and come back.
+    /// The name of the chosen proxy, which may disappear from the configuration and come back.
     chosen: Option<Rc<str>>,
     history: History,
 }
@@ -61,20 +61,20 @@ struct Proxy {
     name: Rc<str>,
     health: Health,
     has_route: bool,
-    /// Its uplink is up.
+    /// Whether its uplink is up.
     is_preferred: bool,
-    /// How many times it has answered, whatever the status. Wraps.
+    /// How many times it has answered, with any status. Wraps.
     answers: u32,
     has_answered: bool,
-    /// The first target that got no answer since its last one, and when that was.
+    /// The first target without an answer since the proxy's last answer, and when that was.
     doubt: Option<(u32, Instant)>,
-    /// The target that it rests for.
+    /// The target because of which it rests.
     blamed_for: Option<u32>,
-    /// A confirmation is wanted...
+    /// Whether a confirmation is wanted...
     is_wanted: bool,
-    /// ...or under way.
+    /// ...or in progress.
     is_asked: bool,
-    /// When it was last known to answer or not to.
+    /// When it last answered or failed to.
     known_at: Instant,
     /// The usual time to connect, in 1/8 ms; 0: not known.
     connect_time: u32,
@@ -82,16 +82,16 @@ struct Proxy {
     good_address: Option<IpAddr>,
 }
 
-/// One connection's way through the proxies.
+/// One connection's attempts at the proxies.
 #[derive(Debug)]
 pub struct Attempt {
     /// The target's digest.
     target: u32,
-    /// Who has been asked, a bit each.
+    /// The proxies that have been asked, a bit each.
     asked: u64,
     /// The most telling failure so far.
     failure: Option<Failure>,
-    /// No other proxy is worth a try.
+    /// Whether no other proxy is worth a try.
     is_over: bool,
     /// The only proxy that may be asked, whichever is chosen.
     only: Option<usize>,
@@ -107,27 +107,28 @@ pub struct Asked {
 }
 
 impl Choice {
-    /// For proxies of these names, at most [`MAX_PROXIES`], of which nothing is known.
+    /// A choice between proxies with these names, at most [`MAX_PROXIES`], about which nothing is known.
     pub fn new(names: impl Iterator<Item = Rc<str>>, settings: Settings) -> Self {
         Self { proxies: names.map(Proxy::new).collect(), settings, chosen: None, history: History::default() }
     }
 
-    /// Takes over what `old` knows, except of each single proxy.
+    /// Takes over what `old` knows, except about single proxies.
     pub fn inherit(&mut self, old: &Self) {
         self.chosen = old.chosen.clone();
         self.history = old.history.clone();
     }
 
-    /// Takes over what `old` knows of the proxy that has not moved, but had the index `old_index` there.
+    /// Takes over what `old` knows about a proxy that is still in the same place, but had the index `old_index` there.
     pub fn inherit_proxy(&mut self, index: usize, old: &Self, old_index: usize) {
         if let (Some(new), Some(old)) = (self.proxies.get_mut(index), old.proxies.get(old_index)) {
-            // What is under way tells its outcome to `old`.
+            // The outcome of a confirmation in progress will be reported to `old`.
             let is_preferred = new.is_preferred;
             *new = Proxy { answers: new.answers, is_asked: false, is_preferred, ..old.clone() };
         }
     }
 
-    /// From now on asks the proxy of this name only; `None`: as it sees fit. Returns whether there is such a proxy.
+    /// From now on asks only the proxy with this name; `None`: chooses freely again. Returns whether there is such a
+    /// proxy.
     pub fn choose(&mut self, name: Option<&str>, now: Instant) -> bool {
         let chosen = name.map(|name| self.proxies.iter().find(|proxy| *proxy.name == *name));
         let chosen = match chosen {
@@ -147,7 +148,7 @@ impl Choice {
         true
     }
 
-    /// From now on asks the proxies before others whose uplink `is_up`. Returns whether that is another order.
+    /// From now on asks proxies whose uplink `is_up` before others. Returns whether that changes the order.
     pub fn prefer(&mut self, is_up: &dyn Fn(usize) -> bool) -> bool {
         let mut is_other = false;
         for (index, proxy) in self.proxies.iter_mut().enumerate() {
@@ -185,7 +186,8 @@ impl Choice {
         self.ask(index)
     }
 
-    /// How long, in ms, the proxy's connect may take before the next one is asked beside it; `None`: nobody would be.
+    /// How long, in ms, the proxy's connect may take before the next one is asked beside it; `None`: there is no next
+    /// one.
     pub fn hedge(&self, attempt: &Attempt, asked: Asked) -> Option<u32> {
         let next = self.proxies.get(self.best(attempt)?)?;
         let usual = self.proxies.get(asked.index)?.connect_time / 8;
@@ -193,15 +195,15 @@ impl Choice {
         (delay != 0 && !next.health.is_resting()).then(|| delay.max(3 * usual))
     }
 
-    /// Another proxy was faster than this one's connect, which is now given up: a confirmation will tell whether it still
-    /// answers.
+    /// Notes that another proxy was faster than this one's connect, which is given up: a confirmation will tell whether
+    /// it still answers.
     pub fn overtaken(&mut self, asked: Asked) {
         if let Some(proxy) = self.proxies.get_mut(asked.index) {
             proxy.is_wanted = true;
         }
     }
 
-    /// The proxy has answered, whatever the status.
+    /// Notes that the proxy has answered, with any status.
     pub fn answered(&mut self, index: usize, now: Instant) {
         let Some(proxy) = self.proxies.get_mut(index) else { return };
         proxy.answers = proxy.answers.wrapping_add(1);
@@ -216,20 +218,20 @@ impl Choice {
         self.route(index, true, now);
     }
 
-    /// The proxy has opened no tunnel.
+    /// Notes that the proxy has opened no tunnel.
     pub fn failed(&mut self, attempt: &mut Attempt, asked: Asked, failure: Failure, now: Instant) {
         attempt.failure = attempt.failure.max(Some(failure));
         attempt.is_over |= self.judge(asked, failure, attempt.target, now);
     }
 
-    /// The proxy has failed beside all dials.
+    /// Notes that the proxy has failed outside of a dial.
     pub fn blamed(&mut self, index: usize, failure: Failure, now: Instant) {
         if let Some(asked) = self.ask(index) {
             self.judge(asked, failure, 0, now);
         }
     }
 
-    /// The proxy has been connected at `address`, after so many ms.
+    /// Notes that the proxy has been connected at `address`, after `ms`.
     pub fn connected(&mut self, index: usize, address: IpAddr, ms: u32) {
         if let Some(proxy) = self.proxies.get_mut(index) {
             proxy.good_address = Some(address);
@@ -241,7 +243,8 @@ impl Choice {
         }
     }
 
-    /// Lets time pass, and tells which proxy is to be confirmed, if one is. Its outcome must be [told](Self::confirmed).
+    /// Lets time pass, and returns a proxy to be confirmed, if there is one. The outcome must be
+    /// [reported](Self::confirmed).
     pub fn confirm(&mut self, now: Instant) -> Option<Asked> {
         self.advance(now);
         let interval = self.settings.probe_interval;
@@ -255,7 +258,7 @@ impl Choice {
         self.ask(index)
     }
 
-    /// What has become of a confirmation with this target, of whose answers any will do.
+    /// Notes the outcome of a confirmation with this target, for which any answer is good.
     pub fn confirmed(&mut self, asked: Asked, result: Result<(), Failure>, target: Target<'_>, now: Instant) {
         if let Some(proxy) = self.proxies.get_mut(asked.index) {
             proxy.is_asked = false;
@@ -267,7 +270,7 @@ impl Choice {
         }
     }
 
-    /// A proxy whose connections need attention.
+    /// Returns a proxy whose connections need attention.
     pub fn take_alarm(&mut self, now: Instant) -> Option<(usize, Alarm)> {
         let mut alarms = self.proxies.iter_mut().map(|proxy| proxy.health.take_alarm()).enumerate();
         let (index, alarm) = alarms.find_map(|(index, alarm)| Some((index, alarm?)))?;
@@ -293,12 +296,12 @@ impl Choice {
         self.proxies.get(index).map_or(0, |proxy| proxy.connect_time / 8)
     }
 
-    /// Whether the proxy has not answered since it was sent to rest.
+    /// Whether the proxy has not answered since its rest began.
     pub fn is_resting(&self, index: usize) -> bool {
         self.proxies.get(index).is_some_and(|proxy| proxy.health.is_resting())
     }
 
-    /// How the proxy is; `None`: there is no route to it.
+    /// The proxy's state; `None`: there is no route to it.
     pub fn state(&self, index: usize) -> Option<State> {
         self.proxies.get(index).filter(|proxy| proxy.has_route).map(|proxy| proxy.health.state())
     }
@@ -308,7 +311,7 @@ impl Choice {
         &mut self.history
     }
 
-    /// The first in the order of asking that this attempt has yet to ask.
+    /// The first proxy in order that this attempt has not asked yet.
     fn best(&self, attempt: &Attempt) -> Option<usize> {
         let chosen = self.chosen();
         let is_open = |index: usize| {
@@ -330,7 +333,8 @@ impl Choice {
         (0..self.proxies.len()).filter(|&index| is_open(index)).min_by_key(rank)
     }
 
-    /// A client dials: proxies that only their rest keeps from being asked are confirmed once it is over.
+    /// Notes that a client dials: proxies that would be asked if they didn't rest are confirmed once their rest is
+    /// over.
     fn want_rested(&mut self, now: Instant) {
         if self.chosen().is_some() && !self.settings.pin_fallback {
             return;
@@ -359,7 +363,7 @@ impl Choice {
         let answers_others = proxy.answers != asked.answers;
         match failure {
             Failure::Refused { .. } | Failure::BadTarget => return true,
-            // The next one has other ports.
+            // Towards the next proxy, other ports are free.
             Failure::Exhausted => return false,
             Failure::UplinkDown => {
                 self.route(index, false, now);
@@ -383,7 +387,7 @@ impl Choice {
         false
     }
 
-    /// Whether it may be the target, not the proxy, that gives no answer.
+    /// Whether the missing answer may be the target's fault, not the proxy's.
     fn is_doubtful(&mut self, index: usize, target: u32, now: Instant) -> bool {
         let is_others = |(other, proxy): (usize, &Proxy)| {
             other != index && proxy.health.is_resting() && proxy.blamed_for == Some(target)
@@ -432,7 +436,7 @@ impl Proxy {
 }
 
 impl Attempt {
-    /// An attempt that has asked nobody yet, and may ask the proxy `only`, or any.
+    /// An attempt that has not asked anybody yet, and may ask only one proxy, or any.
     pub fn new(target: Target<'_>, only: Option<usize>) -> Self {
         Self { target: digest(target), asked: 0, failure: None, is_over: false, only }
     }
@@ -442,7 +446,7 @@ impl Attempt {
         self.is_over
     }
 
-    /// Why it has failed: the answer of the one that answered, or the most telling failure of all.
+    /// Why it has failed: the answer of the proxy that answered, or else the most telling failure.
     pub fn failure(&self) -> Failure {
         self.failure.unwrap_or(Failure::Unreachable)
     }
@@ -452,7 +456,7 @@ const fn bit(index: usize) -> u64 {
     if index < MAX_PROXIES { 1 << index } else { u64::MAX }
 }
 
-/// Tells targets apart, if nobody tries to have them mistaken.
+/// A hash that tells targets apart, but not against an attacker.
 fn digest(target: Target<'_>) -> u32 {
     let port = target.port().to_be_bytes();
     match target {

@@ -1,11 +1,11 @@
-//! What is counted of each client. Of destinations nothing is kept, ever.
+//! Counters for each client. Nothing about destinations is ever kept.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
 use crate::time::Instant;
 
-/// How many clients are remembered: of more, the one that has been seen the longest ago is dropped.
+/// How many clients are remembered; beyond that, the one that was not seen for the longest time is dropped.
 pub const MAX: usize = 64;
 
 /// One client's counters. They wrap.
@@ -15,9 +15,9 @@ pub struct Client {
     pub address: IpAddr,
     /// When its last connection began or ended.
     pub seen: Instant,
-    /// Connections that it asked for.
+    /// How many connections it has asked for.
     pub opened: u32,
-    /// Of these, refused.
+    /// How many of them were refused.
     pub refused: u32,
     /// Bytes from it, of connections that have ended.
     pub up: u64,
@@ -32,7 +32,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// A client's counters, to be changed.
+    /// The counters of a client, to be changed.
     pub fn note(&mut self, address: IpAddr, now: Instant) -> &mut Client {
         let known = self.clients.iter().position(|client| client.address == address);
         let index = known.unwrap_or_else(|| {
@@ -50,7 +50,7 @@ impl Clients {
         client
     }
 
-    /// All that are remembered.
+    /// All clients that are remembered.
     pub fn iter(&self) -> impl Iterator<Item = &Client> {
         self.clients.iter()
     }

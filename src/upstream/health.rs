@@ -1,4 +1,4 @@
-//! How one proxy is: what failures and answers make of it.
+//! The state of one proxy, as it follows from failures and answers.
 //!
 //! ```text
 //!            blame                  answer                30 s pass
@@ -7,8 +7,8 @@
 //!                        +-----+------------------+
 //! ```
 //!
-//! A rest takes 10 s, and twice as long each time that the proxy fails again, up to 300 s. Once it is over, an answer to a
-//! confirmation (or to a client that nobody else could serve) is needed to end it.
+//! A rest lasts 10 s, and twice as long each time the proxy fails again, up to 300 s. After that, it ends with the
+//! proxy's next answer, to a confirmation or to a client that no other proxy could serve.
 
 use super::Failure;
 use crate::time::Instant;
@@ -17,23 +17,23 @@ use crate::time::Instant;
 pub const REST: u32 = 10_000;
 /// The longest rest, in ms. A proxy that has been well for that long starts again with the shortest.
 pub const LONGEST_REST: u32 = 300_000;
-/// How long a proxy that has come back is spared, in ms.
+/// How long a proxy that has come back is held back, in ms.
 pub const HOLD: u32 = 30_000;
-/// After how many failed confirmations in a row, all silent, its sessions are given up.
+/// After how many failed confirmations in a row, all of them silent, its connections are given up.
 const DEAD: u8 = 3;
 
-/// How a proxy is.
+/// The state of a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Clients' connections go there.
     Ok,
-    /// Asked after all others until then; beyond, until it has answered.
+    /// It is asked after all others: until that moment, and then until it has answered.
     Resting(Instant, Failure),
-    /// It has answered; asked after those that are ok until then.
+    /// It has answered, but is asked after those that are ok until that moment.
     Holding(Instant),
 }
 
-/// What becomes of the connections through a silent proxy.
+/// What to do with the connections through a silent proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alarm {
     /// It has stopped answering: remember what they have received so far.
@@ -42,7 +42,7 @@ pub enum Alarm {
     Dead,
 }
 
-/// How a proxy is, and what that rests on.
+/// The state of a proxy, and what determines it.
 #[derive(Clone, Copy, Debug)]
 pub struct Health {
     state: State,
@@ -56,7 +56,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// Of a proxy that nobody has asked yet.
+    /// The health of a proxy that has not been asked yet.
     pub const fn new() -> Self {
         Self { state: State::Ok, rest: 0, ok_since: Instant::from_millis(0), silent: 0, alarm: None }
     }
@@ -86,7 +86,8 @@ impl Health {
         is_back
     }
 
-    /// It has failed by its own fault. Returns whether it begins to rest, or to rest for another reason.
+    /// Notes that it has failed by its own fault. Returns whether it begins to rest, or rests for another reason than
+    /// before.
     pub fn blame(&mut self, why: Failure, now: Instant) -> bool {
         let (longer, before) = match self.state {
             State::Ok => (self.rest != 0 && now.since(self.ok_since) < LONGEST_REST, None),
@@ -108,7 +109,7 @@ impl Health {
         before != Some(why)
     }
 
-    /// It has answered. Returns whether that ends a rest.
+    /// Notes that it has answered. Returns whether that ends a rest.
     pub fn answered(&mut self, now: Instant) -> bool {
         self.silent = 0;
         self.alarm = None;
@@ -119,7 +120,7 @@ impl Health {
         was_resting
     }
 
-    /// What to do with the connections through it: returned once.
+    /// What to do with the connections through it; returned once.
     pub const fn take_alarm(&mut self) -> Option<Alarm> {
         self.alarm.take()
     }

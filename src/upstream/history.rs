@@ -7,7 +7,7 @@ use core::fmt;
 use super::Failure;
 use crate::time::Instant;
 
-/// How many are kept.
+/// How many changes are kept.
 pub const MAX: usize = 64;
 
 /// What has changed.
@@ -15,7 +15,7 @@ pub const MAX: usize = 64;
 pub enum What {
     /// It is asked after all others.
     Rests(Failure),
-    /// It has answered, and is held back for a while.
+    /// It has answered, but is held back for a while.
     Answers,
     /// It is as good as any other.
     Ok,
@@ -46,7 +46,7 @@ pub struct Change {
 #[derive(Clone, Debug, Default)]
 pub struct History {
     changes: VecDeque<Change>,
-    /// How many of them, the newest, have not been [told](Self::news).
+    /// How many of the newest have not been [reported](Self::news).
     untold: usize,
 }
 
@@ -65,14 +65,14 @@ impl History {
         self.changes.iter()
     }
 
-    /// Those since the last call.
+    /// The changes since the last call.
     pub fn news(&mut self) -> impl Iterator<Item = &Change> {
         let untold = core::mem::take(&mut self.untold);
         self.changes.iter().skip(self.changes.len() - untold)
     }
 }
 
-/// In words that continue the proxy's name.
+/// In words that follow the proxy's name.
 impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -1,7 +1,7 @@
 //! Ports that a proxy refuses CONNECT to, so that plain HTTP is carried to them as requests in absolute form.
 //!
-//! One answer says little: it may be the target that is refused, or the client. It is the port if the proxy has allowed
-//! no other target there lately, and does not refuse the port of TLS, too.
+//! One refusal says little: it may be because of the target or the client. It is because of the port if the proxy has
+//! allowed no other target there lately, and does not also refuse the port of TLS.
 
 use crate::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::time::Instant;
 const TTL: u32 = 600_000;
 /// The port that every proxy allows.
 pub const TLS: u16 = 443;
-/// How many ports are known at most.
+/// The most ports that are remembered.
 const PORTS: usize = 8;
 
 /// What is known of a proxy's ports.
@@ -26,7 +26,7 @@ struct Known {
 }
 
 impl PlainPorts {
-    /// Whether CONNECT to this port is refused as such.
+    /// Whether CONNECT to this port is refused because of the port.
     pub fn is_refused(&self, port: u16, now: Instant) -> bool {
         let was_refused = |port| {
             let mut known = self.known.iter();
@@ -35,7 +35,7 @@ impl PlainPorts {
         was_refused(port) && !was_refused(TLS)
     }
 
-    /// The proxy has answered a CONNECT to this port.
+    /// Notes the proxy's answer to a CONNECT to this port.
     pub fn answered(&mut self, port: u16, status: u16, now: Instant) {
         let is_refused = matches!(status, 403 | 405);
         if !is_refused && !(200..300).contains(&status) {

@@ -1,4 +1,5 @@
-//! An attempt to have a tunnel opened: proxies are asked, one after the other, and a slow one has others asked beside it.
+//! An attempt to open a tunnel: proxies are asked one after the other, and while one is slow the next ones are asked
+//! beside it.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -20,25 +21,24 @@ use super::proxy::Warning;
 use super::{Carried, Client, Failure, Opened, Upstreams};
 use crate::task::timer;
 
-/// How long after a proxy has closed without an answer it is asked again.
+/// How long to wait before asking a proxy again that has closed without an answer.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
-/// What becomes of one proxy or more being asked. Boxed: what asks several is of the kind that it is a part of.
+/// The result of asking one proxy or several. Boxed, because asking several is recursive.
 type Answer<'a> = Pin<Box<dyn Future<Output = Result<Carried, Failure>> + 'a>>;
 
 /// A connection's way through the proxies.
 struct Dial<'a> {
     attempt: &'a RefCell<Attempt>,
     target: &'a Target<'a>,
-    /// Requests in absolute form will do in place of a tunnel.
+    /// Whether requests in absolute form may replace a tunnel.
     may_be_plain: bool,
     /// The only proxy that may be asked.
     only: Option<usize>,
 }
 
 impl Upstreams {
-    /// Asks the proxies that may be asked, or `only` one, until one has opened a tunnel, in the name of `client` where that
-    /// can be.
+    /// Asks the proxies in turn, or `only` one, until one has opened a tunnel, in the name of `client` where possible.
     pub(super) async fn ask_in_turn(
         &self,
         target: &Target<'_>,
@@ -51,7 +51,7 @@ impl Upstreams {
     }
 
     /// Asks the proxies that this dial has not asked yet, one after the other, until one has opened a tunnel. If all
-    /// have closed and it `may_repeat`, it asks them again.
+    /// have closed and it `may_repeat`, asks them again.
     async fn carry_next(
         &self,
         dial: &Dial<'_>,
@@ -127,7 +127,7 @@ impl Upstreams {
         self.choice().failed(&mut dial.attempt.borrow_mut(), asked, failure, self.now());
     }
 
-    /// Asks one proxy, and tells once it is connected.
+    /// Asks one proxy, and calls `connected` once it is connected.
     pub(super) async fn ask(
         &self,
         index: usize,
@@ -145,7 +145,7 @@ impl Upstreams {
             let request = request.map_err(|_| Failure::BadTarget)?;
             let proxy = &self.proxies[index];
             let begin = |address| client?.begin(&request, &proxy.account.name, address);
-            // Boxed: the wait for an answer, which is longer, needs no room for it.
+            // Boxed, so that the longer wait for an answer needs no room for it.
             let is_again = kept.is_some();
             let connection = match kept.take() {
                 Some(connection) => connection,
@@ -155,9 +155,9 @@ impl Upstreams {
             };
             is_connected.set(true);
             let reply = connection.handshake(request, self.reply_timeout).await;
-            let proxy = &self.proxies[index]; // kept over no wait, which would make every dial larger
+            let proxy = &self.proxies[index]; // not held across an await, which would make every dial larger
             if is_again && reply.is_err() {
-                continue; // it has not been kept after all, or not as we understand it
+                continue; // the connection was not kept open after all, or not as expected
             }
             let reply = reply.map_err(|error| proxy.gave_no_answer(error))?;
             if reply.status != 407 {
@@ -194,7 +194,7 @@ impl Upstreams {
         Ok(Carried::Relayed(Box::new(Opened { stream, leftover: Vec::new(), account, http })))
     }
 
-    /// Tells what a proxy's answer means, and readies the tunnel.
+    /// Evaluates a proxy's answer, and prepares the tunnel.
     fn answered(
         &self,
         index: usize,

@@ -1,4 +1,4 @@
-//! The file that keeps the chosen upstream over a restart. Written only when it changes, as it may be on flash.
+//! The file that keeps the chosen upstream across a restart. Written only when it changes, since it may be on flash.
 
 use std::cell::{Cell, RefCell};
 use std::fs;
@@ -7,17 +7,17 @@ use std::io::{self, ErrorKind};
 use super::Upstreams;
 use crate::sys;
 
-/// What stands for no upstream in particular.
+/// The word for no upstream in particular.
 pub const AUTO: &str = "auto";
 
-/// Where OpenWrt reads every file as a configuration.
+/// The folder in which OpenWrt takes every file for a configuration.
 const UCI: &str = "/etc/config/";
 
-/// The file, which is not there while nothing is chosen.
+/// The file, which does not exist while nothing is chosen.
 pub struct ChoiceFile {
-    /// `None`: there is no configuration that it could belong to.
+    /// `None`: there is no configuration file that it could belong to.
     path: Option<String>,
-    /// What it has; empty: nothing.
+    /// Its contents; empty if it does not exist.
     written: RefCell<String>,
     has_failed: Cell<bool>,
 }
@@ -30,19 +30,19 @@ impl ChoiceFile {
             None => format!("{config}.upstream"),
         });
         if let Some(path) = &path {
-            _ = fs::create_dir(sys::folder(path)); // now: later it may not
+            _ = fs::create_dir(sys::folder(path)); // now, before Landlock forbids it
         }
         let text = path.as_deref().map(sys::read_text).unwrap_or_default();
         let written = text.trim_ascii().to_owned();
         Self { path, written: RefCell::new(written), has_failed: Cell::new(false) }
     }
 
-    /// Where it is, if anywhere.
+    /// Its path, if it has one.
     pub fn path(&self) -> Option<&str> {
         self.path.as_deref()
     }
 
-    /// Has the proxies know the choice.
+    /// Applies the choice to the proxies.
     pub fn apply(&self, upstreams: &Upstreams) {
         let name = self.written.borrow();
         if name.is_empty() {
@@ -53,7 +53,7 @@ impl ChoiceFile {
         }
     }
 
-    /// Keeps another choice. That it cannot is said once: the choice holds until the end.
+    /// Saves another choice. If that fails, a warning is logged once; the choice then lasts until the daemon ends.
     pub fn save(&self, chosen: Option<&str>) {
         let name = chosen.unwrap_or_default();
         let Some(path) = self.path.as_ref().filter(|_| *self.written.borrow() != name) else { return };

@@ -1,4 +1,4 @@
-//! Confirmations: whether a proxy that rests, or that another one has overtaken, answers.
+//! Confirmations: whether a proxy answers that rests, or that was slower than another one.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -12,16 +12,16 @@ use tcp_over_http::upstream::health::Alarm;
 use super::Upstreams;
 use crate::task::spawn;
 
-/// How long a target that has been connected stands for others, in ms.
+/// How long a target that was connected is not replaced by another, in ms.
 const FRESH: u32 = 10_000;
 
-/// A target that has been connected.
+/// A target that was connected lately.
 pub struct Worked {
     at: Instant,
     target: Owned,
 }
 
-/// A target that is kept.
+/// A target in owned form.
 #[derive(Clone)]
 enum Owned {
     Ip(SocketAddr),
@@ -29,8 +29,8 @@ enum Owned {
 }
 
 impl Upstreams {
-    /// Begins the confirmations that are due, logs what has changed, and tells whose connections need attention. Called
-    /// once a second or so; sends nothing unless a client has dialled.
+    /// Begins the confirmations that are due, logs changes, and calls `attend` for upstreams whose connections need
+    /// attention. Called about once a second; sends nothing unless a client has dialled.
     pub fn tick(self: &Rc<Self>, attend: &mut dyn FnMut(&str, Alarm)) {
         let now = self.now();
         loop {
@@ -49,7 +49,7 @@ impl Upstreams {
         }
     }
 
-    /// Connects to a proxy, and has it connect to a target that worked lately, if there is one.
+    /// Connects to a proxy, and asks it for a target that worked lately, if there is one.
     async fn confirm(&self, asked: Asked) {
         let target = self.worked.borrow().as_ref().map(|worked| worked.target.clone());
         let target = target.as_ref().map(|target| match target {
@@ -64,7 +64,7 @@ impl Upstreams {
         self.choice().confirmed(asked, result, target.unwrap_or(nowhere), self.now());
     }
 
-    /// Keeps a target that has been connected, now and then.
+    /// Remembers a target that was connected, unless there is a fresh one.
     pub(super) fn note_worked(&self, target: Target<'_>) {
         let (now, mut worked) = (self.now(), self.worked.borrow_mut());
         if worked.as_ref().is_some_and(|worked| now.since(worked.at) < FRESH) {

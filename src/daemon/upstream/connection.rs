@@ -1,4 +1,4 @@
-//! A connection to a proxy that has yet to be asked, or to answer: by a socket of ours, or in a client's name.
+//! A connection to a proxy that has not answered yet: by a socket of the daemon, or in a client's name.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::forward::Attempt;
 pub enum Connection {
     /// By a socket.
     Socket(TcpStream),
-    /// By packets of ours; the request goes along.
+    /// By packets that the daemon makes, which carry the request along.
     Packets(Attempt),
 }
 
@@ -49,7 +49,8 @@ impl Connection {
         Ok(Reply { status, rest: attempt.challenges(), body: None })
     }
 
-    /// Whether another request can follow a reply with so much of a body. Packets have their sequence numbers from the first.
+    /// Whether another request can follow a reply with a body of this length. Not with packets, whose sequence numbers
+    /// are fixed by the first request.
     pub async fn can_be_used_again(&self, body: Option<usize>) -> bool {
         match (self, body) {
             (Self::Socket(stream), Some(length)) => dial::discard(stream, length).await,

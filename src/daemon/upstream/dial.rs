@@ -12,18 +12,18 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Takes nearly every reply in one read, and little of the tunnel's data with it, in bytes.
+/// Bytes for one read: enough for nearly every reply, but not for much of the tunnel's data after it.
 const BUFFER: usize = 2048;
 
-/// How long the body of a 407 is waited for.
+/// How long to wait for the body of a 407.
 const BODY: Duration = Duration::from_secs(1);
 
 /// A proxy's answer.
 pub struct Reply {
     pub status: u16,
-    /// Of a 407 its lines, its challenges among them; else the bytes that came behind the reply.
+    /// For a 407, its lines, including the challenges; otherwise the bytes that came after the reply.
     pub rest: Vec<u8>,
-    /// How much of a 407's body is still to come, if the connection can be used again behind it.
+    /// How many bytes of a 407's body are still to come, if the connection can be used again after it.
     pub body: Option<usize>,
 }
 
@@ -31,18 +31,18 @@ pub struct Reply {
 #[derive(Debug)]
 pub enum HandshakeError {
     TimedOut,
-    /// It closed or reset the connection before a byte of its answer...
+    /// It closed or reset the connection before the first byte of its answer...
     Closed,
     /// ...or within it.
     CutOff,
     Garbage(ReplyError),
 }
 
-/// Connects to one address within `patience`, from a socket with `mark` (0: none). `EADDRNOTAVAIL` says that no port is
-/// left for it. Each socket to a proxy comes from here: the place for TLS.
+/// Connects to one address within `patience`, from a socket with `mark` (0: none). `EADDRNOTAVAIL` means that no port
+/// is left for it. Every socket to a proxy comes from here, so TLS would belong here.
 pub async fn connect(address: SocketAddr, mark: u32, patience: Duration) -> io::Result<TcpStream> {
     let socket = sys::tcp_socket(address, mark)?;
-    // The request follows at once, and carries the acknowledgement.
+    // The request follows at once and carries the acknowledgement.
     _ = sys::delay_acknowledgement(&socket);
     match timeout(patience, socket.connect(address)).await? {
         // Linux also says so if there is no address to connect from.
@@ -112,7 +112,7 @@ fn receive(stream: &TcpStream, parser: &mut ReplyParser) -> Result<Option<Reply>
     })
 }
 
-/// Discards so much of a reply's body. Returns whether that came soon.
+/// Discards `length` bytes of a reply's body. Returns whether they came soon.
 pub async fn discard(stream: &TcpStream, length: usize) -> bool {
     let rest = async {
         let mut left = length;

@@ -1,4 +1,4 @@
-//! Connections that no proxy is asked for, since a rule says so.
+//! Connections without a proxy, by a rule or during a pause.
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -15,13 +15,13 @@ use crate::kernel::firewall;
 use crate::netlink::neighbour;
 use crate::sys;
 
-/// What stands for the proxy that there isn't, by a rule...
+/// The name in place of a proxy's for connections that are direct by a rule...
 pub const DIRECT: &str = "(direct)";
-/// ...and for a while. No proxy has these names: UCI takes no brackets.
+/// ...and during a pause. No proxy can have these names: UCI takes no brackets.
 pub const PAUSED: &str = "(paused)";
 
 impl Upstreams {
-    /// What rules say of a client's connection.
+    /// What the rules decide about a client's connection.
     pub fn decide(&self, name: Option<&str>, target: SocketAddr, client: IpAddr) -> Option<Action> {
         let origin = match self.rules.need_origin() {
             true => neighbour::origin(client, self.mark),
@@ -37,14 +37,14 @@ impl Upstreams {
         })
     }
 
-    /// Has connections to an address of a direct name pass by.
+    /// Notes an address of a direct name, so that connections to it are direct.
     pub fn learn(&self, name: NameRef<'_>, address: IpAddr) {
         self.rules.learn(name, address);
         firewall::learn(address, self.mark);
     }
 
-    /// What stands for the proxy that a target is reached by without one: the target. `None`: a route leads there through the
-    /// TUN, which counts for more than a rule.
+    /// The target itself in place of a proxy. `None`: a route leads there through the TUN, which takes precedence over
+    /// a rule.
     pub(super) fn server(
         &self,
         name: &str,

@@ -11,16 +11,16 @@ use tokio::net::{TcpStream, UdpSocket};
 
 use crate::{stream, sys};
 
-/// A UDP reply has at most 512 bytes without EDNS, and with it at most what we say we accept; this leaves room for a
-/// server that exceeds that a little.
+/// A UDP reply has at most 512 bytes without EDNS, and with it at most what the query says it accepts; this leaves room
+/// for a server that exceeds that a little.
 const MAX_DATAGRAM: usize = 1500;
 
 /// A reply in flight. Boxed: one type for all callers.
 pub type Exchange = Pin<Box<dyn Future<Output = io::Result<Vec<u8>>>>>;
 
-/// Sends a query to `server` in a datagram, from a socket with `mark` (0: none), a random port that the kernel chooses, and
-/// letters of random case. Again over TCP if the reply does not fit a datagram, or if any datagram comes that does not
-/// repeat id and question to the letter: then somebody may be guessing, and a later one may be a guess that is right.
+/// Sends a query to `server` in a datagram, from a socket with `mark` (0: none), a random port that the kernel chooses,
+/// and letters of random case. Asks again over TCP if the reply does not fit a datagram, or if any datagram does not
+/// repeat id and question exactly: then somebody may be guessing, and a later guess may be right.
 pub fn exchange(server: SocketAddr, mark: u32, query: &[u8]) -> Exchange {
     let mut query = query.to_vec();
     Box::pin(async move {
@@ -29,7 +29,7 @@ pub fn exchange(server: SocketAddr, mark: u32, query: &[u8]) -> Exchange {
         socket.send(&query)?; // a new socket's buffer takes it
         let socket = UdpSocket::from_std(socket)?;
         loop {
-            // ICMP's "port unreachable" shows up as an error only.
+            // An ICMP "port unreachable" only shows up as an error.
             if socket.ready(Interest::READABLE | Interest::ERROR).await?.is_error() {
                 return Err(socket.take_error()?.unwrap_or(ErrorKind::ConnectionRefused.into()));
             }
@@ -51,7 +51,7 @@ fn receive(socket: &UdpSocket) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// Sends a query over TCP, and reads the reply; each has its length in front (RFC 1035 section 4.2.2).
+/// Sends a query over TCP, and reads the reply; each follows its length (RFC 1035 section 4.2.2).
 async fn exchange_tcp(server: SocketAddr, mark: u32, query: &[u8]) -> io::Result<Vec<u8>> {
     let stream = sys::tcp_socket(server, mark)?.connect(server).await?;
     let length = (query.len() as u16).to_be_bytes();

@@ -1,7 +1,7 @@
-//! A proxy's name and the addresses that it had last.
+//! A proxy's name and its last known addresses.
 //!
-//! They are renewed in the background when their time is up, and stay in use as long as that fails: a proxy does not
-//! go away because a resolver did.
+//! The addresses are renewed in the background when they expire, and stay in use as long as that fails: a proxy does
+//! not go away because a resolver did.
 
 use crate::limiter::Limiter;
 use crate::task::spawn;
@@ -14,18 +14,18 @@ use tcp_over_http::dns::{BadName, Name};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Bounds of the time that addresses are used without asking again; failures are kept for the lower one.
+/// The shortest and the longest time that addresses are used without asking again; failures are kept for the shortest.
 const MIN_TTL: Duration = Duration::from_secs(5);
 const MAX_TTL: Duration = Duration::from_secs(3600);
 
-/// One name and the addresses that it had last.
+/// One name and its last known addresses.
 pub struct Lookup {
     resolver: Rc<Resolver>,
     name: String,
     wire: Name,
     known: RefCell<Option<Known>>,
     is_refreshing: Cell<bool>,
-    /// Tells all who wait that a refresh has ended.
+    /// Wakes everyone who waits for the end of a refresh.
     refreshed: Notify,
     limiter: Limiter,
 }
@@ -49,8 +49,8 @@ impl Lookup {
         }))
     }
 
-    /// Takes over the addresses that `old` has, and tells whether it has the same name: if not, there are none to
-    /// take. They are renewed as soon as they are used: the resolver may be another.
+    /// Takes over the addresses of `old` if it has the same name, and returns whether it has. They are renewed as soon
+    /// as they are used, since the resolver may have changed.
     pub fn inherit(&self, old: &Self) -> bool {
         let is_same = self.name == old.name;
         if is_same && let Some(Known { outcome: Ok(addresses), .. }) = &*old.known.borrow() {
@@ -60,8 +60,8 @@ impl Lookup {
         is_same
     }
 
-    /// What is known, without asking: addresses (old ones are better than none; they are renewed in the background),
-    /// or a failure of the last seconds.
+    /// What is known without asking: addresses (even expired ones, which are then renewed in the background), or a
+    /// failure of the last seconds.
     ///
     /// Must be called within a tokio `LocalRuntime` or `LocalSet`.
     pub fn known(self: &Rc<Self>) -> Option<Result<Rc<[IpAddr]>, ResolveError>> {
@@ -76,7 +76,7 @@ impl Lookup {
         Some(known.outcome.clone())
     }
 
-    /// The addresses that are known, whether or not their time is up.
+    /// The known addresses, even if they have expired.
     pub fn last(&self) -> Option<Rc<[IpAddr]>> {
         self.known.borrow().as_ref()?.outcome.clone().ok()
     }
@@ -86,7 +86,7 @@ impl Lookup {
         self.name.trim_end_matches('.').eq_ignore_ascii_case(name)
     }
 
-    /// The addresses, asked for if none are known.
+    /// The addresses; asks for them if none are known.
     ///
     /// # Errors
     /// [`ResolveError`]; repeated without asking for 5 s.
@@ -100,7 +100,7 @@ impl Lookup {
         }
     }
 
-    /// In a task of its own: nobody who gives up waiting takes the answer from the others.
+    /// Starts a refresh in a task of its own, so that a waiter that gives up does not cancel it for the others.
     fn begin_refresh(self: &Rc<Self>) {
         if !self.is_refreshing.replace(true) {
             let this = Rc::clone(self);

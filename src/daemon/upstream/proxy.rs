@@ -19,7 +19,7 @@ use tcp_over_http::http::login::{Authorization, Denial, Login};
 use tcp_over_http::upstream::Failure;
 use tcp_over_http::upstream::plain::PlainPorts;
 
-/// The kinds of warnings; each is limited by itself.
+/// The kinds of warnings; each has its own rate limit.
 #[derive(Clone, Copy)]
 pub enum Warning {
     Unreachable,
@@ -35,18 +35,18 @@ impl Warning {
     const COUNT: usize = Self::UplinkDown as usize + 1;
 }
 
-/// What is counted of a proxy, by its name; a reload goes on with it.
+/// What is counted for a proxy of this name; kept across reloads.
 #[derive(Debug)]
 pub struct Account {
     /// The proxy's name.
     pub name: Rc<str>,
-    /// What has become of the tunnels that it was asked for.
+    /// The outcome of the tunnels that it was asked for.
     pub stats: Cell<Stats>,
-    /// Bytes that the kernel had forwarded from it when it fell silent.
+    /// How many bytes the kernel had forwarded from it when it fell silent.
     pub received: Cell<u64>,
 }
 
-/// A proxy of the configuration, its addresses, and what has been counted.
+/// A configured proxy, its addresses, and its account.
 pub struct Proxy {
     /// Shared with the tunnels through it.
     pub account: Rc<Account>,
@@ -55,11 +55,11 @@ pub struct Proxy {
     pub port: u16,
     /// The uplinks at which it is asked before others.
     pub uplinks: Vec<String>,
-    /// What it is sent for every tunnel...
+    /// The request for each tunnel...
     pub request: Request,
-    /// ...and how it is told of us.
+    /// ...and the credentials in it.
     pub login: Rc<RefCell<Login>>,
-    /// To which ports it refuses CONNECT.
+    /// The ports to which it refuses CONNECT.
     pub plain: Rc<RefCell<PlainPorts>>,
     /// One for each [`Warning`].
     limiters: [Limiter; Warning::COUNT],
@@ -71,7 +71,7 @@ enum Addresses {
 }
 
 impl Account {
-    /// Of this name, with nothing counted.
+    /// An account with this name and zero counters.
     pub fn new(name: &str) -> Rc<Self> {
         Rc::new(Self { name: name.into(), stats: Cell::default(), received: Cell::default() })
     }
@@ -109,8 +109,8 @@ impl Proxy {
         })
     }
 
-    /// Takes over what `old` has counted, and its addresses as far as they are known. Returns whether it has not
-    /// moved, so that what else is known of it still holds.
+    /// Takes over the counters and known addresses of `old`. Returns whether the proxy is in the same place, so that
+    /// everything else known about it still holds.
     pub fn inherit(&mut self, old: &Self) -> bool {
         self.account = Rc::clone(&old.account);
         if self.request == old.request {
@@ -128,7 +128,7 @@ impl Proxy {
         is_same
     }
 
-    /// Where to connect; at least one.
+    /// The addresses to connect to; at least one.
     pub async fn addresses(&self) -> Result<Rc<[IpAddr]>, ResolveError> {
         match &self.host {
             Addresses::Fixed(addresses) => Ok(Rc::clone(addresses)),
@@ -139,7 +139,7 @@ impl Proxy {
         }
     }
 
-    /// The same, if they are known.
+    /// The addresses, if they are known.
     pub fn known_addresses(&self) -> Option<Rc<[IpAddr]>> {
         match &self.host {
             Addresses::Fixed(addresses) => Some(Rc::clone(addresses)),
@@ -147,7 +147,7 @@ impl Proxy {
         }
     }
 
-    /// Whether this is what a client wants to connect to, as far as its addresses are known.
+    /// Whether a client's target is this proxy, as far as its addresses are known.
     pub fn is_at(&self, target: Target<'_>) -> bool {
         let (is_host, port) = match (target, &self.host) {
             (Target::Ip(to), _) => {
@@ -160,13 +160,13 @@ impl Proxy {
         is_host && port == self.port
     }
 
-    /// A dial begins: counts it. Returns what the proxy is told of us.
+    /// Counts the beginning of a dial. Returns the credentials to send.
     pub fn begin(&self) -> Authorization {
         self.count(|stats| stats.attempts = stats.attempts.wrapping_add(1));
         self.login.borrow_mut().begin(false)
     }
 
-    /// What it may be told in place of what it has answered 407 to.
+    /// The credentials to send instead of those that the proxy has answered with 407.
     ///
     /// # Errors
     /// [`Denial`]: it need not be asked again.
@@ -176,7 +176,7 @@ impl Proxy {
         self.login.borrow_mut().refused(used, offer, format!("{cnonce:016x}"))
     }
 
-    /// The same; `None`: nothing, and it is said why.
+    /// The same; `None`: there are none, and the reason is logged.
     pub fn told_again(&self, used: &Authorization, challenges: &[u8]) -> Option<Authorization> {
         let next = self.refused(used, challenges);
         next.inspect_err(|denial| self.warn(Warning::Refused, format_args!("{}", denial.text()))).ok()
@@ -201,7 +201,7 @@ impl Proxy {
         self.warn(warning, what);
     }
 
-    /// Counts and logs that it could not be connected. Returns what that means.
+    /// Counts and logs that it could not be connected. Returns the failure.
     pub fn was_not_reached(&self, failure: Failure, error: &io::Error) -> Failure {
         match failure {
             Failure::Exhausted => self.warn(Warning::Exhausted, format_args!("{error}")),
@@ -211,7 +211,7 @@ impl Proxy {
         failure
     }
 
-    /// Counts and logs that it was connected in vain. Returns what that means.
+    /// Counts and logs that it gave no answer. Returns the failure.
     pub fn gave_no_answer(&self, error: HandshakeError) -> Failure {
         match error {
             HandshakeError::TimedOut => {
@@ -233,7 +233,7 @@ impl Proxy {
         }
     }
 
-    /// Logs at most one warning of each kind in 10 s. `what` never has a client's address or a secret.
+    /// Logs at most one warning of each kind in 10 s. `what` must not contain a client's address or a secret.
     pub fn warn(&self, warning: Warning, what: fmt::Arguments<'_>) {
         let Some(limiter) = self.limiters.get(warning as usize) else {
             return;

@@ -1,4 +1,4 @@
-//! Reaching a proxy: its addresses are tried, the one that worked last first.
+//! Reaching a proxy: tries its addresses, beginning with the one that worked last.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,15 +12,15 @@ use super::resolver::ResolveError;
 use super::{Failure, Upstreams};
 use crate::{forward, sys};
 
-/// Addresses that take a default route, for those that have no address yet (RFC 5737, RFC 3849).
+/// Addresses that take a default route, in place of those that are not known yet (RFC 5737, RFC 3849).
 const FAR: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
 
 impl Upstreams {
-    /// Connects to one of the addresses of the proxy of this index with a socket.
+    /// Connects a socket to one of the addresses of the proxy with this index.
     ///
     /// # Errors
-    /// Its name has no address, or what the last address said; and what that means.
+    /// The failure and its error: the name has no address, or the last address could not be connected.
     pub async fn connect(&self, index: usize) -> Result<TcpStream, (Failure, io::Error)> {
         self.connect_to(&self.proxies[index], Some(index)).await
     }
@@ -32,13 +32,13 @@ impl Upstreams {
     ) -> Result<TcpStream, (Failure, io::Error)> {
         match self.reach(proxy, index, &|_| None).await? {
             Connection::Socket(stream) => Ok(stream),
-            // Nobody's client.
+            // Without a client, nothing is sent in a client's name.
             Connection::Packets(_) => Err((Failure::BadTarget, io::ErrorKind::InvalidInput.into())),
         }
     }
 
-    /// Connects to one of the proxy's addresses, the one that worked last first; where `begin` has begun, by that. `index`:
-    /// where the choice has it.
+    /// Connects to one of the proxy's addresses, beginning with the one that worked last; in the client's name where
+    /// `begin` returns an attempt. `index`: the proxy's index in the choice.
     pub(super) async fn reach(
         &self,
         proxy: &Proxy,
@@ -71,7 +71,7 @@ impl Upstreams {
                         io::ErrorKind::TimedOut => Failure::Unanswered,
                         _ => Failure::Unreachable,
                     };
-                    // The next address has other ports, but no more of all else.
+                    // At the next address other ports are free, but no other resource is.
                     let ends =
                         failure == Failure::Exhausted && error.raw_os_error() != Some(libc::EADDRNOTAVAIL);
                     if failure == Failure::Exhausted || last.0 != Failure::Exhausted {
@@ -89,18 +89,18 @@ impl Upstreams {
         Err(last)
     }
 
-    /// Whether the kernel knows a way to any of these.
+    /// Whether the kernel has a route to any of these.
     fn has_route(&self, addresses: &[IpAddr]) -> bool {
         addresses.iter().any(|&ip| sys::udp_socket(SocketAddr::new(ip, 9), self.mark).is_ok())
     }
 }
 
-/// Milliseconds since then.
+/// Milliseconds since `since`.
 fn millis(since: Instant) -> u32 {
     u32::try_from(since.elapsed().as_millis()).unwrap_or(u32::MAX)
 }
 
-/// Whether this machine, not the proxy, is why there is no socket.
+/// Whether this machine is out of resources, which is not the proxy's fault.
 pub(super) fn is_exhausted(error: &io::Error) -> bool {
     use libc::{EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM};
     matches!(error.raw_os_error(), Some(EADDRNOTAVAIL | EMFILE | ENFILE | ENOBUFS | ENOMEM))

@@ -1,7 +1,7 @@
-//! From a name to addresses: `/etc/hosts`, then DNS over sockets of our own.
+//! Resolves names to addresses: `/etc/hosts`, then DNS over sockets of the daemon's own.
 //!
-//! Not getaddrinfo: it would block the event loop, and its sockets could not be marked, so its queries might be routed
-//! into our own device.
+//! Not by getaddrinfo, which would block the event loop, and whose sockets could not be marked, so that its queries
+//! might be routed into the TUN.
 
 use crate::sys;
 use crate::upstream::etc_files::{hosts, nameservers};
@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout_at};
 
 /// How long addresses from `/etc/hosts` are valid.
 const HOSTS_TTL: Duration = Duration::from_secs(60);
-/// How long to wait for the other family once one has an address.
+/// How long to wait for the other family once there is an address of one.
 const GRACE: Duration = Duration::from_millis(300);
 /// Why a name has no addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub enum ResolveError {
     Nonexistent,
     /// The name has neither an A nor an AAAA record.
     NoAddress,
-    /// No server answered, or none could.
+    /// No server answered, or none could answer.
     Unanswered,
 }
 
@@ -43,10 +43,10 @@ impl fmt::Display for ResolveError {
 
 impl std::error::Error for ResolveError {}
 
-/// At least one address, and how long they are valid.
+/// One or more addresses, and how long they are valid.
 pub type Resolved = (Vec<IpAddr>, Duration);
 
-/// The uplink's servers, where `/etc/resolv.conf` names the dnsmasq of the machine (OpenWrt).
+/// The file with the uplink's servers, where `/etc/resolv.conf` names the machine's own dnsmasq (OpenWrt).
 const UPLINK: &str = "/tmp/resolv.conf.d/resolv.conf.auto";
 
 /// Finds the addresses of names.
@@ -62,13 +62,13 @@ impl Resolver {
         Self { servers: servers.to_vec(), mark, past_dnsmasq: false }
     }
 
-    /// Asks the uplink's servers, where they are known, instead of those in `/etc/resolv.conf`: dnsmasq would ask our own
-    /// resolver, and that one the proxy whose name we are looking for.
+    /// Asks the uplink's servers, where they are known, instead of those in `/etc/resolv.conf`: dnsmasq would ask the
+    /// daemon's own resolver, which would need the proxy whose name is being resolved.
     pub fn past_dnsmasq(self, yes: bool) -> Self {
         Self { past_dnsmasq: yes, ..self }
     }
 
-    /// Who is asked: the configured ones, or those of the uplink as it is now.
+    /// The servers to ask: the configured ones, or the uplink's current ones.
     pub fn servers(&self) -> Vec<SocketAddr> {
         match self.servers.is_empty() {
             true if self.past_dnsmasq && Path::new(UPLINK).exists() => {
@@ -133,7 +133,7 @@ impl Resolver {
             if let (Some(query), Some(place)) = (queries.get(index), replies.get_mut(index)) {
                 let answer = match Query::parse(query) {
                     Ok(query) => query.answer(&reply),
-                    Err(_) => Err(ReplyError::Malformed), // never: it is ours
+                    Err(_) => Err(ReplyError::Malformed), // never: the query is ours
                 };
                 if answer.as_ref().is_ok_and(|answer| !answer.addresses.is_empty()) {
                     deadline = deadline.min(Instant::now() + GRACE);
@@ -145,7 +145,7 @@ impl Resolver {
     }
 }
 
-/// IPv4 before IPv6: a proxy that has both can be reached either way, and networks without IPv6 are common.
+/// Puts IPv4 before IPv6: a proxy with both can be reached either way, and networks without IPv6 are common.
 fn combine(replies: &[Option<Result<Answer, ReplyError>>; 2]) -> Result<Resolved, ResolveError> {
     let answers = || replies.iter().flatten().flatten().filter(|answer| !answer.addresses.is_empty());
     if let Some(ttl) = answers().map(|answer| answer.ttl).min() {

@@ -2,30 +2,30 @@
 
 use crate::relay::Moved;
 
-/// What became of the tunnels that one proxy was asked for since the start. Counters wrap.
+/// The outcome of the tunnels that one proxy was asked for since the start. Counters wrap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// How many it was asked for.
     pub attempts: u32,
     /// How many it opened.
     pub opened: u32,
-    /// Answered with another status than 2xx, by class: [`Stats::REFUSED`].
+    /// How many it answered with a status other than 2xx, by class: [`Stats::REFUSED`].
     pub refused: [u32; Self::REFUSED.len()],
-    /// It could not be connected.
+    /// How often it could not be connected.
     pub unreachable: u32,
-    /// It did not answer in time.
+    /// How often it did not answer in time.
     pub timed_out: u32,
-    /// It closed, or sent garbage.
+    /// How often it closed, or sent garbage.
     pub bad_reply: u32,
-    /// How many of the attempts were made because it had closed before it answered.
+    /// How many of the attempts were repeated because it had closed before it answered.
     pub retried: u32,
     /// The shortest time from the connect to the answer, in milliseconds.
     pub shortest: u32,
-    /// The last one.
+    /// The last such time.
     pub last: u32,
-    /// The sum of all.
+    /// The sum of all such times.
     pub sum: u64,
-    /// Bytes that went through its tunnels, of those that have ended.
+    /// Bytes that went through those of its tunnels that have ended.
     pub moved: Moved,
 }
 

@@ -42,7 +42,7 @@ impl Hash {
     }
 }
 
-/// Bytes that are hashed at a time.
+/// The size of a block in bytes.
 const BLOCK: usize = 64;
 
 fn push_hex(out: &mut String, bytes: [u8; 4]) {
@@ -94,7 +94,7 @@ fn sha256(state: &mut [u32; 8], mut block: [u32; 16]) {
     }
 }
 
-/// How far each step turns.
+/// The rotation of each step.
 const MD5_TURNS: [[u32; 4]; 4] = [[7, 12, 17, 22], [5, 9, 14, 20], [4, 11, 16, 23], [6, 10, 15, 21]];
 
 /// 2^32 * |sin(i + 1)|.
@@ -110,7 +110,7 @@ const MD5_SINES: [u32; 64] = [
     0x6fa8_7e4f, 0xfe2c_e6e0, 0xa301_4314, 0x4e08_11a1, 0xf753_7e82, 0xbd3a_f235, 0x2ad7_d2bb, 0xeb86_d391,
 ];
 
-/// Four words, and room for eight.
+/// The initial state: four words, padded to eight.
 const MD5_START: [u32; 8] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0, 0, 0, 0];
 
 /// The fractions of the square roots of the first primes.

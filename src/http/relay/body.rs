@@ -5,48 +5,48 @@ use alloc::vec::Vec;
 use super::Refusal;
 use super::head::{Fields, Head, Kind, check, push};
 
-/// The most digits of a chunk's size, so that it fits.
+/// The most digits of a chunk's size, so that it fits into 64 bits.
 const MAX_DIGITS: u8 = 15;
 /// The most bytes of a chunk's extensions.
 const MAX_EXTENSION: u16 = 4096;
 
-/// A body on its way.
+/// A body in transit.
 #[derive(Clone, Debug)]
 pub enum Body {
-    /// So many bytes are left; [`ENDLESS`]: until the connection ends.
+    /// This many bytes are left; [`ENDLESS`]: until the connection ends.
     Plain(u64),
     Chunked(Chunks),
 }
 
 const ENDLESS: u64 = u64::MAX;
 
-/// Where in a chunked body we are.
+/// The position in a chunked body.
 #[derive(Clone, Debug)]
 pub enum Chunks {
-    /// So many digits of a size seen.
+    /// Within a size, after this many digits.
     Size {
         size: u64,
         digits: u8,
     },
-    /// So many bytes behind a size, which mean nothing to us and do not go on.
+    /// After a size: this many bytes of extensions, which are ignored and not passed on.
     Extension {
         size: u64,
         length: u16,
     },
-    /// Behind the CR of a size.
+    /// After the CR of a size.
     SizeEnd(u64),
-    /// So many bytes of a chunk are left.
+    /// This many bytes of a chunk are left.
     Data(u64),
-    /// Behind a chunk's data.
+    /// After a chunk's data.
     DataEnd,
-    /// Behind the CR of its end.
+    /// After the CR at its end.
     DataEndLf,
     Trailers(Head),
     Over,
 }
 
 impl Body {
-    /// A body until the connection ends.
+    /// A body that lasts until the connection ends.
     pub const fn endless() -> Self {
         Self::Plain(ENDLESS)
     }
@@ -66,7 +66,7 @@ impl Body {
         matches!(self, Self::Plain(0) | Self::Chunked(Chunks::Over))
     }
 
-    /// How many of the next bytes go on as they are.
+    /// How many of the next bytes pass unchanged.
     pub const fn run(&self) -> u64 {
         match self {
             Self::Plain(left) | Self::Chunked(Chunks::Data(left)) => *left,
@@ -74,7 +74,7 @@ impl Body {
         }
     }
 
-    /// So many bytes of the run have passed.
+    /// Notes that `length` bytes of the run have passed.
     pub fn pass(&mut self, length: u64) {
         match self {
             Self::Plain(ENDLESS) => {}
@@ -85,8 +85,8 @@ impl Body {
         }
     }
 
-    /// Takes bytes that are no run, and appends what the other side gets. Returns how many it took: to the next run, or to
-    /// the end.
+    /// Takes bytes that are not part of a run, and appends what the other side gets. Returns how many it took: up to
+    /// the next run, or to the end.
     pub fn feed(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, Refusal> {
         let mut taken = 0;
         while let Self::Chunked(chunks) = self
@@ -138,7 +138,7 @@ impl Chunks {
                 if !head.is_whole() {
                     return Ok(());
                 }
-                // None of those that frame a message, or say whom it is for, may stand here (RFC 9110 section 6.5.1).
+                // Fields that frame a message or route it must not be here (RFC 9110 section 6.5.1).
                 let fields = Fields::read(head)?;
                 check(fields.length.is_none())?;
                 fields.write(head, true, &[], out);

@@ -1,4 +1,4 @@
-//! The head of a message (RFC 9112 sections 2 to 5): its lines, and what its fields say of the connection.
+//! The head of a message (RFC 9112 sections 2 to 5): its lines, and what its fields say about the connection.
 
 use alloc::vec::Vec;
 
@@ -8,7 +8,7 @@ pub use crate::http::field::push;
 
 /// The most bytes of a head, or of a trailer section.
 pub const MAX_HEAD: usize = 16 * 1024;
-/// The most bytes of a method; what is longer is no HTTP.
+/// The most bytes of a method; anything longer is not HTTP.
 const MAX_METHOD: u8 = 32;
 /// The most fields that Connection may name.
 const MAX_NAMED: usize = 16;
@@ -16,15 +16,15 @@ const MAX_NAMED: usize = 16;
 /// What kind of head it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Of a client: nothing is forgiven.
+    /// A client's: any error is refused.
     Request,
-    /// Of a proxy: a line may end in a lone LF.
+    /// A proxy's: a line may end in a lone LF.
     Response,
-    /// Fields behind a chunked body, without a first line.
+    /// Fields after a chunked body, without a first line.
     Trailers,
 }
 
-/// A head on its way in.
+/// A head that is being received.
 #[derive(Clone, Debug)]
 pub struct Head {
     kind: Kind,
@@ -34,17 +34,17 @@ pub struct Head {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// In front, where empty lines are ignored (RFC 9112 section 2.2).
+    /// Before the first line, where empty lines are ignored (RFC 9112 section 2.2).
     Before,
-    /// So many bytes of a method seen.
+    /// Within the method, after this many bytes.
     Method(u8),
     Within,
-    /// Behind the empty line that ends it.
+    /// After the empty line that ends it.
     Behind,
 }
 
 impl Head {
-    /// A head of which nothing has come.
+    /// A head of which nothing has been received.
     pub const fn new(kind: Kind) -> Self {
         let place = if matches!(kind, Kind::Trailers) { Place::Within } else { Place::Before };
         Self { kind, place, bytes: Vec::new() }
@@ -54,7 +54,7 @@ impl Head {
     pub fn feed(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
         let before = self.bytes.len();
         for (index, &byte) in bytes.iter().enumerate() {
-            // What was not taken is not kept either.
+            // Bytes that are not taken must not be kept either.
             self.push(byte).inspect_err(|_| self.bytes.truncate(before))?;
             if self.is_whole() {
                 return Ok(index + 1);
@@ -63,22 +63,22 @@ impl Head {
         Ok(bytes.len())
     }
 
-    /// Whether its end has come.
+    /// Whether it is complete.
     pub fn is_whole(&self) -> bool {
         self.place == Place::Behind
     }
 
-    /// Whether nothing has come.
+    /// Whether nothing has been received.
     pub const fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// As it came.
+    /// The bytes as received.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Its first line; of trailers there is none.
+    /// Its first line, which trailers don't have.
     pub fn first_line(&self) -> &[u8] {
         Lines(&self.bytes).next().unwrap_or_default()
     }
@@ -141,18 +141,18 @@ impl<'a> Iterator for Lines<'a> {
     }
 }
 
-/// What the fields of a head say of the connection and the body.
+/// What the fields of a head say about the connection and the body.
 #[derive(Default)]
 pub struct Fields<'a> {
     pub length: Option<u64>,
     pub is_chunked: bool,
     pub host: Option<&'a [u8]>,
     pub upgrade: Option<&'a [u8]>,
-    /// What Connection says.
+    /// From Connection.
     pub is_close: bool,
     pub is_keep_alive: bool,
     is_upgrade: bool,
-    /// The fields that it names: they concern this connection only.
+    /// The fields that Connection names, which concern this connection only.
     named: [&'a [u8]; MAX_NAMED],
 }
 
@@ -197,8 +197,8 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// Appends the field lines that go to the other side, with the body's length or without, but none of a name that lines
-    /// in `given` have.
+    /// Appends the field lines for the other side, with or without the body's length, except fields whose name is in
+    /// the lines `given`.
     pub fn write(&self, head: &Head, has_length: bool, given: &[u8], out: &mut Vec<u8>) {
         for line in head.fields() {
             let Ok((name, _)) = split(line) else { continue };
@@ -213,7 +213,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Fields that concern one connection only (RFC 9110 section 7.6.1), or that are written anew.
+/// Fields that concern one connection only (RFC 9110 section 7.6.1), or that are rewritten.
 const OURS: [&str; 10] = [
     "Connection",
     "Proxy-Connection",
@@ -227,32 +227,32 @@ const OURS: [&str; 10] = [
     "Proxy-Authentication-Info",
 ];
 
-/// Name and value of a field line. A blank before the colon makes no name, nor does one in front: that is obs-fold, which
-/// two readers read differently.
+/// Name and value of a field line. A blank before the colon is an error; so is one at the beginning: that is obs-fold,
+/// which readers understand differently.
 pub fn split(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
     let (name, value) = cut(line, b':').ok_or(Refusal::BadRequest)?;
     check(!name.is_empty() && name.iter().all(|&byte| is_token(byte)))?;
     Ok((name, value.trim_ascii()))
 }
 
-/// What stands before the first such byte, and what behind it.
+/// Splits at the first such byte.
 #[inline(never)]
 pub fn cut(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
     let (before, behind) = bytes.split_at_checked(bytes.iter().position(|&byte| byte == at)?)?;
     Some((before, behind.get(1..)?))
 }
 
-/// Whether a text is this word, in any case.
+/// Whether a text is this word, in upper or lower case.
 pub fn is(text: &[u8], word: &str) -> bool {
     text.eq_ignore_ascii_case(word.as_bytes())
 }
 
-/// Whether a message is as it has to be.
+/// An error of the message unless `is_fine`.
 pub const fn check(is_fine: bool) -> Result<(), Refusal> {
     if is_fine { Ok(()) } else { Err(Refusal::BadRequest) }
 }
 
-/// Digits and nothing else, few enough for any reader.
+/// Reads a length: nothing but digits, few enough for any reader.
 fn length(value: &[u8]) -> Result<u64, Refusal> {
     check((1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit))?;
     Ok(value.iter().fold(0, |length, digit| length * 10 + u64::from(digit - b'0')))

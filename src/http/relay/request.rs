@@ -1,4 +1,4 @@
-//! A client's request: what it is for, and how a proxy is sent it.
+//! A client's request: what it asks for, and its form for a proxy.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -13,38 +13,38 @@ use super::{Authorize, PORT, Refusal};
 pub struct Request<'a> {
     head: &'a Head,
     method: &'a [u8],
-    /// Path and query: empty, or as they came.
+    /// Path and query as received; may be empty.
     path: &'a [u8],
-    /// Whom it is for, if it says so, without a port.
+    /// The host that it names, if any, without a port.
     pub host: Option<&'a str>,
-    /// Whether the URI says so: then it is meant for a proxy.
+    /// Whether the URI names the host, so that the request is meant for a proxy.
     pub is_absolute: bool,
     is_1_0: bool,
     fields: Fields<'a>,
 }
 
-/// What the response depends on.
+/// What the handling of the response depends on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Facts {
     pub is_head: bool,
     pub is_1_0: bool,
     pub is_upgrade: bool,
     pub is_repeatable: bool,
-    /// Whether the client's connection goes on to another request.
+    /// Whether the client's connection is kept for another request.
     pub is_kept: bool,
-    /// The length of its body; chunked: the most.
+    /// The length of its body; the maximum if it is chunked.
     pub length: u64,
 }
 
 impl<'a> Request<'a> {
-    /// Reads and checks a head that is whole.
+    /// Reads and checks a complete head.
     pub fn read(head: &'a Head) -> Result<Self, Refusal> {
         let line = head.first_line();
         let (method, rest) = cut(line, b' ').ok_or(Refusal::BadRequest)?;
         let (target, version) = cut(rest, b' ').ok_or(Refusal::BadRequest)?;
         let is_1_0 = version == b"HTTP/1.0";
         check(is_1_0 || version == b"HTTP/1.1")?;
-        // "head" is another method than HEAD, and not all who read it know.
+        // "head" is a different method than HEAD, which not every reader knows.
         check(method != b"CONNECT" && !method.iter().any(u8::is_ascii_lowercase))?;
         check(!target.contains(&b'\t'))?;
         let (authority, path) = match target {
@@ -55,7 +55,7 @@ impl<'a> Request<'a> {
                 .ok_or(Refusal::BadRequest)?,
         };
         let fields = Fields::read(head)?;
-        // A 1.0 client can't have meant it (RFC 9112 section 6.1).
+        // A 1.0 client can't mean that (RFC 9112 section 6.1).
         check(!fields.is_chunked || fields.length.is_none() && !is_1_0)?;
         check(is_1_0 || fields.host.is_some())?;
         let named = fields.host.filter(|host| !host.is_empty());
@@ -65,7 +65,7 @@ impl<'a> Request<'a> {
         Ok(Self { head, method, path, host, is_absolute: authority.is_some(), is_1_0, fields })
     }
 
-    /// What its response depends on.
+    /// What the handling of its response depends on.
     pub fn facts(&self) -> Facts {
         Facts {
             is_head: self.method == b"HEAD",
@@ -77,12 +77,12 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Its body, of which nothing has come.
+    /// Its body, at the beginning.
     pub fn body(&self) -> Body {
         if self.fields.is_chunked { Body::chunked() } else { Body::Plain(self.fields.length.unwrap_or(0)) }
     }
 
-    /// Appends it as a proxy gets it.
+    /// Appends the request in its form for a proxy.
     pub fn write(&self, authority: &str, authorize: &mut Authorize<'_>, out: &mut Vec<u8>) {
         let uri = [b"http://", authority.as_bytes(), self.path].concat();
         let version: &[u8] = if self.is_1_0 { b" HTTP/1.0\r\nHost: " } else { b" HTTP/1.1\r\nHost: " };
@@ -100,13 +100,13 @@ impl<'a> Request<'a> {
         push(out, &[b"\r\n"]);
     }
 
-    /// A 1.0 client can't ask for it (RFC 9110 section 7.8).
+    /// The protocols in Upgrade, which a 1.0 client can't ask for (RFC 9110 section 7.8).
     fn upgrade(&self) -> Option<&'a [u8]> {
         self.fields.upgrade.filter(|_| !self.is_1_0)
     }
 }
 
-/// What stands in a URI for a host: the port only if it is not that of the scheme.
+/// A URI's authority: host, and port unless it is the default one.
 pub fn authority(host: &str, port: u16) -> String {
     let mut authority = String::from(host);
     if port != PORT {

@@ -1,4 +1,4 @@
-//! A proxy's response, as its client gets it.
+//! A proxy's response, and its form for the client.
 
 use alloc::vec::Vec;
 
@@ -12,14 +12,14 @@ pub struct Response<'a> {
     head: &'a Head,
     is_1_0: bool,
     status: u16,
-    /// The status and what stands behind it.
+    /// The status and the rest of its line.
     line: &'a [u8],
     fields: Fields<'a>,
     request: Facts,
 }
 
 impl<'a> Response<'a> {
-    /// Reads and checks a head that is whole, of a response to `request`.
+    /// Reads and checks the complete head of a response to `request`.
     pub fn read(head: &'a Head, request: Facts) -> Result<Self, Refusal> {
         let line = head.first_line();
         let (version, line) = line.split_first_chunk().ok_or(Refusal::BadGateway)?;
@@ -34,18 +34,18 @@ impl<'a> Response<'a> {
         match status {
             407 => Err(Refusal::Unauthorized),
             101 if !request.is_upgrade => Err(Refusal::BadGateway),
-            // What can't be handed to a 1.0 client: it was asked as one.
+            // A 1.0 client can't read a chunked body, and the proxy was asked as by one.
             _ if request.is_1_0 && response.is_chunked() => Err(Refusal::BadGateway),
             _ => Ok(response),
         }
     }
 
-    /// Whether another one follows.
+    /// Whether another response follows.
     pub fn is_interim(&self) -> bool {
         self.status < 200 && self.status != 101
     }
 
-    /// Whether bytes of another protocol follow.
+    /// Whether another protocol follows.
     pub fn is_upgrade(&self) -> bool {
         self.status == 101
     }
@@ -55,14 +55,14 @@ impl<'a> Response<'a> {
         self.body().is_endless()
     }
 
-    /// Whether the proxy's connection goes on to another request. Not behind a message of two lengths.
+    /// Whether the proxy's connection is kept for another request. Not after a message with two lengths.
     pub fn is_kept(&self) -> bool {
         let fields = &self.fields;
         let is_asked = !fields.is_close && (!self.is_1_0 && !self.request.is_1_0 || fields.is_keep_alive);
         is_asked && !self.is_endless() && !(fields.is_chunked && fields.length.is_some())
     }
 
-    /// Its body (RFC 9112 section 6.3), of which nothing has come.
+    /// Its body (RFC 9112 section 6.3), at the beginning.
     pub fn body(&self) -> Body {
         match self.fields.length {
             _ if self.is_upgrade() => Body::endless(),
@@ -73,7 +73,8 @@ impl<'a> Response<'a> {
         }
     }
 
-    /// Appends it as the client gets it. `request`: whether its connection goes on may be known better by now.
+    /// Appends the response in its form for the client. `request`: the current facts, since whether the connection is
+    /// kept may have changed.
     pub fn write(&self, request: Facts, out: &mut Vec<u8>) {
         push(out, &[b"HTTP/1.1 ", self.line, b"\r\n"]);
         let has_length = self.may_have_body() && !self.fields.is_chunked || self.status == 304;
