@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tcp_over_http::time;
 
-/// Monotonic; begins when the daemon starts.
+/// A monotonic clock that begins when the daemon starts.
 #[derive(Clone, Copy)]
 pub struct Clock(Instant);
 
@@ -14,7 +14,7 @@ impl Clock {
         Self(Instant::now())
     }
 
-    /// The time, as the library wants it.
+    /// The time in the library's type.
     pub fn now(self) -> time::Instant {
         time::Instant::from_millis(self.uptime().as_millis() as u64)
     }

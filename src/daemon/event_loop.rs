@@ -1,4 +1,4 @@
-//! The one loop of the daemon. What isn't here runs in a task per dial.
+//! The daemon's only loop. Dials and DNS exchanges run as tasks beside it.
 
 use std::fmt::Write;
 use std::future::poll_fn;
@@ -28,19 +28,19 @@ use crate::upstream::{DIRECT, PAUSED, Upstreams};
 use tcp_over_http::capture::pause::MAX_PAUSE;
 use tcp_over_http::config::{Changes, Config};
 
-/// How many frames are read before the relays have their turn: many enough to make a wake-up worth it,
-/// few enough not to let the sockets' buffers fill up meanwhile.
+/// How many frames are read before the relays get a turn: enough to make a wake-up worthwhile, few enough that the
+/// sockets' buffers don't fill up meanwhile.
 const FRAMES: usize = 16;
 /// How many connections are accepted before others have their turn.
 const ACCEPTS: usize = 16;
 /// The frame's offset in its buffer: puts the IP header at a multiple of 16 bytes.
 const ALIGN: usize = 6;
-/// What the packets of connections that are cut off at the end get to go out.
+/// How long the last packets of connections that are cut off at the end have to get out.
 const FAREWELL: Duration = Duration::from_millis(200);
 
-/// How often flows are looked through for those that have waited too long...
+/// How often the loop looks for flows that have waited too long...
 const TICK: Duration = Duration::from_secs(1);
-/// ...and, while draining, whether any are left.
+/// ...and, while draining, checks whether any are left.
 const DRAIN_TICK: Duration = Duration::from_millis(20);
 
 /// Why the loop ended.
@@ -48,7 +48,7 @@ const DRAIN_TICK: Duration = Duration::from_millis(20);
 pub enum End {
     /// A signal asked for it, and all connections have ended or have been cut off.
     Asked,
-    /// The same, since a changed configuration needs another run.
+    /// The same, because a changed configuration needs a new run.
     Restart,
     /// The TUN is gone.
     TunGone,
@@ -61,32 +61,33 @@ struct Reload {
     new: Box<Config>,
     upstreams: Upstreams,
     changes: Changes,
-    /// Another has been asked for.
+    /// Another reload has been asked for meanwhile.
     again: bool,
 }
 
-/// What the loop waits for.
+/// Everything the loop waits for.
 pub struct EventLoop {
     gateway: Rc<Gateway>,
     capture: Capture,
     settings: Settings,
     config: Box<Config>,
-    /// The next run's, which begins once connections have ended.
+    /// The configuration of the next run, which begins once connections have ended.
     next: Option<Box<Config>>,
-    /// A reload that has yet to end.
+    /// A reload that has not ended yet.
     reload: Option<Reload>,
     status_socket: Option<StatusSocket>,
     choice_file: ChoiceFile,
     buffer: Box<[u8]>,
-    /// No `Interval`, which divides by 128 bits.
+    /// Not an `Interval`, which needs 128-bit division.
     tick: Pin<Box<Sleep>>,
-    /// Set once a signal has asked to end: when connections are cut off; with true they are, and the loop ends then.
+    /// Set once a signal has asked to end: when connections are cut off or, if true (they have been), when the loop
+    /// ends.
     deadline: Option<(Instant, bool)>,
     signals: Signals,
 }
 
 impl EventLoop {
-    /// A loop that has yet to run.
+    /// A loop that is ready to run.
     pub fn new(
         gateway: Rc<Gateway>,
         capture: Capture,
@@ -114,8 +115,8 @@ impl EventLoop {
         this
     }
 
-    /// Gives up writing anywhere but where the configuration has files, and where the set-up writes, also of another run
-    /// that takes the place of this one: it can't have what this one has given up. Then system calls.
+    /// Gives up the right to write anywhere except where the configuration has files and where the set-up writes (that
+    /// of the next run too, which can't regain what this one gives up), then the system calls that are not needed.
     pub fn confine(&self) {
         let status = &*self.config.status_socket;
         let files = [status, &self.config.dns.fakeip_file, self.choice_file.path().unwrap_or(status)];
@@ -128,9 +129,9 @@ impl EventLoop {
         }
     }
 
-    /// Runs until a signal ends it or the TUN is gone. Gives back what captures traffic, since what becomes of
-    /// that depends on the end, and the configuration by now: the next run's if there is to be one, or that of a reload
-    /// which has not ended.
+    /// Runs until a signal ends it or the TUN is gone. Returns what captures traffic, since what happens to that
+    /// depends on the end, and the current configuration: the next run's if there is one, or that of a reload which has
+    /// not ended.
     pub async fn run(mut self) -> (End, Capture, Box<Config>) {
         let end = poll_fn(|cx| self.poll(cx)).await;
         let unfinished = self.reload.map(|reload| reload.new);
@@ -155,7 +156,7 @@ impl EventLoop {
                 capture::Event::Reconfigured(result) => self.end_reload(result),
             }
         }
-        // Behind what may begin to drain, which ticks otherwise.
+        // After everything that may begin to drain, since draining has its own tick.
         while self.tick.as_mut().poll(cx).is_ready() {
             self.tick = timer(if self.deadline.is_none() { TICK } else { DRAIN_TICK });
             self.gateway.handle_tick(self.gateway.now());
@@ -181,7 +182,7 @@ impl EventLoop {
             match self.gateway.tun().poll_read(cx, frame) {
                 Poll::Ready(Ok(length)) => {
                     self.gateway.handle_frame(&mut frame[..length], now);
-                    // Only in a burst is there more to wait for.
+                    // Only after a full burst may there be more.
                     if turn == 0 {
                         self.gateway.flush();
                     }
@@ -207,8 +208,8 @@ impl EventLoop {
                     Poll::Ready(Ok((client, peer))) => {
                         self.gateway.handle_accepted(client, peer, self.gateway.now());
                     }
-                    // A connection that was reset before it was accepted, or no memory for it. Not the
-                    // limit of open files: it was raised to what all flows can need.
+                    // The connection was reset before it was accepted, or there is no memory for it. It can't be the
+                    // limit of open files, which was raised to what all flows can need.
                     Poll::Ready(Err(error)) => debug!("accept: {error}"),
                 }
                 turn += 1;
@@ -229,7 +230,7 @@ impl EventLoop {
                     }
                 }
                 _ => {
-                    // Asked twice: at once.
+                    // Asked twice: end at once.
                     let again = self.deadline.is_some() && self.next.take().is_none();
                     self.drain(if again { Duration::ZERO } else { self.config.drain_timeout });
                 }
@@ -246,7 +247,7 @@ impl EventLoop {
         self.tick = timer(DRAIN_TICK);
     }
 
-    /// Reads the configuration again and takes over what has changed: without a pause, or by another run.
+    /// Reads the configuration again and applies what has changed: without interruption, or by a new run.
     fn reload(&mut self) {
         if self.deadline.is_some() {
             return; // the next run, if there is one, reads it anyway
@@ -265,7 +266,7 @@ impl EventLoop {
             self.next = Some(new);
             return self.drain(self.config.drain_timeout);
         }
-        // What may fail comes first.
+        // First what may fail, so that a failure changes nothing.
         match Upstreams::new(&new) {
             Ok(upstreams) => {
                 new.rules.inherit(&self.config.rules);
@@ -276,7 +277,7 @@ impl EventLoop {
         }
     }
 
-    /// The kernel does as the new configuration says, or refuses to.
+    /// Ends a reload: the kernel has applied the new configuration, or refused.
     fn end_reload(&mut self, result: Result<(), String>) {
         let Some(Reload { new, upstreams, changes, again }) = self.reload.take() else { return };
         match result {
@@ -309,7 +310,7 @@ impl EventLoop {
     fn answer(&mut self, request: &str) -> Document {
         match request.split_ascii_whitespace().collect::<Vec<_>>()[..] {
             [] | ["status"] => {
-                // For whoever asks again.
+                // So that the next request has a fresh result.
                 self.gateway.self_test().begin(self.gateway.tun());
                 status::status(&self.gateway, &self.config)
             }
@@ -341,7 +342,7 @@ impl EventLoop {
         Document::reply(true, message)
     }
 
-    /// New connections go through this upstream from now on; `auto`: through the one that is best.
+    /// Sends new connections through this upstream from now on; `auto`: through the best one.
     fn use_upstream(&self, name: &str, reset: bool) -> Document {
         let upstreams = self.gateway.upstreams();
         let chosen = (name != AUTO).then_some(name);
@@ -363,7 +364,7 @@ impl EventLoop {
         Document::reply(true, message)
     }
 
-    /// Lets a client, or everybody, out directly for a while.
+    /// Lets one client, or everybody, out directly for a while.
     fn pause(&mut self, seconds: &str, client: Option<&str>) -> Document {
         let refuse = |why: &str| Document::reply(false, why.to_owned());
         let Some(seconds) = seconds.parse().ok().filter(|seconds| (1..=MAX_PAUSE).contains(seconds)) else {
@@ -423,7 +424,7 @@ fn who(client: Option<IpAddr>) -> String {
     client.map_or_else(|| EVERYBODY.to_owned(), |client| client.to_string())
 }
 
-/// The daemon does its work also if nobody can ask how it is.
+/// Without a status socket the daemon still does its work.
 fn status_socket(config: &Config) -> Option<StatusSocket> {
     let path = &config.status_socket;
     StatusSocket::listen(path).inspect_err(|error| warn!("status_socket {path}: {error}")).ok()

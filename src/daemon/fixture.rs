@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use tokio::runtime::{Builder, LocalOptions};
 
-/// Runs a test as the daemon runs.
+/// Runs a test in a runtime like the daemon's.
 pub fn run<T>(test: impl Future<Output = T>) -> T {
     Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap().block_on(test)
 }
 
-/// A DNS server on loopback whose script turns a query into replies; counts the queries.
+/// A DNS server on the loopback whose script turns each query into replies; it counts the queries.
 pub fn server(script: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> (SocketAddr, Arc<AtomicUsize>) {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();

@@ -67,14 +67,14 @@ use crate::upstream::Upstreams;
 use tcp_over_http::config::{self, Config, ConfigError, DnsMode, OnFailure, Ping, Shell, VARIABLE};
 use tcp_over_http::json;
 
-/// Files beyond those of flows and pipes: resolvers, the TUN, netlink, logs, dials that are just ending.
+/// Open files besides those of flows and pipes: resolvers, the TUN, netlink, logs, dials that are about to end.
 const OTHER_FILES: usize = 64;
-/// The fewest pipes to start with: only connections with bytes under way have one.
+/// The fewest pipes that the daemon starts with. Only connections with bytes in flight need one.
 const MIN_PIPES: usize = 64;
 
-/// What is needed once all is set up (<linux/capability.h>): `CAP_NET_ADMIN` for rules, routes, marks and nft,
-/// `CAP_NET_BIND_SERVICE` for low ports and `CAP_SYS_RESOURCE` for pipes of their full size, also after a reload,
-/// `CAP_NET_RAW` for handshakes of another run that takes the place of this one.
+/// The capabilities that are kept after set-up (<linux/capability.h>): `CAP_NET_ADMIN` for rules, routes, marks and
+/// nft; `CAP_NET_BIND_SERVICE` for low ports and `CAP_SYS_RESOURCE` for full-size pipes, also after a reload;
+/// `CAP_NET_RAW` for the raw sockets of the next run.
 const CAPABILITIES: u64 = 1 << 12 | 1 << 10 | 1 << 24 | 1 << 13;
 
 fn main() -> ExitCode {
@@ -126,7 +126,7 @@ fn check(settings: &Settings) -> ExitCode {
     }
 }
 
-/// Removes what an earlier run, or `block`, has left.
+/// Removes what an earlier run or `block` has left behind.
 fn unblock(config: &Config) -> Result<(), RouteError> {
     firewall::sweep(config);
     route::clear(&Owner::new(config))
@@ -136,7 +136,7 @@ fn unblock(config: &Config) -> Result<(), RouteError> {
 fn block_on(future: impl Future<Output = ExitCode> + 'static) -> ExitCode {
     let future: Pin<Box<dyn Future<Output = ExitCode>>> = Box::pin(future);
     match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-        // It lives as long as the process: what takes it down would never be missed.
+        // The runtime lives as long as the process: never dropping it saves the code that would.
         Ok(runtime) => ManuallyDrop::new(runtime).block_on(future),
         Err(error) => fail(&no_event_loop(error), 1),
     }
@@ -158,13 +158,14 @@ async fn run(settings: Settings) -> ExitCode {
 /// Sets up and runs until the end. What captures traffic is removed if the end was asked for, or if
 /// traffic may then go directly; if another run follows, traffic is refused until then.
 async fn serve(settings: Settings) -> Result<(End, Rc<Paused>), StartError> {
-    // Before anything is set up that an early end would leave behind, and before the configuration is read,
-    // so that no change of it is missed.
+    // First, before anything is set up that a signal would leave behind, and before the configuration is read, so that
+    // no reload is missed.
     let (signals, restarted) = Signals::new().map_err(no_event_loop)?;
     if restarted {
         sys::set_process_name();
     }
-    // The run before has left traffic refused. If this one does not start, that holds only if it may not go directly.
+    // The previous run has left traffic refused. If this one does not start, it stays refused only if it must not go
+    // directly.
     let give_way = |config: &Config| {
         if restarted && config.on_failure == OnFailure::Direct {
             _ = unblock(config);
@@ -186,7 +187,7 @@ async fn serve(settings: Settings) -> Result<(End, Rc<Paused>), StartError> {
     if !restarted {
         event_loop.confine();
     }
-    info!("{ready}"); // and its status can be asked for
+    info!("{ready}"); // only now, when the status can be asked for
     let (end, capture, config) = event_loop.run().await;
     match &end {
         End::TunGone => error!("{}: the device is gone", config.tun),
@@ -200,7 +201,7 @@ async fn serve(settings: Settings) -> Result<(End, Rc<Paused>), StartError> {
     let blocks = leave_blocked && config.on_failure == OnFailure::Block;
     if matches!(end, End::Restart) || matches!(end, End::Asked) && blocks {
         capture.hand_over(&config);
-        drop(gateway); // only now the device: its routes would go with it
+        drop(gateway); // the device last, since its routes would go with it
     } else if matches!(end, End::Asked) || config.on_failure == OnFailure::Direct {
         capture.remove(&config);
     } else if config.captures() {
@@ -246,8 +247,8 @@ async fn set_up(config: &Config, restarted: bool) -> Result<(Rc<Gateway>, Captur
     Ok((gateway, capture))
 }
 
-/// Sees to it that all flows can have their two sockets at a time. Returns how many pipes there can be
-/// beside them: one a flow, or what the limit of open files leaves.
+/// Raises the limit of open files so that all flows can have their two sockets at once. Returns how many pipes there
+/// can be besides: one for each flow, or as many as the limit leaves.
 fn reserve_files(flows: usize, others: usize) -> Result<usize, String> {
     let sockets = 2 * flows + others;
     let wanted = sockets + 2 * flows.max(MIN_PIPES);
@@ -294,7 +295,7 @@ fn no_event_loop(error: io::Error) -> String {
     format!("event loop: {error}")
 }
 
-/// To stdout, without a panic if nobody reads it.
+/// Prints to stdout, without a panic if nobody reads it.
 fn print(text: &dyn fmt::Display) -> ExitCode {
     match write!(io::stdout(), "{text}") {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,5 @@
-//! The socket that carries netlink's messages to the kernel and its answers back, and what is asked with it beside
-//! routes: connections that the kernel forwards, and where a client is.
+//! The socket for netlink's messages to the kernel and its answers, and what it is used for besides routes: connections
+//! that the kernel forwards, and where a client is.
 
 pub mod conntrack;
 pub mod neighbour;
@@ -19,14 +19,14 @@ pub const READ_SIZE: usize = 32 * 1024;
 /// Why a request failed.
 #[derive(Debug)]
 pub enum Error {
-    /// It did not get to the kernel, or its answer not back.
+    /// The request did not reach the kernel, or the answer did not come back.
     Socket(io::Error),
     /// The kernel refuses.
     Refused(Refusal),
 }
 
 impl Error {
-    /// The `errno`, be it of the socket, as under qemu-user, or of the answer; 0 if there is none.
+    /// The `errno` of the socket (as under qemu-user) or of the answer; 0 if there is none.
     pub fn errno(&self) -> i32 {
         match self {
             Error::Socket(error) => error.raw_os_error().unwrap_or(0),
@@ -53,8 +53,8 @@ impl From<io::Error> for Error {
     }
 }
 
-/// A socket for requests. The kernel answers while the request is being sent, and goes on with a dump while it is
-/// read: neither blocks. Only root and the kernel can send to it.
+/// A socket for requests. The kernel answers while the request is sent, and continues a dump while it is read: neither
+/// blocks. Only root and the kernel can send to it.
 pub struct Socket {
     file: File,
     sequence: u32,
@@ -62,7 +62,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Opens one of this protocol (`NETLINK_*`) that belongs to no multicast group.
+    /// Opens a socket of this protocol (`NETLINK_*`) without multicast groups.
     pub fn open(protocol: i32) -> io::Result<Self> {
         let file = sys::netlink(protocol, 0)?;
         Ok(Socket { file, sequence: 0, buffer: vec![0; READ_SIZE] })
@@ -73,27 +73,27 @@ impl Socket {
         self.get(message, &mut |_| ())
     }
 
-    /// Asks for one thing; `each` sees it.
+    /// Asks for one object, which is passed to `each`.
     pub fn get(&mut self, message: Message, each: &mut dyn FnMut(&netlink::Received)) -> Result<(), Error> {
         self.send(message, NLM_F_ACK)?;
         while !self.receive(each)? {}
         Ok(())
     }
 
-    /// Asks for all things of a kind, which come with [`Socket::receive`].
+    /// Asks for all objects of a kind, which [`Socket::receive`] then returns.
     pub fn begin_dump(&mut self, message: Message) -> Result<(), Error> {
         self.send(message, NLM_F_DUMP)
     }
 
-    /// Asks for all things of a kind; `each` sees them one by one.
+    /// Asks for all objects of a kind, which are passed to `each` one by one.
     pub fn list(&mut self, message: Message, each: &mut dyn FnMut(&netlink::Received)) -> Result<(), Error> {
         self.begin_dump(message)?;
         while !self.receive(each)? {}
         Ok(())
     }
 
-    /// Takes what one read gives of an answer: some hundreds of routes. `each` sees them one by one. True at the
-    /// answer's end.
+    /// Takes what one read gives of an answer, some hundreds of routes, and passes them to `each` one by one. True at
+    /// the end of the answer.
     pub fn receive(&mut self, each: &mut dyn FnMut(&netlink::Received)) -> Result<bool, Error> {
         let length = match self.file.read(&mut self.buffer) {
             Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),

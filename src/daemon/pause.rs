@@ -1,4 +1,4 @@
-//! Who goes out directly for a while, for all who have to know.
+//! Which clients go out directly for a while; shared by all parts of the daemon that need it.
 
 use std::cell::{Ref, RefCell};
 use std::env;
@@ -9,19 +9,19 @@ use tcp_over_http::capture::pause::Pauses;
 
 use crate::clock::Clock;
 
-/// The variable by which a run tells the next one.
+/// The environment variable in which a run passes its pauses to the next one.
 const VARIABLE: &str = "TCP_OVER_HTTP_PAUSED";
-/// What stands for everybody.
+/// The word for everybody in place of a client's address.
 pub const EVERYBODY: &str = "all";
 
-/// The pauses. A run that [becomes another](Paused::hand_over) goes on with them.
+/// The pauses, which outlive a [restart of the process](Paused::hand_over).
 pub struct Paused {
     clock: Clock,
     pauses: RefCell<Pauses>,
 }
 
 impl Paused {
-    /// Nobody, or with `restarted` what the run before has left.
+    /// No pauses, or with `restarted` those of the previous run.
     pub fn new(clock: Clock, restarted: bool) -> Self {
         let mut pauses = Pauses::default();
         let left = env::var(VARIABLE).ok().filter(|_| restarted).unwrap_or_default();
@@ -55,7 +55,7 @@ impl Paused {
         change(&mut self.pauses.borrow_mut())
     }
 
-    /// Whether this client, or with `None` one that can't be told, goes out directly now.
+    /// Whether this client goes out directly now. `None`: a client that can't be identified.
     pub fn covers(&self, client: Option<IpAddr>) -> bool {
         self.get().cover(client, self.clock.now())
     }

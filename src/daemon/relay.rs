@@ -8,11 +8,11 @@
 //!
 //! - **Backpressure**: a direction reads again only when its pipe is empty.
 //! - **Half-close**: the end of one direction's stream is passed on as a FIN; the other direction goes on.
-//! - **Reset**: an error on either socket resets both, also one that neither direction reads or writes any more.
+//! - **Reset**: an error on either socket resets both, even if neither direction reads or writes it any more.
 //! - **Nothing is lost at close**: one side ends its stream and then refuses what the other still sends (a server that
 //!   has said all it wants to say). A reset at once would destroy what the other has not received yet, so what it sends
-//!   is discarded until it has received all, and only then is it reset. The kernel tells the two apart: a reset behind
-//!   a FIN is EPIPE, any other ECONNRESET (`tcp_reset()`).
+//!   is discarded until it has received all, and only then is it reset. The kernel tells the two apart: a reset after a
+//!   FIN is EPIPE, any other ECONNRESET (`tcp_reset()`).
 
 pub mod pipe;
 pub mod poller;
@@ -32,7 +32,7 @@ use crate::sys;
 /// How many bytes one direction may move before others get a turn.
 const TURN: usize = 4 << 20;
 
-/// Two sockets and what is under way between them.
+/// Two sockets and the bytes in flight between them.
 pub struct Relay {
     client: Socket,
     upstream: Socket,
@@ -40,9 +40,9 @@ pub struct Relay {
     down: Direction,
 }
 
-/// What all relays share.
+/// The resources that all relays share.
 pub struct Supplies {
-    /// Pipes, for relays with bytes under way.
+    /// Pipes, for relays with bytes in flight.
     pub pipes: Pipes,
     /// Watches their sockets.
     pub poller: Poller,
@@ -58,7 +58,7 @@ pub struct Moved {
 }
 
 impl From<&Entry> for Moved {
-    /// What a connection has moved that the kernel forwards.
+    /// The bytes that the kernel has forwarded for a connection.
     fn from(entry: &Entry) -> Self {
         let [up, down] = entry.bytes;
         Self { up, down }
@@ -80,14 +80,15 @@ pub enum Next {
     End,
     /// An event on its sockets.
     Event,
-    /// The loop's next pass, at the latest its tick: there may be a pipe by then, or what was sent may be acknowledged.
+    /// The loop's next pass, at the latest its tick: by then there may be a free pipe, or what was sent may be
+    /// acknowledged.
     Later,
-    /// Its next turn.
+    /// Its next turn: there is more to move.
     Turn,
 }
 
 impl Relay {
-    /// Relays between `client` and `upstream`. `leftover` is what came behind the proxy's reply: the first bytes for the
+    /// A relay between `client` and `upstream`. `leftover` came after the proxy's reply: the first bytes for the
     /// client.
     ///
     /// # Errors
@@ -118,19 +119,19 @@ impl Relay {
         }
     }
 
-    /// Moves bytes until there are none to move or its turn is over.
+    /// Moves bytes until there are none left or its turn is over.
     pub fn run(&mut self, supplies: &Supplies) -> io::Result<Next> {
         let up = self.up.run(&mut self.client, &mut self.upstream, self.down.ended, supplies)?;
         let down = self.down.run(&mut self.upstream, &mut self.client, self.up.ended, supplies)?;
         Ok(up.max(down))
     }
 
-    /// Has dropping it close both connections orderly, now that both directions have ended.
+    /// Makes dropping the relay close both connections in order, now that both directions have ended.
     pub fn finish(&self) {
         self.client.set_lingering();
     }
 
-    /// Has dropping it reset both connections.
+    /// Makes dropping the relay reset both connections.
     pub fn reset(&self) {
         self.client.set_resetting();
         self.upstream.set_resetting();
@@ -157,7 +158,7 @@ struct Direction {
     moved: u64,
     /// The stream has ended, and the receiver has been told, or is about to be closed.
     ended: bool,
-    /// The receiver takes no more.
+    /// The receiver refuses to take more.
     discarding: bool,
 }
 
@@ -198,8 +199,8 @@ impl Direction {
         Ok(Next::End)
     }
 
-    /// Splices from the socket into an empty pipe. At the stream's end the direction ends, and `to` is sent a FIN; `None`
-    /// if it will be closed anyway.
+    /// Splices from the socket into an empty pipe. At the end of the stream the direction ends, and `to` is sent a FIN;
+    /// `to` is `None` if it will be closed anyway.
     fn fill(&mut self, from: &mut Socket, to: Option<&Socket>, pipes: &Pipes) -> io::Result<Option<Next>> {
         if !from.is_readable() {
             self.release(pipes);
@@ -267,7 +268,7 @@ impl Direction {
 
     fn preload(&mut self, bytes: &[u8], pipes: &Pipes) -> io::Result<()> {
         let pipe = self.pipe.insert(pipes.take_now()?);
-        // An empty pipe takes what came behind a reply in one piece.
+        // An empty pipe takes the bytes after a reply in one piece.
         let written = sys::write(&pipe.write, bytes)?;
         self.buffered = written as u32;
         if written == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
@@ -282,8 +283,8 @@ impl Direction {
     }
 }
 
-/// splice(2) never gets past a byte that TCP calls urgent. To us it is a byte like any other (RFC 6093 section 3.4):
-/// this copies it and some more. Returns how many bytes are in the pipe then.
+/// Copies an urgent byte and some more into the pipe, since splice(2) never gets past one. For a relay it is a byte
+/// like any other (RFC 6093 section 3.4). Returns how many bytes are in the pipe then.
 fn fill_past_urgent(from: &mut Socket, pipe: &Pipe) -> io::Result<u32> {
     let mut bytes = [0; 512];
     let received = from.receive_inline(&mut bytes)?.unwrap_or_default();

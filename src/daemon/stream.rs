@@ -1,4 +1,4 @@
-//! What is read from and written to tokio's sockets without waiting. One copy of tokio's part for all.
+//! Reads and writes on tokio's TCP sockets without waiting. One copy of tokio's code for all callers.
 
 use std::io::{self, ErrorKind};
 
@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::sys;
 
-/// Does what the stream should be ready for.
+/// Makes a call for which the stream should be ready, and clears tokio's readiness if it would block.
 #[inline(never)]
 pub fn attempt(
     stream: &TcpStream,
@@ -23,7 +23,8 @@ pub fn receive(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     let result = attempt(stream, Interest::READABLE, &mut || {
         received = sys::read(stream, buffer)?;
         match received {
-            // What leaves room has been drained: telling tokio so spares the next reader a call that finds nothing.
+            // A read that leaves room has drained the socket: telling tokio so spares the next reader a call that finds
+            // nothing.
             1.. if received < buffer.len() => Err(ErrorKind::WouldBlock.into()),
             _ => Ok(received),
         }
@@ -31,7 +32,7 @@ pub fn receive(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     if received > 0 { Ok(received) } else { result }
 }
 
-/// Sends what there is room for.
+/// Sends as much as there is room for.
 pub fn send(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     attempt(stream, Interest::WRITABLE, &mut || sys::write(stream, bytes))
 }

@@ -50,7 +50,7 @@ pub fn random_key() -> io::Result<Key> {
     Ok([u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])])
 }
 
-/// The error of a call that has returned -1.
+/// Turns the -1 of a failed call into its error.
 fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

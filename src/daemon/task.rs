@@ -8,14 +8,14 @@ use tokio::time::{Sleep, sleep};
 
 /// Starts a task. Must be called within the tokio runtime.
 ///
-/// All tasks have one type: tokio's part of a task is compiled for each, and one copy of the code outweighs
-/// one allocation.
+/// All tasks have the same boxed type, because tokio's code is compiled for each type: one copy of it outweighs an
+/// allocation.
 pub fn spawn(future: impl Future<Output = ()> + 'static) -> AbortHandle {
     let future: Pin<Box<dyn Future<Output = ()>>> = Box::pin(future);
     spawn_local(future).abort_handle()
 }
 
-/// Is ready after that time. One copy for all.
+/// Waits that long. One copy of the code for all callers.
 #[inline(never)]
 pub fn timer(duration: Duration) -> Pin<Box<Sleep>> {
     Box::pin(sleep(duration))

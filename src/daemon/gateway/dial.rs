@@ -74,10 +74,10 @@ impl Gateway {
             let forwarder = gateway.forwarder.as_ref().filter(|_| can_be_forwarded);
             let client = forwarder.map(|forwarder| Client { forwarder, syn: &syn });
             let carried = match &name {
-                // A fake address, which the client still has, or dnsmasq gives it.
+                // A paused client may still have a fake address in its cache, or get one from dnsmasq.
                 Some(_) if gateway.paused.covers(Some(source)) => {
                     match Box::pin(upstreams.pass_by(target)).await {
-                        Ok(_) if !gateway.paused.covers(Some(source)) => Err(Failure::UplinkDown), // by now
+                        Ok(_) if !gateway.paused.covers(Some(source)) => Err(Failure::UplinkDown), // its pause has ended meanwhile
                         carried => carried,
                     }
                 }
@@ -123,7 +123,7 @@ impl Gateway {
         }
     }
 
-    /// The client has gone on, and the kernel carries the connection: nothing is left to do for it.
+    /// Ends the flow of a client that has acknowledged: from here on the kernel carries the connection.
     fn handle_released(&self, slot: Slot) {
         if let Some(parked) = self.kept.borrow_mut().parked(slot) {
             parked.dial = DialState::InFlight(None); // it has ended: nothing to abort
@@ -133,7 +133,7 @@ impl Gateway {
         self.count(|totals| totals.forwarded += 1);
     }
 
-    /// The dial has ended.
+    /// Handles the end of a dial.
     fn handle_dialled(self: &Rc<Self>, slot: Slot, result: Result<Opened, Failure>) {
         let now = self.now();
         let mut kept = self.kept.borrow_mut();
@@ -182,13 +182,13 @@ impl Gateway {
         self.rewriter.borrow().flow(slot).tuple.source.to_canonical()
     }
 
-    /// Counts a flow that is refused and has yet to be removed.
+    /// Counts a refused flow that has not been removed yet.
     pub(super) fn count_refused(&self, slot: Slot) {
         self.count(|totals| totals.refused += 1);
         self.clients.borrow_mut().note(self.client(slot), self.now()).refused += 1;
     }
 
-    /// Lets a held SYN pass on to the kernel.
+    /// Lets a held SYN pass to the kernel.
     fn release(self: &Rc<Self>, slot: Slot, syn: &mut [u8], now: Instant) {
         let Some((header, packet)) = syn.split_first_chunk_mut::<{ vnet::LEN }>() else { return };
         let mut rewriter = self.rewriter.borrow_mut();

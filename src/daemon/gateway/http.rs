@@ -38,9 +38,9 @@ use crate::upstream::{Opened, Upstreams};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a proxy may take to ask for other credentials.
 const DOUBT: Duration = Duration::from_secs(2);
-/// How long what a client still sends is read, so that no reset destroys what it was sent last.
+/// How long what a client still sends is read at the end, so that no reset destroys the last bytes sent to it.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How much of a body is kept, so that it can be sent again with other credentials.
+/// How many bytes of a body are kept, so that it can be sent again with other credentials.
 const AGAIN: usize = 64 << 10;
 
 impl Gateway {
@@ -85,16 +85,16 @@ impl Gateway {
     }
 }
 
-/// Why a connection does not go on.
+/// Why a connection can't go on.
 #[derive(PartialEq, Eq)]
 enum Trouble {
     /// A side's connection is broken, or has ended too early.
     Lost(Side),
-    /// Something is wrong with what was sent.
+    /// What was sent is not acceptable.
     Refused(Refusal),
 }
 
-/// A client's requests on their way.
+/// A client connection whose requests are being carried.
 struct Carried {
     gateway: Rc<Gateway>,
     slot: Slot,
@@ -102,28 +102,29 @@ struct Carried {
     held: Option<Held>,
     relay: Box<Relay>,
     client: Rc<TcpStream>,
-    /// As it is counted by now.
+    /// The bytes counted so far.
     moved: Rc<Cell<Moved>>,
     proxy: TcpStream,
     account: Rc<Account>,
     upstreams: Rc<Upstreams>,
     index: usize,
-    /// The name that it is said to have, and whether that is so.
+    /// The name that the client claims for the server, and whether it is true.
     claimed: (String, bool),
-    /// What the request under way says of us...
+    /// The credentials in the current request...
     used: Authorization,
-    /// ...and what it is to say in its place.
+    /// ...and those to send instead.
     next: Option<Authorization>,
-    /// None has been sent.
+    /// Whether no request has been sent yet.
     is_fresh: bool,
-    /// The proxy's connection was there before the one under way.
+    /// Whether the proxy's connection has served an earlier request.
     is_reused: bool,
     up: Direction,
     down: Direction,
 }
 
 impl Carried {
-    /// Carries requests until there are no more, then goes on with a tunnel if there is one. Returns whether there is none.
+    /// Carries requests until there are no more, then continues as a tunnel if there is one. Returns whether there is
+    /// none.
     async fn serve(mut self: Box<Self>) -> bool {
         let mut end = self.run().await;
         if let Err(Trouble::Refused(Refusal::NotHttp)) = end {
@@ -174,13 +175,13 @@ impl Carried {
                 Err(trouble) => trouble,
             };
             let may_repeat = match trouble {
-                // The nonce is too old, or has yet to be given.
+                // The nonce is too old, or the proxy has not given one yet.
                 Trouble::Refused(Refusal::Unauthorized) => {
                     let used = mem::take(&mut self.used);
                     self.next = self.upstreams.refused(self.index, &used, self.relay.challenges());
                     self.next.is_some()
                 }
-                // A proxy may close a connection that it has kept at any time.
+                // A proxy may close a kept connection at any time.
                 Trouble::Lost(Side::Proxy) => self.is_reused && self.relay.is_repeatable(),
                 _ => false,
             };
@@ -214,17 +215,17 @@ impl Carried {
     ) -> Poll<Result<Next, Trouble>> {
         let Self { gateway, relay, client, proxy, up, down, .. } = self;
         let pipes = &gateway.supplies.pipes;
-        // Before a proxy that takes no more is found out: what it has said tells more.
+        // The response first: it tells more than the failure to send to a proxy that takes nothing more.
         if let Poll::Ready(next) = down.poll(Side::Proxy, relay, (proxy, client), pipes, cx)? {
             return Poll::Ready(Ok(next));
         }
         up.is_held &= !relay.has_answered();
         match up.poll(Side::Client, relay, (client, proxy), pipes, cx)? {
-            // What ends this waits until the client has taken all.
+            // What ends this loop waits until the client has taken everything.
             Poll::Ready(next) if next == Next::Request || down.is_flushed() => return Poll::Ready(Ok(next)),
             _ => {}
         }
-        // What the client may do now is another thing: it is waited for in another way.
+        // The client is waited for differently now.
         if self.is_idle() != was_idle {
             return Poll::Ready(Ok(Next::Wait));
         }
@@ -238,7 +239,7 @@ impl Carried {
         }
     }
 
-    /// Whether it is the client's turn: it has all that is for it.
+    /// Whether it is the client's turn: no request is under way, and it has received everything.
     fn is_idle(&self) -> bool {
         self.relay.is_idle() && self.down.is_flushed()
     }
@@ -249,13 +250,13 @@ impl Carried {
         self.gateway.count_progress(self.moved.replace(moved), moved);
     }
 
-    /// Counts what has moved in all for the proxy and the client.
+    /// Adds everything that has moved to the proxy's and the client's counters.
     fn count_moved(&self) {
         self.count();
         self.gateway.count_moved(&self.account, self.gateway.client(self.slot), self.moved.get());
     }
 
-    /// Sends the request whose head is whole. [`Next::Tunnel`]: there is a tunnel in place of a proxy.
+    /// Sends the request whose head is complete. [`Next::Tunnel`]: there is a tunnel instead of a proxy.
     async fn send(&mut self) -> Result<Next, Trouble> {
         // Resolved once for all requests of a client that names the same host.
         if let Some(name) = self.relay.claimed_name()
@@ -265,7 +266,7 @@ impl Carried {
             let is_true = self.upstreams.is_name_of(&name, self.relay.target()).await;
             self.claimed = (name, is_true);
         }
-        // It may have ended, or said what nobody has asked for.
+        // The proxy may have closed it, or sent something unasked.
         self.is_reused = self.relay.is_kept() && self.down.incoming.is_empty() && is_quiet(&self.proxy);
         self.accept();
         if !self.is_reused && self.connect(true).await? == Next::Tunnel {
@@ -287,8 +288,8 @@ impl Carried {
         sent.map(|()| Next::Wait).map_err(Trouble::Refused)
     }
 
-    /// Connects to a proxy as for a new client, the first one that can be. If that opens a tunnel, what no request has been
-    /// made of goes there.
+    /// Connects to a proxy as for a new client, the first one that can be reached. If that opens a tunnel, the client's
+    /// bytes that are not part of a request go there.
     async fn connect(&mut self, may_be_plain: bool) -> Result<Next, Trouble> {
         let (upstreams, target) = (&self.upstreams, self.relay.target());
         let tuple = self.gateway.rewriter.borrow().flow(self.slot).tuple;
@@ -298,7 +299,7 @@ impl Carried {
         };
         let action = match upstreams.decide(name, at, tuple.source.to_canonical()) {
             Some(Action::Reject) => return Err(Trouble::Refused(Refusal::BadGateway)),
-            // It is in a proxy's hands now.
+            // A proxy already serves this connection.
             Some(Action::Direct) => Some(Action::Upstream(self.index as u8)),
             action => action,
         };
@@ -324,7 +325,7 @@ impl Carried {
         Ok(Next::Tunnel)
     }
 
-    /// Notes that the proxy has answered, and accepted what it was told of us.
+    /// Notes that the proxy has answered and accepted the credentials.
     fn accept(&mut self) {
         if self.relay.has_answered() {
             let used = mem::take(&mut self.used);
@@ -337,13 +338,13 @@ impl Carried {
         &self.upstreams.proxies()[self.index]
     }
 
-    /// Sends what is left, and tells the client why there is no more, unless it has a part of a response.
+    /// Sends what is left, and an error response unless the client already has a part of a response.
     async fn finish(&mut self, end: Result<Next, Trouble>) {
         let refusal = match end {
             Ok(Next::Tunnel) => {
                 let Self { client, proxy, up, down, .. } = self;
                 up.outgoing.append(&mut up.incoming);
-                // If that fails, the relay finds out.
+                // If that fails, the relay notices.
                 let flushed = poll_fn(|cx| match (down.poll_flush(client, cx)?, up.poll_flush(proxy, cx)?) {
                     (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(io::Result::Ok(())),
                     _ => Poll::Pending,
@@ -379,13 +380,13 @@ impl Carried {
     }
 }
 
-/// Where a proxy of this account is. A reload may have taken it away.
+/// The index of the proxy with this account. A reload may have removed it.
 fn index_of(upstreams: &Upstreams, account: &Rc<Account>) -> Option<usize> {
     upstreams.proxies().iter().position(|proxy| Rc::ptr_eq(&proxy.account, account))
 }
 
-/// Whether a connection is open, and nothing has come that nobody asked for.
+/// Whether a connection is open and has received nothing unasked.
 fn is_quiet(stream: &TcpStream) -> bool {
-    // The kernel is asked: tokio knows of its last events only.
+    // Asks the kernel: tokio only knows of the last events.
     sys::read(stream, &mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }

@@ -13,7 +13,7 @@ use crate::sys;
 use crate::upstream::Opened;
 use crate::upstream::proxy::Account;
 
-/// What is kept, by slot. Grows to the highest slot that was ever used.
+/// What is kept for all flows, by slot. Grows to the highest slot ever used.
 #[derive(Default)]
 pub struct KeptFlows {
     slots: Vec<Kept>,
@@ -36,7 +36,7 @@ impl KeptFlows {
         }
     }
 
-    /// The flow, if its requests are carried.
+    /// The flow, if its requests are carried to a proxy.
     pub fn http(&mut self, slot: Slot) -> Option<&mut HttpFlow> {
         match self.slots.get_mut(slot.index()) {
             Some(Kept::Http(flow)) => Some(flow),
@@ -52,7 +52,7 @@ impl KeptFlows {
         std::mem::replace(&mut self.slots[slot.index()], new)
     }
 
-    /// Shows all that carry bytes to `look`.
+    /// Calls `look` for each flow that carries bytes.
     pub fn visit(&mut self, look: &mut dyn FnMut(Slot, Traffic<'_>)) {
         for (number, kept) in (0..).zip(&mut self.slots) {
             let traffic = match kept {
@@ -70,7 +70,7 @@ impl KeptFlows {
         }
     }
 
-    /// All.
+    /// Everything, to be dropped or ended.
     pub fn into_all(self) -> impl Iterator<Item = (Slot, Kept)> {
         (0..).zip(self.slots).map(|(number, kept)| (Slot::from_number(number), kept))
     }
@@ -79,7 +79,7 @@ impl KeptFlows {
 /// What is kept for one flow.
 #[derive(Default)]
 pub enum Kept {
-    /// Nothing yet, or nothing any more.
+    /// Nothing yet, or no longer anything.
     #[default]
     Nothing,
     /// A dial, until the client is accepted.
@@ -106,13 +106,13 @@ pub struct Parked {
 
 /// A flow that is relayed.
 pub struct Relayed {
-    /// Moves its bytes.
+    /// The relay that moves its bytes.
     pub relay: Relay,
     /// Whether it is queued for a turn without an event.
     pub queued: bool,
-    /// Of its proxy.
+    /// The account of its proxy.
     pub account: Rc<Account>,
-    /// Whose connection it is.
+    /// The address of its client.
     pub client: IpAddr,
     /// How many bytes the client had received when the proxy stopped to answer.
     pub received: u64,
@@ -122,25 +122,25 @@ pub struct Relayed {
 
 /// A flow whose requests are carried to a proxy.
 pub struct HttpFlow {
-    /// What does that.
+    /// The task that does so.
     pub task: AbortHandle,
-    /// The client's.
+    /// The client's socket.
     pub socket: Rc<tokio::net::TcpStream>,
     /// What it has moved so far.
     pub moved: Rc<Cell<Moved>>,
-    /// Of its proxy.
+    /// The account of its proxy.
     pub account: Rc<Account>,
-    /// Whose connection it is.
+    /// The address of its client.
     pub client: IpAddr,
     /// How many bytes the client had received when the proxy stopped to answer.
     pub received: u64,
 }
 
-/// A flow that carries bytes, however it does.
+/// A flow that carries bytes, by a relay or as HTTP requests.
 pub struct Traffic<'a> {
-    /// Of its proxy.
+    /// The account of its proxy.
     pub account: &'a Account,
-    /// Whose connection it is.
+    /// The address of its client.
     pub client: IpAddr,
     /// What it has moved so far.
     pub moved: Moved,
@@ -148,15 +148,15 @@ pub struct Traffic<'a> {
     pub received: &'a mut u64,
 }
 
-/// How far a dial is.
+/// The state of a dial.
 pub enum DialState {
-    /// In flight, in this task while there is one.
+    /// In flight, in this task if there is one.
     InFlight(Option<AbortHandle>),
-    /// The tunnel is there.
+    /// The tunnel is open.
     Opened(Opened),
-    /// There is none: the client wants a resolver, and gets ours.
+    /// No tunnel is needed: the client wants a resolver, and gets the daemon's.
     Unneeded,
-    /// No tunnel can be had.
+    /// No tunnel could be opened.
     Failed,
 }
 
@@ -164,7 +164,7 @@ impl Drop for Parked {
     fn drop(&mut self) {
         match &self.dial {
             DialState::InFlight(Some(dial)) => dial.abort(),
-            // The client has gone: reset the tunnel too.
+            // The client has gone, so reset the tunnel too.
             DialState::Opened(opened) => _ = sys::set_resetting(&opened.stream),
             _ => {}
         }

@@ -1,7 +1,7 @@
-//! A proxy whose own connections are captured: what it is asked for comes back to it for ever.
+//! Detects a proxy whose own connections are captured: each would be sent back to it for ever.
 //!
-//! Many connections of one client to one server that wait for the proxy may be a loop, or a busy client. So the proxy is
-//! asked for an address that nobody else asks for: if somebody connects to that, he is the proxy.
+//! Many connections of one client to one server that wait for the proxy may be a loop, or a busy client. So the proxy
+//! is asked for an address that nobody else asks for: whoever connects to that is the proxy.
 
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -16,11 +16,11 @@ use super::Gateway;
 use crate::sys;
 use crate::task::spawn;
 
-/// So many connections of one client to one server make it worth a test.
+/// How many connections of one client to one server trigger a test.
 const SUSPICIOUS: u16 = 16; // more than a browser opens
-/// Milliseconds that a test may take, and until the next...
+/// How many ms a test may take, and must pass until the next...
 const PAUSE: u32 = 30_000;
-/// ...and for which what one has found is believed.
+/// ...and how many its result is believed.
 const TTL: u32 = 60_000;
 
 /// What is known of loops.
@@ -33,7 +33,8 @@ pub struct Loops {
 }
 
 impl Gateway {
-    /// Whether a new connection, held already, is a proxy's own, made for a client that waits for it: then it must be refused.
+    /// Whether a new connection, which is already held, is a proxy's own, made on behalf of a client: then it must be
+    /// refused.
     pub(super) fn is_loop(self: &Rc<Self>, tuple: &Tuple, target: SocketAddr, now: Instant) -> bool {
         let loops = &self.loops;
         let asked = loops.asked.get().filter(|(_, at)| now.since(*at) < PAUSE);
@@ -63,7 +64,7 @@ impl Gateway {
         false
     }
 
-    /// Asks for an address of a documentation's range (RFC 5737, RFC 3849), at a port that the proxy allows.
+    /// Asks for an address from a range for documentation (RFC 5737, RFC 3849), at a port that the proxy allows.
     fn test_for_loop(self: &Rc<Self>, target: SocketAddr, now: Instant) {
         let Ok([a, b, c, d, ..]) = sys::random::<4>() else { return };
         let address: IpAddr = match target.ip() {

@@ -1,4 +1,4 @@
-//! Queries to other resolvers, which ours answers.
+//! Queries to other resolvers, which the daemon's own answers.
 
 use std::net::TcpStream;
 use std::rc::Rc;
@@ -24,7 +24,7 @@ impl Gateway {
     /// Answers the queries of a client that has connected to a resolver, any resolver.
     pub(super) fn serve_dns(self: &Rc<Self>, slot: Slot, client: TcpStream) {
         _ = sys::set_lingering(&client);
-        // Not the peer that the listener sees: that may be a NAT source.
+        // Not the peer that the listener sees, which may be a NAT source.
         let source = self.rewriter.borrow().flow(slot).tuple.source;
         let gateway = Rc::clone(self);
         let queries = async move {

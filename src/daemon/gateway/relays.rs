@@ -22,7 +22,7 @@ use crate::upstream::proxy::Account;
 const TURNS: usize = 4;
 
 impl Gateway {
-    /// Gives relays a turn: those whose sockets are ready, and those whose last turn was not enough.
+    /// Gives a turn to relays whose sockets are ready, and to those that were not done in their last turn.
     pub fn poll_relays(&self, cx: &mut Context) {
         let mut turns = 0;
         while turns < TURNS
@@ -45,14 +45,14 @@ impl Gateway {
 
     /// Ends all relays and dials; the clients are reset.
     pub fn abort_all(&self) {
-        // Taken out of the borrow first: a drop may borrow it again.
+        // Moved out first, since a drop may borrow it again.
         let kept = self.kept.take();
         for (slot, kept) in kept.into_all() {
             self.cut(slot, kept, io::ErrorKind::ConnectionAborted);
         }
     }
 
-    /// Ends the relays that `is_meant` for it; their clients are reset. Returns how many.
+    /// Ends the relays that `is_meant` selects and resets their clients. Returns how many.
     fn reset_relays(&self, is_meant: &dyn Fn(Traffic<'_>) -> bool) -> usize {
         let mut slots = Vec::new();
         self.kept.borrow_mut().visit(&mut |slot, traffic| {
@@ -67,7 +67,7 @@ impl Gateway {
         slots.len()
     }
 
-    /// Ends what was kept for a flow before its time; its client is reset.
+    /// Ends a flow early, by what was kept for it, and resets its client.
     fn cut(&self, slot: Slot, kept: Kept, why: io::ErrorKind) {
         match kept {
             Kept::Relayed(relayed) => self.end(slot, relayed, Err(why.into())),
@@ -81,19 +81,19 @@ impl Gateway {
         }
     }
 
-    /// Ends all connections through the upstreams that `is_meant` for. Returns how many.
+    /// Ends all connections through the upstreams that `is_meant` selects. Returns how many.
     pub fn reset_through(&self, is_meant: &dyn Fn(&str) -> bool) -> usize {
         let forwarded = self.forwarder.as_ref().map_or(0, |forwarder| forwarder.reset(is_meant));
         forwarded + self.reset_relays(&|traffic| is_meant(&traffic.account.name))
     }
 
-    /// Shows all relays to `look`.
+    /// Calls `look` for each relay.
     pub fn visit_relays(&self, look: &mut dyn FnMut(Traffic<'_>)) {
         self.kept.borrow_mut().visit(&mut |_, traffic| look(traffic));
     }
 
-    /// A proxy is silent: whoever still receives something through it is left alone. Of the connections that the kernel
-    /// forwards it is all of them, or none.
+    /// Resets the connections through a silent proxy, except those that still receive something. Of those that the
+    /// kernel forwards it resets all, or none.
     pub(super) fn attend(&self, upstream: &str, alarm: Alarm) {
         let upstreams = self.upstreams();
         let Some(proxy) = upstreams.named(upstream) else { return };
@@ -121,7 +121,7 @@ impl Gateway {
         }
     }
 
-    /// Lets go of what is kept for a flow that has yielded.
+    /// Drops what is kept for a flow that has yielded.
     pub(super) fn give_up(&self, slot: Slot) {
         debug!("{slot} yields to a newer one");
         self.count(|totals| totals.yielded += 1);
@@ -138,7 +138,7 @@ impl Gateway {
         }
     }
 
-    /// Starts a relay that knows no requests.
+    /// Starts a relay of plain bytes, not of requests.
     pub(super) fn relay_bytes(&self, slot: Slot, client: TcpStream, opened: Opened, held: Option<Held>) {
         let Opened { stream, leftover, account, .. } = opened;
         let client_address = self.client(slot);
@@ -166,7 +166,7 @@ impl Gateway {
         }
     }
 
-    /// Tells a relay something and gives it a turn, unless it has ended.
+    /// Gives a relay a turn after `tell`, unless it has ended.
     fn run(&self, slot: Slot, tell: impl FnOnce(&mut Relayed)) {
         let mut kept = self.kept.borrow_mut();
         let Some(relayed) = kept.relayed(slot) else { return };
@@ -215,7 +215,7 @@ impl Gateway {
         self.rewriter.borrow_mut().close(slot, self.now());
     }
 
-    /// Counts what connections have moved that the kernel forwarded, and has forgotten.
+    /// Counts what forwarded connections moved that the kernel has forgotten by now.
     pub(super) fn count_ended(&self) {
         let Some(forwarder) = &self.forwarder else { return };
         forwarder.take_ended(&mut |upstream, entry| {
@@ -228,7 +228,7 @@ impl Gateway {
         });
     }
 
-    /// Counts what a relay has moved meanwhile.
+    /// Counts what a relay has moved between two readings.
     pub(super) fn count_progress(&self, before: Moved, after: Moved) {
         self.count(|totals| {
             totals.moved.up += after.up - before.up;

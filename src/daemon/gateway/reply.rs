@@ -1,4 +1,4 @@
-//! Answers of our own to clients.
+//! The daemon's own replies to clients.
 
 use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{Packet, vnet};

@@ -12,7 +12,7 @@ use super::kept::Kept;
 use crate::task::spawn;
 
 impl Gateway {
-    /// Has a task do this for a flow. The flow ends with it if it says so, or is aborted.
+    /// Starts a task that serves a flow. The flow ends with the task if that returns true or is aborted.
     pub(super) fn serve(
         self: &Rc<Self>,
         slot: Slot,
@@ -31,13 +31,13 @@ impl Gateway {
 
 struct Served {
     slot: Slot,
-    /// Tells its flow from a later one in the slot.
+    /// Tells its flow from a later one in the same slot.
     nat: NatSource,
     gateway: Rc<Gateway>,
 }
 
 impl Drop for Served {
-    /// Also when the task is aborted: that takes effect later.
+    /// Runs also when the task is aborted, which takes effect later.
     fn drop(&mut self) {
         let mut rewriter = self.gateway.rewriter.borrow_mut();
         if rewriter.flow(self.slot).nat == self.nat {

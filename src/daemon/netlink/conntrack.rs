@@ -28,7 +28,7 @@ const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
 const JEQ: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
 const TAX: u32 = libc::BPF_MISC | libc::BPF_TAX;
 const RET: u32 = libc::BPF_RET | libc::BPF_K;
-/// `SKF_AD_OFF + SKF_AD_NLATTR`: where the attribute of type X is, of those from A on; 0 if it is not there.
+/// `SKF_AD_OFF + SKF_AD_NLATTR`: the offset of the attribute of type X among those from A on; 0 if there is none.
 const FIND_ATTRIBUTE: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_NLATTR) as u32;
 
 /// The entries of connections that clients have released, with this mark.
@@ -43,14 +43,14 @@ pub fn forwarded(mark: u32) -> Result<Vec<Entry>, Error> {
     Ok(entries)
 }
 
-/// What is told of forwarded connections that conntrack has forgotten, and nobody reads until somebody wants to know: no
-/// connection wakes us by its end. What is too much is lost.
+/// Notifications about forwarded connections that conntrack has forgotten. They are read only when somebody wants to
+/// know, so that the end of a connection never wakes the daemon. Those that don't fit the buffer are lost.
 pub struct Ended {
     socket: File,
 }
 
 impl Ended {
-    /// Of connections with this mark.
+    /// Watches connections with this mark.
     pub fn watch(mark: u32) -> io::Result<Self> {
         let socket = sys::netlink(libc::NETLINK_NETFILTER, DESTROYED)?;
         let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
@@ -62,7 +62,7 @@ impl Ended {
                 step(LD_ABS, 0, 0, FIND_ATTRIBUTE),
                 step(JEQ, 5, 0, 0),
                 step(TAX, 0, 0, 0),
-                step(LD_IND, 0, 0, 4), // behind the attribute's header
+                step(LD_IND, 0, 0, 4), // after the attribute's header
                 step(AND, 0, 0, STATES),
                 step(JEQ, 0, 1, mark | RELEASED),
                 step(RET, 0, 0, u32::MAX),
@@ -73,7 +73,7 @@ impl Ended {
         Ok(Self { socket })
     }
 
-    /// Takes what has been told since.
+    /// Passes what has been notified since the last call to `each`.
     pub fn take(&self, each: &mut dyn FnMut(Entry)) {
         let mut buffer = [0; 2048]; // one entry
         loop {
@@ -96,8 +96,8 @@ pub fn tracked() -> Option<(u32, u32)> {
     ))
 }
 
-/// Where seven eighths of the table are full, has the client with the most connections of this mark make room: who then
-/// sends a packet of one is reset. Whether that was so.
+/// If the table is more than seven eighths full, forgets connections with this mark of the client that has the most:
+/// whoever sends a packet of one is then reset. Returns whether that was necessary.
 pub fn make_room(mark: u32) -> bool {
     let Some((count, max)) = tracked().filter(|(count, max)| *count > max - max / 8) else {
         return false;
@@ -108,17 +108,18 @@ pub fn make_room(mark: u32) -> bool {
     !yielding.is_empty()
 }
 
-/// Forgets those through the proxy of a number: who sends a packet of one then is reset.
+/// Forgets the connections through the proxy with this number: whoever sends a packet of one is then reset.
 pub fn forget_proxy(mark: u32, number: u8) -> Result<(), Error> {
     request(Entry::delete(mark | RELEASED | u32::from(number), STATES | PROXIES))
 }
 
-/// Forgets the handshakes of a run that was killed: the SYNs that their clients repeat would still be led to the proxy.
+/// Forgets the handshakes of a run that was killed: NAT would still lead the SYNs that their clients repeat to the
+/// proxy.
 pub fn forget_handshakes(mark: u32) -> Result<(), Error> {
     request(Entry::delete(mark | HANDSHAKE, STATES))
 }
 
-/// Forgets the connections that went out directly in a pause, which bear this mark.
+/// Forgets the connections that went out directly during a pause, which have this mark.
 pub fn forget_paused(mark: u32) -> Result<(), Error> {
     request(Entry::delete(mark, MARK_MASK))
 }

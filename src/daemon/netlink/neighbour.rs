@@ -7,7 +7,8 @@ use tcp_over_http::rules::Origin;
 
 use super::{Error, Socket};
 
-/// Its Ethernet address, and the device that it is behind: what the kernel knows of that. A look-up has `mark`.
+/// A client's Ethernet address and the device it is behind, as far as the kernel knows them. The route lookup uses
+/// `mark`.
 pub fn origin(client: IpAddr, mark: u32) -> Origin {
     let mut origin = Origin::default();
     if let Err(error) = find(client, mark, &mut origin) {

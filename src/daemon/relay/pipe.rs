@@ -10,7 +10,7 @@ use crate::sys;
 /// How many idle pipes are kept.
 const KEEP: usize = 32;
 
-/// A non-blocking pipe. One that still has bytes in it is closed by dropping it.
+/// A non-blocking pipe. One that still contains bytes must be dropped, not given back.
 pub struct Pipe {
     /// The end to read from.
     pub read: OwnedFd,
@@ -29,11 +29,11 @@ impl Drop for Pipe {
 #[derive(Default)]
 struct Counts {
     open: Cell<usize>,
-    /// Whether a pipe has come back since this was last asked.
+    /// Whether a pipe has been given back since the last [`Pipes::have_been_freed`].
     freed: Cell<bool>,
 }
 
-/// Lends pipes to relays for as long as they have bytes under way.
+/// Lends pipes to relays for as long as they have bytes in flight.
 pub struct Pipes {
     idle: RefCell<heapless::Vec<Pipe, KEEP>>,
     counts: Rc<Counts>,
@@ -50,7 +50,7 @@ impl Pipes {
     /// Takes an empty pipe; `None` if all are in use.
     ///
     /// # Errors
-    /// What pipe(2) says, if none is in use, so that waiting for one would be in vain.
+    /// The error of pipe(2), if no pipe is in use, so that waiting for one would be in vain.
     pub fn take(&self) -> io::Result<Option<Pipe>> {
         if let Some(pipe) = self.idle.borrow_mut().pop() {
             return Ok(Some(pipe));
@@ -77,14 +77,14 @@ impl Pipes {
         self.counts.freed.set(true);
     }
 
-    /// Whether those who got none may try again.
+    /// Whether relays that got no pipe may try again.
     pub fn have_been_freed(&self) -> bool {
         self.counts.freed.replace(false)
     }
 
     fn open(&self) -> io::Result<Pipe> {
         let (read, write) = sys::pipe()?;
-        // May fail: unprivileged users have a limit of pipe pages. The default size will do.
+        // May fail, since unprivileged users have a limit of pipe pages. The default size will do.
         _ = sys::set_pipe_size(&write, self.size);
         self.counts.open.set(self.counts.open.get() + 1);
         Ok(Pipe { read, write, counts: Rc::clone(&self.counts) })

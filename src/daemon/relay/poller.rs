@@ -1,7 +1,7 @@
 //! Tells which sockets of relays have become ready.
 //!
-//! A socket registered with tokio takes more memory than all the rest of an idle relay. So an epoll instance of our own
-//! watches the relays' sockets, and tokio watches that.
+//! A socket registered with tokio takes more memory than the rest of an idle relay. So a separate epoll instance
+//! watches the relays' sockets, and tokio watches that instance.
 
 use std::fs::File;
 use std::io;
@@ -13,10 +13,10 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys;
 
-/// How many events are taken at a time.
+/// How many events are taken at once.
 const EVENTS: usize = 64;
 
-/// The sockets that are watched. Closing a socket ends that.
+/// Watches sockets. Closing a socket ends that.
 pub struct Poller {
     epoll: AsyncFd<File>,
 }
@@ -62,12 +62,12 @@ impl Poller {
         Ok(Self { epoll: sys::watch(sys::epoll()?)? })
     }
 
-    /// Watches a socket: each time that there is more to read, there will be an event.
+    /// Watches a socket: there will be an event each time there is more to read.
     pub fn watch_reads(&self, socket: impl AsFd, key: Key) -> io::Result<()> {
         sys::epoll_control(self.epoll.get_ref(), libc::EPOLL_CTL_ADD, socket, READS, key.into_bits())
     }
 
-    /// From now on there will be an event also each time that there is room to write again. Most sockets never lack it.
+    /// From now on there will also be an event each time there is room to write again. Most sockets never lack it.
     pub fn watch_writes(&self, socket: impl AsFd, key: Key) -> io::Result<()> {
         let events = READS | libc::EPOLLOUT;
         sys::epoll_control(self.epoll.get_ref(), libc::EPOLL_CTL_MOD, socket, events, key.into_bits())

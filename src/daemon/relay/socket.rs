@@ -7,11 +7,11 @@ use crate::relay::pipe::Pipe;
 use crate::relay::poller::{Event, Key, Poller};
 use crate::sys;
 
-/// How much one call may move at most; in fact the pipe's size is the bound.
+/// The most bytes that one call may move; in practice the size of the pipe limits it.
 const CHUNK: usize = 1 << 20;
 
-/// A connected, non-blocking socket. Calls that would block return `None` until an event says that it is worth another
-/// try.
+/// A connected, non-blocking socket. Calls that would block return `None`, and are not tried again until an event says
+/// that it is worthwhile.
 pub struct Socket {
     stream: TcpStream,
     key: Key,
@@ -27,7 +27,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Has `poller` watch `stream`; its events carry `key`.
+    /// Registers `stream` with `poller`; its events will carry `key`.
     pub fn new(stream: TcpStream, key: Key, poller: &Poller) -> io::Result<Self> {
         poller.watch_reads(&stream, key)?;
         Ok(Self {
@@ -114,12 +114,12 @@ impl Socket {
         _ = sys::shutdown_write(&self.stream);
     }
 
-    /// Has closing it send what is left.
+    /// Makes closing it send what is left.
     pub fn set_lingering(&self) {
         _ = sys::set_lingering(&self.stream);
     }
 
-    /// Has closing it reset the connection.
+    /// Makes closing it reset the connection.
     pub fn set_resetting(&self) {
         _ = sys::set_resetting(&self.stream);
     }

@@ -1,8 +1,8 @@
-//! The status socket: whoever connects sends a request in one piece, is answered, and the connection ends.
+//! The status socket: a client connects, sends a request in one piece, and gets an answer; then the connection ends.
 //!
-//! A request is words: `status`, `upstreams`, `history`, `clients`, `use NAME`, `use NAME reset`. A client that sends none
-//! within a second, or is one too many, gets the status. An answer is written at once, however slow its reader, and has
-//! both forms, [`Form::Text`] and [`Form::Json`], with a NUL between them.
+//! A request is words: `status`, `upstreams`, `history`, `clients`, `use NAME`, `use NAME reset`. A client that sends
+//! none within a second, or is one too many, gets the status. An answer is written at once, however slowly it is read.
+//! It contains both forms, [`Form::Text`] and [`Form::Json`], with a NUL between them.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use crate::report::document::{Document, Form};
 use crate::sys;
 
-/// How long a daemon may take to answer.
+/// How long `ask` waits for the daemon's answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a client may take to send its request.
@@ -26,15 +26,15 @@ const REQUEST: Duration = Duration::from_secs(1);
 const MAX_REQUEST: usize = 512;
 /// How many clients may be about to send a request.
 const MAX_WAITING: usize = 16;
-/// How many are accepted before others have their turn.
+/// How many clients are accepted before others get a turn.
 const ACCEPTS: usize = 16;
 
-/// What a request begins with whose answer says that it could not be done.
+/// The beginning of the JSON of an answer that reports a failure.
 const ERROR: &str = "{\"error\":";
 
 /// What a daemon has answered.
 pub struct Answer {
-    /// Whether it has done what it was asked for.
+    /// Whether it has done what it was asked to do.
     pub is_done: bool,
     /// For people.
     pub text: String,
@@ -47,18 +47,18 @@ pub struct StatusSocket {
     listener: UnixListener,
     watch: AsyncFd<File>,
     path: String,
-    /// Device and inode, by which we know our own file.
+    /// Device and inode of the socket's file, to recognize it.
     identity: (u64, u64),
-    /// Clients that have yet to send a request, and since when.
+    /// Clients that have not sent a request yet, each with the time it connected.
     waiting: Vec<(AsyncFd<File>, Instant)>,
 }
 
 impl StatusSocket {
-    /// Creates the socket, which only its user may open, and replaces one that nobody listens on. Must be called
-    /// within the tokio runtime.
+    /// Creates the socket, which only its user may open. Replaces one that nobody listens on. Must be called within the
+    /// tokio runtime.
     ///
     /// # Errors
-    /// `AddrInUse` if somebody listens on it, or if it is no socket.
+    /// `AddrInUse` if somebody listens on it, or if the file is not a socket.
     pub fn listen(path: &str) -> io::Result<Self> {
         let listener = match bind(path) {
             Err(error) if error.kind() == ErrorKind::AddrInUse && is_stale(path) => {
@@ -72,7 +72,7 @@ impl StatusSocket {
         Ok(Self { listener, watch, path: path.to_owned(), identity: identity(path)?, waiting: Vec::new() })
     }
 
-    /// Answers clients: `answer` is told the request.
+    /// Answers clients: `answer` turns a request into a document.
     pub fn poll_answer(&mut self, cx: &mut Context, answer: &mut dyn FnMut(&str) -> Document) {
         let mut accepts = 0;
         while accepts < ACCEPTS
@@ -112,7 +112,7 @@ impl StatusSocket {
             let Ok(mut ready) = ready!(self.watch.poll_read_ready(cx)) else { return Poll::Pending };
             match ready.try_io(|_| self.listener.accept()) {
                 Ok(Ok((client, _))) => return Poll::Ready(Ok(client)),
-                // Until the loop comes by again.
+                // Kept for the loop's next pass.
                 Ok(Err(error)) => {
                     debug!("status: {error}");
                     return Poll::Pending;
@@ -123,7 +123,7 @@ impl StatusSocket {
     }
 }
 
-/// A client's request, once it has come or will not come.
+/// A client's request, once it has arrived or can't arrive any more.
 fn receive(client: &AsyncFd<File>, cx: &mut Context) -> Option<String> {
     let mut bytes = [0; MAX_REQUEST];
     let Poll::Ready(received) = sys::poll_read(client, cx, &mut bytes) else { return None };
@@ -133,7 +133,7 @@ fn receive(client: &AsyncFd<File>, cx: &mut Context) -> Option<String> {
 
 impl Drop for StatusSocket {
     fn drop(&mut self) {
-        // Another program may have put a file of its own in its place.
+        // Another program may have replaced the file with its own.
         if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
             _ = fs::remove_file(&self.path);
         }
@@ -143,7 +143,7 @@ impl Drop for StatusSocket {
 /// Sends a request to the daemon that listens at `path`.
 ///
 /// # Errors
-/// None listens, or its answer is late or incomplete.
+/// No daemon listens, or its answer is late or incomplete.
 pub fn ask(path: &str, request: &str) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;

@@ -23,10 +23,11 @@ use crate::upstream::Upstreams;
 use crate::upstream::dial::{self, HandshakeError};
 use tcp_over_http::config::{Config, PathChoice};
 
-/// For the proxy's answer: one that allows a port where the target drops packets may stay silent for long.
+/// How long to wait for a proxy's answer. A proxy that allows a port may stay silent for long if the target drops
+/// packets.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The ports that CONNECT is tried to, and the advice if the proxy refuses.
+/// The ports that CONNECT is tried to, each with the advice if the proxy refuses it.
 const PORTS: [(u16, &str); 4] = [
     (443, "https needs it: have the proxy allow it for this machine"),
     (80, "plain http will not work: set http_relay 'auto', or have the proxy allow it (squid: SSL_ports)"),
@@ -59,17 +60,17 @@ const NO_HTTP: &str = "check the port: this is no HTTP proxy";
 const NO_TARGET: &str = "it does not reach the target: is it online? try another --target";
 const NO_LOGIN: &str = "check username and password";
 
-/// Fewer entries of conntrack than a home with a file sharer needs.
+/// A conntrack table of fewer entries is too small for a home with a file sharer.
 const SMALL_TABLE: u32 = 4096;
 
-/// Stand for a missing status.
+/// Placeholders for a missing status.
 const CLOSED: u16 = 0;
 const SILENT: u16 = 1;
 
-/// As the status names them.
+/// The families, as the status names them.
 const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
 
-/// What is found, a line each on stdout.
+/// Prints the findings, one line each.
 struct Findings {
     failed: bool,
 }
@@ -88,7 +89,7 @@ impl Findings {
         line(format_args!("FAIL  {what}: {advice}"));
     }
 
-    /// Fails if there is any advice.
+    /// A failure if there is any advice.
     fn judge(&mut self, what: fmt::Arguments, advice: Option<&str>) {
         match advice {
             None => self.ok(what),
@@ -101,8 +102,8 @@ fn line(text: fmt::Arguments) {
     _ = writeln!(io::stdout(), "{text}"); // nobody has to read it
 }
 
-/// Runs all checks; CONNECT is tried to `target`, a name or an address. Returns whether none has failed. Must run
-/// within the tokio runtime.
+/// Runs all checks; tries CONNECT to `target`, a name or an address. Returns whether none has failed. Must run within
+/// the tokio runtime.
 pub async fn examine(settings: &Settings, target: &str) -> bool {
     let mut findings = Findings { failed: false };
     let config = match settings.load() {
@@ -127,7 +128,7 @@ pub async fn examine(settings: &Settings, target: &str) -> bool {
     !findings.failed
 }
 
-/// What the daemon has set up.
+/// Checks what the daemon has set up.
 fn daemon(findings: &mut Findings, config: &Config) {
     let ask = || control::ask(&config.status_socket, "status").map(|answer| answer.json);
     let status = match ask() {
@@ -153,8 +154,7 @@ fn daemon(findings: &mut Findings, config: &Config) {
         }
     }
 
-    // Being asked for its status has the daemon test for up to two seconds; the first result may be of a test that
-    // had begun before.
+    // Asking for the status starts a test that takes up to two seconds; the first result may be from an earlier test.
     let mut now = status;
     for _ in 0..2 {
         let tests = listener(&now, "tests").map(str::to_owned);
@@ -188,12 +188,12 @@ fn daemon(findings: &mut Findings, config: &Config) {
     }
 }
 
-/// What a status says of the listener.
+/// What the status says about the listener in one family.
 fn listener<'a>(status: &'a str, key: &str) -> Option<&'a str> {
     json::find(status, &["listener", key])
 }
 
-/// What others have set up.
+/// Checks what others have set up.
 fn system(findings: &mut Findings, config: &Config) {
     if let Some(warning) = settings::warning(config) {
         line(format_args!("warn  {warning}"));
@@ -291,7 +291,7 @@ async fn examine_proxy(
             403 | 405 if upstreams.may_be_plain(port) => {
                 findings.ok(format_args!("{what}: {said}: carried as HTTP requests"));
             }
-            // The proxy has tried, and nobody answers there: of a web server's ports that is news...
+            // The proxy has tried, and nobody answers there: for the port of a web server that is worth a warning...
             SILENT | 502..=504 if port == 443 => {
                 is_reached = false;
                 findings.fail(format_args!("{what}: {said}"), NO_TARGET);
@@ -299,7 +299,7 @@ async fn examine_proxy(
             SILENT | 502..=504 if port == 80 || !is_reached => {
                 findings.warn(format_args!("{what}: {said}"), NO_TARGET);
             }
-            // ...and of others it is not: they are allowed.
+            // ...for other ports it only shows that the proxy allows them.
             SILENT | 502..=504 => findings.ok(what),
             _ if port == 443 => findings.fail(format_args!("{what}: {said}"), advice),
             _ => findings.warn(format_args!("{what}: {said}"), advice),

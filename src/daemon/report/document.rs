@@ -1,35 +1,35 @@
-//! What the daemon tells, as data, and its three forms: lines or a table for people, JSON for programs.
+//! What the daemon reports, as data, in three forms: lines or a table for people, JSON for programs.
 
 use std::fmt::{self, Write};
 
 use tcp_over_http::json::Json;
 
-/// What a document is written as.
+/// The form in which a document is written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// For people: see [`Layout`].
     Text,
-    /// One object, in one line. Keys are never removed; new ones may come.
+    /// For programs: one object, in one line. Keys are never removed; new ones may be added.
     Json,
 }
 
 /// How a document looks as text.
 #[derive(Default)]
 pub enum Layout {
-    /// A line for each subject, with those of its numbers that aren't 0.
+    /// A line for each subject, with its non-zero numbers.
     #[default]
     Lines,
-    /// A table of its one list, with these columns.
+    /// Its only list as a table with these columns.
     Table(&'static [&'static str]),
-    /// Nothing but its last field that belongs to no subject.
+    /// Only its last field that belongs to no subject.
     Message,
 }
 
-/// What the daemon tells.
+/// A report of the daemon.
 #[derive(Default)]
 pub struct Document {
     layout: Layout,
-    /// What belongs to no subject.
+    /// Fields that belong to no subject.
     daemon: Vec<Field>,
     subjects: Vec<Subject>,
 }
@@ -37,9 +37,9 @@ pub struct Document {
 /// A subject, or a list of subjects of one kind.
 struct Subject {
     name: &'static str,
-    /// What one of a list is called.
+    /// For a list: what an element is called.
     element: Option<&'static str>,
-    /// Of a list, of each element.
+    /// The fields; for a list, those of each element.
     fields: Vec<Vec<Field>>,
 }
 
@@ -52,7 +52,7 @@ enum Value {
 }
 
 impl Document {
-    /// Writes it.
+    /// Writes the document in this form.
     pub fn render(&self, form: Form) -> String {
         match form {
             Form::Text => self.to_text(),
@@ -60,19 +60,19 @@ impl Document {
         }
     }
 
-    /// A document that looks like this as text.
+    /// An empty document with this layout as text.
     pub fn new(layout: Layout) -> Self {
         Self { layout, ..Self::default() }
     }
 
-    /// What has become of a request, in words.
+    /// The outcome of a request, in words.
     pub fn reply(is_done: bool, message: String) -> Self {
         let mut reply = Self::new(Layout::Message);
         reply.text(if is_done { "done" } else { "error" }, message);
         reply
     }
 
-    /// Begins a subject: the fields that follow are its.
+    /// Begins a subject: the fields that follow belong to it.
     pub fn subject(&mut self, name: &'static str) {
         self.subjects.push(Subject { name, element: None, fields: vec![vec![]] });
     }
@@ -82,7 +82,7 @@ impl Document {
         self.subjects.push(Subject { name, element: Some(element), fields: vec![] });
     }
 
-    /// Begins an element of the list: the fields that follow are its.
+    /// Begins an element of the list: the fields that follow belong to it.
     pub fn element(&mut self) {
         if let Some(list) = self.subjects.last_mut() {
             list.fields.push(vec![]);
@@ -99,7 +99,7 @@ impl Document {
         self.push(key, Value::Text(value));
     }
 
-    /// Something that is so or not.
+    /// A flag.
     pub fn flag(&mut self, key: &'static str, value: bool) {
         self.push(key, Value::Flag(value));
     }

@@ -1,5 +1,5 @@
-//! The log: warnings and errors to stderr, the rest to stdout, as procd and journald tell what is wrong from what is
-//! said. A reload may change how much is logged.
+//! The log: warnings and errors go to stderr, the rest to stdout, by which procd and journald tell the two apart. A
+//! reload may change the level.
 
 use std::{env, fmt};
 
@@ -7,11 +7,11 @@ use env_logger::{Builder, Logger, Target};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use tcp_over_http::config::LogLevel;
 
-/// The variable that beats `log_level`: one of its words.
+/// The environment variable that overrides `log_level`, with one of its words.
 const VARIABLE: &str = "RUST_LOG";
 
-/// Logs: `log!(level, "{}", ...)`, or `error!` and so on. What `log`'s own macros put together at each of a hundred
-/// places takes 100 bytes more there.
+/// Logs: `log!(level, "{}", ...)`, or `error!` and so on. The `log` crate's own macros take 100 bytes more at each of a
+/// hundred places.
 macro_rules! log {
     ($level:expr, $($what:tt)+) => {
         $crate::report::logger::log($level, module_path!(), format_args!($($what)+))
@@ -21,7 +21,7 @@ macro_rules! error { ($($what:tt)+) => { log!(::log::Level::Error, $($what)+) } 
 macro_rules! warn { ($($what:tt)+) => { log!(::log::Level::Warn, $($what)+) } }
 macro_rules! info { ($($what:tt)+) => { log!(::log::Level::Info, $($what)+) } }
 macro_rules! debug { ($($what:tt)+) => { log!(::log::Level::Debug, $($what)+) } }
-/// For what is said of each packet: nothing is put together unless it is logged.
+/// For messages about each packet: the message is built only if it is logged.
 macro_rules! trace {
     ($($what:tt)+) => {
         if ::log::max_level() == ::log::LevelFilter::Trace {
@@ -30,14 +30,14 @@ macro_rules! trace {
     };
 }
 
-/// Logs what a module has to say, unless that is too much.
+/// Logs a message of a module, unless the level excludes it.
 pub fn log(level: Level, module: &str, what: fmt::Arguments) {
     if level <= log::max_level() {
         log::logger().log(&Record::builder().level(level).target(module).args(what).build());
     }
 }
 
-/// Begins to log. Once in a process.
+/// Starts logging; called once per process.
 pub fn init(level: LogLevel) {
     _ = log::set_boxed_logger(Box::new(Streams {
         wrong: logger(Target::Stderr),
@@ -46,7 +46,7 @@ pub fn init(level: LogLevel) {
     set_level(level);
 }
 
-/// Changes how much is logged, unless the variable says that.
+/// Changes the level, unless the variable sets it.
 pub fn set_level(level: LogLevel) {
     let given = env::var(VARIABLE).ok().and_then(|word| word.parse().ok());
     log::set_max_level(given.unwrap_or(match level {
@@ -59,7 +59,7 @@ pub fn set_level(level: LogLevel) {
 }
 
 fn logger(target: Target) -> Logger {
-    // All may pass here: what is cheaper, `log` itself holds back what is too much.
+    // Everything passes here: `log` itself filters, which is cheaper.
     Builder::new().filter_level(LevelFilter::Trace).target(target).build()
 }
 

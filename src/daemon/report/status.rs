@@ -1,4 +1,4 @@
-//! What the daemon tells about itself: its status, its proxies, what has changed of them, its clients.
+//! The daemon's reports about itself: status, proxies and their last changes, clients.
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -18,7 +18,7 @@ use crate::relay::Moved;
 use crate::report::document::{Document, Layout};
 use crate::upstream::stats::Stats;
 
-/// How the daemon is, at one moment.
+/// The status of the daemon.
 pub fn status(gateway: &Gateway, config: &Config) -> Document {
     let rewriter = gateway.rewriter().borrow();
     let counters = rewriter.counters();
@@ -167,7 +167,7 @@ fn list_upstreams(document: &mut Document, gateway: &Gateway, forwarded: &[(Rc<s
     }
 }
 
-/// The last changes of the proxies' states, the oldest first.
+/// The last changes of the proxies' states, oldest first.
 pub fn history(gateway: &Gateway) -> Document {
     let upstreams = gateway.upstreams();
     let (mut choice, now) = (upstreams.choice(), upstreams.now());
@@ -185,7 +185,7 @@ pub fn history(gateway: &Gateway) -> Document {
     document
 }
 
-/// The clients, as far as they are remembered.
+/// The clients that are remembered.
 pub fn clients(gateway: &Gateway) -> Document {
     let (clients, now) = (gateway.clients().borrow(), gateway.now());
     let forwarded = gateway.forwarded();
@@ -207,7 +207,8 @@ pub fn clients(gateway: &Gateway) -> Document {
     document
 }
 
-/// How many connections there are that `is_meant` for, by upstream and client, and what they and those that have ended moved.
+/// How many connections `is_meant` selects by upstream and client, and how many bytes they and the ended ones have
+/// moved.
 fn under_way(
     gateway: &Gateway,
     forwarded: &[(Rc<str>, Entry)],

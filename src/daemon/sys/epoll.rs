@@ -19,7 +19,7 @@ pub fn epoll() -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
-/// Has an epoll instance watch `socket` for `events` (`EPOLL*`) and report them with `data`. `operation` is one of
+/// Makes an epoll instance watch `socket` for `events` (`EPOLL*`) and report them with `data`. `operation` is one of
 /// `EPOLL_CTL_*`.
 pub fn epoll_control(
     epoll: &File,
@@ -42,7 +42,7 @@ pub fn epoll_take(epoll: &File, events: &mut [libc::epoll_event]) -> io::Result<
     Ok(count as usize)
 }
 
-/// Reads what `watch` has, once there is something.
+/// Reads from `watch` once there is something.
 pub fn poll_read(watch: &AsyncFd<File>, cx: &mut Context, bytes: &mut [u8]) -> Poll<io::Result<usize>> {
     loop {
         let mut ready = ready!(watch.poll_read_ready(cx))?;
@@ -52,8 +52,8 @@ pub fn poll_read(watch: &AsyncFd<File>, cx: &mut Context, bytes: &mut [u8]) -> P
     }
 }
 
-/// Has tokio watch whether `file` is readable. Not whether it is writable: a TUN always is, and each of its packets
-/// would wake the loop to say so.
+/// Makes tokio watch whether `file` is readable. Not whether it is writable: a TUN always is, and each packet would
+/// wake the loop to say so.
 pub fn watch(file: File) -> io::Result<AsyncFd<File>> {
     // SAFETY: a File's descriptor stays the same, and open, as long as the File lives.
     Ok(unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) }?)

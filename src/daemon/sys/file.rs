@@ -1,4 +1,4 @@
-//! Files, as a whole.
+//! Files, read and written as a whole.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -8,15 +8,16 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use super::check;
 
-/// No text is longer: there is room for 200,000 domains, and a device file would never end.
+/// The longest text file that is read, in bytes: enough for 200,000 domains. Without a limit a device file would never
+/// end.
 pub const MAX_TEXT: u64 = 8 << 20;
 
-/// What the file at `path` has, if these are no more than `most` bytes.
+/// The contents of the file at `path`, if it has at most `most` bytes.
 pub fn read_file(path: &str, most: u64) -> io::Result<Vec<u8>> {
     read_open(File::open(path)?, most)
 }
 
-/// The same of a file, or of what else is read, that is open.
+/// The same for an open file, or whatever else can be read.
 pub fn read_open(file: File, most: u64) -> io::Result<Vec<u8>> {
     let mut contents = Vec::new();
     file.take(most + 1).read_to_end(&mut contents)?;
@@ -27,12 +28,12 @@ pub fn read_open(file: File, most: u64) -> io::Result<Vec<u8>> {
     Ok(contents)
 }
 
-/// The text that a file has; empty if it can't be read.
+/// The text of a file; empty if it can't be read.
 pub fn read_text(path: &str) -> String {
     read_file(path, MAX_TEXT).ok().and_then(|text| String::from_utf8(text).ok()).unwrap_or_default()
 }
 
-/// Replaces the file at `path` by one for its owner's eyes only. Whoever reads it gets the old one or the new one, whole; a
+/// Replaces the file at `path` by one that only its owner can read. Readers get the whole old or the whole new file; a
 /// link is replaced, not followed. Without fsync: after a power cut it may be empty.
 pub fn replace(path: &str, contents: &[u8]) -> io::Result<()> {
     let new = [path, ".new"].concat();
@@ -44,7 +45,7 @@ pub fn replace(path: &str, contents: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     let written = file.write_all(contents).and_then(|()| fs::rename(&new, path));
     if written.is_err() {
-        _ = fs::remove_file(&new); // it may be what has filled the disk
+        _ = fs::remove_file(&new); // it may have filled the disk
     }
     written
 }
@@ -58,7 +59,7 @@ pub fn folder(path: &str) -> &str {
     }
 }
 
-/// Whether files at `path`, or in the folder at it, are in memory: writing them wears nothing out.
+/// Whether the file or folder at `path` is in memory, so that writing wears nothing out.
 pub fn is_in_memory(path: &str) -> bool {
     let Ok(path) = CString::new(path) else { return false };
     let mut status = MaybeUninit::<libc::statfs>::uninit();

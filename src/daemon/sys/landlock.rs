@@ -1,4 +1,4 @@
-//! Landlock (landlock(7)): what this process, and whatever it runs, may still change.
+//! Landlock (landlock(7)): limits what this process, and whatever it runs, may change.
 
 use std::ffi::c_int;
 use std::fs::{File, OpenOptions};
@@ -34,13 +34,13 @@ const WRITE_FILE: u64 = 1 << 1;
 const REMOVE_FILE: u64 = 1 << 5;
 const MAKE_REG: u64 = 1 << 8;
 const MAKE_SOCK: u64 = 1 << 9;
-/// Since the third.
+/// Truncation, since the third version.
 const TRUNCATE: u64 = 1 << 14;
-/// Signals to others, since the sixth.
+/// Signals to other processes, since the sixth version.
 const SIGNAL: u64 = 1 << 1;
 
-/// From now on files and sockets are only written, made and removed in these folders, as far as they are there, for good
-/// and for all programs that are run. Needs `no_new_privs`. What is open stays so, and all can be read.
+/// From now on files and sockets can be written, made and removed only in these folders, as far as they exist, for good
+/// and for all programs that are run. Needs `no_new_privs`. What is open stays open, and everything can be read.
 ///
 /// # Errors
 /// `Unsupported` or `EOPNOTSUPP`: the kernel has none.
@@ -51,7 +51,7 @@ pub fn keep_writable(folders: &[&str]) -> io::Result<()> {
         check(unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0, VERSION) } as c_int)?;
     let files = if version < 3 { CHANGES } else { CHANGES | TRUNCATE };
     let ruleset = Ruleset { files, network: 0, scoped: SIGNAL };
-    // Kernels refuse a struct that has more in it than they know.
+    // Kernels refuse a struct with fields that they don't know.
     let length = if version < 6 { size_of::<u64>() } else { size_of::<Ruleset>() };
     // SAFETY: reads so much of the struct.
     let fd =

@@ -1,5 +1,5 @@
-//! This process, and the programs that it runs. std's `Command` would add 20 KB to the binary; here a program gets our
-//! environment and plain files.
+//! This process, and the programs that it runs. std's `Command` would add 20 KB to the binary; here a program gets this
+//! process's environment and plain files.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::fs::File;
@@ -14,12 +14,12 @@ unsafe extern "C" {
     static environ: *const *mut c_char;
 }
 
-/// A program that was started. Waited for at the latest when it is dropped.
+/// A program that was started. Dropping it waits for its end.
 pub struct Child {
     id: libc::pid_t,
 }
 
-/// Starts a program of PATH. It reads `input`, and what it says to stdout and stderr goes to `output`.
+/// Starts a program from PATH. It reads `input`; its stdout and stderr go to `output`.
 pub fn spawn(argv: &[&CStr], input: impl AsFd, output: impl AsFd) -> io::Result<Child> {
     let pointers = null_terminated(argv);
     let Some(name) = argv.first() else {
@@ -61,7 +61,7 @@ pub fn spawn(argv: &[&CStr], input: impl AsFd, output: impl AsFd) -> io::Result<
 }
 
 impl Child {
-    /// Blocks until it has ended; whether it exited with 0.
+    /// Blocks until it has ended. Returns whether it exited with 0.
     pub fn wait(&mut self) -> io::Result<bool> {
         wait(mem::take(&mut self.id))
     }
@@ -106,7 +106,7 @@ pub fn execute_again(variable: &str) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// Names the process (prctl(2)): executing /proc/self/exe has named it `exe`.
+/// Names the process (prctl(2)), because executing /proc/self/exe has named it `exe`.
 pub fn set_process_name() {
     // SAFETY: reads a string that ends with NUL.
     unsafe { libc::prctl(libc::PR_SET_NAME, c"tcp-over-http".as_ptr()) };

@@ -1,4 +1,4 @@
-//! Raw IP sockets: packets that we make, header and all, sent as if this machine's kernel had made them.
+//! Raw IP sockets: packets that the daemon makes, header included, are sent as if this machine's kernel had made them.
 
 use std::ffi::c_int;
 use std::io;
@@ -12,18 +12,18 @@ use super::socket::{option, set_option, socket_address, udp_socket};
 /// <linux/in6.h>
 const IPV6_HDRINCL: c_int = 36;
 
-/// Packets that one call sends at most.
+/// The most packets that one call sends.
 const BATCH: usize = 16;
 
-/// A raw socket of one family (raw(7), `IPPROTO_RAW`), and the packets that are to leave by it together. Needs CAP_NET_RAW
-/// to be opened.
+/// A raw socket of one family (raw(7), `IPPROTO_RAW`), and the packets queued to be sent together. Opening it needs
+/// CAP_NET_RAW.
 pub struct RawSocket {
     socket: OwnedFd,
     bytes: Vec<u8>,
     packets: Vec<Queued>,
 }
 
-/// A packet that has yet to be sent.
+/// A packet that has not been sent yet.
 struct Queued {
     length: usize,
     next: IpAddr,
@@ -38,7 +38,7 @@ struct Control {
     padding: u32,
 }
 
-/// What the kernel is told of a packet.
+/// What the kernel is told about a packet.
 struct Part {
     address: libc::sockaddr_in6,
     address_length: libc::socklen_t,
@@ -58,19 +58,19 @@ impl RawSocket {
         if !is_ipv4 {
             set_option(&socket, libc::IPPROTO_IPV6, IPV6_HDRINCL, 1)?;
         }
-        // It is only written to.
+        // It is never read.
         set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, 0)?;
         Ok(Self { socket, bytes: Vec::new(), packets: Vec::new() })
     }
 
-    /// Takes a whole IP packet that is to be sent, marked, by the route to `next`, which need not be its destination.
+    /// Queues a whole IP packet, to be sent with `mark` by the route to `next`, which need not be its destination.
     pub fn queue(&mut self, packet: &[u8], next: IpAddr, mark: u32) {
         self.bytes.extend_from_slice(packet);
         self.packets.push(Queued { length: packet.len(), next, mark });
     }
 
-    /// Sends what has been queued, in order, with as few calls as can be. `failed` is told of each packet that the kernel
-    /// refuses, as with EPERM one that its firewall drops, and says whether it is to be tried once more.
+    /// Sends what has been queued, in order, with as few calls as possible. `failed` gets each packet that the kernel
+    /// refuses (with EPERM if its firewall drops it), and returns whether to try it once more.
     pub fn flush(&mut self, failed: &mut dyn FnMut(&[u8], IpAddr, io::Error) -> bool) {
         let (mut bytes, mut packets, mut is_again) = (&*self.bytes, &*self.packets, false);
         while let Some(first) = packets.first() {
@@ -98,8 +98,8 @@ impl RawSocket {
         }
         let mut messages = heapless::Vec::<libc::mmsghdr, BATCH>::new();
         messages.extend(parts.iter_mut().map(Part::message));
-        // Not musl's, which sends one by one where its structures have padding: that is zero here, as the kernel wants it.
-        // SAFETY: all that the messages point to lives until the call returns.
+        // Not musl's function, which sends one by one if its structures have padding: here the padding is zero, as the
+        // kernel wants it. SAFETY: all that the messages point to lives until the call returns.
         let sent = unsafe {
             let (fd, count) = (self.socket.as_raw_fd(), messages.len());
             libc::syscall(libc::SYS_sendmmsg, fd, messages.as_mut_ptr(), count, 0)
@@ -136,8 +136,7 @@ impl Part {
     }
 }
 
-/// The way to `address`, as the kernel knows it: its MTU in bytes, `IP_MTU` (ip(7)), and the address that it begins at.
-/// With the mark of upstream sockets.
+/// The kernel's route to `address` for packets with `mark`: its MTU in bytes, `IP_MTU` (ip(7)), and its source address.
 pub fn route_to(address: SocketAddr, mark: u32) -> io::Result<(u16, IpAddr)> {
     /// <linux/in.h> and <linux/in6.h>
     const IP_MTU: c_int = 14;

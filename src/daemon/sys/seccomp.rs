@@ -1,5 +1,5 @@
-//! Seccomp (seccomp(2)): which system calls this process, what it runs, and the run that takes its place may still make.
-//! All others fail as they do in a kernel that doesn't have them, so that C libraries fall back to what is listed.
+//! Seccomp (seccomp(2)): limits the system calls of this process, of programs that it runs, and of the next run. All
+//! others fail as in a kernel that doesn't have them, so that C libraries fall back to listed ones.
 
 mod calls;
 
@@ -13,7 +13,7 @@ use libc::{
 
 use super::check;
 
-/// `AUDIT_ARCH_*` (<linux/audit.h>): the machine, 64 bits, little-endian. 0: not known here, and there is no filter.
+/// `AUDIT_ARCH_*` (<linux/audit.h>): the machine, 64 bits, little-endian. 0: unknown, so there is no filter.
 const ARCHITECTURE: u32 = match () {
     () if cfg!(target_arch = "x86_64") => 62 | WIDE | LITTLE,
     () if cfg!(target_arch = "aarch64") => 183 | WIDE | LITTLE,
@@ -26,12 +26,12 @@ const ARCHITECTURE: u32 = match () {
 const WIDE: u32 = 1 << 31;
 const LITTLE: u32 = 1 << 30;
 
-/// What calls are numbered from.
+/// The number of the first call.
 const FIRST: u32 = if cfg!(target_arch = "mips") { 4000 } else { 0 };
-/// Calls, 32 a word.
+/// Words of the bit set of calls, 32 calls each.
 const WORDS: usize = 14;
 
-/// A bit for each that is allowed.
+/// A bit for each call that is allowed.
 const BITS: [u32; WORDS] = {
     let (mut bits, mut group) = ([0; WORDS], 0);
     while group < calls::ALLOWED.len() {
@@ -50,9 +50,9 @@ const BITS: [u32; WORDS] = {
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
 const ARGUMENT: u32 = if cfg!(target_endian = "big") { 20 } else { 16 };
-/// Numbers beside those of all: `__ARM_NR_set_tls`, with which each program begins.
+/// A number outside the range: `__ARM_NR_set_tls`, which each program calls first.
 const SET_TLS: u32 = if cfg!(target_arch = "arm") { 0xf0005 } else { u32::MAX };
-/// A process of its own is all that may be cloned, no namespaces.
+/// clone may make processes, but no namespaces.
 const NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWIPC
@@ -61,7 +61,7 @@ const NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWCGROUP) as u32;
 
-// Where PROGRAM goes on.
+// Indices of branch targets in PROGRAM.
 const WORD: usize = 13;
 const SHIFT: usize = WORD + 3 * WORDS;
 const CLONE: usize = SHIFT + 3;
@@ -78,7 +78,7 @@ static PROGRAM: [sock_filter; LENGTH] = {
     const fn step(code: u32, k: u32) -> sock_filter {
         sock_filter { code: code as u16, jt: 0, jf: 0, k }
     }
-    /// The one at `here`, which goes on at one of two others.
+    /// The instruction at `here`, which continues at one of two others.
     const fn branch(here: usize, code: u32, k: u32, yes: usize, no: usize) -> sock_filter {
         let (jt, jf) = ((yes - here - 1) as u8, (no - here - 1) as u8);
         sock_filter { code: (BPF_JMP | code) as u16, jt, jf, k }
@@ -132,13 +132,13 @@ static PROGRAM: [sock_filter; LENGTH] = {
     program
 };
 
-/// Allows no other calls from now on, for good. Needs `no_new_privs`.
+/// Allows only the listed calls from now on, for good. Needs `no_new_privs`.
 ///
 /// # Errors
-/// `Unsupported`, `ENOSYS` or `EINVAL`: there is no such filter here, as below an emulator, or below a kernel of 64 bits,
-/// where other programs may be of another kind than this one.
+/// `Unsupported`, `ENOSYS` or `EINVAL`: no filter is possible here, as under an emulator, or for a 32-bit daemon under
+/// a 64-bit kernel, where other programs may be 64-bit ones.
 pub fn keep_calls() -> io::Result<()> {
-    /// <linux/seccomp.h>: slower ways for code that is guarded against itself are not asked for.
+    /// <linux/seccomp.h>: does not ask for the slow mitigations against speculation.
     const SPEC_ALLOW: u32 = 1 << 2;
     if ARCHITECTURE == 0 || cfg!(target_pointer_width = "32") && is_wide()? {
         return Err(io::ErrorKind::Unsupported.into());
@@ -150,7 +150,7 @@ pub fn keep_calls() -> io::Result<()> {
     check(result as c_int).map(drop)
 }
 
-/// Whether the kernel is one of 64 bits, by the name of its machine.
+/// Whether the kernel is a 64-bit one, by the name of its machine.
 fn is_wide() -> io::Result<bool> {
     let mut name = std::mem::MaybeUninit::<libc::utsname>::zeroed();
     // SAFETY: writes one struct.

@@ -10,24 +10,24 @@ use tokio::io::unix::AsyncFd;
 
 use super::{check, poll_read, watch};
 
-/// Ends the daemon, in order.
+/// End the daemon in order.
 pub const ENDS: [i32; 2] = [libc::SIGTERM, libc::SIGINT];
-/// Has the configuration read again.
+/// Makes the daemon read its configuration again.
 pub const RELOAD: i32 = libc::SIGHUP;
-/// Has the status logged.
+/// Makes the daemon log its status.
 pub const REPORT: i32 = libc::SIGUSR1;
 
 /// The length of `struct signalfd_siginfo`, which begins with the signal's number.
 const INFO: usize = 128;
 
-/// Signals as they come. From the moment this is made they are kept until they are read, also across exec.
+/// The signals as they arrive. Once this exists they are held until they are read, also across exec.
 pub struct Signals {
     watch: AsyncFd<File>,
 }
 
 impl Signals {
-    /// Must be called within the tokio runtime. Also tells whether the signals were blocked before: then another run
-    /// of the daemon has become this one.
+    /// Must be called within the tokio runtime. Also tells whether the signals were blocked before, which means that an
+    /// earlier run has executed this one.
     pub fn new() -> io::Result<(Self, bool)> {
         let [terminate, interrupt] = ENDS;
         let (file, waited) = signal_file(&[terminate, interrupt, RELOAD, REPORT])?;
@@ -46,8 +46,8 @@ impl Signals {
     }
 }
 
-/// Blocks signals, and makes a file that they are read from: signalfd(2). True if they were blocked before: exec keeps
-/// that.
+/// Blocks signals, and makes a file to read them from: signalfd(2). True if they were already blocked, which exec
+/// preserves.
 fn signal_file(numbers: &[c_int]) -> io::Result<(File, bool)> {
     // SAFETY: plain numbers, for which all bits 0 is a value; the functions that follow make sets of it.
     let (mut set, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };

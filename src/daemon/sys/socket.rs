@@ -17,9 +17,9 @@ pub fn tcp_socket(address: SocketAddr, mark: u32) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// A UDP socket with `mark` (0: none) that is connected to `to`: there are a route and an address to come from.
+/// A UDP socket with `mark` (0: none), connected to `to`: an error if there is no route or no source address.
 pub fn udp_socket(to: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
-    // No text: parsing one would link the C library's resolver.
+    // Not from text: parsing one would link the C library's resolver.
     let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
     socket.set_nonblocking(true)?;
@@ -54,7 +54,7 @@ pub fn netlink(protocol: c_int, groups: u32) -> io::Result<File> {
     let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) })?;
     // SAFETY: the descriptor is new and owned by nobody else.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // Before Linux 4.12 errors have no text; their number will do.
+    // Before Linux 4.12 errors have no text; the number will do.
     _ = set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1);
     // SAFETY: plain numbers, for which all bits 0 is a value.
     let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
@@ -66,7 +66,7 @@ pub fn netlink(protocol: c_int, groups: u32) -> io::Result<File> {
     Ok(File::from(socket))
 }
 
-/// Has a socket receive only what a program of classic BPF lets pass: `SO_ATTACH_FILTER` (socket(7)).
+/// Makes a socket receive only what a classic BPF program lets through: `SO_ATTACH_FILTER` (socket(7)).
 pub fn attach_filter(socket: impl AsFd, program: &mut [libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     let length = size_of_val(&program) as libc::socklen_t;
@@ -76,7 +76,7 @@ pub fn attach_filter(socket: impl AsFd, program: &mut [libc::sock_filter]) -> io
     check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, place, length) }).map(drop)
 }
 
-/// Gives a socket room for so many bytes that have come in, above the system's limit: `SO_RCVBUFFORCE` (socket(7)). Needs
+/// Sets the size of a socket's receive buffer, even above the system's limit: `SO_RCVBUFFORCE` (socket(7)). Needs
 /// CAP_NET_ADMIN.
 pub fn set_receive_buffer(socket: impl AsFd, bytes: c_int) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
@@ -111,8 +111,8 @@ pub fn discard(socket: impl AsFd, length: usize) -> io::Result<usize> {
     check_size(unsafe { libc::recv(socket.as_fd().as_raw_fd(), std::ptr::null_mut(), length, flags) })
 }
 
-/// Resets each TCP connection of this process whose local address is such a one, whoever has its socket, and learns of it
-/// by an error; those that are being opened, too. Returns how many.
+/// Resets each TCP connection of this process whose local address `is_such`, including those being opened. Whoever owns
+/// the socket gets an error. Returns how many.
 pub fn reset_connections(is_such: &dyn Fn(IpAddr) -> bool) -> io::Result<usize> {
     const LISTEN: c_int = 10; // <net/tcp_states.h>
     const CLOSE: c_int = 7;
@@ -121,7 +121,7 @@ pub fn reset_connections(is_such: &dyn Fn(IpAddr) -> bool) -> io::Result<usize> 
         let Some(fd) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         // SAFETY: it is used by calls that fail if nothing is open there.
         let socket = unsafe { BorrowedFd::borrow_raw(fd) };
-        // What is no TCP socket has no such state.
+        // Only a TCP socket has such a state.
         let Ok(state) = tcp_state(socket) else { continue };
         if !matches!(state, LISTEN | CLOSE) && local_address(socket).is_some_and(is_such) {
             let address =
@@ -145,7 +145,7 @@ fn tcp_state(socket: BorrowedFd) -> io::Result<c_int> {
     Ok(state.into())
 }
 
-/// The address that a socket of IPv4 or IPv6 has here, IPv4 not mapped.
+/// The local address of an IPv4 or IPv6 socket, IPv4 not mapped.
 fn local_address(socket: BorrowedFd) -> Option<IpAddr> {
     // SAFETY: plain numbers, for which all bits 0 is a value.
     let mut address: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
@@ -166,7 +166,7 @@ fn address_in(address: &libc::sockaddr_in6) -> SocketAddr {
     SocketAddr::new(ip, u16::from_be(address.sin6_port))
 }
 
-/// The reverse, without a port, and how long it is.
+/// The reverse: the structure for an address, without a port, and its length.
 pub fn socket_address(ip: IpAddr) -> (libc::sockaddr_in6, libc::socklen_t) {
     // SAFETY: plain numbers, for which all bits 0 is a value.
     let mut address: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
@@ -198,30 +198,30 @@ pub fn shutdown_write(socket: impl AsFd) -> io::Result<()> {
     check(unsafe { libc::shutdown(socket.as_fd().as_raw_fd(), libc::SHUT_WR) }).map(drop)
 }
 
-/// Has the kernel send what is left when the socket is closed: undoes [`set_resetting`].
+/// Makes the kernel send what is left when the socket is closed: undoes [`set_resetting`].
 pub fn set_lingering(socket: impl AsFd) -> io::Result<()> {
     set_linger(socket, libc::linger { l_onoff: 0, l_linger: 0 })
 }
 
-/// Has closing the socket reset its connection: `SO_LINGER` (socket(7)).
+/// Makes closing the socket reset its connection: `SO_LINGER` (socket(7)).
 pub fn set_resetting(socket: impl AsFd) -> io::Result<()> {
     set_linger(socket, libc::linger { l_onoff: 1, l_linger: 0 })
 }
 
-/// Marks what a socket sends: `SO_MARK` (socket(7)). Before it is connected, since the route is chosen then. Needs
+/// Marks what a socket sends: `SO_MARK` (socket(7)). Must be set before connecting, when the route is chosen. Needs
 /// CAP_NET_ADMIN.
 pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, mark as c_int)
 }
 
-/// Lets the last packet of a connection's handshake wait for the first bytes to send, for 200 ms at most: `TCP_QUICKACK`
-/// (tcp(7); `tcp_rcv_synsent_state_process()` in the kernel). Before connecting.
+/// Lets the last packet of a connection's handshake wait up to 200 ms for the first bytes to send: `TCP_QUICKACK`
+/// (tcp(7); `tcp_rcv_synsent_state_process()` in the kernel). Must be set before connecting.
 pub fn delay_acknowledgement(socket: impl AsFd) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0)
 }
 
-/// Has the kernel probe a TCP connection after `idle` seconds without traffic (0 = never), then every sixth of that.
-/// The kernel says how many probes may stay unanswered (`tcp_keepalive_probes`, 9): with 60 s, a dead peer is found
+/// Makes the kernel probe a TCP connection after `idle` seconds without traffic (0 = never), then at intervals of a
+/// sixth of that. `tcp_keepalive_probes` (9) says how many probes may stay unanswered: with 60 s, a dead peer is found
 /// after 150 s.
 pub fn set_keepalive(socket: impl AsFd, idle: u32) -> io::Result<()> {
     set_option(&socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, (idle != 0).into())?;

@@ -42,7 +42,7 @@ pub fn set_queue_length(socket: impl AsFd, name: &str, packets: c_int) -> io::Re
     set_device(socket, libc::SIOCSIFTXQLEN, name, packets)
 }
 
-/// Sets one number of a network device.
+/// Sets a numeric property of a network device.
 fn set_device(socket: impl AsFd, request: libc::c_ulong, name: &str, number: c_int) -> io::Result<()> {
     let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_mtu: number };
     let mut device = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru };

@@ -13,35 +13,35 @@ use crate::relay::pipe::{Pipe, Pipes};
 use crate::stream::{attempt, receive, send};
 use crate::sys;
 
-/// How much is read at a time where bytes have to be looked at.
+/// How many bytes are read at once where they have to be parsed.
 const CHUNK: usize = 2048;
-/// How much one call may splice at most.
+/// The most bytes that one call may splice.
 const RUN: u64 = 1 << 20;
 
 /// One direction's bytes.
 #[derive(Default)]
 pub struct Direction {
-    /// Read, and not looked at.
+    /// Read, but not parsed yet.
     pub incoming: Vec<u8>,
     /// For the other side.
     pub outgoing: Vec<u8>,
-    /// Holds so many bytes for the other side.
+    /// A pipe with bytes for the other side.
     pipe: Option<Pipe>,
     buffered: usize,
     pub moved: u64,
     pub has_ended: bool,
-    /// The other side takes nothing more.
+    /// Whether the other side takes nothing more.
     pub is_lost: bool,
     /// The body of the request under way as far as it has gone, while it can be sent again...
     pub again: Option<Vec<u8>>,
-    /// ...and how much more of it there may be...
+    /// ...how many more bytes of it may be kept...
     pub room: usize,
-    /// ...which is not to be exceeded: the request may have to be sent again.
+    /// ...and whether it must not grow beyond that, because the request may have to be sent again.
     pub is_held: bool,
 }
 
 impl Direction {
-    /// Moves bytes of `side` while it can. Ready with what is to be decided.
+    /// Moves bytes of `side` as long as possible. Ready with what has to be decided.
     pub fn poll(
         &mut self,
         side: Side,
@@ -52,7 +52,7 @@ impl Direction {
     ) -> Poll<Result<Next, Trouble>> {
         loop {
             let next = relay.next(side);
-            // A head goes out together with what came behind it.
+            // A head is sent together with what came after it.
             if !self.incoming.is_empty() && !self.is_lost {
                 match next {
                     Next::Feed => {
@@ -73,7 +73,8 @@ impl Direction {
             match ready!(self.poll_flush(to, cx)) {
                 Ok(()) => {}
                 Err(_) if side == Side::Proxy => return Poll::Ready(Err(Trouble::Lost(Side::Client))),
-                // It may have answered before: its own direction will tell. What it has not taken is for nobody else.
+                // The proxy may have answered already, which the other direction will see. What it has not taken must
+                // not reach another one.
                 Err(_) => {
                     self.is_lost = true;
                     self.outgoing.clear();
@@ -85,7 +86,7 @@ impl Direction {
                 _ if self.is_lost || self.has_ended || self.is_held && self.room < CHUNK => {
                     return Poll::Pending;
                 }
-                // A piece of the client's next requests is read at most, so that its end is seen.
+                // At most one chunk of the client's next requests is read, so that the end of its stream is noticed.
                 Next::Wait if side == Side::Proxy || !self.incoming.is_empty() => return Poll::Pending,
                 Next::Run(_) | Next::Feed | Next::Wait => {
                     ready!(from.poll_read_ready(cx)).map_err(|_| Trouble::Lost(side))?;
@@ -112,7 +113,7 @@ impl Direction {
         }
     }
 
-    /// So much of what was read has been looked at.
+    /// Removes bytes that have been parsed.
     fn take(&mut self, length: usize) {
         if let Some(again) = &mut self.again {
             match self.room.checked_sub(length) {
@@ -126,7 +127,7 @@ impl Direction {
         advance(&mut self.incoming, length);
     }
 
-    /// Takes the request under way back, if that is possible.
+    /// Takes the current request back so that it can be sent again, if possible.
     pub fn take_back(&mut self, relay: &mut Relay, pipes: &Pipes) -> bool {
         let Some(mut again) = self.again.take() else { return false };
         again.append(&mut self.incoming);
@@ -205,7 +206,7 @@ impl Direction {
         Ok(length)
     }
 
-    /// Whether the other side has taken all.
+    /// Whether the other side has taken everything.
     pub const fn is_flushed(&self) -> bool {
         self.outgoing.is_empty() && self.buffered == 0
     }
@@ -220,13 +221,13 @@ impl Direction {
     }
 }
 
-/// Takes bytes away in front.
+/// Removes bytes at the front.
 #[inline(never)]
 fn advance(bytes: &mut Vec<u8>, length: usize) {
     bytes.drain(..length);
 }
 
-/// Adds bytes behind.
+/// Adds bytes at the end.
 #[inline(never)]
 fn append(bytes: &mut Vec<u8>, more: &[u8]) {
     bytes.extend_from_slice(more);

@@ -1,9 +1,9 @@
-//! The calls that the filter allows: what the daemon, nft(8) and a shell around it were seen to make with glibc, and what
-//! musl makes instead. A line a reason.
+//! The calls that the filter allows: those that the daemon, nft(8) and a shell around it were seen to make with glibc,
+//! and those that musl makes instead. Each line has its reason.
 
 use std::ffi::c_long;
 
-/// All of them. None where it is not known what is called.
+/// All of them; none for machines on which the calls have not been observed.
 #[rustfmt::skip]
 pub const ALLOWED: &[&[c_long]] = &[
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))] WIDE,
@@ -11,7 +11,7 @@ pub const ALLOWED: &[&[c_long]] = &[
     #[cfg(any(target_arch = "x86_64", target_arch = "arm", target_arch = "mips"))] OLD,
 ];
 
-/// These and those on all machines.
+/// Calls that all machines have.
 #[rustfmt::skip]
 macro_rules! and_everywhere {
     ($($more:tt)*) => { &[
@@ -78,7 +78,7 @@ const WIDE: &[c_long] = {
 #[cfg(any(target_arch = "arm", target_arch = "mips"))]
 const NARROW: &[c_long] = {
     use libc::*;
-    /// Its number on either, since libc doesn't name all of them.
+    /// A call's number on either machine, since libc doesn't name all calls.
     const fn either(arm: u32, mips: u32) -> c_long {
         (if cfg!(target_arch = "arm") { arm } else { super::FIRST + mips }) as c_long
     }
@@ -101,7 +101,7 @@ const NARROW: &[c_long] = {
     ]
 };
 
-/// How some of these were called first. Newer machines don't have them.
+/// Older forms of some of these, which newer machines don't have.
 #[rustfmt::skip]
 #[cfg(any(target_arch = "x86_64", target_arch = "arm", target_arch = "mips"))]
 const OLD: &[c_long] = {
