@@ -175,7 +175,7 @@ impl Flow {
         self.isn
     }
 
-    /// How a SYN is refused that was already refused a moment ago.
+    /// How to refuse a SYN again that was refused a moment ago.
     pub fn refusal(&self, isn: u32, now: Instant) -> Option<Reject> {
         self.refused.filter(|_| self.isn == isn && self.since.age(now) < REFUSED)
     }

@@ -186,8 +186,8 @@ impl Choice {
         self.ask(index)
     }
 
-    /// How long, in ms, the proxy's connect may take before the next one is asked beside it; `None`: there is no next
-    /// one.
+    /// How long, in ms, the proxy's connect may take before the next one is asked beside it; `None`: no other would be
+    /// asked beside it.
     pub fn hedge(&self, attempt: &Attempt, asked: Asked) -> Option<u32> {
         let next = self.proxies.get(self.best(attempt)?)?;
         let usual = self.proxies.get(asked.index)?.connect_time / 8;

@@ -92,8 +92,8 @@ impl Gateway {
         self.kept.borrow_mut().visit(&mut |_, traffic| look(traffic));
     }
 
-    /// Resets the connections through a silent proxy, except those that still receive something. Of those that the
-    /// kernel forwards it resets all, or none.
+    /// Handles an alarm about a silent proxy: remembers what its connections have received or, once it is dead, resets
+    /// those that have received nothing since. Of those that the kernel forwards, it resets all or none.
     pub(super) fn attend(&self, upstream: &str, alarm: Alarm) {
         let upstreams = self.upstreams();
         let Some(proxy) = upstreams.named(upstream) else { return };

@@ -1,18 +1,18 @@
 # shellcheck shell=dash disable=SC2154 # the init script loads the options
-# Sourced by the init script: with `option dns`, dnsmasq asks the daemon for all names but those that it has servers
-# of their own for, or only for those of `list dns_domain`. Each instance gets a file in its conf-dir, which is read
-# only at a start: hence the restart. (SIGHUP rereads a servers-file, which would have to be named at a start before, and
-# can neither say no-resolv nor exempt domains from rebind protection.) What its own configuration must not say meanwhile is overridden by states, since nothing of ours is
-# in /etc/config.
+# Sourced by the init script: with `option dns`, dnsmasq asks the daemon for all names except those of domains with
+# servers of their own, or only for those of `list dns_domain`. Each instance gets a file in its conf-dir, and is
+# restarted because it reads that only at its start. (SIGHUP rereads a servers-file, which would have to be named at an
+# earlier start, and can neither say no-resolv nor exempt domains from rebind protection.) Options of its own
+# configuration are overridden by states, since nothing of ours is in /etc/config.
 
-# The files made: a line for each instance.
+# The list of files made: a line for each instance.
 DNSMASQ=/var/run/tcp-over-http.dnsmasq
 
-# Of the options that are loaded.
+# Uses the options that are loaded.
 dnsmasq_redirect() {
 	(
 		# shellcheck disable=SC2034 # for config_load
-		LOAD_STATE= # of which some are ours
+		LOAD_STATE= # without states, some of which are ours
 		config_load dhcp
 		[ "$dns" = off ] || config_foreach dnsmasq_instance dnsmasq
 	) >"$DNSMASQ.new"
@@ -25,7 +25,7 @@ dnsmasq_redirect() {
 		rm "$DNSMASQ.new"
 		return 0
 	fi
-	# A line that it does not take would leave the router without names and addresses.
+	# With a line that dnsmasq rejects, the router would be without DNS and DHCP.
 	if ! dnsmasq_test; then
 		logger -t "$NAME" -p daemon.err "dnsmasq does not take the servers for it: it stays as it was"
 		rm "$DNSMASQ.new"
@@ -43,8 +43,8 @@ dnsmasq_redirect() {
 	dnsmasq_restart
 }
 
-# Private addresses dnsmasq would take for an attack: of these domains it is told to expect them; if it is for all
-# names, its protection is off.
+# dnsmasq would take private addresses for an attack. It is told to expect them for these domains; if all names are
+# asked for, its protection is off.
 dnsmasq_servers() {
 	local server
 	! dnsmasq_asks_us_for_all || echo no-resolv
@@ -87,7 +87,7 @@ dnsmasq_undo() {
 	rm "$DNSMASQ"
 }
 
-# One line for an instance: its folder and its servers, as dnsmasq takes them.
+# One line for an instance: its section, folder, mode, and servers in dnsmasq's syntax.
 dnsmasq_instance() {
 	local folder domain own server servers
 	for domain in $dns_domain; do
@@ -95,8 +95,8 @@ dnsmasq_instance() {
 	done
 	if [ -z "$servers" ]; then
 		servers=" 127.0.0.1#$dns_port"
-		# Of its own only those of domains: of others it would ask the one that answers first. (A state is no list,
-		# and for dnsmasq's script none at all.)
+		# Of its own servers keep only those of domains: it would ask all others, too, and take the first answer. (A
+		# state can't be a list, so dnsmasq's own script sees no servers at all.)
 		config_get own "$1" server
 		for server in $own; do
 			case $server in
@@ -117,8 +117,8 @@ dnsmasq_mode() {
 	esac
 }
 
-# Where there is no `confdir`: what the file that runs the instance says; at boot there is none yet, and dnsmasq's
-# script knows (until OpenWrt 23.05 one folder for all instances).
+# Without `confdir`: the folder in the file that the instance runs with. At boot there is no such file yet; then as in
+# dnsmasq's script (until OpenWrt 23.05 one folder for all instances).
 dnsmasq_folder() {
 	sed -n 's/^conf-dir=//p' "/var/etc/dnsmasq.conf.$1" 2>/dev/null | grep . && return
 	if grep -qF '"/tmp/dnsmasq.d"' /etc/init.d/dnsmasq; then
@@ -128,7 +128,7 @@ dnsmasq_folder() {
 	fi
 }
 
-# At boot it has yet to start.
+# Not at boot, when it has not started yet.
 dnsmasq_restart() {
 	procd_running dnsmasq || return 0
 	/etc/init.d/dnsmasq restart

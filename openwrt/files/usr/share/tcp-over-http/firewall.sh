@@ -1,13 +1,13 @@
 # shellcheck shell=dash disable=SC2154 # the init script loads the options
-# Sourced by the init script: what fw4 includes (from the files of ours in /usr/share/nftables.d) is made, and gone
-# when the service is. Nothing of it is on flash, and without it the includes match nothing.
+# Sourced by the init script: makes the rules that fw4 includes (by our files in /usr/share/nftables.d), and removes
+# them with the service. They are not on flash; without them the includes match nothing.
 #
-# Not as procd's service data, which fw4 would read by itself: such rules come behind its limit for SYNs (25 a second
-# to the router itself, which for it all proxied connections are), and can't say what zone the device is in.
+# Not as procd's service data, which fw4 would read by itself: such rules come after its limit for SYNs (25 a second
+# to the router itself, and fw4 takes all proxied connections for such), and can't put the device into a zone.
 
 FIREWALL=/var/run/tcp-over-http
 
-# Of the options that are loaded.
+# Uses the options that are loaded.
 firewall_open() {
 	command -v fw4 >/dev/null || return 0
 	mkdir -p "$FIREWALL"
@@ -29,7 +29,7 @@ firewall_open() {
 	for part in input forward zone; do
 		mv "$FIREWALL/$part.new" "$FIREWALL/$part.nft"
 	done
-	# They stay also if fw4 fails on something else: once that is mended, its reload takes them, too.
+	# They stay even if fw4 fails because of something else: once that is mended, its reload includes them.
 	firewall_reload && return
 	logger -t "$NAME" -p daemon.err "the firewall fails its check (fw4 check): it stays as it was, and captured traffic is refused until it is mended and reloaded"
 	return 1
@@ -42,25 +42,25 @@ firewall_close() {
 	firewall_reload
 }
 
-# At boot fw4 has yet to start, and where it is stopped it stays so.
+# Not at boot, when fw4 has not started yet, nor if it is stopped.
 firewall_reload() {
 	[ -e /var/run/fw4.state ] || return 0
 	fw4 -q check && fw4 -q reload
 }
 
-# What comes from the device, for the listener, in front of all else in fw4's chain.
+# Accepts what comes from the device for the listener, before anything else in fw4's chain.
 firewall_input() {
 	echo "iifname \"$tun\" ip daddr ${address%/*} tcp dport $listen_port accept"
 	[ "$ipv6" = 0 ] || echo "iifname \"$tun\" ip6 daddr ${address6%/*} tcp dport $listen_port accept"
 }
 
-# What comes from the device for a client are the answers to what was captured.
+# Accepts what comes from the device for clients: answers to what was captured.
 firewall_forward() {
 	echo "iifname \"$tun\" accept"
 }
 
-# What goes to the device goes out: whoever may use the zone `wan` may be proxied, and whoever a rule keeps from it
-# may not. Only these three chains say what the zone's devices are; its masquerading stays its own.
+# Treats the device as one of the zone `wan`: whoever may use that zone is proxied, and whoever a rule keeps out of it
+# is not. Only these three chains name the zone's devices; its masquerading is not affected.
 firewall_zone() {
 	cat <<EOF
 chain accept_to_$zone {
@@ -75,7 +75,7 @@ chain drop_to_$zone {
 EOF
 }
 
-# As much of fw4's ruleset as it takes to check ours.
+# As much of fw4's ruleset as is needed to check our rules.
 firewall_frame() {
 	cat <<EOF
 table inet tcp_over_http_check {
