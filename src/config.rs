@@ -1,8 +1,15 @@
 //! The configuration: from a file, a variable and flags to one checked value.
 //!
-//! `table` has a row for each option. `uci` reads a file's syntax, `sections` sorts its values into `given`,
-//! `reading` puts the variable and the flags in place of some, and stores them all in a `draft` by their rows; `values`
-//! and `choices` know what a value's text means. `changes` tells what a reload changes, `export` tells other programs.
+//! | file | what it has |
+//! |---|---|
+//! | `table`, `options` | the table of options, and what a row of it has |
+//! | `uci`, `sections`, `given` | a file's syntax, its sections, and the values in them as text |
+//! | `reading`, `draft` | puts the variable's and the flags' values in place of the file's, and stores them all by their rows |
+//! | `values`, `choices`, `host` | what the text of a value means |
+//! | `dns`, `upstream`, `rule` | the options of names, of a proxy and of a rule |
+//! | `changes` | what a reload changes |
+//! | `export` | the configuration for other programs |
+//! | `error` | what is wrong, and where |
 
 use alloc::rc::Rc;
 use alloc::string::String;

@@ -1,4 +1,11 @@
 //! HTTP between the daemon and a proxy.
+//!
+//! | file | what it has |
+//! |---|---|
+//! | `connect`, `reply` | the request for a tunnel, and the parser of the reply |
+//! | `login`, `auth`, `digest` | how requests log in to a proxy: the schemes Basic and Digest |
+//! | `field` | header fields that may be added |
+//! | `relay` | plain HTTP as requests in absolute form |
 
 pub mod auth;
 pub mod connect;

@@ -24,6 +24,9 @@
 //! 7 fall away: the daemon speaks CONNECT with the proxy in the client's own name, packet by packet, and the result is one
 //! connection from the client to the proxy, which conntrack and NAT carry.
 //!
+//! What isn't TCP is refused, except queries to resolvers ([`datagram`](packet::datagram)) and pings, which the daemon can
+//! answer.
+//!
 //! # Glossary
 //!
 //! - **flow**: a client's TCP connection, from its SYN until its last packet.
@@ -37,12 +40,23 @@
 //! - **super-packet**: several TCP segments in one packet, which the kernel cuts up when it must.
 //! - **partial checksum**: the sum of the pseudo-header alone; whoever sends the packet does the rest.
 //!
-//! What isn't TCP is refused, but for queries to resolvers, which the daemon answers ([`datagram`](packet::datagram), [`dns`]), and pings.
+//! # The rooms
 //!
-//! [`rules`] can say which proxy is asked, or that none is.
+//! A room uses only those below it (`tests/rooms.rs` checks that).
 //!
-//! What the kernel is told so that all this happens is in [`capture`]: policy rules, routes, the firewall's text. [`config`] decides
-//! what the daemon is told to do. [`time`] is passed in.
+//! | room | what it has |
+//! |---|---|
+//! | [`rewrite`] | the verdict about a packet: translate, hold, reject, drop |
+//! | [`capture`] | what the kernel is told so that packets come here: policy rules, routes, the firewall's text |
+//! | [`config`] | the options, and how they are read from a file, a variable and flags |
+//! | [`flow`] | the table of flows, their NAT sources, the TUN's subnet |
+//! | [`forward`] | the handshake with a proxy in a client's name |
+//! | [`upstream`] | which proxy is asked next, and the state of each |
+//! | [`rules`] | which proxy a connection is for, or that it goes directly or is refused |
+//! | [`dns`] | messages, fake addresses, domains, the cache |
+//! | [`http`] | CONNECT, its replies, credentials, plain HTTP as requests for a proxy |
+//! | [`packet`] | checked views of packets, checksums, packets made from scratch |
+//! | [`net`], [`time`], [`json`], [`siphash`], `slots` | networks, time, JSON, the keyed hash, lists and a hash by slot number |
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -1,16 +1,24 @@
 //! The tcp-over-http daemon: sets up, runs the event loop, cleans up.
 //!
-//! | what | modules |
+//! A room uses only those below it, except that all log by the macros of `report`.
+//!
+//! | room | what it does |
 //! |---|---|
-//! | packets come in, verdicts are carried out, clients are accepted | `event_loop`, `gateway` |
-//! | traffic is captured, or for a while let out | `kernel`, `pause` |
-//! | proxies open tunnels | `upstream`, `forward` |
-//! | bytes are moved | `relay` |
-//! | names are answered | `dns` |
-//! | it is told what to do | `cli`, `settings` |
-//! | it tells how it is | `report` |
-//! | the system is called | `netlink`, `sys`, `task`, `clock` |
-//! | logs are kept short | `limiter` |
+//! | `cli` | reads the command line |
+//! | `event_loop` | waits for packets, sockets, timers and signals, and gives each its turn |
+//! | `report` | tells how the daemon is: log, status, doctor |
+//! | `settings` | finds the configuration: file, variable, flags |
+//! | `gateway` | takes a connection from its SYN to its end |
+//! | `dns` | answers the queries of clients |
+//! | `upstream` | looks proxies up, dials them, asks them for tunnels |
+//! | `kernel` | captures traffic: the TUN, routes, rules, nft, listeners, and tests of all that |
+//! | `forward` | makes handshakes with proxies in clients' names |
+//! | `pause` | knows which clients go out directly for a while |
+//! | `netlink` | asks the kernel about routes, forwarded connections and neighbours |
+//! | `relay` | moves the bytes of relayed connections |
+//! | `limiter` | keeps a repeated warning from flooding the log |
+//! | `tcp`, `task`, `clock` | tokio's TCP sockets without waiting, its tasks, the time |
+//! | `sys` | makes every unsafe call |
 
 #[macro_use]
 mod report; // first: what others log by is known only below it
@@ -29,9 +37,9 @@ mod netlink;
 mod pause;
 mod relay;
 mod settings;
-mod stream;
 mod sys;
 mod task;
+mod tcp;
 mod upstream;
 
 use std::io::Write;

@@ -1,5 +1,16 @@
 //! Asks the upstream proxies to open tunnels. The library decides which one is asked next:
 //! [`tcp_over_http::upstream::choice`].
+//!
+//! | file | what it has |
+//! |---|---|
+//! | `attempt` | asks proxies in turn, until one has opened a tunnel |
+//! | `reach` | tries the addresses of one proxy in turn |
+//! | `connection`, `dial` | connects to one address, asks, reads the answer |
+//! | `direct` | connections without a proxy |
+//! | `confirm` | asks proxies in the background whether they answer again |
+//! | `proxy`, `stats` | one proxy, and what is counted for it |
+//! | `lookup`, `resolver`, `exchange`, `etc_files` | from a proxy's name to its addresses |
+//! | `choice_file` | keeps the chosen proxy across a restart |
 
 mod attempt;
 pub mod choice_file;

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker, ready};
 use tcp_over_http::time::Instant;
 use tokio::net::TcpStream;
 
-use crate::stream;
+use crate::tcp;
 
 /// Bytes of the length.
 const LENGTH: usize = 2;
@@ -94,7 +94,7 @@ impl Stream {
         }
         ready!(self.socket.poll_read_ready(cx))?;
         let mut chunk = [0; CHUNK];
-        match stream::receive(&self.socket, &mut chunk) {
+        match tcp::receive(&self.socket, &mut chunk) {
             Ok(0) => return Poll::Ready(Ok(())),
             Ok(length) => {
                 self.incoming.borrow_mut().extend_from_slice(chunk.get(..length).unwrap_or_default());
@@ -119,7 +119,7 @@ impl Stream {
             }
             ready!(self.socket.poll_write_ready(cx))?;
             let mut outgoing = self.outgoing.borrow_mut();
-            match stream::send(&self.socket, &outgoing) {
+            match tcp::send(&self.socket, &outgoing) {
                 Ok(sent) => drop(outgoing.drain(..sent)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),

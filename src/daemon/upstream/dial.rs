@@ -3,7 +3,7 @@
 //! Every dial in flight holds these futures, so no buffer is kept across an await: the request is one allocation, freed
 //! as soon as it is sent, and the reply is read into the stack of [`receive`].
 
-use crate::{stream, sys};
+use crate::{sys, tcp};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -71,7 +71,7 @@ pub async fn handshake(
 async fn exchange(stream: &TcpStream, mut request: Vec<u8>) -> Result<Reply, HandshakeError> {
     // A connected socket is writable, and its buffer takes the request whole: one call.
     while !request.is_empty() {
-        match stream::send(stream, &request) {
+        match tcp::send(stream, &request) {
             Ok(sent) if sent >= request.len() => break,
             Ok(sent) => drop(request.drain(..sent)),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -93,7 +93,7 @@ async fn exchange(stream: &TcpStream, mut request: Vec<u8>) -> Result<Reply, Han
 fn receive(stream: &TcpStream, parser: &mut ReplyParser) -> Result<Option<Reply>, HandshakeError> {
     let mut buffer = [0; BUFFER];
     let closed = if parser.has_begun() { HandshakeError::CutOff } else { HandshakeError::Closed };
-    let received = match stream::receive(stream, &mut buffer) {
+    let received = match tcp::receive(stream, &mut buffer) {
         Ok(0) => return Err(closed),
         Ok(length) => buffer.get(..length).unwrap_or_default(),
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
@@ -118,7 +118,7 @@ pub async fn discard(stream: &TcpStream, length: usize) -> bool {
         let mut left = length;
         while left > 0 {
             stream.readable().await?;
-            match stream::attempt(stream, Interest::READABLE, &mut || sys::discard(stream, left)) {
+            match tcp::attempt(stream, Interest::READABLE, &mut || sys::discard(stream, left)) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(length) => left -= length,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}

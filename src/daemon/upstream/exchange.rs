@@ -9,7 +9,7 @@ use tcp_over_http::dns::{Message, Query};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UdpSocket};
 
-use crate::{stream, sys};
+use crate::{sys, tcp};
 
 /// A UDP reply has at most 512 bytes without EDNS, and with it at most what the query says it accepts; this leaves room
 /// for a server that exceeds that a little.
@@ -56,7 +56,7 @@ async fn exchange_tcp(server: SocketAddr, mark: u32, query: &[u8]) -> io::Result
     let stream = sys::tcp_socket(server, mark)?.connect(server).await?;
     let length = (query.len() as u16).to_be_bytes();
     // A new socket's buffer takes these few bytes whole.
-    if stream::send(&stream, &[&length, query].concat())? != length.len() + query.len() {
+    if tcp::send(&stream, &[&length, query].concat())? != length.len() + query.len() {
         return Err(ErrorKind::WriteZero.into());
     }
     let mut reply = Vec::new();
@@ -73,7 +73,7 @@ async fn exchange_tcp(server: SocketAddr, mark: u32, query: &[u8]) -> io::Result
 
 fn read_more(stream: &TcpStream, reply: &mut Vec<u8>) -> io::Result<()> {
     let mut buffer = [0; MAX_DATAGRAM];
-    match stream::receive(stream, &mut buffer) {
+    match tcp::receive(stream, &mut buffer) {
         Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
         Ok(length) => {
             reply.extend_from_slice(buffer.get(..length).unwrap_or_default());

@@ -10,8 +10,8 @@ use tokio::net::TcpStream;
 
 use super::Trouble;
 use crate::relay::pipe::{Pipe, Pipes};
-use crate::stream::{attempt, receive, send};
 use crate::sys;
+use crate::tcp::{attempt, receive, send};
 
 /// How many bytes are read at once where they have to be parsed.
 const CHUNK: usize = 2048;
