@@ -194,6 +194,8 @@ def test_the_makefile_is_that_of_a_luci_app():
     assert text.startswith("# SPDX-License-Identifier: MIT\n")
     for line in ("LUCI_PKGARCH:=all", "LUCI_DEPENDS:=+luci-base +tcp-over-http", f"PKG_VERSION:={version()}", "PKG_LICENSE:=MIT"):
         assert f"\n{line}\n" in text, line
+    # luci.mk would have csstidy minify the stylesheet, which leaves no grid and no @media of it.
+    assert "\nLUCI_MINIFY_CSS:=0\n" in text.split("include $(TOPDIR)/feeds/luci/luci.mk")[0]
     assert "include $(TOPDIR)/feeds/luci/luci.mk" in text and "call BuildPackage" in text
     assert all(pathlib.Path(path).read_text().startswith("// SPDX") for path in VIEWS)
     assert len(ARCHS) == 2
