@@ -40,7 +40,7 @@ def table():
 def words_of_settings():
     """[option, title, sentence] as the view has them, by the names of its lists."""
     text = (APP / "htdocs/luci-static/resources/view/tcp-over-http/settings.js").read_text()
-    names = ("FIRST", "PROXY", "PROXY_MORE", "RULES", "RULES_MORE", "TABS")
+    names = ("FIRST", "PROXY", "PROXY_MORE", "RULE", "MATCHES", "OUTCOMES", "TABS")
     lists = {name: re.search(rf"^const {name} = \[(.*?)^\];", text, re.M | re.S)[1] for name in names}
     string = r"""_\(('(?:[^'\\]|\\.)+'|"(?:[^"\\]|\\.)+")\)"""
     return {name: re.findall(rf"\[ '(\w+)', {string}, {string} \]", body) for name, body in lists.items()}
@@ -51,7 +51,7 @@ def test_each_option_is_on_the_page_and_each_of_the_page_is_an_option():
     main = [name for name, *_ in words["FIRST"] + words["TABS"]]
     assert sorted(main) == sorted(table()["main"])
     assert sorted(name for name, *_ in words["PROXY"] + words["PROXY_MORE"]) == sorted(table()["upstream"])
-    assert sorted(name for name, *_ in words["RULES"] + words["RULES_MORE"]) == sorted(table()["rule"])
+    assert sorted(name for name, *_ in words["RULE"] + words["MATCHES"] + words["OUTCOMES"]) == sorted(table()["rule"])
 
 
 def test_each_option_has_a_title_and_one_sentence():
@@ -68,13 +68,15 @@ def test_choices_and_reasons_have_words():
         assert re.search(rf"^\t{name}: _\(", common, re.M) or name in ("not_tcp", "address"), name
     changes = re.findall(r'Self::\w+ => "([^"]+)"', (ROOT / "src/upstream/history.rs").read_text())
     assert changes and not [one for one in changes + reasons if f"'{one}':" not in common]
+    refusal = re.search(r'refuse\("(nothing may go directly.*?)"\)', (ROOT / "src/daemon/event_loop.rs").read_text())[1]
+    assert f'"{refusal}":' in common
     states = re.findall(r'\(?"(ok|resting|confirming|holding|uplink_down)"', (ROOT / "src/daemon/report/status.rs").read_text())
     assert set(states) == set(re.findall(r"^\t(\w+): \[ _\(", common, re.M))
 
 
 # Our own words, and lists.
 OURS = (r"_\(|E\(|chosen \? _\(|bad \? _\(|' — ' \+ _\(|words\)"
-        r"|(?:status\.\w+|names|history|pauses|lines?|titles|told|\(told)\b.*map\(|this\.blank")
+        r"|(?:status\.\w+|names|history|pauses|lines?|sorted|told|\(told)\b.*map\(|this\.blank")
 
 
 def test_what_comes_from_the_router_is_never_html():
@@ -93,7 +95,8 @@ def test_the_acl_grants_the_calls_that_are_made():
                for access in ("read", "write")}
     made = {call for path in VIEWS for call in re.findall(r"object: '([\w-]+)', method: '(\w+)'", path.read_text())}
     assert granted["read"] | granted["write"] == made and not granted["read"] & granted["write"]
-    assert granted["read"] == {("tcp-over-http", method) for method in ("clients", "history", "settings", "status")}
+    assert granted["read"] == {("luci-rpc", "getHostHints")} | {
+        ("tcp-over-http", method) for method in ("clients", "history", "settings", "status")}
     # Not to be read: it would give the passwords.
     assert acl["write"]["uci"] == ["tcp-over-http"] and "uci" not in acl["read"]
     source = "".join(path.read_text() for path in VIEWS)

@@ -443,7 +443,13 @@ const Button = Value.extend({
 	check() { return true; }
 });
 
-const form = { JSONMap, NamedSection, TypedSection, GridSection, Value, ListValue, Flag, DynamicList, Button };
+const DummyValue = Value.extend({
+	widget(sid) { return E('output', {}, this.textvalue(sid)); },
+	parse() { return Promise.resolve(); },
+	check() { return true; }
+});
+
+const form = { JSONMap, NamedSection, TypedSection, GridSection, Value, ListValue, Flag, DynamicList, Button, DummyValue };
 const modules = { baseclass: Promise.resolve(Base), dom: Promise.resolve(dom), form: Promise.resolve(form), poll: Promise.resolve(poll),
 	rpc: Promise.resolve(rpc), ui: Promise.resolve(ui), view: Promise.resolve(view) };
 

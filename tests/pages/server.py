@@ -33,6 +33,9 @@ def source(path, name):
 translations = source(ROOT / "scripts/translations", "translations")
 uci = source(ROOT / "tests/e2e/lab/openwrt/usr/bin/uci", "uci")
 
+# What clients are called, as LuCI knows it.
+HINTS = {"02:00:00:00:00:02": {"name": "laptop", "ipaddrs": ["10.1.0.2"], "ip6addrs": []}}
+
 METHODS = {method for access in ("read", "write") for methods in ACL[access]["ubus"].values() for method in methods}
 
 # LuCI's light and dark, as far as pages can tell: its own colours, and classes that the views use.
@@ -76,11 +79,13 @@ class Ubus:
         return [ACL["read"].get(scope, {})] + ([] if self.readonly else [ACL["write"].get(scope, {})])
 
     def call(self, session, name, method, arguments):
-        if LUCI and (name, method) not in ((name, method) for name in ("tcp-over-http", "uci") for method in METHODS):
+        if LUCI and (name, method) not in ((name, method) for name in ("tcp-over-http", "uci", "luci-rpc") for method in METHODS):
             return [0, {"access": True, "changes": {}, "features": {}}]  # what LuCI asks for itself
         self.calls.append((name, method, arguments))
         if session != SESSION or not any(method in granted.get(name, ()) for granted in self.granted("ubus")):
             raise PermissionError
+        if name == "luci-rpc":
+            return [0, HINTS]
         if name == "uci":
             if self.readonly or arguments["config"] not in ACL["write"]["uci"]:
                 return [6]

@@ -32,7 +32,9 @@ const REASONS = {
 	'uplink up': _('uplink up'),
 	'silent: connections reset': _('silent: connections reset'),
 	'chosen': _('chosen'),
-	'no longer chosen': _('no longer chosen')
+	'no longer chosen': _('no longer chosen'),
+	"nothing may go directly (on_failure 'block'): to pause, set option pause '1'":
+		_('Pauses are not allowed yet: Settings, What goes through it, Allow pauses.')
 };
 
 const DROPS = {
@@ -40,13 +42,13 @@ const DROPS = {
 	fragment: _('fragments'),
 	extension: _('packets with IPv6 extensions'),
 	ipv6_off: _('IPv6 packets, though IPv6 is off'),
-	repeated_syn: _('repeated beginnings of a connection'),
+	repeated_syn: _('repeated SYNs'),
 	unexpected: _('packets that do not fit their connection'),
 	unknown_flow: _('packets of no known connection'),
 	rate_limited: _('answers that would have been too many'),
-	table_full: _('connections beyond the limit of all'),
-	too_many_dials: _('connections beyond those being opened at once'),
-	too_many_dials_of_client: _('connections beyond those being opened for one client'),
+	table_full: _('connections over the limit'),
+	too_many_dials: _('connections over the limit of those being opened'),
+	too_many_dials_of_client: _('connections over the limit of those being opened for one client'),
 	draining: _('connections that began while the daemon ended')
 };
 
@@ -118,7 +120,7 @@ return baseclass.extend({
 	},
 
 	connections: function(count) {
-		return (count == 1) ? _('1 connection') : _('%d connections').format(count);
+		return _('connections: %d').format(count);
 	},
 
 	rate: function(number) {
@@ -153,18 +155,25 @@ return baseclass.extend({
 
 	/* Lines over time, in a common scale; each is an array with null for what is not known. What it shows is told in words. */
 	graph: function(lines, length, label) {
-		const top = Math.max(1, ...lines.map(line => Math.max(0, ...line.filter(value => value != null))));
+		const top = Math.max(1, ...[].concat(...lines));
 		const shapes = lines.map((line, index) => {
-			let path = '', pen = false;
+			let path = '', area = '';
 
 			line.forEach((value, place) => {
-				if (value != null)
-					path += '%s%.1f %.1f%s'.format(pen ? 'L' : 'M',
-						100 * (length - line.length + place) / (length - 1), 38 - 36 * value / top, pen ? '' : 'h0');
-				pen = (value != null);
+				if (value == null)
+					return;
+
+				const x = 100 * (length - line.length + place) / (length - 1), y = 38 - 36 * value / top;
+				const isFirst = (line[place - 1] == null), isLast = (line[place + 1] == null);
+
+				path += '%s%.1f %.1f%s'.format(isFirst ? 'M' : 'L', x, y, isFirst ? 'h0' : '');
+				area += '%s%.1f %.1f%s'.format(isFirst ? 'M%.1f 40L'.format(x) : 'L', x, y, isLast ? 'V40Z' : '');
 			});
 
-			return svg('path', { 'd': path, 'class': 'toh-line-%d'.format(index + 1), 'vector-effect': 'non-scaling-stroke' });
+			return svg('g', { 'class': 'toh-line-%d'.format(index + 1) }, [
+				svg('path', { 'd': area, 'class': 'toh-area' }),
+				svg('path', { 'd': path, 'class': 'toh-line', 'vector-effect': 'non-scaling-stroke' })
+			]);
 		});
 
 		return svg('svg', {
@@ -178,7 +187,7 @@ return baseclass.extend({
 		const [ words, grade ] = { ok: [ _('good'), 'good' ], warn: [ _('warning'), 'fair' ], FAIL: [ _('fails'), 'bad' ] }[level];
 
 		return E('li', { 'class': 'toh-finding' }, [
-			E('span', { 'class': 'toh-state toh-%s'.format(grade) }, words), ' ', what
+			E('span', { 'class': 'toh-state toh-%s'.format(grade) }, words), E('span', {}, [ what ])
 		]);
 	},
 

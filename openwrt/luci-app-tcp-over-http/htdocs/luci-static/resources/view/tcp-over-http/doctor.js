@@ -15,7 +15,7 @@ return view.extend({
 	/* Who and where the proxies are, as the configuration has it; addresses are found without it. */
 	known: function(sections) {
 		const words = [].concat(...(sections || []).map(section => [].concat(L.toArray(section.username),
-			[ ...L.toArray(section.host), ...L.toArray(section.upstream) ].map(url => url.replace(/^.*[\/@]/, '').replace(/:\d*$/, '')))));
+			[ ...L.toArray(section.host), ...L.toArray(section.upstream) ].map(url => url.replace(/^.*[/@]/, '').replace(/:\d*$/, '')))));
 
 		return words.filter(word => word && !/^[\d.]+$|:/.test(word))
 			.map(word => new RegExp('(?<![\\w.-])' + word.replace(/[^\w-]/g, '\\$&') + '(?![\\w-])', 'gi'));
@@ -30,7 +30,7 @@ return view.extend({
 				proxies.push(name);
 
 			return 'upstream #%d'.format(proxies.indexOf(name) + 1);
-		}).replace(/\/\/[^\/\s@]+@/g, '//***@')
+		}).replace(/\/\/[^/\s@]+@/g, '//***@')
 			.replace(/\b\d{1,3}(\.\d{1,3}){3}\b/g, ip => LOCAL.test(ip) ? ip : 'x.x.x.x')
 			.replace(/(?<![\w:])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w:])/gi, ip => LOCAL.test(ip) ? ip : 'x::x')
 			.split(target).join('TARGET'))
@@ -53,7 +53,7 @@ return view.extend({
 					'class': 'btn cbi-button cbi-button-action important',
 					'disabled': may ? null : true,
 					'click': ui.createHandlerFn(this, 'handleRun')
-				}, _('Examine'))
+				}, _('Run'))
 			]),
 			this.output
 		]);
@@ -62,23 +62,21 @@ return view.extend({
 	handleRun: function() {
 		const target = this.target.value.trim() || 'example.com';
 
-		dom.content(this.output, E('em', { 'class': 'spinning' }, _('Under way…')));
+		dom.content(this.output, E('em', { 'class': 'spinning' }, _('Running…')));
 
 		return Promise.all([ callDoctor(target), L.resolveDefault(common.settings(), {}) ]).then(([ lines, settings ]) => {
-			const bad = lines.filter(line => line.startsWith('FAIL')).length;
-			const isWarned = lines.some(line => line.startsWith('warn'));
+			const [ bad, warned ] = [ 'FAIL', 'warn' ].map(level => lines.filter(line => line.startsWith(level)).length);
 			const text = E('textarea', { 'class': 'toh-copy', 'rows': lines.length + 1, 'readonly': true, 'aria-label': _('As text') },
 				[ this.blank(lines, target, settings.sections) ]);
 
 			dom.content(this.output, lines.length ? [
-				E('p', {}, E('strong', {}, (bad == 1) ? _('One thing is wrong.') : bad ? _('%d things are wrong.').format(bad)
-					: isWarned ? _('Nothing fails, but there are warnings.') : _('All is well.'))),
-				E('ul', {}, lines.map(line => common.finding(line))),
+				E('p', {}, E('strong', {}, (bad || warned) ? _('Faults: %d, warnings: %d').format(bad, warned) : _('All is well.'))),
+				E('ul', { 'class': 'toh-findings' }, lines.map(line => common.finding(line))),
 				E('h3', {}, _('For a forum')),
 				E('p', {}, _('Without public addresses, and without hosts, users and names of proxies.')),
 				text,
 				E('p', {}, E('button', { 'class': 'btn cbi-button', 'click': () => this.copy(text) }, _('Copy')))
-			] : E('p', { 'class': 'toh-state toh-bad' }, _('The doctor said nothing.')));
+			] : E('p', { 'class': 'toh-state toh-bad' }, _('The doctor does not answer.')));
 		});
 	},
 

@@ -9,6 +9,9 @@
 
 const callClients = rpc.declare({ object: 'tcp-over-http', method: 'clients', expect: { clients: [] } });
 const callHistory = rpc.declare({ object: 'tcp-over-http', method: 'history', expect: { history: [] } });
+/* Names of clients, as LuCI's own pages have them. */
+const callHints = rpc.declare({ object: 'luci-rpc', method: 'getHostHints' });
+
 const callUse = rpc.declare({ object: 'tcp-over-http', method: 'use', params: [ 'name', 'reset' ] });
 
 const callPause = rpc.declare({ object: 'tcp-over-http', method: 'pause', params: [ 'duration' ] });
@@ -24,6 +27,9 @@ return view.extend({
 	down: [],
 	answers: {},
 
+	/* What clients are called, by address: asked once. */
+	names: null,
+
 	load: function() {
 		return this.ask();
 	},
@@ -33,9 +39,17 @@ return view.extend({
 		return Promise.all([
 			common.status(),
 			L.resolveDefault(callClients(), []),
-			L.resolveDefault(callHistory(), [])
-		]).then(answers => answers[0] ? answers
+			L.resolveDefault(callHistory(), []),
+			this.names || L.resolveDefault(callHints(), {}).then(hints => this.learnNames(hints))
+		]).then(answers => answers[0] ? answers.slice(0, 3)
 			: L.resolveDefault(common.settings(), {}).then(settings => [ null, [], [], settings ]));
+	},
+
+	learnNames: function(hints) {
+		this.names = {};
+
+		for (const mac in hints)
+			[].concat(hints[mac].ipaddrs || [], hints[mac].ip6addrs || []).forEach(ip => { this.names[ip] = hints[mac].name; });
 	},
 
 	remember: function(status) {
@@ -116,7 +130,7 @@ return view.extend({
 		const works = status.upstreams.filter(proxy => proxy.state == 'ok' || proxy.state == 'holding').length;
 		const words = status.draining ? _('Ends: no new connections.')
 			: !works ? _('Running, but no proxy works: connections are refused.')
-			: _('Running for %s; open: %s.').format(common.duration(status.uptime), common.connections(status.upstreams.reduce((sum, proxy) => sum + proxy.flows, 0)));
+			: _('Running for %s; open connections: %d.').format(common.duration(status.uptime), status.upstreams.reduce((sum, proxy) => sum + proxy.flows, 0));
 
 		return E('p', { 'class': 'toh-state toh-%s'.format(status.draining || !works ? 'bad' : 'good'), 'aria-live': 'polite' }, [ words ]);
 	},
@@ -126,7 +140,7 @@ return view.extend({
 		const all = pauses.some(pause => pause.client == 'all');
 
 		return E('div', { 'class': 'cbi-section' }, [
-			E('div', {}, pauses.map(pause => E('p', { 'class': 'toh-state toh-bad' }, [
+			E('div', {}, pauses.map(pause => E('p', { 'class': 'toh-state toh-fair' }, [
 				((pause.client == 'all') ? _('Paused: connections go out directly (%s left)') : _('Paused for %s: its connections go out directly (%s left)'))
 					.format(...(pause.client == 'all' ? [] : [ pause.client ]), common.duration(pause.seconds_left)), ' ',
 				this.renderButton('resume %s'.format(pause.client), _('Resume'), () => callResume((pause.client == 'all') ? '' : pause.client))
@@ -137,42 +151,48 @@ return view.extend({
 
 	renderProxies: function(status) {
 		const chosen = status.upstreams.some(proxy => proxy.chosen);
+		const willing = status.upstreams.filter(proxy => !proxy.resting && proxy.state != 'uplink_down');
+		const first = !chosen && status.upstreams.length > 1 && (willing.find(proxy => proxy.uplink) || willing[0]);
 
 		return E('div', { 'class': 'cbi-section' }, [
 			E('h3', {}, _('Proxies')),
 			E('p', {}, chosen ? _('You have chosen one: no other is used.')
 				: _('The first that works is used.')),
-			E('div', { 'class': 'toh-cards' }, status.upstreams.map(proxy => this.renderProxy(proxy))),
+			E('div', { 'class': 'toh-cards' }, status.upstreams.map(proxy => this.renderProxy(proxy, proxy === first))),
 			chosen ? this.renderUse('auto', _('Choose automatically')) : ''
 		]);
 	},
 
-	renderProxy: function(proxy) {
+	renderProxy: function(proxy, isFirst) {
 		const state = common.state(proxy);
 		const line = this.answers[proxy.name].line;
 		const refusals = common.refusals(proxy);
 		const hasAnswered = Object.keys(proxy).some(name => /^(opened|refused_)/.test(name) && proxy[name] > 0);
 
-		return E('div', { 'class': 'toh-card%s'.format(proxy.chosen ? ' chosen' : ''), 'data-proxy': proxy.name }, [
+		return E('div', { 'class': 'toh-card%s'.format(proxy.chosen || isFirst ? ' chosen' : ''), 'data-proxy': proxy.name }, [
 			E('h4', {}, [ proxy.name ]),
 			E('p', { 'class': 'toh-state toh-%s'.format(state.grade) }, [
 				proxy.why ? '%s: %s'.format(state.words, common.reason(proxy.why)) : state.words,
 				proxy.seconds_left ? ' ' + _('(%s left)').format(common.duration(proxy.seconds_left)) : '',
-				proxy.chosen ? E('strong', {}, ' — ' + _('chosen by you')) : proxy.uplink ? ' — ' + _('asked first: its uplink is up') : ''
+				proxy.chosen ? E('strong', {}, ' — ' + _('chosen by you'))
+					: !isFirst ? '' : ' — ' + (proxy.uplink ? _('asked first: its uplink is up') : _('asked first'))
 			]),
 			common.graph([ line ], SAMPLES, _('Time to answer in the last minutes')),
 			E('div', { 'class': 'toh-numbers' }, [
 				E('span', {}, [ hasAnswered ? _('answers in %d ms').format(proxy.ms_mean)
 					: proxy.attempts ? _('has not answered yet') : _('not asked yet') ]),
 				E('span', {}, [ common.connections(proxy.flows) ]),
-				E('span', { 'title': _('Sent') }, [ '↑ ' + common.bytes(proxy.up) ]),
-				E('span', { 'title': _('Received') }, [ '↓ ' + common.bytes(proxy.down) ])
+				this.renderMoved(proxy)
 			]),
 			refusals.length ? E('p', { 'class': 'toh-old' }, [
 				_('Refused:'), ' ', refusals.map(([ count, words ]) => '%s (%d)'.format(words, count)).join(', ')
 			]) : '',
 			proxy.chosen ? '' : this.renderUse(proxy.name, _('Use this one'))
 		]);
+	},
+
+	renderMoved: function(counts) {
+		return E('span', { 'title': _('Sent and received') }, [ '↑ %s ↓ %s'.format(common.bytes(counts.up), common.bytes(counts.down)) ]);
 	},
 
 	renderUse: function(name, words) {
@@ -194,7 +214,7 @@ return view.extend({
 
 		return call().then(reply => {
 			if (!reply || !reply.done)
-				ui.addNotification(null, E('p', {}, [ (reply && (reply.message || reply.error)) || _('The daemon does not answer.') ]), 'error');
+				ui.addNotification(null, E('p', {}, [ common.reason(reply && (reply.message || reply.error)) || _('The daemon does not answer.') ]), 'error');
 
 			return this.ask();
 		}).then(answers => this.update(root, answers));
@@ -210,8 +230,8 @@ return view.extend({
 			E('div', { 'class': 'toh-numbers' }, [
 				E('span', {}, [ _('— received: %s').format(common.rate(last(this.down))) ]),
 				E('span', {}, [ _('- - sent: %s').format(common.rate(last(this.up))) ]),
-				E('span', {}, [ _('top edge: %s').format(common.rate(Math.max(1, ...this.down, ...this.up))) ]),
-				E('span', {}, [ _('in all: ↓ %s, ↑ %s').format(common.bytes(moved.down), common.bytes(moved.up)) ])
+				E('span', {}, [ _('peak: %s').format(common.rate(Math.max(0, ...this.down, ...this.up))) ]),
+				E('span', {}, [ _('total: ↓ %s, ↑ %s').format(common.bytes(moved.down), common.bytes(moved.up)) ])
 			])
 		]);
 	},
@@ -220,17 +240,18 @@ return view.extend({
 		if (!clients.length)
 			return '';
 
-		const titles = [ _('Client'), _('Connections'), _('Opened'), _('Refused'), _('Sent'), _('Received'), _('Last seen') ];
 		const sorted = clients.slice().sort((a, b) => b.flows - a.flows || a.seconds_ago - b.seconds_ago);
 
 		return E('div', { 'class': 'cbi-section' }, [
 			E('h3', {}, _('Clients')),
-			E('table', { 'class': 'table' }, [
-				E('tr', { 'class': 'tr table-titles' }, titles.map(title => E('th', { 'class': 'th' }, title)))
-			].concat(sorted.map(client => E('tr', { 'class': 'tr' }, [
-				client.client, client.flows, client.opened, client.refused, common.bytes(client.up), common.bytes(client.down),
-				common.duration(client.seconds_ago)
-			].map((text, place) => E('td', { 'class': 'td', 'data-title': titles[place] }, [ text ]))))))
+			E('ul', { 'class': 'toh-clients' }, sorted.map(client => E('li', {}, [
+				E('span', {}, [ E('strong', {}, [ this.names[client.client] || client.client ]), this.names[client.client] ? ' ' + client.client : '' ]),
+				E('span', {}, [ common.connections(client.flows) ]),
+				this.renderMoved(client),
+				E('span', {}, [ _('opened: %d').format(client.opened) ]),
+				E('span', {}, [ _('refused: %d').format(client.refused) ]),
+				E('span', {}, [ _('%s ago').format(common.duration(client.seconds_ago)) ])
+			])))
 		]);
 	},
 
@@ -243,7 +264,7 @@ return view.extend({
 
 		return E('div', { 'class': 'cbi-section' }, [
 			E('h3', {}, _('Dropped')),
-			E('ul', {}, names.map(name => E('li', {}, [ '%d %s'.format(drops[name], common.drop(name)) ])))
+			E('ul', {}, names.map(name => E('li', {}, [ '%s: %d'.format(common.drop(name), drops[name]) ])))
 		]);
 	},
 

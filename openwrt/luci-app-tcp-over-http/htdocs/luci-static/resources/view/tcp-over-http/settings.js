@@ -31,11 +31,10 @@ const NAMELESS = /^cfg[0-9a-f]{6,}$/;
 /* What is found with each option; its type, default and range are the daemon's to tell. */
 const FIRST = [
 	[ 'enabled', _('Enabled'), _('Off: nothing is proxied, and no daemon runs.') ],
-	[ 'dns', _('Names'), _('Who resolves the names that clients ask for: nobody new, the proxy by addresses that stand for names, or a resolver asked through the proxy.') ]
+	[ 'dns', _('DNS'), _('Who answers what clients ask: as before; the router, with fake addresses, so that only the proxy resolves names; or resolvers asked through the proxy.') ]
 ];
 
 const PROXY = [
-	[ 'enabled', _('Enabled'), _('Off: as if this proxy were not there.') ],
 	[ 'host', _('Host'), _('Name or address of the proxy.') ],
 	[ 'port', _('Port'), _('TCP port of the proxy.') ],
 	[ 'username', _('User'), _('If the proxy wants a login.') ],
@@ -43,28 +42,32 @@ const PROXY = [
 ];
 
 const PROXY_MORE = [
+	[ 'enabled', _('Enabled'), _('Off: as if this proxy were not there.') ],
 	[ 'auth', _('Login'), _('How user and password are sent: as they are, only as hashes, or as hashes once the proxy offers it.') ],
 	[ 'header', _('Header fields'), _('Sent with every CONNECT, as NAME: VALUE.') ],
-	[ 'connect_header_host', _('Host field'), _("Sent with every CONNECT in place of the target's name, for proxies that go by it.") ],
-	[ 'uplink', _('Uplinks'), _('Interfaces, or names of Wi-Fi networks, at which this proxy is asked first.') ]
+	[ 'connect_header_host', _('Host header'), _("Sent with every CONNECT in place of the target's name, for proxies that go by it.") ],
+	[ 'uplink', _('Uplinks'), _('Interfaces, or names of Wi-Fi networks, on which this proxy is asked first.') ]
 ];
 
-/* Those that the table shows, and those that only its dialogue does. */
-const RULES = [
-	[ 'enabled', _('Enabled'), _('Off: as if this rule were not there.') ],
-	[ 'domain', _('Domains'), _('These, and all below them; with a = in front this name only. They need names that the proxy resolves.') ],
+/* On and off in the table, all else in the dialogue; the table tells which connections it is about, and what becomes of them. */
+const RULE = [
+	[ 'enabled', _('Enabled'), _('Off: as if this rule were not there.') ]
+];
+
+const MATCHES = [
+	[ 'domain', _('Domains'), _('These and all below them; with a = in front, this name only. Needs DNS by fake addresses.') ],
+	[ 'domain_file', _('Domains in these files'), _('One domain a line; # begins a comment.') ],
 	[ 'dest', _('Networks'), _('Or to these addresses or networks.') ],
+	[ 'dest_file', _('Networks in these files'), _('One network a line; # begins a comment.') ],
 	[ 'port', _('Ports'), _('And to these, as 443 or 8000-8999; none: all.') ],
 	[ 'client', _('Clients'), _('And from these addresses, networks or MAC addresses; none: all.') ],
+	[ 'interface', _('Devices'), _('And from behind these, as br-lan; none: all.') ]
+];
+
+const OUTCOMES = [
 	[ 'upstream', _('Proxy'), _('This one is asked, and no other.') ],
 	[ 'direct', _('Directly'), _('No proxy is asked.') ],
 	[ 'reject', _('Refused'), _('The client hears so at once.') ]
-];
-
-const RULES_MORE = [
-	[ 'domain_file', _('Domains in these files'), _('One domain a line; # begins a comment.') ],
-	[ 'dest_file', _('Networks in these files'), _('One network a line; # begins a comment.') ],
-	[ 'interface', _('Devices'), _('And from behind these, as br-lan; none: all.') ]
 ];
 
 const TABS = [
@@ -84,62 +87,62 @@ const TABS = [
 		[ 'quic', _('QUIC'), _('UDP to port 443: refused, so that browsers take TCP at once, or left alone.') ],
 		[ 'non_tcp', _('What is not TCP'), _('Left alone, or refused.') ],
 		[ 'ping', _('Pings'), _('Of what is proxied: refused, or answered by the router.') ],
-		[ 'on_failure', _('Without a daemon'), _('What happens to proxied traffic while no daemon runs: it is refused, or goes out directly.') ],
-		[ 'pause', _('Allow pauses'), _('Clients may be let out directly for a while, also where proxied traffic is refused without a daemon.') ],
+		[ 'on_failure', _('Without the daemon'), _('What happens to proxied traffic while the daemon does not run: it is refused, or goes out directly.') ],
+		[ 'pause', _('Allow pauses'), _('Clients may be let out directly for a while, for example to log in to a network, even if traffic is refused without the daemon.') ],
 		[ 'ipv6', _('IPv6'), _('Off: IPv6 is not proxied at all.') ],
-		[ 'zone', _('Firewall zone'), _('Who may use this zone is proxied.') ]
+		[ 'zone', _('Firewall zone'), _('Whoever may use this zone is proxied.') ]
 	] ],
-	[ 'names', _('Names'), [
-		[ 'direct_domain', _('Direct domains'), _('These, and all below them, are resolved, and connected to, directly.') ],
+	[ 'names', _('DNS'), [
+		[ 'direct_domain', _('Direct domains'), _('These and all below them are resolved and connected to directly.') ],
 		[ 'direct_server', _('Resolvers for direct domains'), _('Addresses, with or without a port.') ],
-		[ 'dns_domain', _('Only these domains'), _('Only these, and all below them, are asked of the daemon; none: all names.') ],
-		[ 'dns_server', _('Resolvers behind the proxy'), _('Asked through the proxy if names are to be resolved so.') ],
-		[ 'dns_hijack', _('Answer for all resolvers'), _('Also what clients ask other resolvers is answered here.') ],
+		[ 'dns_domain', _('Only these domains'), _('Only these and all below them are asked of the daemon; none: all names.') ],
+		[ 'dns_server', _('Resolvers behind the proxy'), _('Asked through the proxy, if DNS is to be resolved that way.') ],
+		[ 'dns_hijack', _('Hijack DNS'), _('What clients ask other resolvers is answered here, too.') ],
 		[ 'resolver', _("Resolvers of the proxies' names"), _("None: the router's own.") ],
-		[ 'fakeip_range', _('Addresses that stand for names'), _('An IPv4 network that nobody uses.') ],
-		[ 'fakeip_range6', _('The same for IPv6'), _('An IPv6 network that nobody uses.') ],
-		[ 'fakeip_names', _('How many names'), _('So many may have such an address at once.') ],
-		[ 'fakeip_file', _('Where they are kept'), _('Over a restart, so that clients need not ask again.') ],
-		[ 'dns_port', _('Port of the resolver'), _('On the router itself.') ]
+		[ 'fakeip_range', _('Fake IPv4 addresses'), _('A network that nobody uses.') ],
+		[ 'fakeip_range6', _('Fake IPv6 addresses'), _('A network that nobody uses.') ],
+		[ 'fakeip_names', _('Fake addresses at once'), _('So many names may have one at the same time.') ],
+		[ 'fakeip_file', _('File of fake addresses'), _('Kept over a restart, so that clients need not ask again.') ],
+		[ 'dns_port', _('DNS port'), _('On the router itself.') ]
 	] ],
 	[ 'proxies', _('Several proxies'), [
 		[ 'upstream', _('More proxies'), _('As http://USER:PASSWORD@HOST:PORT, in one line each; asked before those above.') ],
 		[ 'pin_fallback', _('When the chosen one fails'), _('On: the others are asked then. Off: connections are refused.') ],
-		[ 'hedge_delay', _('Ask the next one beside it'), _('Once a proxy takes this long, and three times as long as usual; 0: once it has failed.') ],
+		[ 'hedge_delay', _('Ask the next one as well'), _('Once a proxy has taken this long, and three times as long as usual; 0: only once it has failed.') ],
 		[ 'probe_interval', _('Test them while idle'), _('How often; 0: never, which wakes no modem.') ],
-		[ 'connect_timeout', _('Time to connect'), _('For one address of a proxy.') ],
-		[ 'reply_timeout', _('Time to answer'), _("For the proxy's answer to CONNECT.") ],
-		[ 'connect', _('When clients are connected'), _('When the proxy has connected, which is the truth, or at once, which is earlier.') ]
+		[ 'connect_timeout', _('Connect timeout'), _('For one address of a proxy.') ],
+		[ 'reply_timeout', _('Reply timeout'), _("For the proxy's answer to CONNECT.") ],
+		[ 'connect', _('When clients are connected'), _('Once the proxy has connected, so that failures are seen as such, or at once, which is faster.') ]
 	] ],
 	[ 'expert', _('Expert'), [
-		[ 'path', _('Path'), _('How connections get to the proxy: forwarded by the kernel, relayed by the daemon, or what works here.') ],
-		[ 'log_level', _('Log'), _('The least severe messages that are logged.') ],
-		[ 'max_flows', _('Connections in all'), _('More are refused.') ],
-		[ 'max_dials', _('Connections being opened'), _('In all; the oldest makes room.') ],
-		[ 'max_dials_per_client', _('The same for one client'), _('Its oldest makes room.') ],
+		[ 'path', _('Path'), _('How connections get to the proxy: forwarded by the kernel, relayed by the daemon, or whichever works here.') ],
+		[ 'log_level', _('Log level'), _('The least severe messages that are logged.') ],
+		[ 'max_flows', _('Most connections'), _('More are refused.') ],
+		[ 'max_dials', _('Most connections being opened'), _('Requests to proxies under way; the oldest makes room.') ],
+		[ 'max_dials_per_client', _('Most of them for one client'), _('Its oldest makes room.') ],
 		[ 'keepalive', _('Keepalive'), _('Idle time before a connection is probed; 0: never.') ],
-		[ 'drain_timeout', _('Time to end'), _('What connections get when the daemon is stopped.') ],
-		[ 'pipe_size', _('Size of a pipe'), _('More is faster over long ways, and takes memory.') ],
-		[ 'tun', _('Device'), _('Name of the TUN device.') ],
+		[ 'drain_timeout', _('Drain timeout'), _('How long connections may go on when the daemon is stopped.') ],
+		[ 'pipe_size', _('Pipe size'), _('More is faster over long distances, and takes memory.') ],
+		[ 'tun', _('TUN device'), _('Its name.') ],
 		[ 'mtu', _('MTU'), _('Of the TUN device.') ],
-		[ 'offload', _('Super-packets'), _('Off, should a kernel get them wrong.') ],
+		[ 'offload', _('Segmentation offload'), _('Packets of up to 64 KiB on the TUN device; off if a kernel gets them wrong.') ],
 		[ 'address', _('IPv4 address'), _('Of the TUN device; the rest of its network is used, too.') ],
 		[ 'address6', _('IPv6 address'), _('Of the TUN device, likewise.') ],
-		[ 'listen_port', _('Port of the listener'), _('On these addresses.') ],
-		[ 'table', _('Routing table'), _('Its number; others must not use it.') ],
+		[ 'listen_port', _('Listener port'), _('On these addresses.') ],
+		[ 'table', _('Routing table'), _('Its number; nothing else may use it.') ],
 		[ 'mark', _('Firewall mark'), _('Of connections to the proxy; 0: none.') ],
-		[ 'rule_priority', _('Priority of the rules'), _('Of the first of the routing rules; the others follow.') ],
-		[ 'status_socket', _('Socket'), _('Where the daemon tells its status.') ]
+		[ 'rule_priority', _('Rule priority'), _('Of the first of the routing rules; the others follow.') ],
+		[ 'status_socket', _('Status socket'), _('Where the daemon tells its status.') ]
 	] ]
 ];
 
 const CHOICES = {
-	'dns.off': _('left alone'),
-	'dns.fakeip': _('the proxy resolves them'),
-	'dns.proxy': _('resolvers asked through the proxy'),
+	'dns.off': _('as before'),
+	'dns.fakeip': _('fake addresses'),
+	'dns.proxy': _('resolvers through the proxy'),
 	'auth.basic': _('Basic'),
 	'auth.digest': _('Digest'),
-	'auth.auto': _('what the proxy offers'),
+	'auth.auto': _('as the proxy offers'),
 	'http_relay.auto': _('where tunnels are refused'),
 	'http_relay.always': _('always'),
 	'http_relay.never': _('never'),
@@ -153,9 +156,9 @@ const CHOICES = {
 	'ping.answer': _('answered'),
 	'on_failure.block': _('refused'),
 	'on_failure.direct': _('goes out directly'),
-	'connect.honest': _('when the proxy has connected'),
+	'connect.honest': _('once the proxy has connected'),
 	'connect.early': _('at once'),
-	'path.auto': _('what works here'),
+	'path.auto': _('automatic'),
 	'path.forward': _('forwarded'),
 	'path.relay': _('relayed')
 };
@@ -257,20 +260,25 @@ return view.extend({
 		PROXY.forEach(words => this.addOption(s, 'upstream', words, 'proxy'));
 		PROXY_MORE.forEach(words => this.addOption(s, 'upstream', words, 'more'));
 		this.addButton(s, '_test', _('Try it'), _('As typed, before anything is saved.'), _('Test this proxy'), this.handleTest, 'proxy');
-		this.addButton(s, '_up', _('Order'), '', _('Ask it earlier'), this.handleUp, 'proxy');
+		this.addButton(s, '_up', _('Order'), '', _('Ask it earlier'), this.handleUp, 'more');
 
 		if (this.options.rule) {
 			s = this.map.section(form.GridSection, 'rule', _('Rules'), _('What becomes of certain connections: the first rule that matches counts.'));
 			s.anonymous = true;
 			s.addremove = s.sortable = !this.map.readonly;
 			s.addbtntitle = _('Add a rule');
-			RULES.forEach(words => this.addOption(s, 'rule', words));
-			RULES_MORE.forEach(words => {
+			s.modaltitle = _('Rule');
+			s.nodescriptions = true;
+			[ ...RULE, ...MATCHES, ...OUTCOMES ].forEach(words => {
 				const o = this.addOption(s, 'rule', words);
 
 				if (o)
-					o.modalonly = true;
+					o.modalonly = !(o.editable = RULE.includes(words));
 			});
+			this.addColumn(s, '_which', _('Connections'), rule => MATCHES.filter(([ name ]) => rule[name])
+				.map(([ name, title ]) => '%s: %s'.format(title, L.toArray(rule[name]).join(', '))).join('; ') || _('all'));
+			this.addColumn(s, '_what', _('What becomes of them'), rule => OUTCOMES.filter(([ name ]) => rule[name] && rule[name] != '0')
+				.map(([ name, title ]) => (name == 'upstream') ? rule[name] : title).join(', ') || '-');
 
 			/* Dragging is for the mouse alone. */
 			const up = this.addButton(s, '_up', _('Order'), '', _('Earlier'), this.handleUp);
@@ -303,6 +311,14 @@ return view.extend({
 		return o;
 	},
 
+	/* In the table only, and only to read. */
+	addColumn: function(s, name, title, text) {
+		const o = s.option(form.DummyValue, name, title);
+
+		o.modalonly = false;
+		o.textvalue = sid => E('span', [ text(this.map.data.get('json', sid)) ]);
+	},
+
 	addName: function(s) {
 		const o = s.taboption('proxy', form.Value, '_name', _('Name'), _('As rules and commands call it: letters, digits and _.'));
 
@@ -315,7 +331,7 @@ return view.extend({
 	/* What a proxy is called. */
 	nameOf: function(sid, { _name, host, port }) {
 		return _name || (this.old[sid] && !NAMELESS.test(sid) ? sid
-			: host ? '%s:%s'.format(/^[^\[].*:/.test(host) ? '[%s]'.format(host) : host, port || 80) : null);
+			: host ? '%s:%s'.format(/^[^[].*:/.test(host) ? '[%s]'.format(host) : host, port || 80) : null);
 	},
 
 	/* What is in a field, also while it is being typed. */
@@ -331,7 +347,7 @@ return view.extend({
 		const data = this.map.data;
 		const sids = data.sections('json', 'upstream').map(values => values['.name']).filter(sid => sid != except);
 
-		return L.toArray(data.get('json', 'main', 'upstream')).map(url => url.replace(/^.*[\/@](?=.)|\/$/g, ''))
+		return L.toArray(data.get('json', 'main', 'upstream')).map(url => url.replace(/^.*[/@](?=.)|\/$/g, ''))
 			.map(at => /:\d+$/.test(at) ? at : at + ':80')
 			.concat(sids.map(sid => this.nameOf(sid, {
 				_name: this.typed(sid, '_name'), host: this.typed(sid, 'host'), port: this.typed(sid, 'port')
@@ -537,31 +553,46 @@ return view.extend({
 	blame: function({ check, layout }) {
 		const text = check.message.join(' ');
 		const [ , name, message ] = text.match(/^([a-z0-9_]+): (.*)$/) || [];
-		const field = name && this.field(layout[check.section - 1] || 'main', name);
-
-		if (field) {
-			const tab = dom.parent(field, '[data-tab]');
-			const link = tab && tab.parentNode.previousElementSibling.querySelector('[data-tab="%s"] a'.format(tab.getAttribute('data-tab')));
-			const input = field.querySelector('input:not([type="hidden"]), select');
-
-			if (link)
-				link.click();
-
-			(field.querySelector('.cbi-value-field') || field).appendChild(E('div', { 'class': 'cbi-value-description toh-fault', 'role': 'alert' }, [ message ]));
-
-			if (input)
-				input.focus();
-		}
+		const sid = layout[check.section - 1] || 'main';
+		const field = name && (this.field(sid, name) || this.field(sid, '_which'));
 
 		this.tell(_('Nothing was saved'), E('p', {}, [ text ]), 'error');
+
+		if (field) {
+			(field.querySelector('.cbi-value-field') || field).appendChild(
+				E('div', { 'class': 'cbi-value-description toh-fault', 'role': 'alert' }, [ message ]));
+			this.show(field.querySelector('input:not([type="hidden"]), select') || field);
+		}
 	},
 
-	/* One message at a time. */
+	/* With its tab, and with the keyboard at it. */
+	show: function(node) {
+		const tab = dom.parent(node, '[data-tab]');
+		const link = tab && tab.parentNode.previousElementSibling.querySelector('[data-tab="%s"] a'.format(tab.getAttribute('data-tab')));
+
+		if (link)
+			link.click();
+
+		node.focus();
+		node.scrollIntoView({ block: 'center' });
+	},
+
+	showInvalid: function() {
+		const input = this.root.querySelector('.cbi-input-invalid');
+
+		this.tell(null, E('p', {}, _('First correct what is marked.')), 'error');
+
+		if (input)
+			this.show(input);
+	},
+
+	/* One message at a time: it is on top, and who has saved is at the end. */
 	tell: function(title, children, kind) {
 		if (this.note)
 			this.note.remove();
 
 		this.note = ui.addNotification(title, children, kind);
+		this.note.scrollIntoView({ block: 'center' });
 	},
 
 	forgive: function() {
@@ -579,13 +610,13 @@ return view.extend({
 				const told = lines.filter(line => /^\S+\s+upstream /.test(line));
 
 				ui.showModal(_('Test of the proxy'), [
-					E('ul', {}, (told.length ? told : lines).map(line => common.finding(line))),
+					E('ul', { 'class': 'toh-findings' }, (told.length ? told : lines).map(line => common.finding(line))),
 					E('div', { 'class': 'right' }, [
 						E('button', { 'class': 'btn cbi-button', 'click': ui.hideModal }, _('Dismiss'))
 					])
 				]);
 			});
-		}), () => this.tell(null, E('p', {}, _('First correct what is marked.')), 'error'))
+		}), () => this.showInvalid())
 			.finally(() => L.resolveDefault(callRevert(CONFIG)));
 	},
 
@@ -612,10 +643,8 @@ return view.extend({
 		this.forgive();
 
 		return this.parse().then(() => this.stage(), () => null).then(staged => {
-			if (!staged) {
-				this.tell(null, E('p', {}, _('First correct what is marked.')), 'error');
-				return;
-			}
+			if (!staged)
+				return this.showInvalid();
 
 			if (!staged.names.length) {
 				this.tell(null, E('p', {}, _('Nothing has changed.')), 'info');
@@ -650,13 +679,13 @@ return view.extend({
 	told: function(names) {
 		const restarts = this.options.main.filter(spec => !spec.live && names.includes(spec.name)).map(spec => spec.name);
 		const words = names.includes('enabled') ? _('Saved and applied.')
-			: restarts.length ? _('Saved. The daemon starts anew, since these are new: %s.').format(restarts.join(', '))
+			: restarts.length ? _('Saved. The daemon restarts, since these have changed: %s.').format(restarts.join(', '))
 			: _('Saved and applied: connections go on.');
 
 		return this.settled(restarts.length > 0, 1)
 			.then(([ status, settings ]) => {
 				this.tell(null, E('p', {}, [
-					words, ' ', status ? _('It runs.') : common.whyNot(settings)
+					words, ' ', status ? _('It is running.') : common.whyNot(settings)
 				]), status ? 'info' : 'warning');
 
 				return this.render(settings);
