@@ -231,6 +231,7 @@ class JSONConfig {
 		const rest = all.filter(s => s != moved);
 		rest.splice(rest.indexOf(this.data[sid2]) + (after ? 1 : 0), 0, moved);
 		rest.forEach((s, index) => { s['.index'] = index; });
+		this.state.reorder[config] = true; /* as LuCI 23.05 */
 		return true;
 	}
 }

@@ -218,6 +218,8 @@ return view.extend({
 
 		this.map = new form.JSONMap(data, _('TCP over HTTP'), _('Carries all TCP connections of this network through an HTTP proxy.'));
 		this.map.readonly = !L.hasViewPermission();
+		/* Older LuCI notes here that sections have moved, as it does for uci. */
+		this.map.data.state = { reorder: {} };
 		this.addSections();
 
 		return this.map.render().then(nodes => {
