@@ -157,6 +157,11 @@ impl Handshake {
         }
     }
 
+    /// Whether this is the sequence number of our SYN.
+    pub fn is_syn(&self, sequence: u32) -> bool {
+        sequence.wrapping_add(1) == self.first()
+    }
+
     /// Whether the proxy's SYN-ACK has not arrived yet.
     pub const fn is_connecting(&self) -> bool {
         self.proxy.is_none()

@@ -206,15 +206,18 @@ impl Handshakes {
         taken
     }
 
-    /// Handles an ICMP error about a handshake's packet: the proxy is unreachable, if it has not answered yet.
+    /// Handles an ICMP error about a handshake's SYN: the proxy is unreachable, if it has not answered yet. An error that
+    /// quotes another sequence number is forged, or about something else (RFC 5927 section 4.1).
     fn take_error(&mut self, packet: &mut Packet) -> Taken {
         let is_unreachable = match packet.family() {
             Family::V4 => packet.icmp_type().0 == 3, // RFC 792
             Family::V6 => packet.icmp_type().0 == 1, // RFC 4443 section 3.1
         };
-        let Some(quoted) = packet.quoted_tuple() else { return Taken::No };
+        let Some((quoted, sequence)) = packet.quoted() else { return Taken::No };
         let found = self.find(quoted.source, quoted.source_port, &mut |_, entry| {
-            entry.route.tuple == quoted || entry.route.is_from_proxy(&quoted.reversed())
+            let Entry { handshake, route, .. } = entry;
+            let is_its = route.tuple == quoted || route.is_from_proxy(&quoted.reversed());
+            is_its && handshake.is_syn(sequence)
         });
         let Some(slot) = found else { return Taken::No };
         let Some(entry) = &mut self.entries[usize::from(slot)] else { return Taken::No };
@@ -316,7 +319,8 @@ mod tests {
     use std::vec;
 
     use super::*;
-    use crate::packet::builder::Tcp;
+    use crate::packet::builder::{MAX_LEN, Tcp};
+    use crate::packet::reject::Reject;
     use crate::packet::{ACK, vnet};
 
     const PROXY: (&str, u16) = ("::ffff:192.0.2.1", 3128);
@@ -470,6 +474,23 @@ mod tests {
         assert_eq!(world.handshakes.outcome(id), Outcome::Opened { status: 200 });
         // Nobody asks any more.
         assert_eq!(world.proxy_sends(1, 800_000, ACK, &[]), Taken::No);
+    }
+
+    /// From one port to two servers by one proxy: it is about the SYN of the second. Somebody else's guess is about none.
+    #[test]
+    fn an_error_ends_the_one_that_it_is_about() {
+        let mut world = World::new();
+        let ids = [("::ffff:203.0.113.1", 5000), ("::ffff:203.0.113.2", 900_000)]
+            .map(|(server, sequence)| world.begin(server, sequence));
+        let syn = 900_000 - REQUEST.len() as u32;
+        for (sequence, taken) in [(syn + 1, Taken::No), (7, Taken::No), (syn, Taken::Yes(Some(ids[1])))] {
+            let mut quoted = packet(to_proxy(), sequence, 0, SYN, &[]);
+            let mut error = [0; MAX_LEN];
+            let quoted = Packet::parse(&mut quoted).unwrap();
+            let length = Reject::Host.build(&quoted, tuple("::").source, &mut error);
+            assert_eq!(world.take(error[..length].to_vec()).0, taken);
+        }
+        assert_eq!(ids.map(|id| world.handshakes.outcome(id)), [Outcome::Pending, Outcome::Unreachable]);
     }
 
     #[test]

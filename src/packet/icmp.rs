@@ -40,7 +40,12 @@ impl Packet<'_> {
     /// Source and destination of the TCP packet that this ICMP error quotes (RFC 792, RFC 4443 section 2.4),
     /// which may be as short as the first 8 bytes of TCP. None if it quotes anything else.
     pub fn quoted_tuple(&mut self) -> Option<Tuple> {
-        self.quote().map(|quote| quote.tuple())
+        self.quoted().map(|(tuple, _)| tuple)
+    }
+
+    /// The same, and its sequence number.
+    pub fn quoted(&mut self) -> Option<(Tuple, u32)> {
+        self.quote().map(|quote| (quote.tuple(), quote.sequence()))
     }
 
     /// Translates an ICMP error: the TCP packet that it quotes becomes one of `quoted`, and the error itself
