@@ -29,7 +29,8 @@
 //!
 //! Where a bound is reached, a flow of the client that has the most **yields** to one of a client that has fewer, and
 //! is closed; equals don't take from each other. A client's own flows yield to its new ones, but only after some time,
-//! which limits what a flood of SYNs can end. See `clients.rs` and [`FlowTable::open`].
+//! which limits what a flood of SYNs can end. Where each client has only one flow being opened, the oldest yields to a
+//! client that has none, after the same time: source addresses may be forged. See `clients.rs` and [`FlowTable::open`].
 //!
 //! A packet changes the state only if the kernel would accept it: if it has the expected sequence number (RFC 5961),
 //! which is tracked for each flow.

@@ -219,15 +219,27 @@ fn all_dials_are_shared() {
     assert_eq!(table.count(State::Held), 512);
 }
 
-/// Clients are as many as flows.
+/// Clients are as many as flows, or seem so: one more gets the place of the oldest, but not two.
 #[test]
 fn a_thousand_clients_hold_one_each() {
     let limits = Limits { flows: 1_000, held: 1_000, held_per_client: 16 };
     let mut table = FlowTable::new(limits, 4, [1, 2]);
+    let mut now = Instant::default();
     for client in 0..1_000 {
-        assert!(squeeze(&mut table, many_tuples(2 * client, 0), Instant::default()).is_ok());
+        assert!(squeeze(&mut table, many_tuples(2 * client, 0), now).is_ok());
     }
-    assert_eq!(squeeze(&mut table, many_tuples(5_000, 0), Instant::default()), Err(Refusal::TooManyHeld));
+    for slot in 1..10 {
+        table.release(Slot::from_number(slot), now);
+    }
+    now = now.plus(OPENED_SAFE - 1);
+    assert_eq!(squeeze(&mut table, many_tuples(5_000, 0), now), Err(Refusal::TooManyHeld));
+    now = now.plus(1);
+    for client in 0..1_000 {
+        let (_, yielded) = squeeze(&mut table, many_tuples(5_000 + 2 * client, 0), now).unwrap();
+        assert!(yielded.is_some());
+        assert_eq!(squeeze(&mut table, many_tuples(5_000 + 2 * client, 1), now), Err(Refusal::TooManyHeld));
+    }
+    assert_eq!(squeeze(&mut table, many_tuples(9_000, 0), now), Err(Refusal::TooManyHeld));
 }
 
 /// A client that repeats its SYN is waited for twice as long as it has tried, and longer.

@@ -26,7 +26,7 @@ const SAMPLE: usize = 8;
 pub enum Refusal {
     /// No slot is free, and no client with more flows can give one up.
     TableFull,
-    /// Too many flows are being opened, and no client opens more than this one.
+    /// Too many flows are being opened, and no client opens more than this one, or all for a short time yet.
     TooManyHeld,
     /// Too many flows of this client are being opened, all of them begun just now.
     TooManyHeldByClient,
@@ -390,7 +390,12 @@ impl FlowTable {
         } else {
             return Ok(None);
         };
-        let oldest = from.and_then(|from| self.clients.first(from, Group::Opened)).map(Slot);
+        // All have one each, as where a machine sends SYNs in the name of many.
+        let of_all = || {
+            let heads = [State::Held, State::Opening].into_iter().filter_map(|state| self.first(state));
+            heads.max_by_key(|slot| self.get(*slot).since.age(now))
+        };
+        let oldest = from.and_then(|from| self.clients.first(from, Group::Opened)).map(Slot).or_else(of_all);
         let is_safe = |slot| from == client && self.get(slot).since.age(now) < OPENED_SAFE;
         oldest.filter(|slot| !is_safe(*slot)).map(Some).ok_or(refusal)
     }

@@ -334,11 +334,12 @@ impl Model {
         }
         let most = counts.iter().map(|(_, count)| *count).max().unwrap_or(0);
         let from_other = most > has + 1 && (too_many || !of_group);
+        let from_any = too_many && !from_other && has == 0;
         let is_donor = |entry: &Entry| {
             let identity = ClientKey::of(entry.tuple.source);
             match from_other {
                 true => identity != client && self.count_of(identity, counted) == most,
-                false => identity == client,
+                false => from_any || identity == client,
             }
         };
         let age = |entry: &Entry| self.now - entry.since;
@@ -362,10 +363,10 @@ impl Model {
         };
         let entry = &self.entries[slot.index()];
         assert!(is_donor(entry), "{entry:?} yields to {client:?}");
-        let mut donated = self
-            .entries
-            .iter()
-            .filter(|other| ClientKey::of(other.tuple.source) == ClientKey::of(entry.tuple.source));
+        let mut donated = self.entries.iter().filter(|other| match from_any {
+            true => other.state == entry.state,
+            false => ClientKey::of(other.tuple.source) == ClientKey::of(entry.tuple.source),
+        });
         if entry.is_opened() {
             let older = |other: &Entry| other.is_opened() && other.entered < entry.entered;
             assert!(!donated.clone().any(older), "not the oldest");

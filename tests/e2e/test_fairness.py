@@ -190,6 +190,32 @@ def test_dials_from_a_64(gateway, serving, client, other, strangers):
         assert daemon.summary()["flows held"] <= 130
 
 
+def test_dials_in_the_name_of_others(gateway, serving, client, router, other):
+    """One machine sends the SYNs of 600, each from an address of its own, and again, so that they stay."""
+    daemon = gateway("--reply-timeout", "300", log_level="info")
+    wire = Wire(client, router, other[1])
+    forged = []
+    for number in range(600):
+        wire.source = f"fd02:0:0:{number:x}::9" if ":" in other[1] else f"10.2.{number >> 8}.{number & 255}"
+        forged.append(bytes(wire.ip() / TCP(sport=40_000, dport=SILENT, flags="S", seq=number)))
+    ends = threading.Event()
+
+    def flood():
+        while True:
+            for packet in forged:
+                wire.send(packet)
+            if ends.wait(1):
+                return
+
+    thread = threading.Thread(target=flood, daemon=True)
+    thread.start()
+    until(lambda: daemon.summary()["flows held"] == 512, "all dials are held")
+    assert measure(client, other, 10) >= 9
+    assert daemon.summary()["flows held"] <= 512
+    ends.set()
+    thread.join()
+
+
 def test_own_dials_to_silent_targets(gateway, serving, client, server):
     """A client with 140 dials to targets that say nothing opens a page within a few seconds."""
     daemon = gateway("--reply-timeout", "300", log_level="info")
