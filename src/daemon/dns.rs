@@ -53,7 +53,7 @@ pub use context::Context;
 pub use fake_names::{Held, Meaning};
 
 /// The most files open at once: clients' connections, queries in flight, and sockets for clients.
-pub const FILES: usize = server::MAX_STREAMS + 2 * direct::MAX_PENDING as usize + 8;
+pub const FILES: usize = server::MAX_STREAMS + 3 * direct::MAX_PENDING as usize + 8;
 
 /// How many seconds a reply from a pause may be kept: a hotel's resolver may answer every name with its own address.
 const PAUSED_TTL: u32 = 10;
@@ -183,8 +183,8 @@ impl Dns {
     fn ask(&self, message: &[u8], client: Client) {
         self.responder.count(|counters| counters.queries += 1);
         let now = self.responder.context.now();
-        if let Some(source) = client.source()
-            && !self.budgets.borrow_mut().take(ClientKey::of(source), now)
+        if let Some(client) = client.key()
+            && !self.budgets.borrow_mut().take(client, now)
         {
             return self.responder.count(|counters| counters.limited += 1);
         }

@@ -4,6 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Weak;
 
 use tcp_over_http::dns::Query;
+use tcp_over_http::net::ClientKey;
 use tcp_over_http::packet::Tuple;
 
 use super::stream::Stream;
@@ -36,6 +37,11 @@ impl Client {
         }
     }
 
+    /// The same, as far as others share with it.
+    pub fn key(&self) -> Option<ClientKey> {
+        self.source().map(ClientKey::of)
+    }
+
     /// The most bytes that a response may have.
     pub fn limit(&self, query: &Query<'_>) -> usize {
         match self {
@@ -63,9 +69,9 @@ pub struct Waiters {
 impl Waiters {
     /// Adds one and returns its number; gives it back if there are too many.
     pub fn add(&mut self, waiter: Waiter) -> Result<u32, Waiter> {
-        let source = waiter.client.source();
-        let is_same = |other: &&Waiter| other.client.source() == source;
-        if source.is_some() && self.places.iter().flatten().filter(is_same).count() >= MAX_WAITERS_OF_ONE {
+        let key = waiter.client.key();
+        let is_same = |other: &&Waiter| other.client.key() == key;
+        if key.is_some() && self.places.iter().flatten().filter(is_same).count() >= MAX_WAITERS_OF_ONE {
             return Err(waiter);
         }
         let number = match self.free.pop() {
@@ -97,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_network_client_leaves_places_to_others() {
-        let [one, other] = [1, 2].map(|last| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last));
+        let [one, again, other] = ["fd00::1", "fd00::2", "fd00:0:0:1::1"].map(|text| text.parse().unwrap());
         let packet = |source| {
             Client::Packet(Tuple { source, destination: other, source_port: 1, destination_port: PORT })
         };
@@ -106,7 +112,7 @@ mod tests {
         for _ in 0..MAX_WAITERS_OF_ONE {
             assert!(add(packet(one)).is_some());
         }
-        assert!(add(packet(one)).is_none() && add(packet(other)).is_some());
+        assert!(add(packet(one)).is_none() && add(packet(again)).is_none() && add(packet(other)).is_some());
         let loopback = SocketAddr::from(([127, 0, 0, 1], 5000));
         for _ in 0..2 * MAX_WAITERS_OF_ONE {
             assert!(add(Client::Udp(0, loopback)).is_some());

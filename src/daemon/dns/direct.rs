@@ -16,8 +16,8 @@ use crate::upstream::exchange::exchange;
 
 /// A query is given up after this many ms.
 const PATIENCE: u32 = 10_000;
-/// Queries in flight, each with a socket.
-pub const MAX_PENDING: u16 = 64;
+/// Queries in flight, each with a socket: more than a machine asks by IPv4 and by two networks of IPv6, or dnsmasq (150).
+pub const MAX_PENDING: u16 = 160;
 
 /// The resolvers, and the clients that wait for their replies.
 pub struct DirectResolver {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::task::{self, Poll, ready};
 
+use tcp_over_http::net::ClientKey;
 use tcp_over_http::time::Instant;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
@@ -19,7 +20,8 @@ pub const MAX_QUERY: usize = 4096;
 const TURN: usize = 32;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 64;
-/// The most connections at once. A new one beyond that closes the one that has been idle the longest.
+/// The most connections at once. A new one beyond that closes one of the client that has the most: the one that has been
+/// idle the longest.
 pub const MAX_STREAMS: usize = 64;
 /// How long an idle connection is kept, in ms (RFC 7766 section 6.2.3 suggests a few seconds).
 const IDLE: u32 = 15_000;
@@ -31,7 +33,7 @@ pub type Ask<'a> = dyn Fn(&[u8], Client) + 'a;
 pub struct Server {
     datagrams: Vec<UdpSocket>,
     listeners: Vec<TcpListener>,
-    streams: RefCell<Vec<Weak<Stream>>>,
+    streams: RefCell<Vec<(Weak<Stream>, ClientKey)>>,
 }
 
 impl Server {
@@ -82,7 +84,7 @@ impl Server {
     /// Takes a connection. `source` is the client, or `None` on the loopback.
     pub fn connect(&self, socket: TcpStream, source: Option<Ipv6Addr>, now: Instant) -> Connection {
         let stream = Rc::new(Stream::new(socket, Vec::new(), MAX_QUERY, now));
-        self.add(&stream, now);
+        self.add(&stream, ClientKey::of(source.unwrap_or(Ipv6Addr::LOCALHOST)), now);
         Connection { stream, source, is_over: false }
     }
 
@@ -96,7 +98,7 @@ impl Server {
 
     /// Closes connections that are idle.
     pub fn tick(&self, now: Instant) {
-        self.streams.borrow_mut().retain(|stream| match stream.upgrade() {
+        self.streams.borrow_mut().retain(|(stream, _)| match stream.upgrade() {
             Some(stream) => {
                 if now.since(stream.last_used()) >= IDLE {
                     stream.close();
@@ -107,19 +109,21 @@ impl Server {
         });
     }
 
-    /// Adds a connection. If there are too many, closes the idlest.
-    fn add(&self, stream: &Rc<Stream>, now: Instant) {
+    /// Adds a connection. If there are too many, closes one.
+    fn add(&self, stream: &Rc<Stream>, client: ClientKey, now: Instant) {
         let mut streams = self.streams.borrow_mut();
-        streams.retain(|stream| stream.strong_count() > 0);
+        streams.retain(|(stream, _)| stream.strong_count() > 0);
         if streams.len() >= MAX_STREAMS {
+            let count = |client| streams.iter().filter(|(_, other)| *other == client).count();
             let use_of = |stream: &Weak<Stream>| stream.upgrade().map(|it| now.since(it.last_used()));
-            let idlest = (0..streams.len()).rev().max_by_key(|&nth| use_of(&streams[nth]));
+            let rank = |&nth: &usize| (count(streams[nth].1), use_of(&streams[nth].0));
+            let idlest = (0..streams.len()).rev().max_by_key(rank);
             // Its task ends it only at its next turn; until then it must not be chosen again.
-            if let Some(stream) = idlest.and_then(|nth| streams.remove(nth).upgrade()) {
+            if let Some(stream) = idlest.and_then(|nth| streams.remove(nth).0.upgrade()) {
                 stream.close();
             }
         }
-        streams.push(Rc::downgrade(stream));
+        streams.push((Rc::downgrade(stream), client));
     }
 }
 
@@ -185,9 +189,9 @@ mod tests {
     use crate::fixture::run;
     use std::future::poll_fn;
 
-    /// More at once than there may be, before the task of any has its turn.
+    /// More at once than there may be, before the task of any has its turn. The idlest of all is another client's.
     #[test]
-    fn the_idlest_make_room() {
+    fn the_idlest_of_who_has_the_most_make_room() {
         const EXTRA: usize = 10;
         run(async {
             let server = Server::new(0, false).unwrap();
@@ -200,7 +204,9 @@ mod tests {
                 let now = Instant::from_millis(nth as u64 / 30);
                 let socket = TcpStream::from_std(socket).unwrap();
                 let stream = Rc::new(Stream::new(socket, vec![], MAX_QUERY, now));
-                server.add(&stream, now);
+                let client =
+                    if nth == 0 { Ipv4Addr::LOCALHOST.to_ipv6_mapped() } else { Ipv6Addr::LOCALHOST };
+                server.add(&stream, ClientKey::of(client), now);
                 streams.push(stream);
             }
             let is_open = |cx: &mut task::Context, stream: &Stream| {
@@ -208,7 +214,7 @@ mod tests {
             };
             poll_fn(|cx| {
                 let open: Vec<bool> = streams.iter().map(|stream| is_open(cx, stream)).collect();
-                assert_eq!(open, [vec![false; EXTRA], vec![true; MAX_STREAMS]].concat());
+                assert_eq!(open, [vec![true], vec![false; EXTRA], vec![true; MAX_STREAMS - 1]].concat());
                 Poll::Ready(())
             })
             .await;
