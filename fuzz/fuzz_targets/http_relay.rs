@@ -20,6 +20,9 @@ fuzz_target!(|input: &[u8]| {
         if target == Target::Name("a", 80) && refusal.is_none() {
             let (again, _, refusal) = carry(target, &to_proxy, proxy, usize::MAX);
             assert_eq!((again.len(), refusal), (to_proxy.len(), None));
+            // Any reader takes "a" for the host.
+            let uri = to_proxy.split(|&byte| byte == b' ').nth(1).unwrap_or(b"http://a/");
+            assert!(uri.starts_with(b"http://a/") || uri == b"http://a");
         }
     }
 });

@@ -93,6 +93,7 @@ REFUSED = [
     f"GET http://other.test/ HTTP/1.1\r\nHost: {SERVER}\r\n\r\n",
     "GET http://other.test/ HTTP/1.1\r\nHost: other.test\r\n\r\n",
     f"GET http://{SERVER}@other.test/ HTTP/1.1\r\nHost: {SERVER}\r\n\r\n",
+    f"GET http://{SERVER}?@other.test/ HTTP/1.1\r\nHost: {SERVER}\r\n\r\n",
     "GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
     "GET / HTTP/1.1\r\n\r\n",
     "CONNECT other.test:25 HTTP/1.1\r\nHost: other.test\r\n\r\n",

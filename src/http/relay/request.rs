@@ -115,11 +115,12 @@ pub fn authority(host: &str, port: u16) -> String {
     authority
 }
 
-/// Authority and path of `http://AUTHORITY/PATH`.
+/// Authority and path of `http://AUTHORITY/PATH`. Only a slash ends the authority: of `http://a?@b/` some readers take `b`
+/// for the host, so that is none.
 fn absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
     let (scheme, rest) = target.split_at_checked(7).filter(|(scheme, _)| is(scheme, "http://"))?;
     _ = scheme;
-    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+    let end = rest.iter().position(|&byte| byte == b'/').unwrap_or(rest.len());
     Some(rest.split_at(end))
 }
 

@@ -156,6 +156,15 @@ fn what_could_be_read_in_two_ways_is_refused_and_the_proxy_sees_nothing_of_it() 
         "GET http://www.example.com@other.example/ HTTP/1.0\r\n\r\n".into(),
         "GET http://www.example.com\\@other.example/ HTTP/1.0\r\n\r\n".into(),
         "GET http:///x HTTP/1.0\r\n\r\n".into(),
+        // Of which tinyproxy, privoxy and Apache take what is behind the @ for the host.
+        "GET http://www.example.com?@other.example/ HTTP/1.0\r\n\r\n".into(),
+        "GET http://www.example.com?x HTTP/1.0\r\n\r\n".into(),
+        "GET http://www.example.com#@other.example/ HTTP/1.0\r\n\r\n".into(),
+        "GET http://www.example.com;@other.example/ HTTP/1.0\r\n\r\n".into(),
+        "GET http://www.example.com:@other.example/ HTTP/1.0\r\n\r\n".into(),
+        "GET http://www.example.com%00.other.example/ HTTP/1.0\r\n\r\n".into(),
+        "GET http:/www.example.com/ HTTP/1.0\r\n\r\n".into(),
+        "GET http:\\\\other.example/ HTTP/1.0\r\n\r\n".into(),
         "GET https://www.example.com/ HTTP/1.0\r\n\r\n".into(),
         "GET ftp://www.example.com/ HTTP/1.0\r\n\r\n".into(),
         "GET www.example.com/ HTTP/1.0\r\n\r\n".into(),
@@ -262,11 +271,6 @@ fn requests_are_sent_in_absolute_form() {
             NAME,
             "\r\nGET HTTP://www.EXAMPLE.com:80/x HTTP/1.1\r\nHost: www.EXAMPLE.com:80\r\n\r\n",
             "GET http://www.example.com/x HTTP/1.1\r\nHost: www.example.com\r\n\r\n",
-        ),
-        (
-            NAME,
-            "GET http://www.example.com?x HTTP/1.0\r\n\r\n",
-            "GET http://www.example.com?x HTTP/1.0\r\nHost: www.example.com\r\n\r\n",
         ),
         (
             NAME,
