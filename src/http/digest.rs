@@ -81,7 +81,7 @@ impl Challenge {
         self.cnonce = cnonce;
     }
 
-    /// Appends `Digest` and the answer for a request. The user name is sent in quotes, as UTF-8.
+    /// Appends `Digest` and the answer for a request, whose URI has no quotes. The user name is sent in quotes, as UTF-8.
     pub fn answer(&mut self, username: &str, password: &str, method: &[u8], uri: &[u8], out: &mut Vec<u8>) {
         self.count += 1;
         let mut nc = String::new();

@@ -282,3 +282,4 @@ def test_passwords_go_along(gateway, client, internet, web, directory, scheme):
     (directory / "data").write_bytes(DATA)
     assert curl(client, "--data-binary", f"@{directory}/data", f"http://{web.host}/") == HASH
     assert squid.log().count("/407") < 10, squid.log()
+    assert web.host in curl(client, f'http://{web.host}/",username="you?a\\b')

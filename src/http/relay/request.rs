@@ -84,7 +84,15 @@ impl<'a> Request<'a> {
 
     /// Appends the request in its form for a proxy.
     pub fn write(&self, authority: &str, authorize: &mut Authorize<'_>, out: &mut Vec<u8>) {
-        let uri = [b"http://", authority.as_bytes(), self.path].concat();
+        let mut uri = [b"http://", authority.as_bytes()].concat();
+        for byte in self.path {
+            match byte {
+                // No URI has these. They would end the quotes that Digest puts around it, and say more there.
+                b'"' => push(&mut uri, &[b"%22"]),
+                b'\\' => push(&mut uri, &[b"%5C"]),
+                _ => uri.push(*byte),
+            }
+        }
         let version: &[u8] = if self.is_1_0 { b" HTTP/1.0\r\nHost: " } else { b" HTTP/1.1\r\nHost: " };
         push(out, &[self.method, b" ", &uri, version, authority.as_bytes(), b"\r\n"]);
         let mut ours = Vec::new();

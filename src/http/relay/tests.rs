@@ -261,6 +261,12 @@ fn requests_are_sent_in_absolute_form() {
             "GET / HTTP/1.1\r\nHost:\r\n\r\n",
             "GET http://www.example.com/ HTTP/1.1\r\nHost: www.example.com\r\n\r\n",
         ),
+        // What is in no URI, and would end one in a field.
+        (
+            NAME,
+            "GET /\",username=\"x?a\\b HTTP/1.1\r\nHost: www.example.com\r\n\r\n",
+            "GET http://www.example.com/%22,username=%22x?a%5Cb HTTP/1.1\r\nHost: www.example.com\r\n\r\n",
+        ),
         // HTTP/1.0 has no Host.
         (
             NAME,
