@@ -54,6 +54,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif self.path == "/generate_204":
             self.send_response(204)
             self.end_headers()
+        elif self.path == "/407":
+            self.send_response(407)
+            self.send_header("Proxy-Authenticate", 'Digest realm="r", nonce="n"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         elif self.path == "/socket":
             self.socket()
         else:
@@ -267,6 +272,17 @@ def test_websocket(gateway, client, internet, server, web, directory):
     near.close()
 
 
+@pytest.mark.parametrize("kind", [StrictSquid, Tinyproxy, Privoxy, Apache], ids=lambda kind: kind.__name__.lower())
+def test_a_407_of_a_server_says_nothing_of_the_proxy(kind, gateway, client, internet, web, directory):
+    """It would rest for what anybody may say. All of these pass it on without its challenge, and so do we."""
+    kind(internet, directory)
+    daemon = gateway(*ALWAYS, upstreams=[upstream(user="me")])
+    argv = ["curl", "-sS", "-g", "--max-time", "60", "-w", "%{http_code}", f"http://{web.host}/407"]
+    assert client.run(*argv, env=PLAIN).stdout == "407"
+    assert daemon.status()["upstreams"][0]["state"] == "ok"
+    assert "WARN  tcp_over_http::upstream" not in daemon.log()
+
+
 @pytest.mark.parametrize("scheme", ["basic", "digest"])
 def test_passwords_go_along(gateway, client, internet, web, directory, scheme):
     """Nonces are given, counted, and replaced, on the way of requests as on that of tunnels."""
@@ -279,7 +295,7 @@ def test_passwords_go_along(gateway, client, internet, web, directory, scheme):
         assert curl(client, *more, "--data-binary", f"@{directory}/short", f"http://{web.host}/") == short
     output = curl(client, *(f"http://{web.host}/{n}" for n in range(120)))
     assert output.count(web.host) == 120
+    assert web.host in curl(client, f'http://{web.host}/",username="you?a\\b')
     (directory / "data").write_bytes(DATA)
     assert curl(client, "--data-binary", f"@{directory}/data", f"http://{web.host}/") == HASH
     assert squid.log().count("/407") < 10, squid.log()
-    assert web.host in curl(client, f'http://{web.host}/",username="you?a\\b')

@@ -148,6 +148,8 @@ pub struct Fields<'a> {
     pub is_chunked: bool,
     pub host: Option<&'a [u8]>,
     pub upgrade: Option<&'a [u8]>,
+    /// Whether a proxy wants credentials.
+    pub has_challenge: bool,
     /// From Connection.
     pub is_close: bool,
     pub is_keep_alive: bool,
@@ -173,6 +175,8 @@ impl<'a> Fields<'a> {
                 check(!is_doubled)?;
             } else if is(name, "Upgrade") {
                 fields.upgrade = Some(value);
+            } else if is(name, "Proxy-Authenticate") {
+                fields.has_challenge = true;
             } else if is(name, "Connection") || is(name, "Proxy-Connection") {
                 value.split(|&byte| byte == b',').try_for_each(|option| fields.connection(option))?;
             }

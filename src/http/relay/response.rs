@@ -32,7 +32,8 @@ impl<'a> Response<'a> {
         let fields = Fields::read(head)?;
         let response = Self { head, is_1_0, status, line, fields, request };
         match status {
-            407 => Err(Refusal::Unauthorized),
+            // Without a challenge it is the server's, not the proxy's (RFC 9110 section 15.5.8): proxies pass it on.
+            407 if response.fields.has_challenge => Err(Refusal::Unauthorized),
             101 if !request.is_upgrade => Err(Refusal::BadGateway),
             // A 1.0 client can't read a chunked body, and the proxy was asked as by one.
             _ if request.is_1_0 && response.is_chunked() => Err(Refusal::BadGateway),
@@ -55,11 +56,12 @@ impl<'a> Response<'a> {
         self.body().is_endless()
     }
 
-    /// Whether the proxy's connection is kept for another request. Not after a message with two lengths.
+    /// Whether the proxy's connection goes on to another request. Not behind a message of two lengths, or of chunks that its
+    /// version does not know (RFC 9112 section 6.1).
     pub fn is_kept(&self) -> bool {
         let fields = &self.fields;
         let is_asked = !fields.is_close && (!self.is_1_0 && !self.request.is_1_0 || fields.is_keep_alive);
-        is_asked && !self.is_endless() && !(fields.is_chunked && fields.length.is_some())
+        is_asked && !self.is_endless() && !(fields.is_chunked && (self.is_1_0 || fields.length.is_some()))
     }
 
     /// Its body (RFC 9112 section 6.3), at the beginning.

@@ -515,6 +515,22 @@ fn responses_end_where_they_end() {
             AGAIN,
             false,
         ),
+        // Chunks of a proxy that can't know of them, likewise.
+        (
+            GET,
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            AGAIN,
+            false,
+        ),
+        // A 407 of the server: proxies pass it on, without the challenge.
+        (
+            GET,
+            "HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n",
+            AGAIN,
+            true,
+        ),
         // Until the connection ends.
         (
             GET,
@@ -643,9 +659,9 @@ fn a_request_is_taken_back_until_it_is_answered() {
     };
     for (request, response, is_possible) in [
         (GET, "", true),
-        (GET, "HTTP/1.1 407 x\r\n\r\n", true),
-        (POST, "HTTP/1.1 407 x\r\n\r\n", true),
-        (POST, "HTTP/1.1 100 x\r\n\r\nHTTP/1.1 407 x\r\n\r\n", true),
+        (GET, "HTTP/1.1 407 x\r\nProxy-Authenticate: Basic\r\n\r\n", true),
+        (POST, "HTTP/1.1 407 x\r\nProxy-Authenticate: Basic\r\n\r\n", true),
+        (POST, "HTTP/1.1 100 x\r\n\r\nHTTP/1.1 407 x\r\nProxy-Authenticate: Basic\r\n\r\n", true),
         (GET, "HTTP/1.1 200 x\r\n", true),
         (GET, "HTTP/1.1 200 x\r\nContent-Length: 1\r\n\r\n", false),
     ] {
