@@ -90,12 +90,19 @@ impl Direction {
                 Next::Wait if side == Side::Proxy || !self.incoming.is_empty() => return Poll::Pending,
                 Next::Run(_) | Next::Feed | Next::Wait => {
                     ready!(from.poll_read_ready(cx)).map_err(|_| Trouble::Lost(side))?;
-                    match next {
+                    // Without a pipe, a run is read like all else.
+                    let pipe = match next {
                         Next::Run(run) if self.again.is_none() => {
-                            let spliced = self.splice(from, run, pipes);
+                            pipes.take().ok().flatten().map(|pipe| (run, pipe))
+                        }
+                        _ => None,
+                    };
+                    match pipe {
+                        Some((run, pipe)) => {
+                            let spliced = self.splice(from, run, pipe);
                             spliced.inspect(|&length| relay.passed(side, length as u64))
                         }
-                        _ => self.read(from),
+                        None => self.read(from),
                     }
                 }
             };
@@ -193,12 +200,8 @@ impl Direction {
         Ok(length)
     }
 
-    /// Splices a part of a run into the pipe.
-    fn splice(&mut self, from: &TcpStream, run: u64, pipes: &Pipes) -> io::Result<usize> {
-        let pipe = match self.pipe.take() {
-            Some(pipe) => pipe,
-            None => pipes.take_now()?,
-        };
+    /// Splices a part of a run into an empty pipe.
+    fn splice(&mut self, from: &TcpStream, run: u64, pipe: Pipe) -> io::Result<usize> {
         let pipe = self.pipe.insert(pipe);
         let length =
             attempt(from, Interest::READABLE, &mut || sys::splice(from, &pipe.write, run.min(RUN) as usize))?;
@@ -238,17 +241,46 @@ mod tests {
     use super::*;
     use crate::fixture::run;
     use std::future::poll_fn;
+    use std::io::{Read, Write};
     use std::net::TcpListener;
     use tcp_over_http::http::connect::Target;
+
+    #[test]
+    fn without_a_pipe_bytes_go_all_the_same() {
+        run(async {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let [(client, mut near), (proxy, mut far)] = [pair(&listener).await, pair(&listener).await];
+            let mut relay = Relay::new(Target::Ip("192.0.2.7:80".parse().unwrap()));
+            let (mut down, pipes) = (Direction::default(), Pipes::new(0, 1 << 16));
+            let get = b"GET / HTTP/1.1\r\nHost: 192.0.2.7\r\n\r\n";
+            relay.feed(Side::Client, get, &mut Vec::new()).unwrap();
+            relay.send(true, &mut |_, _, _| (), &mut Vec::new()).unwrap();
+            let response = [b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n", &[b'x'; 9000][..]].concat();
+            far.write_all(&response).unwrap();
+            poll_fn(|cx| match down.poll(Side::Proxy, &mut relay, (&proxy, &client), &pipes, cx) {
+                Poll::Pending if relay.is_idle() => Poll::Ready(()),
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(_) => panic!("it goes on"),
+            })
+            .await;
+            let mut got = vec![0; response.len()];
+            near.read_exact(&mut got).unwrap();
+            assert!(got == response && down.moved == response.len() as u64);
+            assert!(pipes.take().unwrap().is_none());
+        });
+    }
+
+    /// A socket that has connected to the listener, and what has been accepted.
+    async fn pair(listener: &TcpListener) -> (TcpStream, std::net::TcpStream) {
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().unwrap().0)
+    }
 
     #[test]
     fn what_a_proxy_has_not_taken_is_for_no_other() {
         run(async {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-            let _near = listener.accept().unwrap();
-            let proxy = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-            let far = listener.accept().unwrap();
+            let [(client, _near), (proxy, far)] = [pair(&listener).await, pair(&listener).await];
             let mut relay = Relay::new(Target::Ip("192.0.2.7:80".parse().unwrap()));
             let (mut up, pipes) = (Direction::default(), Pipes::new(1, 1 << 16));
 
