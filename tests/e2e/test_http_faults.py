@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lab.faultproxy import OK
+from lab.faultproxy import OK, reset
 from lab.gateway import upstream
 from lab.netns import PROXY_OTHER, RESOLVER, SERVER, literal
 from lab.plain import ALWAYS, DONE, absolute, get, receive, rest
@@ -135,6 +135,23 @@ def test_a_client_that_leaves_takes_its_request_along(opened):
     near.sendall(f"{POST}Content-Length: 9\r\n\r\nhalf".encode())
     receive(connection.sock, b"half")
     near.close()
+    with contextlib.suppress(ConnectionResetError):
+        assert connection.sock.recv(1) == b""
+
+
+@pytest.mark.parametrize("waiting", ["nothing", "requests"])
+def test_a_client_that_is_reset_takes_its_request_along(opened, waiting):
+    """Also one that has said all, or more than is read before there is a response."""
+    near, connection = opened()
+    near.sendall(get(SERVER) * (1 if waiting == "nothing" else 99))
+    receive(connection.sock)
+    if waiting == "nothing":
+        near.shutdown(socket.SHUT_WR)
+        connection.sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            connection.sock.recv(1)
+        connection.sock.settimeout(WAIT)
+    reset(near)
     with contextlib.suppress(ConnectionResetError):
         assert connection.sock.recv(1) == b""
 

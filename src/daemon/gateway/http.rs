@@ -20,6 +20,7 @@ use tcp_over_http::http::connect::Target;
 use tcp_over_http::http::login::Authorization;
 use tcp_over_http::http::relay::{Next, Refusal, Relay, Side};
 use tcp_over_http::rules::Action;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
@@ -199,8 +200,14 @@ impl Carried {
         }
         let patience = if was_idle { PATIENCE } else { DOUBT };
         let mut late = (was_idle || self.up.is_held).then(|| timer(patience));
+        let client = Rc::clone(&self.client);
+        // Also while it is neither read nor written.
+        let mut reset = Box::pin(client.ready(Interest::ERROR));
         let moved = poll_fn(|cx| {
-            let next = self.poll(was_idle, &mut late, cx);
+            let next = match reset.as_mut().poll(cx) {
+                Poll::Ready(_) => Poll::Ready(Err(Trouble::Lost(Side::Client))),
+                Poll::Pending => self.poll(was_idle, &mut late, cx),
+            };
             self.count();
             next
         });
