@@ -82,6 +82,27 @@ def test_what_is_known_of_a_proxy_outlasts_a_reload(configured, client, proxy):
     assert daemon.status()["upstreams"][0]["refused_403"] == 1
 
 
+@pytest.mark.native(why="new runs")
+def test_a_reload_counts_for_the_next_request(configured, client, proxy, fault_proxy):
+    """Where the proxy has not kept its connection: the new proxy is asked for what the old one has begun."""
+    always = "option http_relay always"
+    configured.write(main=always).start()
+    near = client.connect(SERVER, 80)
+    connection = proxy.accept()
+    near.sendall(get(SERVER, "/1"))
+    assert receive(connection.sock) == absolute(SERVER, "/1")
+    connection.send(DONE.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+    assert receive(near, DONE) == DONE
+    other = fault_proxy(PROXY_OTHER)
+    configured.reload("changed", main=always, upstreams=[upstream(PROXY_OTHER)])
+    near.sendall(get(SERVER, "/2"))
+    connection = other.accept()
+    assert receive(connection.sock) == absolute(SERVER, "/2")
+    connection.send(DONE)
+    assert receive(near, DONE) == DONE
+    assert not proxy.pending()
+
+
 @pytest.mark.long
 @pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_those_of_a_silent_proxy_are_reset(gateway, client, proxy, internet):

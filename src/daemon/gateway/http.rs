@@ -298,7 +298,8 @@ impl Carried {
     /// Connects to a proxy as for a new client, the first one that can be reached. If that opens a tunnel, the client's
     /// bytes that are not part of a request go there.
     async fn connect(&mut self, may_be_plain: bool) -> Result<Next, Trouble> {
-        let (upstreams, target) = (&self.upstreams, self.relay.target());
+        // A reload may have changed them.
+        let (upstreams, target) = (self.gateway.upstreams(), self.relay.target());
         let tuple = self.gateway.rewriter.borrow().flow(self.slot).tuple;
         let (name, at) = match target {
             Target::Name(name, _) => (Some(name), server(&tuple)),
@@ -307,21 +308,22 @@ impl Carried {
         let action = match upstreams.decide(name, at, tuple.source.to_canonical()) {
             Some(Action::Reject) => return Err(Trouble::Refused(Refusal::BadGateway)),
             // A proxy already serves this connection.
-            Some(Action::Direct) => Some(Action::Upstream(self.index as u8)),
+            Some(Action::Direct) => None,
             action => action,
         };
         let opened = Box::pin(upstreams.open_by(target, action, may_be_plain)).await.ok();
-        let place = opened.and_then(|opened| Some((index_of(upstreams, &opened.account)?, opened)));
+        let place = opened.and_then(|opened| Some((index_of(&upstreams, &opened.account)?, opened)));
         let (index, opened) = place.ok_or(Trouble::Refused(Refusal::BadGateway))?;
-        if self.index != index {
+        if !Rc::ptr_eq(&self.account, &opened.account) {
             self.count_moved();
             self.moved.take();
             (self.up.moved, self.down.moved) = (0, 0);
             if let Some(flow) = self.gateway.kept.borrow_mut().http(self.slot) {
                 flow.account = Rc::clone(&opened.account);
             }
-            (self.index, self.account, self.next) = (index, opened.account, None);
+            (self.account, self.next) = (opened.account, None);
         }
+        (self.upstreams, self.index) = (upstreams, index);
         self.proxy = opened.stream;
         self.down.incoming = opened.leftover;
         (self.up.is_lost, self.down.has_ended) = (false, false);
