@@ -126,7 +126,7 @@ impl Upstreams {
         }
         Ok(Self {
             choice: RefCell::new(Choice::new(
-                proxies.iter().map(|proxy| Rc::clone(&proxy.account.name)),
+                proxies.iter().map(|it| (Rc::clone(&it.account.name), it.request.has_credentials())),
                 config.choice,
             )),
             epoch: Instant::now(),

@@ -14,6 +14,10 @@
 //! blamed only when a second target, or the same one 10 s later, gets no answer either. Otherwise, a port scan would
 //! send everybody to another proxy.
 //!
+//! **Credentials** that may be wrong are sent seldom: a wrong password, sent with each connection of a home, locks the
+//! account. Until the proxy has accepted them, and again once it has refused them, one connection asks, and the others wait a
+//! moment for what becomes of it; from the second refusal in a row on, one connection a rest asks, and the others fail.
+//!
 //! A proxy that rests comes back by a **confirmation** in the background. Only clients' dials start confirmations:
 //! while there are none, nothing is sent (unless `probe_interval` is set).
 
@@ -34,6 +38,8 @@ pub const MAX_PROXIES: usize = 64;
 
 /// How long a single target does not make a proxy suspect, in ms.
 const DOUBT: u32 = 10_000;
+/// How long connections wait for what the proxy says to the credentials of another one, in ms.
+const VERDICT: u32 = 2000;
 
 /// The options of the choice.
 #[derive(Clone, Copy, Debug, Default)]
@@ -70,6 +76,10 @@ struct Proxy {
     doubt: Option<(u32, Instant)>,
     /// The target because of which it rests.
     blamed_for: Option<u32>,
+    /// How often in a row it has refused the credentials; 1 while it has yet to be sent them. 0: they are right, or none.
+    refusals: u8,
+    /// When it was first asked since it is known what became of that.
+    sent_at: Option<Instant>,
     /// Whether a confirmation is wanted...
     is_wanted: bool,
     /// ...or in progress.
@@ -93,6 +103,8 @@ pub struct Attempt {
     failure: Option<Failure>,
     /// Whether no other proxy is worth a try.
     is_over: bool,
+    /// The next proxy is about to say whether the credentials are right.
+    must_wait: bool,
     /// The only proxy that may be asked, whichever is chosen.
     only: Option<usize>,
 }
@@ -107,9 +119,14 @@ pub struct Asked {
 }
 
 impl Choice {
-    /// A choice between proxies with these names, at most [`MAX_PROXIES`], about which nothing is known.
-    pub fn new(names: impl Iterator<Item = Rc<str>>, settings: Settings) -> Self {
-        Self { proxies: names.map(Proxy::new).collect(), settings, chosen: None, history: History::default() }
+    /// A choice between proxies with these names, at most [`MAX_PROXIES`], each with whether it is sent credentials.
+    pub fn new(proxies: impl Iterator<Item = (Rc<str>, bool)>, settings: Settings) -> Self {
+        Self {
+            proxies: proxies.map(Proxy::new).collect(),
+            settings,
+            chosen: None,
+            history: History::default(),
+        }
     }
 
     /// Takes over what `old` knows, except about single proxies.
@@ -169,21 +186,49 @@ impl Choice {
 
     /// Which proxy a new connection would ask first.
     pub fn first(&self) -> Option<usize> {
-        self.best(&Attempt { target: 0, asked: 0, failure: None, is_over: false, only: None })
+        self.best(&Attempt {
+            target: 0,
+            asked: 0,
+            failure: None,
+            is_over: false,
+            must_wait: false,
+            only: None,
+        })
     }
 
-    /// Which proxy to ask next, at the time `now`. `None`: the attempt has failed, with [`Attempt::failure`].
+    /// Which proxy to ask next, at the time `now`. `None`: the attempt has failed, with
+    /// [`Attempt::failure`], unless it [must wait](Attempt::must_wait).
     pub fn next(&mut self, attempt: &mut Attempt, now: Instant) -> Option<Asked> {
+        attempt.must_wait = false;
         if attempt.is_over {
             return None;
         }
         self.advance(now);
-        let index = self.best(attempt)?;
-        if attempt.asked == 0 && !self.proxies.get(index)?.health.is_resting() {
-            self.want_rested(now);
+        loop {
+            let index = self.best(attempt)?;
+            let proxy = self.proxies.get_mut(index)?;
+            let is_asked = proxy.sent_at.is_some_and(|sent_at| now.since(sent_at) < VERDICT);
+            attempt.must_wait = proxy.refusals == 1 && is_asked;
+            if attempt.must_wait {
+                return None;
+            }
+            proxy.sent_at.get_or_insert(now);
+            let is_resting = proxy.health.is_resting();
+            let is_withheld = proxy.refusals > 1 && is_resting && !proxy.health.is_rested(now);
+            if proxy.refusals > 1 && !is_withheld {
+                // As if refused once more, until it has answered: for those who come meanwhile.
+                proxy.health.blame(Failure::Credentials, now);
+                proxy.is_wanted = false;
+            }
+            if attempt.asked == 0 && !is_resting {
+                self.want_rested(now);
+            }
+            attempt.asked |= bit(index);
+            if !is_withheld {
+                return self.ask(index);
+            }
+            attempt.failure = attempt.failure.max(Some(Failure::Credentials));
         }
-        attempt.asked |= bit(index);
-        self.ask(index)
     }
 
     /// How long, in ms, the proxy's connect may take before the next one is asked beside it; `None`: no other would be
@@ -203,8 +248,15 @@ impl Choice {
         }
     }
 
-    /// Notes that the proxy has answered, with any status.
+    /// Notes that the proxy has answered, with any status, and not refused the credentials.
     pub fn answered(&mut self, index: usize, now: Instant) {
+        if let Some(proxy) = self.proxies.get_mut(index) {
+            (proxy.refusals, proxy.sent_at) = (0, None);
+        }
+        self.works(index, now);
+    }
+
+    fn works(&mut self, index: usize, now: Instant) {
         let Some(proxy) = self.proxies.get_mut(index) else { return };
         proxy.answers = proxy.answers.wrapping_add(1);
         proxy.has_answered = true;
@@ -258,14 +310,14 @@ impl Choice {
         self.ask(index)
     }
 
-    /// Notes the outcome of a confirmation with this target, for which any answer is good.
+    /// Notes the outcome of a confirmation with this target, for which any answer is good, or of a mere connect.
     pub fn confirmed(&mut self, asked: Asked, result: Result<(), Failure>, target: Target<'_>, now: Instant) {
         if let Some(proxy) = self.proxies.get_mut(asked.index) {
             proxy.is_asked = false;
             proxy.known_at = now;
         }
         match result {
-            Ok(()) | Err(Failure::Refused { .. }) => self.answered(asked.index, now),
+            Ok(()) | Err(Failure::Refused { .. }) => self.works(asked.index, now),
             Err(failure) => _ = self.judge(asked, failure, digest(target), now),
         }
     }
@@ -359,7 +411,8 @@ impl Choice {
     /// Blames the proxy if it is to blame. Returns whether no other proxy is worth a try.
     fn judge(&mut self, asked: Asked, failure: Failure, target: u32, now: Instant) -> bool {
         let index = asked.index;
-        let Some(proxy) = self.proxies.get(index) else { return false };
+        let Some(proxy) = self.proxies.get_mut(index) else { return false };
+        proxy.sent_at = None;
         let answers_others = proxy.answers != asked.answers;
         match failure {
             Failure::Refused { .. } | Failure::BadTarget => return true,
@@ -376,6 +429,9 @@ impl Choice {
         }
         self.route(index, true, now);
         let Some(proxy) = self.proxies.get_mut(index) else { return false };
+        if failure == Failure::Credentials {
+            proxy.refusals = proxy.refusals.saturating_add(1);
+        }
         if !proxy.health.is_resting() {
             proxy.blamed_for = failure.is_ambiguous().then_some(target);
         }
@@ -416,7 +472,7 @@ impl Choice {
 }
 
 impl Proxy {
-    fn new(name: Rc<str>) -> Self {
+    fn new((name, has_credentials): (Rc<str>, bool)) -> Self {
         Self {
             name,
             health: Health::new(),
@@ -426,6 +482,8 @@ impl Proxy {
             has_answered: false,
             doubt: None,
             blamed_for: None,
+            refusals: has_credentials.into(),
+            sent_at: None,
             is_wanted: false,
             is_asked: false,
             known_at: Instant::default(),
@@ -438,7 +496,12 @@ impl Proxy {
 impl Attempt {
     /// An attempt that has not asked anybody yet, and may ask only one proxy, or any.
     pub fn new(target: Target<'_>, only: Option<usize>) -> Self {
-        Self { target: digest(target), asked: 0, failure: None, is_over: false, only }
+        Self { target: digest(target), asked: 0, failure: None, is_over: false, must_wait: false, only }
+    }
+
+    /// Whether it is too early to ask the next proxy.
+    pub const fn must_wait(&self) -> bool {
+        self.must_wait
     }
 
     /// Whether no other proxy is worth a try.

@@ -309,17 +309,18 @@ def test_what_is_no_http_is_reset_where_there_is_no_tunnel(gateway, client, prox
     assert daemon.summary()["flows refused"] == 3
 
 
-def test_wrong_credentials_are_said_once(gateway, client, proxy):
-    """The client gets a 502; the proxy rests, and is sent the password once a request at most."""
+def test_wrong_credentials_are_sent_and_said_once(gateway, client, proxy):
+    """The client gets a 502; the proxy rests, and is sent no more of them."""
     daemon = gateway(*ALWAYS, upstreams=[upstream(user="me")])
-    for _ in range(3):
-        near = client.connect(SERVER, 80)
-        connection = proxy.accept()
-        near.sendall(get(SERVER))
-        assert b"\r\nProxy-Authorization: Basic " in receive(connection.sock)
-        connection.send(b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=r\r\nContent-Length: 0\r\n\r\n")
-        assert rest(near).startswith(b"HTTP/1.1 502 ")
-        assert connection.sock.recv(100) == b""
+    near = client.connect(SERVER, 80)
+    connection = proxy.accept()
+    near.sendall(get(SERVER))
+    assert b"\r\nProxy-Authorization: Basic " in receive(connection.sock)
+    connection.send(b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=r\r\nContent-Length: 0\r\n\r\n")
+    assert rest(near).startswith(b"HTTP/1.1 502 ")
+    assert connection.sock.recv(100) == b""
+    for port in 80, 443, 80:
+        assert client.connect_errno(SERVER, port) == errno.EHOSTUNREACH
     assert not proxy.pending()
     assert daemon.log().count("WARN  tcp_over_http::upstream") == 1
     assert daemon.status()["upstreams"][0]["state"] == "resting"

@@ -422,6 +422,20 @@ def test_a_proxy_that_has_no_place_just_now(gateway, proxy, client, server):
     assert daemon.status()["upstreams"][0]["retried"] == 2
 
 
+@pytest.mark.native(why="new runs")
+def test_a_wrong_password_is_sent_once_and_a_new_one_at_once(configured, client, proxy):
+    configured.write(upstreams=[upstream(user="you")]).start()
+    begun = [client.begin_connect(SERVER, port) for port in (443, 22, 80)]
+    proxy.open(b'HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm="r"\r\nContent-Length: 0\r\n\r\n').close()
+    assert [finish_connect(near) for near in begun] == [errno.EHOSTUNREACH] * 3
+    assert client.connect_errno(SERVER, 443) == errno.EHOSTUNREACH
+    assert not proxy.pending()
+    configured.reload("changed", upstreams=[upstream(user="me")])
+    near = client.begin_connect(SERVER, 443)
+    proxy.open()
+    assert finish_connect(near) == 0
+
+
 @pytest.mark.parametrize("end", ["kept", "closed"])
 def test_a_connection_that_a_407_keeps_is_used_again(gateway, client, proxy, end):
     """Behind its body. Where the client's own connection is to be it, or the proxy has not kept it: a new one."""

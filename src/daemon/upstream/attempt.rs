@@ -62,13 +62,16 @@ impl Upstreams {
         loop {
             let asked = self.choice().next(&mut dial.attempt.borrow_mut(), self.now());
             let Some(asked) = asked else {
+                let must_wait = dial.attempt.borrow().must_wait();
                 let failure = dial.attempt.borrow().failure();
-                if is_again || !may_repeat || failure != Failure::Closed {
+                if !must_wait && (is_again || !may_repeat || failure != Failure::Closed) {
                     return Err(failure);
                 }
-                is_again = true;
                 timer(PAUSE).await;
-                dial.attempt.replace(Attempt::new(*dial.target, dial.only));
+                if !must_wait {
+                    is_again = true;
+                    dial.attempt.replace(Attempt::new(*dial.target, dial.only));
+                }
                 continue;
             };
             let proxy = &self.proxies[asked.index];

@@ -109,21 +109,19 @@ impl Proxy {
         })
     }
 
-    /// Takes over the counters and known addresses of `old`. Returns whether the proxy is in the same place, so that
-    /// everything else known about it still holds.
+    /// Takes over the counters and known addresses of `old`. Returns whether the proxy is in the same place and asked in the
+    /// same way, so that everything else known about it still holds.
     pub fn inherit(&mut self, old: &Self) -> bool {
         self.account = Rc::clone(&old.account);
-        if self.request == old.request {
-            self.login = Rc::clone(&old.login);
-        }
         let is_same_host = match (&self.host, &old.host) {
             (Addresses::Fixed(new), Addresses::Fixed(old)) => new == old,
             (Addresses::Named(new), Addresses::Named(old)) => new.inherit(old),
             _ => false,
         };
-        let is_same = is_same_host && self.port == old.port;
+        let is_same = is_same_host && self.port == old.port && self.request == old.request;
         if is_same {
             self.plain = Rc::clone(&old.plain);
+            self.login = Rc::clone(&old.login);
         }
         is_same
     }

@@ -18,7 +18,7 @@ fn target(port: u16) -> Target<'static> {
 }
 
 fn choice_with(count: usize, settings: Settings) -> Choice {
-    Choice::new((0..count).map(|index| format!("p{index}").into()), settings)
+    Choice::new((0..count).map(|index| (format!("p{index}").into(), false)), settings)
 }
 
 fn choice(count: usize) -> Choice {
@@ -115,6 +115,63 @@ fn who_fails_by_its_own_fault_rests_at_once() {
         assert!(choice.is_resting(0), "{failure:?}");
         assert_eq!(history(&mut choice), [("p0".into(), What::Rests(failure))]);
     }
+}
+
+/// A choice of one proxy that is sent credentials.
+fn with_credentials() -> Choice {
+    Choice::new([("p0".into(), true)].into_iter(), Settings::default())
+}
+
+#[test]
+fn credentials_that_were_refused_are_sent_once_a_rest() {
+    let mut choice = with_credentials();
+    let asked = |choice: &mut Choice, now: u64| {
+        let (order, failure) = attempt_for(choice, now as u16, at(now), &[Credentials]);
+        assert_eq!(failure, Credentials);
+        order.len()
+    };
+    let times =
+        [0, 1, 9_999, 10_000, 10_001, 29_999, 30_000, 69_999, 70_000].map(|now| asked(&mut choice, now));
+    assert_eq!(times, [1, 0, 0, 1, 0, 0, 1, 0, 1]);
+    // They are right now. One refusal may be the target's, as squid says 407 to those who may not go there.
+    choice.answered(0, at(70_001));
+    assert_eq!([200_000, 200_001, 200_002].map(|now| asked(&mut choice, now)), [1, 1, 0]);
+    // A connect says nothing of them.
+    let confirmed = choice.ask(0).unwrap();
+    choice.confirmed(confirmed, Ok(()), target(0), at(200_003));
+    assert_eq!([200_004, 200_005].map(|now| asked(&mut choice, now)), [1, 0]);
+}
+
+#[test]
+fn others_are_asked_while_credentials_are_not_sent() {
+    let mut choice =
+        Choice::new([("p0".into(), true), ("p1".into(), false)].into_iter(), Settings::default());
+    assert_eq!(attempt(&mut choice, at(0), &[Credentials, Unreachable]), (vec![0, 1], Credentials));
+    assert_eq!(attempt(&mut choice, at(1), &[Credentials, Unreachable]), (vec![1], Credentials));
+}
+
+#[test]
+fn others_wait_a_moment_for_what_is_said_to_credentials() {
+    let waits = |choice: &mut Choice, times: [u64; 4]| {
+        times.map(|now| {
+            let mut attempt = Attempt::new(target(1), None);
+            let asked = choice.next(&mut attempt, at(now));
+            assert!(asked.is_none() || !attempt.must_wait());
+            attempt.must_wait()
+        })
+    };
+    let mut choice = with_credentials();
+    assert_eq!(waits(&mut choice, [5, 5, 2_004, 2_005]), [false, true, true, false]);
+    choice.answered(0, at(3_000));
+    assert_eq!(waits(&mut choice, [3_001, 3_002, 3_003, 3_004]), [false; 4]);
+    attempt(&mut choice, at(10_000), &[Credentials]);
+    assert_eq!(waits(&mut choice, [10_001, 10_002, 12_000, 12_001]), [false, true, true, false]);
+    attempt(&mut choice, at(20_000), &[Credentials]);
+    assert_eq!(waits(&mut choice, [20_001, 20_002, 20_003, 20_004]), [false; 4], "all is said");
+    assert_eq!(waits(&mut self::choice(1), [1, 2, 3, 4]), [false; 4]);
+    // Whoever fails for another reason has nothing to tell.
+    let mut dead = with_credentials();
+    assert_eq!([1, 2, 3].map(|now| attempt(&mut dead, at(now), &[Unreachable]).0.len()), [1; 3]);
 }
 
 #[test]
@@ -443,6 +500,9 @@ impl World {
         while let Some(asked) = self.choice.confirm(self.now) {
             assert!(self.has_dialled, "a probe while nobody dials");
             let result = self.proxies[asked.index].map_or(Ok(()), Err);
+            if result.is_ok() {
+                self.choice.answered(asked.index, self.now);
+            }
             self.choice.confirmed(asked, result, target(9), self.now);
         }
         self.has_dialled = false;
@@ -475,12 +535,13 @@ proptest! {
             }
             world.check();
         }
-        // All is well again: somebody is served at once, and after the longest rest, a confirmation and the holding
-        // time it is the first one.
+        // All is well again: somebody is served at once, unless all have refused credentials, and after the longest rest, a
+        // confirmation and the holding time it is the first one.
         world.choice.choose(None, world.now);
         (world.proxies, world.targets) = ([None; COUNT], [None; 4]);
         for _ in 0..=(LONGEST_REST + HOLD) / 1000 + 2 {
-            prop_assert!(world.dial(0).is_some());
+            let have_refused = world.choice.proxies.iter().all(|proxy| proxy.refusals > 1);
+            prop_assert!(world.dial(0).is_some() || have_refused);
             world.wait(1000);
         }
         prop_assert_eq!(world.dial(0), Some(0));
