@@ -220,6 +220,7 @@ impl Model {
                     entry.last_syn = self.now;
                     if new {
                         (entry.isn, entry.expected, entry.since) = (isn, isn.wrapping_add(1), self.now);
+                        entry.entered = self.operations;
                     }
                     return false;
                 }
@@ -368,7 +369,11 @@ impl Model {
             false => ClientKey::of(other.tuple.source) == ClientKey::of(entry.tuple.source),
         });
         if entry.is_opened() {
-            let older = |other: &Entry| other.is_opened() && other.entered < entry.entered;
+            // A client's are in the order of their SYNs, all of a state in that in which they came to it.
+            let older = |other: &Entry| match from_any && entry.state == State::Opening {
+                true => other.since < entry.since,
+                false => other.is_opened() && other.entered < entry.entered,
+            };
             assert!(!donated.clone().any(older), "not the oldest");
         }
         if of_group {
