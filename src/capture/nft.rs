@@ -248,6 +248,7 @@ impl Chains<'_> {
         if path == Path::Forward {
             self.sending();
             self.rules.push_str(TO_PROXY);
+            self.nat();
             self.destination();
             if is_running {
                 self.rules.push_str(HANDSHAKES);
@@ -540,7 +541,9 @@ impl Chains<'_> {
     /// What the machine itself sends, and policy rules have not led into the TUN. Before NAT, which leads there what begins.
     fn sent(&mut self) {
         self.rules.push_str(SENT);
-        _ = writeln!(self.rules, "ct reply {} saddr $behind accept", self.family);
+        if self.diverts() {
+            _ = writeln!(self.rules, "ct reply {} saddr $behind accept", self.family);
+        }
         self.exempted();
         if self.behind.is_ipv6() {
             self.rules.push_str(NEIGHBOURS);
@@ -621,6 +624,24 @@ impl Chains<'_> {
                 "{towards} {error} ct state invalid,untracked dup to $behind device $tun drop"
             );
         }
+    }
+
+    /// What NAT needs beside [`Self::destination`], and what it has to have done.
+    fn nat(&mut self) {
+        self.rules.push_str(SOURCE);
+        if self.diverts() {
+            // A socket that is bound to another device does not get there.
+            _ = writeln!(self.rules, "{} daddr $behind oifname != $tun drop", self.family);
+        }
+        self.rules.push_str(GUARD);
+        if self.diverts() {
+            _ = writeln!(
+                self.rules,
+                "meta mark & $ours == $begun ct reply {} saddr != $behind reject",
+                self.family
+            );
+        }
+        self.rules.push_str("}\n");
     }
 
     /// Which proxy a handshake's packets go to; what comes back, conntrack knows.
@@ -723,23 +744,28 @@ icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neigh
 ";
 
 /// The way of a handshake's packets. A reset that comes too late must not end what the kernel has, and a SYN
-/// would meet what is over: the daemon has it forgotten. The whole mark is set only once: others keep theirs in it. Without NAT, as for a stale entry of the same addresses, a packet would go to the
-/// server itself.
+/// would meet what is over: the daemon has it forgotten. The whole mark is set only once: others keep theirs in it.
 const TO_PROXY: &str = "\
 meta mark & $state { $handshake, $answered } ct mark & $state == $released tcp flags & (syn | rst) != 0 drop
 meta mark & $state { $handshake, $answered } ct mark & $ours != $upstream ct mark set meta mark
 meta mark & $state == $answered ct mark & $state == $handshake ct mark set ct mark & $stateless | $answered
 }
+";
+
+/// A handshake's packets have this machine's address.
+const SOURCE: &str = "\
 chain source {
 type nat hook postrouting priority srcnat - 1; policy accept;
 ct mark & $state == $handshake masquerade
+";
+
+/// Without NAT, as for a stale entry of the same addresses, a packet would go to the server itself.
+const GUARD: &str = "\
 }
 chain guard {
 type filter hook output priority filter - 1; policy accept;
 meta mark & $state { $handshake, $answered } ct status & dnat == 0 drop
 meta mark & $state { $handshake, $answered } ct state invalid,untracked drop
-meta mark & $ours == $begun ct status & dnat == 0 reject
-}
 ";
 
 /// What belongs to a handshake, both ways; a released connection's packets meet one rule here. The first packet of a client

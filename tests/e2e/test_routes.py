@@ -262,6 +262,19 @@ def test_rules_removed_from_outside(gateway, proxy, client, router):
     until(lambda: rule in router.ip("rule", "show") or not daemon.running(), "the rule is back")
 
 
+@pytest.mark.native(why="it is about the rules")
+def test_a_socket_bound_to_the_uplink(gateway, router, server, leaks):
+    """The kernel considers no other route for it."""
+    gateway()
+    sock = router.socket(server)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"wan")
+    sock.settimeout(2)
+    with pytest.raises(OSError):
+        sock.connect((server, 80))
+    sock.close()
+    leaks.assert_none()
+
+
 @pytest.mark.path("forward", why="on the other rules lead there")
 def test_what_nat_leads_into_the_tun_goes_nowhere_else(gateway, proxy, router, server, leaks):
     """The router's own connections; no policy rule is needed, and a route for when the TUN is gone is put back."""
