@@ -15,8 +15,9 @@
 //! send everybody to another proxy.
 //!
 //! **Credentials** that may be wrong are sent seldom: a wrong password, sent with each connection of a home, locks the
-//! account. Until the proxy has accepted them, and again once it has refused them, one connection asks, and the others wait a
-//! moment for what becomes of it; from the second refusal in a row on, one connection a rest asks, and the others fail.
+//! account. Until the proxy has accepted them one connection asks, and the others wait for what becomes of it, of whom one
+//! goes on every two seconds. Once they are refused, one connection a rest asks, and the others fail. What has been
+//! accepted is right: squid says 407 to those who may not go somewhere, too.
 //!
 //! A proxy that rests comes back by a **confirmation** in the background. Only clients' dials start confirmations:
 //! while there are none, nothing is sent (unless `probe_interval` is set).
@@ -38,8 +39,19 @@ pub const MAX_PROXIES: usize = 64;
 
 /// How long a single target does not make a proxy suspect, in ms.
 const DOUBT: u32 = 10_000;
-/// How long connections wait for what the proxy says to the credentials of another one, in ms.
+/// How long connections wait for what the proxy says to the credentials of the last one, in ms.
 const VERDICT: u32 = 2000;
+
+/// What is known of the credentials that a proxy is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Login {
+    /// They have been accepted, or none are sent.
+    Fine,
+    /// Nothing.
+    Untried,
+    /// They have been refused, and never accepted.
+    Refused,
+}
 
 /// The options of the choice.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,9 +88,8 @@ struct Proxy {
     doubt: Option<(u32, Instant)>,
     /// The target because of which it rests.
     blamed_for: Option<u32>,
-    /// How often in a row it has refused the credentials; 1 while it has yet to be sent them. 0: they are right, or none.
-    refusals: u8,
-    /// When it was first asked since it is known what became of that.
+    login: Login,
+    /// When it was last asked, while nobody knows what becomes of that.
     sent_at: Option<Instant>,
     /// Whether a confirmation is wanted...
     is_wanted: bool,
@@ -208,17 +219,19 @@ impl Choice {
             let index = self.best(attempt)?;
             let proxy = self.proxies.get_mut(index)?;
             let is_asked = proxy.sent_at.is_some_and(|sent_at| now.since(sent_at) < VERDICT);
-            attempt.must_wait = proxy.refusals == 1 && is_asked;
+            attempt.must_wait = proxy.login == Login::Untried && is_asked;
             if attempt.must_wait {
                 return None;
             }
-            proxy.sent_at.get_or_insert(now);
+            proxy.sent_at = Some(now);
             let is_resting = proxy.health.is_resting();
-            let is_withheld = proxy.refusals > 1 && is_resting && !proxy.health.is_rested(now);
-            if proxy.refusals > 1 && !is_withheld {
+            let is_withheld = proxy.login == Login::Refused && is_resting && !proxy.health.is_rested(now);
+            if proxy.login == Login::Refused && !is_withheld {
                 // As if refused once more, until it has answered: for those who come meanwhile.
-                proxy.health.blame(Failure::Credentials, now);
                 proxy.is_wanted = false;
+                if proxy.health.blame(Failure::Credentials, now) {
+                    self.tell(index, What::Rests(Failure::Credentials), now);
+                }
             }
             if attempt.asked == 0 && !is_resting {
                 self.want_rested(now);
@@ -251,7 +264,7 @@ impl Choice {
     /// Notes that the proxy has answered, with any status, and not refused the credentials.
     pub fn answered(&mut self, index: usize, now: Instant) {
         if let Some(proxy) = self.proxies.get_mut(index) {
-            (proxy.refusals, proxy.sent_at) = (0, None);
+            (proxy.login, proxy.sent_at) = (Login::Fine, None);
         }
         self.works(index, now);
     }
@@ -429,8 +442,8 @@ impl Choice {
         }
         self.route(index, true, now);
         let Some(proxy) = self.proxies.get_mut(index) else { return false };
-        if failure == Failure::Credentials {
-            proxy.refusals = proxy.refusals.saturating_add(1);
+        if failure == Failure::Credentials && proxy.login == Login::Untried {
+            proxy.login = Login::Refused;
         }
         if !proxy.health.is_resting() {
             proxy.blamed_for = failure.is_ambiguous().then_some(target);
@@ -482,7 +495,7 @@ impl Proxy {
             has_answered: false,
             doubt: None,
             blamed_for: None,
-            refusals: has_credentials.into(),
+            login: if has_credentials { Login::Untried } else { Login::Fine },
             sent_at: None,
             is_wanted: false,
             is_asked: false,

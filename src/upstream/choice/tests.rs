@@ -133,13 +133,13 @@ fn credentials_that_were_refused_are_sent_once_a_rest() {
     let times =
         [0, 1, 9_999, 10_000, 10_001, 29_999, 30_000, 69_999, 70_000].map(|now| asked(&mut choice, now));
     assert_eq!(times, [1, 0, 0, 1, 0, 0, 1, 0, 1]);
-    // They are right now. One refusal may be the target's, as squid says 407 to those who may not go there.
-    choice.answered(0, at(70_001));
-    assert_eq!([200_000, 200_001, 200_002].map(|now| asked(&mut choice, now)), [1, 1, 0]);
     // A connect says nothing of them.
     let confirmed = choice.ask(0).unwrap();
     choice.confirmed(confirmed, Ok(()), target(0), at(200_003));
     assert_eq!([200_004, 200_005].map(|now| asked(&mut choice, now)), [1, 0]);
+    // They are right now: what is refused may be the target's, as squid says 407 to those who may not go there.
+    choice.answered(0, at(400_000));
+    assert_eq!([500_000, 500_001, 500_002, 500_003].map(|now| asked(&mut choice, now)), [1; 4]);
 }
 
 #[test]
@@ -164,10 +164,12 @@ fn others_wait_a_moment_for_what_is_said_to_credentials() {
     assert_eq!(waits(&mut choice, [5, 5, 2_004, 2_005]), [false, true, true, false]);
     choice.answered(0, at(3_000));
     assert_eq!(waits(&mut choice, [3_001, 3_002, 3_003, 3_004]), [false; 4]);
-    attempt(&mut choice, at(10_000), &[Credentials]);
-    assert_eq!(waits(&mut choice, [10_001, 10_002, 12_000, 12_001]), [false, true, true, false]);
-    attempt(&mut choice, at(20_000), &[Credentials]);
-    assert_eq!(waits(&mut choice, [20_001, 20_002, 20_003, 20_004]), [false; 4], "all is said");
+    // One goes on every two seconds.
+    let mut slow = with_credentials();
+    assert_eq!(waits(&mut slow, [0, 2_000, 2_001, 3_999]), [false, false, true, true]);
+    assert_eq!(waits(&mut slow, [4_000, 4_001, 5_999, 6_000]), [false, true, true, false]);
+    attempt(&mut slow, at(20_000), &[Credentials]);
+    assert_eq!(waits(&mut slow, [20_001, 20_002, 20_003, 20_004]), [false; 4], "all is said");
     assert_eq!(waits(&mut self::choice(1), [1, 2, 3, 4]), [false; 4]);
     // Whoever fails for another reason has nothing to tell.
     let mut dead = with_credentials();
@@ -540,7 +542,7 @@ proptest! {
         world.choice.choose(None, world.now);
         (world.proxies, world.targets) = ([None; COUNT], [None; 4]);
         for _ in 0..=(LONGEST_REST + HOLD) / 1000 + 2 {
-            let have_refused = world.choice.proxies.iter().all(|proxy| proxy.refusals > 1);
+            let have_refused = world.choice.proxies.iter().all(|proxy| proxy.login == Login::Refused);
             prop_assert!(world.dial(0).is_some() || have_refused);
             world.wait(1000);
         }
