@@ -321,7 +321,12 @@ impl Carried {
             if let Some(flow) = self.gateway.kept.borrow_mut().http(self.slot) {
                 flow.account = Rc::clone(&opened.account);
             }
-            (self.account, self.next) = (opened.account, None);
+            self.account = opened.account;
+            self.next = None;
+        }
+        // Another configuration has another way to log in.
+        if !Rc::ptr_eq(&self.upstreams, &upstreams) {
+            self.next = None;
         }
         (self.upstreams, self.index) = (upstreams, index);
         self.proxy = opened.stream;
