@@ -633,6 +633,7 @@ impl Chains<'_> {
             // A socket that is bound to another device does not get there.
             _ = writeln!(self.rules, "{} daddr $behind oifname != $tun drop", self.family);
         }
+        self.rules.push_str("}\n");
         self.rules.push_str(GUARD);
         if self.diverts() {
             _ = writeln!(
@@ -761,7 +762,6 @@ ct mark & $state == $handshake masquerade
 
 /// Without NAT, as for a stale entry of the same addresses, a packet would go to the server itself.
 const GUARD: &str = "\
-}
 chain guard {
 type filter hook output priority filter - 1; policy accept;
 meta mark & $state { $handshake, $answered } ct status & dnat == 0 drop

@@ -197,14 +197,7 @@ impl Choice {
 
     /// Which proxy a new connection would ask first.
     pub fn first(&self) -> Option<usize> {
-        self.best(&Attempt {
-            target: 0,
-            asked: 0,
-            failure: None,
-            is_over: false,
-            must_wait: false,
-            only: None,
-        })
+        self.best(&Attempt::of(0, None))
     }
 
     /// Which proxy to ask next, at the time `now`. `None`: the attempt has failed, with
@@ -509,7 +502,11 @@ impl Proxy {
 impl Attempt {
     /// An attempt that has not asked anybody yet, and may ask only one proxy, or any.
     pub fn new(target: Target<'_>, only: Option<usize>) -> Self {
-        Self { target: digest(target), asked: 0, failure: None, is_over: false, must_wait: false, only }
+        Self::of(digest(target), only)
+    }
+
+    const fn of(target: u32, only: Option<usize>) -> Self {
+        Self { target, asked: 0, failure: None, is_over: false, must_wait: false, only }
     }
 
     /// Whether it is too early to ask the next proxy.
