@@ -164,6 +164,8 @@ pub struct Tables<'a> {
     pub proxies: &'a [SocketAddr],
     /// Who goes out directly for a while.
     pub pauses: &'a Pauses,
+    /// What becomes of captured traffic that no daemon takes.
+    pub on_failure: OnFailure,
 }
 
 impl Tables<'_> {
@@ -176,7 +178,7 @@ impl Tables<'_> {
             name,
             has_table: [has_any, has_any && self.config.address6.is_some()],
             pauses: self.pauses.clone(),
-            lost: match (self.path, self.config.on_failure) {
+            lost: match (self.path, self.on_failure) {
                 (Path::Forward, OnFailure::Block) if has_any => policy::lost(self.config),
                 _ => Vec::new(),
             },
@@ -229,20 +231,20 @@ struct Chains<'a> {
 
 impl Chains<'_> {
     fn write(&mut self) {
-        let Tables { config, path, is_running, .. } = *self.tables;
+        let Tables { config, path, is_running, on_failure, .. } = *self.tables;
         self.define();
         self.arrived();
         self.direct();
         self.paused();
-        if path == Path::Forward || config.on_failure == OnFailure::Block {
+        if path == Path::Forward || on_failure == OnFailure::Block {
             self.take();
             self.captured();
             self.forwarded();
         }
-        if self.diverts() || config.local && config.on_failure == OnFailure::Block {
+        if self.diverts() || config.local && on_failure == OnFailure::Block {
             self.sent();
         }
-        if !is_running && config.on_failure == OnFailure::Block {
+        if !is_running && on_failure == OnFailure::Block {
             self.past_rules();
         }
         if path == Path::Forward {
@@ -428,7 +430,7 @@ impl Chains<'_> {
 
     /// Where what is captured ends: with the daemon, as long as it lives.
     fn take(&mut self) {
-        let Tables { config, path, is_running, .. } = *self.tables;
+        let Tables { path, is_running, on_failure, .. } = *self.tables;
         let is_taken = path == Path::Forward && is_running;
         if is_taken {
             _ = write!(
@@ -447,7 +449,7 @@ impl Chains<'_> {
                 self.rules.push_str(DIVERT);
             }
         }
-        self.rules.push_str(match config.on_failure {
+        self.rules.push_str(match on_failure {
             OnFailure::Block => "meta l4proto tcp reject with tcp reset\nreject\n}\n",
             OnFailure::Direct => "accept\n}\n",
         });
@@ -882,7 +884,10 @@ mod tests {
         let uplinks = Uplinks::default();
         let proxies = ["192.0.2.1:80".parse().unwrap(), "[2001:db8::1]:3128".parse().unwrap()];
         let pauses = &Pauses::NONE;
-        Tables { config, path, is_running, uplinks: &uplinks, proxies: &proxies, pauses }.replace().rules
+        let on_failure = config.on_failure;
+        Tables { config, path, is_running, uplinks: &uplinks, proxies: &proxies, pauses, on_failure }
+            .replace()
+            .rules
     }
 
     /// The whole text, that a change of it is seen.
@@ -904,6 +909,7 @@ mod tests {
             uplinks: &uplinks,
             proxies: &proxies,
             pauses: &Pauses::NONE,
+            on_failure: config.on_failure,
         };
         let text = tables.replace().rules;
         if std::env::var_os("UPDATE").is_some() {
@@ -999,7 +1005,10 @@ mod tests {
     fn rules_stand_in_for_tables() {
         let lost = |config: &Config, path| {
             let (uplinks, pauses) = (Uplinks::default(), &Pauses::NONE);
-            Tables { config, path, is_running: true, uplinks: &uplinks, proxies: &[], pauses }.replace().lost
+            let on_failure = config.on_failure;
+            Tables { config, path, is_running: true, uplinks: &uplinks, proxies: &[], pauses, on_failure }
+                .replace()
+                .lost
         };
         let mut config = config("1");
         config.auto_route = true;
@@ -1071,6 +1080,7 @@ mod tests {
             uplinks: &uplinks,
             proxies: &[],
             pauses: &Pauses::NONE,
+            on_failure: config.on_failure,
         };
         let text = tables.replace().rules;
         let (uplink, fakes) =
@@ -1086,8 +1096,16 @@ mod tests {
         let uplinks = Uplinks { devices: alloc::vec![3], ..Uplinks::default() };
         let mut pauses = Pauses::default();
         let text = |pauses: &Pauses, path| {
-            Tables { config: &config, path, is_running: true, uplinks: &uplinks, proxies: &[], pauses }
-                .replace()
+            Tables {
+                config: &config,
+                path,
+                is_running: true,
+                uplinks: &uplinks,
+                proxies: &[],
+                pauses,
+                on_failure: config.on_failure,
+            }
+            .replace()
         };
         let elements = |pauses: &Pauses| {
             let commands = text(pauses, Path::Relay);

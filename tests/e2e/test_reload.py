@@ -4,7 +4,10 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -13,11 +16,25 @@ from lab.connections import assert_direct, assert_proxied, assert_proxied_among_
 from lab.dnsservers import ELSEWHERE, Unbound, answer_to, framed, query, read_framed
 from lab.faultproxy import OK
 from lab.gateway import PASSWORD, READY, TABLE, TUN, is_relayed, upstream
-from lab.netns import CLIENT_OTHER, PROXY, PROXY_OTHER, RESOLVER, SERVER, SERVER6, SERVER_OTHER, connecting, finish_connect
+from lab.netns import (
+    CLIENT,
+    CLIENT_OTHER,
+    PROXY,
+    PROXY_OTHER,
+    RESOLVER,
+    SERVER,
+    SERVER6,
+    SERVER_OTHER,
+    connecting,
+    finish_connect,
+)
 from lab.slow_nft import SlowNft
 from lab.wait import WAIT, until
 
 pytestmark = pytest.mark.native(why="rules change, and a new run is not emulated")
+
+FLOOD = Path(__file__).parent / "lab" / "flood.py"
+
 
 def test_live(configured, proxy, fault_proxy, client, internet, leaks):
     """A transfer goes on while the proxies, the networks and the log level change; what comes then has the new ones."""
@@ -289,6 +306,20 @@ def knock(space, stop, server):
         with contextlib.suppress(OSError):
             sock.connect((server, 8080))
         sock.close()
+
+
+@pytest.mark.parametrize("on_failure", ["block", "direct"])
+def test_packets_on_their_way_while_another_run_starts(configured, client, router, leaks, on_failure):
+    """One may have met the tables of before where it came in, and meet the next on its way out."""
+    lines = f"option on_failure {on_failure}\noption drain_timeout 0"
+    configured.write(lines).start()
+    hardware = router.ip("link", "show", "lan")[0]["address"]
+    flood = client.popen(sys.executable, FLOOD, CLIENT, SERVER, hardware, stdout=subprocess.PIPE)
+    assert flood.stdout.readline() == b"ready\n"
+    for number in range(8):
+        configured.restart(main=f"{lines}\noption mtu {1400 + number}")
+    client.stop(flood)
+    leaks.assert_none()
 
 
 def test_another_run_has_other_numbers(configured, proxy, client, leaks):

@@ -120,7 +120,7 @@ impl Capture {
         // It tells to where the machine's own connections were, too.
         conntrack::forget_handshakes(config.mark).map_err(|error| format!("connection tracking: {error}"))?;
         // Before an earlier run's rules are gone, which refuse what is captured.
-        self.install_firewall(config)?;
+        self.install_firewall(config, config.on_failure)?;
         let Subnets { ipv4, ipv6 } = Subnets::new(config);
         for subnet in [Some(ipv4), ipv6].into_iter().flatten() {
             let behind = subnet.error_source().to_canonical();
@@ -131,17 +131,25 @@ impl Capture {
 
     /// Works without the firewall, too.
     fn relay(&mut self, config: &Config) -> Result<(), String> {
-        // Before anything is captured: an answer that came to us would get a RST.
+        // Before anything is captured: an answer that came to us would get a RST. A packet may be on its way that an earlier
+        // run's tables have let past the policy rules for the next chain to refuse: these refuse it, too.
         match config.captures() {
-            true => self.install_firewall(config).unwrap_or_else(|error| warn_of_missing_tables(&error)),
+            true => self
+                .install_firewall(config, OnFailure::Block)
+                .unwrap_or_else(|error| warn_of_missing_tables(&error)),
             false => firewall::sweep(config),
         }
-        Ok(self.routes.install(config, Path::Relay, &self.uplinks)?)
+        self.routes.install(config, Path::Relay, &self.uplinks)?;
+        if config.on_failure == OnFailure::Direct {
+            self.replace_tables(config);
+        }
+        Ok(())
     }
 
-    fn install_firewall(&mut self, config: &Config) -> Result<(), String> {
+    fn install_firewall(&mut self, config: &Config, on_failure: OnFailure) -> Result<(), String> {
         let proxies = self.proxies();
-        let commands = self.tables(config, &proxies, &self.paused.get()).replace();
+        let pauses = self.paused.get();
+        let commands = Tables { on_failure, ..self.tables(config, &proxies, &pauses) }.replace();
         let firewall = Firewall::install(config, self.clock, commands)?;
         self.firewall = Some(firewall);
         self.told = proxies.len();
@@ -150,7 +158,16 @@ impl Capture {
     }
 
     fn tables<'a>(&'a self, config: &'a Config, proxies: &'a [SocketAddr], pauses: &'a Pauses) -> Tables<'a> {
-        Tables { config, path: self.path(), is_running: true, uplinks: &self.uplinks, proxies, pauses }
+        let Config { on_failure, .. } = *config;
+        Tables {
+            config,
+            path: self.path(),
+            is_running: true,
+            uplinks: &self.uplinks,
+            proxies,
+            pauses,
+            on_failure,
+        }
     }
 
     fn proxies(&self) -> Vec<SocketAddr> {
@@ -329,10 +346,10 @@ impl Capture {
 
     /// Leaves what refuses the traffic that the next run of the daemon will capture, and nothing else.
     pub fn hand_over(self, next: &Config) {
-        // Until it is there, whatever its `on_failure`.
-        let next = &Config { on_failure: OnFailure::Block, ..next.clone() };
         let pauses = self.paused.get();
-        let commands = Tables { is_running: false, ..self.tables(next, &[], &pauses) }.replace();
+        // Until it is there, whatever its `on_failure`.
+        let on_failure = OnFailure::Block;
+        let commands = Tables { is_running: false, on_failure, ..self.tables(next, &[], &pauses) }.replace();
         // A table of another name would never be found again; one of the same is replaced.
         let stale = self.firewall.filter(|firewall| !firewall.belongs_to(next));
         if let Err(error) = run(&commands.at(self.clock.now())) {
@@ -374,7 +391,9 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
     let path = if config.path == PathChoice::Relay { Path::Relay } else { Path::Forward };
     let uplinks = route::uplinks(0)?;
     let pauses = &Pauses::NONE;
-    let tables = Tables { config, path, is_running: false, uplinks: &uplinks, proxies: &[], pauses };
+    let on_failure = config.on_failure;
+    let tables =
+        Tables { config, path, is_running: false, uplinks: &uplinks, proxies: &[], pauses, on_failure };
     // Without a device there is no daemon, and what there is may know another network.
     let is_alone = || route::index(&config.tun) == 0;
     let was_alone = is_alone();
