@@ -66,8 +66,8 @@ impl Firewall {
     /// Installs tables by these commands, and blocks until that is done. Must be called within the tokio
     /// runtime.
     ///
-    /// With `on_failure 'direct'`, a drop deletes the tables, until [`Firewall::keep`] is called: so they go if a
-    /// later step fails.
+    /// With `on_failure 'direct'`, a drop deletes the tables, until [`Firewall::keep`] is called: so they go
+    /// if a later step fails.
     ///
     /// # Errors
     /// There is no `nft`, or the kernel lacks something that the path needs: connection tracking, NAT, `dup`.
