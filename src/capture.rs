@@ -153,7 +153,7 @@ impl Subnets {
     }
 }
 
-/// Rules that have these networks bypassed.
+/// Rules that bypass these networks.
 #[cfg(test)]
 fn bypassing(mut networks: alloc::vec::Vec<IpNet>) -> alloc::rc::Rc<crate::rules::Rules> {
     use crate::rules::{Action, Rule, Rules};

@@ -47,7 +47,8 @@ const CTA_COUNTERS_BYTES: u16 = 2;
 
 /// `IPPROTO_TCP`
 const TCP: u8 = 6;
-/// `TCP_CONNTRACK_TIME_WAIT` (<linux/netfilter/nf_conntrack_tcp.h>): nothing comes after this.
+/// `TCP_CONNTRACK_TIME_WAIT` (<linux/netfilter/nf_conntrack_tcp.h>): from this state on neither end sends
+/// data.
 const TIME_WAIT: u8 = 7;
 
 /// A connection.

@@ -37,7 +37,7 @@ impl Desired {
         Self { rules, groups, ignored }
     }
 
-    /// The routes, in the order to add them.
+    /// All routes, in the order in which they must be added.
     #[cfg(test)]
     pub fn routes(&self) -> impl Iterator<Item = Route> {
         self.groups.iter().flat_map(|group| group.nets.iter().map(|net| group.route(*net)))

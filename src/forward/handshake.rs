@@ -1,13 +1,13 @@
 //! One CONNECT handshake with a proxy, in the client's name.
 //!
-//! | state | until | what is awaited |
+//! | state | until | retransmitted by a timer |
 //! |---|---|---|
-//! | connecting | the proxy's SYN-ACK | the SYN is repeated |
-//! | asking | the end of the reply, with the whole request acknowledged | the request is repeated |
-//! | answered | the client's first packet, which the kernel sees | the SYN-ACK is repeated |
+//! | connecting | the proxy's SYN-ACK | the SYN |
+//! | asking | the reply is complete, and the whole request acknowledged | the request |
+//! | answered | the client's ACK; the kernel forwards it, and the daemon gets a copy | the SYN-ACK to the client |
 //!
-//! A refusal or a failure resets the connection to the proxy, so that nothing of it is left there or in
-//! conntrack.
+//! A refusal or a failure resets the connection to the proxy, so that neither the proxy nor conntrack
+//! remembers it.
 
 use alloc::boxed::Box;
 
@@ -49,7 +49,7 @@ pub enum Outcome {
     Pending,
     /// The proxy has accepted the connection, and has been sent the request.
     Connected,
-    /// The proxy has opened the tunnel, and the client has got its SYN-ACK.
+    /// The proxy has opened the tunnel, and the client has been sent its SYN-ACK.
     Opened {
         /// 200..=299.
         status: u16,
@@ -189,8 +189,8 @@ impl Handshake {
         }
     }
 
-    /// Whether a SYN of the client has the same sequence number and offers the same options as the one that
-    /// the proxy knows.
+    /// Whether a SYN of the client offers the same options as the one that the proxy knows. The caller has
+    /// compared their sequence numbers.
     pub fn is_repetition(&self, syn: &Packet) -> bool {
         let End { options, .. } = End::of(syn, self.mss_limit);
         let mut known = self.client.options;
@@ -277,7 +277,7 @@ impl Handshake {
         let flags = packet.flags();
         let behind = self.expected.wrapping_sub(packet.sequence()); // how many of its bytes are already known
         if flags & RST != 0 {
-            // RFC 5961 section 3.2: one elsewhere in the window may be forged.
+            // RFC 5961 section 3.2: a reset elsewhere in the window may be forged.
             return if behind == 0 { Outcome::Closed } else { Outcome::Pending };
         }
         if flags & SYN != 0 {

@@ -150,11 +150,11 @@ pub struct Traffic<'a> {
 
 /// The state of a dial.
 pub enum DialState {
-    /// In flight, in this task if there is one.
+    /// Under way, in this task. Without a task there is nothing to abort.
     InFlight(Option<AbortHandle>),
     /// The tunnel is open.
     Opened(Opened),
-    /// No tunnel is needed: the client wants a resolver, and gets the daemon's.
+    /// No tunnel is needed: the client connects to a resolver, and the daemon's answers.
     Unneeded,
     /// No tunnel could be opened.
     Failed,

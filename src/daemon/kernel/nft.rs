@@ -26,7 +26,7 @@ pub struct Nft {
 }
 
 impl Nft {
-    /// Starts it. Must be called within the tokio runtime.
+    /// Starts nft with these commands. Must be called within the tokio runtime.
     pub fn start(commands: &str) -> Result<Self, String> {
         let begin = || {
             let (child, output) = spawn(commands)?;
@@ -51,7 +51,7 @@ impl Nft {
     }
 }
 
-/// Runs it and blocks until it has ended.
+/// Runs nft with these commands, and blocks until it has ended.
 pub fn run(commands: &str) -> Result<(), String> {
     let (mut child, output) = spawn(commands).map_err(not_run)?;
     let said = sys::read_open(File::from(OwnedFd::from(output)), sys::MAX_TEXT).map_err(not_run)?;
