@@ -26,7 +26,7 @@
 //!
 //! | chain | on | purpose |
 //! |---|---|---|
-//! | `arrived` | both paths | forward: no conntrack entries for what relays send to clients; relay: drops forged addresses of the TUN's subnet (which `handshakes` does on the forward path) |
+//! | `arrived` | both paths | with `handshakes`: no conntrack entries for packets that relays send to clients; without: drops forged addresses of the TUN's subnet |
 //! | `forwarded` | both | decides which forwarded packets are captured; ends in `take` |
 //! | `sent` | both | the same for packets that this machine itself sends (`local`) |
 //! | `direct`, `spare` | both | not at a hook: connections that the configured rules let go directly |
@@ -34,7 +34,7 @@
 //! | `learn` | both | takes addresses of names that rules let go directly from the daemon's datagrams |
 //! | `paused` | both | marks connections that begin while their client is paused |
 //! | `past_rules` | both | while no daemon runs: brings TCP past the policy rules to `forwarded`, which resets it |
-//! | `handshakes` | forward | packets of handshakes go into the TUN; a client's first ACK releases its connection |
+//! | `handshakes` | forward | packets of handshakes go into the TUN; a client's first ACK releases its connection; drops forged addresses of the TUN's subnet |
 //! | `to_client`, `to_proxy` | forward | packets that the daemon sends in a handshake |
 //! | `destination`, `source`, `guard` | forward | NAT of handshakes, and the check that it has been applied |
 //! | `stale` | forward | ends connections that a proxy remembers and conntrack does not |
@@ -69,10 +69,10 @@
 //! # The relay path
 //!
 //! Answers to connections from outside must not be captured. Conntrack tells them by their direction,
-//! `reply`. That is not enough: if conntrack has lost the entry of a relayed connection (flushed, or timed
-//! out after hours of silence), it takes whoever sends the next packet for the one who began, and a client's
-//! packets may look like answers. So a connection whose first packet comes out of the TUN gets the mark
-//! `begun`, and is not exempt.
+//! `reply`. That is not enough: conntrack may lose the entry of a relayed connection (by a flush, or after
+//! hours of silence). The next packet then makes a new entry, with its own direction as `original`. If the
+//! daemon sends that packet, the client's packets become replies. So a connection whose first packet comes
+//! out of the TUN gets the mark `begun`, and its replies are not exempt.
 //!
 //! # Replacement
 //!
@@ -177,8 +177,7 @@ pub fn find(name: &str, family: u8) -> Message {
     Message::new(GET_TABLE, 0, &[family, 0, 0, 0]).attr_text(TABLE_NAME, name)
 }
 
-/// The commands that put the tables in place. They may run more than once, when somebody has deleted the
-/// tables.
+/// The commands that put the tables in place. They run again whenever somebody has deleted the tables.
 #[derive(Debug)]
 pub struct Commands {
     name: String,
@@ -403,7 +402,7 @@ impl Chains<'_> {
         self.rules.push_str("}\n");
     }
 
-    /// Writes a configured rule, as far as nft can match it: by addresses, not by names.
+    /// Writes a configured rule, as far as nft can match it: everything but domains.
     fn rule(&mut self, rule: &Rule) {
         let verdict = if rule.action == Action::Direct { "goto spare" } else { "return" };
         let to = match rule.has_destinations() {
@@ -647,8 +646,8 @@ impl Chains<'_> {
         self.destinations("goto captured");
     }
 
-    /// Lets pass answers to connections from outside, and connections of a proxy within the LAN. The daemon
-    /// would send the latter back to that proxy, for ever.
+    /// Accepts answers to connections from outside, and connections of a proxy within the LAN, which the
+    /// daemon would send back to that proxy, for ever.
     fn exempted(&mut self) {
         self.rules.push_str("ct direction reply ct mark & $ours != $begun accept\n");
         for upstream in &self.tables.config.upstreams {
@@ -817,8 +816,8 @@ impl Chains<'_> {
         self.rules.push_str("}\n");
     }
 
-    /// Marks ICMP errors about what a relay has sent with `begun`; a policy rule leads them into the TUN.
-    /// Others may have made the error, or this machine itself: so both chains have this rule.
+    /// Marks ICMP errors about packets of relays with `begun`; a policy rule leads them into the TUN. Other
+    /// hosts may have made the error, or this machine itself, so both chains have this rule.
     fn errors(&mut self) {
         _ = writeln!(
             self.rules,
@@ -834,7 +833,7 @@ const DIVERT: &str = "\
 meta iif == 0 ct state new meta protocol @alive meta mark set meta mark & $others | $begun accept
 ";
 
-/// Lets pass what goes into the TUN or to this machine itself, the daemon's own packets, and what is exempt.
+/// Accepts packets into the TUN or to this machine itself, the daemon's own packets, and exempt ones.
 const SENT: &str = "\
 chain sent {
 type filter hook output priority -101; policy accept;

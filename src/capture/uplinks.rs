@@ -101,8 +101,8 @@ impl Uplinks {
         }
     }
 
-    /// A table in which somebody else's route leads packets to this proxy into the TUN. Where the kernel
-    /// forwards connections, these would end there: what it sends to a proxy must not enter the TUN.
+    /// A table in which somebody else's route leads packets to this proxy into the TUN. On the forward path,
+    /// connections would end there: the kernel's packets to a proxy must not enter the TUN.
     pub fn detour(&self, proxy: IpAddr) -> Option<u32> {
         let host = IpNet::host(proxy);
         let best = |routes: &[(IpNet, u32)], of: u32| {

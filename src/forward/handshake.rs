@@ -69,7 +69,7 @@ pub enum Outcome {
     Garbage(ReplyError),
 }
 
-/// What the SYN or SYN-ACK of one end has told.
+/// One end of the connection, as its SYN or SYN-ACK describes it.
 #[derive(Clone, Copy, Debug)]
 struct End {
     /// Its initial sequence number.
