@@ -125,8 +125,8 @@ pub const PROXIES: u32 = 0xff;
 /// The proxy number for the daemon's test of the forward path. NAT leads it to [`PROBE_PORT`] of the address
 /// behind the TUN.
 pub const PROBE: u8 = 0xff;
-/// The proxy number of the daemon's sign of life. Chain `to_client` adds such a packet to the set `alive`,
-/// and drops it.
+/// The proxy number of the daemon's sign of life. Chain `to_client` renews the packet's family in the set
+/// `alive`, and drops the packet.
 pub const ALIVE: u8 = 0;
 /// Seconds after the last sign of life until the daemon counts as dead.
 const ALIVE_TIMEOUT: u8 = 10;
