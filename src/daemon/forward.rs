@@ -371,7 +371,7 @@ impl Forwarder {
         }
     }
 
-    /// Sends the queued packets of all handshakes, with one system call for each address family.
+    /// Sends the queued packets of all handshakes together, with few system calls.
     ///
     /// # Errors
     /// The last error of the kernel. Lost packets are retransmitted, or the handshake ends.
