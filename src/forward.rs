@@ -1,10 +1,11 @@
 //! The forward path: a client's connection *is* the connection to the proxy.
 //!
 //! # Theory of operation
-//! Honest connect holds the client's SYN until the proxy has answered, so both initial sequence numbers can still be
-//! chosen. [`Handshake`] speaks CONNECT with the proxy in the client's name, packet by packet, with numbers that end
-//! where the client's connection begins; after that the kernel's conntrack and NAT carry the connection, with no
-//! sequence number to translate (TCP splicing as in Maltz and Bhagwat, 1998, with an offset of zero).
+//! The gateway holds the client's SYN until the proxy has answered ("honest connect"). Until then, both
+//! initial sequence numbers of the client's connection can still be chosen. [`Handshake`] speaks CONNECT with
+//! the proxy in the client's name, packet by packet, with sequence numbers that end where the client's
+//! connection begins. After that, conntrack and NAT carry the connection, and no sequence number has to be
+//! translated (TCP splicing as in Maltz and Bhagwat, 1998, with an offset of zero).
 //!
 //! ```text
 //! client c:p                    gateway                                          proxy
@@ -18,12 +19,14 @@
 //!   ACK ─────────── releases it: one conntrack entry, sequence offset zero ──────────►
 //! ```
 //!
-//! This is not a TCP stack, and must not become one: one request, one reply, in order. What is out of order is dropped,
-//! and the sender repeats it; a client's repetitions trigger ours where possible. Only the two SYNs and the request are
-//! retransmitted by timers.
+//! This is not a TCP stack, and must not become one: it sends one request and reads one reply, in order. It
+//! drops segments that are out of order; their sender repeats them. A client's repeated SYN makes it repeat
+//! its SYN-ACK. Timers retransmit only the two SYNs (to the proxy, and the SYN-ACK to the client) and the
+//! request.
 //!
-//! Both ends see each other's MSS, window scale, SACK and timestamps. MPTCP and Fast Open are removed. Data in the SYN
-//! is not acknowledged, so the client sends it again. Windows after the SYN are scaled (RFC 7323 section 2.2).
+//! Both ends see each other's MSS, window scale, SACK and timestamps. MPTCP and Fast Open are removed. Data
+//! in the client's SYN is not acknowledged, so the client sends it again. Windows after the SYN are scaled
+//! (RFC 7323 section 2.2).
 
 mod handshake;
 mod handshakes;

@@ -1,6 +1,8 @@
-//! Connection tracking's entries of connections that the kernel forwards, told by their mark.
+//! Conntrack entries as netlink messages (ctnetlink). Connections that the kernel forwards are found by their
+//! mark.
 //!
-//! Its table is what all clients share there: nearly full, the one that has the most entries makes room.
+//! All clients share conntrack's table. When it is nearly full, [`yielding`] picks connections of the client
+//! that has the most.
 
 use core::net::{IpAddr, Ipv6Addr};
 
@@ -10,12 +12,14 @@ use super::{V4, V6};
 use crate::net::{ClientKey, mapped};
 use crate::packet::Tuple;
 
-/// `NFNL_SUBSYS_CTNETLINK << 8` with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE` (<linux/netfilter/nfnetlink_conntrack.h>).
+/// `NFNL_SUBSYS_CTNETLINK << 8` with `IPCTNL_MSG_CT_GET`, `IPCTNL_MSG_CT_DELETE`
+/// (<linux/netfilter/nfnetlink_conntrack.h>).
 const GET: u16 = 1 << 8 | 1;
 const DELETE: u16 = 1 << 8 | 2;
 /// Length of `struct nfgenmsg`.
 pub const BODY: usize = 4;
-/// The group that is told of entries that are gone, as a mask: `NFNLGRP_CONNTRACK_DESTROY` (<linux/netfilter/nfnetlink.h>).
+/// Bit of the multicast group for destroyed entries: `NFNLGRP_CONNTRACK_DESTROY`
+/// (<linux/netfilter/nfnetlink.h>).
 pub const DESTROYED: u32 = 1 << (3 - 1);
 
 // Attributes of an entry; numbers are big-endian.
@@ -32,7 +36,7 @@ const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTOINFO: u16 = 4;
 const CTA_TIMEOUT: u16 = 7;
-/// The mark.
+/// The attribute of the mark.
 pub const CTA_MARK: u16 = 8;
 const CTA_COUNTERS_ORIG: u16 = 9;
 const CTA_COUNTERS_REPLY: u16 = 10;
@@ -43,51 +47,54 @@ const CTA_COUNTERS_BYTES: u16 = 2;
 
 /// `IPPROTO_TCP`
 const TCP: u8 = 6;
-/// `TCP_CONNTRACK_TIME_WAIT` (<linux/netfilter/nf_conntrack_tcp.h>): nothing comes after this.
+/// `TCP_CONNTRACK_TIME_WAIT` (<linux/netfilter/nf_conntrack_tcp.h>): from this state on neither end sends
+/// data.
 const TIME_WAIT: u8 = 7;
 
 /// A connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Of its first packet: who began it, and to where.
+    /// Addresses and ports of the original direction, before NAT: from the client to the server.
     pub tuple: Tuple,
-    /// Its mark.
+    /// `ct mark`.
     pub mark: u32,
-    /// Seconds until it is forgotten, unless a packet of it comes; the most where a flowtable carries it, which has its own.
+    /// Seconds until conntrack forgets the connection, unless it sees a packet. `u32::MAX` if the entry has
+    /// no time-out, as when a flowtable carries the connection.
     pub left: u32,
-    /// Whether both ends may still have something to say.
+    /// Whether either end may still send data: the TCP state is one before TIME_WAIT.
     pub is_live: bool,
-    /// Bytes of its packets from the client, and to it; 0 without `nf_conntrack_acct`.
+    /// Bytes of packets from the client, and to it. 0 without `nf_conntrack_acct`.
     pub bytes: [u64; 2],
 }
 
 impl Entry {
-    /// The request for all entries of this mark in the bits of `mask`.
+    /// The request for all entries with this mark in the bits of `mask`.
     pub fn list(mark: u32, mask: u32) -> Message {
         filtered(GET, mark, mask)
     }
 
-    /// The request that deletes them.
+    /// The request that deletes all entries with this mark in the bits of `mask`.
     pub fn delete(mark: u32, mask: u32) -> Message {
         filtered(DELETE, mark, mask)
     }
 
-    /// What the firewall knows its proxy by.
+    /// The number of the connection's proxy, part of the mark ([`PROXIES`]).
     pub const fn number(&self) -> u8 {
         (self.mark & PROXIES) as u8
     }
 
-    /// The request that deletes the one that began with a TCP packet of this tuple.
+    /// The request that deletes the TCP connection with this tuple in the original direction, before NAT.
     pub fn delete_one(tuple: &Tuple) -> Message {
         one(DELETE, CTA_TUPLE_ORIG, tuple)
     }
 
-    /// The request for the one of TCP whose packets have this tuple behind NAT: what comes back has its reverse.
+    /// The request for the TCP connection whose packets have this tuple after NAT: the reply direction has
+    /// its reverse.
     pub fn find(tuple: &Tuple) -> Message {
         one(GET, CTA_TUPLE_REPLY, &tuple.reversed())
     }
 
-    /// Reads the body of an answer.
+    /// Reads the body of an `IPCTNL_MSG_CT_NEW` or `IPCTNL_MSG_CT_DELETE`.
     pub fn parse(body: &[u8]) -> Self {
         let mut entry = Self { tuple: tuple(&[]), mark: 0, left: u32::MAX, is_live: true, bytes: [0; 2] };
         for (kind, value) in netlink::attrs(body, BODY) {
@@ -115,7 +122,7 @@ impl Entry {
     }
 }
 
-/// Reads a tuple's attributes.
+/// Reads the attributes of `CTA_TUPLE_*`.
 fn tuple(attrs: &[u8]) -> Tuple {
     let [ip, ports] = [CTA_TUPLE_IP, CTA_TUPLE_PROTO].map(|kind| within(attrs, kind).unwrap_or_default());
     let address = |end: usize| {
@@ -130,8 +137,9 @@ fn tuple(attrs: &[u8]) -> Tuple {
     Tuple { source, destination, source_port, destination_port }
 }
 
-/// Finds among all connections those that make room for others, `count` at most: up to half of those of the client that
-/// has the most, idle ones before busy ones. Changes their order.
+/// The connections to end when the table is nearly full: `count` at most, and at most half of those of the
+/// client with the most. Connections that have been idle for longer than that client's average come first.
+/// Reorders `entries`.
 pub fn yielding(entries: &mut [Entry], count: usize) -> &[Entry] {
     let mut most: &mut [Entry] = &mut [];
     let mut rest = entries;
@@ -150,7 +158,7 @@ pub fn yielding(entries: &mut [Entry], count: usize) -> &[Entry] {
     &most[..count.min(all / 2)]
 }
 
-/// Puts those first that are meant. Returns how many they are.
+/// Moves entries for which `are_meant` is true to the front. Returns their number.
 fn bring_forward(entries: &mut [Entry], are_meant: &dyn Fn(&Entry) -> bool) -> usize {
     let mut count = 0;
     for at in 0..entries.len() {
@@ -162,12 +170,12 @@ fn bring_forward(entries: &mut [Entry], are_meant: &dyn Fn(&Entry) -> bool) -> u
     count
 }
 
-/// The attribute of this kind within another.
+/// The value of the first attribute of this kind.
 fn within(attrs: &[u8], kind: u16) -> Option<&[u8]> {
     netlink::attrs(attrs, 0).find_map(|(it, value)| (it == kind).then_some(value))
 }
 
-/// A request for one entry of TCP: `direction` tells whose tuple it is.
+/// A request for one TCP entry, by the tuple of a direction (`CTA_TUPLE_ORIG` or `CTA_TUPLE_REPLY`).
 fn one(kind: u16, direction: u16, tuple: &Tuple) -> Message {
     let attrs = || Message::new(0, 0, &[]);
     let (source, destination) = (tuple.source.to_canonical(), tuple.destination.to_canonical());
@@ -235,7 +243,7 @@ mod tests {
         }
     }
 
-    /// A machine has a /64 of addresses; others keep what they have.
+    /// An IPv6 client counts by its /64. Other clients lose nothing.
     #[test]
     fn the_one_with_the_most_makes_room() {
         let client = |address: &str| {
@@ -256,7 +264,7 @@ mod tests {
         assert!(yielding(&mut [], 3).is_empty());
     }
 
-    /// Of which there may be too few.
+    /// If there are too few idle connections, busy ones follow.
     #[test]
     fn idle_ones_make_room_first() {
         let entry = |left| Entry { left, ..Entry::parse(&[]) };
@@ -268,7 +276,7 @@ mod tests {
         assert_eq!(left(9).len(), 5);
     }
 
-    /// Numbers are big-endian on all machines.
+    /// The kernel expects these numbers big-endian, also on little-endian machines.
     #[test]
     fn asks_by_mark() {
         let message = Entry::list(0x7400_c000, 0xff00_c000);
@@ -277,7 +285,7 @@ mod tests {
         assert_eq!(message.body(), expected.concat());
     }
 
-    /// By what comes back: from where NAT has led it, to who began it.
+    /// The entry is found by its reply direction: from the address that NAT has chosen to the client.
     #[test]
     fn asks_for_what_nat_has_led_elsewhere() {
         let tuple = Tuple {

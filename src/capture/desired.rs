@@ -1,4 +1,4 @@
-//! What the kernel should have.
+//! The rules and routes that the kernel should have.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -8,28 +8,28 @@ use super::rules::rules;
 use super::{Path, Route, Rule, Uplinks};
 use crate::config::Config;
 
-/// Rules and routes. There may be thousands of routes.
+/// Desired rules and routes. There may be thousands of routes.
 #[derive(Default)]
 pub struct Desired {
-    /// The rules, in the order to add them.
+    /// The rules, in the order in which they must be added.
     pub rules: Vec<Rule>,
-    /// The routes, likewise.
+    /// The routes, in the order in which they must be added.
     pub(super) groups: Vec<Group>,
-    /// Which configured networks are not among them, and why: a sentence each.
+    /// One sentence for each configured network that can't be captured, with the reason.
     pub ignored: Vec<String>,
 }
 
 impl Desired {
-    /// What a configuration asks for, with a TUN of this name and index. On the forward path that is next to nothing for
-    /// families with a default route: the firewall captures all that has a route. Without an index it is what refuses all that is
-    /// captured, until there is a daemon.
+    /// The rules and routes for a configuration, with a TUN of this name and index. On the forward path there
+    /// are hardly any for a family with a default route, because the firewall captures all of its packets.
+    /// With `index: None` (no daemon runs) they refuse what would be captured.
     pub fn new(config: &Config, path: Path, tun: &str, index: Option<u32>, uplinks: &Uplinks) -> Self {
         let (mut groups, ignored) = routes(config, index);
         let forwards = path == Path::Forward && index.is_some();
         let are_firewalls = uplinks.has_default.map(|has| has && forwards);
         let rules = rules(config, forwards, are_firewalls, tun, &groups);
         if rules.is_empty() {
-            groups.clear(); // nothing leads there
+            groups.clear(); // no rule looks into the table
         }
         if forwards && config.local {
             groups.push(fallback(config));
@@ -37,13 +37,13 @@ impl Desired {
         Self { rules, groups, ignored }
     }
 
-    /// The routes, in the order to add them.
+    /// All routes, in the order in which they must be added.
     #[cfg(test)]
     pub fn routes(&self) -> impl Iterator<Item = Route> {
         self.groups.iter().flat_map(|group| group.nets.iter().map(|net| group.route(*net)))
     }
 
-    /// The number of the route that has the key of this one, and that route.
+    /// The desired route with the same key as `route`, and its number.
     pub fn find(&self, route: &Route) -> Option<(usize, Route)> {
         let mut before = 0;
         for group in &self.groups {

@@ -1,4 +1,4 @@
-//! Messages about network devices and their addresses.
+//! Netlink messages about network devices and their addresses.
 
 use super::netlink::{self, Message, NLM_F_CREATE, NLM_F_REPLACE};
 use super::{V4, V6};
@@ -6,13 +6,13 @@ use crate::net::IpNet;
 
 // <linux/rtnetlink.h>
 
-/// The kind of a message: a device is new or has changed, or is to be changed.
+/// Message type: a device is new or has changed; as a request: change it.
 pub const RTM_NEWLINK: u16 = 16;
-/// A device is gone.
+/// Message type: a device is gone.
 pub const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
-/// An address is gone.
+/// Message type: an address is gone.
 pub const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 
@@ -25,7 +25,7 @@ const IFA_F_NODAD: u8 = 2;
 /// <linux/if.h>
 const IFF_UP: u32 = 1;
 
-/// Length of `struct ifinfomsg`: family, type, index, flags, and which flags to change.
+/// Length of `struct ifinfomsg`: family, type, index, flags, mask of flags to change.
 pub(super) const BODY: usize = 16;
 /// Length of `struct ifaddrmsg`: family, prefix, flags, scope, index.
 const ADDRESS_BODY: usize = 8;
@@ -51,8 +51,8 @@ pub fn bring_up(index: u32) -> Message {
     Message::new(RTM_NEWLINK, 0, &body)
 }
 
-/// The request that gives a device an address and its network. Without duplicate detection it can be bound at once;
-/// there is nobody on a TUN who could have it too.
+/// The request that gives a device an address with its prefix. IPv6 skips duplicate address detection
+/// (`IFA_F_NODAD`): no other host is on a TUN, and the address can be bound at once.
 pub fn add_address(index: u32, net: IpNet) -> Message {
     let (family, flags) = match net {
         IpNet::V4(_) => (V4, 0),
@@ -70,12 +70,12 @@ pub fn addresses() -> Message {
     Message::new(RTM_GETADDR, 0, &[0; ADDRESS_BODY])
 }
 
-/// Reads the body of an `RTM_NEWADDR`: this machine's address with its network.
+/// Reads the body of an `RTM_NEWADDR`: the machine's address, with its prefix.
 pub fn address(body: &[u8]) -> Option<IpNet> {
     let prefix = *body.get(1)?;
     let mut address = None;
     for (kind, value) in netlink::attrs(body, ADDRESS_BODY) {
-        // Where both are there, the other is the peer's.
+        // On a point-to-point link `IFA_ADDRESS` is the peer's address, and `IFA_LOCAL` this machine's.
         if kind == IFA_LOCAL || kind == IFA_ADDRESS && address.is_none() {
             address = netlink::address(value);
         }
@@ -83,7 +83,8 @@ pub fn address(body: &[u8]) -> Option<IpNet> {
     Some(IpNet::new(address?, prefix))
 }
 
-/// The device that a message is about: `struct ifinfomsg` and `struct ifaddrmsg` have its index in one place.
+/// The index of the device that a message is about. `struct ifinfomsg` and `struct ifaddrmsg` have it at the
+/// same offset.
 pub fn index(body: &[u8]) -> u32 {
     netlink::u32_at(body, 4)
 }
@@ -117,7 +118,7 @@ mod tests {
             let net = IpNet::parse(text).unwrap();
             assert_eq!(address(add_address(7, net).body()), Some(net));
         }
-        // The peer of a point-to-point link comes first.
+        // A point-to-point link, with the peer's address first.
         let body = [V4, 32, 0, 0, 7, 0, 0, 0];
         let message = Message::new(RTM_NEWADDR, 0, &body)
             .attr(IFA_ADDRESS, &[192, 0, 2, 9])

@@ -1,4 +1,4 @@
-//! Messages that tell where a client is: its Ethernet address, and the device that it is behind.
+//! Netlink messages that find a client's Ethernet address, and the device by which it is reached.
 
 use alloc::string::String;
 use core::net::IpAddr;
@@ -18,12 +18,12 @@ const RTA_MARK: u16 = 16;
 /// Lengths of `struct ndmsg` and `struct rtmsg`.
 const BODY: usize = 12;
 
-/// The request for all neighbours of a client's family.
+/// The request for all neighbours (ARP, NDP) of a client's address family.
 pub fn list(client: IpAddr) -> Message {
     Message::new(RTM_GETNEIGH, 0, &body(client, 0))
 }
 
-/// Reads one of them: the Ethernet address, if it is the client.
+/// Reads a neighbour: its Ethernet address as text, if it is the client.
 pub fn mac(body: &[u8], client: IpAddr) -> Option<String> {
     let (mut is_client, mut mac) = (false, None);
     for (kind, value) in netlink::attrs(body, BODY) {
@@ -48,13 +48,13 @@ fn text(mac: &[u8]) -> String {
     text
 }
 
-/// The request for the way to a client, of a packet with this mark.
+/// The request for the route of a packet to a client, with this mark.
 pub fn way(client: IpAddr, mark: u32) -> Message {
     let body = body(client, IpNet::host(client).prefix());
     Message::new(RTM_GETROUTE, 0, &body).attr_addr(RTA_DST, client).attr_u32(RTA_MARK, mark)
 }
 
-/// Reads it: the index of the device.
+/// Reads a route: the index of its device.
 pub fn device(body: &[u8]) -> Option<u32> {
     let mut attrs = netlink::attrs(body, BODY);
     attrs.find(|(kind, _)| *kind == RTA_OIF).map(|(_, value)| netlink::u32_at(value, 0))

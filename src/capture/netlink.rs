@@ -1,8 +1,8 @@
-//! Netlink's messages as bytes (RFC 3549, `<linux/netlink.h>`).
+//! Netlink messages as bytes (RFC 3549, `<linux/netlink.h>`).
 //!
-//! A message is a header, a body whose shape its kind gives, and attributes (type, length, value), all in the
-//! machine's byte order. Own code: what we need of them is this one file, and `netlink-packet-route` with its
-//! socket crates would bring decoders for everything.
+//! A message has a header, a body whose shape depends on the message type, and attributes (type, length,
+//! value). Numbers are in the machine's byte order. The crate `netlink-packet-route` would bring decoders for
+//! everything; what this project needs fits one file.
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
@@ -13,15 +13,15 @@ use core::net::IpAddr;
 
 // <linux/netlink.h>
 
-/// Have the kernel say how it went.
+/// Ask the kernel for an acknowledgement.
 pub const NLM_F_ACK: u16 = 4;
-/// All things of a kind.
+/// List all objects.
 pub const NLM_F_DUMP: u16 = 0x300;
-/// Make it if it isn't there.
+/// Create the object if it does not exist.
 pub const NLM_F_CREATE: u16 = 0x400;
-/// Don't touch it if it is there.
+/// Fail if the object exists.
 pub const NLM_F_EXCL: u16 = 0x200;
-/// Put it in the place of one that is there.
+/// Replace an existing object.
 pub const NLM_F_REPLACE: u16 = 0x100;
 
 const NLM_F_REQUEST: u16 = 1;
@@ -44,10 +44,10 @@ const ATTR_HEADER: usize = 4;
 pub struct Message(Vec<u8>);
 
 impl Message {
-    /// A request of a kind (`RTM_*`) with `NLM_F_*` flags. The body is the fixed struct of the kind, or a
-    /// received body whole, attributes included.
+    /// A request of a type (`RTM_*`) with `NLM_F_*` flags. `body` is the fixed struct of that type, or the
+    /// whole body of a received message with its attributes.
     pub fn new(kind: u16, flags: u16, body: &[u8]) -> Self {
-        let mut bytes = vec![0; HEADER]; // the length and the number are written when it is sent
+        let mut bytes = vec![0; HEADER]; // `finish` writes the length and the sequence number
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
         bytes[6..8].copy_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
         bytes.extend_from_slice(body);
@@ -56,7 +56,7 @@ impl Message {
         message
     }
 
-    /// Appends an attribute of less than 64 KiB.
+    /// Appends an attribute. The value must be shorter than 64 KiB.
     pub fn attr(mut self, kind: u16, value: &[u8]) -> Self {
         let length = (ATTR_HEADER + value.len()) as u16;
         self.0.extend_from_slice(&length.to_ne_bytes());
@@ -66,17 +66,17 @@ impl Message {
         self
     }
 
-    /// Appends the attributes of another message, within one.
+    /// Appends an attribute that contains the attributes of another message.
     pub fn nest(self, kind: u16, attrs: Self) -> Self {
         self.attr(NESTED | kind, &attrs.0[HEADER..])
     }
 
-    /// Appends a number.
+    /// Appends a number in the machine's byte order.
     pub fn attr_u32(self, kind: u16, value: u32) -> Self {
         self.attr(kind, &value.to_ne_bytes())
     }
 
-    /// Appends a text and the NUL behind it.
+    /// Appends a NUL-terminated text.
     pub fn attr_text(self, kind: u16, value: &str) -> Self {
         self.attr(kind, &[value.as_bytes(), &[0]].concat())
     }
@@ -89,7 +89,7 @@ impl Message {
         }
     }
 
-    /// What follows the header, as [`Received::body`].
+    /// The bytes after the header, as in [`Received::body`].
     #[cfg(test)]
     pub fn body(&self) -> &[u8] {
         &self.0[HEADER..]
@@ -99,7 +99,7 @@ impl Message {
         self.0.resize(align(self.0.len()), 0);
     }
 
-    /// The bytes to send, with `NLM_F_*` flags more and a number that the answer will bear.
+    /// The bytes to send, with additional `NLM_F_*` flags. The answer has the same sequence number.
     pub fn finish(mut self, flags: u16, sequence: u32) -> Vec<u8> {
         let length = self.0.len() as u32;
         let flags = flags | u16_at(&self.0, 6);
@@ -114,36 +114,36 @@ impl Message {
 pub struct Received<'a> {
     /// `RTM_*` or `NLMSG_*`.
     pub kind: u16,
-    /// What follows the header: the fixed struct of the kind and its attributes.
+    /// The bytes after the header: the fixed struct of the message type, and attributes.
     pub body: &'a [u8],
-    /// The number of the request that it answers.
+    /// The sequence number of the request that this answers.
     pub sequence: u32,
     flags: u16,
 }
 
-/// What a message means to whoever asked.
+/// What an answer means for its request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// One thing, and more will follow.
+    /// One object; more messages follow.
     Part,
-    /// The end: it is done.
+    /// The end: the request has succeeded.
     Done,
-    /// The end: it is not.
+    /// The end: the request has failed.
     Refused(Refusal),
 }
 
-/// Why the kernel does not do something.
+/// Why the kernel has refused a request.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// `E*`
     pub errno: i32,
-    /// A sentence, where the kernel has one.
+    /// The kernel's explanation (extended ACK); empty if there is none.
     pub reason: String,
 }
 
 impl Received<'_> {
-    /// Reads `struct nlmsgerr`: 0 or a negative errno, the request (only its header if capped), then
-    /// attributes. The end of a dump has the number alone.
+    /// Reads `struct nlmsgerr`: 0 or a negative errno, the request (with `NLM_F_CAPPED` only its header),
+    /// then attributes. The end of a dump (`NLMSG_DONE`) has the number alone.
     pub fn answer(&self) -> Answer {
         if !matches!(self.kind, NLMSG_ERROR | NLMSG_DONE) {
             return Answer::Part;
@@ -168,7 +168,7 @@ impl Received<'_> {
     }
 }
 
-/// The messages in what one read gave; ends at the first that is cut.
+/// The messages in the bytes of one read, up to the first that is cut.
 pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
     core::iter::from_fn(move || {
         let length = u32_at(bytes, 0) as usize;
@@ -183,7 +183,7 @@ pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
     })
 }
 
-/// The attributes behind a fixed struct of `skip` bytes; ends at the first that is cut.
+/// The attributes after a fixed struct of `skip` bytes, up to the first that is cut.
 pub fn attrs(body: &[u8], skip: usize) -> impl Iterator<Item = (u16, &[u8])> {
     let mut bytes = body.get(align(skip)..).unwrap_or_default();
     core::iter::from_fn(move || {
@@ -194,18 +194,18 @@ pub fn attrs(body: &[u8], skip: usize) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// The number at an offset, 0 where the bytes end before.
+/// The number at an offset; 0 if the bytes are too short.
 pub fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     array_at(bytes, offset).map_or(0, u32::from_ne_bytes)
 }
 
-/// The address that a value is: 4 or 16 bytes.
+/// Reads an address: 4 or 16 bytes.
 pub fn address(value: &[u8]) -> Option<IpAddr> {
     let ipv4 = <[u8; 4]>::try_from(value).map(IpAddr::from).ok();
     ipv4.or_else(|| <[u8; 16]>::try_from(value).map(IpAddr::from).ok())
 }
 
-/// The bytes at an offset, if there are that many.
+/// `N` bytes at an offset; `None` if the bytes are too short.
 pub fn array_at<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
     bytes.get(offset..)?.first_chunk().copied()
 }
@@ -214,7 +214,7 @@ fn u16_at(bytes: &[u8], offset: usize) -> u16 {
     array_at(bytes, offset).map_or(0, u16::from_ne_bytes)
 }
 
-/// `NLMSG_ALIGN` and `NLA_ALIGN`; a length that lies may be all that `usize` holds, and stays beyond the end.
+/// `NLMSG_ALIGN` and `NLA_ALIGN`. It saturates, so that a forged length stays beyond the end.
 fn align(length: usize) -> usize {
     length.saturating_add(3) & !3
 }
@@ -260,7 +260,7 @@ mod tests {
             assert_eq!(messages(&bytes[..cut]).count(), 0);
             assert!(attrs(&first.body[..cut.min(first.body.len())], 12).count() <= 2);
         }
-        // Lengths that lie: shorter than the header, zero, beyond the end.
+        // Wrong lengths: shorter than the header, zero, beyond the end.
         for length in [0, 1, 15, u32::MAX] {
             bytes[0..4].copy_from_slice(&u32::to_ne_bytes(length));
             assert_eq!(messages(&bytes).count(), 0);

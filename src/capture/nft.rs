@@ -1,29 +1,83 @@
-//! The firewall's tables of our own, one a family (`dup` is not to be had in `inet`), as text for nft(8).
+//! The firewall's tables, as commands for nft(8). Each address family has a table of its own, because `dup`
+//! does not exist in family `inet`. `nft/forward.nft` is the whole text for one configuration of the forward
+//! path.
 //!
-//! What is **captured** is what the machine is about to forward: its routing and its firewall have decided already.
-//! Chain `forwarded` asks whose it is and to where, `captured` what of it; `take` is the end: on the forward path it goes
-//! into the TUN, and otherwise it is refused. So nothing leaks, whatever becomes of the daemon, of policy rules or of
-//! routes: on the relay path rules lead it into the TUN, and what comes here has lost its way.
+//! # The chains
 //!
-//! Chain `sent` asks the same of what the machine itself sends. That can't be taken with `dup` and `drop`, of which its TCP
-//! would hear: NAT leads it to the address behind the TUN, and conntrack tells the daemon to where it was.
+//! By hook and priority. Parentheses: what else is at that place, of the kernel or of the router's own
+//! firewall.
 //!
-//! On the **forward path** conntrack's mark tells where a connection is in its life:
+//! ```text
+//!  prerouting                    forward                    postrouting
+//!  -300 arrived                  -139 tunnelled               99 source
+//!  -200 (conntrack)                 0 (the firewall)         100 (source NAT)
+//!  -139 exempt_forwarded           10 forwarded
+//!       spare_forwarded
+//!       past_rules, paused       input                      output
+//!  -100 (destination NAT)          -1 stale                 -301 learn
+//!   -90 handshakes                                          -300 to_client
+//!       (routing)                                           -200 (conntrack)
+//!                                                           -150 to_proxy
+//!                                                           -139 exempt_local
+//!                                                           -101 sent
+//!                                                           -100 destination
+//!                                                             -1 guard
+//! ```
 //!
-//! | mark | the connection |
+//! | chain | on | purpose |
+//! |---|---|---|
+//! | `arrived` | both paths | with `handshakes`: no conntrack entries for packets that relays send to clients; without: drops forged addresses of the TUN's subnet |
+//! | `forwarded` | both | decides which forwarded packets are captured; ends in `take` |
+//! | `sent` | both | the same for packets that this machine itself sends (`local`) |
+//! | `direct`, `spare` | both | not at a hook: connections that the configured rules let go directly |
+//! | `captured`, `take` | both | not at a hook: which protocols and ports are captured; what happens to a captured packet |
+//! | `learn` | both | takes addresses of names that rules let go directly from the daemon's datagrams |
+//! | `paused` | both | marks connections that begin while their client is paused |
+//! | `past_rules` | both | while no daemon runs: brings TCP past the policy rules to `forwarded`, which resets it |
+//! | `handshakes` | forward | packets of handshakes go into the TUN; a client's first ACK releases its connection; drops forged addresses of the TUN's subnet |
+//! | `to_client`, `to_proxy` | forward | packets that the daemon sends in a handshake |
+//! | `destination`, `source`, `guard` | forward | NAT of handshakes, and the check that it has been applied |
+//! | `stale` | forward | ends connections that a proxy remembers and conntrack does not |
+//! | `spare_forwarded` | forward | keeps policy rules from capturing what NAT leads to a proxy |
+//! | `tunnelled` | relay | marks connections that are routed into the TUN |
+//! | `exempt_forwarded`, `exempt_local` | where policy rules capture | keeps them from capturing answers to connections from outside |
+//!
+//! # What is captured
+//!
+//! A packet is captured when this machine is about to forward it, after routing and after the firewall's own
+//! chains. `take` copies it into the TUN and drops the original (forward path), or refuses it. Nothing leaks,
+//! even if the daemon, policy rules or routes are gone. On the relay path policy rules lead packets into the
+//! TUN; a packet that `forwarded` would capture there has got past them, and is refused.
+//!
+//! This machine's own packets can't be copied and dropped, because the sending socket gets an error (EPERM)
+//! for the drop. Instead, DNAT leads these connections to an address behind the TUN, and the daemon asks
+//! conntrack for the original destination.
+//!
+//! # The marks of the forward path
+//!
+//! The connection's mark (`ct mark`) is its state:
+//!
+//! | `ct mark` | state |
 //! |---|---|
-//! | configured mark + [`HANDSHAKE`] + number of the proxy | belongs to a handshake: all that comes back goes into the TUN |
-//! | [`ANSWERED`] | its client has its SYN-ACK; the next packet of the client releases it |
-//! | [`RELEASED`] | is the kernel's alone, and conntrack's NAT is its way |
+//! | configured mark + [`HANDSHAKE`] + number of the proxy | the daemon's handshake with the proxy is under way: all packets go into the TUN |
+//! | [`ANSWERED`] | the client has been sent its SYN-ACK; its ACK releases the connection |
+//! | [`RELEASED`] | the kernel forwards the connection with conntrack's NAT; the daemon takes no part |
 //!
-//! Packets of ours bear the same marks; [`TO_CLIENT`] is for those to clients, which conntrack must not see.
+//! Packets from the daemon's raw sockets have the same marks. [`TO_CLIENT`] marks its packets to clients,
+//! which conntrack must not see.
 //!
-//! On the **relay path** answers to connections from outside are exempt from being captured: connection tracking knows
-//! who began, unless it was told to forget or did so after hours of silence: then whoever speaks first seems to. Hence a
-//! mark on connections that seem to begin with us.
+//! # The relay path
 //!
-//! Replaced as a whole by `nft -f`, so that there is never half of them. Firewalls that are restarted may delete them;
-//! notifications tell.
+//! Answers to connections from outside must not be captured. Conntrack tells them by their direction,
+//! `reply`. That is not enough: conntrack may lose the entry of a relayed connection (by a flush, or after
+//! hours of silence). The next packet then makes a new entry, with its own direction as `original`. If the
+//! daemon sends that packet, the client's packets become replies. So a connection whose first packet comes
+//! out of the TUN gets the mark `begun`, and its replies are not exempt.
+//!
+//! # Replacement
+//!
+//! `nft -f` replaces the tables in one transaction, so no packet meets half of them. A firewall that restarts
+//! may delete them; the daemon learns of it by notifications ([`follow`]) and puts them back.
 
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -42,50 +96,57 @@ use crate::net::IpNet;
 use crate::rules::{Action, Rule};
 use crate::time::Instant;
 
-/// Where a TCP header's flags are, with the window behind them, `@th,96,32`: what fits a register nft tests the fastest, and
-/// this is asked of every packet. What bears [`RELEASED`] is TCP, or an error about it: that may pass as well.
+/// The SYN flag within `@th,96,32`, the 32 bits of a TCP header with data offset, flags and window. nft tests
+/// 32 bits faster than one flag (`nft_bitwise_fast_ops`), and every forwarded packet meets this test. The
+/// connection is [`RELEASED`], so the packet is TCP or an ICMP error about it. An error may pass whatever the
+/// test says.
 const SYN_BIT: u32 = 0x0002_0000;
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWTABLE` (<linux/netfilter/nfnetlink.h>, nf_tables.h).
 const NEW_TABLE: u16 = 10 << 8;
-/// The same with `NFT_MSG_GETTABLE`.
+/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE`
 const GET_TABLE: u16 = 10 << 8 | 1;
-/// The same with `NFT_MSG_DELTABLE`.
+/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_DELTABLE`
 const DELETE_TABLE: u16 = 10 << 8 | 2;
-/// `NFT_MSG_NEWCHAIN`
+/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWCHAIN`
 const NEW_CHAIN: u16 = 10 << 8 | 3;
 /// `NFTA_TABLE_NAME`, and `NFTA_CHAIN_TABLE`.
 const TABLE_NAME: u16 = 1;
 /// `NFTA_CHAIN_NAME`
 const CHAIN_NAME: u16 = 3;
-/// The chain that tables have as long as no daemon runs.
+/// The chain by which tables without a daemon are recognised.
 const PAST_RULES: &str = "past_rules";
 /// Length of `struct nfgenmsg`.
 const BODY: usize = 4;
 
-/// Of a mark: which state, beside the bits of `MARK_MASK`, which are the configured mark's.
+/// Mask of a mark: the configured mark (`MARK_MASK`) and the state.
 pub const STATES: u32 = MARK_MASK | 0xc000;
-/// Of a mark: which of [`Tables::proxies`], counted from 1.
+/// Mask of a mark: the proxy's number, which is its place in [`Tables::proxies`], counted from 1.
 pub const PROXIES: u32 = 0xff;
-/// Of [`PROXIES`]: the one that stands for the daemon itself, which tests the way to it.
+/// The proxy number for the daemon's test of the forward path. NAT leads it to [`PROBE_PORT`] of the address
+/// behind the TUN.
 pub const PROBE: u8 = 0xff;
-/// The number of no proxy: a packet that bears it says that the daemon is alive, and goes nowhere.
+/// The proxy number of the daemon's sign of life. Chain `to_client` renews the packet's family in the set
+/// `alive`, and drops the packet.
 pub const ALIVE: u8 = 0;
-/// For so many seconds after the last.
+/// Seconds after the last sign of life until the daemon counts as dead.
 const ALIVE_TIMEOUT: u8 = 10;
-/// A released connection that conntrack forgets within so many seconds is over: its time-out of TIME_WAIT.
+/// A released connection that conntrack will forget within this many seconds is over. It is the time-out of
+/// TIME_WAIT (`nf_conntrack_tcp_timeout_time_wait`), the longest of a closing connection.
 const OVER: u8 = 120;
-/// The port of [`PROBE`]: discard (RFC 863).
+/// The port for [`PROBE`]: discard (RFC 863).
 pub const PROBE_PORT: u16 = 9;
-/// The state of packets, and their connection, that belong to a handshake.
+/// State: the daemon is in its handshake with the proxy.
 pub const HANDSHAKE: u32 = 0x4000;
-/// The state once the client has been answered.
+/// State: the client has been sent its SYN-ACK. (With proxy number 0, on a datagram: its destination is an
+/// address of a direct name, for chain `learn`.)
 pub const ANSWERED: u32 = 0x8000;
-/// The state of a connection that the client has released...
+/// State of a connection: the client has acknowledged its SYN-ACK, and the kernel forwards the connection.
 pub const RELEASED: u32 = 0xc000;
-/// ...and of packets that we send to clients.
+/// State of a packet: the daemon sends it to a client. It has the value of [`RELEASED`], which only
+/// connections have.
 pub const TO_CLIENT: u32 = 0xc000;
 
-/// Never takes a default route: what is for many, or for a link.
+/// Destinations that never take a default route: multicast, limited broadcast and link-local.
 const LINK: [IpNet; 4] = [
     IpNet::new(IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4),
     IpNet::new(IpAddr::V4(Ipv4Addr::BROADCAST), 32),
@@ -93,43 +154,44 @@ const LINK: [IpNet; 4] = [
     IpNet::new(IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
 ];
 
-/// The tables' name, in both families.
+/// The name of the tables, the same in both families.
 pub fn name(config: &Config) -> String {
     format!("tcp_over_http_{}", config.tun.replace(|c: char| !c.is_ascii_alphanumeric(), "_"))
 }
 
-/// The commands that delete the tables whether they are there or not.
+/// The commands that delete the tables, whether or not they exist.
 pub fn delete(name: &str) -> String {
     ["ip", "ip6"].map(|family| format!("add table {family} {name}\ndelete table {family} {name}\n")).concat()
 }
 
-/// The commands that leave of the tables what the connections need that the kernel forwards: that there is a NAT chain at
-/// all, for without any the kernel stops translating.
+/// The commands that replace the tables by an empty NAT chain, for the connections that the kernel goes on to
+/// forward: without any NAT chain it stops translating.
 pub fn leave_nat(name: &str) -> String {
     let chain = "chain source {\ntype nat hook postrouting priority srcnat - 1; policy accept;\n}";
     let tables = ["ip", "ip6"].map(|family| format!("table {family} {name} {{\n{chain}\n}}\n"));
     delete(name) + &tables.concat()
 }
 
-/// The request for the table of a family (`AF_*`), which fails with ENOENT if there is none.
+/// The request for the table of a family (`AF_*`). It fails with ENOENT if there is none.
 pub fn find(name: &str, family: u8) -> Message {
     Message::new(GET_TABLE, 0, &[family, 0, 0, 0]).attr_text(TABLE_NAME, name)
 }
 
-/// The commands that put tables in place, at whatever time: a pause ends when it was to.
+/// The commands that put the tables in place. They run again whenever somebody has deleted the tables.
 #[derive(Debug)]
 pub struct Commands {
     name: String,
     rules: String,
-    /// Whether a family has a table.
+    /// Whether IPv4 and IPv6 have a table.
     has_table: [bool; 2],
     pauses: Pauses,
-    /// The policy rules that are to be there while the tables, which somebody else has deleted, are not.
+    /// The policy rules that drop captured traffic while somebody else has deleted the tables.
     pub lost: Vec<super::Rule>,
 }
 
 impl Commands {
-    /// Their text. The rules hold nobody who is paused: that is added, for the time that is left of it now.
+    /// The text to run at the time `now`. Each pause becomes an element of the set `paused`, with a time-out
+    /// of what is left of the pause.
     pub fn at(&self, now: Instant) -> String {
         let mut text = self.rules.clone();
         for (client, left) in self.pauses.left(now) {
@@ -145,31 +207,31 @@ impl Commands {
     }
 }
 
-/// Who stands for everybody, in each family.
+/// The element that stands for all clients of a family, in the set `paused`.
 const EVERYBODY: [(&str, IpAddr); 2] =
     [("ip", IpAddr::V4(Ipv4Addr::UNSPECIFIED)), ("ip6", IpAddr::V6(Ipv6Addr::UNSPECIFIED))];
 
-/// What the tables are made of.
+/// What the tables depend on.
 #[derive(Clone, Copy)]
 pub struct Tables<'a> {
     /// The configuration.
     pub config: &'a Config,
-    /// How connections get to proxies.
+    /// The path of connections to proxies.
     pub path: Path,
     /// Whether a daemon reads the TUN.
     pub is_running: bool,
-    /// What is nearby, and where default routes lead.
+    /// Directly reachable networks, and the devices of default routes.
     pub uplinks: &'a Uplinks,
     /// The proxies' addresses: the first has the number 1.
     pub proxies: &'a [SocketAddr],
-    /// Who goes out directly for a while.
+    /// Clients that go out directly for a while.
     pub pauses: &'a Pauses,
-    /// What becomes of captured traffic that no daemon takes.
+    /// What happens to captured traffic that no daemon takes.
     pub on_failure: OnFailure,
 }
 
 impl Tables<'_> {
-    /// The commands that replace the tables, or delete them where none are needed.
+    /// The commands that replace the tables, or only delete them if none are needed.
     pub fn replace(&self) -> Commands {
         let name = name(self.config);
         let has_any = self.has_any();
@@ -185,13 +247,13 @@ impl Tables<'_> {
         }
     }
 
-    /// The commands that put the tables in place, and fail if there are some.
+    /// The commands that create the tables, and fail if they exist.
     pub fn create(&self) -> String {
         let name = name(self.config);
         self.append(&name, ["ip", "ip6"].map(|family| format!("create table {family} {name}\n")).concat())
     }
 
-    /// Whether a daemon takes what belongs to handshakes.
+    /// Whether a daemon makes handshakes with proxies.
     fn handshakes(&self) -> bool {
         self.path == Path::Forward && self.is_running
     }
@@ -218,13 +280,14 @@ impl Tables<'_> {
     }
 }
 
-/// The chains of one family.
+/// Writes the table of one family.
 struct Chains<'a> {
     tables: &'a Tables<'a>,
     family: &'static str,
-    /// The TUN's address and subnet.
+    /// The TUN's address, with its subnet.
     own: IpNet,
-    /// Any address behind the TUN.
+    /// An address of the TUN's subnet that no host has. `dup` and DNAT send packets to it, and so into the
+    /// TUN.
     behind: IpAddr,
     rules: &'a mut String,
 }
@@ -267,18 +330,19 @@ impl Chains<'_> {
         }
     }
 
-    /// Whether NAT leads into the TUN what the machine itself begins.
+    /// Whether NAT leads connections that this machine begins into the TUN.
     fn diverts(&self) -> bool {
         self.tables.handshakes() && self.tables.config.local
     }
 
-    /// Whether policy rules capture, since what has no route is neither forwarded nor sent.
+    /// Whether policy rules capture: always on the relay path; on the forward path for a family without a
+    /// default route. A packet without a route is dropped before it gets to the chains that capture.
     fn rules_capture(&self) -> bool {
         let Tables { path, uplinks, .. } = self.tables;
         *path == Path::Relay || !uplinks.has_default[usize::from(!self.behind.is_ipv4())]
     }
 
-    /// What the chains' text calls `$name`.
+    /// Defines the `$name`s that the chains use.
     fn define(&mut self) {
         let Config { tun, mark, .. } = self.tables.config;
         _ = write!(self.rules, "define tun = \"{tun}\"\ndefine behind = {}\n", self.behind);
@@ -301,8 +365,12 @@ impl Chains<'_> {
         }
     }
 
-    /// What rules let go: the kernel decides that by itself, once a connection. What the daemon carries stays with it, and
-    /// what policy rules lead to it of what the machine itself sends: that comes from the TUN's address.
+    /// Chain `direct`: connections that the configured rules let go directly. It decides once for each
+    /// connection, whose mark then has the result (`exempt`).
+    ///
+    /// Connections that the daemon carries stay with it. So do those of this machine that policy rules have
+    /// led into the TUN: the kernel has given them the TUN's address as source, with which they would get no
+    /// answer elsewhere. Hence `exempt_local` does not jump here.
     fn direct(&mut self) {
         let Tables { config, path, .. } = *self.tables;
         let has_names = config.rules.have_direct_names();
@@ -334,7 +402,7 @@ impl Chains<'_> {
         self.rules.push_str("}\n");
     }
 
-    /// One of the rules, as far as it concerns addresses.
+    /// Writes a configured rule, as far as nft can match it: everything but domains.
     fn rule(&mut self, rule: &Rule) {
         let verdict = if rule.action == Action::Direct { "goto spare" } else { "return" };
         let to = match rule.has_destinations() {
@@ -360,7 +428,9 @@ impl Chains<'_> {
         }
     }
 
-    /// What a relay sends to a client conntrack must not see, which would take it for invalid: it has not seen the SYN.
+    /// Chain `arrived`. Packets that a relay sends to a client, on the forward path, are not tracked.
+    /// Conntrack would call them invalid: `take` drops the client's SYN, and with it the entry that conntrack
+    /// was about to make.
     fn arrived(&mut self) {
         self.rules.push_str("chain arrived {\ntype filter hook prerouting priority raw; policy accept;\n");
         if self.tables.handshakes() {
@@ -375,13 +445,14 @@ impl Chains<'_> {
         self.rules.push_str("}\n");
     }
 
-    /// Nobody else has the TUN's addresses: its listener's answers are told by them.
+    /// Drops packets that come in by another device with a source in the TUN's subnet. The rewriter
+    /// recognises the listener's answers by that source, so nobody else may use it.
     fn foreign(&mut self) {
         _ = writeln!(self.rules, "{} saddr {} iifname != {{ $tun, \"lo\" }} drop", self.family, self.own);
     }
 
-    /// Who goes out directly for a while: connections that begin meanwhile, as long as the element lives. Those that the
-    /// proxy has go on there.
+    /// Set and chain `paused`. A connection that begins while its client is paused gets the mark `paused`. It
+    /// goes out directly as long as the client is in the set. Connections through the proxy stay there.
     fn paused(&mut self) {
         let Some(client) = self.paused_client() else { return };
         let Tables { config, uplinks, path, .. } = *self.tables;
@@ -396,10 +467,11 @@ impl Chains<'_> {
         if !uplinks.devices.is_empty() {
             _ = writeln!(self.rules, "iif {} return", Set(&uplinks.devices));
         }
-        // Fake addresses are nobody's.
+        // No server has a fake address, so connections to them can't go out directly.
         let fakes: Vec<_> = config.dns.fake_ranges().collect();
         self.nets("daddr", &fakes, "return");
-        // A connection that conntrack has forgotten does not begin.
+        // Conntrack calls any packet without an entry `new`, also one from the middle of a connection that it
+        // has forgotten. Such a connection may be the proxy's.
         _ = writeln!(
             self.rules,
             "ct state new tcp flags & (syn | ack) != syn return\n\
@@ -415,9 +487,12 @@ impl Chains<'_> {
         self.rules.push_str("}\n");
     }
 
+    /// Matches packets of connections that began while their client was paused.
     const IS_PAUSED: &'static str = "ct direction original ct mark & $ours == $paused";
 
-    /// What is looked for among the paused, if there are any: a client, or everybody, who is the address without a bit.
+    /// The expression to look up in the set `paused`; `None` if nobody of this family is paused. It is the
+    /// client's address or, if all clients are paused, that address with all bits masked out, which is their
+    /// common element.
     fn paused_client(&self) -> Option<String> {
         let everybody = if self.behind.is_ipv4() { "0.0.0.0" } else { "::" };
         let clients = || self.tables.pauses.clients();
@@ -428,7 +503,8 @@ impl Chains<'_> {
         clients().flatten().any(is_of_family).then(|| format!("{} saddr", self.family))
     }
 
-    /// Where what is captured ends: with the daemon, as long as it lives.
+    /// Chain `take`: a captured packet goes into the TUN while the daemon gives signs of life (set `alive`).
+    /// Otherwise it is refused or let go, as `on_failure` says.
     fn take(&mut self) {
         let Tables { path, is_running, on_failure, .. } = *self.tables;
         let is_taken = path == Path::Forward && is_running;
@@ -443,7 +519,8 @@ impl Chains<'_> {
         }
         self.rules.push_str("chain take {\n");
         if is_taken {
-            // What is forwarded, that is. Its own TCP would hear of the drop: NAT leads there what the machine itself begins.
+            // `meta iif` is 0 in the output hook. There the socket would get an error for the drop, so this
+            // machine's own packets take the way of DNAT ([`DIVERT`]).
             self.rules.push_str("meta iif != 0 meta protocol @alive dup to $behind device $tun drop\n");
             if self.diverts() {
                 self.rules.push_str(DIVERT);
@@ -455,7 +532,7 @@ impl Chains<'_> {
         });
     }
 
-    /// What of it.
+    /// Chain `captured`: which protocols and ports are captured, of packets whose client and destination are.
     fn captured(&mut self) {
         let Config { ports, non_tcp, quic, dns, .. } = self.tables.config;
         self.rules.push_str("chain captured {\n");
@@ -470,7 +547,8 @@ impl Chains<'_> {
         if *quic == Quic::Reject {
             self.rules.push_str("udp dport 443 goto take\n");
         }
-        // An error about what a relay has sent, of which conntrack knows nothing.
+        // An ICMP error about a packet that a relay has sent: conntrack does not know that packet
+        // (`arrived`). The daemon passes the error on to the relay's socket.
         if self.tables.path == Path::Forward {
             _ = writeln!(self.rules, "{} ct state invalid,untracked goto take", self.icmp_error());
         }
@@ -483,13 +561,18 @@ impl Chains<'_> {
         self.rules.push_str("}\n");
     }
 
-    /// Whose traffic it is, and to where: behind the firewall's own chain.
+    /// Chain `forwarded`: which forwarded packets are captured, by client and destination. It comes after the
+    /// firewall's own forward chains (priority `filter`), so what these reject is not captured.
     fn forwarded(&mut self) {
         let Tables { config, path, is_running, uplinks, .. } = *self.tables;
         self.rules
             .push_str("chain forwarded {\ntype filter hook forward priority filter + 10; policy accept;\n");
         match path {
-            // A SYN where a connection has ended, or is about to, begins anew: conntrack would lead it to the proxy.
+            // The second rule is for a client that uses a port again soon. Conntrack still has the old entry,
+            // and would lead the new SYN to the proxy. If that entry is about to expire (`OVER`), its
+            // connection is over: the SYN gets its original destination back and is captured. The last rule
+            // is for a client's packet during a handshake that `handshakes` has not taken, because no daemon
+            // is alive.
             Path::Forward => {
                 _ = write!(
                     self.rules,
@@ -506,7 +589,8 @@ impl Chains<'_> {
         }
         self.rules.push_str("iifname $tun oifname $tun drop\niifname $tun accept\n");
         if path == Path::Forward {
-            // Led there by routes: ours, where there is no default one, or the owner's.
+            // Routes lead these packets into the TUN: ours, for a family without a default route, or the
+            // administrator's.
             self.rules.push_str("oifname $tun goto take\n");
         }
         self.exempted();
@@ -521,15 +605,18 @@ impl Chains<'_> {
             let names: Vec<_> = config.interfaces.iter().map(|name| format!("\"{name}\"")).collect();
             _ = writeln!(self.rules, "iifname != {} accept", Set(&names));
         }
-        // Clients of the other family only: none of this one.
+        // If all `client`s are of the other family, no client of this one is captured.
         if !config.clients.is_empty() && !self.nets("saddr !=", &config.clients, "accept") {
             self.rules.push_str("accept\n");
         }
         self.destinations("goto captured");
     }
 
-    /// Policy rules refuse with errors, of which the kernel sends a client one a second, and to its other connections
-    /// nothing: what `forwarded` takes, whatever is nearby by now, gets there, and all of it is reset.
+    /// Chain `past_rules`, while no daemon runs. Policy rules lead captured packets to an `unreachable`
+    /// route, for which the kernel sends a client one ICMP error a second: most of its connections would hang
+    /// until they time out. So TCP gets the mark `exempt`, which takes it past the policy rules to chain
+    /// `forwarded`, and that resets every connection. What was directly reachable when the tables were
+    /// written is left to the policy rules: if that network is gone, they refuse.
     fn past_rules(&mut self) {
         self.rules.push_str(
             "chain past_rules {\n\
@@ -540,7 +627,9 @@ impl Chains<'_> {
         self.destinations("meta mark set meta mark & $others | $exempt");
     }
 
-    /// What the machine itself sends, and policy rules have not led into the TUN. Before NAT, which leads there what begins.
+    /// Chain `sent`: this machine's own packets that policy rules have not led into the TUN. It is just
+    /// before NAT, because the mark that `take` sets makes chain `destination` lead a connection into the
+    /// TUN.
     fn sent(&mut self) {
         self.rules.push_str(SENT);
         if self.diverts() {
@@ -557,7 +646,8 @@ impl Chains<'_> {
         self.destinations("goto captured");
     }
 
-    /// Answers to connections from outside, and what a proxy within the LAN sends, which would come back to it for ever.
+    /// Accepts answers to connections from outside, and connections of a proxy within the LAN, which the
+    /// daemon would send back to that proxy, for ever.
     fn exempted(&mut self) {
         self.rules.push_str("ct direction reply ct mark & $ours != $begun accept\n");
         for upstream in &self.tables.config.upstreams {
@@ -574,7 +664,7 @@ impl Chains<'_> {
         self.nets("daddr", &fakes, verdict);
     }
 
-    /// To where: the end of a chain.
+    /// Decides by destination; ends a chain. `captured` is the statement for what is captured.
     fn destinations(&mut self, captured: &str) {
         let Tables { config, uplinks, .. } = *self.tables;
         self.rules.push_str("jump direct\n");
@@ -588,7 +678,7 @@ impl Chains<'_> {
         self.rules.push_str("}\n");
     }
 
-    /// A rule about networks of this family, if there are any.
+    /// Writes a rule for those of the networks that are of this family. Returns false if none is.
     fn nets(&mut self, before: &str, nets: &[IpNet], after: &str) -> bool {
         let matching = self.matching(before, nets);
         if let Some(matching) = &matching {
@@ -597,7 +687,7 @@ impl Chains<'_> {
         matching.is_some()
     }
 
-    /// What matches networks of this family, if there are any.
+    /// The expression that matches those of the networks that are of this family; `None` if none is.
     fn matching(&self, before: &str, nets: &[IpNet]) -> Option<String> {
         let mut nets: Vec<_> = nets.to_vec();
         nets.retain(|net| net.addr().is_ipv4() == self.behind.is_ipv4());
@@ -605,8 +695,12 @@ impl Chains<'_> {
         (!nets.is_empty()).then(|| format!("{} {before} {} ", self.family, Set(&nets)))
     }
 
-    /// What the machine itself sends, before conntrack and before NAT: signs of life, which go nowhere, and a handshake's
-    /// packets. Errors that it makes about a client's packets go to the relay.
+    /// Chain `to_client`, before conntrack, and the first rule of `to_proxy`, before NAT. `to_client` takes
+    /// signs of life out, and has conntrack ignore packets to clients.
+    ///
+    /// The rule of `to_proxy` is about ICMP errors. If this machine can't forward a relay's packet to a
+    /// client, its error is for the packet's source, the server, and would leave by an uplink. It goes into
+    /// the TUN, for the relay. (Errors that leave by other devices are for clients.)
     fn sending(&mut self) {
         let Tables { uplinks, is_running, .. } = *self.tables;
         self.rules.push_str("chain to_client {\ntype filter hook output priority raw; policy accept;\n");
@@ -628,11 +722,12 @@ impl Chains<'_> {
         }
     }
 
-    /// What NAT needs beside [`Self::destination`], and what it has to have done.
+    /// Chains `source` and `guard`: source NAT, and the check that destination NAT has been applied.
     fn nat(&mut self) {
         self.rules.push_str(SOURCE);
         if self.diverts() {
-            // A socket that is bound to another device does not get there.
+            // A socket that is bound to an uplink (SO_BINDTODEVICE) keeps its route, also after DNAT: its
+            // packet would leave there.
             _ = writeln!(self.rules, "{} daddr $behind oifname != $tun drop", self.family);
         }
         self.rules.push_str("}\n");
@@ -647,7 +742,8 @@ impl Chains<'_> {
         self.rules.push_str("}\n");
     }
 
-    /// Which proxy a handshake's packets go to; what comes back, conntrack knows.
+    /// Chains `destination` and `stale`. DNAT leads the packets of a handshake to the proxy whose number
+    /// their mark has. Conntrack translates the proxy's answers back.
     fn destination(&mut self) {
         self.rules.push_str("chain destination {\ntype nat hook output priority -100; policy accept;\n");
         if self.diverts() {
@@ -665,8 +761,9 @@ impl Chains<'_> {
             }
         }
         self.rules.push_str("}\n");
-        // A proxy that still remembers an earlier connection from the port that NAT has chosen answers a SYN with an ACK,
-        // which conntrack knows nothing of: the reset makes it forget (RFC 9293 section 3.10.7.3), for the next SYN.
+        // NAT may choose a source port from which the proxy still remembers a connection. Then the proxy
+        // answers the SYN with an ACK, which conntrack calls invalid. A reset makes the proxy forget that
+        // connection (RFC 9293 section 3.10.7.3), and the repeated SYN connects.
         self.rules.push_str("chain stale {\ntype filter hook input priority filter - 1; policy accept;\n");
         for proxy in self.tables.proxies.iter().filter(|proxy| proxy.is_ipv4() == self.behind.is_ipv4()) {
             _ = writeln!(
@@ -680,7 +777,7 @@ impl Chains<'_> {
         self.rules.push_str("}\n");
     }
 
-    /// Matches errors that somebody whose packet it is about must hear of.
+    /// Matches the ICMP errors that the sender of the quoted packet must receive.
     const fn icmp_error(&self) -> &'static str {
         match self.behind {
             IpAddr::V4(_) => "icmp type destination-unreachable",
@@ -688,8 +785,9 @@ impl Chains<'_> {
         }
     }
 
-    /// Marks the answers to connections from outside, unless they bear a mark of ours, where policy rules capture, and on
-    /// the relay path what comes in by an uplink: neighbours there have no business with the proxy.
+    /// Chains `exempt_forwarded` and `exempt_local`, where policy rules capture. Answers to connections from
+    /// outside get the mark `exempt`, unless they have another mark of ours. On the relay path so do packets
+    /// that come in by an uplink: neighbours there are not clients.
     fn exempt(&mut self) {
         let Tables { config, path, uplinks, .. } = *self.tables;
         if path == Path::Relay {
@@ -718,7 +816,8 @@ impl Chains<'_> {
         self.rules.push_str("}\n");
     }
 
-    /// Marks errors about what a relay has sent, of which the router may be the maker: a policy rule leads them into the TUN.
+    /// Marks ICMP errors about packets of relays with `begun`; a policy rule leads them into the TUN. Other
+    /// hosts may have made the error, or this machine itself, so both chains have this rule.
     fn errors(&mut self) {
         _ = writeln!(
             self.rules,
@@ -728,12 +827,13 @@ impl Chains<'_> {
     }
 }
 
-/// What the machine itself begins. (What is no beginning for NAT, `guard` refuses.)
+/// Marks a connection that this machine begins, for chain `destination`. Conntrack may call a packet new
+/// although NAT has already decided about its connection; chain `guard` rejects that.
 const DIVERT: &str = "\
 meta iif == 0 ct state new meta protocol @alive meta mark set meta mark & $others | $begun accept
 ";
 
-/// Our own connections go past, and what has found its way.
+/// Accepts packets into the TUN or to this machine itself, the daemon's own packets, and exempt ones.
 const SENT: &str = "\
 chain sent {
 type filter hook output priority -101; policy accept;
@@ -741,13 +841,19 @@ oifname { $tun, \"lo\" } accept
 meta mark & $ours { $upstream, $exempt } accept
 ";
 
-/// What a link can't do without.
+/// IPv6 does not work on a link without neighbour discovery (RFC 4861).
 const NEIGHBOURS: &str = "\
 icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept
 ";
 
-/// The way of a handshake's packets. A reset that comes too late must not end what the kernel has, and a SYN
-/// would meet what is over: the daemon has it forgotten. The whole mark is set only once: others keep theirs in it.
+/// Packets of handshakes to the proxy:
+///
+/// - The first rule drops the daemon's SYN or RST where the connection's entry is released. A late reset must
+///   not end a connection that the kernel forwards. A SYN has met the entry of an earlier connection: the
+///   daemon learns of the drop (EPERM), and has conntrack forget the entry.
+/// - The second writes the whole mark, once for each connection. Later only the bits of the state change,
+///   because other software (mwan3) keeps bits of its own in the connection's mark.
+/// - The third notes that the client has been answered.
 const TO_PROXY: &str = "\
 meta mark & $state { $handshake, $answered } ct mark & $state == $released tcp flags & (syn | rst) != 0 drop
 meta mark & $state { $handshake, $answered } ct mark & $ours != $upstream ct mark set meta mark
@@ -755,14 +861,15 @@ meta mark & $state == $answered ct mark & $state == $handshake ct mark set ct ma
 }
 ";
 
-/// A handshake's packets have this machine's address.
+/// The daemon sends a handshake's packets with the client's address. Masquerading gives them this machine's.
 const SOURCE: &str = "\
 chain source {
 type nat hook postrouting priority srcnat - 1; policy accept;
 ct mark & $state == $handshake masquerade
 ";
 
-/// Without NAT, as for a stale entry of the same addresses, a packet would go to the server itself.
+/// A packet of a handshake that NAT does not translate would go to the server itself, in the client's name.
+/// That happens if conntrack has a stale entry of the same addresses, or calls the packet invalid.
 const GUARD: &str = "\
 chain guard {
 type filter hook output priority filter - 1; policy accept;
@@ -770,9 +877,16 @@ meta mark & $state { $handshake, $answered } ct status & dnat == 0 drop
 meta mark & $state { $handshake, $answered } ct state invalid,untracked drop
 ";
 
-/// What belongs to a handshake, both ways; a released connection's packets meet one rule here. The first packet of a client
-/// that was answered releases its connection, and the daemon sees it. Before the firewall's chains: a repeated SYN would
-/// have their flowtable take the connection, and the proxy's answer past us.
+/// Packets of a handshake, in both directions, go into the TUN. In order:
+///
+/// - A packet of a released connection meets only the first rule.
+/// - The ACK of a client that has been answered releases its connection. The packet goes on to the proxy; the
+///   daemon gets a copy. A reset of such a client goes on to the proxy, too.
+/// - All other packets of the client (a repeated SYN) are copied into the TUN and dropped.
+/// - So are the proxy's, among them a SYN-ACK that it repeats after the release.
+///
+/// The hook is before the firewall's forward chain. There a repeated SYN would let a flowtable take the
+/// connection, and the proxy's answer would bypass the daemon.
 const HANDSHAKES: &str = "\
 chain handshakes {
 type filter hook prerouting priority dstnat + 10; policy accept;
@@ -785,7 +899,8 @@ ct direction reply ct mark & $state { $handshake, $answered } dup to $behind dev
 ct direction reply ct mark & $state == $released tcp flags & syn == syn dup to $behind device $tun drop
 ";
 
-/// Policy rules must not capture, or refuse, what NAT leads to a proxy.
+/// Takes packets of handshakes and of released connections past the policy rules: these must neither capture
+/// nor refuse what NAT leads to a proxy.
 const SPARE_FORWARDED: &str = "\
 chain spare_forwarded {
 type filter hook prerouting priority mangle + 11; policy accept;
@@ -793,7 +908,8 @@ ct mark & $ours == $upstream meta mark set meta mark & $others | $exempt
 }
 ";
 
-/// Connections that go into the TUN: errors about them belong there, and rules that come later don't let them go.
+/// Marks connections that are routed into the TUN with `begun`. ICMP errors about them go there, too
+/// ([`Chains::errors`]), and rules of a later configuration don't let them go (chain `direct`).
 const TUNNELLED: &str = "\
 chain tunnelled {
 type filter hook forward priority mangle + 11; policy accept;
@@ -806,16 +922,19 @@ chain exempt_forwarded {
 type filter hook prerouting priority mangle + 11; policy accept;
 ";
 
-/// Connections that seem to begin with what we send to clients.
+/// Marks connections whose first packet comes out of the TUN, for conntrack: those to the listener, and those
+/// of clients whose entry conntrack has lost.
 const BEGUN: &str = "\
 iifname $tun ct direction original ct mark set ct mark & $others | $begun
 ";
 
+/// Exempts answers to connections from outside. A packet that has a mark of ours keeps it.
 const ANSWERS: &str = "\
 ct direction reply ct mark & $ours != $begun meta mark & $ours == 0 meta mark set meta mark & $others | $exempt
 ";
 
-/// What is let go stays so for as long as the connection is tracked, whatever becomes of the rules.
+/// A connection that goes directly has that in its mark. It goes on directly as long as conntrack has its
+/// entry, even if the rules change.
 const DIRECT: &str = "\
 chain spare {
 ct mark & $ours == 0 ct mark set ct mark & $others | $exempt
@@ -828,10 +947,11 @@ ct mark & $ours == $begun return
 meta mark & $ours == $upstream return
 ";
 
-/// On the forward path, conntrack knows nothing of that: such packets seem to be new.
+/// Conntrack has no entries for connections that the daemon relays on the forward path, so it calls their
+/// packets new. Such packets stay with the daemon.
 const RELAYED: &str = "ct state new tcp flags & syn == 0 return\n";
 
-/// Ports, as nft has them.
+/// Port ranges in nft's notation.
 fn ranges(ports: &[(u16, u16)]) -> Vec<String> {
     ports.iter().map(|(first, last)| format!("{first}-{last}")).collect()
 }
@@ -847,8 +967,9 @@ impl<T: Display> Display for Set<'_, T> {
     }
 }
 
-/// Reads notifications: `deleted` becomes whether somebody has deleted tables of this name and not put them back, or has
-/// put those there that refuse until a daemon runs.
+/// Reads notifications. `deleted` becomes true if somebody else has deleted the tables of this name, or has
+/// put those of a machine without a daemon in their place (`tcp-over-http block`). It becomes false if the
+/// tables are created again.
 pub fn follow(name: &str, notifications: &[u8], deleted: &mut bool) {
     for message in netlink::messages(notifications) {
         let has = |kind, text: &str| {
@@ -890,7 +1011,7 @@ mod tests {
             .rules
     }
 
-    /// The whole text, that a change of it is seen.
+    /// The whole text, so that a diff shows each change of it.
     #[test]
     fn the_forward_path() {
         let mut config = config("0");
@@ -947,7 +1068,7 @@ mod tests {
         assert!(text.contains("ct mark & $state == $released accept\n") && text.contains(SPARE_FORWARDED));
     }
 
-    /// A client that asks for much is refused all of it: a reset for each, not an error a second.
+    /// Each of a client's connections gets a reset, rather than one of them a second an ICMP error.
     #[test]
     fn without_a_daemon_rules_refuse_nothing_that_can_be_reset() {
         let mut config = config("0");
@@ -979,7 +1100,7 @@ mod tests {
         assert!(!replace(&config, Path::Forward, true).contains(ANSWERS));
     }
 
-    /// By whom it is, whatever becomes of the rules.
+    /// The tables refuse it, even if others delete the policy rules.
     #[test]
     fn what_the_machine_itself_sends_is_refused() {
         let mut config = config("1");
@@ -1000,7 +1121,7 @@ mod tests {
         assert!(!replace(&config, Path::Forward, false).contains(SENT));
     }
 
-    /// What the machine itself sends jumps past what drops the rest, before that is there.
+    /// Order matters: the rules that exempt this machine's own packets are added before the one that drops.
     #[test]
     fn rules_stand_in_for_tables() {
         let lost = |config: &Config, path| {
@@ -1025,7 +1146,8 @@ mod tests {
         assert!(lost(&config, Path::Forward).is_empty());
     }
 
-    /// In order, up to the last that is direct; what concerns another family, or names alone, is left out.
+    /// In the configured order, up to the last direct rule. What concerns the other family, or names alone,
+    /// is left out.
     #[test]
     fn rules_are_the_firewalls() {
         let text = "config tcp-over-http 'main'\noption dns fakeip\nlist direct_server 192.0.2.53\n\
@@ -1067,7 +1189,8 @@ mod tests {
         assert!(!replace(&config, Path::Forward, true).contains("@direct"), "no names, no set");
     }
 
-    /// Neighbours must not guess fake addresses, and who is behind the TUN has an address that nobody else has.
+    /// Hosts on the uplink can't connect to fake addresses, and nobody else uses an address of the TUN's
+    /// subnet.
     #[test]
     fn the_uplinks_come_before_fake_addresses() {
         let mut config = config("0");
@@ -1179,14 +1302,14 @@ mod tests {
         assert!(after(&[(DELETE_TABLE, NAME)]));
         assert!(!after(&[(DELETE_TABLE, "others")]));
         assert!(!after(&[(DELETE_TABLE, "tcp_over_http_toh01")]));
-        // As we do it.
+        // A replacement by the daemon itself.
         assert!(!after(&[(DELETE_TABLE, NAME), (NEW_TABLE, NAME)]));
         // A restart of the firewall.
         assert!(after(&[(DELETE_TABLE, NAME), (NEW_TABLE, "fw4")]));
-        // Rules and chains bear the table's name as well.
+        // Messages about rules and chains have the table's name, too.
         assert!(!after(&[(10 << 8 | 8, NAME)]));
         assert!(!after(&[(NEW_CHAIN, NAME)]));
-        // What refuses until a daemon runs, of ours and of others.
+        // Tables without a daemon, of this name and of another.
         let refusing = |name| {
             let mut bytes = notification(NEW_CHAIN, name);
             bytes.extend([&15_u16.to_ne_bytes()[..], &CHAIN_NAME.to_ne_bytes(), b"past_rules\0\0"].concat());

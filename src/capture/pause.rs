@@ -1,25 +1,25 @@
-//! Pauses: whose connections go out directly, and until when.
+//! Pauses: clients whose new connections go out directly, each until a time.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
 use crate::time::Instant;
 
-/// The longest, in seconds.
+/// The longest pause, in seconds.
 pub const MAX_PAUSE: u32 = 3600;
-/// How many there may be at once.
+/// The most pauses at once.
 pub const MAX_PAUSES: usize = 64;
 
-/// The pauses, at most one for each client.
+/// The pauses, at most one for each client. The client `None` stands for all clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pauses(Vec<(Option<IpAddr>, Instant)>);
 
 impl Pauses {
-    /// None.
+    /// No pauses.
     pub const NONE: Self = Self(Vec::new());
 
-    /// Lets a client, or with `None` everybody, out directly until then; what was said of it before no longer holds.
-    /// Returns false if there are too many.
+    /// Lets a client out directly until a time. Replaces an earlier pause of this client. Returns false if
+    /// there are too many.
     pub fn begin(&mut self, client: Option<IpAddr>, until: Instant) -> bool {
         let is_room = self.0.len() < MAX_PAUSES || self.0.iter().any(|(it, _)| *it == client);
         if is_room {
@@ -29,31 +29,32 @@ impl Pauses {
         is_room
     }
 
-    /// Ends the pause of a client, or with `None` all. Returns whether there was any.
+    /// Ends the pause of a client, or with `None` all pauses. Returns whether there was any.
     pub fn end(&mut self, client: Option<IpAddr>) -> bool {
         let before = self.0.len();
         self.0.retain(|(it, _)| client.is_some() && *it != client);
         self.0.len() < before
     }
 
-    /// Forgets those that are over. Returns whether there was any.
+    /// Removes pauses that are over. Returns whether there was any.
     pub fn expire(&mut self, now: Instant) -> bool {
         let before = self.0.len();
         self.0.retain(|(_, until)| *until > now);
         self.0.len() < before
     }
 
-    /// Whether this client, or with `None` one that can't be told, goes out directly.
+    /// Whether this client goes out directly. `None` is an unknown client, for whom only a pause of all
+    /// clients counts.
     pub fn cover(&self, client: Option<IpAddr>, now: Instant) -> bool {
         self.left(now).any(|(paused, _)| paused.is_none() || paused == client)
     }
 
-    /// Whose they are, over or not.
+    /// The clients of all pauses, including those that are over.
     pub fn clients(&self) -> impl Iterator<Item = Option<IpAddr>> {
         self.0.iter().map(|(client, _)| *client)
     }
 
-    /// Those that are not over, each with the milliseconds that are left.
+    /// The clients of pauses that are not over, each with the milliseconds that are left.
     pub fn left(&self, now: Instant) -> impl Iterator<Item = (Option<IpAddr>, u32)> {
         self.0.iter().map(move |(client, until)| (*client, until.since(now))).filter(|(_, left)| *left > 0)
     }

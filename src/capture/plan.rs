@@ -1,8 +1,8 @@
-//! From what the kernel has to what it should have.
+//! Compares the kernel's rules and routes with the desired ones, and makes the requests that bring it there.
 //!
-//! What is missing is added first, and only then what is ours and not desired is deleted: a start after a crash or with
-//! other options opens no gap through which traffic could leak. To install is to do it for the first time, to restore
-//! is to do it again, to remove is to desire nothing.
+//! Additions come first, then deletions of what is ours and not desired. So a start with other options, or
+//! after a crash, opens no gap through which traffic could leak. Installing, restoring and removing (with
+//! nothing desired) are the same operation.
 
 use alloc::rc::Rc;
 use alloc::string::String;
@@ -24,7 +24,8 @@ const ENOENT: i32 = 2;
 const ESRCH: i32 = 3;
 const EEXIST: i32 = 17;
 
-/// What our rules and routes are known by, and so those of an earlier run with the same device, table or priority.
+/// Recognises our rules and routes, including those of an earlier run with the same device, table or
+/// priority.
 #[derive(Clone)]
 pub struct Owner {
     tun: String,
@@ -33,26 +34,27 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// The runs with this device, table or priority.
+    /// Runs with the device, the table or the priority of this configuration.
     pub fn new(config: &Config) -> Self {
         Self { tun: config.tun.clone(), first_rule: config.rule_priority, table: config.table }
     }
 }
 
-/// The rules and routes that were found, held against the desired ones. Show it all rules,
-/// [their end](Plan::end_rules), then all routes.
+/// The rules and routes that the kernel has, compared with the desired ones. Call
+/// [`see_rule`](Plan::see_rule) for all rules, then [`end_rules`](Plan::end_rules), then
+/// [`see_route`](Plan::see_route) for all routes.
 pub struct Plan {
     owner: Owner,
     desired: Rc<Desired>,
     /// Our rules, each with the message that deletes it.
     rules: Vec<(Rule, Message)>,
-    /// The last priorities of this run, and of earlier ones with other numbers.
+    /// The last priority (END) of this run, and those of earlier runs with another `rule_priority`.
     ends: Vec<u32>,
-    /// Other tables that our rules lead to: those of earlier runs.
+    /// Tables of earlier runs: those that our rules look up, other than the owner's.
     tables: Vec<u32>,
-    /// Which of the desired routes are there.
+    /// For each desired route, whether the kernel has it.
     there: Vec<bool>,
-    /// Deletes our routes that are not desired.
+    /// The deletions of our routes that are not desired.
     stale: Vec<(Action, Message)>,
 }
 
@@ -70,18 +72,18 @@ impl Plan {
         }
     }
 
-    /// Takes the body of an `RTM_NEWRULE`, which deletes the rule when it is sent back: as with `ip rule flush`, nothing
-    /// in it can be missed.
+    /// Takes the body of an `RTM_NEWRULE`. The same body, sent back, deletes the rule: as in `ip rule flush`,
+    /// no attribute can be missed.
     pub fn see_rule(&mut self, body: &[u8]) {
         let ours = Rule::parse(body).filter(|rule| rule.protocol == OURS);
         self.rules.extend(ours.map(|rule| (rule, Message::new(RTM_DELRULE, 0, body))));
     }
 
-    /// All rules have been seen: tells ours from those of another run beside this one, which has another device, and
-    /// none of these numbers.
+    /// To be called after the last rule. Keeps our rules, and drops those of another daemon beside this one,
+    /// which has another device, other priorities and another table.
     pub fn end_rules(&mut self) {
         let Self { owner, rules, ends, tables, .. } = self;
-        // Each run has a rule that lets what comes from the device jump to its end.
+        // Each run has a rule `iif TUN goto END`, which tells its last priority.
         let jumps = rules.iter().filter(|(rule, _)| rule.iif == owner.tun && rule.target != 0);
         ends.extend(jumps.map(|(rule, _)| rule.target));
         ends.push(owner.first_rule.saturating_add(LAST_RULE));
@@ -96,7 +98,7 @@ impl Plan {
         }
     }
 
-    /// Takes the body of an `RTM_NEWROUTE`, likewise.
+    /// Takes the body of an `RTM_NEWROUTE`. The same body, sent back, deletes the route.
     pub fn see_route(&mut self, body: &[u8]) {
         let Some(route) = Route::parse(body).filter(|route| route.protocol == OURS) else { return };
         let table = self.owner.table;
@@ -105,16 +107,16 @@ impl Plan {
             return;
         }
         match self.desired.find(&route) {
-            // If it is another with the key of a desired one, that one will take its place.
+            // Adding a desired route replaces another one with the same key, so that one need not be deleted.
             Some((number, desired)) => self.there[number] = route == desired,
             None => self.stale.push((Action::DeleteRoute(route), Message::new(RTM_DELROUTE, 0, body))),
         }
     }
 
-    /// What to ask the kernel for, all but what the plan has seen.
+    /// The requests for what is missing, and for what must go.
     pub fn requests(&mut self) -> Requests {
         let desired = &self.desired;
-        // Routes first: a rule that leads to none captures nothing.
+        // Routes come first, because a rule for an empty table captures nothing.
         let mut add_routes = Vec::new();
         let mut there = self.there.iter();
         for group in &desired.groups {
@@ -131,7 +133,8 @@ impl Plan {
             }
         }
         others.append(&mut self.stale);
-        // The jumps past the capture before other rules: nobody must fall from a rule that selects to the jump behind it.
+        // Deletes jumps to END before other rules: without the rule that selects a packet, it would meet the
+        // jump behind that rule and get past the capture.
         for are_jumps in [true, false] {
             for (rule, deletion) in &mut self.rules {
                 if self.ends.contains(&rule.target) == are_jumps && !desired.rules.contains(rule) {
@@ -143,7 +146,7 @@ impl Plan {
     }
 }
 
-/// Requests, to be sent in this order, up to the first to add something that fails.
+/// Requests, to be sent in this order. After an addition that fails, the rest must not be sent.
 pub struct Requests {
     add_routes: vec::IntoIter<Route>,
     others: vec::IntoIter<(Action, Message)>,
@@ -172,7 +175,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// Whether it is no fault if the kernel refuses with this `errno`: somebody else has done it.
+    /// Whether an `errno` says that somebody else has done this already.
     pub const fn is_done(self, errno: i32) -> bool {
         match self {
             Self::AddRoute(_) => false,
@@ -182,7 +185,7 @@ impl Action {
         }
     }
 
-    /// Whether to try the others if it fails.
+    /// Whether this is a deletion. If one fails, the other requests are still sent.
     pub const fn is_deletion(self) -> bool {
         matches!(self, Self::DeleteRoute(_) | Self::DeleteRule(_))
     }
@@ -222,7 +225,7 @@ mod tests {
         Rc::new(Desired::new(config, path, TUN, Some(7), &Uplinks::default()))
     }
 
-    /// The plan of a kernel that has what was desired before.
+    /// The plan for a kernel that has the rules and routes of `before`.
     fn plan(config: &Config, before: &Desired, after: &Rc<Desired>) -> Plan {
         let mut plan = Plan::new(Owner::new(config), Rc::clone(after));
         for rule in &before.rules {
@@ -271,8 +274,8 @@ mod tests {
         assert!(deleted.contains(&"delete rule 916".to_string()), "IPv6 is off");
     }
 
-    /// A route with the key of a desired one is replaced, and so must not be deleted: IPv6 would take one for the
-    /// other.
+    /// A route with the key of a desired one is replaced, and must not be deleted: IPv6 would delete the new
+    /// one in its place.
     #[test]
     fn what_is_replaced_is_not_deleted() {
         let mut config = config();
@@ -301,7 +304,7 @@ mod tests {
         (config.table, config.rule_priority) = (9000, 2000);
         let other = Rc::new(Desired::new(&config, Path::Relay, "toh7", Some(8), &Uplinks::default()));
         assert!(actions(&config, &ours, &other).iter().all(|it| it.starts_with("add ")));
-        // Until one of the numbers is its own: then it was an earlier run.
+        // With a table in common, the other rules count as an earlier run's.
         config.table = 7480;
         let deleted = actions(&config, &ours, &Rc::default());
         assert!(deleted.iter().any(|it| it.starts_with("delete route")));

@@ -1,4 +1,4 @@
-//! A route of our tables, and its netlink messages.
+//! A route, and its netlink messages.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,18 +8,18 @@ use crate::net::IpNet;
 
 // <linux/rtnetlink.h>
 
-/// The kind of a message: a route is to be added.
+/// Message type: a route is new; as a request: add it.
 pub const RTM_NEWROUTE: u16 = 24;
-/// A route is gone, or to be deleted.
+/// Message type: a route is gone; as a request: delete it.
 pub const RTM_DELROUTE: u16 = 25;
-/// Routes are asked for.
+/// Message type: a request for routes.
 pub const RTM_GETROUTE: u16 = 26;
 
-/// Through a device.
+/// Route type: through a device.
 pub const RTN_UNICAST: u8 = 1;
-/// Refused.
+/// Route type: refused with an ICMP error.
 pub const RTN_UNREACHABLE: u8 = 7;
-/// The rules that follow decide.
+/// Route type: the lookup goes on with the next policy rule.
 pub const RTN_THROW: u8 = 9;
 
 const RT_SCOPE_UNIVERSE: u8 = 0;
@@ -33,25 +33,25 @@ pub(super) const RTA_TABLE: u16 = 15;
 /// Length of `struct rtmsg`.
 const BODY: usize = 12;
 
-/// A route in our table.
+/// A route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// What it is for.
+    /// The destination.
     pub net: IpNet,
     /// `RTN_UNICAST` through the TUN, `RTN_UNREACHABLE` or `RTN_THROW`.
     pub kind: u8,
-    /// Lower wins.
+    /// Priority; the lowest wins.
     pub metric: u32,
-    /// The table it is in.
+    /// The routing table.
     pub table: u32,
-    /// Index of the TUN; 0 for a kind that needs no device.
+    /// Index of the device; 0 for a type that needs none.
     pub oif: u32,
-    /// Who made it.
+    /// Who made the route (`RTPROT_*`).
     pub protocol: u8,
 }
 
 impl Route {
-    /// What the kernel has one of: a route with the same key takes another's place.
+    /// The kernel has one route of each key: `NLM_F_REPLACE` replaces another route with the same key.
     pub const fn key(&self) -> (IpNet, u32, u32) {
         (self.net, self.table, self.metric)
     }
@@ -61,7 +61,7 @@ impl Route {
         Message::new(RTM_GETROUTE, 0, &[0; BODY])
     }
 
-    /// The request that adds it, in the place of one with the same key if there is one.
+    /// The request that adds this route, or replaces one with the same key.
     pub fn add(&self) -> Message {
         let scope = match self.kind {
             RTN_UNICAST => RT_SCOPE_LINK,
@@ -81,7 +81,7 @@ impl Route {
         }
     }
 
-    /// Reads the body of an `RTM_NEWROUTE`; `None` for another family's.
+    /// Reads the body of an `RTM_NEWROUTE`; `None` for families other than IPv4 and IPv6.
     pub fn parse(body: &[u8]) -> Option<Self> {
         let header: [u8; BODY] = netlink::array_at(body, 0)?;
         let unspecified = match header[0] {
@@ -103,7 +103,7 @@ impl Route {
                 RTA_DST => route.net = IpNet::new(netlink::address(value)?, route.net.prefix()),
                 RTA_TABLE => route.table = number,
                 RTA_PRIORITY => route.metric = number,
-                // IPv6 shows routes without a device as if they were through `lo`.
+                // The kernel reports IPv6 routes without a device as if they were through `lo`.
                 RTA_OIF if route.kind == RTN_UNICAST => route.oif = number,
                 _ => {}
             }
@@ -119,7 +119,7 @@ mod tests {
     use super::super::OURS;
     use super::*;
 
-    /// The most that may follow the last value.
+    /// The most padding after the last attribute.
     const PADDING: usize = 3;
 
     fn some_routes() -> [Route; 2] {

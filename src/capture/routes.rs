@@ -1,4 +1,4 @@
-//! The routes of our tables.
+//! The routes that a configuration needs: those of our routing table, and the fallback in the main table.
 
 use alloc::format;
 use alloc::rc::Rc;
@@ -11,25 +11,26 @@ use super::{MAIN, OURS, family_of};
 use crate::config::{Config, OnFailure};
 use crate::net::{IpNet, Ipv4Net};
 
-/// Metrics in our table, lower wins. Explicit, since the families' defaults differ.
+/// Metrics in our table; the lowest wins. They are explicit because the defaults of IPv4 and IPv6 differ.
 const METRIC_TUN: u32 = 1024;
 const METRIC_BLOCK: u32 = 4096;
 
-/// Why a network is not captured.
+/// The reason why a configured network is not captured.
 const BYPASSED: &str = "it is bypassed";
 
-/// Multicast can't be TCP; without its own route it would follow the default one into the TUN.
+/// TCP has no multicast. Without a `throw` route for it, multicast would follow our default route into the
+/// TUN.
 const MULTICAST: IpNet = IpNet::V4(Ipv4Net { addr: Ipv4Addr::new(224, 0, 0, 0), prefix: 4 });
 
-/// All addresses, of each family.
+/// The default routes' destinations.
 const ALL: [IpNet; 2] =
     [IpNet::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), IpNet::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0)];
 
-/// Routes that differ only in what they are for.
+/// Routes that differ only in their destination.
 pub struct Group {
-    /// What they are for, in order.
+    /// The destinations, sorted.
     pub nets: Rc<[IpNet]>,
-    /// All else, with one of the networks.
+    /// One of the routes.
     template: Route,
 }
 
@@ -39,20 +40,21 @@ impl Group {
         Route { net, ..self.template }
     }
 
-    /// Whether there are any of this family, and they capture.
+    /// Whether some of these routes are of this family and capture (or refuse) traffic.
     pub fn captures(&self, family: u8) -> bool {
         self.template.kind != RTN_THROW && self.nets.iter().any(|net| family_of(*net) == family)
     }
 
-    /// The number of the network of a route that has the same key as the one here.
+    /// The index of the route in this group that has the same key as `route`.
     pub fn find(&self, route: &Route) -> Option<usize> {
         let is_here = self.route(route.net).key() == route.key();
         self.nets.binary_search(&route.net).ok().filter(|_| is_here)
     }
 }
 
-/// The routes that a configuration asks for, in the order to add them, and what it asks for in vain. Without a TUN
-/// those that refuse what is captured, whatever `on_failure` says.
+/// The routes for a configuration, in the order in which they must be added, and a sentence for each
+/// configured network that can't be captured. Without a TUN, the routes refuse what would be captured,
+/// whatever `on_failure` says.
 pub fn routes(config: &Config, tun: Option<u32>) -> (Vec<Group>, Vec<String>) {
     let (bypass, captured, ignored) = networks(config);
     let mut groups = Vec::new();
@@ -63,7 +65,7 @@ pub fn routes(config: &Config, tun: Option<u32>) -> (Vec<Group>, Vec<String>) {
         }
     };
     if !captured.is_empty() {
-        // First what must not be captured.
+        // Exceptions come first, so that nothing bypassed is captured meanwhile.
         add(&bypass, RTN_THROW, METRIC_TUN, 0);
         if let Some(tun) = tun {
             add(&captured, RTN_UNICAST, METRIC_TUN, tun);
@@ -75,8 +77,8 @@ pub fn routes(config: &Config, tun: Option<u32>) -> (Vec<Group>, Vec<String>) {
     (groups, ignored)
 }
 
-/// What is left of the TUN's subnets in the main table when the TUN is gone: what NAT has led there must not follow a default
-/// route.
+/// The TUN's subnets as `unreachable`, in the main table. They matter when the TUN is gone: packets that NAT
+/// leads there must not follow a default route.
 pub fn fallback(config: &Config) -> Group {
     let nets: Vec<_> = config.own().map(|own| IpNet::new(own.network(), own.prefix())).collect();
     let metric = fallback_metric(config.table);
@@ -84,12 +86,13 @@ pub fn fallback(config: &Config) -> Group {
     Group { nets: nets.into(), template }
 }
 
-/// The metric of its routes, by which a run knows those of its own table from those of another beside it.
+/// The metric of [`fallback`]'s routes. It depends on the table's number, so that a daemon tells its own from
+/// those of another daemon on this machine.
 pub const fn fallback_metric(table: u32) -> u32 {
     METRIC_BLOCK.saturating_add(table)
 }
 
-/// What is bypassed, what is captured, both in order, and what can't be.
+/// The bypassed networks and the captured ones, both sorted, and a sentence for each that can't be captured.
 fn networks(config: &Config) -> (Rc<[IpNet]>, Rc<[IpNet]>, Vec<String>) {
     let mut bypass = Vec::new();
     config.rules.short_forms().iter().for_each(|rule| bypass.extend_from_slice(&rule.networks));
@@ -115,7 +118,7 @@ fn networks(config: &Config) -> (Rc<[IpNet]>, Rc<[IpNet]>, Vec<String>) {
         ignored.push(format!("route {net} is not captured: {why}"));
         false
     });
-    // Fake addresses lead nowhere else, whatever is bypassed.
+    // Fake addresses exist only here, so they are captured even if `bypass` contains them.
     for range in config.dns.fake_ranges() {
         bypass.retain(|net| !range.contains(*net));
         captured.retain(|net| !range.contains(*net));
@@ -129,13 +132,13 @@ fn is_usable(net: IpNet, config: &Config) -> bool {
     config.address6.is_some() || matches!(net, IpNet::V4(_))
 }
 
-/// Puts networks in order, each once.
+/// Sorts networks and removes duplicates.
 fn sort(nets: &mut Vec<IpNet>) {
     nets.sort_unstable();
     nets.dedup();
 }
 
-/// Whether one of `nets`, which are in order and none of which contains another, contains the network.
+/// Whether one of `nets` contains the network. They must be sorted, and none within another.
 fn is_within(net: IpNet, nets: &[IpNet]) -> bool {
     let behind = nets.partition_point(|it| *it <= net);
     nets.get(behind.wrapping_sub(1)).is_some_and(|it| it.contains(net))
@@ -184,7 +187,7 @@ mod tests {
         assert!(routes.iter().filter(|it| it.kind != RTN_THROW).all(|it| left.contains(&it.net)));
     }
 
-    /// A handful of networks, many of them within others.
+    /// Up to eleven networks, many of them within others.
     fn some_nets() -> impl Strategy<Value = Vec<IpNet>> {
         let net = |(bits, prefix): (u32, u8)| {
             let addr = Ipv4Addr::from_bits(bits.checked_shl(27).unwrap_or(0));

@@ -10,25 +10,25 @@ use crate::net::IpNet;
 
 // <linux/rtnetlink.h>
 
-/// The kind of a message: a rule is new, or to be added.
+/// Message type: a rule is new; as a request: add it.
 pub const RTM_NEWRULE: u16 = 32;
-/// A rule is gone, or to be deleted.
+/// Message type: a rule is gone; as a request: delete it.
 pub const RTM_DELRULE: u16 = 33;
-/// Rules are asked for.
+/// Message type: a request for rules.
 pub const RTM_GETRULE: u16 = 34;
 
 // <linux/fib_rules.h>
 
-/// Look in a table.
+/// Action: look up the route in a table.
 pub const FR_ACT_TO_TBL: u8 = 1;
-/// Go on at another priority.
+/// Action: jump to the rules of another priority.
 pub const FR_ACT_GOTO: u8 = 2;
-/// Nothing: a place to go on at.
+/// Action: none; the target of jumps.
 pub const FR_ACT_NOP: u8 = 3;
-/// Drop it.
+/// Action: drop the packet.
 pub const FR_ACT_BLACKHOLE: u8 = 6;
 
-/// A flag.
+/// Flag: the rule matches the packets that its selector does not match.
 const FIB_RULE_INVERT: u32 = 2;
 
 const FRA_DST: u16 = 1;
@@ -47,24 +47,24 @@ const FRA_DPORT_RANGE: u16 = 24;
 /// Length of `struct fib_rule_hdr`.
 const BODY: usize = 12;
 
-/// A policy rule; the fields are the kernel's.
+/// A policy rule, with the kernel's fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Address family, `AF_*`.
     pub family: u8,
-    /// Lower is asked first.
+    /// Place in the list of rules; the lowest comes first.
     pub priority: u32,
-    /// Device that the packet came from; empty = any.
+    /// Incoming device; empty = any. `lo` matches packets of this machine itself.
     pub iif: String,
-    /// It is for the packets that are otherwise.
+    /// The rule matches the packets that its selector does not match.
     pub is_not: bool,
-    /// Mark that the packet bears in the bits of `mask`.
+    /// Mark of the packet, in the bits of `mask`.
     pub mark: u32,
     /// 0 = any mark.
     pub mask: u32,
-    /// Network that the packet comes from; never one of all addresses.
+    /// Source network; never one with prefix length 0.
     pub src: Option<IpNet>,
-    /// Network that it goes to, likewise.
+    /// Destination network; never one with prefix length 0.
     pub dst: Option<IpNet>,
     /// IP protocol; 0 = any.
     pub ip_proto: u8,
@@ -72,18 +72,18 @@ pub struct Rule {
     pub dport: Option<(u16, u16)>,
     /// `FR_ACT_*`
     pub action: u8,
-    /// Table to look in; 0 = none.
+    /// Routing table to look up; 0 = none.
     pub table: u32,
-    /// Find no route with a prefix of at most this length; `u32::MAX` = find all.
+    /// Ignore routes with a prefix of at most this length; `u32::MAX` = ignore none.
     pub suppress: u32,
-    /// Priority to go on at; 0 = none.
+    /// Priority to jump to; 0 = none.
     pub target: u32,
-    /// Who made it.
+    /// Who made the rule (`RTPROT_*`).
     pub protocol: u8,
 }
 
 impl Rule {
-    /// A rule for every packet, which has yet to get its family, priority and action.
+    /// A rule that matches every packet. Family, priority and action have yet to be set.
     pub const EVERY_PACKET: Self = Self {
         family: 0,
         priority: 0,
@@ -107,12 +107,12 @@ impl Rule {
         Message::new(RTM_GETRULE, 0, &[0; BODY])
     }
 
-    /// The request that adds it; fails with EEXIST if it is there.
+    /// The request that adds this rule. It fails with EEXIST if the rule exists.
     pub fn add(&self) -> Message {
         self.message(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// The request that deletes it; fails with ENOENT if it is not there.
+    /// The request that deletes this rule. It fails with ENOENT if the rule does not exist.
     pub fn delete(&self) -> Message {
         self.message(RTM_DELRULE, 0)
     }
@@ -189,7 +189,7 @@ impl Rule {
     }
 }
 
-/// A network of a rule's family.
+/// Reads a network of a rule's family.
 fn network(family: u8, address: &[u8], prefix: u8) -> Option<IpNet> {
     let address = match family {
         V4 => IpAddr::from(netlink::array_at::<4>(address, 0)?),
@@ -204,7 +204,7 @@ mod tests {
     use super::*;
     use crate::config::MARK_MASK;
 
-    /// The most that may follow the last value.
+    /// The most padding after the last attribute.
     const PADDING: usize = 3;
 
     fn rule() -> Rule {

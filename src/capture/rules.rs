@@ -1,4 +1,4 @@
-//! The rules, as the table in `capture.rs` has them.
+//! The policy rules, as in the table of `capture.rs`.
 
 use alloc::borrow::ToOwned;
 use alloc::vec::Vec;
@@ -11,7 +11,7 @@ use crate::config::{Config, Host, MARK_MASK, NonTcp, Quic};
 use crate::dns;
 use crate::net::IpNet;
 
-// Priorities, from `rule_priority` on.
+// Priorities, relative to `rule_priority` (P in the table).
 
 const LOST_EXEMPT: u32 = 0;
 const LOST: u32 = 1;
@@ -31,18 +31,19 @@ const LEFT_ALONE: u32 = 14;
 const REJECTED: u32 = 15;
 const END: u32 = 16;
 
-/// The rule behind all others, P + this.
+/// Offset of the last rule's priority.
 pub const LAST_RULE: u32 = END;
 
-/// What stands for the machine itself as the device that packets come from.
+/// The incoming device of packets that this machine itself sends.
 const SELF: &str = "lo";
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 /// QUIC's port (RFC 9114 section 3.1).
 const HTTPS: u16 = 443;
 
-/// The rules that lead to these routes, in the order to add them: the capture last, so that neither our
-/// own connections nor local networks are captured meanwhile. None for families (IPv4, IPv6) of which the firewall captures all.
+/// The rules that look up these routes, in the order in which they must be added: the capture comes last, so
+/// that meanwhile neither our own connections nor local networks are captured. A family (IPv4, IPv6) that the
+/// firewall captures has none.
 pub fn rules(
     config: &Config,
     forwards: bool,
@@ -80,8 +81,9 @@ pub fn rules(
     all
 }
 
-/// The rules, in the order to add them, that drop what is captured while the firewall that is to capture it is gone: a
-/// route is looked up for every packet, also of a connection that conntrack's NAT no longer leads to its proxy.
+/// The rules that drop captured TCP while the firewall's tables are missing, in the order in which they must
+/// be added. Policy rules are asked about every packet, so they also stop a connection that NAT no longer
+/// leads to its proxy.
 pub fn lost(config: &Config) -> Vec<Rule> {
     let mut all = Vec::new();
     for family in [Some(V4), config.address6.map(|_| V6)].into_iter().flatten() {
@@ -98,7 +100,7 @@ pub fn lost(config: &Config) -> Vec<Rule> {
     all
 }
 
-/// The rules of one family in the making.
+/// Writes the rules of one family.
 struct Rules<'a> {
     config: &'a Config,
     family: u8,
@@ -106,8 +108,8 @@ struct Rules<'a> {
 }
 
 impl Rules<'_> {
-    /// A proxy within the LAN: what it sends from this address would come back to it for ever. (From another one, or
-    /// on this machine, it still does.)
+    /// Exempts a proxy within the LAN: its connections to servers would be sent back to it, for ever. (If it
+    /// connects from another address, or runs on this machine, they still are.)
     fn spare_proxies(&mut self, forwards: bool) {
         for upstream in &self.config.upstreams {
             let Host::Ip(address) = upstream.host else { continue };
@@ -115,13 +117,13 @@ impl Rules<'_> {
             if family_of(host) == self.family {
                 self.goto(MARKED, END).src = Some(host);
                 if forwards {
-                    self.goto(MARKED, END).dst = Some(host); // where NAT leads what is forwarded
+                    self.goto(MARKED, END).dst = Some(host); // NAT leads forwarded connections to it
                 }
             }
         }
     }
 
-    /// Whose traffic it is.
+    /// Whose traffic is captured: by device and client.
     fn select(&mut self) {
         let Config { interfaces, clients, rules, local, .. } = self.config;
         let mut spared = Vec::new();
@@ -150,13 +152,13 @@ impl Rules<'_> {
                 }
             }
         }
-        // Clients of the other family only: none of this one.
+        // If all `client`s are of the other family, no client of this one is captured.
         if !clients.is_empty() {
             self.goto(NO_CLIENT, END);
         }
     }
 
-    /// What of it.
+    /// Which protocols and ports are captured.
     fn capture(&mut self) {
         let Config { ports, table, auto_route, .. } = self.config;
         let (table, rejects_all) = (*table, self.config.non_tcp == NonTcp::Reject);
@@ -204,7 +206,7 @@ impl Rules<'_> {
         rule
     }
 
-    /// A rule for all packets, to be narrowed.
+    /// Adds a rule that matches all packets of the family; the caller narrows it.
     fn add(&mut self, offset: u32, action: u8) -> &mut Rule {
         let at = self.all.len();
         let priority = self.config.rule_priority.saturating_add(offset);

@@ -1,6 +1,8 @@
-//! What the main table reaches without a default route, which `auto_route` doesn't capture, and where default routes lead.
+//! Uplinks: which devices have default routes, and which networks the main table reaches without one. The
+//! latter are not captured with `auto_route`.
 //!
-//! By destination rather than by device: what is new, be it an uplink or a network, is captured until the firewall knows it.
+//! The capture goes by destination, not by device. A new uplink or network is therefore captured until the
+//! firewall's tables know it, rather than let go.
 
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,14 +14,14 @@ use crate::net::IpNet;
 
 /// <linux/rtnetlink.h>
 const RTA_MULTIPATH: u16 = 9;
-/// Who made a route: the kernel, of an address.
+/// The protocol number of routes that the kernel makes for an address.
 const RTPROT_KERNEL: u8 = 2;
 /// Lengths of `struct rtmsg` and `struct rtnexthop`.
 const BODY: usize = 12;
 const NEXT_HOP: usize = 8;
 
-/// The longest prefix of a route that counts as a default one, for VPNs have it in halves: 0.0.0.0/1 and 128.0.0.0/1,
-/// or 2000::/3.
+/// The longest prefix of a route that counts as a default route. VPNs split theirs: 0.0.0.0/1 and
+/// 128.0.0.0/1, or 2000::/3.
 pub const fn default_prefix(family: u8) -> u8 {
     match family {
         V4 => 1,
@@ -27,21 +29,21 @@ pub const fn default_prefix(family: u8) -> u8 {
     }
 }
 
-/// Networks nearby, and the way to all others.
+/// Directly reachable networks, and the devices of default routes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Uplinks {
-    /// The devices of the default routes in all tables, by index, in order; none where there are no others: clients of a
-    /// one-armed gateway come from there.
+    /// Indexes of the devices of default routes in all tables, sorted. Empty if no other route of the main
+    /// table has another device: on a gateway with one arm, clients come in by that device.
     pub devices: Vec<u32>,
-    /// The networks of all other routes of the main table, in order, none within another.
+    /// The destinations of all other routes of the main table, sorted, none within another.
     pub networks: Vec<IpNet>,
-    /// Routes of others into the TUN, each with its table...
+    /// Routes of others into the TUN, each with its table.
     pub(super) into_tun: Vec<(IpNet, u32)>,
-    /// ...and those of others that except something from a table.
+    /// `throw` routes of others, each with its table.
     pub(super) thrown: Vec<(IpNet, u32)>,
-    /// Whether there is a default route of IPv4, and of IPv6.
+    /// Whether IPv4 and IPv6 have a default route.
     pub has_default: [bool; 2],
-    /// While routes are being seen: whether any but a default one has another device.
+    /// The devices of routes other than default ones, until [`Self::finish`].
     pub(super) others: Vec<u32>,
 }
 
@@ -51,7 +53,7 @@ impl Uplinks {
         Message::new(RTM_GETROUTE, 0, &[0; BODY])
     }
 
-    /// Takes the body of an `RTM_NEWROUTE`, but of routes through this device.
+    /// Takes the body of an `RTM_NEWROUTE`. Routes of ours are ignored, and the device `tun` is no uplink.
     pub fn see(&mut self, body: &[u8], tun: u32) {
         let Some([family, prefix, _, _, table, protocol, _, kind]) = netlink::array_at(body, 0) else {
             return;
@@ -72,7 +74,7 @@ impl Uplinks {
                 RTA_OIF => devices.push(netlink::u32_at(value, 0)),
                 RTA_MULTIPATH => {
                     let mut hops = value;
-                    // Length, flags, hops, index.
+                    // `struct rtnexthop`: length, flags, hops, index.
                     while let Some([a, b, _, _, index @ ..]) = netlink::array_at::<NEXT_HOP>(hops, 0) {
                         devices.push(u32::from_ne_bytes(index));
                         let length = usize::from(u16::from_ne_bytes([a, b])).max(NEXT_HOP);
@@ -99,8 +101,8 @@ impl Uplinks {
         }
     }
 
-    /// A table by which others lead into the TUN what goes to this address. Where the kernel forwards connections to it,
-    /// they would end there: a packet that the kernel sends to a proxy must not come to us again.
+    /// A table in which somebody else's route leads packets to this proxy into the TUN. On the forward path,
+    /// connections would end there: the kernel's packets to a proxy must not enter the TUN.
     pub fn detour(&self, proxy: IpAddr) -> Option<u32> {
         let host = IpNet::host(proxy);
         let best = |routes: &[(IpNet, u32)], of: u32| {
@@ -111,7 +113,7 @@ impl Uplinks {
         tables.find(|table| best(&self.into_tun, *table) > best(&self.thrown, *table))
     }
 
-    /// All routes have been seen.
+    /// To be called after the last route.
     pub fn finish(mut self) -> Self {
         self.devices.sort_unstable();
         self.devices.dedup();

@@ -1,4 +1,4 @@
-//! What the kernel's notifications mean to what we have set up.
+//! Reads the kernel's rtnetlink notifications: what they mean for our rules, routes and the TUN.
 
 use super::link::{self, RTM_DELADDR, RTM_DELLINK, RTM_NEWLINK};
 use super::route::{RTM_DELROUTE, RTM_NEWROUTE, Route};
@@ -6,35 +6,35 @@ use super::rule::{RTM_DELRULE, Rule};
 use super::uplinks::concerns;
 use super::{Desired, LOOPBACK, netlink};
 
-/// What has happened.
+/// What notifications have told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Events {
-    /// Somebody took down the TUN or deleted something of ours: restore it. If that fails since the TUN is on its way
-    /// out, `gone` follows.
+    /// Somebody has taken the TUN down, or deleted a rule, route or address of ours: restore it. If the TUN
+    /// is being removed, that fails, and `gone` follows.
     pub restore: bool,
-    /// Somebody else's routes have changed.
+    /// Routes of others have changed.
     pub network: bool,
     /// Another device has lost an address.
     pub lost_address: bool,
-    /// The TUN doesn't exist any more.
+    /// The TUN no longer exists.
     pub gone: bool,
 }
 
 impl Events {
-    /// Anything may have happened.
+    /// Notifications were lost: anything may have happened.
     pub const ANY: Self = Self { restore: true, network: true, lost_address: true, gone: false };
 }
 
-/// Reads notifications, with a TUN of this index. What we do ourselves is no event: nothing that is desired is
-/// deleted by us.
+/// Reads notifications, with a TUN of this index. The daemon's own changes are no events, because it never
+/// deletes anything desired.
 pub fn judge(notifications: &[u8], tun: u32, desired: &Desired, events: &mut Events) {
     for received in netlink::messages(notifications) {
         let body = received.body;
         let index = link::index(body);
         match received.kind {
-            // A bridge that lets go of a port says so with its own family.
+            // A bridge that releases a port sends an RTM_DELLINK of family AF_BRIDGE.
             RTM_DELLINK if index == tun && body.first() == Some(&0) => events.gone = true,
-            // What is the loopback's can't be put back before it is up.
+            // Routes that IPv6 ties to `lo` can't be restored before `lo` is up.
             RTM_NEWLINK => events.restore |= index == if link::is_up(body) { LOOPBACK } else { tun },
             RTM_DELADDR if index == tun => events.restore = true,
             RTM_DELADDR => events.lost_address = true,
@@ -108,7 +108,7 @@ mod tests {
         let mut desired = desired();
         let mut route = desired.routes().next().unwrap();
         assert_eq!(means(RTM_DELROUTE, route.add().body()), RESTORE);
-        route.kind = 6; // another with its key
+        route.kind = 6; // another route with the same key
         assert_eq!(means(RTM_DELROUTE, route.add().body()), NOTHING);
         let rule = &mut desired.rules[0];
         assert_eq!(means(RTM_DELRULE, rule.add().body()), RESTORE);

@@ -1,10 +1,10 @@
-//! The forward path's handshakes under way ([`tcp_over_http::forward`]): packets from the TUN go to the one that they
-//! belong to, and what it makes leaves by raw sockets.
+//! The I/O of the forward path's handshakes ([`tcp_over_http::forward`]). Packets from the TUN go to their
+//! handshake; what a handshake sends leaves by raw sockets, with a mark that nft reads.
 //!
 //! ```text
 //! TUN ── client's SYN ────► gateway ── dial ──► Attempt ──┐
 //! TUN ── proxy's packets ─► Forwarder::take ─► Handshakes ─┴─► raw socket, marked ──► proxy, client
-//! TUN ── client's ACK ────► Forwarder::take: released, forgotten
+//! TUN ── client's ACK ────► Forwarder::take: the handshake is released, and forgotten
 //! ```
 
 use std::cell::{Cell, RefCell};
@@ -30,16 +30,18 @@ use crate::netlink::conntrack::{self, Ended};
 use crate::sys;
 use crate::sys::RawSocket;
 
-/// Ticks between two signs of life, to which the firewall gives three times as long.
+/// Ticks (seconds) between two signs of life. The firewall counts the daemon as dead after ten seconds
+/// without one.
 const SIGN: u8 = 3;
-/// Milliseconds that what the kernel has said of an address is believed: whether it is our own, and the MTU of the way.
+/// Milliseconds that answers of the kernel are cached: whether an address is this machine's, and the MTU of a
+/// route.
 const TTL: u32 = 10_000;
-/// Of how many clients it is remembered that their address is not our own.
+/// How many clients are cached whose address is not this machine's.
 const CLIENTS: usize = 64;
-/// Bytes of the headers of a packet with the longest payload that counts as MSS (RFC 6691).
+/// Bytes of the IP and TCP headers that the MSS leaves out: MTU - MSS (RFC 6691), for IPv4 and IPv6.
 const HEADERS: [u16; 2] = [40, 60];
 
-/// Packets without a payload (IPv4's protocol and IPv6's next header 59: none), from this machine to itself.
+/// A sign of life: a packet without payload from loopback to itself (protocol and next header 59: none).
 const LIFE: [u8; 20] = [0x45, 0, 0, 20, 0, 0, 0, 0, 1, 59, 0, 0, 127, 0, 0, 1, 127, 0, 0, 1];
 const LIFE6: [u8; 40] = {
     let mut packet = [0; 40];
@@ -47,49 +49,54 @@ const LIFE6: [u8; 40] = {
     packet
 };
 
-/// All handshakes under way, and the way out for their packets.
+/// All handshakes under way, and the sockets for their packets.
 pub struct Forwarder {
     clock: Clock,
     ipv4: RefCell<RawSocket>,
     ipv6: Option<RefCell<RawSocket>>,
     mark: u32,
-    /// Whether the machine's own connections come, too: conntrack knows them already.
+    /// Whether connections of this machine itself are captured (`local`). They must be relayed: conntrack has
+    /// entries for them already.
     local: bool,
     handshakes: RefCell<Handshakes>,
-    /// Who waits for a handshake, by its place.
+    /// The task that waits for each handshake, by the handshake's slot.
     wakers: RefCell<Vec<Option<Waker>>>,
     proxies: RefCell<Vec<Proxy>>,
     ticks: Cell<u8>,
-    /// Whether connections have begun, or been made to yield, since the last tick: whether there may be too many.
+    /// Whether connections have begun, or made room, since the last tick: then conntrack's table may be
+    /// nearly full.
     has_begun: Cell<bool>,
     ended: Option<Ended>,
-    /// Clients whose address is not our own, each at its place, and when that was asked.
+    /// A cache, indexed by the last byte of the address: clients whose address is not this machine's, and
+    /// when the kernel said so.
     clients: RefCell<[Option<(Ipv6Addr, Instant)>; CLIENTS]>,
 }
 
-/// An address of an upstream, which the firewall knows by its place in the list, from 1.
+/// An address of an upstream. Its number in the firewall is its place in the list, from 1.
 struct Proxy {
     upstream: Rc<str>,
     address: SocketAddr,
-    /// Whether the firewall knows it.
+    /// Whether the firewall's tables have it.
     is_installed: bool,
-    /// What the way there takes (nothing is forwarded to this machine itself), and when that was asked.
+    /// The MSS of the route, and when it was asked for. `None` inside: the address is this machine's, to
+    /// which nothing is forwarded.
     mss: Option<(Option<u16>, Instant)>,
-    /// Where it began then.
+    /// The source address of that route.
     source: Option<IpAddr>,
 }
 
-/// One handshake under way. Dropped before its client has released it, its connection to the proxy is reset.
+/// One handshake under way. If it is dropped before the client has released it, the connection to the proxy
+/// is reset.
 pub struct Attempt {
     forwarder: Rc<Forwarder>,
     id: Id,
 }
 
 impl Forwarder {
-    /// Opens the sockets. The proxies with fixed addresses are known from the start.
+    /// Opens the sockets, and adds the proxies that have a fixed address.
     ///
     /// # Errors
-    /// No raw socket can be had.
+    /// A raw socket can't be opened.
     pub fn new(config: &Config, clock: Clock, key: Key) -> io::Result<Self> {
         let ipv6 = config.address6.is_some().then(|| RawSocket::new(false)).transpose()?;
         let ipv6 = ipv6.map(RefCell::new);
@@ -115,7 +122,7 @@ impl Forwarder {
         Ok(forwarder)
     }
 
-    /// Takes over the proxies with fixed addresses.
+    /// Adds the proxies of a configuration that have a fixed address.
     pub fn configure(&self, config: &Config) {
         for upstream in &config.upstreams {
             if let Host::Ip(ip) = upstream.host {
@@ -124,18 +131,19 @@ impl Forwarder {
         }
     }
 
-    /// The proxies' addresses in order.
+    /// The proxies' addresses, in the order of their numbers.
     pub fn proxies(&self) -> Vec<SocketAddr> {
         self.proxies.borrow().iter().map(|proxy| proxy.address).collect()
     }
 
-    /// The connections that the kernel forwards, and those that conntrack has yet to forget, each with its upstream.
+    /// The connections that the kernel forwards, and closed ones that conntrack still has, each with its
+    /// upstream.
     pub fn forwarded(&self) -> Vec<(Rc<str>, Entry)> {
         let entries = conntrack::forwarded(self.mark).unwrap_or_default().into_iter();
         entries.filter_map(|entry| Some((self.upstream(&entry)?, entry))).collect()
     }
 
-    /// Those that it has forgotten since the last call.
+    /// Calls `each` for the forwarded connections that conntrack has forgotten since the last call.
     pub fn take_ended(&self, each: &mut dyn FnMut(Rc<str>, Entry)) {
         let Some(ended) = &self.ended else { return };
         ended.take(&mut |entry| {
@@ -150,7 +158,8 @@ impl Forwarder {
         self.proxies.borrow().get(index).map(|proxy| Rc::clone(&proxy.upstream))
     }
 
-    /// Ends those through the upstreams that `is_meant` for. Returns how many.
+    /// Ends the forwarded connections through upstreams for which `is_meant` is true. Returns how many there
+    /// were.
     pub fn reset(&self, is_meant: &dyn Fn(&str) -> bool) -> usize {
         let mut numbers: Vec<_> = self
             .forwarded()
@@ -169,18 +178,19 @@ impl Forwarder {
         count
     }
 
-    /// How many there are.
+    /// The number of proxies.
     pub fn count_proxies(&self) -> usize {
         self.proxies.borrow().len()
     }
 
-    /// The firewall knows the first so many proxies.
+    /// The firewall's tables have the first `count` proxies.
     pub fn set_installed(&self, count: usize) {
         self.proxies.borrow_mut().iter_mut().take(count).for_each(|proxy| proxy.is_installed = true);
     }
 
-    /// Begins to ask the upstream's proxy at `address` in the name of the client whose SYN is in `frame`. `None` if it can't be
-    /// asked in this way, or not yet: the connection is to be relayed.
+    /// Begins a handshake with the upstream's proxy at `address`, in the name of the client whose SYN is in
+    /// `frame`. `None` if the connection must be relayed: it can't be forwarded, or the firewall's tables
+    /// don't have the proxy yet.
     pub fn begin(
         self: &Rc<Self>,
         frame: &mut [u8],
@@ -191,7 +201,8 @@ impl Forwarder {
         let (_, bytes) = frame.split_first_chunk_mut::<{ vnet::LEN }>()?;
         let syn = Packet::parse(bytes).ok()?;
         let (tuple, proxy) = (syn.tuple(), (mapped(address.ip()), address.port()));
-        // One to the proxy itself NAT would not change.
+        // NAT would not change a connection to the proxy itself, which the firewall's chain `guard` then
+        // drops.
         let is_forwardable = (syn.family() == Family::V4) == address.is_ipv4()
             && (address.is_ipv4() || self.ipv6.is_some())
             && (tuple.destination, tuple.destination_port) != proxy
@@ -215,8 +226,8 @@ impl Forwarder {
         Some(Attempt { forwarder: Rc::clone(self), id })
     }
 
-    /// Takes a packet from the TUN if it belongs to a handshake, or did: what a proxy sends late is for nobody. What it has
-    /// sent in return leaves with [`Self::flush`].
+    /// Handles a packet from the TUN if it belongs to a handshake. A late packet of a proxy, whose handshake
+    /// is over, is dropped. [`Self::flush`] sends what the handshake has sent in return.
     pub fn take(&self, header: Header, bytes: &mut [u8], now: Instant) -> Taken {
         let mut send = |route: &Route, to: To, packet: &[u8]| self.queue(route, to, packet);
         let taken = self.handshakes.borrow_mut().take(header, bytes, now, &mut send);
@@ -244,24 +255,25 @@ impl Forwarder {
         }
     }
 
-    /// Repeats what is to be repeated, tells the firewall that somebody is there, and sees to it that there is room.
+    /// Retransmits what is due, gives the firewall a sign of life, and makes room in conntrack's table.
+    /// Called about once a second.
     pub fn tick(&self, now: Instant) {
         self.ticks.set((self.ticks.get() + 1) % SIGN);
         if self.ticks.get() == 0 {
-            // The firewall drops it, and says so.
+            // Chain `to_client` drops these packets; the error for that is expected.
             self.queue_numbered(ALIVE, &LIFE, Ipv4Addr::LOCALHOST.into());
             self.queue_numbered(ALIVE, &LIFE6, Ipv6Addr::LOCALHOST.into());
         }
         self.handshakes.borrow_mut().tick(now, &mut |route, to, packet| self.queue(route, to, packet));
         _ = self.flush();
-        // Where there is no room at all, none begins.
+        // Checked even if no connection has begun: none can, if the table is full.
         if (self.has_begun.take() || self.ticks.get() == 0) && conntrack::make_room(self.mark) {
             self.has_begun.set(true);
             info!("connection tracking is nearly full: the client with the most made room");
         }
     }
 
-    /// Gives up what waits for answers of proxies to an address that this machine has lost.
+    /// Ends handshakes that wait for a proxy's answer to an address that this machine has lost.
     pub fn lose_ways(&self, is_lost: &dyn Fn(IpAddr) -> bool) {
         for (number, proxy) in (1..).zip(&mut *self.proxies.borrow_mut()) {
             if proxy.source.is_some_and(is_lost) {
@@ -271,10 +283,10 @@ impl Forwarder {
         }
     }
 
-    /// Sends a packet of ours from anybody to anybody, for the test of the way to a proxy.
+    /// Sends a packet with the mark of a handshake with [`PROBE`], for the test of the forward path.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn send_probe(&self, packet: &[u8], next: IpAddr) -> io::Result<()> {
         self.queue_numbered(PROBE, packet, next);
         self.flush()
@@ -287,12 +299,12 @@ impl Forwarder {
         }
     }
 
-    /// What sends to an address.
+    /// The socket that sends to an address.
     const fn socket(&self, next: IpAddr) -> Option<&RefCell<RawSocket>> {
         if next.is_ipv4() { Some(&self.ipv4) } else { self.ipv6.as_ref() }
     }
 
-    /// Whether a client is this machine itself.
+    /// Whether a client's address is this machine's; a negative answer is cached.
     fn is_own(&self, client: Ipv6Addr) -> bool {
         let now = self.clock.now();
         let mut clients = self.clients.borrow_mut();
@@ -307,7 +319,7 @@ impl Forwarder {
         is_own
     }
 
-    /// What the firewall is to know a proxy by. `None` if there are too many.
+    /// The proxy's number in the firewall, an added one if it is new. `None` if there are too many.
     fn number(&self, upstream: &Rc<str>, address: SocketAddr) -> Option<u8> {
         let mut proxies = self.proxies.borrow_mut();
         let is_it = |proxy: &Proxy| proxy.address == address && proxy.upstream == *upstream;
@@ -323,7 +335,8 @@ impl Forwarder {
         number
     }
 
-    /// The longest segment that the way to a proxy takes, in bytes. `None` until the firewall knows it.
+    /// The longest segment that the route to a proxy allows, in bytes. `None` if the firewall's tables don't
+    /// have the proxy yet, or the proxy is on this machine.
     fn mss(&self, number: u8, now: Instant) -> Option<u16> {
         let mut proxies = self.proxies.borrow_mut();
         let proxy = proxies.get_mut(usize::from(number) - 1).filter(|proxy| proxy.is_installed)?;
@@ -358,15 +371,16 @@ impl Forwarder {
         }
     }
 
-    /// Sends what has been queued: of all handshakes that a turn of the event loop has furthered, with one call.
+    /// Sends the queued packets of all handshakes together, with few system calls.
     ///
     /// # Errors
-    /// What the kernel has said last. What is lost is repeated, or given up.
+    /// The last error of the kernel. Lost packets are retransmitted, or the handshake ends.
     pub fn flush(&self) -> io::Result<()> {
         let mut result = Ok(());
         for socket in [Some(&self.ipv4), self.ipv6.as_ref()].into_iter().flatten() {
             socket.borrow_mut().flush(&mut |packet, next, error| {
-                // The firewall drops a SYN where conntrack still has another connection of the same addresses.
+                // Chain `to_proxy` drops a SYN (EPERM) if conntrack still has an earlier connection of the
+                // same addresses. Once that entry is deleted, the SYN is sent again.
                 if error.kind() == ErrorKind::PermissionDenied
                     && let Some(tuple) = syn_tuple(packet)
                     && conntrack::forget(&tuple).is_ok()
@@ -382,14 +396,14 @@ impl Forwarder {
     }
 }
 
-/// From where to where, if it is a SYN.
+/// The packet's addresses and ports, if it is a SYN.
 fn syn_tuple(packet: &[u8]) -> Option<Tuple> {
     let mut bytes = packet.to_vec();
     let packet = Packet::parse(&mut bytes).ok()?;
     (packet.transport() == Transport::Tcp && packet.flags() & (SYN | ACK) == SYN).then(|| packet.tuple())
 }
 
-/// Whether an address is this machine's: the kernel lets a socket be bound to no other.
+/// Whether an address is this machine's: a socket can be bound to no other.
 fn is_own(address: Ipv6Addr) -> bool {
     UdpSocket::bind((address.to_canonical(), 0)).is_ok()
 }
@@ -398,31 +412,31 @@ impl Attempt {
     /// Waits until the proxy has accepted the connection.
     ///
     /// # Errors
-    /// It refuses, or can't be reached.
+    /// The proxy refuses the connection, or can't be reached.
     pub async fn connected(&self) -> io::Result<()> {
         match self.wait(Outcome::Pending).await {
-            // Closed may be what it is by the time that anybody looks.
+            // Every other outcome comes after the proxy's SYN-ACK, even `Closed`.
             Outcome::Unreachable => Err(ErrorKind::ConnectionRefused.into()),
             _ => Ok(()),
         }
     }
 
-    /// The challenges of the 407 that it was refused with, a line each.
+    /// The challenges of the proxy's 407, one per line.
     pub fn challenges(&self) -> Vec<u8> {
         self.forwarder.handshakes.borrow().challenges(self.id).into()
     }
 
-    /// Waits until the proxy has answered, or can't any more.
+    /// Waits for the proxy's answer, or the end of its connection.
     pub async fn answered(&self) -> Outcome {
         self.wait(Outcome::Connected).await
     }
 
-    /// Waits until the client, which has been answered, has gone on: the connection is the kernel's from there.
+    /// Waits until the client has acknowledged its SYN-ACK: from then on the kernel forwards the connection.
     pub async fn released(&self) {
         self.poll(|handshakes| handshakes.is_released(self.id).then_some(())).await;
     }
 
-    /// Waits until it is further than that.
+    /// Waits until the outcome is neither pending nor `than`.
     async fn wait(&self, than: Outcome) -> Outcome {
         self.poll(|handshakes| {
             let outcome = handshakes.outcome(self.id);

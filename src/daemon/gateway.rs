@@ -1,8 +1,19 @@
-//! What happens to a connection from its SYN to its end: held, dialled, released or refused, accepted, relayed.
+//! What happens to a connection from its SYN to its end: it is held, dialled, released or refused, accepted,
+//! and relayed (or forwarded by the kernel).
 //!
-//! A packet goes straight through [`Gateway::handle_frame`]: from the TUN to the rewriter, whose verdict is carried out
-//! at once. Around it, `dial` is the way from a held SYN to the proxy's answer, `relays` moves the bytes, `queries` are
-//! those to resolvers, `reply` sends packets of our own, and `kept` is what is remembered of each flow.
+//! [`Gateway::handle_frame`] takes a packet from the TUN straight to the rewriter, and carries the verdict
+//! out at once.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `dial` | takes a held SYN to the proxy's answer |
+//! | `relays` | gives relays their turns, ends them, counts bytes |
+//! | `http` | carries plain HTTP as requests |
+//! | `queries` | answers captured queries to resolvers |
+//! | `loops` | detects a proxy whose own connections are captured |
+//! | `kept` | what the daemon keeps for each flow |
+//! | `served` | flows that a task serves |
+//! | `reply` | sends rejections |
 
 mod dial;
 mod http;
@@ -41,7 +52,7 @@ use crate::relay::{Moved, Supplies};
 use crate::sys;
 use crate::upstream::Upstreams;
 
-/// All that one packet or connection may need. Shared by the event loop and the dials.
+/// Everything that a packet or a connection may need. The event loop and the dials share it.
 pub struct Gateway {
     clock: Clock,
     tun: Rc<Tun>,
@@ -54,32 +65,33 @@ pub struct Gateway {
     paused: Rc<Paused>,
     mode: Cell<ConnectMode>,
     loops: Loops,
-    /// What is kept for a flow, by slot.
+    /// What the daemon keeps for each flow, by slot.
     kept: RefCell<KeptFlows>,
-    /// Flows whose relays get a turn without an event...
+    /// Flows whose relays get a turn without an event.
     queue: RefCell<VecDeque<Slot>>,
-    /// ...and whether one of them can use it at once.
+    /// Whether one of these relays can use a turn at once.
     again: Cell<bool>,
     totals: Cell<Totals>,
     clients: RefCell<Clients>,
 }
 
-/// What has happened so far, except what the rewriter counts.
+/// Counters since the start, except the rewriter's.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
     /// Bytes moved by relays.
     pub moved: Moved,
     /// Bytes of forwarded connections that conntrack has forgotten.
     pub ended: Moved,
-    /// Flows refused because of what the proxy said.
+    /// Flows refused because of the proxy's answer, by a rule, or because their server is no longer known.
     pub refused: u64,
-    /// Connections that the kernel carries since.
+    /// Connections that the kernel has begun to forward.
     pub forwarded: u64,
     /// Flows ended to make room for others.
     pub yielded: u64,
-    /// Flows refused that were a proxy's own.
+    /// Flows refused because they were a proxy's own connections.
     pub looped: u64,
-    /// Flows of other machines: the kernel gives this one's the TUN's address.
+    /// Flows of other machines. (Those of this machine have the TUN's address as source, or NAT has led them
+    /// into the TUN.)
     pub from_lan: u64,
 }
 
@@ -117,13 +129,13 @@ impl Gateway {
         }
     }
 
-    /// How clients' connections get to proxies.
+    /// The path of clients' connections to proxies.
     pub const fn path(&self) -> Path {
         if self.forwarder.is_some() { Path::Forward } else { Path::Relay }
     }
 
-    /// The connections that the kernel forwards, and those that conntrack has yet to forget, each with its upstream. All
-    /// others have been counted.
+    /// The connections that the kernel forwards, and closed ones that conntrack still has, each with its
+    /// upstream. Counts those that conntrack has forgotten, so that each connection is counted once.
     pub fn forwarded(&self) -> Vec<(Rc<str>, Entry)> {
         self.count_ended();
         self.forwarder.as_ref().map(|forwarder| forwarder.forwarded()).unwrap_or_default()
@@ -134,7 +146,7 @@ impl Gateway {
         &self.tun
     }
 
-    /// Tests whether connections get to the listener.
+    /// The test whether connections get to the listener.
     pub const fn self_test(&self) -> &SelfTest {
         &self.self_test
     }
@@ -144,12 +156,12 @@ impl Gateway {
         &self.rewriter
     }
 
-    /// The proxies that are asked from now on.
+    /// The upstreams for new connections.
     pub fn upstreams(&self) -> Rc<Upstreams> {
         Rc::clone(&self.upstreams.borrow())
     }
 
-    /// Changes how connections are opened from now on, and by whom. Dials in flight go on as they are.
+    /// Applies a new configuration to new connections. Dials in flight go on as they are.
     pub fn configure(&self, old: &Config, new: &Config, mut upstreams: Upstreams) {
         upstreams.inherit(&self.upstreams());
         let upstreams = Rc::new(upstreams);
@@ -161,27 +173,27 @@ impl Gateway {
         self.rewriter.borrow_mut().limit_held(new.max_dials, new.max_dials_per_client);
     }
 
-    /// Our resolver; `None`: names are not ours to resolve.
+    /// The daemon's resolver; `None` with `dns 'off'`.
     pub const fn dns(&self) -> Option<&Rc<Dns>> {
         self.dns.as_ref()
     }
 
-    /// Who goes out directly for a while.
+    /// The clients that go out directly for a while.
     pub const fn paused(&self) -> &Rc<Paused> {
         &self.paused
     }
 
-    /// What has happened so far.
+    /// The counters.
     pub const fn totals(&self) -> Totals {
         self.totals.get()
     }
 
-    /// What is counted of each client.
+    /// Counters of each client.
     pub const fn clients(&self) -> &RefCell<Clients> {
         &self.clients
     }
 
-    /// The time, for the rewriter.
+    /// The current time.
     pub fn now(&self) -> Instant {
         self.clock.now()
     }
@@ -191,7 +203,7 @@ impl Gateway {
         self.clock.uptime()
     }
 
-    /// Handles one frame from the TUN; [`Self::flush`] is to follow.
+    /// Handles one frame from the TUN. After a batch of frames, call [`Self::flush`].
     pub fn handle_frame(self: &Rc<Self>, frame: &mut [u8], now: Instant) {
         let Some((header, packet)) = frame.split_first_chunk_mut::<{ vnet::LEN }>() else {
             return;
@@ -213,14 +225,15 @@ impl Gateway {
         self.carry_out(verdict, frame, is_anew, now);
     }
 
-    /// Sends what frames have led to that leaves by another way than the TUN.
+    /// Sends queued packets of handshakes, which leave by raw sockets.
     pub fn flush(&self) {
         if let Some(forwarder) = &self.forwarder {
             _ = forwarder.flush();
         }
     }
 
-    /// `is_anew`: the sequence numbers that a proxy was told are no longer the client's.
+    /// `is_anew`: the client has started over with other sequence numbers than those that a proxy has been
+    /// told, so the SYN is dialled again.
     fn carry_out(self: &Rc<Self>, verdict: Verdict, frame: &mut [u8], is_anew: bool, now: Instant) {
         trace!("{} bytes: {verdict}", frame.len() - vnet::LEN);
         match verdict {
@@ -238,7 +251,7 @@ impl Gateway {
         }
     }
 
-    /// A connection has come to the listener.
+    /// Handles a connection that the listener has accepted.
     pub fn handle_accepted(self: &Rc<Self>, client: TcpStream, peer: SocketAddr, now: Instant) {
         let accepted = self.rewriter.borrow_mut().accept(mapped(peer.ip()), peer.port(), now);
         let Some(slot) = accepted else {
@@ -271,7 +284,8 @@ impl Gateway {
         }
     }
 
-    /// Forgets flows that have waited too long. Called once a second or so.
+    /// Does what is due with time: tests, health checks, retransmissions, counting, and the end of flows that
+    /// have waited too long. Called about once a second.
     pub fn handle_tick(self: &Rc<Self>, now: Instant) {
         self.self_test.tick(&self.tun);
         self.upstreams().tick(&mut |upstream, alarm| self.attend(upstream, alarm));
@@ -292,12 +306,12 @@ impl Gateway {
         }
     }
 
-    /// From now on new flows are refused.
+    /// From now on new SYNs are dropped, because the daemon is about to end.
     pub fn drain(&self) {
         self.rewriter.borrow_mut().drain();
     }
 
-    /// Whether no flow has anything left to do.
+    /// Whether no flow is active any more.
     pub fn is_idle(&self) -> bool {
         self.rewriter.borrow().is_idle()
     }
@@ -311,7 +325,7 @@ impl Gateway {
 
     fn keep(&self, slot: Slot, new: Kept) {
         let old = self.kept.borrow_mut().replace(slot, new);
-        // Dropped after the borrow has ended: a drop may borrow it again.
+        // Dropped after the borrow of `kept` has ended, because a drop may borrow it again.
         drop(old);
     }
 

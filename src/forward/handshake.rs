@@ -1,12 +1,13 @@
 //! One CONNECT handshake with a proxy, in the client's name.
 //!
-//! | state | until | what is awaited |
+//! | state | until | retransmitted by a timer |
 //! |---|---|---|
-//! | connecting | the proxy's SYN-ACK | the SYN is repeated |
-//! | asking | the end of the reply, with the whole request acknowledged | the request is repeated |
-//! | answered | the client's first packet, which the kernel sees | the SYN-ACK is repeated |
+//! | connecting | the proxy's SYN-ACK | the SYN |
+//! | asking | the reply is complete, and the whole request acknowledged | the request |
+//! | answered | the client's ACK; the kernel forwards it, and the daemon gets a copy | the SYN-ACK to the client |
 //!
-//! A refusal or a failure resets the connection to the proxy, so that nothing of it is left there or in conntrack.
+//! A refusal or a failure resets the connection to the proxy, so that neither the proxy nor conntrack
+//! remembers it.
 
 use alloc::boxed::Box;
 
@@ -26,7 +27,8 @@ const PSH: u8 = 0x08;
 const FIRST_TIMEOUT: u32 = 1000;
 /// The most milliseconds between two repetitions.
 const MAX_TIMEOUT: u32 = 32_000;
-/// How many NAT ports in a row a proxy may remember from earlier connections.
+/// How many times the SYN is repeated at once because the proxy remembers an earlier connection from the port
+/// that NAT has chosen.
 const RETRIES: u8 = 8;
 
 /// Where to send a packet that the handshake has made.
@@ -45,9 +47,9 @@ pub enum To {
 pub enum Outcome {
     /// Nothing to act on.
     Pending,
-    /// The proxy has accepted the connection; it is being asked.
+    /// The proxy has accepted the connection, and has been sent the request.
     Connected,
-    /// The proxy has opened the tunnel, and the client has got its SYN-ACK.
+    /// The proxy has opened the tunnel, and the client has been sent its SYN-ACK.
     Opened {
         /// 200..=299.
         status: u16,
@@ -59,7 +61,7 @@ pub enum Outcome {
         /// A 407 offered the Basic scheme.
         offers_basic: bool,
     },
-    /// Nobody listens there.
+    /// The proxy refuses the connection, or can't be reached.
     Unreachable,
     /// The proxy closed or reset the connection before it answered.
     Closed,
@@ -67,7 +69,7 @@ pub enum Outcome {
     Garbage(ReplyError),
 }
 
-/// What is known of one end.
+/// One end of the connection, as its SYN or SYN-ACK describes it.
 #[derive(Clone, Copy, Debug)]
 struct End {
     /// Its initial sequence number.
@@ -82,18 +84,18 @@ struct End {
 impl End {
     fn of(syn: &Packet, mss_limit: u16) -> Self {
         let mut options = Options::parse(syn.tcp_options());
-        // A link on the way may allow less than either end.
+        // A link between the two ends may have a smaller MTU than either end's.
         options.mss = options.mss.map(|mss| mss.min(mss_limit));
         Self { sequence: syn.sequence(), window: syn.window(), ecn: syn.flags() & ECN, options }
     }
 }
 
-/// A connection to a proxy, until some time after its client is answered.
+/// A connection to a proxy, until the client has acknowledged its SYN-ACK.
 pub struct Handshake {
     /// From the client to the server that it wants.
     tuple: Tuple,
     client: End,
-    /// Once its SYN-ACK has come.
+    /// `None` until the proxy's SYN-ACK.
     proxy: Option<End>,
     request: Box<[u8]>,
     /// How many bytes of the request the proxy has acknowledged.
@@ -119,8 +121,8 @@ impl Handshake {
         self.parser.lines()
     }
 
-    /// Begins by sending the SYN. `syn` is the client's, `request` the whole CONNECT, `mss_limit` the most bytes that a
-    /// segment may have on the way to the proxy.
+    /// Begins: sends the SYN. `syn` is the client's, `request` the whole CONNECT request, `mss_limit` the
+    /// longest segment, in bytes, that the route to the proxy allows.
     pub fn new(
         syn: &Packet,
         request: Box<[u8]>,
@@ -148,8 +150,8 @@ impl Handshake {
         this
     }
 
-    /// Whether a packet from the proxy to the client's port can belong to this connection: a client may use one port
-    /// for several servers, and only sequence numbers tell their connections to one proxy apart.
+    /// Whether a packet from the proxy to the client's port can belong to this connection: a client may use
+    /// one port for several servers, and only sequence numbers tell their connections to one proxy apart.
     pub fn owns(&self, packet: &Packet) -> bool {
         match packet.flags() & ACK {
             0 => self.proxy.is_some() && packet.sequence().wrapping_sub(self.expected) < 1 << 16,
@@ -180,15 +182,15 @@ impl Handshake {
             None => self.send_syn(send),
             Some(_) if self.answered => self.send_syn_ack(send),
             Some(_) => {
-                // A link on the way may allow less than the first one.
+                // A link behind the first one may have a smaller MTU: from here on segments are short.
                 self.mss_limit = self.mss_limit.min(Options::default_mss(self.tuple.family()));
                 self.send_request(send);
             }
         }
     }
 
-    /// Whether a SYN of the client has the same sequence number and offers the same options as the one that the proxy
-    /// knows.
+    /// Whether a SYN of the client offers the same options as the one that the proxy knows. The caller has
+    /// compared their sequence numbers.
     pub fn is_repetition(&self, syn: &Packet) -> bool {
         let End { options, .. } = End::of(syn, self.mss_limit);
         let mut known = self.client.options;
@@ -223,9 +225,9 @@ impl Handshake {
         }
     }
 
-    /// Ends the connection to the proxy, which has not answered. A reset must have the sequence number that the proxy
-    /// expects (RFC 5961 section 3.2): after what it has acknowledged, or after the request if that has arrived
-    /// meanwhile.
+    /// Ends the connection to the proxy, which has not answered. A reset must have the sequence number that
+    /// the proxy expects (RFC 5961 section 3.2): after what it has acknowledged, or after the request if that
+    /// has arrived meanwhile.
     pub fn abort(&self, send: &mut dyn FnMut(To, &[u8])) {
         self.send_proxy(self.first().wrapping_add(self.acked as u32), RST, &[], To::Proxy, send);
         if self.proxy.is_some() && self.acked < self.request.len() {
@@ -241,11 +243,11 @@ impl Handshake {
     fn connect(&mut self, packet: &Packet, now: Instant, send: &mut dyn FnMut(To, &[u8])) -> Outcome {
         let flags = packet.flags();
         if flags & ACK == 0 {
-            return Outcome::Pending; // a simultaneous open makes no sense here
+            return Outcome::Pending; // not a SYN-ACK; simultaneous open is not supported
         }
         if packet.acknowledgement() != self.first() {
-            // RFC 9293 section 3.10.7.3: this belongs to an earlier connection, which our reset ends. NAT may give the
-            // next SYN another port, which the proxy may remember as well.
+            // RFC 9293 section 3.10.7.3: the proxy remembers an earlier connection, which our reset ends. NAT
+            // may give the repeated SYN another port, from which the proxy may remember a connection as well.
             if flags & RST == 0 {
                 self.send_proxy(packet.acknowledgement(), RST, &[], To::Proxy, send);
                 if self.retries > 0 {
@@ -275,7 +277,7 @@ impl Handshake {
         let flags = packet.flags();
         let behind = self.expected.wrapping_sub(packet.sequence()); // how many of its bytes are already known
         if flags & RST != 0 {
-            // RFC 5961 section 3.2: one elsewhere in the window may be forged.
+            // RFC 5961 section 3.2: a reset elsewhere in the window may be forged.
             return if behind == 0 { Outcome::Closed } else { Outcome::Pending };
         }
         if flags & SYN != 0 {
@@ -339,8 +341,9 @@ impl Handshake {
         Outcome::Pending
     }
 
-    /// Answers the client, as the tunnel is open: sends its SYN-ACK, and `rest`, what came after the reply. Only the
-    /// client acknowledges that; if it is lost, the proxy repeats it.
+    /// Answers the client once the tunnel is open: sends its SYN-ACK, and `rest`, the bytes that came after
+    /// the reply. The gateway does not acknowledge `rest`. The client does; if it gets lost, the proxy
+    /// repeats it.
     fn answer(&mut self, rest: &[u8], now: Instant, send: &mut dyn FnMut(To, &[u8])) {
         self.answered = true;
         self.timeout = FIRST_TIMEOUT;
@@ -353,8 +356,8 @@ impl Handshake {
         }
     }
 
-    /// Passes a packet of the proxy to the client, which has been answered but not acknowledged yet, with the sequence
-    /// numbers that the connection will have.
+    /// Passes a packet of the proxy to a client that has been answered and has not acknowledged yet. The
+    /// sequence numbers are already those of the client's connection.
     fn pass_on(&self, packet: &Packet, send: &mut dyn FnMut(To, &[u8])) {
         let flags = packet.flags();
         let known = self.expected.wrapping_sub(packet.sequence()) as i32;
@@ -470,7 +473,8 @@ impl Handshake {
         Options { timestamps: both.then_some(Timestamps { value, echo }), ..Options::default() }
     }
 
-    /// The client's timestamp clock at its SYN: it may stand still, but must not go back.
+    /// The client's timestamp at its SYN. Later segments may repeat it, but a timestamp must not go back (RFC
+    /// 7323 section 5.3).
     fn client_clock(&self) -> u32 {
         self.client.options.timestamps.unwrap_or_default().value
     }

@@ -42,7 +42,7 @@ impl Route {
 /// Sends a packet.
 pub type Send<'a> = &'a mut dyn FnMut(&Route, To, &[u8]);
 
-/// Identifies a handshake, even when it is gone and its place is taken.
+/// Identifies a handshake. It never identifies a later one in the same slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Id {
     slot: u16,
@@ -50,7 +50,7 @@ pub struct Id {
 }
 
 impl Id {
-    /// Its place, smaller than the highest number of handshakes so far.
+    /// Its slot, for use as an index.
     pub const fn index(self) -> usize {
         self.slot as usize
     }
@@ -83,7 +83,7 @@ struct Entry {
     serial: u32,
     is_connected: bool,
     outcome: Outcome,
-    /// Whether the client has acknowledged, so that the kernel carries the connection.
+    /// Whether the client has acknowledged its SYN-ACK, so that the kernel forwards the connection.
     is_released: bool,
 }
 
@@ -93,7 +93,8 @@ impl Handshakes {
         Self { entries: Vec::new(), slots: Slots::new(LIMIT), key, serial: 0 }
     }
 
-    /// Begins one: `syn` is the client's, the rest as in [`Handshake::new`]. `None` if there are too many.
+    /// Begins a handshake. `syn` is the client's, the rest as in [`Handshake::new`]. `None` if there are too
+    /// many.
     pub fn begin(
         &mut self,
         syn: &Packet,
@@ -128,8 +129,8 @@ impl Handshakes {
         Some(Id { slot, serial: self.serial })
     }
 
-    /// Handles a packet from the TUN if it belongs to a handshake: the proxy's, the client's, or an ICMP error about
-    /// one of ours.
+    /// Handles a packet from the TUN if it belongs to a handshake: the proxy's, the client's, or an ICMP
+    /// error about one of ours.
     pub fn take(&mut self, header: Header, bytes: &mut [u8], now: Instant, send: Send) -> Taken {
         if self.slots.first(BUSY).is_none() {
             return Taken::No;
@@ -144,7 +145,8 @@ impl Handshakes {
         let from_proxy = [false, true].into_iter().find_map(|is_earlier| {
             self.find(tuple.destination, tuple.destination_port, &mut |_, entry| {
                 let Entry { handshake, route, .. } = entry;
-                // A packet of no handshake may belong to an earlier connection, which is in the way of a new one.
+                // A packet that no handshake owns may belong to an earlier connection, which is in the way of
+                // one that is connecting.
                 let is_its = if is_earlier { handshake.is_connecting() } else { handshake.owns(&packet) };
                 is_its && route.is_from_proxy(&tuple)
             })
@@ -166,8 +168,8 @@ impl Handshakes {
         Taken::Yes(Some(Id { slot, serial: entry.serial }))
     }
 
-    /// Handles a client's packet: to the server, or to the proxy if NAT has changed it already. Then only sequence
-    /// numbers tell which of several servers is meant.
+    /// Handles a client's packet, addressed to the server or, if NAT has already translated it, to the proxy.
+    /// In the latter case only sequence numbers tell which of several servers the packet is for.
     fn take_clients(&mut self, header: Header, mut packet: Packet, tuple: &Tuple, send: Send) -> Taken {
         let (mut ahead, mut nearest) = (u32::MAX, None);
         self.find(tuple.source, tuple.source_port, &mut |slot, entry| {
@@ -206,8 +208,9 @@ impl Handshakes {
         taken
     }
 
-    /// Handles an ICMP error about a handshake's SYN: the proxy is unreachable, if it has not answered yet. An error that
-    /// quotes another sequence number is forged, or about something else (RFC 5927 section 4.1).
+    /// Handles an ICMP error about a handshake's SYN: the proxy is unreachable, if it has not answered yet.
+    /// An error that quotes another sequence number is forged, or about something else (RFC 5927 section
+    /// 4.1).
     fn take_error(&mut self, packet: &mut Packet) -> Taken {
         let is_unreachable = match packet.family() {
             Family::V4 => packet.icmp_type().0 == 3, // RFC 792
@@ -242,17 +245,19 @@ impl Handshakes {
         self.get(id).map_or(&[], |entry| entry.handshake.challenges())
     }
 
-    /// Whether its client has acknowledged, so that the kernel carries the connection.
+    /// Whether the client has acknowledged its SYN-ACK, so that the kernel forwards the connection.
     pub fn is_released(&self, id: Id) -> bool {
         self.get(id).is_some_and(|entry| entry.is_released)
     }
 
-    /// Ends a handshake and resets the connection to the proxy, unless the kernel carries it. Even one that the proxy
-    /// has reset, because conntrack takes another SYN of this client for a new connection only after our reset.
+    /// Ends a handshake. Resets the connection to the proxy, unless the kernel forwards it. It does so even
+    /// if the proxy has reset it already, because only our reset makes conntrack take the client's next SYN
+    /// for a new connection.
     pub fn end(&mut self, id: Id, send: Send) {
         let Some(entry) = self.get(id) else { return };
         if !entry.is_released {
-            // If the kernel carries the connection without our knowing it, the firewall drops this reset.
+            // The client may have acknowledged meanwhile, unknown to us; then the firewall (chain `to_proxy`)
+            // drops this reset.
             entry.handshake.abort(&mut |to, packet| send(&entry.route, to, packet));
         }
         self.free(id.slot);
@@ -271,8 +276,8 @@ impl Handshakes {
         }
     }
 
-    /// Notes that the route to the proxy with this number has a new source address: answers to the old one will never
-    /// arrive. Calls `tell` for each handshake that is still unanswered.
+    /// Notes that the route to the proxy with this number has a new source address: answers to the old one
+    /// will never arrive. Calls `tell` for each handshake that is still unanswered.
     pub fn lose_way(&mut self, number: u8, tell: &mut dyn FnMut(Id)) {
         for (slot, entry) in (0..).zip(&mut self.entries) {
             if let Some(entry) = entry
@@ -348,7 +353,7 @@ mod tests {
         bytes
     }
 
-    /// What has been sent: to whom, with which flags and sequence number.
+    /// The sent packets: route, direction, flags and sequence number.
     #[derive(Default)]
     struct Sent(Vec<(Route, To, u8, u32)>);
 
@@ -386,14 +391,14 @@ mod tests {
             (taken, Packet::parse(&mut bytes).unwrap().tuple())
         }
 
-        /// From the proxy, as NAT has it before routing; `sequence` is the client's that it acknowledges up to.
+        /// Has the proxy send a packet, with the addresses that NAT gives it before routing.
         fn proxy_sends(&mut self, sequence: u32, acknowledgement: u32, flags: u8, payload: &[u8]) -> Taken {
             let back =
                 Tuple { destination: tuple("::").source, destination_port: 40_000, ..to_proxy().reversed() };
             self.take(packet(back, sequence, acknowledgement, flags, payload)).0
         }
 
-        /// The proxy accepts, and opens the tunnel.
+        /// Has the proxy accept the connection, and answer 200.
         fn open(&mut self, client: u32) {
             let first = client.wrapping_add(1).wrapping_sub(REQUEST.len() as u32);
             self.proxy_sends(7000, first, SYN | ACK, &[]);
@@ -401,7 +406,7 @@ mod tests {
         }
     }
 
-    /// From the client, where NAT has done its part.
+    /// The tuple of the client's packets after NAT.
     fn to_proxy() -> Tuple {
         let (destination, destination_port) = route("::").proxy;
         Tuple { destination, destination_port, ..tuple("::") }
@@ -417,7 +422,7 @@ mod tests {
             Taken::Yes(Some(id))
         );
         assert_eq!(world.handshakes.outcome(id), Outcome::Connected);
-        // Nothing that the client could send now releases it.
+        // A packet of the client before its SYN-ACK does not release the connection.
         assert_eq!(world.take(packet(to_proxy(), 5001, 7020, ACK, &[])).0, Taken::Yes(None));
         world.open(5000);
         assert_eq!(world.handshakes.outcome(id), Outcome::Opened { status: 200 });
@@ -442,7 +447,8 @@ mod tests {
         assert_eq!(flags, [RST]);
     }
 
-    /// One port, several servers, one proxy: the numbers tell.
+    /// A client connects from one port to two servers, through one proxy. Sequence numbers tell the
+    /// connections apart.
     #[test]
     fn one_port_for_several_servers() {
         let mut world = World::new();
@@ -455,8 +461,8 @@ mod tests {
         assert!(world.handshakes.is_released(other) && !world.handshakes.is_released(one));
     }
 
-    /// NAT has given it the port of one that conntrack has forgotten, and the proxy has not: a reset ends that, and the
-    /// proxy is asked again; who answers like that for ever is not asked for ever.
+    /// NAT has chosen the port of a connection that conntrack has forgotten and the proxy has not. A reset
+    /// ends that, and the SYN is repeated at once, but not for ever.
     #[test]
     fn a_proxy_that_remembers_an_earlier_connection() {
         let mut world = World::new();
@@ -472,11 +478,12 @@ mod tests {
         assert_eq!((syns.count(), to_proxy(&world.sent).last()), (9, Some(&(RST, 800_000))));
         world.open(5000);
         assert_eq!(world.handshakes.outcome(id), Outcome::Opened { status: 200 });
-        // Nobody asks any more.
+        // There is no handshake that is connecting.
         assert_eq!(world.proxy_sends(1, 800_000, ACK, &[]), Taken::No);
     }
 
-    /// From one port to two servers by one proxy: it is about the SYN of the second. Somebody else's guess is about none.
+    /// A client connects from one port to two servers, through one proxy. The error quotes the second SYN. An
+    /// error with a wrong sequence number is forged, and ends neither.
     #[test]
     fn an_error_ends_the_one_that_it_is_about() {
         let mut world = World::new();
@@ -498,11 +505,11 @@ mod tests {
         let mut world = World::new();
         let id = world.begin("::ffff:203.0.113.1", 5000);
         assert_eq!(world.take(packet(tuple("::ffff:203.0.113.1"), 5000, 0, SYN, &[])).0, Taken::Yes(None));
-        // As it is where NAT has changed it, and as the client has sent it.
+        // Captured after NAT; `take` gives it the addresses back that the client has used.
         let (taken, seen) = world.take(packet(to_proxy(), 6000, 0, SYN, &[]));
         assert_eq!((taken, seen), (Taken::Restarted(id), tuple("::ffff:203.0.113.1")));
         assert_eq!(world.sent.0.last().map(|sent| sent.2), Some(RST));
-        // Its place may be taken, but not for it.
+        // The next handshake gets the same slot, and is not taken for the first.
         let next = world.begin("::ffff:203.0.113.1", 6000);
         assert_eq!(next.index(), id.index());
         assert_eq!(world.handshakes.outcome(id), Outcome::Closed);
@@ -511,7 +518,8 @@ mod tests {
         assert_eq!(world.handshakes.outcome(next), Outcome::Pending);
     }
 
-    /// Its third SYN offers less, as a fallback: the proxy has been told otherwise.
+    /// A client's repeated SYN may offer fewer options, as a fallback; the proxy has been told the first
+    /// ones.
     #[test]
     fn a_syn_that_offers_less_begins_anew() {
         let mut world = World::new();

@@ -36,11 +36,12 @@ pub struct Options {
 }
 
 impl Options {
-    /// The most bytes that [`write`](Self::write) takes: MSS 4, SACK permitted and timestamps 12, window scale 4.
+    /// The most bytes that [`write`](Self::write) takes: MSS 4, SACK permitted and timestamps 12, window
+    /// scale 4.
     pub const MAX: usize = 20;
 
-    /// Reads the options of a TCP header, the bytes after the first [`TCP_HEADER`]. Stops at an option that is cut off
-    /// or has a wrong length.
+    /// Reads the options of a TCP header, the bytes after the first [`TCP_HEADER`]. Stops at an option that
+    /// is cut off or has a wrong length.
     pub fn parse(mut bytes: &[u8]) -> Self {
         let mut options = Self::default();
         loop {

@@ -5,7 +5,7 @@ use crate::net::Family;
 use crate::packet::builder::Tcp;
 use crate::packet::{TCP_HEADER, ip_header};
 
-/// The longest packet that is made.
+/// Bytes of the longest packet that is made.
 pub const MAX_SEGMENT: usize = 1500;
 
 /// A TCP segment.

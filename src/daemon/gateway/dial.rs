@@ -1,4 +1,4 @@
-//! From a SYN that is held to the proxy's answer.
+//! Dials: from a held SYN to the proxy's answer.
 
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -22,7 +22,7 @@ use crate::task::spawn;
 use crate::upstream::{Carried, Client, Failure, Opened};
 
 impl Gateway {
-    /// Holds the SYN of a new flow and asks the proxy for a tunnel.
+    /// Holds the SYN of a new flow, and has an upstream asked for a tunnel.
     pub(super) fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
         let yielded = self.rewriter.borrow_mut().take_yielded();
         if let Some(yielded) = yielded {
@@ -77,7 +77,8 @@ impl Gateway {
                 // A paused client may still have a fake address in its cache, or get one from dnsmasq.
                 Some(_) if gateway.paused.covers(Some(source)) => {
                     match Box::pin(upstreams.pass_by(target)).await {
-                        Ok(_) if !gateway.paused.covers(Some(source)) => Err(Failure::UplinkDown), // its pause has ended meanwhile
+                        // The pause has ended meanwhile.
+                        Ok(_) if !gateway.paused.covers(Some(source)) => Err(Failure::UplinkDown),
                         carried => carried,
                     }
                 }
@@ -101,7 +102,8 @@ impl Gateway {
         }
     }
 
-    /// The server that is wanted. `None` if nobody knows any more.
+    /// The server that the client wants. `None` for a connection of this machine whose original destination
+    /// conntrack has forgotten.
     fn target(&self, tuple: &Tuple) -> Option<SocketAddr> {
         match self.rewriter.borrow().settings().is_diverted(tuple) {
             true => conntrack::original_destination(tuple),
@@ -116,17 +118,19 @@ impl Gateway {
         self.reject(Reject::Reset, frame);
     }
 
-    /// The client has sent another SYN from the same port; the dial under way is for the same server.
+    /// Keeps another SYN that a held client has sent. The dial under way is for the same server, and
+    /// continues.
     pub(super) fn replace_syn(&self, slot: Slot, frame: &[u8]) {
         if let Some(parked) = self.kept.borrow_mut().parked(slot) {
             parked.syn.replace(Box::from(frame));
         }
     }
 
-    /// Ends the flow of a client that has acknowledged: from here on the kernel carries the connection.
+    /// Ends the flow of a client that has acknowledged its SYN-ACK: from here on the kernel forwards the
+    /// connection.
     fn handle_released(&self, slot: Slot) {
         if let Some(parked) = self.kept.borrow_mut().parked(slot) {
-            parked.dial = DialState::InFlight(None); // it has ended: nothing to abort
+            parked.dial = DialState::InFlight(None); // the task has ended: nothing to abort
         }
         self.rewriter.borrow_mut().vacate(slot, self.now());
         self.keep(slot, Kept::Nothing);
@@ -140,7 +144,7 @@ impl Gateway {
         let Some(parked) = kept.parked(slot) else {
             return;
         };
-        parked.dial = DialState::InFlight(None); // it has ended: nothing to abort
+        parked.dial = DialState::InFlight(None); // the task has ended: nothing to abort
         let held = self.rewriter.borrow().flow(slot).state() == State::Held;
         match (result, parked.client.take()) {
             (Ok(opened), Some(client)) => {
@@ -177,12 +181,12 @@ impl Gateway {
         }
     }
 
-    /// The client of a flow.
+    /// The address of a flow's client.
     pub(super) fn client(&self, slot: Slot) -> IpAddr {
         self.rewriter.borrow().flow(slot).tuple.source.to_canonical()
     }
 
-    /// Counts a refused flow that has not been removed yet.
+    /// Counts a refused flow. The flow must still be in its slot.
     pub(super) fn count_refused(&self, slot: Slot) {
         self.count(|totals| totals.refused += 1);
         self.clients.borrow_mut().note(self.client(slot), self.now()).refused += 1;

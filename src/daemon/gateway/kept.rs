@@ -70,7 +70,7 @@ impl KeptFlows {
         }
     }
 
-    /// Everything, to be dropped or ended.
+    /// Takes everything that is kept, by slot.
     pub fn into_all(self) -> impl Iterator<Item = (Slot, Kept)> {
         (0..).zip(self.slots).map(|(number, kept)| (Slot::from_number(number), kept))
     }
@@ -114,7 +114,7 @@ pub struct Relayed {
     pub account: Rc<Account>,
     /// The address of its client.
     pub client: IpAddr,
-    /// How many bytes the client had received when the proxy stopped to answer.
+    /// How many bytes the client had received when the proxy fell silent.
     pub received: u64,
     /// Keeps the fake address that the client has connected to.
     pub _held: Option<Held>,
@@ -132,7 +132,7 @@ pub struct HttpFlow {
     pub account: Rc<Account>,
     /// The address of its client.
     pub client: IpAddr,
-    /// How many bytes the client had received when the proxy stopped to answer.
+    /// How many bytes the client had received when the proxy fell silent.
     pub received: u64,
 }
 
@@ -144,17 +144,17 @@ pub struct Traffic<'a> {
     pub client: IpAddr,
     /// What it has moved so far.
     pub moved: Moved,
-    /// How many bytes the client had received when the proxy stopped to answer.
+    /// How many bytes the client had received when the proxy fell silent.
     pub received: &'a mut u64,
 }
 
 /// The state of a dial.
 pub enum DialState {
-    /// In flight, in this task if there is one.
+    /// Under way, in this task. Without a task there is nothing to abort.
     InFlight(Option<AbortHandle>),
     /// The tunnel is open.
     Opened(Opened),
-    /// No tunnel is needed: the client wants a resolver, and gets the daemon's.
+    /// No tunnel is needed: the client connects to a resolver, and the daemon's answers.
     Unneeded,
     /// No tunnel could be opened.
     Failed,

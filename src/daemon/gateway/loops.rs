@@ -1,7 +1,9 @@
-//! Detects a proxy whose own connections are captured: each would be sent back to it for ever.
+//! Detects a proxy whose own connections are captured: the daemon would send each back to the proxy, for
+//! ever.
 //!
-//! Many connections of one client to one server that wait for the proxy may be a loop, or a busy client. So the proxy
-//! is asked for an address that nobody else asks for: whoever connects to that is the proxy.
+//! Many connections of one client to one server that wait for the proxy may be a loop, or a busy client. To
+//! find out, the daemon asks the proxy for an address that nobody else asks for. Whoever then connects to
+//! that address is the proxy.
 
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -16,25 +18,24 @@ use super::Gateway;
 use crate::sys;
 use crate::task::spawn;
 
-/// How many connections of one client to one server trigger a test.
+/// How many waiting connections of one client to one server trigger a test.
 const SUSPICIOUS: u16 = 16; // more than a browser opens
-/// How many ms a test may take, and must pass until the next...
+/// How many ms a test may take; the next one begins no earlier.
 const PAUSE: u32 = 30_000;
-/// ...and how many its result is believed.
+/// How many ms a result is valid.
 const TTL: u32 = 60_000;
 
-/// What is known of loops.
+/// The last test, and its result.
 #[derive(Default)]
 pub struct Loops {
-    /// The address that the proxy was asked for last, and when.
+    /// The address that the proxy was last asked for, and when.
     asked: Cell<Option<(Ipv6Addr, Instant)>>,
-    /// Where a proxy's connections come from, and when they did.
+    /// The source of a proxy's connections, and when it was found.
     proxy: Cell<Option<(Ipv6Addr, Instant)>>,
 }
 
 impl Gateway {
-    /// Whether a new connection, which is already held, is a proxy's own, made on behalf of a client: then it must be
-    /// refused.
+    /// Whether a new connection, which is already held, is a proxy's own and must be refused.
     pub(super) fn is_loop(self: &Rc<Self>, tuple: &Tuple, target: SocketAddr, now: Instant) -> bool {
         let loops = &self.loops;
         let asked = loops.asked.get().filter(|(_, at)| now.since(*at) < PAUSE);
@@ -64,7 +65,8 @@ impl Gateway {
         false
     }
 
-    /// Asks for an address from a range for documentation (RFC 5737, RFC 3849), at a port that the proxy allows.
+    /// Asks the proxy for an address of a range for documentation (RFC 5737, RFC 3849), at the port of the
+    /// suspicious connections: the proxy allows that.
     fn test_for_loop(self: &Rc<Self>, target: SocketAddr, now: Instant) {
         let Ok([a, b, c, d, ..]) = sys::random::<4>() else { return };
         let address: IpAddr = match target.ip() {

@@ -1,4 +1,4 @@
-//! Queries to other resolvers, which the daemon's own answers.
+//! Captured queries to any resolver, which the daemon's own resolver answers.
 
 use std::net::TcpStream;
 use std::rc::Rc;
@@ -21,10 +21,10 @@ impl Gateway {
         }
     }
 
-    /// Answers the queries of a client that has connected to a resolver, any resolver.
+    /// Answers the queries of a client that has connected to any resolver (DNS over TCP).
     pub(super) fn serve_dns(self: &Rc<Self>, slot: Slot, client: TcpStream) {
         _ = sys::set_lingering(&client);
-        // Not the peer that the listener sees, which may be a NAT source.
+        // The client's own address: the listener's peer may be a NAT source.
         let source = self.rewriter.borrow().flow(slot).tuple.source;
         let gateway = Rc::clone(self);
         let queries = async move {

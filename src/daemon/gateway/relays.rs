@@ -1,4 +1,4 @@
-//! The relays of a gateway: which gets a turn, and how they end.
+//! The relays: when each gets a turn, and how it ends.
 
 use std::fmt;
 use std::io;
@@ -18,11 +18,11 @@ use crate::sys;
 use crate::upstream::Opened;
 use crate::upstream::proxy::Account;
 
-/// How many times events are taken before others get a turn.
+/// How many batches of events are handled before the event loop goes on.
 const TURNS: usize = 4;
 
 impl Gateway {
-    /// Gives a turn to relays whose sockets are ready, and to those that were not done in their last turn.
+    /// Gives a turn to relays whose sockets are ready, and to those that had not finished in their last turn.
     pub fn poll_relays(&self, cx: &mut Context) {
         let mut turns = 0;
         while turns < TURNS
@@ -43,9 +43,9 @@ impl Gateway {
         }
     }
 
-    /// Ends all relays and dials; the clients are reset.
+    /// Ends all relays and dials, and resets their clients.
     pub fn abort_all(&self) {
-        // Moved out first, since a drop may borrow it again.
+        // Moved out first, because a drop may borrow `kept` again.
         let kept = self.kept.take();
         for (slot, kept) in kept.into_all() {
             self.cut(slot, kept, io::ErrorKind::ConnectionAborted);
@@ -67,7 +67,7 @@ impl Gateway {
         slots.len()
     }
 
-    /// Ends a flow early, by what was kept for it, and resets its client.
+    /// Ends a flow early and resets its client. `kept` is what was kept for it.
     fn cut(&self, slot: Slot, kept: Kept, why: io::ErrorKind) {
         match kept {
             Kept::Relayed(relayed) => self.end(slot, relayed, Err(why.into())),
@@ -87,13 +87,14 @@ impl Gateway {
         forwarded + self.reset_relays(&|traffic| is_meant(&traffic.account.name))
     }
 
-    /// Calls `look` for each relay.
+    /// Calls `look` for each flow that carries bytes.
     pub fn visit_relays(&self, look: &mut dyn FnMut(Traffic<'_>)) {
         self.kept.borrow_mut().visit(&mut |_, traffic| look(traffic));
     }
 
-    /// Handles an alarm about a silent proxy: remembers what its connections have received or, once it is dead, resets
-    /// those that have received nothing since. Of those that the kernel forwards, it resets all or none.
+    /// Handles an alarm about a silent proxy. `Silent`: remembers how many bytes its connections have
+    /// received. `Dead`: resets those that have received nothing since. Connections that the kernel forwards
+    /// are reset all together or not at all.
     pub(super) fn attend(&self, upstream: &str, alarm: Alarm) {
         let upstreams = self.upstreams();
         let Some(proxy) = upstreams.named(upstream) else { return };
@@ -121,7 +122,7 @@ impl Gateway {
         }
     }
 
-    /// Drops what is kept for a flow that has yielded.
+    /// Drops what is kept for a flow that has made room for another.
     pub(super) fn give_up(&self, slot: Slot) {
         debug!("{slot} yields to a newer one");
         self.count(|totals| totals.yielded += 1);
@@ -129,7 +130,7 @@ impl Gateway {
         self.cut(slot, kept, io::ErrorKind::ConnectionAborted);
     }
 
-    /// Starts a relay.
+    /// Starts to carry an accepted connection: as plain bytes, or as HTTP requests.
     pub(super) fn relay(self: &Rc<Self>, slot: Slot, client: TcpStream, opened: Opened) {
         let held = self.kept.borrow_mut().parked(slot).and_then(|parked| parked.held.take());
         match opened.http {
@@ -138,7 +139,7 @@ impl Gateway {
         }
     }
 
-    /// Starts a relay of plain bytes, not of requests.
+    /// Starts a relay of plain bytes.
     pub(super) fn relay_bytes(&self, slot: Slot, client: TcpStream, opened: Opened, held: Option<Held>) {
         let Opened { stream, leftover, account, .. } = opened;
         let client_address = self.client(slot);
@@ -166,7 +167,7 @@ impl Gateway {
         }
     }
 
-    /// Gives a relay a turn after `tell`, unless it has ended.
+    /// Calls `tell` for a flow's relay, then gives the relay a turn. Does nothing if there is no relay.
     fn run(&self, slot: Slot, tell: impl FnOnce(&mut Relayed)) {
         let mut kept = self.kept.borrow_mut();
         let Some(relayed) = kept.relayed(slot) else { return };
@@ -196,7 +197,7 @@ impl Gateway {
         }
     }
 
-    /// Ends a relay: orderly, or with a reset.
+    /// Ends a relay, with a reset if `result` is an error.
     fn end(&self, slot: Slot, mut relayed: Box<Relayed>, result: io::Result<()>) {
         let relay = &mut relayed.relay;
         let Moved { up, down } = relay.moved();
@@ -215,7 +216,7 @@ impl Gateway {
         self.rewriter.borrow_mut().close(slot, self.now());
     }
 
-    /// Counts what forwarded connections moved that the kernel has forgotten by now.
+    /// Counts the bytes of forwarded connections that conntrack has forgotten since the last call.
     pub(super) fn count_ended(&self) {
         let Some(forwarder) = &self.forwarder else { return };
         forwarder.take_ended(&mut |upstream, entry| {
@@ -228,7 +229,7 @@ impl Gateway {
         });
     }
 
-    /// Counts what a relay has moved between two readings.
+    /// Counts the bytes that a relay has moved between two readings.
     pub(super) fn count_progress(&self, before: Moved, after: Moved) {
         self.count(|totals| {
             totals.moved.up += after.up - before.up;
@@ -236,7 +237,7 @@ impl Gateway {
         });
     }
 
-    /// Counts what a connection has moved for a proxy and a client.
+    /// Counts the bytes of an ended connection for its proxy and its client.
     pub(super) fn count_moved(&self, account: &Account, client: IpAddr, moved: Moved) {
         account.count(|stats| stats.moved.add(moved));
         let mut clients = self.clients.borrow_mut();

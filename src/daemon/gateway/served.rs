@@ -1,4 +1,4 @@
-//! Flows that a task serves, until their end.
+//! Flows that a task serves until their end (HTTP requests, DNS over TCP).
 
 use std::mem;
 use std::pin::Pin;
@@ -12,7 +12,8 @@ use super::kept::Kept;
 use crate::task::spawn;
 
 impl Gateway {
-    /// Starts a task that serves a flow. The flow ends with the task if that returns true or is aborted.
+    /// Starts a task that serves a flow. The flow ends with the task, if `work` returns true or the task is
+    /// aborted.
     pub(super) fn serve(
         self: &Rc<Self>,
         slot: Slot,
@@ -31,13 +32,13 @@ impl Gateway {
 
 struct Served {
     slot: Slot,
-    /// Tells its flow from a later one in the same slot.
+    /// Distinguishes the flow from a later one in the same slot.
     nat: NatSource,
     gateway: Rc<Gateway>,
 }
 
 impl Drop for Served {
-    /// Runs also when the task is aborted, which takes effect later.
+    /// Also runs when the task is aborted. That may take effect when the slot already has another flow.
     fn drop(&mut self) {
         let mut rewriter = self.gateway.rewriter.borrow_mut();
         if rewriter.flow(self.slot).nat == self.nat {

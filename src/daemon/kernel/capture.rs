@@ -1,5 +1,8 @@
-//! What the kernel is told so that connections come to us: the device and its listeners, the firewall's tables, rules
-//! and routes.
+//! Sets up everything that brings connections to the daemon, and keeps it up to date: listeners, the
+//! firewall's tables, policy rules and routes.
+//!
+//! The order matters when something is replaced: the firewall's tables come before policy rules and routes,
+//! so that nothing is captured that the tables would exempt, and nothing gets out that they would refuse.
 
 use std::mem;
 use std::net::{IpAddr, SocketAddr};
@@ -25,39 +28,41 @@ use crate::sys;
 use tcp_over_http::config::{Config, OnFailure, PathChoice};
 use tcp_over_http::siphash::Key;
 
-/// How long an address may be away: a lease that is renewed may take it and put it back.
+/// How long an address may be missing before its connections are reset: a DHCP client that renews its lease
+/// may remove the address and add it again.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What to do about a [`detour`].
+/// The advice for a [`detour`].
 pub const DETOUR: &str = "connections that the kernel forwards end there: except it (ip route add throw ADDRESS table TABLE), or set path 'relay'";
 
-/// Tells of a proxy that others' routes lead into the TUN.
+/// A sentence about a proxy that somebody else's route leads into the TUN; `None` if there is no such route.
 pub fn detour(uplinks: &Uplinks, proxy: IpAddr) -> Option<String> {
     let table = uplinks.detour(proxy)?;
     Some(format!("table {table} has a route into the device for the proxy's address {proxy}"))
 }
 
-/// The routes, the listeners, and the firewall's tables.
+/// Everything that captures traffic.
 pub struct Capture {
     listeners: Vec<Listener>,
     routes: Routes,
     firewall: Option<Firewall>,
-    /// On the forward path.
+    /// Only on the forward path.
     forwarder: Option<Rc<Forwarder>>,
     uplinks: Uplinks,
     clock: Clock,
     paused: Rc<Paused>,
-    /// How many proxies the firewall has been told of.
+    /// How many of the forwarder's proxies are in the latest commands for the firewall.
     told: usize,
-    /// The rules and routes of a new configuration, applied once the firewall has its tables.
+    /// Rules and routes of a new configuration, to be applied once the firewall's tables have been replaced.
     next: Option<Rc<Desired>>,
-    /// When a device has last lost an address, until sockets have been looked through for it.
+    /// When a device last lost an address, until [`Capture::tick`] has looked for connections with it.
     lost_address: Option<Instant>,
-    /// Have conntrack forget what was let out, once the firewall has its tables.
+    /// Whether conntrack must forget connections that a pause let out, once the firewall's tables have been
+    /// replaced.
     is_to_forget: bool,
 }
 
-/// What happens to it.
+/// What [`Capture::poll_event`] reports.
 pub enum Event {
     /// The TUN is gone.
     Gone,
@@ -66,10 +71,11 @@ pub enum Event {
 }
 
 impl Capture {
-    /// Sets up the configured path; `auto` is the forward path if a test gets through, else relaying.
+    /// Sets up the configured path. `auto` is the forward path if its test succeeds, otherwise the relay
+    /// path.
     ///
     /// # Errors
-    /// What captures traffic stays in place if `on_failure` says so.
+    /// Says what failed. With `on_failure 'block'` whatever captures or refuses traffic stays in place.
     pub async fn set_up(
         config: &Config,
         tun: &Tun,
@@ -79,7 +85,7 @@ impl Capture {
     ) -> Result<Self, String> {
         let routes = Routes::open(config, &config.tun)?;
         let uplinks = routes.uplinks()?;
-        // Before what it may make fail.
+        // The warning comes first, because an overlap may make the next steps fail.
         warn_of_overlaps(config, &uplinks);
         let listeners =
             listener::listen(config).map_err(|(address, error)| format!("listen on {address}: {error}"))?;
@@ -117,9 +123,11 @@ impl Capture {
         let forwarder = Forwarder::new(config, self.clock, key);
         let forwarder = Rc::new(forwarder.map_err(|error| format!("raw socket: {error}"))?);
         self.forwarder = Some(Rc::clone(&forwarder));
-        // It tells to where the machine's own connections were, too.
+        // Also a test that ctnetlink is there: the daemon asks it for the original destination of this
+        // machine's connections.
         conntrack::forget_handshakes(config.mark).map_err(|error| format!("connection tracking: {error}"))?;
-        // Before an earlier run's rules are gone, which refuse what is captured.
+        // The tables come before `Routes::install`, which deletes an earlier run's rules: these refuse
+        // traffic until then.
         self.install_firewall(config, config.on_failure)?;
         let Subnets { ipv4, ipv6 } = Subnets::new(config);
         for subnet in [Some(ipv4), ipv6].into_iter().flatten() {
@@ -129,10 +137,12 @@ impl Capture {
         Ok(self.routes.install(config, Path::Forward, &self.uplinks)?)
     }
 
-    /// Works without the firewall, too.
+    /// Sets up the relay path. It works without the firewall's tables, too.
     fn relay(&mut self, config: &Config) -> Result<(), String> {
-        // Before anything is captured: an answer that came to us would get a RST. A packet may be on its way that an earlier
-        // run's tables have let past the policy rules for the next chain to refuse: these refuse it, too.
+        // The tables come before the capture: without them, answers to connections from outside would be
+        // captured and reset. They refuse even with `on_failure 'direct'`, until the policy rules are there:
+        // an earlier run's chain `past_rules` may have taken a packet past the rules, for the next chain to
+        // refuse. That chain may be one of the new tables.
         match config.captures() {
             true => self
                 .install_firewall(config, OnFailure::Block)
@@ -180,23 +190,24 @@ impl Capture {
         }
     }
 
-    /// The path.
+    /// The path that has been set up.
     pub const fn path(&self) -> Path {
         if self.forwarder.is_some() { Path::Forward } else { Path::Relay }
     }
 
-    /// What forwards connections, on that path.
+    /// The handshakes of the forward path; `None` on the relay path.
     pub fn forwarder(&self) -> Option<Rc<Forwarder>> {
         self.forwarder.clone()
     }
 
-    /// Where connections are accepted.
+    /// The listeners on the TUN's addresses.
     pub fn listeners(&self) -> &[Listener] {
         &self.listeners
     }
 
-    /// Takes over what is captured from now on; what goes through the listeners goes on. [`Event::Reconfigured`] tells
-    /// how that ends: with an error, all is as it was, as far as the kernel lets it. One at a time.
+    /// Begins to apply a new configuration. Accepted connections continue. [`Event::Reconfigured`] reports
+    /// the end; after an error, the state is the one before, as far as the kernel allows. Must not be called
+    /// again until then.
     pub fn reconfigure(&mut self, config: &Config) {
         for listener in &self.listeners {
             _ = sys::set_keepalive(listener, config.keepalive); // accepted sockets inherit it
@@ -212,13 +223,14 @@ impl Capture {
         self.next = Some(self.routes.desired(config, self.path(), &self.uplinks));
     }
 
-    /// Applies who is paused. With `has_ended`, ends what was let out: the kernel's flowtable would go on carrying it.
+    /// Applies a change of the pauses. With `has_ended`, conntrack forgets the connections that went out
+    /// directly, because a flowtable would go on forwarding them.
     pub fn pause(&mut self, config: &Config, has_ended: bool) {
         self.is_to_forget |= has_ended;
         self.replace_tables(config);
     }
 
-    /// Whether there is a firewall that lets somebody out.
+    /// Whether there are tables of the firewall, which a pause needs.
     pub fn can_pause(&self) -> bool {
         self.firewall.as_ref().is_some_and(Firewall::has_tables)
     }
@@ -232,8 +244,8 @@ impl Capture {
         }
     }
 
-    /// Puts back what others take away, follows the uplinks and the proxies' addresses, and takes over what it is to.
-    /// `config` is what it was given last.
+    /// Restores what others delete, follows changes of uplinks and of proxies' addresses, and applies new
+    /// configurations. `config` is the latest configuration.
     pub fn poll_event(&mut self, cx: &mut Context, config: &Config) -> Poll<Event> {
         while let Poll::Ready(events) = self.routes.poll_events(cx) {
             if events.gone {
@@ -272,7 +284,8 @@ impl Capture {
                         debug!("connection tracking: {error}");
                     }
                 }
-                // Relaying does without: there is no nft, or the kernel lacks what they need.
+                // There is no nft, or the kernel lacks what the tables need. The relay path works without
+                // them.
                 Err(error) if !firewall.has_tables() => {
                     warn_of_missing_tables(&error);
                     self.firewall = None;
@@ -292,7 +305,8 @@ impl Capture {
         replaced.map(|result| Event::Reconfigured(result.map_err(String::from)))
     }
 
-    /// Resets connections whose local address is gone: nothing will ever come back to it. Called once a second or so.
+    /// Resets connections whose local address this machine has lost: they will never receive anything. Called
+    /// about once a second.
     pub fn tick(&mut self) {
         if self.lost_address.is_none_or(|lost| lost.elapsed() < ADDRESS_PATIENCE) {
             return;
@@ -329,7 +343,7 @@ impl Capture {
                 self.warn_of_detours();
                 warn_of_overlaps(config, &self.uplinks);
                 self.replace_tables(config);
-                // What comes next was made for the uplinks before.
+                // `next` was computed for the previous uplinks.
                 let is_other = self.path() == Path::Forward && had_default != self.uplinks.has_default;
                 if is_other || self.next.is_some() {
                     let desired = self.routes.desired(config, self.path(), &self.uplinks);
@@ -344,13 +358,14 @@ impl Capture {
         }
     }
 
-    /// Leaves what refuses the traffic that the next run of the daemon will capture, and nothing else.
+    /// Replaces everything by what refuses the traffic that the next run will capture.
     pub fn hand_over(self, next: &Config) {
         let pauses = self.paused.get();
-        // Until it is there, whatever its `on_failure`.
+        // Until the next run has set itself up, captured traffic is refused, whatever its `on_failure`.
         let on_failure = OnFailure::Block;
         let commands = Tables { is_running: false, on_failure, ..self.tables(next, &[], &pauses) }.replace();
-        // A table of another name would never be found again; one of the same is replaced.
+        // Tables of another name must be deleted here: the next run doesn't know them. Those of the same name
+        // are replaced.
         let stale = self.firewall.filter(|firewall| !firewall.belongs_to(next));
         if let Err(error) = run(&commands.at(self.clock.now())) {
             warn!("{error}");
@@ -361,12 +376,12 @@ impl Capture {
         stale.into_iter().for_each(Firewall::remove);
     }
 
-    /// Removes all of it, but what the kernel needs for connections that it goes on to forward.
+    /// Removes everything, except a NAT chain if the kernel goes on to forward connections.
     pub fn remove(self, config: &Config) {
         if let Err(error) = self.routes.remove() {
             warn!("{error}");
         }
-        // Where conntrack does not tell, there may be some.
+        // If conntrack can't be asked, there may be forwarded connections.
         let live = self.forwarder.map_or(0, |_| match conntrack::forwarded(config.mark) {
             Ok(entries) => entries.iter().filter(|entry| entry.is_live).count(),
             Err(_) => usize::MAX,
@@ -382,8 +397,8 @@ impl Capture {
     }
 }
 
-/// Refuses what `config` captures until a daemon runs; beside one that runs with the same, nothing changes. Nothing if
-/// traffic may go directly then.
+/// Refuses what `config` captures until a daemon runs. If one runs already, nothing changes. Does nothing
+/// with `on_failure 'direct'`.
 pub fn block(config: &Config) -> Result<(), RouteError> {
     if config.on_failure == OnFailure::Direct {
         return Ok(());
@@ -394,19 +409,21 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
     let on_failure = config.on_failure;
     let tables =
         Tables { config, path, is_running: false, uplinks: &uplinks, proxies: &[], pauses, on_failure };
-    // Without a device there is no daemon, and what there is may know another network.
+    // Without the TUN no daemon runs. Tables that exist then are replaced, because they may be from before an
+    // uplink came up.
     let is_alone = || route::index(&config.tun) == 0;
     let was_alone = is_alone();
     let now = Clock::start().now();
     let commands = if was_alone { tables.replace().at(now) } else { tables.create() };
     if let Err(error) = run(&commands) {
-        debug!("{error}"); // there are some, or it has none
+        debug!("{error}"); // the tables exist, or there is no nft
     }
     if !was_alone {
         return Ok(());
     }
     route::block(config)?;
-    // A daemon that has come meanwhile puts back what it needs of that; nothing may get past its rules.
+    // A daemon may have started meanwhile. It restores its own tables and rules. What has been added here
+    // must go: our rules, and the chain by which packets get past its rules.
     if !is_alone() {
         let name = nft::name(config);
         for family in ["ip", "ip6"] {
@@ -421,7 +438,7 @@ fn warn_of_overlaps(config: &Config, uplinks: &Uplinks) {
     overlaps(config, uplinks).for_each(|overlap| error!("{overlap}"));
 }
 
-/// Tells of networks of this machine that have addresses in common with ours.
+/// A sentence for each network of this machine that overlaps the TUN's or the fake addresses'.
 pub fn overlaps(config: &Config, uplinks: &Uplinks) -> impl Iterator<Item = String> {
     uplinks.networks.iter().filter_map(|&net| {
         let (option, ours) = config.overlapping(net)?;
@@ -429,7 +446,7 @@ pub fn overlaps(config: &Config, uplinks: &Uplinks) -> impl Iterator<Item = Stri
     })
 }
 
-/// Relaying also works without the firewall.
+/// Warns that there are no tables of the firewall. The relay path works without them, but captures more.
 fn warn_of_missing_tables(error: &str) {
     warn!("answers to connections from outside are captured, too: {error}");
 }

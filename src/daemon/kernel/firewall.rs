@@ -1,4 +1,5 @@
-//! The firewall's tables of [`tcp_over_http::capture::nft`]: put in place, watched, replaced.
+//! The firewall's tables ([`tcp_over_http::capture::nft`]): installed, replaced, and restored when others
+//! delete them.
 
 use std::fmt::Display;
 use std::fs::File;
@@ -20,28 +21,29 @@ use crate::netlink::{self, Error, Socket};
 use crate::sys;
 use tcp_over_http::config::{Config, OnFailure};
 
-/// `NFNLGRP_NFTABLES` as a mask.
+/// Bit of the multicast group `NFNLGRP_NFTABLES` (<linux/netfilter/nfnetlink.h>).
 const WATCHED: u32 = 1 << (7 - 1);
 
-/// The tables, and a watch over them.
+/// The tables, and a socket that receives notifications about them.
 pub struct Firewall {
     name: String,
     clock: Clock,
-    /// The commands that put them in place; none if they are not to be there.
+    /// The commands that put the tables in place; `None` if there should be no tables.
     commands: Option<Commands>,
     watch: AsyncFd<File>,
-    /// What is under way, and the commands before it, unless it restores the tables.
+    /// The run of nft under way. `Some(before)`: it replaces the tables of the commands `before`. `None`: it
+    /// restores the tables.
     run: Option<(Nft, Option<Option<Commands>>)>,
     /// The commands to run next.
     next: Option<Commands>,
-    /// The policy rules that are there in the tables' place.
+    /// The policy rules that drop traffic while the tables are missing.
     standing_in: Vec<Rule>,
     /// Whether the tables are deleted when this is dropped.
     undo: bool,
 }
 
 impl Firewall {
-    /// A watch, without tables yet. Must be called within the tokio runtime.
+    /// Begins to watch, without tables yet. Must be called within the tokio runtime.
     pub fn new(config: &Config, clock: Clock) -> Result<Self, String> {
         if config.mark == 0 {
             return Err("it needs a mark".to_owned());
@@ -61,12 +63,14 @@ impl Firewall {
         })
     }
 
-    /// Puts tables in place by these commands, and blocks until they are. Must be called within the tokio runtime.
+    /// Installs tables by these commands, and blocks until that is done. Must be called within the tokio
+    /// runtime.
     ///
-    /// If they are not [kept](Firewall::keep) since something else fails, they go with `on_failure 'direct'`.
+    /// With `on_failure 'direct'`, a drop deletes the tables, until [`Firewall::keep`] is called: so they go
+    /// if a later step fails.
     ///
     /// # Errors
-    /// `nft` is not there, or the kernel lacks what the path needs: connection tracking, NAT and dup.
+    /// There is no `nft`, or the kernel lacks something that the path needs: connection tracking, NAT, `dup`.
     pub fn install(config: &Config, clock: Clock, commands: Commands) -> Result<Self, String> {
         let mut firewall = Self::new(config, clock)?;
         nft::run(&commands.at(clock.now()))?;
@@ -75,23 +79,24 @@ impl Firewall {
         Ok(firewall)
     }
 
-    /// Lets the tables stay.
+    /// The tables stay when this is dropped.
     pub fn keep(mut self) -> Self {
         self.undo = false;
         self
     }
 
-    /// Has others take their place, by these commands. [`Firewall::poll_replaced`] does it.
+    /// Replaces the tables by these commands, in [`Firewall::poll_replaced`].
     pub fn replace(&mut self, commands: Commands) {
         self.next = Some(commands);
     }
 
-    /// Puts back tables that others delete, which the log tells. Ready when the tables are new, or a replacement has failed:
-    /// then they are as before.
+    /// Replaces tables, and restores tables that others have deleted (which is logged). Ready when the tables
+    /// are new or restored. Ready with an error when a replacement has failed; the tables are then as before.
     pub fn poll_replaced(&mut self, cx: &mut Context) -> Poll<Result<(), String>> {
         loop {
             let (result, before) = if let Some((nft, _)) = &mut self.run {
-                // While it runs, notifications tell half of what it does.
+                // Notifications are not read while nft runs, because it deletes the tables before it adds
+                // them.
                 let result = ready!(nft.poll(cx));
                 (result, self.run.take().and_then(|(_, before)| before))
             } else {
@@ -132,14 +137,15 @@ impl Firewall {
         }
     }
 
-    /// Has policy rules drop what the tables would take, while there are none: nft may need a second on a small router.
+    /// Adds policy rules that drop what the tables would capture. They take a netlink message each; nft may
+    /// take a second on a small router.
     fn begin_standing_in(&mut self) {
         let Some(commands) = &self.commands else { return };
         self.standing_in.clone_from(&commands.lost);
         request(&mut self.standing_in.iter().map(Rule::add));
     }
 
-    /// The tables are there.
+    /// Deletes those policy rules: the tables are there again.
     fn end_standing_in(&mut self) {
         request(&mut mem::take(&mut self.standing_in).iter().rev().map(Rule::delete));
     }
@@ -149,17 +155,17 @@ impl Firewall {
         self.commands.is_some()
     }
 
-    /// Whether a replacement has yet to end.
+    /// Whether a replacement is under way or waiting.
     pub fn is_replacing(&self) -> bool {
         self.next.is_some() || self.run.as_ref().is_some_and(|(_, before)| before.is_some())
     }
 
-    /// Whether a run with `config` has tables of this name.
+    /// Whether the tables of a run with `config` have the same name.
     pub fn belongs_to(&self, config: &Config) -> bool {
         self.name == text::name(config)
     }
 
-    /// Deletes the tables, and blocks until they are gone. The log tells if that fails.
+    /// Deletes the tables, and blocks until they are gone. An error is logged.
     pub fn remove(mut self) {
         self.undo = true;
     }
@@ -168,14 +174,14 @@ impl Firewall {
     fn poll_deleted(&mut self, cx: &mut Context) -> Poll<()> {
         let mut buffer = Vec::new();
         let mut deleted = false;
-        // To the last notification: a replacement deletes and adds.
+        // Only the state after the last notification counts, because a replacement deletes and adds.
         while let Poll::Ready(Ok(mut ready)) = self.watch.poll_read_ready(cx) {
             buffer.resize(netlink::READ_SIZE, 0);
             match ready.try_io(|watch| watch.get_ref().read(&mut buffer)) {
                 Ok(Ok(length)) => {
                     text::follow(&self.name, buffer.get(..length).unwrap_or_default(), &mut deleted)
                 }
-                // Notifications were lost: it may have been ours.
+                // Notifications were lost, perhaps one about our tables.
                 Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => deleted = true,
                 Ok(Err(_)) => break,
                 Err(_) => {}
@@ -187,7 +193,7 @@ impl Firewall {
 
 impl Drop for Firewall {
     fn drop(&mut self) {
-        self.run = None; // which waits for its end
+        self.run = None; // waits until nft has ended
         if self.undo
             && let Err(error) = nft::run(&text::delete(&self.name))
         {
@@ -196,7 +202,7 @@ impl Drop for Firewall {
     }
 }
 
-/// Sends requests about policy rules, if there are any.
+/// Sends these requests, each about a policy rule.
 fn request(messages: &mut dyn Iterator<Item = Message>) {
     let Some(first) = messages.next() else { return };
     let Ok(mut socket) = Socket::open(libc::NETLINK_ROUTE) else { return };
@@ -207,7 +213,7 @@ fn request(messages: &mut dyn Iterator<Item = Message>) {
     }
 }
 
-/// Whether the tables of a running daemon are there.
+/// Whether the kernel has the tables of a running daemon.
 pub fn is_there(config: &Config) -> bool {
     let families = [Some(libc::AF_INET), config.address6.map(|_| libc::AF_INET6)];
     families.into_iter().flatten().all(|family| {
@@ -219,8 +225,9 @@ pub fn is_there(config: &Config) -> bool {
     })
 }
 
-/// Tells the tables an address of a direct name, by a datagram to it that they take that from, and drop. (Where there are none
-/// it gets out, empty, to where the client is about to connect.)
+/// Adds the address of a direct name to the tables' set `direct`, by sending an empty datagram to it. Chain
+/// `learn` reads the address and drops the datagram. (Without tables the datagram leaves, to a host that the
+/// client is about to connect to.)
 pub fn learn(address: IpAddr, mark: u32) {
     if mark != 0
         && let Ok(socket) = sys::udp_socket(SocketAddr::new(address, text::PROBE_PORT), mark | text::ANSWERED)
@@ -229,7 +236,7 @@ pub fn learn(address: IpAddr, mark: u32) {
     }
 }
 
-/// Deletes what an earlier run has left, if there is an `nft` to do it.
+/// Deletes the tables of an earlier run, if there is an `nft`.
 pub fn sweep(config: &Config) {
     if let Err(error) = nft::run(&text::delete(&text::name(config))) {
         debug!("no firewall tables to delete: {error}");

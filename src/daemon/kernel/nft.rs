@@ -1,4 +1,4 @@
-//! nft(8), run with commands.
+//! Runs nft(8) with commands.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -13,19 +13,20 @@ use crate::sys;
 use crate::sys::process::{self, Child};
 
 const COMMAND: [&CStr; 3] = [c"nft", c"-f", c"-"];
-/// How much of what it says is kept: an error is a line and some context.
+/// Bytes of nft's output to keep: an error is a line and some context.
 const SAID: usize = 1024;
 
 /// A run under way.
 pub struct Nft {
-    /// What it says, up to its end. Closed before it is waited for.
+    /// nft's output. Declared before `child`: a drop must close the output before it waits for nft, which
+    /// could otherwise block on writing.
     output: AsyncFd<File>,
     said: Vec<u8>,
     child: Child,
 }
 
 impl Nft {
-    /// Starts it. Must be called within the tokio runtime.
+    /// Starts nft with these commands. Must be called within the tokio runtime.
     pub fn start(commands: &str) -> Result<Self, String> {
         let begin = || {
             let (child, output) = spawn(commands)?;
@@ -50,7 +51,7 @@ impl Nft {
     }
 }
 
-/// Runs it and blocks until it has ended.
+/// Runs nft with these commands, and blocks until it has ended.
 pub fn run(commands: &str) -> Result<(), String> {
     let (mut child, output) = spawn(commands).map_err(not_run)?;
     let said = sys::read_open(File::from(OwnedFd::from(output)), sys::MAX_TEXT).map_err(not_run)?;
@@ -65,7 +66,7 @@ fn spawn(commands: &str) -> io::Result<(Child, UnixStream)> {
     Ok((process::spawn(&COMMAND, &input, &its)?, ours))
 }
 
-/// It has closed its output, and so it is at its end.
+/// Waits for nft, which has closed its output and so is about to exit.
 fn end(child: &mut Child, said: &[u8]) -> Result<(), String> {
     match child.wait() {
         Ok(true) => Ok(()),

@@ -1,13 +1,14 @@
-//! The test of the forward path: a handshake with ourselves, through the kernel.
+//! Tests the forward path at the start: a handshake through the kernel, with the daemon itself as the proxy.
 //!
 //! ```text
-//! we send, marked as a handshake   SYN      client > server
-//! comes out of the TUN             SYN      own address > probe      nft's DNAT and masquerading, routes
-//! we write to the TUN              SYN-ACK  probe > own address
-//! comes out of the TUN             SYN-ACK  probe > client           conntrack's way back, nft's dup
+//! raw socket, marked    SYN      client > server
+//! read from the TUN     SYN      own address > probe    after DNAT, masquerading and routing
+//! written to the TUN    SYN-ACK  probe > own address
+//! read from the TUN     SYN-ACK  probe > client         after conntrack's NAT and nft's `dup`
 //! ```
 //!
-//! The client's address and the server's are ones that nobody has; the probe's is of the TUN's subnet.
+//! `client` and `server` are addresses for documentation, which no host has. `probe` is an address of the
+//! TUN's subnet.
 
 use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,20 +25,20 @@ use crate::forward::Forwarder;
 use crate::kernel::tun::{MAX_FRAME, Tun};
 use crate::sys;
 
-/// How long the kernel may take for each half.
+/// How long the kernel may take for each of the two directions.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Addresses of TEST-NET-2 (RFC 5737) and of the documentation prefix (RFC 3849).
 const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 253);
 const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
 const CLIENT6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfffd);
 const SERVER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfffe);
-/// Where a handshake did not get.
+/// Errors, by the direction that failed.
 const NO_SYN: &str = "a test packet did not get to its proxy: does the firewall's output reject it?";
 const NO_ANSWER: &str = "the answer to a test packet did not come back";
-/// Of the SYN.
+/// The SYN's sequence number.
 pub const SEQUENCE: u32 = 1000;
 
-/// Tests the way to `probe`, which is behind the TUN, and back.
+/// Tests the way to `probe`, an address behind the TUN, and back.
 pub async fn probe(tun: &Tun, forwarder: &Forwarder, probe: IpAddr) -> Result<(), String> {
     let (source, destination) = match probe {
         IpAddr::V4(_) => (CLIENT.to_ipv6_mapped(), SERVER.to_ipv6_mapped()),
@@ -66,7 +67,7 @@ pub async fn probe(tun: &Tun, forwarder: &Forwarder, probe: IpAddr) -> Result<()
     send_marked(SEQUENCE + 1, RST)
 }
 
-/// A port to connect from, another in each run, of which the kernel may still know something.
+/// A random source port: conntrack may still have an entry of an earlier run's test.
 pub fn port() -> u16 {
     sys::random().map_or(PROBE_PORT, |port| u16::from_ne_bytes(port) | 1 << 15)
 }
@@ -79,7 +80,7 @@ pub fn send(tun: &Tun, tuple: &Tuple, sequence: u32, acknowledgement: u32, flags
     tun.try_write(&frame).map_err(|error| error.to_string())
 }
 
-/// Waits for the TCP packet that `is_it`. Whatever else comes is dropped: it will be sent again.
+/// Waits for the TCP packet that `is_it`, and drops others: their senders will repeat them.
 async fn receive(tun: &Tun, is_it: &dyn Fn(&Packet) -> bool) -> Result<Tuple, String> {
     let mut frame = vec![0; MAX_FRAME];
     loop {

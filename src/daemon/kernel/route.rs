@@ -1,4 +1,10 @@
-//! The TUN's settings, and the rules and routes of [`tcp_over_http::capture`]: set up, watched, changed.
+//! The TUN's settings and addresses, and the policy rules and routes of [`tcp_over_http::capture`]:
+//! installed, watched, replaced, restored.
+//!
+//! Theory of operation: [`Desired`] is what the kernel should have. A [`Change`] lists what it has, and sends
+//! the requests of the resulting [`Plan`], in small steps between which the event loop runs. Installing,
+//! restoring and replacing differ only in what is desired. One change runs at a time; a restoration comes
+//! before a replacement, because a route through a device that somebody has taken down can't be added.
 
 use std::fmt::{self, Display};
 use std::fs::File;
@@ -23,9 +29,10 @@ mod device;
 use change::Change;
 use device::Device;
 
-/// The multicast groups that tell of what we have set up (`<linux/rtnetlink.h>`; IPv6 rules have no `RTMGRP_*`). Routes
-/// of IPv4 go only with the TUN; those of IPv6 that need no device are the loopback's for the kernel, which deletes
-/// them when it goes down. OpenWrt's netifd takes it down when it starts, and its routes with it.
+/// The rtnetlink multicast groups to watch (`<linux/rtnetlink.h>`, which has no `RTMGRP_*` for IPv6 rules).
+///
+/// The kernel itself deletes routes, too. IPv4 routes go only with the TUN. IPv6 routes that need no device
+/// belong to `lo` for the kernel, and go when `lo` goes down: OpenWrt's netifd takes it down when it starts.
 const WATCHED: u32 = (libc::RTMGRP_LINK
     | libc::RTMGRP_IPV4_IFADDR
     | libc::RTMGRP_IPV6_IFADDR
@@ -34,41 +41,42 @@ const WATCHED: u32 = (libc::RTMGRP_LINK
     | libc::RTMGRP_IPV4_RULE
     | 1 << (libc::RTNLGRP_IPV6_RULE - 1)) as u32;
 
-/// Why rules and routes are changed that nobody has taken away.
+/// The reason of a change that follows the default routes, rather than restoring something.
 const FOLLOWED: &str = "default routes have come or gone";
 
-/// What the daemon has changed in the kernel, and a watch over it.
+/// The rules and routes of a run, and a socket that receives notifications about them.
 pub struct Routes {
     device: Device,
     owner: Owner,
-    /// What should be there, even while it is still being changed to that.
+    /// The desired rules and routes, also while a change to them is under way.
     desired: Rc<Desired>,
     watch: AsyncFd<File>,
-    /// What is under way: one thing at a time.
+    /// The change under way.
     change: Option<(Change, Purpose)>,
-    /// What replaces `desired` next.
+    /// The desired state to change to next.
     next: Option<Rc<Desired>>,
-    /// Why something has to be restored.
+    /// If something has to be restored, the reason for the log.
     lost: Option<&'static str>,
-    /// Whether all is undone when this is dropped.
+    /// Whether rules and routes are deleted when this is dropped.
     undo: bool,
 }
 
-/// What a change is for.
+/// The purpose of a change.
 enum Purpose {
-    /// To replace what was desired.
+    /// Replace what was desired before.
     Replace(Rc<Desired>),
-    /// To restore what was lost, for this reason.
+    /// Restore what was lost, for this reason.
     Restore(&'static str),
 }
 
 impl Routes {
-    /// Sets up the TUN and watches. Must be called within the tokio runtime.
+    /// Sets up the TUN and begins to watch. Must be called within the tokio runtime.
     pub fn open(config: &Config, tun: &str) -> Result<Self, RouteError> {
         let mut socket = open()?;
         let device = Device::find(&mut socket, tun, config)?;
-        // At boot it may be down, and some routes are its. Only then: whoever takes it down later, as netifd does when
-        // it starts, wants to be who brings it up.
+        // At boot `lo` may be down, and IPv6 routes without a device need it. It is brought up only here,
+        // never later: netifd takes `lo` down when it starts, and must be the one to bring it up, or ::1 is
+        // lost.
         socket
             .request(link::bring_up(capture::LOOPBACK))
             .map_err(|cause| RouteError::new(&"bring up lo", cause))?;
@@ -87,11 +95,11 @@ impl Routes {
         })
     }
 
-    /// Sets up what leads into the TUN, and removes what a crashed run has left. Blocks until it is done.
+    /// Installs the rules and routes, and deletes those that a crashed run has left. Blocks until it is done.
     ///
-    /// If it fails, or is not [kept](Routes::keep) since something else does, nothing is left behind with `on_failure
-    /// 'direct'`; with `'block'` everything stays, leftovers included: what was refused must not leak because the daemon
-    /// can't start again.
+    /// If it fails, or [`Routes::keep`] is not called because a later step fails: with `on_failure 'direct'`
+    /// nothing is left behind; with `'block'` everything stays, an earlier run's rules included, so that
+    /// refused traffic does not leak because the daemon can't start again.
     pub fn install(&mut self, config: &Config, path: Path, uplinks: &Uplinks) -> Result<(), RouteError> {
         self.undo = config.on_failure == OnFailure::Direct;
         self.desired = self.desired(config, path, uplinks);
@@ -100,28 +108,28 @@ impl Routes {
         Ok(())
     }
 
-    /// Where the default routes lead now.
+    /// Reads the current uplinks.
     pub fn uplinks(&self) -> Result<Uplinks, RouteError> {
         uplinks(self.device.index)
     }
 
-    /// Lets all of it stay.
+    /// Rules and routes stay when this is dropped.
     pub fn keep(mut self) -> Self {
         self.undo = false;
         self
     }
 
-    /// Brings everything back to the desired state, whatever of it is missing, and blocks until then.
+    /// Restores what is missing of the desired state. Blocks until it is done.
     pub fn restore(&self) -> Result<(), RouteError> {
         self.begin_restore()?.finish()
     }
 
-    /// The same in the background: [`Routes::poll_replaced`] does it, and the log tells how it ends.
+    /// Restores what is missing in the background, in [`Routes::poll_replaced`]. The result is logged.
     pub fn restore_later(&mut self) {
         self.lost = Some("routes were changed from outside");
     }
 
-    /// What a configuration asks for; the log tells what of it can't be had.
+    /// The rules and routes that a configuration needs. Networks that can't be captured are logged.
     pub fn desired(&self, config: &Config, path: Path, uplinks: &Uplinks) -> Rc<Desired> {
         let desired = Desired::new(config, path, &self.device.name, Some(self.device.index), uplinks);
         for ignored in &desired.ignored {
@@ -130,24 +138,25 @@ impl Routes {
         Rc::new(desired)
     }
 
-    /// Changes what is captured since the default routes have: in the background, as [`Routes::restore_later`].
+    /// Changes rules and routes because default routes have changed: in the background, as
+    /// [`Routes::restore_later`].
     pub fn follow(&mut self, desired: Rc<Desired>) {
         self.desired = desired;
         self.lost = Some(FOLLOWED);
     }
 
-    /// Changes what is captured; the TUN and its addresses stay. [`Routes::poll_replaced`] does it.
+    /// Replaces rules and routes, in [`Routes::poll_replaced`]. The TUN and its addresses stay.
     pub fn replace(&mut self, desired: Rc<Desired>) {
         self.next = Some(desired);
     }
 
-    /// Does a step of what is left to do. Ready when a replacement has ended. If it has failed, what was there
-    /// before is restored; until then, more may be captured than before, and not less.
+    /// Does a step of what is left to do. Ready when a replacement has ended. If that has failed, the state
+    /// before is restored; until then more may be captured than before, never less.
     pub fn poll_replaced(&mut self, cx: &mut Context) -> Poll<Result<(), RouteError>> {
         loop {
             let (result, purpose) = if let Some((change, _)) = &mut self.change {
                 let Poll::Ready(result) = change.step() else {
-                    cx.waker().wake_by_ref(); // when others have had their turn
+                    cx.waker().wake_by_ref(); // the next step, after the event loop's other work
                     return Poll::Pending;
                 };
                 let Some((_, purpose)) = self.change.take() else { continue };
@@ -177,7 +186,7 @@ impl Routes {
                     return Poll::Ready(Err(error));
                 }
                 (Purpose::Restore(why), result) => {
-                    // If the device is on its way out, that will be the next event.
+                    // If the TUN is being removed, this fails, and the next event says that it is gone.
                     let end = result.as_ref().map_or_else(|error| error as &dyn Display, |()| &"restored");
                     let level = level(why, &result);
                     log!(level, "{why}: {end}");
@@ -186,23 +195,23 @@ impl Routes {
         }
     }
 
-    /// Before another run takes the place of this one: leaves what refuses the traffic that `next` captures,
-    /// whatever its `on_failure`, until that run is there. Deletes everything else.
+    /// Leaves what refuses the traffic that `next` captures, whatever its `on_failure`, until the next run
+    /// has started. Deletes everything else.
     pub fn hand_over(self, next: &Config) -> Result<(), RouteError> {
         Change::begin(&self.owner, &refusing(next))?.finish()
     }
 
-    /// Deletes the rules and routes. The addresses go with the TUN.
+    /// Deletes the rules and routes. The kernel deletes the TUN's addresses with the TUN.
     pub fn remove(mut self) -> Result<(), RouteError> {
         self.undo = false;
         clear(&self.owner)
     }
 
-    /// What others have done since: several changes at once make one answer.
+    /// What notifications have told since the last call, taken together.
     pub fn poll_events(&mut self, cx: &mut Context<'_>) -> Poll<Events> {
         let mut buffer = Vec::new();
         let mut events = Events::default();
-        // (An error says that the runtime ends.)
+        // (An error means that the runtime is shutting down.)
         while let Poll::Ready(Ok(mut ready)) = self.watch.poll_read_ready(cx) {
             buffer.resize(netlink::READ_SIZE, 0);
             match ready.try_io(|watch| watch.get_ref().read(&mut buffer)) {
@@ -218,7 +227,8 @@ impl Routes {
         if events == Events::default() { Poll::Pending } else { Poll::Ready(events) }
     }
 
-    /// The filter looks up the way back without the mark, finds our capture, and drops the proxies' answers.
+    /// Warns of strict reverse path filters. The filter looks up the route to a packet's source without the
+    /// mark, finds the route into the TUN, and drops the proxies' answers.
     fn warn_of_strict_filters(&self) {
         if self.desired.rules.is_empty() {
             return;
@@ -247,8 +257,9 @@ impl Drop for Routes {
     }
 }
 
-/// How much it matters how a restoration ends. A router's boot flushes the rules and takes devices down and up: what can't be
-/// added to one that is down is restored when it comes up.
+/// The log level for the result of a restoration. While a router boots, netifd flushes rules and takes
+/// devices down and up. A route that can't be added to a device that is down is restored when the device
+/// comes up.
 fn level(why: &str, result: &Result<(), RouteError>) -> Level {
     match result {
         Err(error) if error.cause.errno() == libc::ENETDOWN => Level::Debug,
@@ -258,14 +269,14 @@ fn level(why: &str, result: &Result<(), RouteError>) -> Level {
     }
 }
 
-/// Refuses what `config` captures, by rules and routes alone; what is there stays.
+/// Adds the rules and routes that refuse what `config` captures. Deletes nothing.
 pub fn block(config: &Config) -> Result<(), RouteError> {
-    // As if nothing were there.
+    // The plan has seen nothing, so it has additions alone.
     let mut plan = Plan::new(Owner::new(config), refusing(config));
     Change::of(plan.requests())?.finish()
 }
 
-/// Where the default routes lead that are not through this device.
+/// The uplinks: default routes through devices other than `tun`, and what the main table reaches directly.
 pub fn uplinks(tun: u32) -> Result<Uplinks, RouteError> {
     let mut uplinks = Uplinks::default();
     let listed = open()?.list(Uplinks::list(), &mut |received| uplinks.see(received.body, tun));
@@ -273,7 +284,7 @@ pub fn uplinks(tun: u32) -> Result<Uplinks, RouteError> {
     Ok(uplinks.finish())
 }
 
-/// The number of the device of this name; 0 if there is none.
+/// The index of the device of this name; 0 if there is none.
 pub fn index(name: &str) -> u32 {
     let mut index = 0;
     if let Ok(mut socket) = open() {
@@ -282,7 +293,7 @@ pub fn index(name: &str) -> u32 {
     index
 }
 
-/// All addresses of this machine, each with its network.
+/// All addresses of this machine, with their prefix lengths.
 pub fn addresses() -> Result<Vec<IpNet>, RouteError> {
     let mut found = Vec::new();
     let listed = open()?.list(link::addresses(), &mut |received| found.extend(link::address(received.body)));
@@ -290,19 +301,19 @@ pub fn addresses() -> Result<Vec<IpNet>, RouteError> {
     Ok(found)
 }
 
-/// What captures, less what leads to the TUN.
+/// What refuses the traffic that `config` captures: the same rules, without routes to the TUN.
 fn refusing(config: &Config) -> Rc<Desired> {
     Rc::new(Desired::new(config, Path::Relay, &config.tun, None, &Uplinks::default()))
 }
 
-/// How many of the rules and routes of a running daemon are not there.
+/// How many of the rules and routes of a running daemon are missing.
 pub fn missing(config: &Config, path: Path) -> Result<usize, RouteError> {
     let tun = Device::find(&mut open()?, &config.tun, config)?;
     let desired = Rc::new(Desired::new(config, path, &config.tun, Some(tun.index), &uplinks(tun.index)?));
     Change::begin(&Owner::new(config), &desired)?.count_missing()
 }
 
-/// Deletes the rules and routes of all runs with the device, the table or the priority of one.
+/// Deletes the rules and routes of all runs with the device, the table or the priorities of `owner`.
 pub fn clear(owner: &Owner) -> Result<(), RouteError> {
     Change::begin(owner, &Rc::default())?.finish()
 }
@@ -310,7 +321,7 @@ pub fn clear(owner: &Owner) -> Result<(), RouteError> {
 /// Why the kernel's configuration couldn't be changed.
 #[derive(Debug)]
 pub struct RouteError {
-    /// What was tried, as `add rule 5200`.
+    /// The action that failed, such as `add rule 5200`.
     action: String,
     cause: netlink::Error,
 }

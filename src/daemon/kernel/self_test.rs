@@ -1,12 +1,12 @@
-//! Whether connections get from the TUN to the listener: tried, again and again, with one of our own.
+//! Tests, once a minute, whether connections get from the TUN to the listener.
 //!
 //! ```text
-//! we write to the TUN    SYN  probe > listener
-//! the kernel             gives it to the listener, if the firewall's input lets it
-//! comes out of the TUN   SYN-ACK; our RST ends it, and nobody has to accept it
+//! written to the TUN    SYN  probe > listener
+//! the kernel            gives it to the listener, unless the firewall's input chain rejects it
+//! read from the TUN     SYN-ACK; a RST answers it, so that nothing has to be accepted
 //! ```
 //!
-//! The firewall's input is what is wrong most often, and it may become wrong at any time.
+//! A rejecting input chain is the most frequent fault of a set-up, and may appear at any time.
 
 use std::cell::Cell;
 
@@ -17,15 +17,15 @@ use tcp_over_http::rewrite::Settings;
 use crate::kernel::probe::{self, SEQUENCE};
 use crate::kernel::tun::Tun;
 
-/// Ticks of the event loop, seconds, between two tests.
+/// Ticks of the event loop (seconds) between two tests.
 const PERIOD: u8 = 60;
-/// How many the kernel may take to answer: more than one, which may come at once.
+/// Ticks that the kernel may take to answer. More than one, because a tick may come right after the SYN.
 const PATIENCE: u8 = 2;
 
-/// The test of each family that is on.
+/// The tests, one for each address family that is on.
 pub struct SelfTest {
     families: Vec<Family>,
-    /// Whether a test is under way.
+    /// Whether tests are under way.
     running: Cell<bool>,
     /// Ticks until the next test.
     clock: Cell<u8>,
@@ -36,9 +36,9 @@ pub struct SelfTest {
 struct Family {
     name: &'static str,
     tuple: Tuple,
-    /// What the test under way has found.
+    /// The result of the test under way, once there is one.
     found: Cell<Option<bool>>,
-    /// What the last test found.
+    /// The result of the last test.
     reachable: Cell<bool>,
 }
 
@@ -61,12 +61,12 @@ impl SelfTest {
         Self { families, running: Cell::default(), clock: Cell::default(), ended: Cell::default() }
     }
 
-    /// What the last test found, by family, and how many there have been.
+    /// The result of the last test, by family, and the number of tests so far.
     pub fn results(&self) -> (impl Iterator<Item = (&'static str, bool)>, u32) {
         (self.families.iter().map(|family| (family.name, family.reachable.get())), self.ended.get())
     }
 
-    /// A second or so has passed.
+    /// Begins and ends tests. To be called about once a second.
     pub fn tick(&self, tun: &Tun) {
         let Some(left) = self.clock.get().checked_sub(1) else { return self.begin(tun) };
         self.clock.set(left);

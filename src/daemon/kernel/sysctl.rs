@@ -1,4 +1,4 @@
-//! The kernel's settings below /proc/sys.
+//! Kernel settings below /proc/sys.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,8 @@ use crate::sys;
 const IPV4_DEVICES: &str = "/proc/sys/net/ipv4/conf";
 const IPV6: &str = "/proc/sys/net/ipv6/conf";
 
-/// Sets one, unless it is so already. It may be read-only (in a jail) or absent: that is only warned of.
+/// Sets a value, unless it is set already. If the file is read-only (in a jail) or missing, that is only
+/// logged.
 pub fn set(name: &str, value: &str) {
     let path = ["/proc/sys/", name].concat();
     let is_set = sys::read_text(&path).trim_ascii_end() == value;
@@ -17,18 +18,18 @@ pub fn set(name: &str, value: &str) {
     }
 }
 
-/// The first and the last port that the kernel gives to connections, as text; empty if it can't be read.
+/// The first and the last ephemeral port (`ip_local_port_range`), as text; empty if it can't be read.
 pub fn local_ports() -> String {
     sys::read_text("/proc/sys/net/ipv4/ip_local_port_range")
 }
 
-/// Whether the kernel can do IPv6 at all, be it switched off.
+/// Whether the kernel has IPv6, even if it is disabled.
 pub fn has_ipv6() -> bool {
     Path::new(IPV6).exists()
 }
 
-/// The devices on which the kernel drops a packet if the way back is through another one (RFC 3704's
-/// strict filter; the setting in `all` counts if it is higher).
+/// The devices with a strict reverse path filter (RFC 3704): the kernel drops a packet whose source it would
+/// route by another device. It uses the higher of the device's setting and that of `all`.
 pub fn strict_devices() -> Vec<String> {
     let filter = |device: &str| -> u8 {
         sys::read_text(&[IPV4_DEVICES, "/", device, "/rp_filter"].concat())

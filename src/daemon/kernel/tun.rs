@@ -11,10 +11,11 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys;
 
-/// The longest frame: virtio header and super-packet.
+/// Bytes of the longest frame: virtio header and super-packet.
 pub const MAX_FRAME: usize = vnet::LEN + 65_535;
 
-/// Checksums and TCP segmentation are left to whoever sends the packet on.
+/// The TUN accepts and delivers packets without checksums and larger than the MTU (TSO); the next device
+/// completes them.
 const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
 
 /// A TUN device. A frame is a virtio header ([`vnet::Header`]) and one packet or super-packet.
@@ -24,8 +25,8 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// Creates the device `name`, with offloads if asked for and where the kernel has them. It is down and without
-    /// addresses.
+    /// Creates the device `name`, with offloads if `offload` is set and the kernel supports them. The device
+    /// is down, and has no addresses.
     pub fn open(name: &str, offload: bool) -> Result<Self, String> {
         let mut configuration = tun::Configuration::default();
         configuration.tun_name(name);
@@ -52,7 +53,7 @@ impl Tun {
         sys::poll_read(&self.file, cx, frame)
     }
 
-    /// Writes one frame, which is lost if the kernel does not take it.
+    /// Writes one frame. If the kernel does not take it, it is lost and counted.
     pub fn write(&self, frame: &[u8]) {
         if let Err(error) = self.try_write(frame) {
             trace!("a frame of {} bytes was not taken: {error}", frame.len());
@@ -65,7 +66,7 @@ impl Tun {
         self.file.get_ref().write(frame).map(drop)
     }
 
-    /// Writes the packet that `make` makes, of the length that it returns; 0: none.
+    /// Writes the packet that `make` builds. `make` returns its length; 0 if there is none.
     pub fn write_made(&self, make: &dyn Fn(&mut [u8; MAX_LEN]) -> usize) {
         let mut frame = [0; vnet::LEN + MAX_LEN];
         let length = frame.last_chunk_mut().map_or(0, make);
@@ -74,7 +75,7 @@ impl Tun {
         }
     }
 
-    /// How many frames have been lost.
+    /// The number of frames that the kernel has not taken.
     pub const fn write_errors(&self) -> u64 {
         self.write_errors.get()
     }

@@ -1,4 +1,4 @@
-//! What is done to bring the kernel to a desired state, in steps that others don't have to wait for.
+//! Brings the kernel to a desired state, in short steps between which the event loop can do other work.
 
 use std::mem;
 use std::rc::Rc;
@@ -10,32 +10,32 @@ use tcp_over_http::capture::{Desired, Owner, Plan, Requests, Route, Rule};
 use super::{RouteError, open};
 use crate::netlink::Socket;
 
-/// How long requests are sent in one step. Each takes some microseconds, unless somebody else holds the kernel's one
-/// lock for all that is about routes.
+/// How long one step sends requests. A request takes some microseconds, unless somebody else holds the
+/// kernel's RTNL lock.
 const STEP: Duration = Duration::from_micros(500);
 
 /// A change that is under way.
 pub struct Change {
     socket: Socket,
     stage: Stage,
-    /// The last deletion that has failed.
+    /// The error of the last failed deletion.
     result: Result<(), RouteError>,
 }
 
 enum Stage {
-    /// Routes are listed.
+    /// The kernel's routes are being listed.
     Looking(Plan),
-    /// Requests are sent.
+    /// Requests are being sent.
     Asking(Requests),
 }
 
 impl Change {
-    /// Begins one: lists the rules.
+    /// Begins a change: lists the rules, and asks for the routes.
     pub fn begin(owner: &Owner, desired: &Rc<Desired>) -> Result<Self, RouteError> {
         let mut socket = open()?;
         let mut plan = Plan::new(owner.clone(), Rc::clone(desired));
         match socket.list(Rule::list(), &mut |received| plan.see_rule(received.body)) {
-            // A kernel without policy rules has none of ours.
+            // A kernel without policy rules (EOPNOTSUPP) has none of ours.
             Err(cause) if cause.errno() != libc::EOPNOTSUPP => return Err(RouteError::list(cause)),
             _ => plan.end_rules(),
         }
@@ -43,13 +43,13 @@ impl Change {
         Ok(Self { socket, stage: Stage::Looking(plan), result: Ok(()) })
     }
 
-    /// One of nothing but these requests.
+    /// A change that only sends these requests.
     pub fn of(requests: Requests) -> Result<Self, RouteError> {
         Ok(Self { socket: open()?, stage: Stage::Asking(requests), result: Ok(()) })
     }
 
-    /// Does a step. Ready at the end: it ends with the first request to add something that fails, and goes on after
-    /// those to delete something.
+    /// Does a step. Ready at the end. An addition that fails ends the change; after a failed deletion it goes
+    /// on.
     pub fn step(&mut self) -> Poll<Result<(), RouteError>> {
         match &mut self.stage {
             Stage::Looking(plan) => {
@@ -80,7 +80,7 @@ impl Change {
         Poll::Pending
     }
 
-    /// Does all of it.
+    /// Does all steps, and blocks until the end.
     pub fn finish(mut self) -> Result<(), RouteError> {
         loop {
             if let Poll::Ready(result) = self.step() {
@@ -89,7 +89,7 @@ impl Change {
         }
     }
 
-    /// Changes nothing, and counts the rules and routes that are missing.
+    /// Counts the rules and routes that are missing, and changes nothing.
     pub fn count_missing(mut self) -> Result<usize, RouteError> {
         loop {
             if let Stage::Asking(requests) = self.stage {

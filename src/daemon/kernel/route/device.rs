@@ -9,14 +9,14 @@ use crate::sys;
 use tcp_over_http::config::Config;
 use tcp_over_http::net::{IpNet, Ipv4Net, Ipv6Net};
 
-/// Packets that the kernel queues for us before it drops (the TUN driver's own default is 500).
+/// How many packets the kernel queues for the daemon before it drops some (the TUN driver's default is 500).
 const TXQUEUELEN: i32 = 1000;
 
-/// The device as it should be.
+/// The TUN, with the settings that it should have.
 pub struct Device {
     /// Its name.
     pub name: String,
-    /// Its number.
+    /// Its index.
     pub index: u32,
     mtu: u16,
     address: Ipv4Net,
@@ -24,7 +24,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// The device of this name.
+    /// Finds the device of this name.
     pub fn find(socket: &mut Socket, name: &str, config: &Config) -> Result<Self, RouteError> {
         let mut index = 0;
         socket
@@ -34,21 +34,24 @@ impl Device {
         Ok(Self { name: name.to_owned(), index, mtu, address, address6 })
     }
 
-    /// Brings it up with its settings and addresses, whatever of them is missing.
+    /// Brings the device up, and restores missing settings and addresses.
     pub fn set_up(&self, socket: &mut Socket) -> Result<(), RouteError> {
         let Self { name, .. } = self;
-        // Replies bear the servers' addresses, which strict filtering would look for behind another device.
+        // Packets to clients come out of the TUN with servers' addresses as source. A strict reverse path
+        // filter would expect these on another device, and drop the packets.
         sysctl::set(&format!("net/ipv4/conf/{name}/rp_filter"), "2");
-        // The router's own connections come back to it with its own address.
+        // Lets packets come out of the TUN that have an address of this machine as source.
         sysctl::set(&format!("net/ipv4/conf/{name}/accept_local"), "1");
         if self.address6.is_some() {
             sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0");
             sysctl::set(&format!("net/ipv6/conf/{name}/accept_ra"), "0");
         }
-        // Up first, alone: the watch would take news of another change in a device that is down for a loss.
+        // The device comes up first, by a request of its own: a notification about another change, with the
+        // device still down, would count as somebody taking it down (`capture::judge`).
         socket
             .request(link::bring_up(self.index))
-            // By ioctl: as attributes, qemu-user would take a big-endian machine's numbers for its own.
+            // The MTU is set by ioctl: qemu-user does not convert a big-endian program's numbers in netlink
+            // attributes.
             .and_then(|()| Ok(sys::set_mtu(&*socket, name, self.mtu)?))
             .map_err(|cause| RouteError::new(&format_args!("bring up {name}"), cause))?;
         if let Err(error) = sys::set_queue_length(&*socket, name, TXQUEUELEN) {

@@ -1,8 +1,10 @@
-//! Each test runs in a network namespace of its own, with a real TUN, and looks at the result through `ip`.
+//! Each test runs in a network namespace of its own, with a real TUN, and checks the result by `ip`.
 //!
-//!     lan0 192.168.7.1/24 fd00:7::1/64        wan0 192.0.2.2/24 2001:db8::2/64, default routes
-//!                        \                    /
-//!                         the namespace ------- toh0, the TUN
+//! ```text
+//! lan0 192.168.7.1/24 fd00:7::1/64        wan0 192.0.2.2/24 2001:db8::2/64, default routes
+//!                    \                    /
+//!                     the namespace ------- toh0, the TUN
+//! ```
 
 use std::fs;
 use std::future::poll_fn;
@@ -25,7 +27,7 @@ mod selection;
 const TUN: &str = "toh0";
 const MARK: &str = "0x74000001";
 
-/// Rules that have these networks bypassed.
+/// Rules that bypass these networks.
 fn bypassing(mut networks: Vec<IpNet>) -> Rc<Rules> {
     IpNet::widest(&mut networks);
     let mut rules = Rules::default();
@@ -33,7 +35,7 @@ fn bypassing(mut networks: Vec<IpNet>) -> Rc<Rules> {
     Rc::new(rules)
 }
 
-/// What a test runs in.
+/// The tokio runtime of a test.
 struct World(Runtime);
 
 impl World {
@@ -51,13 +53,13 @@ impl World {
         routes.install(config, path, &Uplinks::default()).map(|()| routes.keep())
     }
 
-    /// Changes what is captured, as the event loop has it done.
+    /// Replaces rules and routes, in steps as in the event loop.
     fn reconfigure(&self, routes: &mut Routes, config: &Config) -> Result<(), RouteError> {
         routes.replace(routes.desired(config, Path::Relay, &Uplinks::default()));
         self.0.block_on(poll_fn(|cx| routes.poll_replaced(cx)))
     }
 
-    /// Does what is left to do.
+    /// Does the steps that are left, such as a restoration.
     fn settle(&self, routes: &mut Routes) {
         self.0.block_on(async {
             let replaced = poll_fn(|cx| routes.poll_replaced(cx));
@@ -65,8 +67,8 @@ impl World {
         });
     }
 
-    /// What has happened to us. The kernel queues events while it makes the change, so that the wait is only for the
-    /// runtime to look.
+    /// The next event, if there is one. The kernel has queued it by the time that the change is made, so the
+    /// time-out is only for the runtime.
     fn event(&self, routes: &mut Routes) -> Option<Event> {
         self.0.block_on(async {
             loop {
@@ -74,7 +76,7 @@ impl World {
                 match tokio::time::timeout(Duration::from_millis(50), events).await {
                     Ok(events) if events.gone => return Some(Event::Gone),
                     Ok(events) if events.restore => return Some(Event::Restore),
-                    Ok(_) => {} // what happens to others is not ours
+                    Ok(_) => {} // not about our rules, routes and device
                     Err(_) => return None,
                 }
             }
@@ -88,7 +90,7 @@ enum Event {
     Gone,
 }
 
-/// Runs a test on a thread with a new network namespace, which ends with the thread, however it ends.
+/// Runs a test on a thread in a new network namespace, which the kernel removes when the thread ends.
 fn in_namespace(test: impl FnOnce(&World) + Send + 'static) {
     let thread = std::thread::spawn(move || {
         sys::unshare_network().expect("needs root, for a network namespace: sudo scripts/test unit");
@@ -121,20 +123,21 @@ fn in_namespace(test: impl FnOnce(&World) + Send + 'static) {
     }
 }
 
-/// A TUN that ends with its descriptor.
+/// Opens a TUN. It disappears when its descriptor is closed.
 fn open_tun() -> tun::Device {
     let mut config = tun::Configuration::default();
     config.tun_name(TUN);
     tun::create(&config).unwrap()
 }
 
-/// Ends the TUN. Another test's child may have inherited the descriptor for the moment before its exec.
+/// Closes the TUN and waits until it is gone. A child process of another test may have inherited the
+/// descriptor, until its exec.
 fn close(tun: tun::Device) {
     drop(tun);
     while !ip("link show toh0").is_empty() {}
 }
 
-/// What `ip` says; `show` of a table that was never used is nothing. Anything else must succeed.
+/// The output of `ip`. Its queries may fail (a table that was never used); anything else must succeed.
 fn ip(line: &str) -> String {
     let output = Command::new("ip").args(line.split(' ')).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
@@ -143,7 +146,7 @@ fn ip(line: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The device that a packet with these properties goes to; nothing if nowhere.
+/// The device that a packet with these properties is routed to; empty if it is refused.
 fn device(to: &str, properties: &str) -> String {
     let properties = match to.contains(':') {
         true => properties.replace("icmp", "ipv6-icmp"),
@@ -158,7 +161,8 @@ fn device(to: &str, properties: &str) -> String {
     }
 }
 
-/// All rules and the routes of our table. Rules of one priority have no order that would matter.
+/// All rules, and the routes of our table. Rules are sorted, because the order within a priority does not
+/// matter.
 fn state() -> String {
     let [mut rules, mut rules6] = ["rule", "-6 rule"].map(ip);
     for rules in [&mut rules, &mut rules6] {
@@ -169,7 +173,7 @@ fn state() -> String {
     [rules, rules6, ip("route show table 7480"), ip("-6 route show table 7480")].concat()
 }
 
-/// And what the TUN has.
+/// [`state`], with the TUN's addresses and the main table.
 fn whole_state() -> String {
     let addresses = ["-o -4 addr show toh0", "-o -6 addr show toh0 scope global"].map(ip).concat();
     state() + &addresses + &ip("route show table main") + &ip("-6 route show dev toh0")

@@ -1,4 +1,4 @@
-//! What is captured, and what is not.
+//! Which destinations and protocols are captured.
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn captures_tcp_that_goes_to_a_default_route() {
             assert_eq!(device(bypassed, "ipproto tcp"), "wan0");
             assert_eq!(device(local, "ipproto tcp"), "lan0");
         }
-        // Forwarded: from a client into the TUN, and out of the TUN anywhere but into it.
+        // Forwarded packets: from a client into the TUN; out of the TUN to anywhere but the TUN.
         let client = "from 192.168.7.9 iif lan0 ipproto tcp";
         assert_eq!(device("198.51.100.1", client), TUN);
         let client = "from fd00:7::9 iif lan0 ipproto tcp";
@@ -29,7 +29,7 @@ fn captures_tcp_that_goes_to_a_default_route() {
         let out = "from 198.51.100.1 iif toh0 ipproto tcp";
         assert_eq!(device("192.168.7.9", out), "lan0");
         assert_eq!(device("203.0.113.1", out), "wan0");
-        // Also where there is no route for it.
+        // TCP is captured, too, if there is no other route.
         ip("route del default");
         assert_eq!(device("203.0.113.1", "ipproto tcp"), TUN);
         assert_eq!(device("203.0.113.1", out), "");
@@ -66,7 +66,7 @@ fn a_connection_comes_out_of_the_tun() {
         let mut packet = [0; 2000];
         loop {
             let length = tun.read(&mut packet).unwrap();
-            // The kernel's own IPv6 multicast comes too.
+            // Skips the kernel's own IPv6 multicast.
             if length >= 20 && packet[0] == 0x45 && packet[9] == 6 {
                 assert_eq!(packet[12..20], [10, 45, 39, 1, 198, 51, 100, 1]);
                 return;
@@ -108,7 +108,7 @@ fn captures_queries_to_resolvers_if_they_are_answered() {
     });
 }
 
-/// Whatever other routes and bypasses say; and once the daemon is gone they lead nowhere.
+/// Fake addresses are captured despite other routes and bypasses; once the daemon is gone, they are refused.
 #[test]
 fn captures_fake_addresses() {
     in_namespace(|world| {

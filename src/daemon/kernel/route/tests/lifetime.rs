@@ -1,4 +1,4 @@
-//! From the start to the end, a crash, and what others do meanwhile.
+//! Installing, removing, crashes, and changes by others.
 
 use super::*;
 
@@ -68,7 +68,7 @@ fn a_crash_blocks_until_the_next_start() {
         drop(routes);
         close(tun);
 
-        // Other options: what they don't want goes, nothing stays of the earlier run.
+        // A start with other options deletes everything of the earlier run.
         let tun = open_tun();
         (config.rule_priority, config.table) = (2000, 8000);
         config.auto_route = false;
@@ -83,7 +83,7 @@ fn a_crash_blocks_until_the_next_start() {
         drop(routes); // kill -9
         close(tun);
 
-        // What ends them all knows the device, too.
+        // `clear` also finds rules and routes by the device alone.
         (config.rule_priority, config.table) = (900, 7480);
         clear(&Owner::new(&config)).unwrap();
         assert_eq!(state(), before);
@@ -147,10 +147,10 @@ fn restores_what_others_undo() {
             assert_eq!(world.event(&mut routes), Some(Event::Restore), "{undo}");
             routes.restore().unwrap();
             assert_eq!(whole_state(), installed, "{undo}");
-            // What we do ourselves is no event.
+            // The daemon's own changes are no events.
             assert_eq!(world.event(&mut routes), None, "{undo}");
         }
-        // Nor is what doesn't concern us.
+        // Nor are changes of other rules and devices.
         ip("rule add pref 913 from 203.0.113.7 lookup main");
         ip("rule del pref 913 from 203.0.113.7");
         ip("link set lan0 down");
@@ -201,7 +201,7 @@ fn finds_strict_filters() {
     });
 }
 
-/// What a replacement that fails has added goes, and what was there stays.
+/// A failed replacement is undone: its additions are deleted, and the state before stays.
 #[test]
 fn a_failed_replacement_is_undone() {
     in_namespace(|world| {
@@ -221,7 +221,7 @@ fn a_failed_replacement_is_undone() {
     });
 }
 
-/// A route through a device that somebody has taken down can't be added: what was lost is restored first.
+/// A route through a device that is down can't be added, so what was lost is restored before a replacement.
 #[test]
 fn one_thing_after_the_other() {
     in_namespace(|world| {
@@ -237,7 +237,7 @@ fn one_thing_after_the_other() {
     });
 }
 
-/// What was captured is bypassed and the other way round, with the same networks: as if it had been so from the start.
+/// Captured and bypassed networks are swapped. The result is the same as after a fresh start.
 #[test]
 fn routes_take_the_place_of_others() {
     in_namespace(|world| {

@@ -1,4 +1,4 @@
-//! Whose traffic is captured, and what of it.
+//! Which clients, devices, ports and protocols are captured.
 
 use super::*;
 use tcp_over_http::config::Quic;
@@ -6,13 +6,13 @@ use tcp_over_http::config::Quic;
 const SERVER: &str = "198.51.100.1";
 const SERVER6: &str = "2001:db8:a::1";
 
-/// Where TCP to the server's port 80 goes that comes from here.
+/// The device that TCP from a client to the server's port 80 is routed to.
 fn from(source: &str, device: &str) -> String {
     let to = if source.contains(':') { SERVER6 } else { SERVER };
     super::device(to, &format!("from {source} iif {device} ipproto tcp dport 80"))
 }
 
-/// The same of what the machine itself sends.
+/// The same for a connection of this machine.
 fn own(to: &str) -> String {
     super::device(to, "ipproto tcp dport 80")
 }
@@ -32,7 +32,7 @@ fn devices() {
         add_device("guest0", &["192.168.8.1/24", "fd00:8::1/64"]);
         let _tun = open_tun();
         let mut config = auto_route();
-        // One need not be there yet.
+        // A configured device may not exist yet.
         config.interfaces = vec!["later0".to_owned(), "lan0".to_owned()];
         let routes = world.install(&config);
         for (lan, guest) in [("192.168.7.9", "192.168.8.9"), ("fd00:7::9", "fd00:8::9")] {
@@ -40,7 +40,7 @@ fn devices() {
             assert_eq!(from(guest, "guest0"), "wan0");
         }
         assert_eq!((own(SERVER).as_str(), own(SERVER6).as_str()), (TUN, TUN));
-        // A rule that was put back comes behind those of its priority.
+        // A restored rule comes last among those of its priority.
         ip("rule del pref 906 iif lan0");
         assert_eq!(from("192.168.7.9", "lan0"), "wan0");
         routes.restore().unwrap();
@@ -90,7 +90,7 @@ fn clients() {
         assert_eq!((own(SERVER).as_str(), own(SERVER6).as_str()), (TUN, TUN));
         drop(routes);
 
-        // All but these.
+        // All clients but these.
         config.clients.clear();
         let routes = world.install(&config);
         assert_eq!(from("192.168.7.16", "lan0"), TUN);
@@ -98,7 +98,7 @@ fn clients() {
         assert_eq!(from("fd00:7::9", "lan0"), "wan0");
         drop(routes);
 
-        // Of one family only: none of the other.
+        // With clients of one family only, none of the other family is captured.
         config.clients = nets(&["192.168.7.8/29"]);
         let _routes = world.install(&config);
         assert_eq!(from("192.168.7.10", "lan0"), TUN);
@@ -121,7 +121,7 @@ fn devices_and_clients() {
     });
 }
 
-/// Who was selected is captured all the while that the selection ends.
+/// When a selection by device and client is removed, the selected clients are captured all the time.
 #[test]
 fn jumps_past_the_capture_go_first() {
     in_namespace(|world| {
@@ -142,7 +142,8 @@ fn jumps_past_the_capture_go_first() {
                 deleted.filter_map(|it| tcp_over_http::capture::Rule::parse(it.body)).map(|rule| rule.target),
             );
         }
-        // Neither device nor client; the device, the client, what is our own, and what jumps are to.
+        // First the two jumps for other devices and other clients; then those for the device and the client,
+        // and the `nop`s.
         assert_eq!(targets[..2], [916; 2]);
         assert!(targets.len() > 4 && !targets[2..].contains(&916), "{targets:?}");
     });
@@ -185,7 +186,7 @@ fn quic() {
             assert_eq!(device("192.168.7.9", "ipproto udp dport 443"), "lan0");
             assert_eq!(device("203.0.113.9", "ipproto udp dport 443"), "wan0");
         }
-        // Of all that isn't TCP, it alone may go.
+        // QUIC may go directly, and nothing else that isn't TCP.
         config.non_tcp = NonTcp::Reject;
         let _routes = world.install(&config);
         for server in [SERVER, SERVER6] {
@@ -247,7 +248,7 @@ fn ten_thousand_networks_are_bypassed() {
     });
 }
 
-/// Before a daemon runs, beside one, and after it.
+/// `block` before a daemon runs, beside one, and after it.
 #[test]
 fn blocked() {
     in_namespace(|world| {
