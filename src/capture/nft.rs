@@ -76,8 +76,9 @@
 //!
 //! # Replacement
 //!
-//! `nft -f` replaces the tables in one transaction, so no packet meets half of them. A firewall that restarts
-//! may delete them; the daemon learns of it by notifications ([`follow`]) and puts them back.
+//! `nft -f` replaces the tables in one transaction, so no hook has half of them. But a packet that is on its way
+//! may have met the old tables in prerouting and meet the new ones in forward. A firewall that restarts may delete
+//! them; the daemon learns of it by notifications ([`follow`]) and puts them back.
 
 use alloc::borrow::ToOwned;
 use alloc::format;

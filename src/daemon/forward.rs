@@ -260,7 +260,6 @@ impl Forwarder {
     pub fn tick(&self, now: Instant) {
         self.ticks.set((self.ticks.get() + 1) % SIGN);
         if self.ticks.get() == 0 {
-            // Chain `to_client` drops these packets; the error for that is expected.
             self.queue_numbered(ALIVE, &LIFE, Ipv4Addr::LOCALHOST.into());
             self.queue_numbered(ALIVE, &LIFE6, Ipv6Addr::LOCALHOST.into());
         }
@@ -379,6 +378,9 @@ impl Forwarder {
         let mut result = Ok(());
         for socket in [Some(&self.ipv4), self.ipv6.as_ref()].into_iter().flatten() {
             socket.borrow_mut().flush(&mut |packet, next, error| {
+                if next.is_loopback() {
+                    return false; // a sign of life, which chain `to_client` drops
+                }
                 // Chain `to_proxy` drops a SYN (EPERM) if conntrack still has an earlier connection of the
                 // same addresses. Once that entry is deleted, the SYN is sent again.
                 if error.kind() == ErrorKind::PermissionDenied

@@ -145,6 +145,7 @@ class Gateway:
         log = self.log()
         assert "panicked" not in log, log
         assert PASSWORD not in log, "the log shows the password"
+        assert "a packet of a handshake to 127.0.0.1" not in log, "a sign of life is no failure"
 
 
 def tables(router):
