@@ -72,10 +72,10 @@ def test_nothing_of_others_is_changed(configured, proxy, client, router, directo
             names.unlink()  # the first run's, at its end
         before, offset = len(said()), len(daemon.log())
         router.run("nft", "delete", "table", "ip", NFT_TABLE)
-        router.run("sh", "-c", f"echo 0 >/proc/sys/net/ipv4/conf/{TUN}/accept_local")
+        router.run("sh", "-c", f"echo 0 >/proc/sys/net/ipv4/conf/{TUN}/rp_filter")
         router.run("ip", "link", "set", TUN, "down")
         daemon.wait_log("deleted from outside: restored", offset)
-        until(lambda: router.run("cat", f"/proc/sys/net/ipv4/conf/{TUN}/accept_local").stdout == "1\n", "it is set again")
+        until(lambda: router.run("cat", f"/proc/sys/net/ipv4/conf/{TUN}/rp_filter").stdout == "2\n", "it is set again")
         assert set(said()[before:]) == {"refused refused refused"}
         assert_proxied(client, proxy, SERVER)
         dig(router, "127.0.0.1", f"{restart}.corp.example", port=PORT)

@@ -40,8 +40,6 @@ impl Device {
         // Packets to clients come out of the TUN with servers' addresses as source. A strict reverse path
         // filter would expect these on another device, and drop the packets.
         sysctl::set(&format!("net/ipv4/conf/{name}/rp_filter"), "2");
-        // Lets packets come out of the TUN that have an address of this machine as source.
-        sysctl::set(&format!("net/ipv4/conf/{name}/accept_local"), "1");
         if self.address6.is_some() {
             sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0");
             sysctl::set(&format!("net/ipv6/conf/{name}/accept_ra"), "0");
