@@ -2,9 +2,7 @@
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
-use core::net::IpAddr;
 
-use super::V4;
 use super::netlink::{self, Message, NLM_F_CREATE, NLM_F_EXCL};
 use crate::net::IpNet;
 
@@ -27,9 +25,6 @@ pub const FR_ACT_GOTO: u8 = 2;
 pub const FR_ACT_NOP: u8 = 3;
 /// Action: drop the packet.
 pub const FR_ACT_BLACKHOLE: u8 = 6;
-
-/// Flag: the rule matches the packets that its selector does not match.
-const FIB_RULE_INVERT: u32 = 2;
 
 const FRA_DST: u16 = 1;
 const FRA_SRC: u16 = 2;
@@ -56,8 +51,6 @@ pub struct Rule {
     pub priority: u32,
     /// Incoming device; empty = any. `lo` matches packets of this machine itself.
     pub iif: String,
-    /// The rule matches the packets that its selector does not match.
-    pub is_not: bool,
     /// Mark of the packet, in the bits of `mask`.
     pub mark: u32,
     /// 0 = any mark.
@@ -88,7 +81,6 @@ impl Rule {
         family: 0,
         priority: 0,
         iif: String::new(),
-        is_not: false,
         mark: 0,
         mask: 0,
         src: None,
@@ -119,8 +111,7 @@ impl Rule {
 
     fn message(&self, kind: u16, flags: u16) -> Message {
         let (dst, src) = (self.dst.map_or(0, IpNet::prefix), self.src.map_or(0, IpNet::prefix));
-        let [a, b, c, d] = if self.is_not { FIB_RULE_INVERT } else { 0 }.to_ne_bytes();
-        let body = [self.family, dst, src, 0, 0, 0, 0, self.action, a, b, c, d];
+        let body = [self.family, dst, src, 0, 0, 0, 0, self.action, 0, 0, 0, 0];
         let mut message = Message::new(kind, flags, &body)
             .attr_u32(FRA_PRIORITY, self.priority)
             .attr(FRA_PROTOCOL, &[self.protocol]);
@@ -153,13 +144,8 @@ impl Rule {
     /// Reads the body of an `RTM_NEWRULE` or `RTM_DELRULE`.
     pub fn parse(body: &[u8]) -> Option<Self> {
         let header: [u8; BODY] = netlink::array_at(body, 0)?;
-        let mut rule = Rule {
-            family: header[0],
-            action: header[7],
-            table: header[4].into(),
-            is_not: netlink::u32_at(body, 8) & FIB_RULE_INVERT != 0,
-            ..Rule::EVERY_PACKET
-        };
+        let mut rule =
+            Rule { family: header[0], action: header[7], table: header[4].into(), ..Rule::EVERY_PACKET };
         for (kind, value) in netlink::attrs(body, BODY) {
             let number = netlink::u32_at(value, 0);
             let byte = value.first().copied().unwrap_or(0);
@@ -175,8 +161,8 @@ impl Rule {
                 FRA_SUPPRESS_PREFIXLEN => rule.suppress = number,
                 FRA_TABLE => rule.table = number,
                 FRA_PROTOCOL => rule.protocol = byte,
-                FRA_DST => rule.dst = network(header[0], value, header[1]),
-                FRA_SRC => rule.src = network(header[0], value, header[2]),
+                FRA_DST => rule.dst = netlink::address(value).map(|addr| IpNet::new(addr, header[1])),
+                FRA_SRC => rule.src = netlink::address(value).map(|addr| IpNet::new(addr, header[2])),
                 FRA_IP_PROTO => rule.ip_proto = byte,
                 FRA_DPORT_RANGE => {
                     let port = |at| netlink::array_at(value, at).map(u16::from_ne_bytes);
@@ -189,18 +175,9 @@ impl Rule {
     }
 }
 
-/// Reads a network of a rule's family.
-fn network(family: u8, address: &[u8], prefix: u8) -> Option<IpNet> {
-    let address = match family {
-        V4 => IpAddr::from(netlink::array_at::<4>(address, 0)?),
-        _ => IpAddr::from(netlink::array_at::<16>(address, 0)?),
-    };
-    Some(IpNet::new(address, prefix))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::{OURS, V6};
+    use super::super::{OURS, V4, V6};
     use super::*;
     use crate::config::MARK_MASK;
 
@@ -214,7 +191,6 @@ mod tests {
     fn some_rules() -> [Rule; 4] {
         let mark = Rule {
             iif: "toh0".to_owned(),
-            is_not: true,
             mark: 0x7400_0000,
             mask: MARK_MASK,
             target: 904,
