@@ -183,6 +183,12 @@ impl IpNet {
         nets.dedup_by(|net, before| before.contains(*net));
     }
 
+    /// Whether one of these networks contains this one; they are as [`widest`](Self::widest) leaves them.
+    pub fn is_within(self, nets: &[Self]) -> bool {
+        let behind = nets.partition_point(|net| *net <= self);
+        behind.checked_sub(1).and_then(|last| nets.get(last)).is_some_and(|net| net.contains(self))
+    }
+
     /// The first address: all host bits 0.
     pub fn network(self) -> IpAddr {
         match self {

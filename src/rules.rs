@@ -116,13 +116,13 @@ impl Rules {
         let rule = self.list.iter().find(|rule| {
             let is_to = || match name {
                 Some(name) => rule.domains.covers(name),
-                None => is_in(&rule.networks, address),
+                None => IpNet::host(address).is_within(&rule.networks),
             };
             (!rule.has_destinations() || is_to())
                 && (rule.ports.is_empty()
                     || rule.ports.iter().any(|range| (range.0..=range.1).contains(&port)))
                 && (!rule.has_clients()
-                    || is_in(&rule.clients, client)
+                    || IpNet::host(client).is_within(&rule.clients)
                     || rule.macs.iter().any(|mac| origin.mac.as_ref() == Some(mac)))
                 && (rule.devices.is_empty()
                     || rule.devices.iter().any(|it| origin.device.as_ref() == Some(it)))
@@ -214,14 +214,6 @@ impl Rule {
     const fn is_for_all(&self) -> bool {
         self.ports.is_empty() && !self.has_clients() && self.devices.is_empty()
     }
-}
-
-/// Whether an address is in one of these sorted networks, none of which contains another.
-fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
-    let address = IpNet::host(address);
-    let behind = networks.partition_point(|net| *net <= address);
-    let last = behind.checked_sub(1).and_then(|last| networks.get(last));
-    last.is_some_and(|last| last.contains(address))
 }
 
 /// Only their number: they may be long.

@@ -110,7 +110,7 @@ fn networks(config: &Config) -> (Rc<[IpNet]>, Rc<[IpNet]>, Vec<String>) {
     captured.retain(|&net| {
         let why = if !is_usable(net, config) {
             "IPv6 is off"
-        } else if is_within(net, &widest) {
+        } else if net.is_within(&widest) {
             BYPASSED
         } else {
             return true;
@@ -136,12 +136,6 @@ fn is_usable(net: IpNet, config: &Config) -> bool {
 fn sort(nets: &mut Vec<IpNet>) {
     nets.sort_unstable();
     nets.dedup();
-}
-
-/// Whether one of `nets` contains the network. They must be sorted, and none within another.
-fn is_within(net: IpNet, nets: &[IpNet]) -> bool {
-    let behind = nets.partition_point(|it| *it <= net);
-    nets.get(behind.wrapping_sub(1)).is_some_and(|it| it.contains(net))
 }
 
 #[cfg(test)]

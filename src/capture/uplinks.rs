@@ -7,8 +7,8 @@
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::netlink::{self, Message};
-use super::route::{RTA_DST, RTA_OIF, RTA_TABLE, RTM_GETROUTE, RTN_THROW, RTN_UNICAST};
+use super::netlink;
+use super::route::{RTA_DST, RTA_OIF, RTA_TABLE, RTN_THROW, RTN_UNICAST};
 use super::{MAIN, OURS, V4, V6};
 use crate::net::IpNet;
 
@@ -48,11 +48,6 @@ pub struct Uplinks {
 }
 
 impl Uplinks {
-    /// The request for all routes.
-    pub fn list() -> Message {
-        Message::new(RTM_GETROUTE, 0, &[0; BODY])
-    }
-
     /// Takes the body of an `RTM_NEWROUTE`. Routes of ours are ignored, and the device `tun` is no uplink.
     pub fn see(&mut self, body: &[u8], tun: u32) {
         let Some([family, prefix, _, _, table, protocol, _, kind]) = netlink::array_at(body, 0) else {
@@ -137,6 +132,7 @@ mod tests {
     use alloc::vec;
 
     use super::*;
+    use crate::capture::netlink::Message;
     use crate::capture::route::RTM_NEWROUTE;
 
     fn net(text: &str) -> IpNet {

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use log::Level;
-use tcp_over_http::capture::{self, Desired, Events, Owner, Path, Plan, Uplinks, link};
+use tcp_over_http::capture::{self, Desired, Events, Owner, Path, Plan, Route, Uplinks, link};
 use tokio::io::unix::AsyncFd;
 
 use super::sysctl;
@@ -279,7 +279,7 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
 /// The uplinks: default routes through devices other than `tun`, and what the main table reaches directly.
 pub fn uplinks(tun: u32) -> Result<Uplinks, RouteError> {
     let mut uplinks = Uplinks::default();
-    let listed = open()?.list(Uplinks::list(), &mut |received| uplinks.see(received.body, tun));
+    let listed = open()?.list(Route::list(), &mut |received| uplinks.see(received.body, tun));
     listed.map_err(RouteError::list)?;
     Ok(uplinks.finish())
 }
