@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant as Clock};
 
 use tcp_over_http::dns::{Cache, FakeIp, Kind, Name, Query, Ranges, Reply};
-use tcp_over_http::flow::subnet::Subnet;
+use tcp_over_http::flow::subnet::Subnets;
 use tcp_over_http::flow::{FlowTable, Limits, Side, Slot};
 use tcp_over_http::net::{Ipv4Net, Ipv6Net};
 use tcp_over_http::packet::vnet;
@@ -212,17 +212,10 @@ fn query(nth: u16) -> Vec<u8> {
 
 /// A rewriter with one live flow, and the tuples of the flow's packets as they come from both sides.
 fn live(ipv6: bool) -> (Rewriter, Tuple, Tuple) {
-    let ipv4 = Subnet::new(Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: 24 }.to_ipv6_mapped());
-    let addr = Ipv6Addr::new(0xfd45, 0x39, 0, 0, 0, 0, 0, 1);
-    let ipv6_subnet = Subnet::new(Ipv6Net { addr, prefix: 64 });
-    let settings = Settings {
-        ipv4,
-        ipv6: Some(ipv6_subnet),
-        listen_port: LISTEN_PORT,
-        mtu: 1500,
-        dns: false,
-        ping: false,
-    };
+    let own = Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: 24 };
+    let own6 = Ipv6Net { addr: Ipv6Addr::new(0xfd45, 0x39, 0, 0, 0, 0, 0, 1), prefix: 64 };
+    let subnets = Subnets::new(own, Some(own6));
+    let settings = Settings { subnets, listen_port: LISTEN_PORT, mtu: 1500, dns: false, ping: false };
     let mut rewriter = Rewriter::new(settings, limits(), KEY);
     let now = Instant::default();
     let client = tuple(0, ipv6);
@@ -233,7 +226,7 @@ fn live(ipv6: bool) -> (Rewriter, Tuple, Tuple) {
     };
     rewriter.release(slot, now);
     let nat = rewriter.flow(slot).nat;
-    let subnet = if ipv6 { ipv6_subnet } else { ipv4 };
+    let subnet = subnets.of(client.family()).expect("both families are on");
     let listener = Tuple {
         source: subnet.own(),
         destination: subnet.nat_source(nat.host),

@@ -99,8 +99,6 @@ pub use watch::{Events, judge};
 
 use core::fmt;
 
-use crate::config::Config;
-use crate::flow::subnet::Subnet;
 use crate::net::IpNet;
 
 /// The protocol number of our rules and routes (`rtm_protocol`, `FRA_PROTOCOL`). iproute2's `rt_protos`
@@ -134,22 +132,6 @@ impl fmt::Display for Path {
             Self::Forward => "forward",
             Self::Relay => "relay",
         })
-    }
-}
-
-/// The TUN's subnets.
-#[derive(Clone, Copy)]
-pub struct Subnets {
-    /// IPv4.
-    pub ipv4: Subnet,
-    /// IPv6, unless it is off.
-    pub ipv6: Option<Subnet>,
-}
-
-impl Subnets {
-    /// The subnets of a configuration.
-    pub fn new(config: &Config) -> Self {
-        Self { ipv4: Subnet::new(config.address.to_ipv6_mapped()), ipv6: config.address6.map(Subnet::new) }
     }
 }
 

@@ -48,6 +48,7 @@ pub use reading::{Overrides, Reading};
 pub use table::{MAIN as OPTIONS, RULE as RULE_OPTIONS, UPSTREAM as UPSTREAM_OPTIONS};
 pub use upstream::UpstreamConfig;
 
+use crate::flow::subnet::Subnets;
 use crate::net::{IpNet, Ipv4Net, Ipv6Net};
 use crate::rules::Rules;
 use crate::upstream::choice;
@@ -166,6 +167,11 @@ impl Config {
     /// The TUN's own addresses, with their networks.
     pub fn own(&self) -> impl Iterator<Item = IpNet> + use<> {
         [Some(IpNet::V4(self.address)), self.address6.map(IpNet::V6)].into_iter().flatten()
+    }
+
+    /// The TUN's subnets.
+    pub fn subnets(&self) -> Subnets {
+        Subnets::new(self.address, self.address6)
     }
 
     /// The option whose network has addresses in common with `net`, and that network.

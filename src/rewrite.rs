@@ -11,7 +11,7 @@
 //! flow is held until the daemon has the proxy's answer. Then the daemon either releases the flow and has the same SYN
 //! handled again, which now passes, or refuses it.
 
-use crate::flow::subnet::Subnet;
+use crate::flow::subnet::Subnets;
 use crate::packet::Tuple;
 
 mod judge;
@@ -25,10 +25,8 @@ pub use verdict::{Counters, DropReason, Verdict};
 /// The rewriter's settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// The TUN's IPv4 subnet.
-    pub ipv4: Subnet,
-    /// The TUN's IPv6 subnet; without one, IPv6 is dropped.
-    pub ipv6: Option<Subnet>,
+    /// The TUN's subnets; without one of IPv6, IPv6 is dropped.
+    pub subnets: Subnets,
     /// The listener's port on the TUN's own addresses.
     pub listen_port: u16,
     /// The TUN's MTU in bytes.
@@ -43,15 +41,11 @@ impl Settings {
     /// Whether a connection is this machine's own: routes give it the TUN's address to come from, or it [is
     /// diverted](Self::is_diverted).
     pub fn is_own(&self, tuple: &Tuple) -> bool {
-        self.subnets().any(|subnet| subnet.own() == tuple.source) || self.is_diverted(tuple)
+        self.subnets.iter().any(|subnet| subnet.own() == tuple.source) || self.is_diverted(tuple)
     }
 
     /// Whether the firewall has led a connection of this machine's own here: to the address that is behind the TUN.
     pub fn is_diverted(&self, tuple: &Tuple) -> bool {
-        self.subnets().any(|subnet| subnet.error_source() == tuple.destination)
-    }
-
-    fn subnets(&self) -> impl Iterator<Item = Subnet> {
-        [Some(self.ipv4), self.ipv6].into_iter().flatten()
+        self.subnets.iter().any(|subnet| subnet.error_source() == tuple.destination)
     }
 }

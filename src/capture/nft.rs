@@ -90,7 +90,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::netlink::{self, Message};
 use super::pause::{MAX_PAUSES, Pauses};
 use super::rules as policy;
-use super::{Path, Subnets, Uplinks};
+use super::{Path, Uplinks};
 use crate::config::{Config, Host, MARK_MASK, NonTcp, OnFailure, Quic};
 use crate::dns;
 use crate::net::IpNet;
@@ -267,10 +267,7 @@ impl Tables<'_> {
         if !self.has_any() {
             return rules;
         }
-        let Subnets { ipv4, ipv6 } = Subnets::new(self.config);
-        let own = [Some(IpNet::V4(self.config.address)), self.config.address6.map(IpNet::V6)];
-        for (subnet, own) in [Some(ipv4), ipv6].into_iter().zip(own) {
-            let (Some(subnet), Some(own)) = (subnet, own) else { continue };
+        for (subnet, own) in self.config.subnets().iter().zip(self.config.own()) {
             let behind = subnet.error_source().to_canonical();
             let family = if behind.is_ipv4() { "ip" } else { "ip6" };
             _ = writeln!(rules, "table {family} {name} {{");

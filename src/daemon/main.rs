@@ -49,7 +49,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::{env, fmt, io};
 
-use tcp_over_http::capture::{Owner, Subnets};
+use tcp_over_http::capture::Owner;
 use tcp_over_http::flow::Limits;
 use tcp_over_http::rewrite::{self, Rewriter};
 use tokio::runtime::{Builder, LocalOptions};
@@ -272,10 +272,8 @@ fn reserve_files(flows: usize, others: usize) -> Result<usize, String> {
 }
 
 fn rewriter_settings(config: &Config) -> rewrite::Settings {
-    let Subnets { ipv4, ipv6 } = Subnets::new(config);
     rewrite::Settings {
-        ipv4,
-        ipv6,
+        subnets: config.subnets(),
         listen_port: config.listen_port,
         mtu: config.mtu,
         dns: config.dns.hijacks(),

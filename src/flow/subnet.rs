@@ -2,7 +2,7 @@
 
 use core::net::Ipv6Addr;
 
-use crate::net::Ipv6Net;
+use crate::net::{Family, Ipv4Net, Ipv6Net};
 
 /// The most addresses of a subnet that are used as NAT sources.
 const MAX_HOSTS: u32 = 253;
@@ -76,10 +76,37 @@ impl Subnet {
     }
 }
 
+/// The TUN's subnets.
+#[derive(Clone, Copy, Debug)]
+pub struct Subnets {
+    ipv4: Subnet,
+    /// `None`: IPv6 is off.
+    ipv6: Option<Subnet>,
+}
+
+impl Subnets {
+    /// The subnets around the own addresses.
+    pub fn new(ipv4: Ipv4Net, ipv6: Option<Ipv6Net>) -> Self {
+        Self { ipv4: Subnet::new(ipv4.to_ipv6_mapped()), ipv6: ipv6.map(Subnet::new) }
+    }
+
+    /// The subnet of a family, unless that is off.
+    pub const fn of(&self, family: Family) -> Option<&Subnet> {
+        match family {
+            Family::V4 => Some(&self.ipv4),
+            Family::V6 => self.ipv6.as_ref(),
+        }
+    }
+
+    /// The subnets of the families that are on, IPv4 first.
+    pub fn iter(&self) -> impl Iterator<Item = &Subnet> {
+        [Some(&self.ipv4), self.ipv6.as_ref()].into_iter().flatten()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::Ipv4Net;
     use core::net::Ipv4Addr;
     use std::collections::HashSet;
 

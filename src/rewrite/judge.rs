@@ -19,7 +19,7 @@ impl Rewriter {
         now: Instant,
     ) -> Result<Verdict, DropReason> {
         let mut packet = Packet::parse(bytes)?;
-        let subnet = self.subnet(packet.family()).ok_or(DropReason::Ipv6Off)?;
+        let subnet = self.settings.subnets.of(packet.family()).ok_or(DropReason::Ipv6Off)?;
         match packet.transport() {
             Transport::Tcp => {
                 let state = header.checksum_state(&packet).ok_or(DropReason::Malformed)?;
@@ -113,7 +113,7 @@ impl Rewriter {
 
     fn open(&mut self, tuple: Tuple, isn: u32, now: Instant) -> Result<Verdict, DropReason> {
         let family = tuple.family();
-        let ours = self.subnet(family).is_some_and(|subnet| subnet.contains(tuple.destination))
+        let ours = self.settings.subnets.of(family).is_some_and(|subnet| subnet.contains(tuple.destination))
             && !self.settings.is_diverted(&tuple);
         let no_port = tuple.source_port == 0 || tuple.destination_port == 0;
         if ours || no_port || !packet::is_unicast(tuple.destination) {
@@ -203,10 +203,7 @@ impl Rewriter {
 
 /// How the listener sees a flow with this NAT source.
 fn translated(settings: &Settings, nat: NatSource, family: Family) -> Option<Tuple> {
-    let subnet = match family {
-        Family::V4 => &settings.ipv4,
-        Family::V6 => settings.ipv6.as_ref()?,
-    };
+    let subnet = settings.subnets.of(family)?;
     Some(Tuple {
         source: subnet.nat_source(nat.host),
         destination: subnet.own(),

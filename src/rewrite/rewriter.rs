@@ -15,16 +15,15 @@ use crate::time::Instant;
 /// Handles packets; owns the flow table.
 ///
 /// ```
-/// use tcp_over_http::flow::{Limits, subnet::Subnet};
+/// use tcp_over_http::flow::{Limits, subnet::Subnets};
 /// use tcp_over_http::net::Ipv4Net;
 /// use tcp_over_http::packet::{Packet, SYN, Tuple, builder, vnet};
 /// use tcp_over_http::rewrite::{Rewriter, Settings, Verdict};
 /// use tcp_over_http::time::Instant;
 ///
 /// let own = Ipv4Net { addr: [10, 45, 39, 1].into(), prefix: 24 };
-/// let ipv4 = Subnet::new(own.to_ipv6_mapped());
-/// let settings =
-///     Settings { ipv4, ipv6: None, listen_port: 12_345, mtu: 1500, dns: true, ping: true };
+/// let subnets = Subnets::new(own, None);
+/// let settings = Settings { subnets, listen_port: 12_345, mtu: 1500, dns: true, ping: true };
 /// let limits = Limits { flows: 64, held: 16, held_per_client: 16 };
 /// let mut rewriter = Rewriter::new(settings, limits, [1, 2]); // random, in earnest
 ///
@@ -44,7 +43,8 @@ use crate::time::Instant;
 /// rewriter.release(slot, now);
 /// assert_eq!(rewriter.handle(header, &mut bytes[..length], now), Verdict::Forward);
 /// let translated = Packet::parse(&mut bytes[..length]).expect("a packet").tuple();
-/// assert_eq!((translated.destination, translated.destination_port), (ipv4.own(), 12_345));
+/// let listener = (own.addr.to_ipv6_mapped(), 12_345);
+/// assert_eq!((translated.destination, translated.destination_port), listener);
 ///
 /// let accepted = rewriter.accept(translated.source, translated.source_port, now);
 /// assert_eq!(accepted, Some(slot));
@@ -62,8 +62,7 @@ pub struct Rewriter {
 impl Rewriter {
     /// A rewriter without flows. `key` must be random.
     pub fn new(settings: Settings, limits: Limits, key: Key) -> Self {
-        let ipv6_hosts = settings.ipv6.map_or(u8::MAX, |subnet| subnet.hosts());
-        let hosts = settings.ipv4.hosts().min(ipv6_hosts);
+        let hosts = settings.subnets.iter().map(|subnet| subnet.hosts()).min().unwrap_or(1);
         Self {
             flows: FlowTable::new(limits, hosts, key),
             settings,
@@ -123,12 +122,9 @@ impl Rewriter {
         self.flows.get(slot)
     }
 
-    /// The source of ICMP errors about packets of a family.
+    /// The source of ICMP errors about packets of a family that is on.
     pub fn error_source(&self, family: Family) -> Ipv6Addr {
-        match self.settings.ipv6 {
-            Some(ipv6) if family == Family::V6 => ipv6.error_source(),
-            _ => self.settings.ipv4.error_source(),
-        }
+        self.settings.subnets.of(family).map_or(Ipv6Addr::UNSPECIFIED, Subnet::error_source)
     }
 
     /// Lets a held flow's SYN pass: handle it again.
@@ -209,14 +205,7 @@ impl Rewriter {
 
     #[inline] // on every packet's path
     pub(super) fn nat_source(&self, flow: &Flow) -> Option<Ipv6Addr> {
-        let subnet = self.subnet(flow.tuple.family())?;
+        let subnet = self.settings.subnets.of(flow.tuple.family())?;
         Some(subnet.nat_source(flow.nat.host))
-    }
-
-    pub(super) const fn subnet(&self, family: Family) -> Option<&Subnet> {
-        match family {
-            Family::V4 => Some(&self.settings.ipv4),
-            Family::V6 => self.settings.ipv6.as_ref(),
-        }
     }
 }

@@ -4,7 +4,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use arbitrary::Arbitrary;
-use tcp_over_http::flow::subnet::Subnet;
+use tcp_over_http::flow::subnet::Subnets;
 use tcp_over_http::flow::{Limits, Slot, State};
 use tcp_over_http::net::{Family, Ipv4Net, Ipv6Net};
 use tcp_over_http::packet::builder::MAX_LEN;
@@ -99,8 +99,7 @@ pub fn settings(ipv6: bool, small: bool) -> Settings {
     let own4 = Ipv4Net { addr: Ipv4Addr::new(10, 45, 39, 1), prefix: prefix4 };
     let own6 = Ipv6Net { addr: "fd45:39::1".parse().unwrap(), prefix: prefix6 };
     Settings {
-        ipv4: Subnet::new(own4.to_ipv6_mapped()),
-        ipv6: ipv6.then(|| Subnet::new(own6)),
+        subnets: Subnets::new(own4, ipv6.then_some(own6)),
         listen_port: LISTEN_PORT,
         mtu: MTU,
         dns: ipv6,
@@ -232,11 +231,7 @@ impl Gateway {
     /// How the listener sees a flow.
     pub fn translated(&self, slot: Slot) -> Tuple {
         let flow = self.rewriter.flow(slot);
-        let settings = self.rewriter.settings();
-        let subnet = match flow.tuple.family() {
-            Family::V4 => settings.ipv4,
-            Family::V6 => settings.ipv6.unwrap(),
-        };
+        let subnet = self.rewriter.settings().subnets.of(flow.tuple.family()).unwrap();
         Tuple {
             source: subnet.nat_source(flow.nat.host),
             destination: subnet.own(),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tcp_over_http::capture::nft::{self, Tables};
 use tcp_over_http::capture::pause::Pauses;
-use tcp_over_http::capture::{Desired, Owner, Path, Subnets, Uplinks};
+use tcp_over_http::capture::{Desired, Owner, Path, Uplinks};
 
 use crate::clock::Clock;
 use crate::forward::Forwarder;
@@ -129,8 +129,7 @@ impl Capture {
         // The tables come before `Routes::install`, which deletes an earlier run's rules: these refuse
         // traffic until then.
         self.install_firewall(config, config.on_failure)?;
-        let Subnets { ipv4, ipv6 } = Subnets::new(config);
-        for subnet in [Some(ipv4), ipv6].into_iter().flatten() {
+        for subnet in config.subnets().iter() {
             let behind = subnet.error_source().to_canonical();
             probe(tun, &forwarder, behind).await?;
         }

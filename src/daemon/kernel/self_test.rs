@@ -10,7 +10,6 @@
 
 use std::cell::Cell;
 
-use tcp_over_http::flow::subnet::Subnet;
 use tcp_over_http::packet::{ACK, Packet, RST, SYN, Transport, Tuple};
 use tcp_over_http::rewrite::Settings;
 
@@ -45,7 +44,7 @@ struct Family {
 impl SelfTest {
     /// A test that begins with the next tick.
     pub fn new(settings: &Settings) -> Self {
-        let family = |name, subnet: Subnet| {
+        let families = ["ipv4", "ipv6"].into_iter().zip(settings.subnets.iter()).map(|(name, subnet)| {
             let tuple = Tuple {
                 source: subnet.error_source(),
                 destination: subnet.own(),
@@ -53,11 +52,8 @@ impl SelfTest {
                 destination_port: settings.listen_port,
             };
             Family { name, tuple, found: Cell::default(), reachable: Cell::new(true) }
-        };
-        let mut families = vec![family("ipv4", settings.ipv4)];
-        if let Some(subnet) = settings.ipv6 {
-            families.push(family("ipv6", subnet));
-        }
+        });
+        let families = families.collect();
         Self { families, running: Cell::default(), clock: Cell::default(), ended: Cell::default() }
     }
 
