@@ -45,60 +45,48 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Why a packet was dropped. Each reason is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DropReason {
-    /// It is cut off, its headers contradict each other, or its virtio header contradicts it.
-    Malformed,
-    /// A fragment.
-    Fragment,
-    /// An extension header that can't be translated.
-    Extension,
-    /// A source or destination that no connection can have.
-    Address,
-    /// IPv6, which is off.
-    Ipv6Off,
-    /// A repetition of a held SYN, perhaps with changes: the last one is kept.
-    Repeated,
-    /// A packet of a held flow that is not a SYN.
-    Unexpected,
-    /// A packet without a flow.
-    Unknown,
-    /// Not TCP, and no error may be sent about it.
-    NotTcp,
-    /// No error is sent about it, because there were too many.
-    RateLimited,
-    /// A SYN: no slot is free, see [`Refusal::TableFull`].
-    TableFull,
-    /// A SYN: too many flows are being opened, see [`Refusal::TooManyHeld`].
-    TooManyDials,
-    /// A SYN: too many flows of this client are being opened, see [`Refusal::TooManyHeldByClient`].
-    TooManyDialsOfClient,
-    /// A SYN: the daemon is about to end.
-    Draining,
+macro_rules! drop_reasons {
+    ($($(#[$meaning:meta])* $reason:ident = $name:literal,)+) => {
+        /// Why a packet was dropped. Each reason is counted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum DropReason { $($(#[$meaning])* $reason,)+ }
+
+        impl DropReason {
+            /// Each reason's name, in the order of the counters.
+            pub const NAMES: &'static [&'static str] = &[$($name),+];
+        }
+    };
 }
 
-impl DropReason {
-    /// How many reasons there are.
-    pub const COUNT: usize = 14;
-
-    /// Each reason's name, in the order of the counters.
-    pub const NAMES: [&str; Self::COUNT] = [
-        "malformed",
-        "fragment",
-        "extension",
-        "address",
-        "ipv6_off",
-        "repeated_syn",
-        "unexpected",
-        "unknown_flow",
-        "not_tcp",
-        "rate_limited",
-        "table_full",
-        "too_many_dials",
-        "too_many_dials_of_client",
-        "draining",
-    ];
+drop_reasons! {
+    /// It is cut off, its headers contradict each other, or its virtio header contradicts it.
+    Malformed = "malformed",
+    /// A fragment.
+    Fragment = "fragment",
+    /// An extension header that can't be translated.
+    Extension = "extension",
+    /// A source or destination that no connection can have.
+    Address = "address",
+    /// IPv6, which is off.
+    Ipv6Off = "ipv6_off",
+    /// A repetition of a held SYN, perhaps with changes: the last one is kept.
+    Repeated = "repeated_syn",
+    /// A packet of a held flow that is not a SYN.
+    Unexpected = "unexpected",
+    /// A packet without a flow.
+    Unknown = "unknown_flow",
+    /// Not TCP, and no error may be sent about it.
+    NotTcp = "not_tcp",
+    /// No error is sent about it, because there were too many.
+    RateLimited = "rate_limited",
+    /// A SYN: no slot is free, see [`Refusal::TableFull`].
+    TableFull = "table_full",
+    /// A SYN: too many flows are being opened, see [`Refusal::TooManyHeld`].
+    TooManyDials = "too_many_dials",
+    /// A SYN: too many flows of this client are being opened, see [`Refusal::TooManyHeldByClient`].
+    TooManyDialsOfClient = "too_many_dials_of_client",
+    /// A SYN: the daemon is about to end.
+    Draining = "draining",
 }
 
 impl From<Malformed> for DropReason {
@@ -138,5 +126,5 @@ pub struct Counters {
     /// Packets rejected.
     pub rejected: u64,
     /// Packets dropped, by reason.
-    pub dropped: [u64; DropReason::COUNT],
+    pub dropped: [u64; DropReason::NAMES.len()],
 }
