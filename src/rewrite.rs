@@ -16,7 +16,6 @@ use crate::packet::Tuple;
 
 mod judge;
 mod rewriter;
-mod token_bucket;
 mod verdict;
 
 pub use rewriter::Rewriter;

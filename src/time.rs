@@ -1,4 +1,4 @@
-//! The only time types of the library. Nothing here reads a clock: the caller passes the time in.
+//! The only time types of the library, and the limit of a rate. Nothing here reads a clock: the caller passes the time in.
 
 /// A moment on the caller's monotonic clock, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -49,6 +49,30 @@ impl Stamp {
 
     const fn before(self, latest: Instant) -> u32 {
         (latest.0 as u32).wrapping_sub(self.0)
+    }
+}
+
+/// A token bucket, full at first: one more token each `REFILL` ms, up to `BURST` tokens.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TokenBucket<const REFILL: u32, const BURST: u32> {
+    /// How much of the burst has been used, in ms of refilling.
+    used: u32,
+    last: Instant,
+}
+
+impl<const REFILL: u32, const BURST: u32> TokenBucket<REFILL, BURST> {
+    /// Takes a token; false if there is none.
+    pub fn take(&mut self, now: Instant) -> bool {
+        self.used = self.used.saturating_sub(now.since(self.last));
+        self.last = now;
+        let is_left = self.used < BURST * REFILL;
+        self.used += u32::from(is_left) * REFILL;
+        is_left
+    }
+
+    /// When a token was last wanted.
+    pub const fn last(&self) -> Instant {
+        self.last
     }
 }
 

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use crate::net::ClientKey;
-use crate::time::Instant;
+use crate::time::{Instant, TokenBucket};
 
 /// One more query each time this many milliseconds pass...
 const REFILL: u32 = 4;
@@ -14,40 +14,22 @@ const MAX_CLIENTS: usize = 256;
 
 /// The clients that have asked lately.
 #[derive(Default)]
-pub struct Budgets(Vec<Budget>);
-
-struct Budget {
-    client: ClientKey,
-    /// How much of the burst has been used, in ms of refilling.
-    used: u32,
-    last: Instant,
-}
+pub struct Budgets(Vec<(ClientKey, TokenBucket<REFILL, BURST>)>);
 
 impl Budgets {
     /// Whether a client may ask one more query; if so, counts it.
     pub fn take(&mut self, client: ClientKey, now: Instant) -> bool {
-        let budget = match self.0.iter().position(|budget| budget.client == client) {
-            Some(place) => self.0.get_mut(place),
-            None => {
-                let new = Budget { client, used: 0, last: now };
-                if self.0.len() < MAX_CLIENTS {
-                    self.0.push(new);
-                    self.0.last_mut()
-                } else {
-                    let oldest = self.0.iter_mut().min_by_key(|budget| budget.last);
-                    oldest.map(|place| {
-                        *place = new;
-                        place
-                    })
-                }
-            }
-        };
-        let Some(budget) = budget else { return true };
-        budget.used = budget.used.saturating_sub(now.since(budget.last));
-        budget.last = now;
-        let is_left = budget.used < BURST * REFILL;
-        budget.used += u32::from(is_left) * REFILL;
-        is_left
+        if let Some((_, bucket)) = self.0.iter_mut().find(|(known, _)| *known == client) {
+            return bucket.take(now);
+        }
+        let mut bucket = TokenBucket::default();
+        let may_ask = bucket.take(now);
+        if self.0.len() < MAX_CLIENTS {
+            self.0.push((client, bucket));
+        } else if let Some(oldest) = self.0.iter_mut().min_by_key(|(_, bucket)| bucket.last()) {
+            *oldest = (client, bucket);
+        }
+        may_ask
     }
 }
 

@@ -2,7 +2,6 @@
 
 use core::net::Ipv6Addr;
 
-use super::token_bucket::TokenBucket;
 use super::{Counters, DropReason, Settings, Verdict};
 use crate::flow::subnet::Subnet;
 use crate::flow::{Flow, FlowTable, Limits, Slot, State};
@@ -10,7 +9,7 @@ use crate::net::Family;
 use crate::packet::reject::Reject;
 use crate::packet::{Tuple, vnet};
 use crate::siphash::Key;
-use crate::time::Instant;
+use crate::time::{Instant, TokenBucket};
 
 /// Handles packets; owns the flow table.
 ///
@@ -54,8 +53,8 @@ pub struct Rewriter {
     pub(super) flows: FlowTable,
     pub(super) settings: Settings,
     counters: Counters,
-    /// The rate limit of ICMP errors.
-    pub(super) errors: TokenBucket,
+    /// The rate limit of ICMP errors (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 (f)).
+    pub(super) errors: TokenBucket<1, 100>,
     pub(super) draining: bool,
 }
 
