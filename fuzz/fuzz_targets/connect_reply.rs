@@ -24,8 +24,8 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// The outcome, with the bytes consumed in all, and whether Basic was offered.
-fn feed<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<(Status, bool), ReplyError> {
+/// The outcome, with the bytes consumed in all, and the lines of a 407.
+fn feed<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<(Status, Vec<u8>), ReplyError> {
     let mut parser = ReplyParser::new();
     let mut before = 0;
     for piece in pieces {
@@ -33,9 +33,9 @@ fn feed<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<(Status, bool), Re
             Status::Partial => before += piece.len(),
             Status::Done { status, consumed } => {
                 let consumed = before + consumed;
-                return Ok((Status::Done { status, consumed }, parser.offers_basic()));
+                return Ok((Status::Done { status, consumed }, parser.lines().to_vec()));
             }
         }
     }
-    Ok((Status::Partial, parser.offers_basic()))
+    Ok((Status::Partial, parser.lines().to_vec()))
 }

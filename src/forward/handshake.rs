@@ -58,8 +58,6 @@ pub enum Outcome {
     Refused {
         /// 300..=999.
         status: u16,
-        /// A 407 offered the Basic scheme.
-        offers_basic: bool,
     },
     /// The proxy refuses the connection, or can't be reached.
     Unreachable,
@@ -325,10 +323,7 @@ impl Handshake {
                 return Outcome::Opened { status };
             }
             Some(200..=299) => {}
-            Some(status) => {
-                let offers_basic = self.parser.offers_basic();
-                return self.give_up(Outcome::Refused { status, offers_basic }, send);
-            }
+            Some(status) => return self.give_up(Outcome::Refused { status }, send),
             // A FIN in order, with nothing missing before it.
             None if flags & FIN != 0 && behind as usize <= payload.len() => {
                 return self.give_up(Outcome::Closed, send);

@@ -9,7 +9,6 @@
 use alloc::boxed::Box;
 use core::fmt;
 
-use super::digest::Offer;
 use super::field;
 
 /// The most bytes a reply may have up to the end of its header section, interim (1xx) replies included.
@@ -162,11 +161,6 @@ impl ReplyParser {
         length.filter(|&length| is_kept && !is_doubtful && length <= MAX_REPLY as usize)
     }
 
-    /// Whether a 407 offered the Basic scheme.
-    pub fn offers_basic(&self) -> bool {
-        Offer::read(self.lines()).basic
-    }
-
     fn step(&mut self, byte: u8) -> Result<(), ReplyError> {
         self.state = match (self.state, byte) {
             (State::Version(0), b'\r') => State::EmptyLine,
@@ -236,6 +230,7 @@ enum State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::digest::Offer;
     use proptest::prelude::*;
     use std::format;
     use std::string::String;
@@ -395,7 +390,7 @@ mod tests {
                     let mut parser = ReplyParser::new();
                     let last = reply.as_bytes().chunks(size).map(|c| parser.feed(c)).last();
                     assert!(matches!(last, Some(Ok(Status::Done { .. }))), "{reply:?}");
-                    assert_eq!(parser.offers_basic(), expected, "{reply:?}");
+                    assert_eq!(Offer::read(parser.lines()).basic, expected, "{reply:?}");
                 }
             }
         }
@@ -432,7 +427,7 @@ mod tests {
         );
         let mut parser = ReplyParser::new();
         assert!(matches!(parser.feed(reply.as_bytes()), Ok(Status::Done { .. })));
-        assert!(parser.offers_basic());
+        assert!(Offer::read(parser.lines()).basic);
         assert_eq!(parser.body(), Some(7));
         // What has no room is not taken for what it would have been.
         let reply = format!(

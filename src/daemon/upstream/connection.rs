@@ -42,7 +42,7 @@ impl Connection {
         };
         let status = match timeout(patience, attempt.answered()).await {
             Err(_) => return Err(HandshakeError::TimedOut),
-            Ok(Outcome::Opened { status } | Outcome::Refused { status, .. }) => status,
+            Ok(Outcome::Opened { status } | Outcome::Refused { status }) => status,
             Ok(Outcome::Garbage(error)) => return Err(HandshakeError::Garbage(error)),
             Ok(_) => return Err(HandshakeError::Closed),
         };
