@@ -267,7 +267,7 @@ impl EventLoop {
             return self.drain(self.config.drain_timeout);
         }
         // First what may fail, so that a failure changes nothing.
-        match Upstreams::new(&new) {
+        match Upstreams::new(&new, self.gateway.clock()) {
             Ok(upstreams) => {
                 new.rules.inherit(&self.config.rules);
                 self.capture.reconfigure(&new);

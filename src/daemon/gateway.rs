@@ -28,7 +28,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
-use std::time::Duration;
 
 use tcp_over_http::capture::Path;
 use tcp_over_http::capture::conntrack::Entry;
@@ -198,9 +197,9 @@ impl Gateway {
         self.clock.now()
     }
 
-    /// The time since the start.
-    pub fn uptime(&self) -> Duration {
-        self.clock.uptime()
+    /// The daemon's clock.
+    pub const fn clock(&self) -> Clock {
+        self.clock
     }
 
     /// Handles one frame from the TUN. After a batch of frames, call [`Self::flush`].

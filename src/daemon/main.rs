@@ -224,7 +224,7 @@ async fn set_up(config: &Config, restarted: bool) -> Result<(Rc<Gateway>, Captur
     let key = sys::random_key().map_err(|error| format!("random numbers: {error}"))?;
     let clock = Clock::start();
     let paused = Rc::new(Paused::new(clock, restarted && config.may_pause()));
-    let upstreams = Rc::new(Upstreams::new(config).map_err(|error| error.to_string())?);
+    let upstreams = Rc::new(Upstreams::new(config, clock).map_err(|error| error.to_string())?);
     let tun = Tun::open(&config.tun, config.offload);
     let tun = Rc::new(tun.map_err(|error| format!("{}: {error}", config.tun))?);
     let dns = dns::Context::new(clock, Rc::clone(&upstreams), Rc::clone(&tun), Rc::clone(&paused));

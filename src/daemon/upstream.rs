@@ -30,6 +30,7 @@ pub use direct::{DIRECT, PAUSED};
 pub use tcp_over_http::upstream::Failure;
 pub use tcp_over_http::upstream::choice::Choice;
 
+use crate::clock::Clock;
 use crate::forward::{self, Forwarder};
 use crate::sys;
 use crate::task::timer;
@@ -43,14 +44,15 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tcp_over_http::config::{Config, DnsMode, HttpRelay, ToProxy};
 use tcp_over_http::dns::Name;
+use tcp_over_http::http;
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::http::login::Authorization;
 use tcp_over_http::net::Family;
 use tcp_over_http::rules::{Action, Rules};
-use tcp_over_http::{http, time};
+use tcp_over_http::time::Instant;
 use tokio::net::{TcpSocket, TcpStream};
 
 /// How long a request may wait for a name to be resolved: long enough to ask two resolvers, or one twice.
@@ -89,8 +91,7 @@ pub struct Client<'a> {
 pub struct Upstreams {
     proxies: Vec<Proxy>,
     choice: RefCell<Choice>,
-    /// The origin of the choice's clock.
-    epoch: Instant,
+    clock: Clock,
     /// A target that was connected lately.
     worked: RefCell<Option<Worked>>,
     /// Rules, which come before the choice.
@@ -116,7 +117,7 @@ impl Upstreams {
     /// # Errors
     /// A proxy's name cannot be looked up, or sockets cannot be marked although routes rely on the mark (without routes
     /// that is only a warning).
-    pub fn new(config: &Config) -> io::Result<Self> {
+    pub fn new(config: &Config, clock: Clock) -> io::Result<Self> {
         let mark = usable_mark(config)?;
         let resolver = Resolver::new(&config.resolvers, mark).past_dnsmasq(config.dns.mode != DnsMode::Off);
         let resolver = Rc::new(resolver);
@@ -129,7 +130,7 @@ impl Upstreams {
                 proxies.iter().map(|it| (Rc::clone(&it.account.name), it.request.has_credentials())),
                 config.choice,
             )),
-            epoch: Instant::now(),
+            clock,
             rules: Rc::clone(&config.rules),
             direct_resolver: match config.dns.direct_servers.is_empty() {
                 true => Rc::clone(&resolver),
@@ -151,7 +152,6 @@ impl Upstreams {
 
     /// Takes over what `old` has counted, resolved and learnt about proxies of the same names.
     pub fn inherit(&mut self, old: &Self) {
-        self.epoch = old.epoch;
         self.worked = old.worked.take().into();
         let (choice, old_choice) = (self.choice.get_mut(), old.choice.borrow());
         choice.inherit(&old_choice);
@@ -299,9 +299,9 @@ impl Upstreams {
         self.choice.borrow_mut()
     }
 
-    /// The time on the choice's clock.
-    pub fn now(&self) -> time::Instant {
-        time::Instant::from_millis(self.epoch.elapsed().as_millis() as u64)
+    /// The time.
+    pub fn now(&self) -> Instant {
+        self.clock.now()
     }
 
     /// Whether a proxy is sent requests in absolute form instead of being asked for a tunnel to the target.

@@ -13,6 +13,7 @@ use tcp_over_http::http::connect::Target;
 use tcp_over_http::json;
 use tcp_over_http::net::IpNet;
 
+use crate::clock::Clock;
 use crate::kernel::capture::{DETOUR, detour, overlaps};
 use crate::kernel::{firewall, route, sysctl};
 use crate::netlink::conntrack;
@@ -117,7 +118,7 @@ pub async fn examine(settings: &Settings, target: &str) -> bool {
     findings.judge(format_args!("/dev/net/tun can be opened"), tun.err().map(|_| NO_TUN));
     daemon(&mut findings, &config);
     system(&mut findings, &config);
-    match Upstreams::new(&config) {
+    match Upstreams::new(&config, Clock::start()) {
         Ok(upstreams) => {
             for index in 0..upstreams.proxies().len() {
                 examine_proxy(&mut findings, &config, &upstreams, index, target).await;

@@ -25,7 +25,7 @@ pub fn status(gateway: &Gateway, config: &Config) -> Document {
     let totals = gateway.totals();
     let mut status = Document::default();
     status.text("version", env!("CARGO_PKG_VERSION").to_owned());
-    status.number("uptime", gateway.uptime().as_secs());
+    status.number("uptime", gateway.clock().uptime().as_secs());
     status.text("path", gateway.path().to_string());
     status.flag("draining", rewriter.is_draining());
 

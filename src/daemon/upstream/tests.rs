@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tcp_over_http::config::{Host, UpstreamConfig};
 use tcp_over_http::http::connect::Request;
 use tcp_over_http::http::login::AuthChoice;
@@ -21,11 +21,11 @@ struct Fake {
     requests: Arc<AtomicUsize>,
 }
 
-/// A proxy that reads a request and hands it to its script with the connection.
 fn target() -> Target<'static> {
     Target::Ip(TARGET.parse().unwrap())
 }
 
+/// A proxy that reads a request and hands it to its script with the connection.
 fn proxy(script: impl Fn(&mut StdStream, &str) + Send + 'static) -> Fake {
     proxy_at("127.0.0.1:0", script)
 }
@@ -90,7 +90,7 @@ fn config(addresses: &[SocketAddr]) -> Config {
 }
 
 fn upstreams(addresses: &[SocketAddr]) -> Upstreams {
-    Upstreams::new(&config(addresses)).unwrap()
+    Upstreams::new(&config(addresses), Clock::start()).unwrap()
 }
 
 /// Gives up on silent proxies soon.
@@ -164,7 +164,7 @@ fn credentials_and_headers_are_sent() {
     });
     let mut config = config(&[fake.address]);
     config.upstreams[0].request = Request::new(Some(("u", "p")), &["X-Extra: y".to_owned()]).unwrap();
-    assert!(open(&Upstreams::new(&config).unwrap()).is_ok());
+    assert!(open(&Upstreams::new(&config, Clock::start()).unwrap()).is_ok());
 }
 
 /// A proxy that wants Digest: the first dial brings a nonce, and the next ones count with it. `says`: whether an answer
@@ -192,7 +192,7 @@ fn with_password(address: SocketAddr, auth: AuthChoice) -> Upstreams {
     let mut config = config(&[address]);
     config.upstreams[0].request = Request::new(Some(("u", "p")), &[]).unwrap();
     config.upstreams[0].request.auth = auth;
-    Upstreams::new(&config).unwrap()
+    Upstreams::new(&config, Clock::start()).unwrap()
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn a_forgotten_nonce_is_replaced() {
 fn a_name_that_nobody_can_be_asked_for_is_refused() {
     let mut config = config(&["127.0.0.1:1".parse().unwrap()]);
     config.upstreams[0].host = Host::Name("a..b".to_owned());
-    let error = Upstreams::new(&config).err().unwrap();
+    let error = Upstreams::new(&config, Clock::start()).err().unwrap();
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
 }
 
@@ -388,7 +388,7 @@ fn all_addresses_of_a_name_are_tried_and_the_good_one_is_kept() {
     let mut config = config(&[fake.address]);
     config.resolvers = vec![resolver];
     config.upstreams[0].host = Host::Name("proxy.invalid".to_owned());
-    let upstreams = Upstreams::new(&config).unwrap();
+    let upstreams = Upstreams::new(&config, Clock::start()).unwrap();
     for _ in 0..2 {
         assert!(open(&upstreams).is_ok());
         assert_eq!(good_address(&upstreams, 0), Some(fake.address.ip()));
@@ -399,6 +399,7 @@ fn all_addresses_of_a_name_are_tried_and_the_good_one_is_kept() {
 
 #[test]
 fn a_reload_keeps_what_is_known_of_a_proxy() {
+    let clock = Clock::start();
     let (dead, _socket) = closed();
     let fake = proxy(|stream, _| stream.write_all(b"HTTP/1.1 200\r\n\r\n").unwrap());
     let (resolver, _) =
@@ -407,11 +408,11 @@ fn a_reload_keeps_what_is_known_of_a_proxy() {
     let mut config = config(&[dead, fake.address]);
     config.resolvers = vec![resolver];
     config.upstreams[1].host = Host::Name("proxy.invalid".to_owned());
-    let old = Upstreams::new(&config).unwrap();
+    let old = Upstreams::new(&config, clock).unwrap();
     assert!(open(&old).is_ok());
 
     config.resolvers = vec![broken];
-    let mut new = Upstreams::new(&config).unwrap();
+    let mut new = Upstreams::new(&config, clock).unwrap();
     new.inherit(&old);
     assert_eq!(good_address(&new, 1), Some(fake.address.ip()));
     assert!(open(&new).is_ok());
@@ -419,7 +420,7 @@ fn a_reload_keeps_what_is_known_of_a_proxy() {
 
     config.upstreams[0].port = fake.address.port();
     config.upstreams[1].host = Host::Name("other.invalid".to_owned());
-    let mut moved = Upstreams::new(&config).unwrap();
+    let mut moved = Upstreams::new(&config, clock).unwrap();
     moved.inherit(&new);
     assert!(!moved.choice().is_resting(0));
     assert_eq!(good_address(&moved, 1), None);
@@ -433,7 +434,7 @@ fn a_name_without_addresses_is_an_unreachable_proxy() {
     let mut config = config(&["127.0.0.1:1".parse().unwrap()]);
     config.resolvers = vec![resolver];
     config.upstreams[0].host = Host::Name("proxy.invalid".to_owned());
-    assert_eq!(open(&Upstreams::new(&config).unwrap()).unwrap_err(), Failure::Unreachable);
+    assert_eq!(open(&Upstreams::new(&config, Clock::start()).unwrap()).unwrap_err(), Failure::Unreachable);
 }
 
 #[test]
@@ -443,13 +444,13 @@ fn sockets_are_marked_or_routes_refused() {
     config.mark = 0x7400_0000;
     let is_allowed = sys::set_mark(std::net::UdpSocket::bind("127.0.0.1:0").unwrap(), 1).is_ok();
     let expected = if is_allowed { config.mark as i32 } else { 0 };
-    let upstreams = Upstreams::new(&config).unwrap();
+    let upstreams = Upstreams::new(&config, Clock::start()).unwrap();
     run(async {
         let opened = upstreams.open(target()).await.unwrap();
         assert_eq!(sys::option(&opened.stream, libc::SOL_SOCKET, libc::SO_MARK).unwrap(), expected);
     });
     config.auto_route = true;
-    assert_eq!(Upstreams::new(&config).is_ok(), is_allowed);
+    assert_eq!(Upstreams::new(&config, Clock::start()).is_ok(), is_allowed);
 }
 
 #[test]
