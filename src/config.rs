@@ -89,7 +89,7 @@ pub struct Config {
     /// Time limit of the proxy's answer to CONNECT.
     pub reply_timeout: Duration,
     /// How a proxy is chosen.
-    pub choice: choice::Settings,
+    pub choice: choice::Policy,
     /// Seconds idle before TCP keepalive probes on both sides; 0 = off.
     pub keepalive: u32,
     /// When plain HTTP is carried as requests in absolute form...

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 
 use crate::report::document::Form;
-use crate::settings::{DEFAULT_FILE, Settings};
+use crate::sources::{DEFAULT_FILE, Sources};
 use tcp_over_http::capture::pause::MAX_PAUSE;
 use tcp_over_http::config::{OPTIONS, RULE_OPTIONS, Spec, UPSTREAM_OPTIONS, Unit, ValueType};
 
@@ -16,19 +16,19 @@ const NO_DURATION: &str = "pause needs a duration of at most 1h, such as 90s or 
 /// A command as given on the command line.
 pub enum Command {
     /// Run in the foreground.
-    Run(Settings),
+    Run(Sources),
     /// Load the configuration and say what is wrong with it.
-    Check(Settings),
+    Check(Sources),
     /// Refuse what the daemon would capture, until it runs.
-    Block(Settings),
+    Block(Sources),
     /// Remove everything that refuses or captures traffic.
-    Unblock(Settings),
+    Unblock(Sources),
     /// Send the running daemon this request.
-    Ask(Settings, String, Form),
+    Ask(Sources, String, Form),
     /// Look for what is wrong, and try CONNECT to this target.
-    Doctor(Settings, String),
+    Doctor(Sources, String),
     /// Print the configuration's values for a shell.
-    Shell(Settings),
+    Shell(Sources),
     /// Print all options as JSON.
     Options,
     /// Print `Help`.
@@ -49,15 +49,15 @@ pub fn parse(args: impl Iterator<Item = OsString>, upstreams: Option<OsString>) 
     }
     let mut args = texts.into_iter().enumerate().peekable();
     let (_, word) = args.next().ok_or("no command")?;
-    let mut command: fn(Settings) -> Command = match word.as_str() {
+    let mut command: fn(Sources) -> Command = match word.as_str() {
         "run" => Command::Run,
         "check" => Command::Check,
         "block" => Command::Block,
         "unblock" => Command::Unblock,
         "status" | "upstreams" | "clients" | "use" | "pause" | "resume" | "uplinks" => {
-            |settings| Command::Ask(settings, String::new(), Form::Text)
+            |sources| Command::Ask(sources, String::new(), Form::Text)
         }
-        "doctor" => |settings| Command::Doctor(settings, String::new()),
+        "doctor" => |sources| Command::Doctor(sources, String::new()),
         "config" => |_| Command::Help,
         "--help" | "-h" | "help" => return Ok(Command::Help),
         "--version" | "-V" => return Ok(Command::Version),
@@ -83,7 +83,7 @@ pub fn parse(args: impl Iterator<Item = OsString>, upstreams: Option<OsString>) 
         }
     }
     let mut client = None;
-    let mut settings = Settings::new(upstreams.map(utf8).transpose()?);
+    let mut sources = Sources::new(upstreams.map(utf8).transpose()?);
     while let Some((index, arg)) = args.next() {
         let Some(flag) = arg.strip_prefix("--") else {
             return match arg.as_str() {
@@ -99,7 +99,7 @@ pub fn parse(args: impl Iterator<Item = OsString>, upstreams: Option<OsString>) 
             return Ok(Command::Help);
         }
         if name == "leave-blocked" && word == "run" && value.is_none() {
-            settings.leave_blocked = true;
+            sources.leave_blocked = true;
             continue;
         }
         match (word.as_str(), flag) {
@@ -131,10 +131,10 @@ pub fn parse(args: impl Iterator<Item = OsString>, upstreams: Option<OsString>) 
         });
         match (option, value) {
             (_, Some(value)) if is_client => client = Some(value),
-            (Some(spec), Some(value)) => settings.give(spec, value),
+            (Some(spec), Some(value)) => sources.give(spec, value),
             (None, Some(value)) if is_target => target = value,
-            (None, Some(value)) => settings.file = Some(value),
-            (Some(spec), None) if is_bool(spec) => settings.give(spec, "1".to_owned()),
+            (None, Some(value)) => sources.file = Some(value),
+            (Some(spec), None) if is_bool(spec) => sources.give(spec, "1".to_owned()),
             (_, None) => return Err(format!("--{name} needs a value")),
         }
     }
@@ -144,9 +144,9 @@ pub fn parse(args: impl Iterator<Item = OsString>, upstreams: Option<OsString>) 
     if let Some(client) = client {
         request = [&request, " ", client.split_ascii_whitespace().next().unwrap_or("?")].concat();
     }
-    Ok(match command(settings) {
-        Command::Doctor(settings, _) => Command::Doctor(settings, target),
-        Command::Ask(settings, _, form) => Command::Ask(settings, request, form),
+    Ok(match command(sources) {
+        Command::Doctor(sources, _) => Command::Doctor(sources, target),
+        Command::Ask(sources, _, form) => Command::Ask(sources, request, form),
         command => command,
     })
 }
@@ -169,10 +169,10 @@ fn is_help(text: &str) -> bool {
 }
 
 /// The command that this word names, in the form that the flag asks for.
-fn form(word: &str, flag: &str) -> Option<fn(Settings) -> Command> {
+fn form(word: &str, flag: &str) -> Option<fn(Sources) -> Command> {
     match (word, flag) {
         ("status" | "upstreams" | "clients" | "use" | "pause" | "resume" | "uplinks", "json") => {
-            Some(|settings| Command::Ask(settings, String::new(), Form::Json))
+            Some(|sources| Command::Ask(sources, String::new(), Form::Json))
         }
         ("config", "json") => Some(|_| Command::Options),
         ("config", "shell") => Some(Command::Shell),

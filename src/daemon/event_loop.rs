@@ -19,7 +19,7 @@ use crate::report::control::StatusSocket;
 use crate::report::document::{Document, Form};
 use crate::report::logger;
 use crate::report::status;
-use crate::settings::Settings;
+use crate::sources::Sources;
 use crate::sys;
 use crate::sys::signals::{self, Signals};
 use crate::task::timer;
@@ -69,7 +69,7 @@ struct Reload {
 pub struct EventLoop {
     gateway: Rc<Gateway>,
     capture: Capture,
-    settings: Settings,
+    sources: Sources,
     config: Box<Config>,
     /// The configuration of the next run, which begins once connections have ended.
     next: Option<Box<Config>>,
@@ -92,17 +92,17 @@ impl EventLoop {
         gateway: Rc<Gateway>,
         capture: Capture,
         signals: Signals,
-        settings: Settings,
+        sources: Sources,
         config: Box<Config>,
     ) -> Self {
-        let choice_file = ChoiceFile::new(settings.has_file().then(|| settings.file_name()));
+        let choice_file = ChoiceFile::new(sources.has_file().then(|| sources.file_name()));
         choice_file.apply(&gateway.upstreams());
         let this = Self {
             gateway,
             capture,
             status_socket: status_socket(&config),
             choice_file,
-            settings,
+            sources,
             config,
             next: None,
             reload: None,
@@ -256,7 +256,7 @@ impl EventLoop {
             reload.again = true;
             return;
         }
-        let new = match self.settings.load() {
+        let new = match self.sources.load() {
             Ok(new) => Box::new(new),
             Err(error) => return error!("reload: {error}; nothing is changed"),
         };

@@ -7,7 +7,7 @@
 //! | `cli` | reads the command line |
 //! | `event_loop` | waits for packets, sockets, timers and signals, and gives each its turn |
 //! | `report` | tells how the daemon is: log, status, doctor |
-//! | `settings` | finds the configuration: file, variable, flags |
+//! | `sources` | finds the configuration: file, variable, flags |
 //! | `gateway` | takes a connection from its SYN to its end |
 //! | `dns` | answers the queries of clients |
 //! | `upstream` | looks proxies up, dials them, asks them for tunnels |
@@ -36,7 +36,7 @@ mod limiter;
 mod netlink;
 mod pause;
 mod relay;
-mod settings;
+mod sources;
 mod sys;
 mod task;
 mod tcp;
@@ -69,7 +69,7 @@ use crate::relay::pipe::Pipes;
 use crate::relay::poller::Poller;
 use crate::report::document::Form;
 use crate::report::{control, doctor, logger};
-use crate::settings::Settings;
+use crate::sources::Sources;
 use crate::sys::signals::Signals;
 use crate::upstream::Upstreams;
 use tcp_over_http::config::{self, Config, ConfigError, DnsMode, OnFailure, Ping, Shell, VARIABLE};
@@ -88,15 +88,15 @@ const CAPABILITIES: u64 = 1 << 12 | 1 << 10 | 1 << 24 | 1 << 13;
 fn main() -> ExitCode {
     match cli::parse(env::args_os().skip(1), env::var_os(VARIABLE)) {
         Ok(Command::Help) => print(&cli::Help),
-        Ok(Command::Shell(settings)) => print(&Shell(&settings.load_readable())),
+        Ok(Command::Shell(sources)) => print(&Shell(&sources.load_readable())),
         Ok(Command::Options) => print(&config::options_as_json()),
         Ok(Command::Version) => print(&format_args!("{}\n", cli::Version)),
-        Ok(Command::Check(settings)) => check(&settings),
-        Ok(Command::Run(settings)) => block_on(run(settings)),
-        Ok(Command::Block(settings)) => result(capture::block(&settings.load_readable())),
-        Ok(Command::Unblock(settings)) => result(unblock(&settings.load_readable())),
-        Ok(Command::Ask(settings, request, form)) => {
-            let path = settings.load_readable().status_socket;
+        Ok(Command::Check(sources)) => check(&sources),
+        Ok(Command::Run(sources)) => block_on(run(sources)),
+        Ok(Command::Block(sources)) => result(capture::block(&sources.load_readable())),
+        Ok(Command::Unblock(sources)) => result(unblock(&sources.load_readable())),
+        Ok(Command::Ask(sources, request, form)) => {
+            let path = sources.load_readable().status_socket;
             let error = match control::ask(&path, &request) {
                 Ok(answer) if answer.is_done => {
                     return print(if form == Form::Json { &answer.json } else { &answer.text });
@@ -109,8 +109,8 @@ fn main() -> ExitCode {
             }
             fail(&error, 1)
         }
-        Ok(Command::Doctor(settings, target)) => block_on(async move {
-            match doctor::examine(&settings, &target).await {
+        Ok(Command::Doctor(sources, target)) => block_on(async move {
+            match doctor::examine(&sources, &target).await {
                 true => ExitCode::SUCCESS,
                 false => ExitCode::FAILURE,
             }
@@ -119,14 +119,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn check(settings: &Settings) -> ExitCode {
-    match settings.load() {
+fn check(sources: &Sources) -> ExitCode {
+    match sources.load() {
         Ok(config) => {
-            if let Some(warning) = settings::warning(&config) {
+            if let Some(warning) = sources::warning(&config) {
                 _ = writeln!(io::stderr(), "warning: {warning}");
             }
-            match settings.has_file() {
-                true => print(&format_args!("{}: ok\n", settings.file_name())),
+            match sources.has_file() {
+                true => print(&format_args!("{}: ok\n", sources.file_name())),
                 false => print(&"ok\n"),
             }
         }
@@ -150,8 +150,8 @@ fn block_on(future: impl Future<Output = ExitCode> + 'static) -> ExitCode {
     }
 }
 
-async fn run(settings: Settings) -> ExitCode {
-    match serve(settings).await {
+async fn run(sources: Sources) -> ExitCode {
+    match serve(sources).await {
         Ok((End::Asked, _)) => return ExitCode::SUCCESS,
         Ok((End::Restart, paused)) => {
             error!("restart: {}", sys::process::execute_again(&paused.hand_over()));
@@ -165,7 +165,7 @@ async fn run(settings: Settings) -> ExitCode {
 
 /// Sets up and runs until the end. What captures traffic is removed if the end was asked for, or if
 /// traffic may then go directly; if another run follows, traffic is refused until then.
-async fn serve(settings: Settings) -> Result<(End, Rc<Paused>), StartError> {
+async fn serve(sources: Sources) -> Result<(End, Rc<Paused>), StartError> {
     // First, before anything is set up that a signal would leave behind, and before the configuration is read, so that
     // no reload is missed.
     let (signals, restarted) = Signals::new().map_err(no_event_loop)?;
@@ -179,10 +179,10 @@ async fn serve(settings: Settings) -> Result<(End, Rc<Paused>), StartError> {
             _ = unblock(config);
         }
     };
-    let loaded = settings.load().inspect_err(|_| give_way(&settings.load_readable()));
+    let loaded = sources.load().inspect_err(|_| give_way(&sources.load_readable()));
     let config = Box::new(loaded.map_err(StartError::Config)?);
     logger::init(config.log_level);
-    if let Some(warning) = settings::warning(&config) {
+    if let Some(warning) = sources::warning(&config) {
         warn!("{warning}");
     }
     let (gateway, capture) = set_up(&config, restarted).await.inspect_err(|_| give_way(&config))?;
@@ -190,8 +190,8 @@ async fn serve(settings: Settings) -> Result<(End, Rc<Paused>), StartError> {
     if let Err(error) = sys::keep_capabilities(CAPABILITIES) {
         warn!("give up privileges: {error}");
     }
-    let leave_blocked = settings.leave_blocked;
-    let event_loop = EventLoop::new(Rc::clone(&gateway), capture, signals, settings, config);
+    let leave_blocked = sources.leave_blocked;
+    let event_loop = EventLoop::new(Rc::clone(&gateway), capture, signals, sources, config);
     if !restarted {
         event_loop.confine();
     }

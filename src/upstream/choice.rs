@@ -55,7 +55,7 @@ enum Login {
 
 /// The options of the choice.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Settings {
+pub struct Policy {
     /// Whether other proxies are asked when the chosen one fails.
     pub pin_fallback: bool,
     /// The least time in ms that a connect has before the next proxy is asked beside it; 0: no limit.
@@ -68,7 +68,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Choice {
     proxies: Vec<Proxy>,
-    settings: Settings,
+    policy: Policy,
     /// The name of the chosen proxy, which may disappear from the configuration and come back.
     chosen: Option<Rc<str>>,
     history: History,
@@ -131,13 +131,8 @@ pub struct Asked {
 
 impl Choice {
     /// A choice between proxies with these names, at most [`MAX_PROXIES`], each with whether it is sent credentials.
-    pub fn new(proxies: impl Iterator<Item = (Rc<str>, bool)>, settings: Settings) -> Self {
-        Self {
-            proxies: proxies.map(Proxy::new).collect(),
-            settings,
-            chosen: None,
-            history: History::default(),
-        }
+    pub fn new(proxies: impl Iterator<Item = (Rc<str>, bool)>, policy: Policy) -> Self {
+        Self { proxies: proxies.map(Proxy::new).collect(), policy, chosen: None, history: History::default() }
     }
 
     /// Takes over what `old` knows, except about single proxies.
@@ -242,7 +237,7 @@ impl Choice {
     pub fn hedge(&self, attempt: &Attempt, asked: Asked) -> Option<u32> {
         let next = self.proxies.get(self.best(attempt)?)?;
         let usual = self.proxies.get(asked.index)?.connect_time / 8;
-        let delay = self.settings.hedge_delay;
+        let delay = self.policy.hedge_delay;
         (delay != 0 && !next.health.is_resting()).then(|| delay.max(3 * usual))
     }
 
@@ -305,7 +300,7 @@ impl Choice {
     /// [reported](Self::confirmed).
     pub fn confirm(&mut self, now: Instant) -> Option<Asked> {
         self.advance(now);
-        let interval = self.settings.probe_interval;
+        let interval = self.policy.probe_interval;
         let index = self.proxies.iter().position(|proxy| {
             let is_time = interval != 0 && now.since(proxy.known_at) >= interval;
             let may = !proxy.health.is_resting() || proxy.health.is_rested(now);
@@ -375,7 +370,7 @@ impl Choice {
         let is_open = |index: usize| {
             let is_allowed = match attempt.only {
                 Some(only) => only == index,
-                None => chosen.is_none_or(|chosen| chosen == index || self.settings.pin_fallback),
+                None => chosen.is_none_or(|chosen| chosen == index || self.policy.pin_fallback),
             };
             attempt.asked & bit(index) == 0 && is_allowed
         };
@@ -394,7 +389,7 @@ impl Choice {
     /// Notes that a client dials: proxies that would be asked if they didn't rest are confirmed once their rest is
     /// over.
     fn want_rested(&mut self, now: Instant) {
-        if self.chosen().is_some() && !self.settings.pin_fallback {
+        if self.chosen().is_some() && !self.policy.pin_fallback {
             return;
         }
         for proxy in &mut self.proxies {

@@ -12,7 +12,7 @@ fn parsed(args: &[&str]) -> Result<Command, String> {
 fn config(args: &[&str]) -> Config {
     let all = ["check", "--config=/dev/null", "--upstream", "http://192.0.2.1"].iter().chain(args);
     match parse(all.map(OsString::from), None) {
-        Ok(Command::Check(settings)) => settings.load().unwrap(),
+        Ok(Command::Check(sources)) => sources.load().unwrap(),
         _ => panic!("{args:?}"),
     }
 }
@@ -99,8 +99,8 @@ fn every_option_has_a_flag_and_a_line_of_help() {
 fn the_variable_is_used() {
     let variable = Some(OsString::from("http://a http://b"));
     let args = ["run", "--config", "/dev/null"].map(OsString::from);
-    let Ok(Command::Run(settings)) = parse(args.into_iter(), variable) else { panic!() };
-    assert_eq!(settings.load().unwrap().upstreams.len(), 2);
+    let Ok(Command::Run(sources)) = parse(args.into_iter(), variable) else { panic!() };
+    assert_eq!(sources.load().unwrap().upstreams.len(), 2);
 }
 
 #[test]

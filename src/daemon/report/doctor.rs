@@ -18,7 +18,7 @@ use crate::kernel::capture::{DETOUR, detour, overlaps};
 use crate::kernel::{firewall, route, sysctl};
 use crate::netlink::conntrack;
 use crate::report::control;
-use crate::settings::{self, Settings};
+use crate::sources::{self, Sources};
 use crate::sys;
 use crate::upstream::Upstreams;
 use crate::upstream::dial::{self, HandshakeError};
@@ -105,13 +105,13 @@ fn line(text: fmt::Arguments) {
 
 /// Runs all checks; tries CONNECT to `target`, a name or an address. Returns whether none has failed. Must run within
 /// the tokio runtime.
-pub async fn examine(settings: &Settings, target: &str) -> bool {
+pub async fn examine(sources: &Sources, target: &str) -> bool {
     let mut findings = Findings { failed: false };
-    let config = match settings.load() {
+    let config = match sources.load() {
         Ok(config) => config,
         Err(error) => {
             findings.fail(format_args!("configuration"), &error.to_string());
-            settings.load_readable()
+            sources.load_readable()
         }
     };
     let tun = File::options().read(true).write(true).open("/dev/net/tun");
@@ -196,7 +196,7 @@ fn listener<'a>(status: &'a str, key: &str) -> Option<&'a str> {
 
 /// Checks what others have set up.
 fn system(findings: &mut Findings, config: &Config) {
-    if let Some(warning) = settings::warning(config) {
+    if let Some(warning) = sources::warning(config) {
         line(format_args!("warn  {warning}"));
     }
     for device in sysctl::strict_devices() {

@@ -17,12 +17,12 @@ fn target(port: u16) -> Target<'static> {
     Target::Name("a.example", port)
 }
 
-fn choice_with(count: usize, settings: Settings) -> Choice {
-    Choice::new((0..count).map(|index| (format!("p{index}").into(), false)), settings)
+fn choice_with(count: usize, policy: Policy) -> Choice {
+    Choice::new((0..count).map(|index| (format!("p{index}").into(), false)), policy)
 }
 
 fn choice(count: usize) -> Choice {
-    choice_with(count, Settings::default())
+    choice_with(count, Policy::default())
 }
 
 /// Whom an attempt for this target asks at the time `now` if each proxy fails as `failures` says, and its failure.
@@ -58,7 +58,7 @@ fn history(choice: &mut Choice) -> Vec<(Rc<str>, What)> {
 
 #[test]
 fn those_whose_uplink_is_up_are_asked_before_the_others() {
-    let mut choice = choice_with(4, Settings { pin_fallback: true, ..Settings::default() });
+    let mut choice = choice_with(4, Policy { pin_fallback: true, ..Policy::default() });
     assert!(choice.prefer(&|index| index >= 2) && !choice.prefer(&|index| index >= 2));
     let order = |choice: &mut Choice, now| attempt(choice, now, &[UplinkDown; 4]).0;
     assert_eq!(order(&mut choice, at(0)), [2, 3, 0, 1]);
@@ -67,7 +67,7 @@ fn those_whose_uplink_is_up_are_asked_before_the_others() {
     choice.choose(None, at(0));
     attempt(&mut choice, at(1), &[REFUSED, REFUSED, Unreachable, REFUSED]);
     assert_eq!(order(&mut choice, at(2)), [3, 0, 1, 2], "one that rests comes last");
-    let mut new = choice_with(4, Settings::default());
+    let mut new = choice_with(4, Policy::default());
     new.prefer(&|index| index == 1);
     new.inherit_proxy(1, &choice, 1);
     assert!(new.is_preferred(1), "by its new configuration");
@@ -119,7 +119,7 @@ fn who_fails_by_its_own_fault_rests_at_once() {
 
 /// A choice of one proxy that is sent credentials.
 fn with_credentials() -> Choice {
-    Choice::new([("p0".into(), true)].into_iter(), Settings::default())
+    Choice::new([("p0".into(), true)].into_iter(), Policy::default())
 }
 
 #[test]
@@ -144,8 +144,7 @@ fn credentials_that_were_refused_are_sent_once_a_rest() {
 
 #[test]
 fn others_are_asked_while_credentials_are_not_sent() {
-    let mut choice =
-        Choice::new([("p0".into(), true), ("p1".into(), false)].into_iter(), Settings::default());
+    let mut choice = Choice::new([("p0".into(), true), ("p1".into(), false)].into_iter(), Policy::default());
     assert_eq!(attempt(&mut choice, at(0), &[Credentials, Unreachable]), (vec![0, 1], Credentials));
     assert_eq!(attempt(&mut choice, at(1), &[Credentials, Unreachable]), (vec![1], Credentials));
 }
@@ -277,7 +276,7 @@ fn one_target_does_not_make_a_proxy_rest_that_has_answered() {
         assert!(!strike(80, 1) && !strike(80, 2));
         assert!(strike(443, 3), "a second target");
 
-        let mut choice = choice_with(2, Settings::default());
+        let mut choice = choice_with(2, Policy::default());
         choice.answered(0, at(0));
         attempt(&mut choice, at(1), &[failure, REFUSED]);
         choice.answered(0, at(2)); // somebody else
@@ -313,10 +312,10 @@ fn the_chosen_one_is_never_left() {
 
 #[test]
 fn with_a_fallback_the_chosen_one_comes_first() {
-    let mut choice = choice_with(3, Settings { pin_fallback: true, ..Settings::default() });
+    let mut choice = choice_with(3, Policy { pin_fallback: true, ..Policy::default() });
     choice.choose(Some("p2"), at(0));
     assert_eq!(attempt(&mut choice, at(0), &[Unanswered; 3]).0, [2, 0, 1]);
-    let mut choice = choice_with(3, Settings { pin_fallback: true, ..Settings::default() });
+    let mut choice = choice_with(3, Policy { pin_fallback: true, ..Policy::default() });
     choice.choose(Some("p2"), at(0));
     attempt(&mut choice, at(0), &[REFUSED, REFUSED, Unanswered]);
     assert_eq!(attempt(&mut choice, at(1), &[Unreachable; 3]).0, [0, 1, 2]);
@@ -336,7 +335,7 @@ fn a_switch_concerns_attempts_under_way() {
 #[test]
 fn a_hedge_waits_for_three_times_the_usual() {
     let address = IpAddr::from([192, 0, 2, 1]);
-    let mut choice = choice_with(2, Settings { hedge_delay: 300, ..Settings::default() });
+    let mut choice = choice_with(2, Policy { hedge_delay: 300, ..Policy::default() });
     let mut attempt = Attempt::new(target(1), None);
     let asked = choice.next(&mut attempt, at(0)).unwrap();
     assert_eq!(choice.hedge(&attempt, asked), Some(300));
@@ -359,7 +358,7 @@ fn a_hedge_waits_for_three_times_the_usual() {
 
 #[test]
 fn an_interval_confirms_while_nobody_dials() {
-    let mut choice = choice_with(2, Settings { probe_interval: 30_000, ..Settings::default() });
+    let mut choice = choice_with(2, Policy { probe_interval: 30_000, ..Policy::default() });
     assert_eq!(choice.confirm(at(29_999)), None);
     choice.answered(0, at(29_999));
     let asked = choice.confirm(at(30_000)).unwrap();

@@ -4,13 +4,13 @@ use tcp_over_http::config::OPTIONS;
 
 use super::*;
 
-fn at_file(path: &str) -> Settings {
-    Settings { file: Some(path.to_owned()), ..Settings::default() }
+fn at_file(path: &str) -> Sources {
+    Sources { file: Some(path.to_owned()), ..Sources::default() }
 }
 
 #[test]
 fn what_is_right_is_known_whatever_else_is_wrong() {
-    let path = env::temp_dir().join(format!("toh-settings-{}", process::id()));
+    let path = env::temp_dir().join(format!("toh-sources-{}", process::id()));
     let at = |text: &str| {
         fs::write(&path, text).unwrap();
         at_file(path.to_str().unwrap())
@@ -23,9 +23,9 @@ fn what_is_right_is_known_whatever_else_is_wrong() {
         "config tcp-over-http main\noption table 5\nlist route bad\nlist route 10.0.0.0/8\noption mtu";
     let config = at(broken).load_readable();
     assert_eq!((config.table, config.routes.len(), config.tun.as_str()), (5, 1, "toh0"));
-    let mut settings = at(broken);
-    settings.give(OPTIONS.iter().find(|spec| spec.name == "status_socket").unwrap(), "/b".to_owned());
-    assert_eq!(settings.load_readable().status_socket, "/b");
+    let mut sources = at(broken);
+    sources.give(OPTIONS.iter().find(|spec| spec.name == "status_socket").unwrap(), "/b".to_owned());
+    assert_eq!(sources.load_readable().status_socket, "/b");
     fs::remove_file(&path).unwrap();
 }
 

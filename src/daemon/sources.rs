@@ -19,7 +19,7 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// The sources, as the command line and the environment name them.
 #[derive(Default)]
-pub struct Settings {
+pub struct Sources {
     /// `--config`.
     pub file: Option<String>,
     /// `--leave-blocked`.
@@ -27,10 +27,10 @@ pub struct Settings {
     overrides: Overrides,
 }
 
-impl Settings {
+impl Sources {
     /// Sources with this value of the environment variable.
     pub fn new(variable: Option<String>) -> Self {
-        Settings { overrides: Overrides::new(variable), ..Settings::default() }
+        Sources { overrides: Overrides::new(variable), ..Sources::default() }
     }
 
     /// Takes a flag. The last one counts, unless the option is a list.
