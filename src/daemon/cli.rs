@@ -15,8 +15,8 @@ const NO_DURATION: &str = "pause needs a duration of at most 1h, such as 90s or 
 
 /// A command as given on the command line.
 pub enum Command {
-    /// Run in the foreground.
-    Run(Sources),
+    /// Run in the foreground; whether to leave what is captured refused after the end.
+    Run(Sources, bool),
     /// Load the configuration and say what is wrong with it.
     Check(Sources),
     /// Refuse what the daemon would capture, until it runs.
@@ -49,23 +49,16 @@ pub fn parse(args: impl Iterator<Item = OsString>, upstreams: Option<OsString>) 
     }
     let mut args = texts.into_iter().enumerate().peekable();
     let (_, word) = args.next().ok_or("no command")?;
-    let mut command: fn(Sources) -> Command = match word.as_str() {
-        "run" => Command::Run,
-        "check" => Command::Check,
-        "block" => Command::Block,
-        "unblock" => Command::Unblock,
-        "status" | "upstreams" | "clients" | "use" | "pause" | "resume" | "uplinks" => {
-            |sources| Command::Ask(sources, String::new(), Form::Text)
-        }
-        "doctor" => |sources| Command::Doctor(sources, String::new()),
-        "config" => |_| Command::Help,
+    let is_request = match word.as_str() {
+        "run" | "check" | "block" | "unblock" | "doctor" | "config" => false,
+        "status" | "upstreams" | "clients" | "use" | "pause" | "resume" | "uplinks" => true,
         "--help" | "-h" | "help" => return Ok(Command::Help),
         "--version" | "-V" => return Ok(Command::Version),
         _ => return Err("the first argument is no command".to_owned()),
     };
     let mut target = TARGET.to_owned();
     let mut request = word.clone();
-    let mut reset = false;
+    let (mut leave_blocked, mut reset, mut json, mut shell) = (false, false, false, false);
     if word == "use" {
         match args.next_if(|(_, name)| !name.is_empty() && (!name.starts_with('-') || is_help(name))) {
             Some((_, name)) if is_help(&name) => return Ok(Command::Help),
@@ -98,23 +91,16 @@ pub fn parse(args: impl Iterator<Item = OsString>, upstreams: Option<OsString>) 
         if name == "help" {
             return Ok(Command::Help);
         }
-        if name == "leave-blocked" && word == "run" && value.is_none() {
-            sources.leave_blocked = true;
-            continue;
-        }
+        let mut is_switch = true;
         match (word.as_str(), flag) {
-            ("upstreams", "history") => {
-                request = flag.to_owned();
-                continue;
-            }
-            ("use", "keep" | "reset") => {
-                reset = flag == "reset";
-                continue;
-            }
-            _ => {}
+            ("run", "leave-blocked") => leave_blocked = true,
+            ("upstreams", "history") => request = flag.to_owned(),
+            ("use", "keep" | "reset") => reset = flag == "reset",
+            ("config", "json" | "shell") => (json, shell) = (flag == "json", flag == "shell"),
+            (_, "json") if is_request => json = true,
+            _ => is_switch = false,
         }
-        if let Some(form) = form(&word, flag) {
-            command = form;
+        if is_switch {
             continue;
         }
         let option = OPTIONS.iter().find(|spec| is_flag(spec, name));
@@ -144,10 +130,16 @@ pub fn parse(args: impl Iterator<Item = OsString>, upstreams: Option<OsString>) 
     if let Some(client) = client {
         request = [&request, " ", client.split_ascii_whitespace().next().unwrap_or("?")].concat();
     }
-    Ok(match command(sources) {
-        Command::Doctor(sources, _) => Command::Doctor(sources, target),
-        Command::Ask(sources, _, form) => Command::Ask(sources, request, form),
-        command => command,
+    Ok(match word.as_str() {
+        "run" => Command::Run(sources, leave_blocked),
+        "check" => Command::Check(sources),
+        "block" => Command::Block(sources),
+        "unblock" => Command::Unblock(sources),
+        "doctor" => Command::Doctor(sources, target),
+        "config" if json => Command::Options,
+        "config" if shell => Command::Shell(sources),
+        "config" => Command::Help,
+        _ => Command::Ask(sources, request, if json { Form::Json } else { Form::Text }),
     })
 }
 
@@ -166,18 +158,6 @@ fn seconds(text: &str) -> Option<u32> {
 
 fn is_help(text: &str) -> bool {
     matches!(text, "-h" | "--help")
-}
-
-/// The command that this word names, in the form that the flag asks for.
-fn form(word: &str, flag: &str) -> Option<fn(Sources) -> Command> {
-    match (word, flag) {
-        ("status" | "upstreams" | "clients" | "use" | "pause" | "resume" | "uplinks", "json") => {
-            Some(|sources| Command::Ask(sources, String::new(), Form::Json))
-        }
-        ("config", "json") => Some(|_| Command::Options),
-        ("config", "shell") => Some(Command::Shell),
-        _ => None,
-    }
 }
 
 /// Whether `name` is the option's, with `-` for `_`.

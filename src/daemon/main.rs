@@ -92,7 +92,7 @@ fn main() -> ExitCode {
         Ok(Command::Options) => print(&config::options_as_json()),
         Ok(Command::Version) => print(&format_args!("{}\n", cli::Version)),
         Ok(Command::Check(sources)) => check(&sources),
-        Ok(Command::Run(sources)) => block_on(run(sources)),
+        Ok(Command::Run(sources, leave_blocked)) => block_on(run(sources, leave_blocked)),
         Ok(Command::Block(sources)) => result(capture::block(&sources.load_readable())),
         Ok(Command::Unblock(sources)) => result(unblock(&sources.load_readable())),
         Ok(Command::Ask(sources, request, form)) => {
@@ -150,8 +150,8 @@ fn block_on(future: impl Future<Output = ExitCode> + 'static) -> ExitCode {
     }
 }
 
-async fn run(sources: Sources) -> ExitCode {
-    match serve(sources).await {
+async fn run(sources: Sources, leave_blocked: bool) -> ExitCode {
+    match serve(sources, leave_blocked).await {
         Ok((End::Asked, _)) => return ExitCode::SUCCESS,
         Ok((End::Restart, paused)) => {
             error!("restart: {}", sys::process::execute_again(&paused.hand_over()));
@@ -165,7 +165,7 @@ async fn run(sources: Sources) -> ExitCode {
 
 /// Sets up and runs until the end. What captures traffic is removed if the end was asked for, or if
 /// traffic may then go directly; if another run follows, traffic is refused until then.
-async fn serve(sources: Sources) -> Result<(End, Rc<Paused>), StartError> {
+async fn serve(sources: Sources, leave_blocked: bool) -> Result<(End, Rc<Paused>), StartError> {
     // First, before anything is set up that a signal would leave behind, and before the configuration is read, so that
     // no reload is missed.
     let (signals, restarted) = Signals::new().map_err(no_event_loop)?;
@@ -190,7 +190,6 @@ async fn serve(sources: Sources) -> Result<(End, Rc<Paused>), StartError> {
     if let Err(error) = sys::keep_capabilities(CAPABILITIES) {
         warn!("give up privileges: {error}");
     }
-    let leave_blocked = sources.leave_blocked;
     let event_loop = EventLoop::new(Rc::clone(&gateway), capture, signals, sources, config);
     if !restarted {
         event_loop.confine();

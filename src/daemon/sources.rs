@@ -22,8 +22,6 @@ const MAX_FILE: u64 = 1 << 20;
 pub struct Sources {
     /// `--config`.
     pub file: Option<String>,
-    /// `--leave-blocked`.
-    pub leave_blocked: bool,
     overrides: Overrides,
 }
 

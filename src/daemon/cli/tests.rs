@@ -19,11 +19,11 @@ fn config(args: &[&str]) -> Config {
 
 #[test]
 fn commands() {
-    assert!(matches!(parsed(&["run"]), Ok(Command::Run(_))));
+    assert!(matches!(parsed(&["run"]), Ok(Command::Run(_, false))));
     assert!(matches!(parsed(&["check"]), Ok(Command::Check(_))));
     assert!(matches!(parsed(&["block"]), Ok(Command::Block(_))));
     assert!(matches!(parsed(&["unblock"]), Ok(Command::Unblock(_))));
-    assert!(matches!(parsed(&["run", "--leave-blocked"]), Ok(Command::Run(it)) if it.leave_blocked));
+    assert!(matches!(parsed(&["run", "--leave-blocked"]), Ok(Command::Run(_, true))));
     for (args, request, form) in [
         (&["status"][..], "status", Form::Text),
         (&["status", "--json"], "status", Form::Json),
@@ -90,7 +90,7 @@ fn every_option_has_a_flag_and_a_line_of_help() {
     let help = Help.to_string();
     for spec in OPTIONS {
         let flag = format!("--{}", spec.name.replace('_', "-"));
-        assert!(matches!(parsed(&["run", &flag, "1"]), Ok(Command::Run(_))), "{flag}");
+        assert!(matches!(parsed(&["run", &flag, "1"]), Ok(Command::Run(_, false))), "{flag}");
         assert!(help.contains(&format!("\n  {flag} ")), "{flag}");
     }
 }
@@ -99,7 +99,7 @@ fn every_option_has_a_flag_and_a_line_of_help() {
 fn the_variable_is_used() {
     let variable = Some(OsString::from("http://a http://b"));
     let args = ["run", "--config", "/dev/null"].map(OsString::from);
-    let Ok(Command::Run(sources)) = parse(args.into_iter(), variable) else { panic!() };
+    let Ok(Command::Run(sources, _)) = parse(args.into_iter(), variable) else { panic!() };
     assert_eq!(sources.load().unwrap().upstreams.len(), 2);
 }
 
