@@ -6,6 +6,7 @@
 //! | `uci`, `sections`, `given` | a file's syntax, its sections, and the values in them as text |
 //! | `reading`, `draft` | puts the variable's and the flags' values in place of the file's, and stores them all by their rows |
 //! | `values`, `choices`, `host` | what the text of a value means |
+//! | `check` | whether options contradict each other |
 //! | `dns`, `upstream`, `rule` | the options of names, of a proxy and of a rule |
 //! | `changes` | what a reload changes |
 //! | `export` | the configuration for other programs |
@@ -18,6 +19,7 @@ use core::net::SocketAddr;
 use core::time::Duration;
 
 mod changes;
+mod check;
 mod choices;
 mod dns;
 mod draft;

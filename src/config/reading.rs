@@ -17,20 +17,12 @@ use super::given::Given;
 use super::options::Spec;
 use super::rule::{self, RuleDraft};
 use super::sections::{Section, Sections};
-use super::{DnsMode, PathChoice, UpstreamConfig, VARIABLE, table, values};
+use super::{check, table, values};
 use crate::net::IpNet;
-use crate::rules::{Action, MAX_ENTRIES, MAX_RULES, Rules};
-use crate::upstream::choice::MAX_PROXIES;
+use crate::rules::{MAX_ENTRIES, Rules};
 
 /// The option that is blamed for a fault in each short form.
 const SHORT_ORIGINS: [&str; SHORTS] = ["bypass_file", "client_bypass", "direct_domain"];
-
-/// The fault of rules with direct domains but no server for them.
-const NO_SERVER: &str = "rule: direct domains need a direct_server";
-const NO_DIRECT_SERVER: &str = "direct_domain: needs a direct_server";
-
-/// The least time between two probes of one proxy, in ms.
-const MIN_PROBE_INTERVAL: u32 = 30_000;
 
 impl Config {
     /// The configuration in a file's text; errors call the file `FILE`. Files that it names are not read.
@@ -174,9 +166,9 @@ impl Reading {
         }
         self.without_ipv6(has_ipv6);
         let config = &mut self.draft.config;
-        check(&self.main, config)?;
+        check::check(&self.main, config)?;
         let mut rules = Rules::default();
-        add_rules(&mut rules, self.rules, config, Some(&config.upstreams))?;
+        rule::add_all(&mut rules, self.rules, config, Some(&config.upstreams))?;
         config.rules = Rc::new(rules);
         self.draft.config.given = self.main;
         Ok(self.draft.config)
@@ -188,7 +180,7 @@ impl Reading {
         let config = &mut self.draft.config;
         let mut rules = Rules::default();
         // Rules after a faulty one are left out: they might let through what that one would not have.
-        _ = add_rules(&mut rules, self.rules, config, None);
+        _ = rule::add_all(&mut rules, self.rules, config, None);
         config.rules = Rc::new(rules);
         self.draft.config.given = self.main;
         self.draft.config
@@ -205,111 +197,6 @@ impl Reading {
                 short.rule.networks.retain(|net| matches!(net, IpNet::V4(_)));
             }
         }
-    }
-}
-
-/// Checks options against each other. A default gives way to a given value.
-fn check(main: &Given, config: &mut Config) -> Result<(), Fault> {
-    if config.upstreams.is_empty() {
-        return Err((Origin::WholeFile, format!("no upstream, and none from --upstream or {VARIABLE}")));
-    }
-    check_upstreams(main, config)?;
-    if config.mark == 0 && config.captures() {
-        return Err((main.origin("mark"), "mark: upstream connections would be captured without one".into()));
-    }
-    match config.path {
-        PathChoice::Forward if config.mark == 0 => {
-            return Err((main.origin("path"), "path: 'forward' needs a mark".into()));
-        }
-        PathChoice::Auto if config.mark == 0 => config.path = PathChoice::Relay,
-        _ => {}
-    }
-    let (flows, dials) = (config.max_flows, config.max_dials);
-    config.max_dials = at_most(main, "max_dials", dials, "max_flows", flows)?;
-    let (dials, client) = (config.max_dials, config.max_dials_per_client);
-    config.max_dials_per_client = at_most(main, "max_dials_per_client", client, "max_dials", dials)?;
-    check_dns(main, config)
-}
-
-fn check_upstreams(main: &Given, config: &Config) -> Result<(), Fault> {
-    let upstreams = &config.upstreams;
-    if upstreams.len() > MAX_PROXIES {
-        return Err((Origin::Everywhere, format!("more than {MAX_PROXIES} upstreams")));
-    }
-    for (index, upstream) in upstreams.iter().enumerate() {
-        if upstreams.iter().skip(index + 1).any(|other| other.name == upstream.name) {
-            return Err((
-                main.origin("upstream"),
-                format!("two upstreams have the name '{}'", upstream.name),
-            ));
-        }
-    }
-    match config.choice.probe_interval {
-        1..MIN_PROBE_INTERVAL => {
-            Err((main.origin("probe_interval"), "probe_interval: less than 30 seconds (0: none)".into()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Adds the rules, those from short forms first, up to one that is wrong.
-fn add_rules(
-    rules: &mut Rules,
-    drafts: Vec<RuleDraft>,
-    config: &Config,
-    upstreams: Option<&[UpstreamConfig]>,
-) -> Result<(), Fault> {
-    if drafts.len() > SHORTS + MAX_RULES {
-        return Err((Origin::Everywhere, "rule: more than 1024 sections".into()));
-    }
-    for (index, mut draft) in drafts.into_iter().enumerate() {
-        let is_short = index < SHORTS;
-        let is_used = match is_short {
-            true => Ok(draft.resolve_short()),
-            false => draft.resolve(upstreams, config.dns.mode == DnsMode::FakeIp),
-        };
-        let rule = &draft.rule;
-        let is_direct_name = rule.action == Action::Direct && !rule.domains.is_empty();
-        let is_used = match is_used {
-            Ok(true) if is_direct_name && config.dns.direct_servers.is_empty() => {
-                Err(if is_short { NO_DIRECT_SERVER } else { NO_SERVER }.into())
-            }
-            result => result,
-        };
-        if is_used.map_err(|what| (draft.at, what))? {
-            rules.push(draft.rule, is_short);
-        }
-    }
-    Ok(())
-}
-
-fn check_dns(main: &Given, config: &mut Config) -> Result<(), Fault> {
-    for range in config.dns.fake_ranges() {
-        let (option, other) = match range {
-            IpNet::V4(_) => ("fakeip_range", "address"),
-            IpNet::V6(_) => ("fakeip_range6", "address6"),
-        };
-        if config.own().any(|own| own.overlaps(range)) {
-            return Err((main.origin(option), format!("{option}: overlaps {other}")));
-        }
-    }
-    let dns = &mut config.dns;
-    let most = u16::try_from((1u32 << (32 - dns.fakeip_range.prefix)) - 2).unwrap_or(u16::MAX);
-    dns.fakeip_names = at_most(main, "fakeip_names", dns.fakeip_names, "fakeip_range", most)?;
-    Ok(())
-}
-
-fn at_most(
-    main: &Given,
-    option: &'static str,
-    value: u16,
-    limit: &'static str,
-    most: u16,
-) -> Result<u16, Fault> {
-    match main.origin(option) {
-        Origin::Default => Ok(value.min(most)),
-        _ if value <= most => Ok(value),
-        origin => Err((origin, format!("{option}: more than {limit}"))),
     }
 }
 

@@ -4,10 +4,15 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::error::Origin;
-use super::{UpstreamConfig, values};
+use super::draft::SHORTS;
+use super::error::{Fault, Origin};
+use super::{Config, DnsMode, UpstreamConfig, values};
 use crate::dns::Domains;
-use crate::rules::{Action, Rule};
+use crate::rules::{Action, MAX_RULES, Rule, Rules};
+
+/// The fault of rules with direct domains but no server for them.
+const NO_SERVER: &str = "rule: direct domains need a direct_server";
+const NO_DIRECT_SERVER: &str = "direct_domain: needs a direct_server";
 
 /// A rule while it is read.
 #[derive(Default)]
@@ -30,7 +35,7 @@ pub struct RuleDraft {
 
 impl RuleDraft {
     /// Tells whether there is a rule: the section is enabled and not empty. Without `upstreams`, any name is accepted.
-    pub fn resolve(&mut self, upstreams: Option<&[UpstreamConfig]>, has_names: bool) -> Result<bool, String> {
+    fn resolve(&mut self, upstreams: Option<&[UpstreamConfig]>, has_names: bool) -> Result<bool, String> {
         if !self.enabled {
             return Ok(false);
         }
@@ -52,10 +57,42 @@ impl RuleDraft {
     }
 
     /// The same for a rule in a short form.
-    pub fn resolve_short(&mut self) -> bool {
+    fn resolve_short(&mut self) -> bool {
         self.rule.action = Action::Direct;
         self.rule.has_destinations() || self.rule.has_clients()
     }
+}
+
+/// Adds the rules, those from short forms first, up to one that is wrong. Without `upstreams`, any name of one is
+/// accepted.
+pub fn add_all(
+    rules: &mut Rules,
+    drafts: Vec<RuleDraft>,
+    config: &Config,
+    upstreams: Option<&[UpstreamConfig]>,
+) -> Result<(), Fault> {
+    if drafts.len() > SHORTS + MAX_RULES {
+        return Err((Origin::Everywhere, "rule: more than 1024 sections".into()));
+    }
+    for (index, mut draft) in drafts.into_iter().enumerate() {
+        let is_short = index < SHORTS;
+        let is_used = match is_short {
+            true => Ok(draft.resolve_short()),
+            false => draft.resolve(upstreams, config.dns.mode == DnsMode::FakeIp),
+        };
+        let rule = &draft.rule;
+        let is_direct_name = rule.action == Action::Direct && !rule.domains.is_empty();
+        let is_used = match is_used {
+            Ok(true) if is_direct_name && config.dns.direct_servers.is_empty() => {
+                Err(if is_short { NO_DIRECT_SERVER } else { NO_SERVER }.into())
+            }
+            result => result,
+        };
+        if is_used.map_err(|what| (draft.at, what))? {
+            rules.push(draft.rule, is_short);
+        }
+    }
+    Ok(())
 }
 
 /// Adds a client: a network, or an Ethernet address.
