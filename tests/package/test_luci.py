@@ -69,7 +69,7 @@ def test_choices_and_reasons_have_words():
         assert re.search(rf"^\t{name}: _\(", common, re.M) or name in ("not_tcp", "address"), name
     changes = re.findall(r'Self::\w+ => "([^"]+)"', (ROOT / "src/upstream/history.rs").read_text())
     assert changes and not [one for one in changes + reasons if f"'{one}':" not in common]
-    refusal = re.search(r'refuse\("(nothing may go directly.*?)"\)', (ROOT / "src/daemon/event_loop.rs").read_text())[1]
+    refusal = re.search(r'refuse\("(nothing may go directly.*?)"\)', (ROOT / "src/daemon/event_loop/requests.rs").read_text())[1]
     assert f'"{refusal}":' in common
     states = re.findall(r'\(?"(ok|resting|confirming|holding|uplink_down)"', (ROOT / "src/daemon/report/status.rs").read_text())
     assert set(states) == set(re.findall(r"^\t(\w+): \[ _\(", common, re.M))
