@@ -71,13 +71,13 @@ pub struct Connection<'a> {
     pub port: u16,
     /// The client's address.
     pub client: IpAddr,
-    /// Where the client is; known only if rules [need it](Rules::need_origin).
-    pub origin: &'a Origin,
+    /// Where the client is; known only if rules [need it](Rules::need_neighbour).
+    pub neighbour: &'a Neighbour,
 }
 
 /// Where a client is.
 #[derive(Default)]
-pub struct Origin {
+pub struct Neighbour {
     /// The client's Ethernet address, if it is a neighbour.
     pub mac: Option<String>,
     /// The device that it is behind.
@@ -107,7 +107,7 @@ impl Rules {
 
     /// The decision about a connection; `None`: no rule matches.
     pub fn decide(&self, connection: Connection<'_>) -> Option<Action> {
-        let Connection { name, address, port, client, origin } = connection;
+        let Connection { name, address, port, client, neighbour } = connection;
         if name.is_none() && self.learnt.borrow().iter().any(|(learnt, _)| *learnt == address) {
             return Some(Action::Direct);
         }
@@ -123,9 +123,9 @@ impl Rules {
                     || rule.ports.iter().any(|range| (range.0..=range.1).contains(&port)))
                 && (!rule.has_clients()
                     || IpNet::host(client).is_within(&rule.clients)
-                    || rule.macs.iter().any(|mac| origin.mac.as_ref() == Some(mac)))
+                    || rule.macs.iter().any(|mac| neighbour.mac.as_ref() == Some(mac)))
                 && (rule.devices.is_empty()
-                    || rule.devices.iter().any(|it| origin.device.as_ref() == Some(it)))
+                    || rule.devices.iter().any(|it| neighbour.device.as_ref() == Some(it)))
         })?;
         Some(rule.action)
     }
@@ -177,7 +177,7 @@ impl Rules {
     }
 
     /// Whether decisions depend on where a client is.
-    pub fn need_origin(&self) -> bool {
+    pub fn need_neighbour(&self) -> bool {
         self.list.iter().any(|rule| !rule.macs.is_empty() || !rule.devices.is_empty())
     }
 

@@ -108,9 +108,9 @@ proptest! {
     ) {
         let rules = rules_of(plain.iter().map(rule).collect());
         let wire = name.as_deref().map(|name| Name::new(name).unwrap());
-        let origin = Origin { mac: from.1.map(mac), device: from.2.map(device) };
+        let neighbour = Neighbour { mac: from.1.map(mac), device: from.2.map(device) };
         let name_ref = wire.as_ref().map(Name::as_ref);
-        let connection = Connection { name: name_ref, address, port, client: from.0, origin: &origin };
+        let connection = Connection { name: name_ref, address, port, client: from.0, neighbour: &neighbour };
         let expected = model(&plain, name.as_deref(), address, port, from);
         prop_assert_eq!(rules.decide(connection), expected);
         if let Some(wire) = &wire && rules.is_direct(wire.as_ref()) {
@@ -192,8 +192,8 @@ fn measure_rules() {
         let [address, client] = ["1.2.3.4", "192.168.1.7"].map(|text| text.parse().unwrap());
         let begun = Instant::now();
         for _ in 0..1000 {
-            let origin = &Origin::default();
-            let connection = Connection { name, address, port: 443, client, origin };
+            let neighbour = &Neighbour::default();
+            let connection = Connection { name, address, port: 443, client, neighbour };
             assert_eq!(std::hint::black_box(&rules).decide(connection), None);
         }
         eprintln!("1024 rules, named {}: {:?}", name.is_some(), begun.elapsed() / 1000);

@@ -10,7 +10,7 @@ use crate::config::{
 use crate::dns::Domains;
 use crate::http::connect::Request;
 use crate::http::login::AuthChoice;
-use crate::rules::{Action, Connection, Origin};
+use crate::rules::{Action, Connection, Neighbour};
 
 const UPSTREAM: &str = "config tcp-over-http 'main'\n\tlist upstream 'http://192.0.2.1:3128'\n";
 
@@ -417,7 +417,13 @@ fn rules_are_read() {
     const NAMES: &str = "option dns fakeip";
     let at = |config: Config, address: &str, port| {
         let [address, client] = [address, "192.168.1.7"].map(|text| text.parse().unwrap());
-        config.rules.decide(Connection { name: None, address, port, client, origin: &Origin::default() })
+        config.rules.decide(Connection {
+            name: None,
+            address,
+            port,
+            client,
+            neighbour: &Neighbour::default(),
+        })
     };
     let config = |section: &str| read("", section, b"192.0.2.0/24\n192.0.2.7 # one of them\n").unwrap();
     let corp = "list dest 10.0.0.0/8\noption upstream corp\nlist port 80-90";

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use tcp_over_http::config::{Host, UpstreamConfig};
 use tcp_over_http::dns::{Name, NameRef};
 use tcp_over_http::http::connect::{Request, Target};
-use tcp_over_http::rules::{Action, Connection, Origin};
+use tcp_over_http::rules::{Action, Connection, Neighbour};
 
 use super::proxy::Proxy;
 use super::resolver::Resolver;
@@ -23,9 +23,9 @@ pub const PAUSED: &str = "(paused)";
 impl Upstreams {
     /// What the rules decide about a client's connection.
     pub fn decide(&self, name: Option<&str>, target: SocketAddr, client: IpAddr) -> Option<Action> {
-        let origin = match self.rules.need_origin() {
-            true => neighbour::origin(client, self.mark),
-            false => Origin::default(),
+        let neighbour = match self.rules.need_neighbour() {
+            true => neighbour::find(client, self.mark),
+            false => Neighbour::default(),
         };
         let name = name.and_then(|name| Name::new(name).ok());
         self.rules.decide(Connection {
@@ -33,7 +33,7 @@ impl Upstreams {
             address: target.ip(),
             port: target.port(),
             client,
-            origin: &origin,
+            neighbour: &neighbour,
         })
     }
 
