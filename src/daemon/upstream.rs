@@ -79,11 +79,11 @@ pub enum Carried {
     Forwarded(forward::Attempt),
 }
 
-/// A client whose connection may be forwarded.
-pub struct Client<'a> {
+/// The SYN of a connection that may be forwarded.
+pub struct HeldSyn<'a> {
     /// What forwards it.
     pub forwarder: &'a Rc<Forwarder>,
-    /// Its SYN, as it came from the TUN.
+    /// The frame, as it came from the TUN.
     pub syn: &'a RefCell<Box<[u8]>>,
 }
 
@@ -186,15 +186,15 @@ impl Upstreams {
         let only = if let Some(Action::Upstream(index)) = action { Some(usize::from(index)) } else { None };
         match self.ask_in_turn(&target, only, may_be_plain, None).await? {
             Carried::Relayed(opened) => Ok(*opened),
-            Carried::Forwarded(_) => Err(Failure::BadTarget), // without a client nothing is forwarded
+            Carried::Forwarded(_) => Err(Failure::BadTarget), // without a held SYN nothing is forwarded
         }
     }
 
-    /// Like [`open`](Self::open), in the name of `client` where possible.
+    /// Like [`open`](Self::open), in the name of the client whose SYN is `held` where possible.
     pub async fn carry(
         &self,
         target: Target<'_>,
-        client: Option<Client<'_>>,
+        held: Option<HeldSyn<'_>>,
         action: Option<Action>,
     ) -> Result<Carried, Failure> {
         if let Some(index) = self.proxies.iter().position(|proxy| proxy.is_at(target)) {
@@ -213,7 +213,7 @@ impl Upstreams {
             Some(Action::Reject) => return Err(Failure::Refused { status: 502 }),
             None => None,
         };
-        self.ask_in_turn(&target, only, true, client.as_ref()).await
+        self.ask_in_turn(&target, only, true, held.as_ref()).await
     }
 
     /// Asks the proxy that comes first for a tunnel to `target`. The result is neither counted nor returned.
@@ -224,32 +224,6 @@ impl Upstreams {
         let Ok(request) = proxy.request.bytes(target, &mut authorization) else { return };
         if let Ok(stream) = self.connect(index).await {
             _ = Connection::Socket(stream).handshake(request, self.reply_timeout).await;
-        }
-    }
-
-    /// Like [`pass`](Self::pass), but boxed, so that other dials need no room for it.
-    async fn pass_to(&self, server: Proxy) -> Result<Carried, Failure> {
-        self.pass(&server, None).await
-    }
-
-    /// Connects a paused client directly to a target.
-    pub async fn pass_by(&self, target: Target<'_>) -> Result<Carried, Failure> {
-        match self.server(PAUSED, target, &self.resolver) {
-            Some(server) => self.pass_to(server?).await,
-            None => Err(Failure::BadTarget),
-        }
-    }
-
-    /// Connects a client to a proxy itself, as clients that are configured for it want, or to a server that stands in
-    /// for a proxy.
-    async fn pass(&self, proxy: &Proxy, index: Option<usize>) -> Result<Carried, Failure> {
-        match self.connect_to(proxy, index).await {
-            Ok(stream) => Ok(self.relayed(&proxy.account, stream, Vec::new())),
-            Err((Failure::Exhausted, _)) => Err(Failure::Exhausted),
-            Err((_, error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                Err(Failure::Refused { status: 502 })
-            }
-            Err(_) => Err(Failure::TimedOut),
         }
     }
 
@@ -367,7 +341,7 @@ impl Upstreams {
     }
 }
 
-impl Client<'_> {
+impl HeldSyn<'_> {
     /// Begins to ask the upstream's proxy at `address` in the client's name, if possible.
     fn begin(&self, request: &[u8], upstream: &Rc<str>, address: SocketAddr) -> Option<forward::Attempt> {
         self.forwarder.begin(&mut self.syn.borrow_mut(), request, upstream, address)

@@ -19,7 +19,7 @@ use super::kept::{DialState, Kept, Parked};
 use crate::dns::Meaning;
 use crate::netlink::conntrack;
 use crate::task::spawn;
-use crate::upstream::{Carried, Client, Failure, Opened};
+use crate::upstream::{Carried, Failure, HeldSyn, Opened};
 
 impl Gateway {
     /// Holds the SYN of a new flow, and has an upstream asked for a tunnel.
@@ -72,7 +72,7 @@ impl Gateway {
                 None => Target::Ip(target),
             };
             let forwarder = gateway.forwarder.as_ref().filter(|_| can_be_forwarded);
-            let client = forwarder.map(|forwarder| Client { forwarder, syn: &syn });
+            let held = forwarder.map(|forwarder| HeldSyn { forwarder, syn: &syn });
             let carried = match &name {
                 // A paused client may still have a fake address in its cache, or get one from dnsmasq.
                 Some(_) if gateway.paused.covers(Some(source)) => {
@@ -82,7 +82,7 @@ impl Gateway {
                         carried => carried,
                     }
                 }
-                _ => upstreams.carry(target, client, action).await,
+                _ => upstreams.carry(target, held, action).await,
             };
             match carried {
                 Ok(Carried::Forwarded(attempt)) => {

@@ -18,7 +18,7 @@ use tcp_over_http::upstream::plain::TLS;
 use super::connection::Connection;
 use super::dial::Reply;
 use super::proxy::Warning;
-use super::{Carried, Client, Failure, Opened, Upstreams};
+use super::{Carried, Failure, HeldSyn, Opened, Upstreams};
 use crate::task::timer;
 
 /// How long to wait before asking a proxy again that has closed without an answer.
@@ -38,16 +38,17 @@ struct Dial<'a> {
 }
 
 impl Upstreams {
-    /// Asks the proxies in turn, or `only` one, until one has opened a tunnel, in the name of `client` where possible.
+    /// Asks the proxies in turn, or `only` one, until one has opened a tunnel, in the name of the client whose SYN is `held` where
+    /// possible.
     pub(super) async fn ask_in_turn(
         &self,
         target: &Target<'_>,
         only: Option<usize>,
         may_be_plain: bool,
-        client: Option<&Client<'_>>,
+        held: Option<&HeldSyn<'_>>,
     ) -> Result<Carried, Failure> {
         let attempt = RefCell::new(Attempt::new(*target, only));
-        self.carry_next(&Dial { attempt: &attempt, target, may_be_plain, only }, client, true).await
+        self.carry_next(&Dial { attempt: &attempt, target, may_be_plain, only }, held, true).await
     }
 
     /// Asks the proxies that this dial has not asked yet, one after the other, until one has opened a tunnel. If all
@@ -55,7 +56,7 @@ impl Upstreams {
     async fn carry_next(
         &self,
         dial: &Dial<'_>,
-        client: Option<&Client<'_>>,
+        held: Option<&HeldSyn<'_>>,
         may_repeat: bool,
     ) -> Result<Carried, Failure> {
         let mut is_again = false;
@@ -78,7 +79,7 @@ impl Upstreams {
             proxy.count(|stats| stats.retried = stats.retried.wrapping_add(is_again.into()));
             let is_connected = Cell::new(false);
             let mut ask: Option<Answer<'_>> =
-                Some(Box::pin(self.ask(asked.index, dial.target, dial.may_be_plain, client, &is_connected)));
+                Some(Box::pin(self.ask(asked.index, dial.target, dial.may_be_plain, held, &is_connected)));
             // If it takes long to connect, the next ones are asked beside it, and the first tunnel wins. They are asked from
             // sockets: the client's name can be used once only.
             let hedge = self.choice().hedge(&dial.attempt.borrow(), asked);
@@ -136,7 +137,7 @@ impl Upstreams {
         index: usize,
         target: &Target<'_>,
         may_be_plain: bool,
-        client: Option<&Client<'_>>,
+        held: Option<&HeldSyn<'_>>,
         is_connected: &Cell<bool>,
     ) -> Result<Carried, Failure> {
         let is_plain = may_be_plain && self.is_plain(index, target);
@@ -147,7 +148,7 @@ impl Upstreams {
             let request = self.proxies[index].request.bytes(*target, &mut authorization);
             let request = request.map_err(|_| Failure::BadTarget)?;
             let proxy = &self.proxies[index];
-            let begin = |address| client?.begin(&request, &proxy.account.name, address);
+            let begin = |address| held?.begin(&request, &proxy.account.name, address);
             // Boxed, so that the longer wait for an answer needs no room for it.
             let is_again = kept.is_some();
             let connection = match kept.take() {

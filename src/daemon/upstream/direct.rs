@@ -1,5 +1,6 @@
-//! Connections without a proxy, by a rule or during a pause.
+//! Connections without a proxy: by a rule, during a pause, or because the target is a proxy.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
@@ -10,7 +11,7 @@ use tcp_over_http::rules::{Action, Connection, Neighbour};
 
 use super::proxy::Proxy;
 use super::resolver::Resolver;
-use super::{Failure, Upstreams};
+use super::{Carried, Failure, Upstreams};
 use crate::kernel::firewall;
 use crate::netlink::neighbour;
 use crate::sys;
@@ -41,6 +42,32 @@ impl Upstreams {
     pub fn learn(&self, name: NameRef<'_>, address: IpAddr) {
         self.rules.learn(name, address);
         firewall::learn(address, self.mark);
+    }
+
+    /// [Connects](Self::pass) a client to a server that only this dial knows.
+    pub(super) async fn pass_to(&self, server: Proxy) -> Result<Carried, Failure> {
+        self.pass(&server, None).await
+    }
+
+    /// Connects a paused client directly to a target.
+    pub async fn pass_by(&self, target: Target<'_>) -> Result<Carried, Failure> {
+        match self.server(PAUSED, target, &self.resolver) {
+            Some(server) => self.pass_to(server?).await,
+            None => Err(Failure::BadTarget),
+        }
+    }
+
+    /// Connects a client to a proxy itself, as clients that are configured for it want, or to a server that stands in
+    /// for a proxy.
+    pub(super) async fn pass(&self, proxy: &Proxy, index: Option<usize>) -> Result<Carried, Failure> {
+        match self.connect_to(proxy, index).await {
+            Ok(stream) => Ok(self.relayed(&proxy.account, stream, Vec::new())),
+            Err((Failure::Exhausted, _)) => Err(Failure::Exhausted),
+            Err((_, error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                Err(Failure::Refused { status: 502 })
+            }
+            Err(_) => Err(Failure::TimedOut),
+        }
     }
 
     /// The target itself in place of a proxy. `None`: a route leads there through the TUN, which takes precedence over
