@@ -1,4 +1,5 @@
-"""Draws the results of scripts/bench as SVG: scripts/bench-charts RESULTS.json [DIRECTORY].
+#!/usr/bin/env python3
+"""Draws the results of scripts/bench as SVG: benches/gateway/charts.py RESULTS.json [DIRECTORY].
 
 Needs matplotlib; if this Python has none, one that has it is made.
 """
