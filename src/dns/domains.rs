@@ -1,6 +1,5 @@
-//! A set of domains: each covers itself and all names below it or, if written with a leading `=`, only itself.
+//! A set of domains: each covers itself and all names below it, or only itself.
 
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::wire::name::{BadName, MAX_NAME, Name, NameRef};
@@ -17,30 +16,8 @@ pub struct Domains {
 }
 
 impl Domains {
-    /// A set of these domains.
-    ///
-    /// # Errors
-    /// The index of one that is not a domain name.
-    pub fn new(domains: &[String]) -> Result<Self, usize> {
-        let mut set = Self::default();
-        for (index, domain) in domains.iter().enumerate() {
-            set.insert(domain).map_err(|BadName| index)?;
-        }
-        set.seal();
-        Ok(set)
-    }
-
-    /// Adds a domain: `example.com`, with or without a dot at the end, or `=example.com`. It counts once the set is
-    /// [sealed](Self::seal).
-    ///
-    /// # Errors
-    /// [`BadName`]
-    pub fn insert(&mut self, domain: &str) -> Result<(), BadName> {
-        let name = domain.strip_prefix('=');
-        self.add(name.unwrap_or(domain), name.is_some())
-    }
-
-    /// The same for a name: `only` itself, or also what is below it.
+    /// Adds `example.com`, with or without a dot at the end: `only` the name itself, or also what is below it. It
+    /// counts once the set is [sealed](Self::seal).
     ///
     /// # Errors
     /// [`BadName`]
@@ -77,12 +54,6 @@ impl Domains {
         self.order.is_empty() && self.exact.is_empty()
     }
 
-    /// How many bytes of memory it takes.
-    #[cfg(test)]
-    pub const fn size(&self) -> usize {
-        self.bytes.capacity() + 4 * (self.order.capacity() + self.exact.capacity())
-    }
-
     /// Like [`contains`](Self::contains), for a [reversed](NameRef::reversed) name.
     ///
     /// Whatever sorts between a domain and a name below it starts with the domain, too. The set has no such domain, so
@@ -113,7 +84,34 @@ fn key(bytes: &[u8], at: u32) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::string::String;
     use proptest::prelude::*;
+
+    impl Domains {
+        /// A set of these domains, each as in a configuration.
+        ///
+        /// # Errors
+        /// The index of one that is not a domain name.
+        pub fn new(domains: &[String]) -> Result<Self, usize> {
+            let mut set = Self::default();
+            for (index, domain) in domains.iter().enumerate() {
+                set.insert(domain).map_err(|BadName| index)?;
+            }
+            set.seal();
+            Ok(set)
+        }
+
+        /// Adds `example.com` or `=example.com`.
+        pub fn insert(&mut self, domain: &str) -> Result<(), BadName> {
+            let name = domain.strip_prefix('=');
+            self.add(name.unwrap_or(domain), name.is_some())
+        }
+
+        /// How many bytes of memory it takes.
+        pub const fn size(&self) -> usize {
+            self.bytes.capacity() + 4 * (self.order.capacity() + self.exact.capacity())
+        }
+    }
 
     fn set(domains: &[&str]) -> Domains {
         Domains::new(&domains.iter().map(|&domain| domain.into()).collect::<Vec<_>>()).unwrap()
