@@ -476,7 +476,7 @@ impl Proxy {
     fn new((name, has_credentials): (Rc<str>, bool)) -> Self {
         Self {
             name,
-            health: Health::new(),
+            health: Health::default(),
             has_route: true,
             is_preferred: false,
             answers: 0,

@@ -23,9 +23,10 @@ pub const HOLD: u32 = 30_000;
 const DEAD: u8 = 3;
 
 /// The state of a proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum State {
-    /// Clients' connections go there.
+    /// Clients' connections go there. So it begins.
+    #[default]
     Ok,
     /// It is asked after all others: until that moment, and then until it has answered.
     Resting(Instant, Failure),
@@ -43,7 +44,7 @@ pub enum Alarm {
 }
 
 /// The state of a proxy, and what determines it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Health {
     state: State,
     /// The length of its last rest, in ms; 0: none yet.
@@ -56,11 +57,6 @@ pub struct Health {
 }
 
 impl Health {
-    /// The health of a proxy that has not been asked yet.
-    pub const fn new() -> Self {
-        Self { state: State::Ok, rest: 0, ok_since: Instant::from_millis(0), silent: 0, alarm: None }
-    }
-
     /// Its state, as it was at the last [`advance`](Self::advance).
     pub const fn state(&self) -> State {
         self.state
@@ -126,12 +122,6 @@ impl Health {
     }
 }
 
-impl Default for Health {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_rest_doubles_up_to_its_limit() {
-        let (mut health, mut now) = (Health::new(), at(0));
+        let (mut health, mut now) = (Health::default(), at(0));
         for seconds in [10, 20, 40, 80, 160, 300, 300] {
             health.blame(Unreachable, now);
             let end = now.plus(seconds * 1000);
@@ -155,7 +145,7 @@ mod tests {
 
     #[test]
     fn who_rests_is_not_blamed_again() {
-        let mut health = Health::new();
+        let mut health = Health::default();
         assert!(health.blame(Unreachable, at(0)));
         assert!(!health.blame(Unanswered, at(9_999)));
         assert_eq!(health.state(), State::Resting(at(10_000), Unreachable));
@@ -165,7 +155,7 @@ mod tests {
 
     #[test]
     fn an_answer_and_thirty_seconds_bring_it_back() {
-        let mut health = Health::new();
+        let mut health = Health::default();
         assert!(!health.answered(at(0)));
         health.blame(Unreachable, at(0));
         assert!(health.answered(at(1)) && !health.answered(at(2)));
@@ -177,7 +167,7 @@ mod tests {
 
     #[test]
     fn flapping_prolongs_and_a_good_time_forgives() {
-        let mut health = Health::new();
+        let mut health = Health::default();
         let rest = |health: &mut Health, now: u64| {
             health.advance(at(now));
             health.blame(Unreachable, at(now));
@@ -195,7 +185,7 @@ mod tests {
 
     #[test]
     fn three_silent_confirmations_are_its_end() {
-        let mut health = Health::new();
+        let mut health = Health::default();
         health.blame(Unanswered, at(0));
         assert_eq!(health.take_alarm(), Some(Alarm::Silent));
         for now in [10_000, 30_000] {
@@ -207,7 +197,7 @@ mod tests {
         health.blame(Unanswered, at(150_000));
         assert_eq!(health.take_alarm(), None, "once");
 
-        let mut alive = Health::new();
+        let mut alive = Health::default();
         for (now, why) in [(0, Unanswered), (10_000, Unanswered), (30_000, Unreachable), (70_000, Unanswered)]
         {
             alive.blame(why, at(now));
