@@ -56,6 +56,7 @@
 //! | [`dns`] | messages, fake addresses, domains, the cache |
 //! | [`http`] | CONNECT, its replies, credentials, plain HTTP as requests for a proxy |
 //! | [`packet`] | checked views of packets, checksums, packets made from scratch |
+//! | [`tally`] | what is counted for each client |
 //! | [`net`], [`time`], [`json`], [`siphash`], `slots` | networks, time, JSON, the keyed hash, lists and a hash by slot number |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -77,5 +78,6 @@ pub mod rewrite;
 pub mod rules;
 pub mod siphash;
 mod slots;
+pub mod tally;
 pub mod time;
 pub mod upstream;

@@ -2,7 +2,6 @@
 //! tunnel.
 
 pub mod choice;
-pub mod clients;
 pub mod health;
 pub mod history;
 pub mod plain;

@@ -36,8 +36,8 @@ use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::net::mapped;
 use tcp_over_http::packet::{Packet, vnet};
 use tcp_over_http::rewrite::{Rewriter, Verdict};
+use tcp_over_http::tally::Tallies;
 use tcp_over_http::time::Instant;
-use tcp_over_http::upstream::clients::Clients;
 
 use crate::clock::Clock;
 use crate::dns::Dns;
@@ -71,7 +71,7 @@ pub struct Gateway {
     /// Whether one of these relays can use a turn at once.
     again: Cell<bool>,
     totals: Cell<Totals>,
-    clients: RefCell<Clients>,
+    clients: RefCell<Tallies>,
 }
 
 /// Counters since the start, except the rewriter's.
@@ -188,7 +188,7 @@ impl Gateway {
     }
 
     /// Counters of each client.
-    pub const fn clients(&self) -> &RefCell<Clients> {
+    pub const fn clients(&self) -> &RefCell<Tallies> {
         &self.clients
     }
 

@@ -9,7 +9,7 @@ use tcp_over_http::capture::conntrack::Entry;
 use tcp_over_http::config::Config;
 use tcp_over_http::flow::State;
 use tcp_over_http::rewrite;
-use tcp_over_http::upstream::clients::Client;
+use tcp_over_http::tally::Tally;
 use tcp_over_http::upstream::health;
 
 use crate::gateway::Gateway;
@@ -192,7 +192,7 @@ pub fn clients(gateway: &Gateway) -> Document {
     let columns = &["client", "flows", "opened", "refused", "up", "down", "seconds_ago"];
     let mut document = Document::new(Layout::Table(columns));
     document.list("clients", "client");
-    for &Client { address, seen, opened, refused, up, down } in clients.iter() {
+    for &Tally { address, seen, opened, refused, up, down } in clients.iter() {
         let ended = Moved { up, down };
         let (flows, moved) = under_way(gateway, &forwarded, ended, &|_, client| client == address);
         document.element();

@@ -1,4 +1,4 @@
-//! Counters for each client. Nothing about destinations is ever kept.
+//! What is counted for each client. Nothing about destinations is ever kept.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -8,9 +8,9 @@ use crate::time::Instant;
 /// How many clients are remembered; beyond that, the one that was not seen for the longest time is dropped.
 pub const MAX: usize = 64;
 
-/// One client's counters. They wrap.
+/// One client's tally. Its counters wrap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Client {
+pub struct Tally {
     /// Its address.
     pub address: IpAddr,
     /// When its last connection began or ended.
@@ -25,34 +25,34 @@ pub struct Client {
     pub down: u64,
 }
 
-/// The last [`MAX`] clients.
+/// The tallies of the last [`MAX`] clients.
 #[derive(Debug, Default)]
-pub struct Clients {
-    clients: Vec<Client>,
+pub struct Tallies {
+    list: Vec<Tally>,
 }
 
-impl Clients {
-    /// The counters of a client, to be changed.
-    pub fn note(&mut self, address: IpAddr, now: Instant) -> &mut Client {
-        let known = self.clients.iter().position(|client| client.address == address);
+impl Tallies {
+    /// The tally of a client, to be changed.
+    pub fn note(&mut self, address: IpAddr, now: Instant) -> &mut Tally {
+        let known = self.list.iter().position(|tally| tally.address == address);
         let index = known.unwrap_or_else(|| {
-            let new = Client { address, seen: now, opened: 0, refused: 0, up: 0, down: 0 };
-            if self.clients.len() < MAX {
-                self.clients.push(new);
-                return self.clients.len() - 1;
+            let new = Tally { address, seen: now, opened: 0, refused: 0, up: 0, down: 0 };
+            if self.list.len() < MAX {
+                self.list.push(new);
+                return self.list.len() - 1;
             }
-            let oldest = (0..MAX).min_by_key(|&index| self.clients[index].seen).unwrap_or(0);
-            self.clients[oldest] = new;
+            let oldest = (0..MAX).min_by_key(|&index| self.list[index].seen).unwrap_or(0);
+            self.list[oldest] = new;
             oldest
         });
-        let client = &mut self.clients[index];
-        client.seen = now;
-        client
+        let tally = &mut self.list[index];
+        tally.seen = now;
+        tally
     }
 
-    /// All clients that are remembered.
-    pub fn iter(&self) -> impl Iterator<Item = &Client> {
-        self.clients.iter()
+    /// Those of all clients that are remembered.
+    pub fn iter(&self) -> impl Iterator<Item = &Tally> {
+        self.list.iter()
     }
 }
 
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn the_one_not_seen_for_longest_is_dropped() {
-        let mut clients = Clients::default();
+        let mut clients = Tallies::default();
         let address = |number: u8| IpAddr::from([10, 0, 0, number]);
         for number in 0..64 {
             clients.note(address(number), Instant::from_millis(number.into())).opened += 1;
