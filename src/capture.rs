@@ -93,7 +93,7 @@ mod watch;
 pub use desired::Desired;
 pub use plan::{Action, Owner, Plan, Requests};
 pub use route::Route;
-pub use rule::Rule;
+pub use rule::PolicyRule;
 pub use uplinks::Uplinks;
 pub use watch::{Events, judge};
 

@@ -5,14 +5,14 @@ use alloc::vec::Vec;
 
 use super::routes::{Group, fallback, routes};
 use super::rules::rules;
-use super::{Path, Route, Rule, Uplinks};
+use super::{Path, PolicyRule, Route, Uplinks};
 use crate::config::Config;
 
 /// Desired rules and routes. There may be thousands of routes.
 #[derive(Default)]
 pub struct Desired {
     /// The rules, in the order in which they must be added.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<PolicyRule>,
     /// The routes, in the order in which they must be added.
     pub(super) groups: Vec<Group>,
     /// One sentence for each configured network that can't be captured, with the reason.

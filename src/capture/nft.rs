@@ -187,7 +187,7 @@ pub struct Commands {
     has_table: [bool; 2],
     pauses: Pauses,
     /// The policy rules that drop captured traffic while somebody else has deleted the tables.
-    pub lost: Vec<super::Rule>,
+    pub lost: Vec<super::PolicyRule>,
 }
 
 impl Commands {
@@ -1131,7 +1131,7 @@ mod tests {
         };
         let mut config = config("1");
         config.auto_route = true;
-        let places = |rules: &[crate::capture::Rule]| {
+        let places = |rules: &[crate::capture::PolicyRule]| {
             rules.iter().map(|rule| (rule.priority - config.rule_priority, rule.target)).collect::<Vec<_>>()
         };
         let end = config.rule_priority + 2;

@@ -13,7 +13,7 @@ use core::mem;
 use super::netlink::Message;
 use super::route::{RTM_DELROUTE, Route};
 use super::routes::fallback_metric;
-use super::rule::{RTM_DELRULE, Rule};
+use super::rule::{PolicyRule, RTM_DELRULE};
 use super::rules::LAST_RULE;
 use super::{Desired, MAIN, OURS};
 use crate::config::Config;
@@ -47,7 +47,7 @@ pub struct Plan {
     owner: Owner,
     desired: Rc<Desired>,
     /// Our rules, each with the message that deletes it.
-    rules: Vec<(Rule, Message)>,
+    rules: Vec<(PolicyRule, Message)>,
     /// The last priority (END) of this run, and those of earlier runs with another `rule_priority`.
     ends: Vec<u32>,
     /// Tables of earlier runs: those that our rules look up, other than the owner's.
@@ -75,7 +75,7 @@ impl Plan {
     /// Takes the body of an `RTM_NEWRULE`. The same body, sent back, deletes the rule: as in `ip rule flush`,
     /// no attribute can be missed.
     pub fn see_rule(&mut self, body: &[u8]) {
-        let ours = Rule::parse(body).filter(|rule| rule.protocol == OURS);
+        let ours = PolicyRule::parse(body).filter(|rule| rule.protocol == OURS);
         self.rules.extend(ours.map(|rule| (rule, Message::new(RTM_DELRULE, 0, body))));
     }
 

@@ -44,7 +44,7 @@ const BODY: usize = 12;
 
 /// A policy rule, with the kernel's fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
+pub struct PolicyRule {
     /// Address family, `AF_*`.
     pub family: u8,
     /// Place in the list of rules; the lowest comes first.
@@ -75,7 +75,7 @@ pub struct Rule {
     pub protocol: u8,
 }
 
-impl Rule {
+impl PolicyRule {
     /// A rule that matches every packet. Family, priority and action have yet to be set.
     pub const EVERY_PACKET: Self = Self {
         family: 0,
@@ -145,7 +145,7 @@ impl Rule {
     pub fn parse(body: &[u8]) -> Option<Self> {
         let header: [u8; BODY] = netlink::array_at(body, 0)?;
         let mut rule =
-            Rule { family: header[0], action: header[7], table: header[4].into(), ..Rule::EVERY_PACKET };
+            Self { family: header[0], action: header[7], table: header[4].into(), ..Self::EVERY_PACKET };
         for (kind, value) in netlink::attrs(body, BODY) {
             let number = netlink::u32_at(value, 0);
             let byte = value.first().copied().unwrap_or(0);
@@ -184,12 +184,18 @@ mod tests {
     /// The most padding after the last attribute.
     const PADDING: usize = 3;
 
-    fn rule() -> Rule {
-        Rule { family: V4, priority: 901, action: FR_ACT_NOP, protocol: OURS, ..Rule::EVERY_PACKET }
+    fn rule() -> PolicyRule {
+        PolicyRule {
+            family: V4,
+            priority: 901,
+            action: FR_ACT_NOP,
+            protocol: OURS,
+            ..PolicyRule::EVERY_PACKET
+        }
     }
 
-    fn some_rules() -> [Rule; 4] {
-        let mark = Rule {
+    fn some_rules() -> [PolicyRule; 4] {
+        let mark = PolicyRule {
             iif: "toh0".to_owned(),
             mark: 0x7400_0000,
             mask: MARK_MASK,
@@ -198,8 +204,8 @@ mod tests {
             ..rule()
         };
         let lookup =
-            Rule { family: V6, ip_proto: 6, suppress: 0, table: 7480, action: FR_ACT_TO_TBL, ..rule() };
-        let port = Rule {
+            PolicyRule { family: V6, ip_proto: 6, suppress: 0, table: 7480, action: FR_ACT_TO_TBL, ..rule() };
+        let port = PolicyRule {
             family: V6,
             src: IpNet::parse("2001:db8::/32"),
             dst: IpNet::parse("2001:db8:1::/48"),
@@ -213,7 +219,7 @@ mod tests {
     #[test]
     fn reads_what_it_writes() {
         for rule in some_rules() {
-            assert_eq!(Rule::parse(rule.add().body()), Some(rule));
+            assert_eq!(PolicyRule::parse(rule.add().body()), Some(rule));
         }
     }
 
@@ -222,7 +228,7 @@ mod tests {
         for rule in some_rules() {
             let message = rule.add();
             for cut in 0..message.body().len() - PADDING {
-                assert_ne!(Rule::parse(&message.body()[..cut]), Some(rule.clone()));
+                assert_ne!(PolicyRule::parse(&message.body()[..cut]), Some(rule.clone()));
             }
         }
     }

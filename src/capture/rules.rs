@@ -4,7 +4,7 @@ use alloc::borrow::ToOwned;
 use alloc::vec::Vec;
 
 use super::routes::Group;
-use super::rule::{FR_ACT_BLACKHOLE, FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, Rule};
+use super::rule::{FR_ACT_BLACKHOLE, FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL, PolicyRule};
 use super::uplinks::default_prefix;
 use super::{MAIN, OURS, V4, V6, family_of};
 use crate::config::{Config, Host, MARK_MASK, NonTcp, Quic};
@@ -50,7 +50,7 @@ pub fn rules(
     are_firewalls: [bool; 2],
     tun: &str,
     groups: &[Group],
-) -> Vec<Rule> {
+) -> Vec<PolicyRule> {
     let mut all = Vec::new();
     for (family, is_firewalls) in [V4, V6].into_iter().zip(are_firewalls) {
         if is_firewalls || !groups.iter().any(|group| group.captures(family)) {
@@ -84,7 +84,7 @@ pub fn rules(
 /// The rules that drop captured TCP while the firewall's tables are missing, in the order in which they must
 /// be added. Policy rules are asked about every packet, so they also stop a connection that NAT no longer
 /// leads to its proxy.
-pub fn lost(config: &Config) -> Vec<Rule> {
+pub fn lost(config: &Config) -> Vec<PolicyRule> {
     let mut all = Vec::new();
     for family in [Some(V4), config.address6.map(|_| V6)].into_iter().flatten() {
         let mut rules = Rules { config, family, all: &mut all };
@@ -104,7 +104,7 @@ pub fn lost(config: &Config) -> Vec<Rule> {
 struct Rules<'a> {
     config: &'a Config,
     family: u8,
-    all: &'a mut Vec<Rule>,
+    all: &'a mut Vec<PolicyRule>,
 }
 
 impl Rules<'_> {
@@ -193,13 +193,13 @@ impl Rules<'_> {
         }
     }
 
-    fn lookup(&mut self, offset: u32, table: u32) -> &mut Rule {
+    fn lookup(&mut self, offset: u32, table: u32) -> &mut PolicyRule {
         let rule = self.add(offset, FR_ACT_TO_TBL);
         rule.table = table;
         rule
     }
 
-    fn goto(&mut self, offset: u32, target: u32) -> &mut Rule {
+    fn goto(&mut self, offset: u32, target: u32) -> &mut PolicyRule {
         let target = self.config.rule_priority.saturating_add(target);
         let rule = self.add(offset, FR_ACT_GOTO);
         rule.target = target;
@@ -207,15 +207,21 @@ impl Rules<'_> {
     }
 
     /// Adds a rule that matches all packets of the family; the caller narrows it.
-    fn add(&mut self, offset: u32, action: u8) -> &mut Rule {
+    fn add(&mut self, offset: u32, action: u8) -> &mut PolicyRule {
         let at = self.all.len();
         let priority = self.config.rule_priority.saturating_add(offset);
-        self.all.push(Rule { family: self.family, priority, action, protocol: OURS, ..Rule::EVERY_PACKET });
+        self.all.push(PolicyRule {
+            family: self.family,
+            priority,
+            action,
+            protocol: OURS,
+            ..PolicyRule::EVERY_PACKET
+        });
         &mut self.all[at]
     }
 }
 
-impl Rule {
+impl PolicyRule {
     fn device(&mut self, device: &str) -> &mut Self {
         self.iif = device.to_owned();
         self

@@ -2,7 +2,7 @@
 
 use super::link::{self, RTM_DELADDR, RTM_DELLINK, RTM_NEWLINK};
 use super::route::{RTM_DELROUTE, RTM_NEWROUTE, Route};
-use super::rule::{RTM_DELRULE, Rule};
+use super::rule::{PolicyRule, RTM_DELRULE};
 use super::uplinks::concerns;
 use super::{Desired, LOOPBACK, netlink};
 
@@ -45,7 +45,7 @@ pub fn judge(notifications: &[u8], tun: u32, desired: &Desired, events: &mut Eve
                 events.network |= concerns(body);
             }
             RTM_DELRULE => {
-                events.restore |= Rule::parse(body).is_some_and(|rule| desired.rules.contains(&rule));
+                events.restore |= PolicyRule::parse(body).is_some_and(|rule| desired.rules.contains(&rule));
             }
             _ => {}
         }

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll, ready};
 
 use log::Level;
-use tcp_over_http::capture::Rule;
+use tcp_over_http::capture::PolicyRule;
 use tcp_over_http::capture::netlink::Message;
 use tcp_over_http::capture::nft::{self as text, Commands};
 use tokio::io::unix::AsyncFd;
@@ -37,7 +37,7 @@ pub struct Firewall {
     /// The commands to run next.
     next: Option<Commands>,
     /// The policy rules that drop traffic while the tables are missing.
-    standing_in: Vec<Rule>,
+    standing_in: Vec<PolicyRule>,
     /// Whether the tables are deleted when this is dropped.
     undo: bool,
 }
@@ -142,12 +142,12 @@ impl Firewall {
     fn begin_standing_in(&mut self) {
         let Some(commands) = &self.commands else { return };
         self.standing_in.clone_from(&commands.lost);
-        request(&mut self.standing_in.iter().map(Rule::add));
+        request(&mut self.standing_in.iter().map(PolicyRule::add));
     }
 
     /// Deletes those policy rules: the tables are there again.
     fn end_standing_in(&mut self) {
-        request(&mut mem::take(&mut self.standing_in).iter().rev().map(Rule::delete));
+        request(&mut mem::take(&mut self.standing_in).iter().rev().map(PolicyRule::delete));
     }
 
     /// Whether there should be tables.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tcp_over_http::capture::{Desired, Owner, Plan, Requests, Route, Rule};
+use tcp_over_http::capture::{Desired, Owner, Plan, PolicyRule, Requests, Route};
 
 use super::{RouteError, open};
 use crate::netlink::Socket;
@@ -34,7 +34,7 @@ impl Change {
     pub fn begin(owner: &Owner, desired: &Rc<Desired>) -> Result<Self, RouteError> {
         let mut socket = open()?;
         let mut plan = Plan::new(owner.clone(), Rc::clone(desired));
-        match socket.list(Rule::list(), &mut |received| plan.see_rule(received.body)) {
+        match socket.list(PolicyRule::list(), &mut |received| plan.see_rule(received.body)) {
             // A kernel without policy rules (EOPNOTSUPP) has none of ours.
             Err(cause) if cause.errno() != libc::EOPNOTSUPP => return Err(RouteError::list(cause)),
             _ => plan.end_rules(),

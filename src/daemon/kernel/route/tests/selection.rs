@@ -139,7 +139,9 @@ fn jumps_past_the_capture_go_first() {
             let deleted = tcp_over_http::capture::netlink::messages(&buffer[..length])
                 .filter(|it| it.kind == libc::RTM_DELRULE);
             targets.extend(
-                deleted.filter_map(|it| tcp_over_http::capture::Rule::parse(it.body)).map(|rule| rule.target),
+                deleted
+                    .filter_map(|it| tcp_over_http::capture::PolicyRule::parse(it.body))
+                    .map(|rule| rule.target),
             );
         }
         // First the two jumps for other devices and other clients; then those for the device and the client,
