@@ -348,6 +348,7 @@ const Value = Base.extend({
 			'input': () => this.check(sid)
 		});
 	},
+	renderWidget(sid) { return this.widget(sid); },
 	formvalue(sid) { return this.nodes[sid].value; },
 	problem(sid) {
 		const value = this.formvalue(sid);
@@ -368,7 +369,7 @@ const Value = Base.extend({
 		return !problem;
 	},
 	render(sid) {
-		const node = this.nodes[sid] = this.widget(sid);
+		const node = this.nodes[sid] = this.renderWidget(sid);
 		const field = E('div', { 'class': 'cbi-value', 'data-field': this.cbid(sid), 'data-name': this.option }, [
 			E('label', { 'class': 'cbi-value-title', 'for': 'widget.' + this.cbid(sid) }, this.title),
 			E('div', { 'class': 'cbi-value-field' }, [ node, this.description ? E('div', { 'class': 'cbi-value-description' }, this.description) : '' ])

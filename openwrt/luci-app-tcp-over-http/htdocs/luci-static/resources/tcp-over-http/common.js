@@ -205,6 +205,13 @@ return baseclass.extend({
 		]);
 	},
 
+	/* How many of the doctor's lines are bad. */
+	verdict: function(lines) {
+		const [ bad, warned ] = [ 'FAIL', 'warn' ].map(level => lines.filter(line => line.startsWith(level)).length);
+
+		return E('strong', {}, [ (bad || warned) ? _('Faults: %d, warnings: %d').format(bad, warned) : _('All is well.') ]);
+	},
+
 	/* One message at a time: it is on top, and who has pressed a button is further down. */
 	tell: function(title, text, kind) {
 		if (this.note)

@@ -22,7 +22,7 @@ return view.extend({
 	blank: function(lines, target, sections) {
 		const proxies = [], known = this.known(sections);
 
-		return lines.map(line => line.replace(/\bupstream (\S+?)(?=:? |:$|$)/, (all, name) => {
+		return lines.map(line => line.replace(/(?<![\w-])upstream (\S+?)(?=:? |:$|$)/, (all, name) => {
 			if (!proxies.includes(name))
 				proxies.push(name);
 
@@ -69,12 +69,11 @@ return view.extend({
 		dom.content(summary, E('em', { 'class': 'spinning' }, _('Running…')));
 
 		return Promise.all([ common.doctor(target, false, show), L.resolveDefault(common.settings(), {}) ]).then(([ lines, settings ]) => {
-			const [ bad, warned ] = [ 'FAIL', 'warn' ].map(level => lines.filter(line => line.startsWith(level)).length);
 			const text = E('textarea', { 'class': 'toh-copy', 'rows': lines.length + 1, 'readonly': true, 'aria-label': _('As text') },
 				[ this.blank(lines, target, settings.sections) ]);
 			const copied = E('span', { 'role': 'status' });
 
-			dom.content(summary, E('strong', {}, [ (bad || warned) ? _('Faults: %d, warnings: %d').format(bad, warned) : _('All is well.') ]));
+			dom.content(summary, common.verdict(lines));
 			dom.append(this.output, [
 				E('h3', {}, _('For a forum')),
 				E('p', {}, _('Without public addresses, and without hosts, users and names of proxies.')),

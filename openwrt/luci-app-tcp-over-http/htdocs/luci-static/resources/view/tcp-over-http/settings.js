@@ -442,8 +442,14 @@ return view.extend({
 			o.datatype = 'range(%d,%d)'.format(spec.min, spec.max);
 
 		if (name == 'password') {
+			const { renderWidget } = o;
+
 			o.password = true;
-			o.placeholder = _('unchanged, or none');
+			o.renderWidget = (sid, ...args) => {
+				o.placeholder = (this.old[sid] || {}).password ? _('unchanged') : _('none');
+
+				return renderWidget.call(o, sid, ...args);
+			};
 		}
 
 		o.validate = (sid, value) => this.validate(kind, name, sid, value);
@@ -652,10 +658,12 @@ return view.extend({
 				return this.blame(staged);
 
 			return common.doctor('example.com', true, () => {}).then(lines => {
-				const told = lines.filter(line => /^\S+\s+upstream /.test(line));
+				const ofProxy = lines.filter(line => /^\S+\s+upstream /.test(line));
+				const told = ofProxy.length ? ofProxy : lines;
 
 				ui.showModal(_('Test of the proxy'), [
-					E('ul', { 'class': 'toh-findings' }, (told.length ? told : lines).map(line => common.finding(line))),
+					E('p', {}, [ common.verdict(told) ]),
+					E('ul', { 'class': 'toh-findings' }, told.map(line => common.finding(line))),
 					E('div', { 'class': 'right' }, [
 						E('button', { 'class': 'btn cbi-button', 'click': ui.hideModal }, _('Dismiss'))
 					])
