@@ -792,6 +792,10 @@ def test_settings_and_check_for_a_page(box):
     assert (wrong["valid"], wrong["section"]) == (False, 2) and wrong["message"][0].startswith("port: '")
     assert any("port: '" in line for line in doctor(box, candidate=True, ubus_rpc_session=session))
     assert call(box, "settings")["check"] == {"valid": True}
+    for wrong in ("option pasword 'hunter2'", "list header 'X-Key hunter2'", "list upstream 'joe:hunter2@192.0.2.10'"):
+        (box.root / CONFIG).write_text(f"{text}\t{wrong}\n")
+        told = call(box, "settings")
+        assert not told["check"]["valid"] and "hunter2" not in json.dumps(told), wrong
     # No path of another's making.
     for session in ("", "../uci", "a/b"):
         result = box.run(PLUGIN, "call", "check", input=json.dumps({"ubus_rpc_session": session}), check=False)

@@ -144,7 +144,7 @@ return view.extend({
 			dom.content(first, [ words ]);
 
 		dom.content(second, [ !status
-			? E('a', { 'href': L.url('admin/services/tcp-over-http/settings') }, _('Settings'))
+			? (settings.sections ? E('a', { 'href': L.url('admin/services/tcp-over-http/settings') }, _('Settings')) : '')
 			: _('Uptime: %s; open connections: %d.').format(common.duration(status.uptime), status.upstreams.reduce((sum, proxy) => sum + proxy.flows, 0)) ]);
 	},
 
