@@ -709,6 +709,14 @@ def call(box, method, **arguments):
     return json.loads(box.run(PLUGIN, "call", method, input=json.dumps(arguments), check=False).stdout)
 
 
+def doctor(box, **arguments):
+    """What it has found when it has finished."""
+    found = call(box, "doctor", **arguments)
+    while job := found.get("job"):
+        found = call(box, "doctor", job=job)
+    return found["lines"]
+
+
 def test_status_for_rpcd(box, honest, client, fetch):
     methods = json.loads(box.run(PLUGIN, "list").stdout)
     assert {name for name, arguments in methods.items() if not arguments} == {
@@ -717,7 +725,7 @@ def test_status_for_rpcd(box, honest, client, fetch):
         failed = call(box, method)
         assert set(failed) == {"error"} and "no daemon answers at /var/run/tcp-over-http.sock: " in failed["error"]
     assert "no daemon answers" in call(box, "use", name="auto")["error"]
-    assert any(line.startswith("FAIL  the daemon answers") for line in call(box, "doctor")["lines"])
+    assert any(line.startswith("FAIL  the daemon answers") for line in doctor(box))
     box.serve()
     assert_fetched(fetch, client)
     said = call(box, "status")
@@ -737,7 +745,7 @@ def test_status_for_rpcd(box, honest, client, fetch):
     for wrong in ({}, {"duration": "2h"}, {"duration": "--help"}, {"duration": "10m", "client": "x y"}):
         assert "error" in call(box, "pause", **wrong), wrong
     assert call(box, "resume")["error"] == call(box, "resume", client="10.1.0.2")["error"] == "there is no such pause"
-    assert any(line.startswith("ok    the daemon answers") for line in call(box, "doctor", target=SERVER)["lines"])
+    assert any(line.startswith("ok    the daemon answers") for line in doctor(box, target=SERVER))
 
 
 def test_who_may_call_what(box):
@@ -782,13 +790,20 @@ def test_settings_and_check_for_a_page(box):
     staged.write_text(text + "\toption port 'x\"y'\n")
     wrong = call(box, "check", ubus_rpc_session=session)
     assert (wrong["valid"], wrong["section"]) == (False, 2) and wrong["message"][0].startswith("port: '")
-    assert any("port: '" in line for line in call(box, "doctor", candidate=True, ubus_rpc_session=session)["lines"])
+    assert any("port: '" in line for line in doctor(box, candidate=True, ubus_rpc_session=session))
     assert call(box, "settings")["check"] == {"valid": True}
+    for wrong in ("option pasword 'hunter2'", "list header 'X-Key hunter2'", "list upstream 'joe:hunter2@192.0.2.10'"):
+        (box.root / CONFIG).write_text(f"{text}\t{wrong}\n")
+        told = call(box, "settings")
+        assert not told["check"]["valid"] and "hunter2" not in json.dumps(told), wrong
     # No path of another's making.
     for session in ("", "../uci", "a/b"):
         result = box.run(PLUGIN, "call", "check", input=json.dumps({"ubus_rpc_session": session}), check=False)
         assert result.returncode and not result.stdout, session
-    assert not list((box.root / "tmp").glob("tmp.*")), "a candidate is left, with its passwords"
+    for job in ("../uci", "XXXXXX"):
+        result = box.run(PLUGIN, "call", "doctor", input=json.dumps({"job": job}), check=False)
+        assert result.returncode and not result.stdout, job
+    assert not list((box.root / "tmp").glob("toh-*")), "a candidate is left, with its passwords"
 
 
 # What prometheus-node-exporter-lua and libubus-lua have for a collector.

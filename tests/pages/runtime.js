@@ -114,6 +114,7 @@ const rpc = {
 		(options.params || []).forEach((name, place) => { params[name] = args[place]; });
 		return fetch('/ubus/', {
 			method: 'POST',
+			signal: AbortSignal.timeout((L.env.rpctimeout ?? 20) * 1000),
 			body: JSON.stringify({ jsonrpc: '2.0', id: ++requests, method: 'call', params: [ PAGE.sessionid, options.object, options.method, params ] })
 		}).then(response => response.json()).then(message => {
 			if (message.error)
@@ -220,9 +221,10 @@ class JSONConfig {
 	set(config, sid, option, value) { if (value == null) delete this.data[sid][option]; else this.data[sid][option] = Array.isArray(value) ? value : String(value); }
 	unset(config, sid, option) { this.set(config, sid, option, null); }
 	sections(config, type) { return Object.values(this.data).filter(s => s['.type'] == type).sort((a, b) => a['.index'] - b['.index']); }
-	add(config, type) {
-		const sid = type + Object.keys(this.data).length;
-		this.data[sid] = { '.name': sid, '.type': type, '.anonymous': true, '.index': 1 + Math.max(0, ...Object.values(this.data).map(s => s['.index'])) };
+	/* One whose name is taken is not added. */
+	add(config, type, name) {
+		const sid = name ?? type + this.sections(config, type).length;
+		this.data[sid] ??= { '.name': sid, '.type': type, '.anonymous': name == null, '.index': 1 + Math.max(0, ...Object.values(this.data).map(s => s['.index'])) };
 		return sid;
 	}
 	remove(config, sid) { delete this.data[sid]; }
@@ -248,6 +250,7 @@ const JSONMap = Base.extend({
 		dom.bindClassInstance(this.root, this);
 		dom.content(this.root, [ E('h2', { 'name': 'content' }, this.title), E('div', { 'class': 'cbi-map-descr' }, this.description) ]
 			.concat(this.children.map(s => s.render())));
+		this.checkDepends(); /* and what is valid */
 		return Promise.resolve(this.root);
 	},
 	reset() { return this.renderContents(); },
@@ -345,6 +348,7 @@ const Value = Base.extend({
 			'input': () => this.check(sid)
 		});
 	},
+	renderWidget(sid) { return this.widget(sid); },
 	formvalue(sid) { return this.nodes[sid].value; },
 	problem(sid) {
 		const value = this.formvalue(sid);
@@ -365,7 +369,7 @@ const Value = Base.extend({
 		return !problem;
 	},
 	render(sid) {
-		const node = this.nodes[sid] = this.widget(sid);
+		const node = this.nodes[sid] = this.renderWidget(sid);
 		const field = E('div', { 'class': 'cbi-value', 'data-field': this.cbid(sid), 'data-name': this.option }, [
 			E('label', { 'class': 'cbi-value-title', 'for': 'widget.' + this.cbid(sid) }, this.title),
 			E('div', { 'class': 'cbi-value-field' }, [ node, this.description ? E('div', { 'class': 'cbi-value-description' }, this.description) : '' ])

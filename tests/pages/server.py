@@ -91,7 +91,7 @@ class Ubus:
                 return [6]
             return getattr(self, f"uci_{method}")(**{key: value for key, value in arguments.items() if value is not None})
         text = json.dumps({key: value for key, value in arguments.items() if value is not None} | {"ubus_rpc_session": session})
-        said = self.box.run("/usr/libexec/rpcd/tcp-over-http", "call", method, input=text, check=False).stdout
+        said = self.box.run("/usr/libexec/rpcd/tcp-over-http", "call", method, input=text, check=False, timeout=30).stdout
         try:
             return [0, json.loads(said)]
         except ValueError:

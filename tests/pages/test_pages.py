@@ -76,7 +76,7 @@ def test_overview(box, visit, lab):
     assert page.locator(".toh-card h4").all_inner_texts() == [FIRST, SECOND]
     assert "connections: 3" in page.locator(".toh-card").first.inner_text()
     assert [FIRST in text for text in page.locator(".toh-card", has_text="asked first").all_inner_texts()] == [True]
-    assert re.search(r"Running for .*; open connections: 3\.", page.locator(".toh-state").first.inner_text())
+    assert re.search(r"Running. Uptime: .*; open connections: 3\.", page.locator(".toh-state").first.inner_text())
     assert client.connect(SERVER, 80).recv(5) == b"hello"
     # What is told again after 5 s.
     page.locator(".toh-wide svg path[d^=M]").first.wait_for(state="attached")
@@ -153,6 +153,77 @@ def test_a_page_that_nobody_sees_asks_nothing(box, visit, server):
     assert len(server.ubus.calls) == before
 
 
+def test_a_refresh_leaves_the_reader_alone(box, visit):
+    """Nothing but the calls is asked for; what the keyboard is at stays, and where the page is scrolled to."""
+    serve(box)
+    page = visit("overview", height=300)
+    button = page.locator(f'.toh-card[data-proxy="{SECOND}"] button')
+    button.focus()
+    page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
+    place, asked = page.evaluate("window.scrollY"), []
+    page.evaluate("document.querySelector('[role=status]').seen = true")
+    page.on("request", lambda request: asked.append(request.url))
+    for _ in range(2):
+        page.evaluate("document.querySelector('.toh-card').seen = true")
+        page.wait_for_function("!document.querySelector('.toh-card').seen")
+    assert page.evaluate("document.activeElement.dataset.key") == SECOND and page.evaluate("window.scrollY") == place > 0
+    assert {url.split("/")[3] for url in asked} == {"ubus"}, asked
+    # Told to who does not see it only when it changes, which takes a node that stays.
+    words = "(node => node.seen && node.textContent)(document.querySelector('[role=status]'))"
+    assert page.evaluate(words) == "Running."
+
+
+def test_the_keyboard_stays_where_it_was(box, visit):
+    serve(box, "option pause '1'")
+    page = visit("overview")
+    for words in ("Use this one", "Choose automatically", "Use this one"):
+        button = page.locator(f'.toh-card[data-proxy="{SECOND}"] button', has_text=words)
+        button.focus()
+        page.keyboard.press("Enter")
+        button.wait_for(state="detached")
+        page.wait_for_function(f"document.activeElement.dataset.key == '{SECOND}'")
+    for words in ("Pause for 10 minutes", "Resume"):
+        page.get_by_role("button", name=words).focus()
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name=words).wait_for(state="detached")
+        page.wait_for_function("document.activeElement.dataset.key == 'pause'")
+
+
+def test_one_proxy_is_not_chosen_from(box, visit):
+    serve(box, sections=[("constructor", PROXY)])  # which every object in JavaScript has
+    page = visit("overview")
+    page.locator(".toh-card").wait_for()
+    assert page.locator(".toh-card h4").all_inner_texts() == ["constructor"] and not page.locator(".toh-card button").count()
+    page = visit("settings")
+    field(page, "constructor", "host").wait_for()
+    save(page)
+    page.get_by_text("Nothing has changed").wait_for()
+
+
+@pytest.mark.parametrize("visit", [["Failed to load resource"]], indirect=True)
+def test_a_router_that_does_not_answer(box, visit):
+    serve(box)
+    page = visit("overview")
+    page.locator(".toh-card").first.wait_for()
+    page.route("**/ubus/**", lambda route: route.abort())
+    page.get_by_text("The router does not answer.").wait_for()
+    page.unroute("**/ubus/**")
+    page.locator(".toh-card").first.wait_for()
+    page = visit("doctor")
+    page.get_by_role("button", name="Run").wait_for()
+    page.route("**/ubus/**", lambda route: route.abort())
+    page.get_by_role("button", name="Run").click()
+    page.get_by_text("The doctor does not answer.").wait_for()
+    page = visit("settings")
+    page.get_by_role("button", name="Test this proxy").first.wait_for()
+    page.route("**/ubus/**", lambda route: route.abort())
+    page.get_by_role("button", name="Test this proxy").first.click()
+    page.get_by_text("Nothing was saved").wait_for()
+    page.evaluate("document.querySelector('.alert-message').remove()")
+    page.get_by_role("button", name="Reset").click()
+    page.get_by_text("Nothing was saved").wait_for()
+
+
 def test_overview_says_why_nothing_runs(box, visit):
     page = visit("overview")
     page.get_by_text("Switched off. Nothing is proxied.").wait_for()
@@ -216,6 +287,109 @@ def test_the_first_proxy_is_asked_for(box, visit):
     save(page)
     until(lambda: f"list upstream 'http://{PROXY}:3128'" in config(box), "it is saved")
     assert "config upstream" not in config(box)
+
+
+def test_as_many_proxies_as_wanted(box, visit):
+    """Whatever they are called that there are, and whatever has been removed."""
+    rule = "\nconfig rule 'upstream2'\n\tlist dest '203.0.113.1'\n\toption direct '1'\n"
+    write(box, "option enabled '0'")
+    (box.root / "etc/config/tcp-over-http").write_text(config(box) + rule)
+    page = visit("settings")
+    hosts, add = page.locator('[data-name="host"] input[type=text]'), page.get_by_role("button", name="Add a proxy")
+    hosts.wait_for()
+    add.click()  # of the first nothing is typed
+    page.get_by_text("First correct what is marked").wait_for()
+    for number in range(4):
+        hosts.nth(number).fill(f"192.0.2.{number + 1}")
+        add.click()
+        until(lambda: hosts.count() == number + 2, "there is another")
+    page.locator(".cbi-section-remove button").first.click()
+    until(lambda: hosts.count() == 4, "it is gone")
+    add.click()
+    until(lambda: hosts.count() == 5, "there is another")
+    save(page)
+    until(lambda: re.findall("option host '(.*)'", config(box)) == ["192.0.2.2", "192.0.2.3", "192.0.2.4"], "they are saved")
+    assert "config rule 'upstream2'" in config(box)
+
+
+def test_reset_undoes_all_that_is_not_saved(box, visit):
+    serve(box, sections=[OFFICE, HOME])
+    page = visit("settings")
+    field(page, "home", "port").locator("input").fill("1234")
+    page.locator(".cbi-section-remove button").first.click()
+    field(page, "office", "host").wait_for(state="detached")
+    page.get_by_role("button", name="Add a proxy").click()
+    until(lambda: page.locator('[data-name="host"] input[type=text]').count() == 2, "there is another")
+    page.get_by_role("button", name="Reset").click()
+    field(page, "office", "host").wait_for()
+    assert field(page, "home", "port").locator("input").input_value() == "3128"
+    save(page)
+    page.get_by_text("Nothing has changed").wait_for()
+
+
+def test_what_is_typed_last_counts(box, visit):
+    """Also if the page has refused what was typed before; and a dialogue takes nothing away."""
+    serve(box, sections=[OFFICE], rules=RULES)
+    page = visit("settings")
+    port, mtu = (field(page, *where).locator("input") for where in (("office", "port"), ("main", "mtu")))
+    port.fill("3129")
+    page.get_by_text("Expert", exact=True).click()
+    mtu.fill("9")
+    save(page)
+    page.get_by_text("First correct what is marked").wait_for()
+    port.fill("3128")
+    mtu.fill("")
+    save(page)
+    page.get_by_text("Nothing has changed").wait_for()
+    port.fill("3130")
+    edit = page.locator('[data-sid="one"] .cbi-button-edit')
+    if edit.count():  # LuCI has a dialogue
+        edit.click()
+        page.locator(".modal .cbi-button-positive").click()
+        page.locator("body:not(.modal-overlay-active)").wait_for()
+    assert port.input_value() == "3130"
+
+
+def test_a_list_with_secrets_is_not_saved_without_them(box, visit):
+    home = ("home", PROXY_OTHER, f"list header 'X-Key: {SECRET}'")
+    serve(box, f"list upstream 'http://joe:{SECRET}@{PROXY}:3128'", sections=[home])
+    before = config(box)
+    page = visit("settings")
+    page.locator('[data-tab="more"] a').first.click()
+    field(page, "home", "header").locator("input").last.fill("X-Other: 1")
+    page.keyboard.press("Enter")
+    save(page)
+    field(page, "home", "header").locator(".toh-fault", has_text="Type what *** stands for").wait_for()
+    page.reload()
+    page.get_by_text("Several proxies").click()
+    field(page, "main", "upstream").locator("input").last.fill("http://192.0.2.9:3128")
+    page.keyboard.press("Enter")
+    save(page)
+    field(page, "main", "upstream").locator(".toh-fault", has_text="Type what *** stands for").wait_for()
+    assert config(box) == before
+
+
+def test_what_was_saved_is_not_denied(box, visit, server, monkeypatch):
+    """If the router then is too busy to answer; and who has saved before is told."""
+    serve(box, sections=[OFFICE])
+    page, other = visit("settings"), visit("settings")
+    for one in (page, other):
+        one.get_by_text("Several proxies").click()
+        field(one, "main", "reply_timeout").locator("input").fill("20")
+    call = server.ubus.call
+
+    def busy(session, name, method, arguments):
+        return [7] if method == "settings" and "reply_timeout" in config(box) else call(session, name, method, arguments)
+
+    monkeypatch.setattr(server.ubus, "call", busy)
+    save(page)
+    page.get_by_text("Saved and applied: connections go on.").wait_for(timeout=40000)
+    assert not page.get_by_text("Nothing was saved").count() and "option reply_timeout '20'" in config(box)
+    monkeypatch.setattr(server.ubus, "call", call)
+    (box.root / "etc/config/tcp-over-http").write_text(config(box).replace("'office'", "'work'"))
+    field(other, "office", "port").locator("input").fill("3129")
+    save(other)
+    other.get_by_text("changed elsewhere meanwhile").wait_for()
 
 
 def names(box):
@@ -283,7 +457,8 @@ def test_a_change_keeps_secrets_and_connections(box, visit, lab, server):
     near = lab[0].client.connect(SERVER, 80)
     pid = box.pid()
     page = visit("settings")
-    assert page.locator('[data-name="password"] input').input_value() == ""
+    password = page.locator('[data-name="password"] input.cbi-input-password')
+    assert (password.input_value(), password.get_attribute("placeholder")) == ("", "unchanged")
     assert SECRET not in page.content()
     page.get_by_text("Several proxies").click()
     field(page, "main", "reply_timeout").locator("input").fill("20")
@@ -338,6 +513,7 @@ def test_a_proxy_is_tried_as_typed(box, visit, proxies):
     page.locator('[data-name="port"] input').first.fill("3128")
     page.get_by_role("button", name="Test this proxy").click()
     page.locator(".toh-finding .toh-good").first.wait_for()
+    page.get_by_text("All is well.").wait_for()
     assert config(box) == before
 
 
@@ -449,6 +625,22 @@ def test_doctor(box, visit):
     page.get_by_role("button", name="Copy").click()
 
 
+def test_a_doctor_takes_longer_than_luci_waits(box, visit, proxies):
+    serve(box, sections=[OFFICE])
+    proxies[PROXY] = b""
+    page = visit("doctor")
+    page.evaluate("L.env.rpctimeout = 8")
+    page.locator("#toh-target").press("Enter")
+    page.locator(".toh-finding", has_text="the daemon answers").wait_for()
+    assert page.get_by_text("Running…").count()
+    page.locator("textarea").wait_for(timeout=60000)
+    assert "CONNECT to port 22: no answer" in page.locator(".toh-findings").inner_text()
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_text("Copied.").wait_for()
+    assert page.get_by_text("Faults: ").count()
+    assert page.locator(".toh-finding").count() == page.locator("textarea").input_value().count("\n")  # each once
+
+
 def test_what_a_forum_need_not_know(box, visit):
     corp = ("corp", "proxy.corp.example", "option username 'smith'")
     serve(box, "list resolver '198.51.100.9'", sections=[corp, ("far", "192.0.2.9"), ("six", "2001:db8::77")])
@@ -457,6 +649,11 @@ def test_what_a_forum_need_not_know(box, visit):
     page.locator("textarea").wait_for(timeout=60000)
     shown, text = page.locator(".toh-finding").all_inner_texts(), page.locator("textarea").input_value()
     assert any("upstream corp" in line for line in shown)
+    page.evaluate("document.querySelector('textarea').remove()")
+    write(box, sections=[])
+    page.get_by_role("button", name="Run").click()
+    page.locator("textarea").wait_for()
+    assert "none from --upstream or TCP_OVER_HTTP_UPSTREAM" in page.locator("textarea").input_value()
     assert not [word for word in ("corp", "smith", "192.0.2.9", "2001:db8", "198.51.100.9", "far") if word in text], text
 
 

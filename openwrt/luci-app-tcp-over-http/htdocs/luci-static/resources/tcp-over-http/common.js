@@ -2,6 +2,7 @@
 'use strict';
 'require baseclass';
 'require rpc';
+'require ui';
 
 /* What the pages share: the calls, the daemon's words in the reader's language, and graphs.
  *
@@ -9,11 +10,12 @@
 
 const callStatus = rpc.declare({ object: 'tcp-over-http', method: 'status' });
 const callSettings = rpc.declare({ object: 'tcp-over-http', method: 'settings' });
+const callDoctor = rpc.declare({ object: 'tcp-over-http', method: 'doctor', params: [ 'target', 'candidate', 'job' ], reject: true });
 
 /* Of a proxy: what it is called, and how good that is. */
 const STATES = {
 	ok: [ _('works'), 'good' ],
-	resting: [ _('rests'), 'bad' ],
+	resting: [ _('set aside'), 'bad' ],
 	confirming: [ _('is being tested'), 'fair' ],
 	holding: [ _('answers again'), 'fair' ],
 	uplink_down: [ _('uplink down'), 'bad' ]
@@ -45,11 +47,11 @@ const DROPS = {
 	repeated_syn: _('repeated SYNs'),
 	unexpected: _('packets that do not fit their connection'),
 	unknown_flow: _('packets of no known connection'),
-	rate_limited: _('answers that would have been too many'),
+	rate_limited: _('answers over the rate limit'),
 	table_full: _('connections over the limit'),
-	too_many_dials: _('connections over the limit of those being opened'),
-	too_many_dials_of_client: _('connections over the limit of those being opened for one client'),
-	draining: _('connections that began while the daemon ended')
+	too_many_dials: _('too many connections being opened at once'),
+	too_many_dials_of_client: _('too many connections being opened at once by one client'),
+	draining: _('connections begun while the daemon was stopping')
 };
 
 const REFUSALS = {
@@ -75,12 +77,21 @@ function svg(tag, attributes, children) {
 }
 
 return baseclass.extend({
-	/* null: no daemon answers; undefined: nobody may ask. */
+	/* null: no daemon answers; undefined: the router does not, or nobody may ask. */
 	status: function() {
 		return L.resolveDefault(callStatus()).then(status => status && (status.upstreams ? status : null));
 	},
 
 	settings: callSettings,
+
+	/* Asks until the doctor has finished, who may take longer than LuCI waits for an answer; `show` gets the lines so far. */
+	doctor: function(target, isCandidate, show, job) {
+		return callDoctor(target, isCandidate, job).then(({ lines, job }) => {
+			show(lines);
+
+			return job ? this.doctor(target, isCandidate, show, job) : lines;
+		});
+	},
 
 	/* Relayed by the daemon, and forwarded by the kernel. */
 	moved: function(status) {
@@ -102,7 +113,7 @@ return baseclass.extend({
 	/* An entry of the history, as "rests: does not answer". */
 	change: function(text) {
 		return text.startsWith('rests: ')
-			? '%s: %s'.format(_('rests'), this.reason(text.substring(7)))
+			? '%s: %s'.format(_('set aside'), this.reason(text.substring(7)))
 			: this.reason(text);
 	},
 
@@ -143,6 +154,9 @@ return baseclass.extend({
 	/* Why no daemon answers, in words. */
 	whyNot: function(settings) {
 		const check = settings.check || {};
+
+		if (!settings.sections)
+			return _('The router does not answer.');
 
 		if (this.isOff(settings))
 			return _('Switched off. Nothing is proxied.');
@@ -189,6 +203,23 @@ return baseclass.extend({
 		return E('li', { 'class': 'toh-finding' }, [
 			E('span', { 'class': 'toh-state toh-%s'.format(grade) }, words), E('span', {}, [ what ])
 		]);
+	},
+
+	/* How many of the doctor's lines are bad. */
+	verdict: function(lines) {
+		const [ bad, warned ] = [ 'FAIL', 'warn' ].map(level => lines.filter(line => line.startsWith(level)).length);
+
+		return E('strong', {}, [ (bad || warned) ? _('Faults: %d, warnings: %d').format(bad, warned) : _('All is well.') ]);
+	},
+
+	/* One message at a time: it is on top, and who has pressed a button is further down. */
+	tell: function(title, text, kind) {
+		if (this.note)
+			this.note.remove();
+
+		this.note = ui.addNotification(title, E('p', {}, [ text ]), kind);
+		this.note.setAttribute('role', 'alert');
+		this.note.scrollIntoView({ block: 'center' });
 	},
 
 	style: function() {

@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: MIT
 'use strict';
 'require dom';
-'require rpc';
 'require ui';
 'require view';
 'require tcp-over-http.common as common';
-
-const callDoctor = rpc.declare({ object: 'tcp-over-http', method: 'doctor', params: [ 'target' ], expect: { lines: [] } });
 
 /* Of no use to a stranger: networks that are everybody's, and those of our own device. */
 const LOCAL = /^(10\.|127\.|169\.254\.|192\.168\.|172\.(1[6-9]|2\d|3[01])\.|198\.1[89]\.|0\.|255\.|fd|fc|fe80|::1$|::$)/i;
@@ -25,7 +22,7 @@ return view.extend({
 	blank: function(lines, target, sections) {
 		const proxies = [], known = this.known(sections);
 
-		return lines.map(line => line.replace(/\bupstream (\S+?)(?=:? |:$|$)/, (all, name) => {
+		return lines.map(line => line.replace(/(?<![\w-])upstream (\S+?)(?=:? |:$|$)/, (all, name) => {
 			if (!proxies.includes(name))
 				proxies.push(name);
 
@@ -40,20 +37,24 @@ return view.extend({
 	render: function() {
 		const may = L.hasViewPermission();
 
-		this.output = E('div', { 'aria-live': 'polite' });
-		this.target = E('input', { 'type': 'text', 'class': 'cbi-input-text', 'id': 'toh-target', 'value': 'example.com', 'disabled': may ? null : true });
+		const run = E('button', {
+			'class': 'btn cbi-button cbi-button-action important',
+			'disabled': may ? null : true,
+			'click': ui.createHandlerFn(this, 'handleRun')
+		}, _('Run'));
+
+		this.output = E('div');
+		this.target = E('input', {
+			'type': 'text', 'class': 'cbi-input-text', 'id': 'toh-target', 'value': 'example.com', 'disabled': may ? null : true,
+			'keydown': ev => { if (ev.key == 'Enter') run.click(); }
+		});
 
 		return E('div', {}, [
 			common.style(),
 			E('h2', {}, _('Doctor')),
 			E('p', {}, _('Looks for what goes wrong in practice, and says what to do. It takes a few seconds, with a silent proxy half a minute.')),
 			E('p', {}, [
-				E('label', { 'for': 'toh-target' }, _('A host that the proxies should reach:')), ' ', this.target, ' ',
-				E('button', {
-					'class': 'btn cbi-button cbi-button-action important',
-					'disabled': may ? null : true,
-					'click': ui.createHandlerFn(this, 'handleRun')
-				}, _('Run'))
+				E('label', { 'for': 'toh-target' }, _('A host that the proxies should reach:')), ' ', this.target, ' ', run
 			]),
 			this.output
 		]);
@@ -61,32 +62,33 @@ return view.extend({
 
 	handleRun: function() {
 		const target = this.target.value.trim() || 'example.com';
+		const summary = E('p', { 'role': 'status' }), findings = E('ul', { 'class': 'toh-findings' });
+		const show = lines => lines.slice(findings.children.length).forEach(line => findings.appendChild(common.finding(line)));
 
-		dom.content(this.output, E('em', { 'class': 'spinning' }, _('Running…')));
+		dom.content(this.output, [ summary, findings ]);
+		dom.content(summary, E('em', { 'class': 'spinning' }, _('Running…')));
 
-		return Promise.all([ callDoctor(target), L.resolveDefault(common.settings(), {}) ]).then(([ lines, settings ]) => {
-			const [ bad, warned ] = [ 'FAIL', 'warn' ].map(level => lines.filter(line => line.startsWith(level)).length);
+		return Promise.all([ common.doctor(target, false, show), L.resolveDefault(common.settings(), {}) ]).then(([ lines, settings ]) => {
 			const text = E('textarea', { 'class': 'toh-copy', 'rows': lines.length + 1, 'readonly': true, 'aria-label': _('As text') },
 				[ this.blank(lines, target, settings.sections) ]);
+			const copied = E('span', { 'role': 'status' });
 
-			dom.content(this.output, lines.length ? [
-				E('p', {}, E('strong', {}, (bad || warned) ? _('Faults: %d, warnings: %d').format(bad, warned) : _('All is well.'))),
-				E('ul', { 'class': 'toh-findings' }, lines.map(line => common.finding(line))),
+			dom.content(summary, common.verdict(lines));
+			dom.append(this.output, [
 				E('h3', {}, _('For a forum')),
 				E('p', {}, _('Without public addresses, and without hosts, users and names of proxies.')),
 				text,
-				E('p', {}, E('button', { 'class': 'btn cbi-button', 'click': () => this.copy(text) }, _('Copy')))
-			] : E('p', { 'class': 'toh-state toh-bad' }, _('The doctor does not answer.')));
-		});
+				E('p', {}, [ E('button', { 'class': 'btn cbi-button', 'click': () => this.copy(text, copied) }, _('Copy')), ' ', copied ])
+			]);
+		}).catch(() => dom.content(summary, E('span', { 'class': 'toh-state toh-bad' }, _('The doctor does not answer.'))));
 	},
 
 	/* The clipboard proper is for https only, which few routers have. */
-	copy: function(text) {
+	copy: function(text, copied) {
 		text.focus();
 		text.select();
-
-		if (!document.execCommand('copy'))
-			ui.addNotification(null, E('p', {}, _('The browser does not let the page copy: the text is selected.')), 'warning');
+		dom.content(copied, document.execCommand('copy') ? _('Copied.')
+			: _('The browser does not let the page copy: the text is selected.'));
 	},
 
 	handleSaveApply: null,

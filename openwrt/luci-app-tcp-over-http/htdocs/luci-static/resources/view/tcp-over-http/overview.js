@@ -23,9 +23,13 @@ const INTERVAL = 5, SAMPLES = 60;
 return view.extend({
 	/* What earlier answers said: bytes, when, rates, and by proxy the time to answer. */
 	last: null,
+	at: null,
 	up: [],
 	down: [],
-	answers: {},
+	answers: Object.create(null),
+
+	/* A call is under way: what was asked before it is old. */
+	isBusy: false,
 
 	/* What clients are called, by address: asked once. */
 	names: null,
@@ -53,27 +57,29 @@ return view.extend({
 	},
 
 	remember: function(status) {
-		const now = Date.now() / 1000;
-		const moved = status && common.moved(status);
-		const push = (line, value) => { line.push(value); line.splice(0, line.length - SAMPLES); };
-
 		if (!status) {
 			this.last = null;
 			return;
 		}
 
-		if (this.last && now > this.last.at) {
-			const rate = key => {
-				const more = moved[key] - this.last[key];
+		const now = Date.now() / 1000, moved = common.moved(status), last = this.last;
+		const missed = this.at ? Math.min(SAMPLES, Math.round((now - this.at) / INTERVAL) - 1) : 0;
 
-				return (more >= 0) ? more / (now - this.last.at) : null;
-			};
+		/* Nothing is known of the time in which nobody asked. */
+		const push = (line, value) => {
+			for (let i = 0; i < missed; i++)
+				line.push(null);
 
-			push(this.up, rate('up'));
-			push(this.down, rate('down'));
-		}
+			line.push(value);
+			line.splice(0, line.length - SAMPLES);
+		};
+		const rate = key => (last && now > last.at && moved[key] >= last[key]) ? (moved[key] - last[key]) / (now - last.at) : null;
+
+		push(this.up, rate('up'));
+		push(this.down, rate('down'));
 
 		this.last = Object.assign({ at: now }, moved);
+		this.at = now;
 
 		status.upstreams.forEach(proxy => {
 			const line = this.answers[proxy.name] = this.answers[proxy.name] || { seen: 0, line: [] };
@@ -85,54 +91,61 @@ return view.extend({
 	},
 
 	render: function(answers) {
-		const root = E('div', { 'class': 'toh' });
-
 		this.may = L.hasViewPermission();
-		this.update(root, answers);
+		this.sentence = E('p', {}, [ E('span', { 'role': 'status' }), ' ', E('span') ]);
+		this.body = E('div');
+		this.update(answers);
 
 		/* A page that nobody sees asks nothing. */
 		poll.add(() => document.hidden ? Promise.resolve()
-			: this.ask().then(answers => this.update(root, answers)), INTERVAL);
+			: this.ask().then(answers => this.isBusy || this.update(answers)), INTERVAL);
 
-		return root;
+		return E('div', { 'class': 'toh' }, [ common.style(), E('h2', {}, _('TCP over HTTP')), this.sentence, this.body ]);
 	},
 
-	update: function(root, [ status, clients, history, settings ]) {
-		const focused = root.contains(document.activeElement) && document.activeElement.getAttribute('data-key');
+	update: function([ status, clients, history, settings ]) {
+		const focused = this.body.contains(document.activeElement) && document.activeElement.getAttribute('data-key');
 
 		this.remember(status);
-		dom.content(root, [
-			common.style(),
-			E('h2', {}, _('TCP over HTTP')),
-			this.renderSentence(status, settings),
-			status ? this.renderPause(status.pauses) : '',
-			status ? this.renderProxies(status) : '',
-			status ? this.renderThroughput(status) : '',
-			status ? this.renderClients(clients) : '',
-			status ? this.renderDrops(status.dropped || {}) : '',
-			status ? this.renderHistory(history) : ''
+		this.updateSentence(status, settings);
+		dom.content(this.body, !status ? [] : [
+			this.renderPause(status.pauses),
+			this.renderProxies(status),
+			this.renderThroughput(status),
+			this.renderClients(clients),
+			this.renderDrops(status.dropped || {}),
+			this.renderHistory(history)
 		]);
 
 		/* The button that the keyboard was at is another one now. */
-		const again = focused && root.querySelector('[data-key="%s"]'.format(CSS.escape(focused)));
-
-		if (again)
-			again.focus();
+		if (focused)
+			this.focus(focused);
 	},
 
-	renderSentence: function(status, settings) {
-		if (!status)
-			return E('p', { 'class': 'toh-state toh-bad', 'aria-live': 'polite' }, [
-				common.whyNot(settings), ' ',
-				E('a', { 'href': L.url('admin/services/tcp-over-http/settings') }, _('Settings'))
-			]);
+	focus: function(key) {
+		const button = this.body.querySelector('[data-key="%s"]'.format(CSS.escape(key))) || this.body.querySelector('button');
 
-		const works = status.upstreams.filter(proxy => proxy.state == 'ok' || proxy.state == 'holding').length;
-		const words = status.draining ? _('Ends: no new connections.')
+		if (button)
+			button.focus({ preventScroll: true });
+	},
+
+	/* The first words are told to who does not see them, but only when they change. */
+	updateSentence: function(status, settings) {
+		const [ first, second ] = this.sentence.querySelectorAll('span');
+		const works = status && status.upstreams.some(proxy => proxy.state == 'ok' || proxy.state == 'holding');
+		const words = !status ? common.whyNot(settings)
+			: status.draining ? _('Ends: no new connections.')
 			: !works ? _('Running, but no proxy works: connections are refused.')
-			: _('Running for %s; open connections: %d.').format(common.duration(status.uptime), status.upstreams.reduce((sum, proxy) => sum + proxy.flows, 0));
+			: _('Running.');
 
-		return E('p', { 'class': 'toh-state toh-%s'.format(status.draining || !works ? 'bad' : 'good'), 'aria-live': 'polite' }, [ words ]);
+		this.sentence.className = 'toh-state toh-%s'.format(works && !status.draining ? 'good' : 'bad');
+
+		if (first.textContent != words)
+			dom.content(first, [ words ]);
+
+		dom.content(second, [ !status
+			? (settings.sections ? E('a', { 'href': L.url('admin/services/tcp-over-http/settings') }, _('Settings')) : '')
+			: _('Uptime: %s; open connections: %d.').format(common.duration(status.uptime), status.upstreams.reduce((sum, proxy) => sum + proxy.flows, 0)) ]);
 	},
 
 	/* For a login page: what is begun meanwhile goes out directly. */
@@ -143,7 +156,7 @@ return view.extend({
 			E('div', {}, pauses.map(pause => E('p', { 'class': 'toh-state toh-fair' }, [
 				((pause.client == 'all') ? _('Paused: connections go out directly (%s left)') : _('Paused for %s: its connections go out directly (%s left)'))
 					.format(...(pause.client == 'all' ? [] : [ pause.client ]), common.duration(pause.seconds_left)), ' ',
-				this.renderButton('resume %s'.format(pause.client), _('Resume'), () => callResume((pause.client == 'all') ? '' : pause.client))
+				this.renderButton((pause.client == 'all') ? 'pause' : 'resume %s'.format(pause.client), _('Resume'), () => callResume((pause.client == 'all') ? '' : pause.client))
 			]))),
 			all ? '' : this.renderButton('pause', _('Pause for 10 minutes'), () => callPause('10m'))
 		]);
@@ -156,14 +169,13 @@ return view.extend({
 
 		return E('div', { 'class': 'cbi-section' }, [
 			E('h3', {}, _('Proxies')),
-			E('p', {}, chosen ? _('You have chosen one: no other is used.')
+			E('p', {}, chosen ? _('You have chosen one: others are used only if it fails and the settings say so.')
 				: _('The first that works is used.')),
-			E('div', { 'class': 'toh-cards' }, status.upstreams.map(proxy => this.renderProxy(proxy, proxy === first))),
-			chosen ? this.renderUse('auto', _('Choose automatically')) : ''
+			E('div', { 'class': 'toh-cards' }, status.upstreams.map(proxy => this.renderProxy(proxy, proxy === first, status.upstreams.length == 1)))
 		]);
 	},
 
-	renderProxy: function(proxy, isFirst) {
+	renderProxy: function(proxy, isFirst, isAlone) {
 		const state = common.state(proxy);
 		const line = this.answers[proxy.name].line;
 		const refusals = common.refusals(proxy);
@@ -187,16 +199,14 @@ return view.extend({
 			refusals.length ? E('p', { 'class': 'toh-old' }, [
 				_('Refused:'), ' ', refusals.map(([ count, words ]) => '%s (%d)'.format(words, count)).join(', ')
 			]) : '',
-			proxy.chosen ? '' : this.renderUse(proxy.name, _('Use this one'))
+			proxy.chosen ? this.renderButton(proxy.name, _('Choose automatically'), () => callUse('auto', false))
+				: isAlone ? ''
+				: this.renderButton(proxy.name, _('Use this one'), () => callUse(proxy.name, false), '%s: %s'.format(_('Use this one'), proxy.name))
 		]);
 	},
 
 	renderMoved: function(counts) {
 		return E('span', { 'title': _('Sent and received') }, [ '↑ %s ↓ %s'.format(common.bytes(counts.up), common.bytes(counts.down)) ]);
-	},
-
-	renderUse: function(name, words) {
-		return this.renderButton(name, words, () => callUse(name, false), '%s: %s'.format(words, name));
 	},
 
 	renderButton: function(key, words, call, label) {
@@ -205,19 +215,26 @@ return view.extend({
 			'data-key': key,
 			'aria-label': label,
 			'disabled': this.may ? null : true,
-			'click': ui.createHandlerFn(this, 'handleCall', call)
+			'click': ui.createHandlerFn(this, 'handleCall', key, call)
 		}, [ words ]);
 	},
 
-	handleCall: function(call, ev) {
-		const root = dom.parent(ev.currentTarget || ev.target, '.toh');
+	handleCall: function(key, call) {
+		this.isBusy = true;
 
-		return call().then(reply => {
+		return L.resolveDefault(call()).then(reply => {
 			if (!reply || !reply.done)
-				ui.addNotification(null, E('p', {}, [ common.reason(reply && (reply.message || reply.error)) || _('The daemon does not answer.') ]), 'error');
+				common.tell(null, common.reason(reply && (reply.message || reply.error)) || _('The daemon does not answer.'), 'error');
 
 			return this.ask();
-		}).then(answers => this.update(root, answers));
+		}).then(answers => {
+			this.isBusy = false;
+			this.update(answers);
+
+			/* LuCI has taken the keyboard away. */
+			if (document.activeElement == document.body)
+				this.focus(key);
+		});
 	},
 
 	renderThroughput: function(status) {

@@ -20,7 +20,6 @@ const callOrder = rpc.declare({ object: 'uci', method: 'order', params: [ 'confi
 const callRevert = rpc.declare({ object: 'uci', method: 'revert', params: [ 'config' ] });
 const callCommit = rpc.declare({ object: 'uci', method: 'commit', params: [ 'config' ], reject: true });
 const callCheck = rpc.declare({ object: 'tcp-over-http', method: 'check' });
-const callDoctor = rpc.declare({ object: 'tcp-over-http', method: 'doctor', params: [ 'target', 'candidate' ], expect: { lines: [] } });
 
 /* What stands for a secret. */
 const SECRET = '***';
@@ -136,6 +135,8 @@ const TABS = [
 	] ]
 ];
 
+const MAIN = FIRST.concat(...TABS.map(([ tab, title, options ]) => options));
+
 const CHOICES = {
 	'dns.off': _('as before'),
 	'dns.fakeip': _('fake addresses'),
@@ -169,6 +170,10 @@ function isOff(value) {
 	return /^(0|no|off|false|disabled)$/.test(value);
 }
 
+function unmask() {
+	return _('Type what %s stands for: the page does not know it.').format(SECRET);
+}
+
 function equal(a, b) {
 	return JSON.stringify(a) == JSON.stringify(b);
 }
@@ -181,12 +186,15 @@ return view.extend({
 	render: function(settings) {
 		this.root = this.root || E('div');
 
-		if (!settings || !settings.options)
-			return E('p', {}, _('The daemon does not say what can be set.'));
+		if (!settings || !settings.options) {
+			dom.content(this.root, E('p', {}, _('The daemon does not say what can be set.')));
+
+			return this.root;
+		}
 
 		this.options = settings.options;
 		this.main = null;
-		this.old = {};
+		this.old = Object.create(null);
 		this.order = [];
 
 		/* What the form changes, and what it was. */
@@ -214,12 +222,13 @@ return view.extend({
 
 		/* Where there is none, the first is asked for. */
 		if (!data.upstream.length && !data.main.upstream && L.hasViewPermission())
-			data.upstream.push({});
+			data.upstream.push({ '.name': 'new-0' });
 
 		this.map = new form.JSONMap(data, _('TCP over HTTP'), _('Carries all TCP connections of this network through an HTTP proxy.'));
 		this.map.readonly = !L.hasViewPermission();
 		/* Older LuCI notes here that sections have moved, as it does for uci. */
 		this.map.data.state = { reorder: {} };
+		this.nameNewSections(this.map.data);
 		this.addSections();
 
 		return this.map.render().then(nodes => {
@@ -227,6 +236,30 @@ return view.extend({
 
 			return this.root;
 		});
+	},
+
+	/* By names that none in the configuration can have: LuCI's own may be taken, and then it adds nothing. */
+	nameNewSections: function(data) {
+		const add = data.add;
+		let count = 0;
+
+		data.add = (config, type) => add.call(data, config, type, 'new-%d'.format(++count));
+	},
+
+	/* While a field is wrong, LuCI would add or remove a section, but not show it. */
+	guard: function(s) {
+		const { handleAdd, handleRemove } = s;
+		const isRight = except => {
+			const wrong = [ ...this.root.querySelectorAll('.cbi-input-invalid') ].find(node => !except || !dom.parent(node, except));
+
+			if (wrong)
+				this.showInvalid(wrong);
+
+			return !wrong;
+		};
+
+		s.handleAdd = (...args) => isRight() && handleAdd.apply(s, args);
+		s.handleRemove = (sid, ...args) => isRight('[data-section-id="%s"]'.format(sid)) && handleRemove.call(s, sid, ...args);
 	},
 
 	/* Lists as lists, all else as one text, words for yes and no as 1 and 0. */
@@ -256,6 +289,7 @@ return view.extend({
 		s.anonymous = true;
 		s.addremove = !this.map.readonly;
 		s.addbtntitle = _('Add a proxy');
+		this.guard(s);
 		s.tab('proxy', _('Proxy'));
 		s.tab('more', _('More'));
 		this.addName(s);
@@ -271,6 +305,9 @@ return view.extend({
 			s.addbtntitle = _('Add a rule');
 			s.modaltitle = _('Rule');
 			s.nodescriptions = true;
+			/* What is typed elsewhere would be gone after the dialogue. */
+			s.addModalOptions = () => L.resolveDefault(this.parse());
+			this.guard(s);
 			[ ...RULE, ...MATCHES, ...OUTCOMES ].forEach(words => {
 				const o = this.addOption(s, 'rule', words);
 
@@ -296,7 +333,7 @@ return view.extend({
 		});
 
 		/* What is newer than this page. */
-		const known = FIRST.concat(...TABS.map(([ tab, title, options ]) => options)).map(([ name ]) => name);
+		const known = MAIN.map(([ name ]) => name);
 
 		this.options.main.filter(spec => !known.includes(spec.name))
 			.forEach(spec => this.addOption(s, 'main', [ spec.name, spec.name, spec.help ], 'expert'));
@@ -326,7 +363,7 @@ return view.extend({
 
 		o.datatype = 'uciname';
 		o.placeholder = _('host and port');
-		o.validate = (sid, value) => ![ 'auto', 'direct', ...this.order, ...this.proxies(sid) ].some(name => name != sid && name == value) ||
+		o.validate = (sid, value) => ![ 'auto', 'direct', 'main', ...this.order, ...this.proxies(sid) ].some(name => name != sid && name == value) ||
 			_('This name is taken.');
 	},
 
@@ -405,8 +442,14 @@ return view.extend({
 			o.datatype = 'range(%d,%d)'.format(spec.min, spec.max);
 
 		if (name == 'password') {
+			const { renderWidget } = o;
+
 			o.password = true;
-			o.placeholder = _('unchanged, or none');
+			o.renderWidget = (sid, ...args) => {
+				o.placeholder = (this.old[sid] || {}).password ? _('unchanged') : _('none');
+
+				return renderWidget.call(o, sid, ...args);
+			};
 		}
 
 		o.validate = (sid, value) => this.validate(kind, name, sid, value);
@@ -426,8 +469,7 @@ return view.extend({
 
 		const old = (this.old[(kind == 'main') ? this.main : sid] || {})[name];
 
-		return !String(value).includes(SECRET) || L.toArray(old).some(one => one == value) ||
-			_('Type what %s stands for: the page does not know it.').format(SECRET);
+		return !String(value).includes(SECRET) || L.toArray(old).some(one => one == value) || unmask();
 	},
 
 	/* What is to be changed of a section: values to set, and names to delete. What nobody has set is the default;
@@ -456,7 +498,7 @@ return view.extend({
 	/* The form's sections as [ kind, name in the configuration (null: new), values, name in the form ], the main one first,
 	 * without new ones of which nothing is typed. Rules follow when a proxy is called otherwise. */
 	sections: function() {
-		const data = this.map.data, renamed = {};
+		const data = this.map.data, renamed = Object.create(null);
 		const isTyped = (kind, sid, values) => this.old[sid] || values._name || Object.keys(this.difference(kind, sid, values).set).length;
 
 		data.sections('json', 'upstream').forEach(values => {
@@ -474,8 +516,8 @@ return view.extend({
 			])));
 	},
 
-	/* Stages what is to be; gives the names of the options that change, what the daemon says of it, and the form's
-	 * sections in the order that they then have. With `only`, all other proxies are off. */
+	/* Stages what is to be; gives the names of the general options that change and the kinds of other sections that do, what
+	 * the daemon says of it, and the form's sections in the order that they then have. With `only`, all other proxies are off. */
 	stage: function(only) {
 		const sections = this.sections();
 		const kept = sections.map(section => section[1]).filter(sid => sid);
@@ -504,7 +546,7 @@ return view.extend({
 				changes.unset = changes.unset.filter(name => name != 'upstream').concat((this.old[sid] || {}).upstream ? [ 'upstream' ] : []);
 			}
 
-			names.push(...Object.keys(changes.set), ...changes.unset);
+			names.push(...[ ...Object.keys(changes.set), ...changes.unset ].map(name => (kind == 'main') ? name : kind));
 
 			if (!sid) {
 				steps.push(() => callAdd(CONFIG, (kind == 'main') ? CONFIG : kind, values._name || undefined, changes.set).then(added => order.push(added)));
@@ -520,7 +562,7 @@ return view.extend({
 			const name = values._name || sid;
 
 			if (name != sid) {
-				names.push('section');
+				names.push(kind);
 				steps.push(() => callRename(CONFIG, sid, name));
 			}
 
@@ -541,9 +583,23 @@ return view.extend({
 		}));
 	},
 
-	/* The form takes over what is typed, and reads it again: it compares with what it has read last. */
+	/* The form takes over what is typed, and reads it again, also if some of it is wrong: it compares with what it has read
+	 * last. */
 	parse: function() {
-		return this.map.parse().then(() => this.map.load());
+		return this.map.parse().finally(() => this.map.load());
+	},
+
+	/* A list is written as a whole, with its secrets, which the page does not know: gives the complaint. */
+	masked: function() {
+		for (const [ kind, sid, values, formSid ] of this.sections()) {
+			const { set } = this.difference(kind, sid, values);
+			const name = Object.keys(set).find(name => L.toArray(set[name]).some(value => String(value).includes(SECRET)));
+
+			if (name)
+				return { layout: [ formSid ], check: { section: 1, message: [ '%s: %s'.format(name, unmask()) ] } };
+		}
+
+		return null;
 	},
 
 	/* In the form, or in a row of a table. */
@@ -558,7 +614,7 @@ return view.extend({
 		const sid = layout[check.section - 1] || 'main';
 		const field = name && (this.field(sid, name) || this.field(sid, '_which'));
 
-		this.tell(_('Nothing was saved'), E('p', {}, [ text ]), 'error');
+		common.tell(_('Nothing was saved'), text, 'error');
 
 		if (field) {
 			(field.querySelector('.cbi-value-field') || field).appendChild(
@@ -579,22 +635,12 @@ return view.extend({
 		node.scrollIntoView({ block: 'center' });
 	},
 
-	showInvalid: function() {
-		const input = this.root.querySelector('.cbi-input-invalid');
-
-		this.tell(null, E('p', {}, _('First correct what is marked.')), 'error');
+	showInvalid: function(input) {
+		common.tell(null, _('First correct what is marked.'), 'error');
+		input = input || this.root.querySelector('.cbi-input-invalid');
 
 		if (input)
 			this.show(input);
-	},
-
-	/* One message at a time: it is on top, and who has saved is at the end. */
-	tell: function(title, children, kind) {
-		if (this.note)
-			this.note.remove();
-
-		this.note = ui.addNotification(title, children, kind);
-		this.note.scrollIntoView({ block: 'center' });
 	},
 
 	forgive: function() {
@@ -604,26 +650,30 @@ return view.extend({
 	handleTest: function(sid) {
 		this.forgive();
 
-		return this.parse().then(() => this.stage(sid).then(staged => {
+		return this.parse().then(() => this.masked() || this.stage(sid), () => null).then(staged => {
+			if (!staged)
+				return this.showInvalid();
+
 			if (!staged.check.valid)
 				return this.blame(staged);
 
-			return callDoctor('example.com', true).then(lines => {
-				const told = lines.filter(line => /^\S+\s+upstream /.test(line));
+			return common.doctor('example.com', true, () => {}).then(lines => {
+				const ofProxy = lines.filter(line => /^\S+\s+upstream /.test(line));
+				const told = ofProxy.length ? ofProxy : lines;
 
 				ui.showModal(_('Test of the proxy'), [
-					E('ul', { 'class': 'toh-findings' }, (told.length ? told : lines).map(line => common.finding(line))),
+					E('p', {}, [ common.verdict(told) ]),
+					E('ul', { 'class': 'toh-findings' }, told.map(line => common.finding(line))),
 					E('div', { 'class': 'right' }, [
 						E('button', { 'class': 'btn cbi-button', 'click': ui.hideModal }, _('Dismiss'))
 					])
 				]);
 			});
-		}), () => this.showInvalid())
-			.finally(() => L.resolveDefault(callRevert(CONFIG)));
+		}).catch(error => this.fail(error)).finally(() => L.resolveDefault(callRevert(CONFIG)));
 	},
 
 	handleUp: function(sid) {
-		return L.resolveDefault(this.parse()).then(() => {
+		return this.parse().then(() => {
 			const kind = this.map.data.get('json', sid)['.type'];
 			const sids = this.map.data.sections('json', kind).map(values => values['.name']);
 			const place = sids.indexOf(sid);
@@ -638,29 +688,41 @@ return view.extend({
 
 			if (field)
 				field.querySelector('button').focus();
-		});
+		}, () => this.showInvalid());
+	},
+
+	/* As it is on the router: LuCI's own would keep what has been added, removed or moved. */
+	handleReset: function() {
+		return common.settings().then(settings => this.render(settings), error => this.fail(error));
+	},
+
+	fail: function(error) {
+		/* LuCI has the stack in the lines below. */
+		const text = String(error.message || error).split('\n')[0];
+
+		common.tell(_('Nothing was saved'), /ubus code 4\b/.test(text)
+			? _('The configuration has been changed elsewhere meanwhile: reload the page.') : text, 'error');
 	},
 
 	handleSaveApply: function(ev) {
 		this.forgive();
 
-		return this.parse().then(() => this.stage(), () => null).then(staged => {
+		return this.parse().then(() => this.masked() || this.stage(), () => null).then(staged => {
 			if (!staged)
 				return this.showInvalid();
 
-			if (!staged.names.length) {
-				this.tell(null, E('p', {}, _('Nothing has changed.')), 'info');
-				return;
-			}
-
 			if (!staged.check.valid) {
 				this.blame(staged);
+
 				return L.resolveDefault(callRevert(CONFIG));
 			}
 
+			if (!staged.names.length)
+				return common.tell(null, _('Nothing has changed.'), 'info');
+
 			return callCommit(CONFIG).then(() => this.told(staged.names));
 		}).catch(error => {
-			this.tell(_('Nothing was saved'), E('p', {}, [ String(error.message || error) ]), 'error');
+			this.fail(error);
 
 			return L.resolveDefault(callRevert(CONFIG));
 		});
@@ -669,7 +731,7 @@ return view.extend({
 	/* How it is once the change has had its effect, which takes a slow router a while: asks again every 2 s, for at most 20. */
 	settled: function(isRestarted, tries) {
 		return new Promise(resolve => window.setTimeout(resolve, 2000))
-			.then(() => Promise.all([ common.status(), common.settings() ]))
+			.then(() => Promise.all([ common.status(), L.resolveDefault(common.settings(), {}) ]))
 			.then(([ status, settings ]) => {
 				const isThere = common.isOff(settings) ? !status : status && !(isRestarted && status.uptime > 2 * tries);
 
@@ -679,16 +741,15 @@ return view.extend({
 
 	/* Says what a change did. */
 	told: function(names) {
-		const restarts = this.options.main.filter(spec => !spec.live && names.includes(spec.name)).map(spec => spec.name);
-		const words = names.includes('enabled') ? _('Saved and applied.')
+		const restarts = this.options.main.filter(spec => !spec.live && names.includes(spec.name))
+			.map(spec => (MAIN.find(([ name ]) => name == spec.name) || [ null, spec.name ])[1]);
+		const words = status => (!status || names.includes('enabled')) ? _('Saved and applied.')
 			: restarts.length ? _('Saved. The daemon restarts, since these have changed: %s.').format(restarts.join(', '))
 			: _('Saved and applied: connections go on.');
 
 		return this.settled(restarts.length > 0, 1)
 			.then(([ status, settings ]) => {
-				this.tell(null, E('p', {}, [
-					words, ' ', status ? _('It is running.') : common.whyNot(settings)
-				]), status ? 'info' : 'warning');
+				common.tell(null, '%s %s'.format(words(status), status ? _('It is running.') : common.whyNot(settings)), status ? 'info' : 'warning');
 
 				return this.render(settings);
 			});
