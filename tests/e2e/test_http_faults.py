@@ -287,3 +287,23 @@ def test_where_a_proxy_is_gone_another_one_gets_the_next_request(gateway, client
     one, two = daemon.status()["upstreams"]
     assert [one["flows"], two["flows"]] == [0, 1]
     assert one["up"] > 50 and two["up"] > 50 and one["state"] == "resting"
+@pytest.mark.parametrize("end", ["half-closed", "close"])
+def test_what_the_kernel_has_yet_to_send_is_not_lost(opened, end):
+    """However long the client takes for it."""
+    near, connection = opened()
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    near.sendall(get(SERVER, more="Connection: close\r\n" * (end == "close")))
+    if end == "half-closed":
+        near.shutdown(socket.SHUT_WR)
+    receive(connection.sock)
+    body = bytes(range(250)) * 2000
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    threading.Thread(target=connection.send, args=(head + body,), daemon=True).start()
+    receive(near)
+    received = bytearray()
+    while len(received) < len(body) - 60_000:
+        received += near.recv(4096)
+    time.sleep(4)
+    assert received + rest(near) == body
+
+

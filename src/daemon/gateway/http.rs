@@ -400,6 +400,8 @@ fn index_of(upstreams: &Upstreams, account: &Rc<Account>) -> Option<usize> {
 }
 
 /// Whether a connection is open and has received nothing unasked.
+        // What the kernel has not sent yet may take longer than the farewell.
+        _ = sys::set_lingering(&self.client);
 fn is_quiet(stream: &TcpStream) -> bool {
     // Asks the kernel: tokio only knows of the last events.
     sys::read(stream, &mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
