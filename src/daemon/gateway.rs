@@ -62,6 +62,8 @@ pub struct Gateway {
     again: Cell<bool>,
     totals: Cell<Totals>,
     clients: RefCell<Clients>,
+    /// How many bytes connections carried as HTTP requests keep in memory.
+    shared: Rc<Cell<usize>>,
 }
 
 /// What has happened so far, except what the rewriter counts.
@@ -114,6 +116,7 @@ impl Gateway {
             again: Cell::default(),
             totals: Cell::default(),
             clients: RefCell::default(),
+            shared: Rc::default(),
         }
     }
 
