@@ -72,6 +72,8 @@ pub struct Gateway {
     again: Cell<bool>,
     totals: Cell<Totals>,
     clients: RefCell<Tallies>,
+    /// How many bytes connections carried as HTTP requests keep in memory.
+    shared: Rc<Cell<usize>>,
 }
 
 /// Counters since the start, except the rewriter's.
@@ -125,6 +127,7 @@ impl Gateway {
             again: Cell::default(),
             totals: Cell::default(),
             clients: RefCell::default(),
+            shared: Rc::default(),
         }
     }
 

@@ -53,6 +53,7 @@ use tcp_over_http::http::login::Authorization;
 use tcp_over_http::net::Family;
 use tcp_over_http::rules::{Action, Rules};
 use tcp_over_http::time::Instant;
+use tcp_over_http::upstream::choice::{Asked, Attempt};
 use tokio::net::{TcpSocket, TcpStream};
 
 /// How long a request may wait for a name to be resolved: long enough to ask two resolvers, or one twice.
@@ -216,14 +217,21 @@ impl Upstreams {
         self.ask_in_turn(&target, only, true, held.as_ref()).await
     }
 
-    /// Asks the proxy that comes first for a tunnel to `target`. The result is neither counted nor returned.
+    /// Asks the proxy that comes first for a tunnel to `target`, if it may be sent credentials now. The result is neither
+    /// counted nor returned.
     pub async fn ask_quietly(&self, target: Target<'_>) {
-        let Some(index) = self.choice().first() else { return };
+        let asked = self.choice().next(&mut Attempt::new(target, None), self.now());
+        let Some(Asked { index, .. }) = asked else { return };
         let proxy = &self.proxies[index];
         let mut authorization = proxy.login.borrow_mut().begin(false);
         let Ok(request) = proxy.request.bytes(target, &mut authorization) else { return };
-        if let Ok(stream) = self.connect(index).await {
-            _ = Connection::Socket(stream).handshake(request, self.reply_timeout).await;
+        if let Ok(stream) = self.connect(index).await
+            && let Ok(reply) = Connection::Socket(stream).handshake(request, self.reply_timeout).await
+        {
+            match reply.status {
+                407 => _ = self.refused(index, &authorization, &reply.rest),
+                _ => self.choice().answered(index, self.now()),
+            }
         }
     }
 
@@ -305,8 +313,12 @@ impl Upstreams {
     pub fn refused(&self, index: usize, used: &Authorization, challenges: &[u8]) -> Option<Authorization> {
         let proxy = &self.proxies[index];
         let next = proxy.told_again(used, challenges);
-        if next.is_none() && proxy.request.has_credentials() {
-            self.choice().blamed(index, Failure::Credentials, self.now());
+        match next {
+            Some(_) => self.choice().challenged(index),
+            None if proxy.request.has_credentials() => {
+                self.choice().blamed(index, Failure::Credentials, self.now());
+            }
+            None => {}
         }
         next
     }

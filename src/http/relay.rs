@@ -19,8 +19,8 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use self::body::Body;
-use self::head::{Head, Kind};
+use self::body::{Body, Chunks};
+use self::head::{Head, Kind, push};
 use self::request::Request;
 use self::response::Response;
 use super::connect::Target;
@@ -41,7 +41,8 @@ pub enum Side {
 pub enum Next {
     /// Pass them to [`Relay::feed`].
     Feed,
-    /// Send at most this many to the other side unchanged, and report to [`Relay::passed`] how many were sent.
+    /// As [`Self::Feed`]; or send at most this many to the other side unchanged, and report to [`Relay::passed`] how many
+    /// were sent.
     Run(u64),
     /// Leave them until the other side has made progress.
     Wait,
@@ -142,6 +143,18 @@ enum Stream {
     Body(Body),
 }
 
+impl Stream {
+    /// How many bytes it keeps in memory.
+    const fn size(&self) -> usize {
+        match self {
+            Self::Head(head) | Self::Ready(head) | Self::Body(Body::Chunked(Chunks::Trailers(head))) => {
+                head.size()
+            }
+            Self::Idle | Self::Body(_) => 0,
+        }
+    }
+}
+
 impl Relay {
     /// A relay for a client that has connected to `target`.
     pub fn new(target: Target<'_>) -> Self {
@@ -190,21 +203,30 @@ impl Relay {
     }
 
     /// Takes bytes of `side`, and appends to `out` what the other side gets. Returns how many it took: it stops where
-    /// [`next`](Self::next) is no longer [`Next::Feed`].
+    /// [`next`](Self::next) is neither [`Next::Feed`] nor [`Next::Run`].
     ///
     /// # Errors
     /// [`Refusal`], after which the relay is of no further use.
     pub fn feed(&mut self, side: Side, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, Refusal> {
-        let mut taken = 0;
-        while taken < bytes.len() && self.next(side) == Next::Feed {
-            let rest = bytes.get(taken..).unwrap_or_default();
-            taken += self.take(side, rest, out).map_err(|refusal| match (side, refusal) {
-                (Side::Client, _) | (_, Refusal::Unauthorized) => refusal,
-                _ => Refusal::BadGateway,
-            })?;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let taken = match self.next(side) {
+                Next::Feed => self.take(side, rest, out).map_err(|refusal| match (side, refusal) {
+                    (Side::Client, _) | (_, Refusal::Unauthorized) => refusal,
+                    _ => Refusal::BadGateway,
+                })?,
+                Next::Run(run) => {
+                    let length = run.min(rest.len() as u64);
+                    push(out, &[rest.get(..length as usize).unwrap_or_default()]);
+                    self.passed(side, length);
+                    length as usize
+                }
+                _ => break,
+            };
             self.settle();
+            rest = rest.get(taken..).unwrap_or_default();
         }
-        Ok(taken)
+        Ok(bytes.len() - rest.len())
     }
 
     /// Notes that `length` bytes of a run have been sent to the other side.
@@ -289,6 +311,16 @@ impl Relay {
         true
     }
 
+    /// How many bytes of heads it keeps in memory.
+    pub fn size(&self) -> usize {
+        self.client.size() + self.proxy.size() + self.sent.as_ref().map_or(0, Head::size)
+    }
+
+    /// Forgets the current request, which can't be taken back any more.
+    pub fn forget(&mut self) {
+        self.sent = None;
+    }
+
     /// Whether the current request may be sent twice (RFC 9110 section 9.2.2).
     pub const fn is_repeatable(&self) -> bool {
         self.request.is_repeatable
@@ -343,6 +375,10 @@ impl Relay {
                 }
                 Ok(taken)
             }
+            // Of a chunked body only its lines come here, which a 1.0 client can't read.
+            Stream::Body(body) if side == Side::Proxy && self.request.is_1_0 => {
+                body.feed(bytes, &mut Vec::new())
+            }
             Stream::Body(body) => body.feed(bytes, out),
             Stream::Idle | Stream::Ready(_) => Ok(0),
         }
@@ -362,7 +398,7 @@ impl Relay {
                 // The connections can't be kept if the client is still sending its body: nobody may be reading the
                 // rest.
                 let is_sent = !matches!(&self.client, Stream::Body(body) if !body.is_over());
-                self.request.is_kept &= response.is_interim() || is_sent && !response.is_endless();
+                self.request.is_kept &= response.is_interim() || is_sent && !response.is_endless_for_client();
                 // A 1.0 client knows no interim responses (RFC 9110 section 15.2).
                 if !(response.is_interim() && self.request.is_1_0) {
                     response.write(self.request, out);

@@ -142,8 +142,11 @@ impl Choice {
     }
 
     /// Takes over what `old` knows about a proxy that is still in the same place, but had the index `old_index` there.
+    /// Refused credentials get another chance: whoever reloads may have had the account unlocked.
     pub fn inherit_proxy(&mut self, index: usize, old: &Self, old_index: usize) {
-        if let (Some(new), Some(old)) = (self.proxies.get_mut(index), old.proxies.get(old_index)) {
+        if let (Some(new), Some(old)) = (self.proxies.get_mut(index), old.proxies.get(old_index))
+            && old.login != Login::Refused
+        {
             // The outcome of a confirmation in progress will be reported to `old`.
             let is_preferred = new.is_preferred;
             *new = Proxy { answers: new.answers, is_asked: false, is_preferred, ..old.clone() };
@@ -255,6 +258,13 @@ impl Choice {
             (proxy.login, proxy.sent_at) = (Login::Fine, None);
         }
         self.works(index, now);
+    }
+
+    /// Notes that the proxy wants other credentials, which the same connection is about to send.
+    pub fn challenged(&mut self, index: usize) {
+        if let Some(proxy) = self.proxies.get_mut(index) {
+            proxy.sent_at = None;
+        }
     }
 
     fn works(&mut self, index: usize, now: Instant) {

@@ -97,6 +97,8 @@ REFUSED = [
     "GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
     "GET / HTTP/1.1\r\n\r\n",
     "CONNECT other.test:25 HTTP/1.1\r\nHost: other.test\r\n\r\n",
+    # The proxy's answer could have the password in it.
+    "TRACE / HTTP/1.1\r\nHost: x\r\nMax-Forwards: 0\r\n\r\n",
 ]
 PASSED = [
     # Pinned to whom the client has connected to.
@@ -279,14 +281,15 @@ def test_an_upgrade_becomes_a_tunnel(opened, server):
     assert near.recv(100) == b""
 
 
-def test_what_is_no_http_gets_a_tunnel(opened, server, proxy):
+@pytest.mark.parametrize("line", [b"SSH-2.0-client\r\n", b"PRI * HTTP/2.0\r\n", b"USER me 0 * :me\r\n"], ids=["ssh", "h2", "irc"])
+def test_what_is_no_http_gets_a_tunnel(opened, server, proxy, line):
     near, _unused = opened(server)
-    near.sendall(b"SSH-2.0-client\r\n")
+    near.sendall(line)
     connection = proxy.accept_request()
     assert connection.target == f"{literal(server)}:80"
     connection.send(OK + b"SSH-2.0-server\r\n")
     assert receive(near, b"\n") == b"SSH-2.0-server\r\n"
-    assert receive(connection.sock, b"\n") == b"SSH-2.0-client\r\n"
+    assert receive(connection.sock, b"\n") == line
     near.shutdown(socket.SHUT_WR)
     assert connection.sock.recv(100) == b""
     connection.send(b"bye")

@@ -1,9 +1,11 @@
 """Plain HTTP as requests in absolute form: proxies that answer badly, early or not at all, and clients that give up."""
 
 import contextlib
+import select
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -202,6 +204,93 @@ def test_a_long_body_waits_until_the_proxy_knows_who_sends_it(gateway, client, p
         near.close()
 
 
+DIGEST = b'HTTP/1.1 407 No\r\nProxy-Authenticate: Digest realm="r", nonce="n", qop="auth"\r\nContent-Length: 0\r\n\r\n'
+
+
+@pytest.mark.parametrize("scheme", ["basic", "digest"])
+def test_a_password_is_right_once_the_response_begins(gateway, client, proxy, scheme):
+    """Then others come at once, however long that response takes; and a login does not wait for itself."""
+    gateway(*ALWAYS, upstreams=[upstream(user="me")])
+    near = client.connect(SERVER, 80)
+    connection = proxy.accept()
+    near.sendall(get(SERVER))
+    receive(connection.sock)
+    begun = time.monotonic()
+    if scheme == "digest":
+        connection.send(DIGEST)
+        connection = proxy.accept()
+        assert b"Authorization: Digest" in receive(connection.sock)
+    connection.send(DONE[:-1])
+    assert receive(near, DONE[:-1]) == DONE[:-1]
+    for _ in range(3):
+        client.connect(SERVER, 80)
+        proxy.accept()
+    assert time.monotonic() < begun + 1.5
+
+
+def test_a_request_behind_one_that_was_cut_off_is_sent(opened, router, proxy):
+    """The proxy has answered before it took all of a body, and is gone: the next request is another's."""
+    router.sysctl("net.ipv4.tcp_wmem", "4096 8192 8192")  # so that a part of both is still on its way
+    proxy.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    near, connection = opened()
+    body, page = bytes(40_000), bytes(range(250)) * 440
+    near.sendall(f"{POST}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    receive(connection.sock)
+    time.sleep(0.3)  # nothing tells that all has been read
+    connection.send(f"HTTP/1.1 403 No\r\nContent-Length: {len(page)}\r\n\r\n".encode() + page)
+    time.sleep(0.3)
+    connection.close()  # what it has not read makes this a reset
+    time.sleep(0.3)
+    head = receive(near)
+    assert b"Connection: close" not in head
+    received = b""
+    while len(received) < len(page):
+        received += near.recv(65536)
+    assert received == page
+    near.sendall(get(SERVER))
+    connection = proxy.accept()
+    assert receive(connection.sock) == absolute(SERVER)
+    connection.send(DONE)
+    assert receive(near, DONE) == DONE
+
+
+@pytest.mark.parametrize("side", ["requests", "responses"])
+def test_what_is_kept_in_memory_is_bounded(gateway, client, proxy, side):
+    """For all together: whoever makes it keep as much as it may on many connections leaves small messages to others."""
+    daemon = gateway(*ALWAYS, upstreams=[upstream(user="me")])
+
+    def carry():
+        near = client.connect(SERVER, 80)
+        connection = proxy.accept()
+        near.sendall(get(SERVER))
+        receive(connection.sock)
+        connection.send(DONE)
+        assert receive(near, DONE) == DONE
+
+    def kilobytes():
+        status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0])
+
+    carry()
+    before, hogs = kilobytes(), []
+    line = f"X: {'x' * 15_000}\r\n"
+    for _ in range(300):
+        hogs.append(client.connect(SERVER, 80))
+        connection = proxy.accept()
+        if side == "requests":
+            hogs[-1].sendall(f"{POST}{line}Content-Length: 50000\r\n\r\n{'x' * 49_000}".encode())
+        else:
+            hogs[-1].sendall(get(SERVER))
+            receive(connection.sock)
+            connection.send(f"HTTP/1.1 200 OK\r\n{line}".encode())
+    time.sleep(0.3)
+    refused = [hog for hog in hogs if select.select([hog], [], [], 0)[0]]
+    assert all(rest(hog).startswith(b"HTTP/1.1 502 ") for hog in refused)
+    assert len(refused) in (range(1) if side == "requests" else range(20, 100))
+    assert kilobytes() < before + 10_000
+    carry()
+
+
 @pytest.mark.parametrize("end", ["client", "proxy", "bad"])
 def test_nothing_is_lost_to_a_client_that_is_slow(opened, router, end):
     """Whoever ends the connection, and though the client's next request is refused."""
@@ -224,6 +313,26 @@ def test_nothing_is_lost_to_a_client_that_is_slow(opened, router, end):
     assert received == body
     answer = rest(near)
     assert answer.startswith(b"HTTP/1.1 400 ") if end == "bad" else answer == b""
+
+
+@pytest.mark.parametrize("end", ["half-closed", "close"])
+def test_what_the_kernel_has_yet_to_send_is_not_lost(opened, end):
+    """However long the client takes for it."""
+    near, connection = opened()
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    near.sendall(get(SERVER, more="Connection: close\r\n" * (end == "close")))
+    if end == "half-closed":
+        near.shutdown(socket.SHUT_WR)
+    receive(connection.sock)
+    body = bytes(range(250)) * 2000
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    threading.Thread(target=connection.send, args=(head + body,), daemon=True).start()
+    receive(near)
+    received = bytearray()
+    while len(received) < len(body) - 60_000:
+        received += near.recv(4096)
+    time.sleep(4)
+    assert received + rest(near) == body
 
 
 def test_a_refused_request_leaves_the_responses_before_it_alone(opened):

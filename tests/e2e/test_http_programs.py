@@ -156,8 +156,8 @@ def test_bodies_both_ways(kind, gateway, client, internet, web, directory, leaks
     ways = [], ["-0"], ["-H", "Expect: 100-continue"], ["-H", "Transfer-Encoding: chunked"]
     for more in ways[:3] if kind is Privoxy else ways:  # which takes no more than 4 MiB of chunks
         assert curl(client, *more, *post) == HASH, more
-    for path in ("/data", "/chunked"):
-        curl(client, "-o", str(directory / "got"), f"http://{web.host}{path}")
+    for path, more in ("/data", []), ("/chunked", []), ("/chunked", ["-0"]):
+        curl(client, *more, "-o", str(directory / "got"), f"http://{web.host}{path}")
         assert (directory / "got").read_bytes() == DATA, path
     curl(client, "-I", f"http://{web.host}/data")
     output = curl(client, "-v", "--stderr", "-", *(f"http://{web.host}/{n}" for n in range(5)))

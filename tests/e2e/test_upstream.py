@@ -436,6 +436,22 @@ def test_a_wrong_password_is_sent_once_and_a_new_one_at_once(configured, client,
     assert finish_connect(near) == 0
 
 
+@pytest.mark.native(why="new runs")
+def test_a_refused_password_is_sent_again_after_a_reload(configured, client, proxy):
+    """Somebody may have unlocked the account."""
+    configured.write(upstreams=[upstream(user="me")]).start()
+    for _ in range(2):
+        near = client.begin_connect(SERVER, 443)
+        proxy.open(b'HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm="r"\r\nContent-Length: 0\r\n\r\n').close()
+        assert finish_connect(near) == errno.EHOSTUNREACH
+        assert client.connect_errno(SERVER, 443) == errno.EHOSTUNREACH
+        assert not proxy.pending()
+        configured.reload("reload: ")
+    near = client.begin_connect(SERVER, 443)
+    proxy.open()
+    assert finish_connect(near) == 0
+
+
 @pytest.mark.parametrize("end", ["kept", "closed"])
 def test_a_connection_that_a_407_keeps_is_used_again(gateway, client, proxy, end):
     """Behind its body. Where the client's own connection is to be it, or the proxy has not kept it: a new one."""

@@ -5,6 +5,7 @@
 //! taken what it was sent.
 
 mod direction;
+mod share;
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -25,6 +26,7 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use self::direction::Direction;
+use self::share::Share;
 use super::Gateway;
 use super::dial::server;
 use super::kept::{HttpFlow, Kept};
@@ -72,8 +74,9 @@ impl Gateway {
             index,
             upstreams,
             claimed: Default::default(),
-            used: Authorization::Nothing,
+            used: None,
             next: None,
+            share: Share::new(Rc::clone(&self.shared)),
             is_fresh: true,
             is_reused: false,
             up: Direction::default(),
@@ -111,10 +114,11 @@ struct Carried {
     index: usize,
     /// The name that the client claims for the server, and whether it is true.
     claimed: (String, bool),
-    /// The credentials in the current request...
-    used: Authorization,
+    /// The credentials in the request that awaits its response...
+    used: Option<Authorization>,
     /// ...and those to send instead.
     next: Option<Authorization>,
+    share: Share,
     /// Whether no request has been sent yet.
     is_fresh: bool,
     /// Whether the proxy's connection has served an earlier request.
@@ -178,7 +182,7 @@ impl Carried {
             let may_repeat = match trouble {
                 // The nonce is too old, or the proxy has not given one yet.
                 Trouble::Refused(Refusal::Unauthorized) => {
-                    let used = mem::take(&mut self.used);
+                    let used = self.used.take().unwrap_or_default();
                     self.next = self.upstreams.refused(self.index, &used, self.relay.challenges());
                     self.next.is_some()
                 }
@@ -195,8 +199,8 @@ impl Carried {
     /// Moves bytes until there is something to decide.
     async fn progress(&mut self) -> Result<Next, Trouble> {
         let was_idle = self.is_idle();
-        if self.relay.is_idle() {
-            self.up.again = None;
+        if was_idle && self.up.discard(&self.gateway.supplies.pipes) {
+            self.relay.ended(Side::Proxy);
         }
         let patience = if was_idle { PATIENCE } else { DOUBT };
         let mut late = (was_idle || self.up.is_held).then(|| timer(patience));
@@ -209,7 +213,12 @@ impl Carried {
                 Poll::Pending => self.poll(was_idle, &mut late, cx),
             };
             self.count();
-            next
+            self.accept();
+            match self.has_too_much() {
+                true if self.relay.is_idle() => Poll::Ready(Err(Trouble::Refused(Refusal::TooLarge))),
+                true => Poll::Ready(Err(Trouble::Refused(Refusal::BadGateway))),
+                false => next,
+            }
         });
         moved.await
     }
@@ -251,6 +260,16 @@ impl Carried {
         self.relay.is_idle() && self.down.is_flushed()
     }
 
+    /// Whether it keeps too much in memory, though it has forgotten what it needs only to send a request again.
+    fn has_too_much(&mut self) -> bool {
+        let again = self.up.again.as_ref().map_or(0, Vec::capacity);
+        self.share.set(self.relay.size() + again) && {
+            self.up.again = None;
+            self.relay.forget();
+            self.share.set(self.relay.size())
+        }
+    }
+
     /// Counts what has moved since the last time.
     fn count(&self) {
         let moved = Moved { up: self.up.moved, down: self.down.moved };
@@ -275,7 +294,6 @@ impl Carried {
         }
         // The proxy may have closed it, or sent something unasked.
         self.is_reused = self.relay.is_kept() && self.down.incoming.is_empty() && is_quiet(&self.proxy);
-        self.accept();
         if !self.is_reused && self.connect(true).await? == Next::Tunnel {
             return Ok(Next::Tunnel);
         }
@@ -291,7 +309,7 @@ impl Carried {
             request.authorize(&mut used, method, uri, out);
         };
         let sent = self.relay.send(self.claimed.1, &mut authorize, &mut self.up.outgoing);
-        self.used = used;
+        self.used = Some(used);
         sent.map(|()| Next::Wait).map_err(Trouble::Refused)
     }
 
@@ -339,10 +357,12 @@ impl Carried {
         Ok(Next::Tunnel)
     }
 
-    /// Notes that the proxy has answered and accepted the credentials.
+    /// Notes, as soon as it has answered, that the proxy has accepted the credentials.
     fn accept(&mut self) {
-        if self.relay.has_answered() {
-            let used = mem::take(&mut self.used);
+        if self.relay.has_answered()
+            && let Some(used) = self.used.take()
+        {
+            self.up.again = None;
             self.upstream().login.borrow_mut().accepted(used);
             self.upstreams.choice().answered(self.index, self.upstreams.now());
         }
@@ -366,10 +386,7 @@ impl Carried {
                 _ = flushed.await;
                 return;
             }
-            Ok(_) => {
-                self.accept();
-                None
-            }
+            Ok(_) => None,
             Err(Trouble::Refused(refusal)) => Some(refusal),
             Err(Trouble::Lost(Side::Proxy)) => Some(Refusal::BadGateway),
             Err(Trouble::Lost(Side::Client)) => Some(Refusal::NotHttp),
@@ -383,6 +400,8 @@ impl Carried {
             const END: &str = "\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
             last = ["HTTP/1.1 ", refusal.status(), END].concat().into();
         }
+        // What the kernel has not sent yet may take longer than the farewell.
+        _ = sys::set_lingering(&self.client);
         self.down.has_ended = false;
         let (client, down) = (&self.client, &mut self.down);
         let mut late = timer(FAREWELL);

@@ -221,6 +221,21 @@ fn a_wrong_password_is_tried_once() {
     assert_eq!(stats(&upstreams), [(0, 1, 0)]);
 }
 
+/// The search for a loop is no exception.
+#[test]
+fn a_refused_password_is_not_sent_for_a_test_either() {
+    let (fake, seen) = digest_proxy(|_| false);
+    let upstreams = with_password(fake.address, AuthChoice::Basic);
+    assert_eq!(open(&upstreams).unwrap_err(), Failure::Credentials);
+    run(upstreams.ask_quietly(target()));
+    assert_eq!(seen.lock().unwrap().len(), 1);
+    let (fake, seen) = digest_proxy(|_| false);
+    let upstreams = with_password(fake.address, AuthChoice::Basic);
+    run(upstreams.ask_quietly(target()));
+    assert_eq!(open(&upstreams).unwrap_err(), Failure::Credentials);
+    assert_eq!(seen.lock().unwrap().len(), 1);
+}
+
 /// A proxy that has forgotten its nonces gives a new one, and the client sees nothing of it.
 #[test]
 fn a_forgotten_nonce_is_replaced() {

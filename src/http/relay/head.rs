@@ -10,6 +10,8 @@ pub use crate::http::field::push;
 pub const MAX_HEAD: usize = 16 * 1024;
 /// The most bytes of a method; anything longer is not HTTP.
 const MAX_METHOD: u8 = 32;
+/// How a request's first line ends.
+const VERSIONS: [&[u8]; 2] = [b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"];
 /// The most fields that Connection may name.
 const MAX_NAMED: usize = 16;
 
@@ -38,6 +40,8 @@ enum Place {
     Before,
     /// Within the method, after this many bytes.
     Method(u8),
+    /// Within the rest of a request's first line.
+    Line,
     Within,
     /// After the empty line that ends it.
     Behind,
@@ -73,6 +77,11 @@ impl Head {
         self.bytes.is_empty()
     }
 
+    /// How many bytes it keeps in memory.
+    pub const fn size(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// The bytes as received.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -99,7 +108,7 @@ impl Head {
         self.place = match (self.place, byte) {
             (Place::Before, b'\r' | b'\n') => Place::Before,
             (Place::Before | Place::Method(_), _) if self.kind != Kind::Request => Place::Within,
-            (Place::Method(_), b' ') => Place::Within,
+            (Place::Method(_), b' ') => Place::Line,
             (Place::Before, _) if is_token(byte) => Place::Method(1),
             (Place::Method(length), _) if is_token(byte) && length < MAX_METHOD => Place::Method(length + 1),
             (Place::Before | Place::Method(_), _) => return Err(Refusal::NotHttp),
@@ -114,6 +123,11 @@ impl Head {
             _ => {}
         }
         self.bytes.push(byte);
+        if self.place == Place::Line && byte == b'\n' {
+            // HTTP/2 that is spoken at once, RTSP, and what just resembles a request.
+            let is_http = VERSIONS.iter().any(|version| self.bytes.ends_with(version));
+            self.place = if is_http { Place::Within } else { return Err(Refusal::NotHttp) };
+        }
         let is_empty_line = self.bytes.ends_with(b"\r\n\r\n") || self.bytes == b"\r\n";
         if self.place == Place::Within && is_empty_line {
             self.place = Place::Behind;

@@ -44,8 +44,9 @@ impl<'a> Request<'a> {
         let (target, version) = cut(rest, b' ').ok_or(Refusal::BadRequest)?;
         let is_1_0 = version == b"HTTP/1.0";
         check(is_1_0 || version == b"HTTP/1.1")?;
-        // "head" is a different method than HEAD, which not every reader knows.
-        check(method != b"CONNECT" && !method.iter().any(u8::is_ascii_lowercase))?;
+        // "head" is a different method than HEAD, which not every reader knows. To TRACE a proxy may answer with what it
+        // was sent, the password included (RFC 9110 section 9.3.8).
+        check(!matches!(method, b"CONNECT" | b"TRACE") && !method.iter().any(u8::is_ascii_lowercase))?;
         check(!target.contains(&b'\t'))?;
         let (authority, path) = match target {
             b"*" if method == b"OPTIONS" => (None, &b""[..]),

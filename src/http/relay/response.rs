@@ -35,8 +35,6 @@ impl<'a> Response<'a> {
             // Without a challenge it is the server's, not the proxy's (RFC 9110 section 15.5.8): proxies pass it on.
             407 if response.fields.has_challenge => Err(Refusal::Unauthorized),
             101 if !request.is_upgrade => Err(Refusal::BadGateway),
-            // A 1.0 client can't read a chunked body, and the proxy was asked as by one.
-            _ if request.is_1_0 && response.is_chunked() => Err(Refusal::BadGateway),
             _ => Ok(response),
         }
     }
@@ -54,6 +52,12 @@ impl<'a> Response<'a> {
     /// Whether its body ends with the connection.
     pub fn is_endless(&self) -> bool {
         self.body().is_endless()
+    }
+
+    /// Whether its body ends with the connection for the client: a 1.0 client can't read chunks, so it gets what is in
+    /// them.
+    pub fn is_endless_for_client(&self) -> bool {
+        self.is_endless() || self.request.is_1_0 && self.is_chunked()
     }
 
     /// Whether the proxy's connection goes on to another request. Not behind a message of two lengths, or of chunks that its
@@ -81,7 +85,7 @@ impl<'a> Response<'a> {
         push(out, &[b"HTTP/1.1 ", self.line, b"\r\n"]);
         let has_length = self.may_have_body() && !self.fields.is_chunked || self.status == 304;
         self.fields.write(self.head, has_length, &[], out);
-        if self.is_chunked() {
+        if self.is_chunked() && !request.is_1_0 {
             push(out, &[b"Transfer-Encoding: chunked\r\n"]);
         }
         match self.fields.upgrade {

@@ -53,22 +53,10 @@ impl Direction {
         loop {
             let next = relay.next(side);
             // A head is sent together with what came after it.
-            if !self.incoming.is_empty() && !self.is_lost {
-                match next {
-                    Next::Feed => {
-                        let taken = relay.feed(side, &self.incoming, &mut self.outgoing);
-                        self.take(taken.map_err(Trouble::Refused)?);
-                        continue;
-                    }
-                    Next::Run(run) => {
-                        let length = self.incoming.len().min(run.min(RUN) as usize);
-                        append(&mut self.outgoing, self.incoming.get(..length).unwrap_or_default());
-                        self.take(length);
-                        relay.passed(side, length as u64);
-                        continue;
-                    }
-                    _ => {}
-                }
+            if matches!(next, Next::Feed | Next::Run(_)) && !self.incoming.is_empty() && !self.is_lost {
+                let taken = relay.feed(side, &self.incoming, &mut self.outgoing);
+                self.take(taken.map_err(Trouble::Refused)?);
+                continue;
             }
             match ready!(self.poll_flush(to, cx)) {
                 Ok(()) => {}
@@ -142,6 +130,15 @@ impl Direction {
         self.outgoing.clear();
         self.release(pipes);
         relay.take_back()
+    }
+
+    /// Discards what a proxy has not taken of a request that it has answered: nobody waits for it. Returns whether there
+    /// was any.
+    pub fn discard(&mut self, pipes: &Pipes) -> bool {
+        let is_any = mem::take(&mut self.is_lost) || !self.is_flushed();
+        self.outgoing.clear();
+        self.release(pipes);
+        is_any
     }
 
     /// Sends what is for the other side. Ready when nothing is left.
@@ -224,10 +221,13 @@ impl Direction {
     }
 }
 
-/// Removes bytes at the front.
+/// Removes bytes at the front. What is empty keeps no memory: most connections wait most of the time.
 #[inline(never)]
 fn advance(bytes: &mut Vec<u8>, length: usize) {
     bytes.drain(..length);
+    if bytes.is_empty() {
+        *bytes = Vec::new();
+    }
 }
 
 /// Adds bytes at the end.
