@@ -186,12 +186,12 @@ impl Config {
     }
 
     /// How many connections to the proxies there can be, if `max_flows` is more: to each as many as there are ports in
-    /// `range`, the text of `net.ipv4.ip_local_port_range`.
+    /// `range`, the text of `net.ipv4.ip_local_port_range`. Without a proxy there is nothing to tell.
     pub fn too_few_ports(&self, range: &str) -> Option<usize> {
         let mut ports = range.split_ascii_whitespace().map_while(|port| port.parse::<usize>().ok());
         let (first, last) = (ports.next()?, ports.next()?);
         let most = (last + 1).saturating_sub(first) * self.upstreams.len();
-        (most < self.max_flows.into()).then_some(most)
+        (1..self.max_flows.into()).contains(&most).then_some(most)
     }
 
     /// The mark of packets that the firewall exempts from being captured.

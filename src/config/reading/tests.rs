@@ -218,6 +218,8 @@ fn values_are_checked_together() {
     assert_eq!(config.too_few_ports("32768\t60999\n"), Some(28_232));
     assert_eq!(config.too_few_ports("1\t65000\n"), None);
     assert_eq!(config.too_few_ports(""), None);
+    let without_a_proxy = Config { upstreams: vec![], ..config };
+    assert_eq!(without_a_proxy.too_few_ports("32768\t60999\n"), None);
     let config = with("option max_flows 64").unwrap();
     assert_eq!((config.max_dials, config.max_dials_per_client), (64, 64));
 }
