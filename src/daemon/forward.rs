@@ -53,8 +53,6 @@ pub struct Forwarder {
     ipv4: RefCell<RawSocket>,
     ipv6: Option<RefCell<RawSocket>>,
     mark: u32,
-    /// Whether the machine's own connections come, too: conntrack knows them already.
-    local: bool,
     handshakes: RefCell<Handshakes>,
     /// Who waits for a handshake, by its place.
     wakers: RefCell<Vec<Option<Waker>>>,
@@ -102,7 +100,6 @@ impl Forwarder {
             ipv4: RefCell::new(RawSocket::new(true)?),
             ipv6,
             mark: config.mark,
-            local: config.local,
             handshakes: RefCell::new(Handshakes::new(key)),
             wakers: RefCell::default(),
             proxies: RefCell::default(),
@@ -191,11 +188,11 @@ impl Forwarder {
         let (_, bytes) = frame.split_first_chunk_mut::<{ vnet::LEN }>()?;
         let syn = Packet::parse(bytes).ok()?;
         let (tuple, proxy) = (syn.tuple(), (mapped(address.ip()), address.port()));
-        // One to the proxy itself NAT would not change.
+        // One to the proxy itself NAT would not change, and this machine's own conntrack knows already.
         let is_forwardable = (syn.family() == Family::V4) == address.is_ipv4()
             && (address.is_ipv4() || self.ipv6.is_some())
             && (tuple.destination, tuple.destination_port) != proxy
-            && !(self.local && self.is_own(tuple.source));
+            && !self.is_own(tuple.source);
         if !is_forwardable {
             return None;
         }

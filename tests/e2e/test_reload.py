@@ -12,16 +12,18 @@ from pathlib import Path
 import pytest
 
 from lab.configured import RESTARTED
-from lab.connections import assert_direct, assert_proxied, assert_proxied_among_others, open_tunnel
+from lab.connections import assert_carries, assert_direct, assert_proxied, assert_proxied_among_others, open_tunnel
 from lab.dnsservers import ELSEWHERE, Unbound, answer_to, framed, query, read_framed
 from lab.faultproxy import OK
 from lab.gateway import PASSWORD, READY, TABLE, TUN, is_relayed, upstream
 from lab.netns import (
     CLIENT,
     CLIENT_OTHER,
+    INTERNET,
     PROXY,
     PROXY_OTHER,
     RESOLVER,
+    ROUTER_LAN,
     SERVER,
     SERVER6,
     SERVER_OTHER,
@@ -176,6 +178,19 @@ def test_capture_changes(configured, proxy, client, internet):
     assert_proxied(client, proxy, SERVER_OTHER)
     configured.reload("changed auto_route;", main="option auto_route 0")
     assert_direct(client, internet.listen(SERVER), proxy)
+
+
+def test_own_connections(configured, proxy, client, router):
+    """From an address of the LAN, by a rule: what began here can't be forwarded in its own name."""
+    configured.write("option local 0").start()
+    router.run("ip", "route", "replace", f"{PROXY}/32", "via", INTERNET)
+    router.run("ip", "route", "del", "default")
+    configured.reload("changed local;", main="")
+    until(lambda: router.run("ip", "rule", "show", "to", "0.0.0.0/0").stdout.count("ipproto tcp"), "rules capture")
+    near, connection = open_tunnel(router, proxy, SERVER, source=ROUTER_LAN)
+    assert_carries(near, connection.sock)
+    near.close()
+    connection.close()
 
 
 def test_nft_takes_its_time(configured, proxy, client, internet, directory):
