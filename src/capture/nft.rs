@@ -22,8 +22,9 @@
 //! who began, unless it was told to forget or did so after hours of silence: then whoever speaks first seems to. Hence a
 //! mark on connections that seem to begin with us.
 //!
-//! Replaced as a whole by `nft -f`, so that there is never half of them. Firewalls that are restarted may delete them;
-//! notifications tell.
+//! Replaced as a whole by `nft -f`, so that there is never half of them, while their chains stay: a packet that is between
+//! a new chain, which has no rules yet, and the old one, which has none any more, would get through. Firewalls that are
+//! restarted may delete them; notifications tell.
 
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -53,12 +54,21 @@ const GET_TABLE: u16 = 10 << 8 | 1;
 const DELETE_TABLE: u16 = 10 << 8 | 2;
 /// `NFT_MSG_NEWCHAIN`
 const NEW_CHAIN: u16 = 10 << 8 | 3;
+/// `NFT_MSG_DELCHAIN`
+const DELETE_CHAIN: u16 = 10 << 8 | 5;
 /// `NFTA_TABLE_NAME`, and `NFTA_CHAIN_TABLE`.
 const TABLE_NAME: u16 = 1;
 /// `NFTA_CHAIN_NAME`
 const CHAIN_NAME: u16 = 3;
 /// The chain that tables have as long as no daemon runs.
 const PAST_RULES: &str = "past_rules";
+/// The chains that meet packets by themselves, of which a table may lack any. (Others that nobody needs any more cost nothing.)
+const HOOKED: &str = "learn paused forwarded sent past_rules to_client to_proxy source guard destination stale \
+                      handshakes spare_forwarded tunnelled exempt_forwarded exempt_local";
+/// The sets that each table has.
+const SETS: [&str; 3] = ["alive", "direct", "paused"];
+/// As nft calls them.
+const FAMILIES: [&str; 2] = ["ip", "ip6"];
 /// Length of `struct nfgenmsg`.
 const BODY: usize = 4;
 
@@ -100,14 +110,38 @@ pub fn name(config: &Config) -> String {
 
 /// The commands that delete the tables whether they are there or not.
 pub fn delete(name: &str) -> String {
-    ["ip", "ip6"].map(|family| format!("add table {family} {name}\ndelete table {family} {name}\n")).concat()
+    FAMILIES.map(|family| delete_one(family, name)).concat()
+}
+
+fn delete_one(family: &str, name: &str) -> String {
+    format!("add table {family} {name}\ndelete table {family} {name}\n")
+}
+
+/// The commands that give a table this text in place of what it has.
+fn renew(family: &str, name: &str, text: &str, rules: &mut String) {
+    _ = writeln!(rules, "table {family} {name} {{");
+    for (head, line) in text.lines().zip(text.lines().skip(1)) {
+        if line.starts_with("type ") {
+            _ = writeln!(rules, "{head}\n{line}\n}}");
+        }
+    }
+    _ = writeln!(rules, "}}\nflush table {family} {name}");
+    for set in SETS {
+        _ = writeln!(rules, "flush set {family} {name} {set}");
+    }
+    for chain in HOOKED.split_ascii_whitespace() {
+        if !text.contains(&["chain ", chain, " {"].concat()) {
+            _ = writeln!(rules, "add chain {family} {name} {chain}\ndelete chain {family} {name} {chain}");
+        }
+    }
+    _ = write!(rules, "table {family} {name} {{\n{text}}}\n");
 }
 
 /// The commands that leave of the tables what the connections need that the kernel forwards: that there is a NAT chain at
 /// all, for without any the kernel stops translating.
 pub fn leave_nat(name: &str) -> String {
     let chain = "chain source {\ntype nat hook postrouting priority srcnat - 1; policy accept;\n}";
-    let tables = ["ip", "ip6"].map(|family| format!("table {family} {name} {{\n{chain}\n}}\n"));
+    let tables = FAMILIES.map(|family| format!("table {family} {name} {{\n{chain}\n}}\n"));
     delete(name) + &tables.concat()
 }
 
@@ -171,15 +205,21 @@ pub struct Tables<'a> {
 impl Tables<'_> {
     /// The commands that replace the tables, or delete them where none are needed.
     pub fn replace(&self) -> Commands {
-        let name = name(self.config);
-        let has_any = self.has_any();
+        let (name, texts) = (name(self.config), self.texts());
+        let mut rules = String::new();
+        for (family, text) in FAMILIES.into_iter().zip(&texts) {
+            match text {
+                Some(text) => renew(family, &name, text, &mut rules),
+                None => rules += &delete_one(family, &name),
+            }
+        }
         Commands {
-            rules: self.append(&name, delete(&name)),
+            rules,
             name,
-            has_table: [has_any, has_any && self.config.address6.is_some()],
+            has_table: texts.each_ref().map(Option::is_some),
             pauses: self.pauses.clone(),
             lost: match (self.path, self.on_failure) {
-                (Path::Forward, OnFailure::Block) if has_any => policy::lost(self.config),
+                (Path::Forward, OnFailure::Block) => policy::lost(self.config),
                 _ => Vec::new(),
             },
         }
@@ -187,8 +227,12 @@ impl Tables<'_> {
 
     /// The commands that put the tables in place, and fail if there are some.
     pub fn create(&self) -> String {
-        let name = name(self.config);
-        self.append(&name, ["ip", "ip6"].map(|family| format!("create table {family} {name}\n")).concat())
+        let (name, mut rules) = (name(self.config), String::new());
+        for (family, text) in FAMILIES.into_iter().zip(self.texts()) {
+            let text = text.unwrap_or_default();
+            _ = write!(rules, "create table {family} {name}\ntable {family} {name} {{\n{text}}}\n");
+        }
+        rules
     }
 
     /// Whether a daemon takes what belongs to handshakes.
@@ -196,25 +240,18 @@ impl Tables<'_> {
         self.path == Path::Forward && self.is_running
     }
 
-    const fn has_any(&self) -> bool {
-        matches!(self.path, Path::Forward) || self.config.captures()
-    }
-
-    fn append(&self, name: &str, mut rules: String) -> String {
-        if !self.has_any() {
-            return rules;
-        }
-        let Subnets { ipv4, ipv6 } = Subnets::new(self.config);
-        let own = [Some(IpNet::V4(self.config.address)), self.config.address6.map(IpNet::V6)];
-        for (subnet, own) in [Some(ipv4), ipv6].into_iter().zip(own) {
-            let (Some(subnet), Some(own)) = (subnet, own) else { continue };
-            let behind = subnet.error_source().to_canonical();
-            let family = if behind.is_ipv4() { "ip" } else { "ip6" };
-            _ = writeln!(rules, "table {family} {name} {{");
+    /// What is in each family's table, if it is to have one.
+    fn texts(&self) -> [Option<String>; 2] {
+        let Self { config, path, .. } = self;
+        let has_any = *path == Path::Forward || config.captures();
+        let Subnets { ipv4, ipv6 } = Subnets::new(config);
+        let ipv6 = ipv6.zip(config.address6.map(IpNet::V6));
+        [("ip", Some((ipv4, IpNet::V4(config.address)))), ("ip6", ipv6)].map(|(family, net)| {
+            let (subnet, own) = net.filter(|_| has_any)?;
+            let (behind, mut rules) = (subnet.error_source().to_canonical(), String::new());
             Chains { tables: self, family, own, behind, rules: &mut rules }.write();
-            rules.push_str("}\n");
-        }
-        rules
+            Some(rules)
+        })
     }
 }
 
@@ -233,6 +270,7 @@ impl Chains<'_> {
     fn write(&mut self) {
         let Tables { config, path, is_running, on_failure, .. } = *self.tables;
         self.define();
+        self.sets();
         self.arrived();
         self.direct();
         self.paused();
@@ -301,6 +339,24 @@ impl Chains<'_> {
         }
     }
 
+    /// Whether the daemon lives, the addresses of direct names, and who is paused.
+    fn sets(&mut self) {
+        let address = if self.behind.is_ipv4() { "ipv4_addr" } else { "ipv6_addr" };
+        _ = write!(
+            self.rules,
+            "set alive {{\n\
+             type ether_type; size 2; flags dynamic, timeout; timeout {ALIVE_TIMEOUT}s; elements = {{ {} }}\n\
+             }}\n\
+             set direct {{\n\
+             type {address}; size 65535; flags dynamic, timeout; timeout 1d\n\
+             }}\n\
+             set paused {{\n\
+             type {address}; size {MAX_PAUSES}; flags timeout;\n\
+             }}\n",
+            self.family
+        );
+    }
+
     /// What rules let go: the kernel decides that by itself, once a connection. What the daemon carries stays with it, and
     /// what policy rules lead to it of what the machine itself sends: that comes from the TUN's address.
     fn direct(&mut self) {
@@ -309,14 +365,10 @@ impl Chains<'_> {
         if has_names {
             _ = write!(
                 self.rules,
-                "set direct {{\n\
-                 type ipv{}_addr; size 65535; flags dynamic, timeout; timeout 1d\n\
-                 }}\n\
-                 chain learn {{\n\
+                "chain learn {{\n\
                  type filter hook output priority raw - 1; policy accept;\n\
                  meta mark & $numbered == $answered update @direct {{ {} daddr }} drop\n\
                  }}\n",
-                if self.behind.is_ipv4() { 4 } else { 6 },
                 self.family
             );
         }
@@ -385,13 +437,10 @@ impl Chains<'_> {
     fn paused(&mut self) {
         let Some(client) = self.paused_client() else { return };
         let Tables { config, uplinks, path, .. } = *self.tables;
-        let kind = if self.behind.is_ipv4() { "ipv4_addr" } else { "ipv6_addr" };
-        _ = write!(
-            self.rules,
-            "set paused {{\ntype {kind}; size {MAX_PAUSES}; flags timeout;\n}}\n\
-             chain paused {{\n\
+        self.rules.push_str(
+            "chain paused {\n\
              type filter hook prerouting priority mangle + 11; policy accept;\n\
-             iifname $tun return\n"
+             iifname $tun return\n",
         );
         if !uplinks.devices.is_empty() {
             _ = writeln!(self.rules, "iif {} return", Set(&uplinks.devices));
@@ -432,15 +481,6 @@ impl Chains<'_> {
     fn take(&mut self) {
         let Tables { path, is_running, on_failure, .. } = *self.tables;
         let is_taken = path == Path::Forward && is_running;
-        if is_taken {
-            _ = write!(
-                self.rules,
-                "set alive {{\n\
-                 type ether_type; size 2; flags dynamic, timeout; timeout {ALIVE_TIMEOUT}s; elements = {{ {} }}\n\
-                 }}\n",
-                self.family
-            );
-        }
         self.rules.push_str("chain take {\n");
         if is_taken {
             // What is forwarded, that is. Its own TCP would hear of the drop: NAT leads there what the machine itself begins.
@@ -848,7 +888,7 @@ impl<T: Display> Display for Set<'_, T> {
 }
 
 /// Reads notifications: `deleted` becomes whether somebody has deleted tables of this name and not put them back, or has
-/// put those there that refuse until a daemon runs.
+/// put those there that refuse until a daemon runs, which has not put back its own.
 pub fn follow(name: &str, notifications: &[u8], deleted: &mut bool) {
     for message in netlink::messages(notifications) {
         let has = |kind, text: &str| {
@@ -858,7 +898,10 @@ pub fn follow(name: &str, notifications: &[u8], deleted: &mut bool) {
         };
         match message.kind {
             NEW_TABLE | DELETE_TABLE if has(TABLE_NAME, name) => *deleted = message.kind == DELETE_TABLE,
-            NEW_CHAIN if has(TABLE_NAME, name) && has(CHAIN_NAME, PAST_RULES) => *deleted = true,
+            // (We delete it whether it is there or not.)
+            NEW_CHAIN | DELETE_CHAIN if has(TABLE_NAME, name) && has(CHAIN_NAME, PAST_RULES) => {
+                *deleted = message.kind == NEW_CHAIN;
+            }
             _ => {}
         }
     }
@@ -885,9 +928,9 @@ mod tests {
         let proxies = ["192.0.2.1:80".parse().unwrap(), "[2001:db8::1]:3128".parse().unwrap()];
         let pauses = &Pauses::NONE;
         let on_failure = config.on_failure;
-        Tables { config, path, is_running, uplinks: &uplinks, proxies: &proxies, pauses, on_failure }
-            .replace()
-            .rules
+        let tables =
+            Tables { config, path, is_running, uplinks: &uplinks, proxies: &proxies, pauses, on_failure };
+        tables.replace().rules
     }
 
     /// The whole text, that a change of it is seen.
@@ -923,7 +966,34 @@ mod tests {
         let text = replace(&config("1"), Path::Forward, true);
         assert!(text.contains("table ip6 tcp_over_http_toh0 {\n"));
         assert!(text.contains("== 0x74004002 dnat to [2001:db8::1]:3128\n"));
-        assert!(text.starts_with(replace(&config("0"), Path::Forward, true).as_str()));
+        let without = replace(&config("0"), Path::Forward, true);
+        let (ipv4, deleted) = without.split_once("add table ip6 ").unwrap();
+        assert!(text.starts_with(ipv4) && deleted.ends_with("\ndelete table ip6 tcp_over_http_toh0\n"));
+    }
+
+    /// Chains stay as they are: what has a hook and is not wanted any more is deleted, and nothing else.
+    #[test]
+    fn chains_stay() {
+        let text = "config tcp-over-http 'main'\noption dns fakeip\nlist direct_server 192.0.2.53\noption auto_route 1\n\
+                    list upstream 'http://192.0.2.1'\nconfig rule\nlist domain home.example\noption direct 1\n";
+        let config = Config::from_uci(text).unwrap();
+        for (path, is_running) in [(Path::Forward, true), (Path::Forward, false), (Path::Relay, true)] {
+            let text = replace(&config, path, is_running);
+            let lines: Vec<_> = text.lines().collect();
+            for two in
+                lines.windows(2).filter(|two| two[1].starts_with("type ") && two[0].starts_with("chain "))
+            {
+                let name = two[0].split(' ').nth(1).unwrap();
+                let is_known = HOOKED.split_ascii_whitespace().any(|known| known == name);
+                assert!(is_known || name == "arrived", "{name}");
+                assert_eq!(text.matches(&format!("\ndelete chain ip {NAME} {name}\n")).count(), 0);
+            }
+        }
+        let text = replace(&config, Path::Relay, true);
+        assert!(text.contains("delete chain ip6 tcp_over_http_toh0 past_rules\n"));
+        assert!(
+            text.contains("flush table ip6 tcp_over_http_toh0\nflush set ip6 tcp_over_http_toh0 alive\n")
+        );
     }
 
     #[test]
@@ -957,12 +1027,12 @@ mod tests {
                      ip daddr { 224.0.0.0/4, 255.255.255.255/32 } accept\n\
                      meta mark set meta mark & $others | $exempt\n}\n";
         assert!(replace(&config, Path::Forward, false).contains(chain));
-        assert!(!replace(&config, Path::Forward, true).contains("past_rules"));
+        assert!(!replace(&config, Path::Forward, true).contains("chain past_rules {"));
         let relay = replace(&config, Path::Relay, false);
         assert!(relay.contains(chain) && !relay.contains("oifname $tun accept"));
-        assert!(!replace(&config, Path::Relay, true).contains("past_rules"));
+        assert!(!replace(&config, Path::Relay, true).contains("chain past_rules {"));
         config.on_failure = OnFailure::Direct;
-        assert!(!replace(&config, Path::Forward, false).contains("past_rules"));
+        assert!(!replace(&config, Path::Forward, false).contains("chain past_rules {"));
     }
 
     #[test]
@@ -974,7 +1044,7 @@ mod tests {
         let local = "chain exempt_local {\ntype route hook output priority mangle + 11; policy accept;\n";
         let errors = text.lines().find(|line| line.contains("state related")).unwrap().to_owned() + "\n";
         let end = [BEGUN, ANSWERS, &errors, "jump direct\n}\n", local, ANSWERS, &errors, "}\n}\n"].concat();
-        assert!(text.ends_with(&end), "{text}");
+        assert!(text.contains(&end), "{text}");
         config.local = false;
         assert!(!replace(&config, Path::Forward, true).contains(ANSWERS));
     }
@@ -1062,7 +1132,10 @@ mod tests {
              iifname { \"br-lan\" } meta l4proto { tcp, udp } th dport { 80-90 } ether saddr { 02:00:00:00:0a:01 } goto spare\n\
              ip6 daddr { 2001:db8::/32 } goto spare\n"
         );
-        assert!(ipv4.contains("update @direct { ip daddr } drop") && ipv6.contains("type ipv6_addr;"));
+        assert!(
+            ipv4.contains("update @direct { ip daddr } drop")
+                && ipv6.contains("update @direct { ip6 daddr } drop")
+        );
         config.rules = alloc::rc::Rc::default();
         assert!(!replace(&config, Path::Forward, true).contains("@direct"), "no names, no set");
     }
@@ -1116,7 +1189,7 @@ mod tests {
         assert_eq!(elements(&pauses), said);
         for path in [Path::Forward, Path::Relay] {
             let text = text(&pauses, path).rules;
-            assert_eq!(text.matches("set paused").count(), 1, "one family");
+            assert_eq!(text.matches("chain paused {").count(), 2, "of one family: told, then filled");
             assert_eq!(text.matches("$paused ip saddr @paused accept\n").count(), 1);
             assert!(text.contains("iifname $tun return\niif { 3 } return\nct state new tcp"));
             assert_eq!(
@@ -1187,15 +1260,20 @@ mod tests {
         assert!(!after(&[(10 << 8 | 8, NAME)]));
         assert!(!after(&[(NEW_CHAIN, NAME)]));
         // What refuses until a daemon runs, of ours and of others.
-        let refusing = |name| {
-            let mut bytes = notification(NEW_CHAIN, name);
+        let refusing = |kind, name| {
+            let mut bytes = notification(kind, name);
             bytes.extend([&15_u16.to_ne_bytes()[..], &CHAIN_NAME.to_ne_bytes(), b"past_rules\0\0"].concat());
             let length = bytes.len() as u32;
             bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            bytes
+        };
+        let after = |messages: &[Vec<u8>]| {
             let mut deleted = false;
-            follow(NAME, &[notification(NEW_TABLE, NAME), bytes].concat(), &mut deleted);
+            follow(NAME, &messages.concat(), &mut deleted);
             deleted
         };
-        assert!(refusing(NAME) && !refusing("others"));
+        let [new, others] = [NAME, "others"].map(|name| refusing(NEW_CHAIN, name));
+        assert!(after(&[notification(NEW_TABLE, NAME), new.clone()]) && !after(&[others]));
+        assert!(!after(&[new, refusing(DELETE_CHAIN, NAME)]));
     }
 }

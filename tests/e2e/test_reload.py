@@ -15,7 +15,7 @@ from lab.configured import RESTARTED
 from lab.connections import assert_carries, assert_direct, assert_proxied, assert_proxied_among_others, open_tunnel
 from lab.dnsservers import ELSEWHERE, Unbound, answer_to, framed, query, read_framed
 from lab.faultproxy import OK
-from lab.gateway import PASSWORD, READY, TABLE, TUN, is_relayed, upstream
+from lab.gateway import NFT_TABLE, PASSWORD, READY, TABLE, TUN, is_relayed, upstream
 from lab.netns import (
     CLIENT,
     CLIENT_OTHER,
@@ -178,6 +178,16 @@ def test_capture_changes(configured, proxy, client, internet):
     assert_proxied(client, proxy, SERVER_OTHER)
     configured.reload("changed auto_route;", main="option auto_route 0")
     assert_direct(client, internet.listen(SERVER), proxy)
+
+
+def test_chains_stay(configured, router):
+    """A packet between a new chain, which has no rules yet, and the old one, which has none any more, would get out."""
+    configured.write().start()
+    # What nobody knows stays only if the table does, and so its chains.
+    router.nft(f"add chain ip {NFT_TABLE} witness")
+    configured.reload("connections go on", main="list bypass 198.51.100.0/24")
+    configured.restart(main="option drain_timeout 0\noption mtu 1400")
+    assert "chain witness" in router.run("nft", "list", "table", "ip", NFT_TABLE).stdout
 
 
 def test_own_connections(configured, proxy, client, router):
