@@ -192,6 +192,8 @@ pub struct Tables<'a> {
     pub path: Path,
     /// Whether a daemon reads the TUN.
     pub is_running: bool,
+    /// Whether it takes what is captured by now, which would be in the way of its test.
+    pub is_tested: bool,
     /// What is nearby, and where default routes lead.
     pub uplinks: &'a Uplinks,
     /// The proxies' addresses: the first has the number 1.
@@ -345,7 +347,8 @@ impl Chains<'_> {
         _ = write!(
             self.rules,
             "set alive {{\n\
-             type ether_type; size 2; flags dynamic, timeout; timeout {ALIVE_TIMEOUT}s; elements = {{ {} }}\n\
+             type ether_type; size 2; flags dynamic, timeout; timeout {ALIVE_TIMEOUT}s\n\
+             {}\
              }}\n\
              set direct {{\n\
              type {address}; size 65535; flags dynamic, timeout; timeout 1d\n\
@@ -353,7 +356,11 @@ impl Chains<'_> {
              set paused {{\n\
              type {address}; size {MAX_PAUSES}; flags timeout;\n\
              }}\n",
-            self.family
+            if self.tables.is_tested {
+                ["elements = { ", self.family, " }\n"].concat()
+            } else {
+                String::new()
+            }
         );
     }
 
@@ -928,8 +935,16 @@ mod tests {
         let proxies = ["192.0.2.1:80".parse().unwrap(), "[2001:db8::1]:3128".parse().unwrap()];
         let pauses = &Pauses::NONE;
         let on_failure = config.on_failure;
-        let tables =
-            Tables { config, path, is_running, uplinks: &uplinks, proxies: &proxies, pauses, on_failure };
+        let tables = Tables {
+            config,
+            path,
+            is_running,
+            is_tested: true,
+            uplinks: &uplinks,
+            proxies: &proxies,
+            pauses,
+            on_failure,
+        };
         tables.replace().rules
     }
 
@@ -949,6 +964,7 @@ mod tests {
             config: &config,
             path: Path::Forward,
             is_running: true,
+            is_tested: true,
             uplinks: &uplinks,
             proxies: &proxies,
             pauses: &Pauses::NONE,
@@ -1076,9 +1092,18 @@ mod tests {
         let lost = |config: &Config, path| {
             let (uplinks, pauses) = (Uplinks::default(), &Pauses::NONE);
             let on_failure = config.on_failure;
-            Tables { config, path, is_running: true, uplinks: &uplinks, proxies: &[], pauses, on_failure }
-                .replace()
-                .lost
+            Tables {
+                config,
+                path,
+                is_running: true,
+                is_tested: true,
+                uplinks: &uplinks,
+                proxies: &[],
+                pauses,
+                on_failure,
+            }
+            .replace()
+            .lost
         };
         let mut config = config("1");
         config.auto_route = true;
@@ -1150,6 +1175,7 @@ mod tests {
             config: &config,
             path: Path::Forward,
             is_running: true,
+            is_tested: true,
             uplinks: &uplinks,
             proxies: &[],
             pauses: &Pauses::NONE,
@@ -1173,6 +1199,7 @@ mod tests {
                 config: &config,
                 path,
                 is_running: true,
+                is_tested: true,
                 uplinks: &uplinks,
                 proxies: &[],
                 pauses,

@@ -245,9 +245,7 @@ impl Forwarder {
     pub fn tick(&self, now: Instant) {
         self.ticks.set((self.ticks.get() + 1) % SIGN);
         if self.ticks.get() == 0 {
-            // The firewall drops it, and says so.
-            self.queue_numbered(ALIVE, &LIFE, Ipv4Addr::LOCALHOST.into());
-            self.queue_numbered(ALIVE, &LIFE6, Ipv6Addr::LOCALHOST.into());
+            self.give_sign();
         }
         self.handshakes.borrow_mut().tick(now, &mut |route, to, packet| self.queue(route, to, packet));
         _ = self.flush();
@@ -256,6 +254,14 @@ impl Forwarder {
             self.has_begun.set(true);
             info!("connection tracking is nearly full: the client with the most made room");
         }
+    }
+
+    /// Tells the firewall that somebody is there.
+    pub fn give_sign(&self) {
+        // The firewall drops it, and says so.
+        self.queue_numbered(ALIVE, &LIFE, Ipv4Addr::LOCALHOST.into());
+        self.queue_numbered(ALIVE, &LIFE6, Ipv6Addr::LOCALHOST.into());
+        _ = self.flush();
     }
 
     /// Gives up what waits for answers of proxies to an address that this machine has lost.

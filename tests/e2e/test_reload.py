@@ -338,12 +338,29 @@ def test_packets_on_their_way_while_another_run_starts(configured, client, route
     """One may have met the tables of before where it came in, and meet the next on its way out."""
     lines = f"option on_failure {on_failure}\noption drain_timeout 0"
     configured.write(lines).start()
+    with flooding(client, router):
+        for number in range(8):
+            configured.restart(main=f"{lines}\noption mtu {1400 + number}")
+    leaks.assert_none()
+
+
+@contextlib.contextmanager
+def flooding(client, router):
     hardware = router.ip("link", "show", "lan")[0]["address"]
     flood = client.popen(sys.executable, FLOOD, CLIENT, SERVER, hardware, stdout=subprocess.PIPE)
     assert flood.stdout.readline() == b"ready\n"
-    for number in range(8):
-        configured.restart(main=f"{lines}\noption mtu {1400 + number}")
+    yield
     client.stop(flood)
+
+
+@pytest.mark.path("forward", why="it is about the test handshake")
+def test_a_start_in_a_flood(configured, client, router, leaks):
+    """What a client sends is not in the way of the test handshake, in the TUN's queue."""
+    daemon = configured.write().start()
+    with flooding(client, router):
+        for _ in range(5):
+            daemon.kill()
+            daemon.start()
     leaks.assert_none()
 
 

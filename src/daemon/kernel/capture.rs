@@ -119,14 +119,25 @@ impl Capture {
         self.forwarder = Some(Rc::clone(&forwarder));
         // It tells to where the machine's own connections were, too.
         conntrack::forget_handshakes(config.mark).map_err(|error| format!("connection tracking: {error}"))?;
-        // Before an earlier run's rules are gone, which refuse what is captured.
-        self.install_firewall(config, config.on_failure)?;
+        // Before an earlier run's rules are gone, which refuse what is captured. As these do: a flood of it would fill the TUN
+        // before the test's packets.
+        self.install_firewall(config, OnFailure::Block)?;
         let Subnets { ipv4, ipv6 } = Subnets::new(config);
         for subnet in [Some(ipv4), ipv6].into_iter().flatten() {
             let behind = subnet.error_source().to_canonical();
             probe(tun, &forwarder, behind).await?;
         }
-        Ok(self.routes.install(config, Path::Forward, &self.uplinks)?)
+        self.routes.install(config, Path::Forward, &self.uplinks)?;
+        forwarder.give_sign();
+        self.allow_direct(config);
+        Ok(())
+    }
+
+    /// Applies `on_failure 'direct'`, where tables that refuse have made the beginning.
+    fn allow_direct(&mut self, config: &Config) {
+        if config.on_failure == OnFailure::Direct {
+            self.replace_tables(config);
+        }
     }
 
     /// Works without the firewall, too.
@@ -140,9 +151,7 @@ impl Capture {
             false => firewall::sweep(config),
         }
         self.routes.install(config, Path::Relay, &self.uplinks)?;
-        if config.on_failure == OnFailure::Direct {
-            self.replace_tables(config);
-        }
+        self.allow_direct(config);
         Ok(())
     }
 
@@ -163,6 +172,7 @@ impl Capture {
             config,
             path: self.path(),
             is_running: true,
+            is_tested: self.firewall.is_some(),
             uplinks: &self.uplinks,
             proxies,
             pauses,
@@ -392,8 +402,16 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
     let uplinks = route::uplinks(0)?;
     let pauses = &Pauses::NONE;
     let on_failure = config.on_failure;
-    let tables =
-        Tables { config, path, is_running: false, uplinks: &uplinks, proxies: &[], pauses, on_failure };
+    let tables = Tables {
+        config,
+        path,
+        is_running: false,
+        is_tested: false,
+        uplinks: &uplinks,
+        proxies: &[],
+        pauses,
+        on_failure,
+    };
     // Without a device there is no daemon, and what there is may know another network.
     let is_alone = || route::index(&config.tun) == 0;
     let was_alone = is_alone();
