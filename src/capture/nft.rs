@@ -76,9 +76,14 @@
 //!
 //! # Replacement
 //!
-//! `nft -f` replaces the tables in one transaction, so no hook has half of them. But a packet that is on its way
-//! may have met the old tables in prerouting and meet the new ones in forward. A firewall that restarts may delete
-//! them; the daemon learns of it by notifications ([`follow`]) and puts them back.
+//! `nft -f` gives the tables their new rules in one transaction, so no chain has half of them. The chains stay. If
+//! they were deleted and created anew, a packet could pass the new one before the transaction, while it has no rules
+//! yet, and the old one after it, when it has none any more: the kernel asks each chain of a hook by itself.
+//!
+//! A packet that is on its way may still have met the old rules in prerouting, and meet the new ones in forward.
+//!
+//! A firewall that restarts may delete the tables; the daemon learns of it by notifications ([`follow`]) and puts
+//! them back.
 
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -110,12 +115,22 @@ const GET_TABLE: u16 = 10 << 8 | 1;
 const DELETE_TABLE: u16 = 10 << 8 | 2;
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWCHAIN`
 const NEW_CHAIN: u16 = 10 << 8 | 3;
+/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_DELCHAIN`
+const DELETE_CHAIN: u16 = 10 << 8 | 5;
 /// `NFTA_TABLE_NAME`, and `NFTA_CHAIN_TABLE`.
 const TABLE_NAME: u16 = 1;
 /// `NFTA_CHAIN_NAME`
 const CHAIN_NAME: u16 = 3;
 /// The chain by which tables without a daemon are recognised.
 const PAST_RULES: &str = "past_rules";
+/// The chains at a hook that only some tables have. A table that needs one no more must not keep it, even empty: each
+/// costs every packet. (Chains that are only jumped to cost nothing.)
+const HOOKED: &str = "learn paused forwarded sent past_rules to_client to_proxy source guard destination stale \
+                      handshakes spare_forwarded tunnelled exempt_forwarded exempt_local";
+/// The sets that each table has.
+const SETS: [&str; 3] = ["alive", "direct", "paused"];
+/// The address families, as nft names them.
+const FAMILIES: [&str; 2] = ["ip", "ip6"];
 /// Length of `struct nfgenmsg`.
 const BODY: usize = 4;
 
@@ -162,14 +177,39 @@ pub fn name(config: &Config) -> String {
 
 /// The commands that delete the tables, whether or not they exist.
 pub fn delete(name: &str) -> String {
-    ["ip", "ip6"].map(|family| format!("add table {family} {name}\ndelete table {family} {name}\n")).concat()
+    FAMILIES.map(|family| delete_one(family, name)).concat()
+}
+
+fn delete_one(family: &str, name: &str) -> String {
+    format!("add table {family} {name}\ndelete table {family} {name}\n")
+}
+
+/// The commands that give a table this text in place of its rules and elements. They begin with its sets and its
+/// chains at hooks, without rules, so that the rest also works on a table that lacks them.
+fn renew(family: &str, name: &str, text: &str, rules: &mut String) {
+    _ = writeln!(rules, "table {family} {name} {{");
+    for (head, line) in text.lines().zip(text.lines().skip(1)) {
+        if line.starts_with("type ") {
+            _ = writeln!(rules, "{head}\n{line}\n}}");
+        }
+    }
+    _ = writeln!(rules, "}}\nflush table {family} {name}");
+    for set in SETS {
+        _ = writeln!(rules, "flush set {family} {name} {set}");
+    }
+    for chain in HOOKED.split_ascii_whitespace() {
+        if !text.contains(&["chain ", chain, " {"].concat()) {
+            _ = writeln!(rules, "add chain {family} {name} {chain}\ndelete chain {family} {name} {chain}");
+        }
+    }
+    _ = write!(rules, "table {family} {name} {{\n{text}}}\n");
 }
 
 /// The commands that replace the tables by an empty NAT chain, for the connections that the kernel goes on to
 /// forward: without any NAT chain it stops translating.
 pub fn leave_nat(name: &str) -> String {
     let chain = "chain source {\ntype nat hook postrouting priority srcnat - 1; policy accept;\n}";
-    let tables = ["ip", "ip6"].map(|family| format!("table {family} {name} {{\n{chain}\n}}\n"));
+    let tables = FAMILIES.map(|family| format!("table {family} {name} {{\n{chain}\n}}\n"));
     delete(name) + &tables.concat()
 }
 
@@ -192,9 +232,15 @@ pub struct Commands {
 
 impl Commands {
     /// The text to run at the time `now`. Each pause becomes an element of the set `paused`, with a time-out
-    /// of what is left of the pause.
-    pub fn at(&self, now: Instant) -> String {
+    /// of what is left of the pause. With `is_alive`, the daemon takes captured packets at once; otherwise from
+    /// its first sign of life on.
+    pub fn at(&self, now: Instant, is_alive: bool) -> String {
         let mut text = self.rules.clone();
+        for (family, has_table) in FAMILIES.into_iter().zip(self.has_table) {
+            if has_table && is_alive {
+                _ = writeln!(text, "add element {family} {} alive {{ {family} }}", self.name);
+            }
+        }
         for (client, left) in self.pauses.left(now) {
             for ((family, everybody), has_table) in EVERYBODY.into_iter().zip(self.has_table) {
                 let client = client.unwrap_or(everybody);
@@ -234,15 +280,21 @@ pub struct Tables<'a> {
 impl Tables<'_> {
     /// The commands that replace the tables, or only delete them if none are needed.
     pub fn replace(&self) -> Commands {
-        let name = name(self.config);
-        let has_any = self.has_any();
+        let (name, texts) = (name(self.config), self.texts());
+        let mut rules = String::new();
+        for (family, text) in FAMILIES.into_iter().zip(&texts) {
+            match text {
+                Some(text) => renew(family, &name, text, &mut rules),
+                None => rules += &delete_one(family, &name),
+            }
+        }
         Commands {
-            rules: self.append(&name, delete(&name)),
+            rules,
             name,
-            has_table: [has_any, has_any && self.config.address6.is_some()],
+            has_table: texts.each_ref().map(Option::is_some),
             pauses: self.pauses.clone(),
             lost: match (self.path, self.on_failure) {
-                (Path::Forward, OnFailure::Block) if has_any => policy::lost(self.config),
+                (Path::Forward, OnFailure::Block) => policy::lost(self.config),
                 _ => Vec::new(),
             },
         }
@@ -250,8 +302,12 @@ impl Tables<'_> {
 
     /// The commands that create the tables, and fail if they exist.
     pub fn create(&self) -> String {
-        let name = name(self.config);
-        self.append(&name, ["ip", "ip6"].map(|family| format!("create table {family} {name}\n")).concat())
+        let (name, mut rules) = (name(self.config), String::new());
+        for (family, text) in FAMILIES.into_iter().zip(self.texts()) {
+            let text = text.unwrap_or_default();
+            _ = write!(rules, "create table {family} {name}\ntable {family} {name} {{\n{text}}}\n");
+        }
+        rules
     }
 
     /// Whether a daemon makes handshakes with proxies.
@@ -259,22 +315,20 @@ impl Tables<'_> {
         self.path == Path::Forward && self.is_running
     }
 
-    const fn has_any(&self) -> bool {
-        matches!(self.path, Path::Forward) || self.config.captures()
-    }
-
-    fn append(&self, name: &str, mut rules: String) -> String {
-        if !self.has_any() {
-            return rules;
-        }
-        for (subnet, own) in self.config.subnets().iter().zip(self.config.own()) {
-            let behind = subnet.error_source().to_canonical();
-            let family = if behind.is_ipv4() { "ip" } else { "ip6" };
-            _ = writeln!(rules, "table {family} {name} {{");
+    /// The text of each family's table, if it is to have one.
+    fn texts(&self) -> [Option<String>; 2] {
+        let has_any = self.path == Path::Forward || self.config.captures();
+        let mut texts = [None, None];
+        for ((subnet, own), text) in self.config.subnets().iter().zip(self.config.own()).zip(&mut texts) {
+            if !has_any {
+                break;
+            }
+            let (behind, mut rules) = (subnet.error_source().to_canonical(), String::new());
+            let family = if behind.is_ipv4() { FAMILIES[0] } else { FAMILIES[1] };
             Chains { tables: self, family, own, behind, rules: &mut rules }.write();
-            rules.push_str("}\n");
+            *text = Some(rules);
         }
-        rules
+        texts
     }
 }
 
@@ -294,6 +348,7 @@ impl Chains<'_> {
     fn write(&mut self) {
         let Tables { config, path, is_running, on_failure, .. } = *self.tables;
         self.define();
+        self.sets();
         self.arrived();
         self.direct();
         self.paused();
@@ -363,6 +418,24 @@ impl Chains<'_> {
         }
     }
 
+    /// The sets: whether the daemon is alive, the addresses of direct names, and the paused clients. Each table has all
+    /// of them, so that it is known what to empty.
+    fn sets(&mut self) {
+        let address = if self.behind.is_ipv4() { "ipv4_addr" } else { "ipv6_addr" };
+        _ = write!(
+            self.rules,
+            "set alive {{\n\
+             type ether_type; size 2; flags dynamic, timeout; timeout {ALIVE_TIMEOUT}s\n\
+             }}\n\
+             set direct {{\n\
+             type {address}; size 65535; flags dynamic, timeout; timeout 1d\n\
+             }}\n\
+             set paused {{\n\
+             type {address}; size {MAX_PAUSES}; flags timeout;\n\
+             }}\n"
+        );
+    }
+
     /// Chain `direct`: connections that the configured rules let go directly. It decides once for each
     /// connection, whose mark then has the result (`exempt`).
     ///
@@ -375,14 +448,10 @@ impl Chains<'_> {
         if has_names {
             _ = write!(
                 self.rules,
-                "set direct {{\n\
-                 type ipv{}_addr; size 65535; flags dynamic, timeout; timeout 1d\n\
-                 }}\n\
-                 chain learn {{\n\
+                "chain learn {{\n\
                  type filter hook output priority raw - 1; policy accept;\n\
                  meta mark & $numbered == $answered update @direct {{ {} daddr }} drop\n\
                  }}\n",
-                if self.behind.is_ipv4() { 4 } else { 6 },
                 self.family
             );
         }
@@ -454,13 +523,10 @@ impl Chains<'_> {
     fn paused(&mut self) {
         let Some(client) = self.paused_client() else { return };
         let Tables { config, uplinks, path, .. } = *self.tables;
-        let kind = if self.behind.is_ipv4() { "ipv4_addr" } else { "ipv6_addr" };
-        _ = write!(
-            self.rules,
-            "set paused {{\ntype {kind}; size {MAX_PAUSES}; flags timeout;\n}}\n\
-             chain paused {{\n\
+        self.rules.push_str(
+            "chain paused {\n\
              type filter hook prerouting priority mangle + 11; policy accept;\n\
-             iifname $tun return\n"
+             iifname $tun return\n",
         );
         if !uplinks.devices.is_empty() {
             _ = writeln!(self.rules, "iif {} return", Set(&uplinks.devices));
@@ -506,15 +572,6 @@ impl Chains<'_> {
     fn take(&mut self) {
         let Tables { path, is_running, on_failure, .. } = *self.tables;
         let is_taken = path == Path::Forward && is_running;
-        if is_taken {
-            _ = write!(
-                self.rules,
-                "set alive {{\n\
-                 type ether_type; size 2; flags dynamic, timeout; timeout {ALIVE_TIMEOUT}s; elements = {{ {} }}\n\
-                 }}\n",
-                self.family
-            );
-        }
         self.rules.push_str("chain take {\n");
         if is_taken {
             // `meta iif` is 0 in the output hook. There the socket would get an error for the drop, so this
@@ -967,7 +1024,7 @@ impl<T: Display> Display for Set<'_, T> {
 
 /// Reads notifications. `deleted` becomes true if somebody else has deleted the tables of this name, or has
 /// put those of a machine without a daemon in their place (`tcp-over-http block`). It becomes false if the
-/// tables are created again.
+/// tables are created again, or what belongs to them without a daemon is deleted.
 pub fn follow(name: &str, notifications: &[u8], deleted: &mut bool) {
     for message in netlink::messages(notifications) {
         let has = |kind, text: &str| {
@@ -977,7 +1034,10 @@ pub fn follow(name: &str, notifications: &[u8], deleted: &mut bool) {
         };
         match message.kind {
             NEW_TABLE | DELETE_TABLE if has(TABLE_NAME, name) => *deleted = message.kind == DELETE_TABLE,
-            NEW_CHAIN if has(TABLE_NAME, name) && has(CHAIN_NAME, PAST_RULES) => *deleted = true,
+            // The daemon's own tables delete it, whether or not it exists.
+            NEW_CHAIN | DELETE_CHAIN if has(TABLE_NAME, name) && has(CHAIN_NAME, PAST_RULES) => {
+                *deleted = message.kind == NEW_CHAIN;
+            }
             _ => {}
         }
     }
@@ -1004,9 +1064,9 @@ mod tests {
         let proxies = ["192.0.2.1:80".parse().unwrap(), "[2001:db8::1]:3128".parse().unwrap()];
         let pauses = &Pauses::NONE;
         let on_failure = config.on_failure;
-        Tables { config, path, is_running, uplinks: &uplinks, proxies: &proxies, pauses, on_failure }
-            .replace()
-            .rules
+        let tables =
+            Tables { config, path, is_running, uplinks: &uplinks, proxies: &proxies, pauses, on_failure };
+        tables.replace().rules
     }
 
     /// The whole text, so that a diff shows each change of it.
@@ -1042,7 +1102,34 @@ mod tests {
         let text = replace(&config("1"), Path::Forward, true);
         assert!(text.contains("table ip6 tcp_over_http_toh0 {\n"));
         assert!(text.contains("== 0x74004002 dnat to [2001:db8::1]:3128\n"));
-        assert!(text.starts_with(replace(&config("0"), Path::Forward, true).as_str()));
+        let without = replace(&config("0"), Path::Forward, true);
+        let (ipv4, deleted) = without.split_once("add table ip6 ").unwrap();
+        assert!(text.starts_with(ipv4) && deleted.ends_with("\ndelete table ip6 tcp_over_http_toh0\n"));
+    }
+
+    /// Chains stay as they are: what has a hook and is not wanted any more is deleted, and nothing else.
+    #[test]
+    fn chains_stay() {
+        let text = "config tcp-over-http 'main'\noption dns fakeip\nlist direct_server 192.0.2.53\noption auto_route 1\n\
+                    list upstream 'http://192.0.2.1'\nconfig rule\nlist domain home.example\noption direct 1\n";
+        let config = Config::from_uci(text).unwrap();
+        for (path, is_running) in [(Path::Forward, true), (Path::Forward, false), (Path::Relay, true)] {
+            let text = replace(&config, path, is_running);
+            let lines: Vec<_> = text.lines().collect();
+            for two in
+                lines.windows(2).filter(|two| two[1].starts_with("type ") && two[0].starts_with("chain "))
+            {
+                let name = two[0].split(' ').nth(1).unwrap();
+                let is_known = HOOKED.split_ascii_whitespace().any(|known| known == name);
+                assert!(is_known || name == "arrived", "{name}");
+                assert_eq!(text.matches(&format!("\ndelete chain ip {NAME} {name}\n")).count(), 0);
+            }
+        }
+        let text = replace(&config, Path::Relay, true);
+        assert!(text.contains("delete chain ip6 tcp_over_http_toh0 past_rules\n"));
+        assert!(
+            text.contains("flush table ip6 tcp_over_http_toh0\nflush set ip6 tcp_over_http_toh0 alive\n")
+        );
     }
 
     #[test]
@@ -1076,12 +1163,12 @@ mod tests {
                      ip daddr { 224.0.0.0/4, 255.255.255.255/32 } accept\n\
                      meta mark set meta mark & $others | $exempt\n}\n";
         assert!(replace(&config, Path::Forward, false).contains(chain));
-        assert!(!replace(&config, Path::Forward, true).contains("past_rules"));
+        assert!(!replace(&config, Path::Forward, true).contains("chain past_rules {"));
         let relay = replace(&config, Path::Relay, false);
         assert!(relay.contains(chain) && !relay.contains("oifname $tun accept"));
-        assert!(!replace(&config, Path::Relay, true).contains("past_rules"));
+        assert!(!replace(&config, Path::Relay, true).contains("chain past_rules {"));
         config.on_failure = OnFailure::Direct;
-        assert!(!replace(&config, Path::Forward, false).contains("past_rules"));
+        assert!(!replace(&config, Path::Forward, false).contains("chain past_rules {"));
     }
 
     #[test]
@@ -1093,7 +1180,7 @@ mod tests {
         let local = "chain exempt_local {\ntype route hook output priority mangle + 11; policy accept;\n";
         let errors = text.lines().find(|line| line.contains("state related")).unwrap().to_owned() + "\n";
         let end = [BEGUN, ANSWERS, &errors, "jump direct\n}\n", local, ANSWERS, &errors, "}\n}\n"].concat();
-        assert!(text.ends_with(&end), "{text}");
+        assert!(text.contains(&end), "{text}");
         config.local = false;
         assert!(!replace(&config, Path::Forward, true).contains(ANSWERS));
     }
@@ -1182,7 +1269,10 @@ mod tests {
              iifname { \"br-lan\" } meta l4proto { tcp, udp } th dport { 80-90 } ether saddr { 02:00:00:00:0a:01 } goto spare\n\
              ip6 daddr { 2001:db8::/32 } goto spare\n"
         );
-        assert!(ipv4.contains("update @direct { ip daddr } drop") && ipv6.contains("type ipv6_addr;"));
+        assert!(
+            ipv4.contains("update @direct { ip daddr } drop")
+                && ipv6.contains("update @direct { ip6 daddr } drop")
+        );
         config.rules = alloc::rc::Rc::default();
         assert!(!replace(&config, Path::Forward, true).contains("@direct"), "no names, no set");
     }
@@ -1230,14 +1320,16 @@ mod tests {
         };
         let elements = |pauses: &Pauses| {
             let commands = text(pauses, Path::Relay);
-            commands.at(Instant::from_millis(400))[commands.rules.len()..].to_owned()
+            commands.at(Instant::from_millis(400), false)[commands.rules.len()..].to_owned()
         };
+        let alive = "alive { ip }\nadd element ip6 tcp_over_http_toh0 alive { ip6 }\n";
+        assert!(text(&pauses, Path::Forward).at(Instant::from_millis(400), true).ends_with(alive));
         pauses.begin(Some(IpAddr::from([10, 1, 0, 2])), Instant::from_millis(1000));
         let said = "add element ip tcp_over_http_toh0 paused { 10.1.0.2 timeout 600ms }\n";
         assert_eq!(elements(&pauses), said);
         for path in [Path::Forward, Path::Relay] {
             let text = text(&pauses, path).rules;
-            assert_eq!(text.matches("set paused").count(), 1, "one family");
+            assert_eq!(text.matches("chain paused {").count(), 2, "of one family: told, then filled");
             assert_eq!(text.matches("$paused ip saddr @paused accept\n").count(), 1);
             assert!(text.contains("iifname $tun return\niif { 3 } return\nct state new tcp"));
             assert_eq!(
@@ -1308,15 +1400,20 @@ mod tests {
         assert!(!after(&[(10 << 8 | 8, NAME)]));
         assert!(!after(&[(NEW_CHAIN, NAME)]));
         // Tables without a daemon, of this name and of another.
-        let refusing = |name| {
-            let mut bytes = notification(NEW_CHAIN, name);
+        let refusing = |kind, name| {
+            let mut bytes = notification(kind, name);
             bytes.extend([&15_u16.to_ne_bytes()[..], &CHAIN_NAME.to_ne_bytes(), b"past_rules\0\0"].concat());
             let length = bytes.len() as u32;
             bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            bytes
+        };
+        let after = |messages: &[Vec<u8>]| {
             let mut deleted = false;
-            follow(NAME, &[notification(NEW_TABLE, NAME), bytes].concat(), &mut deleted);
+            follow(NAME, &messages.concat(), &mut deleted);
             deleted
         };
-        assert!(refusing(NAME) && !refusing("others"));
+        let [new, others] = [NAME, "others"].map(|name| refusing(NEW_CHAIN, name));
+        assert!(after(&[notification(NEW_TABLE, NAME), new.clone()]) && !after(&[others]));
+        assert!(!after(&[new, refusing(DELETE_CHAIN, NAME)]));
     }
 }

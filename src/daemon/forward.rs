@@ -55,9 +55,6 @@ pub struct Forwarder {
     ipv4: RefCell<RawSocket>,
     ipv6: Option<RefCell<RawSocket>>,
     mark: u32,
-    /// Whether connections of this machine itself are captured (`local`). They must be relayed: conntrack has
-    /// entries for them already.
-    local: bool,
     handshakes: RefCell<Handshakes>,
     /// The task that waits for each handshake, by the handshake's slot.
     wakers: RefCell<Vec<Option<Waker>>>,
@@ -109,7 +106,6 @@ impl Forwarder {
             ipv4: RefCell::new(RawSocket::new(true)?),
             ipv6,
             mark: config.mark,
-            local: config.local,
             handshakes: RefCell::new(Handshakes::new(key)),
             wakers: RefCell::default(),
             proxies: RefCell::default(),
@@ -202,11 +198,11 @@ impl Forwarder {
         let syn = Packet::parse(bytes).ok()?;
         let (tuple, proxy) = (syn.tuple(), (mapped(address.ip()), address.port()));
         // NAT would not change a connection to the proxy itself, which the firewall's chain `guard` then
-        // drops.
+        // drops. Conntrack has entries for this machine's own connections already.
         let is_forwardable = (syn.family() == Family::V4) == address.is_ipv4()
             && (address.is_ipv4() || self.ipv6.is_some())
             && (tuple.destination, tuple.destination_port) != proxy
-            && !(self.local && self.is_own(tuple.source));
+            && !self.is_own(tuple.source);
         if !is_forwardable {
             return None;
         }
@@ -260,8 +256,7 @@ impl Forwarder {
     pub fn tick(&self, now: Instant) {
         self.ticks.set((self.ticks.get() + 1) % SIGN);
         if self.ticks.get() == 0 {
-            self.queue_numbered(ALIVE, &LIFE, Ipv4Addr::LOCALHOST.into());
-            self.queue_numbered(ALIVE, &LIFE6, Ipv6Addr::LOCALHOST.into());
+            self.give_sign();
         }
         self.handshakes.borrow_mut().tick(now, &mut |route, to, packet| self.queue(route, to, packet));
         _ = self.flush();
@@ -270,6 +265,13 @@ impl Forwarder {
             self.has_begun.set(true);
             info!("connection tracking is nearly full: the client with the most made room");
         }
+    }
+
+    /// Gives the firewall a sign of life, which its chain `to_client` drops.
+    pub fn give_sign(&self) {
+        self.queue_numbered(ALIVE, &LIFE, Ipv4Addr::LOCALHOST.into());
+        self.queue_numbered(ALIVE, &LIFE6, Ipv6Addr::LOCALHOST.into());
+        _ = self.flush();
     }
 
     /// Ends handshakes that wait for a proxy's answer to an address that this machine has lost.

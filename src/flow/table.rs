@@ -235,17 +235,13 @@ impl FlowTable {
     }
 
     /// Notes that the client repeats the SYN of a held flow. True if it is a new attempt (with another sequence
-    /// number), which replaces the old one: it is the youngest from then on.
+    /// number), which takes the old one's place: it is as old, or a new one each second would never yield.
     pub fn repeat(&mut self, slot: Slot, isn: u32, now: Instant) -> bool {
         let flow = &mut self.flows[slot.index()];
         flow.last_syn = now.stamp();
         let new = flow.isn != isn;
         if new {
             (flow.isn, flow.expected) = (isn, isn.wrapping_add(1));
-            flow.since = now.stamp();
-            let client = flow.client;
-            self.clients.put_last(slot.0, client, Group::Opened);
-            self.slots.move_to_back(slot.0, State::Held as u16);
         }
         new
     }

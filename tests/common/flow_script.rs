@@ -219,8 +219,7 @@ impl Model {
                     assert_eq!(new, entry.isn != isn);
                     entry.last_syn = self.now;
                     if new {
-                        (entry.isn, entry.expected, entry.since) = (isn, isn.wrapping_add(1), self.now);
-                        entry.entered = self.operations;
+                        (entry.isn, entry.expected) = (isn, isn.wrapping_add(1));
                     }
                     return false;
                 }

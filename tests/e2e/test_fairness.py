@@ -1,6 +1,7 @@
 """Clients among each other: one that does its worst takes nothing from another."""
 
 import contextlib
+import itertools
 import resource
 import threading
 
@@ -190,21 +191,23 @@ def test_dials_from_a_64(gateway, serving, client, other, strangers):
         assert daemon.summary()["flows held"] <= 130
 
 
-def test_dials_in_the_name_of_others(gateway, serving, client, router, other):
-    """One machine sends the SYNs of 600, each from an address of its own, and again, so that they stay."""
+@pytest.mark.parametrize("count, attempts", [(600, 1), (512, 3)], ids=["repeated", "anew"])
+def test_dials_in_the_name_of_others(gateway, serving, client, router, other, count, attempts):
+    """One machine sends the SYNs of many, each from an address of its own, and again, so that they stay; or other attempts
+    with the same ports, all of them young."""
     daemon = gateway("--reply-timeout", "300", log_level="info")
     wire = Wire(client, router, other[1])
     forged = []
-    for number in range(600):
+    for sequence, number in itertools.product(range(attempts), range(count)):
         wire.source = f"fd02:0:0:{number:x}::9" if ":" in other[1] else f"10.2.{number >> 8}.{number & 255}"
-        forged.append(bytes(wire.ip() / TCP(sport=40_000, dport=SILENT, flags="S", seq=number)))
+        forged.append(bytes(wire.ip() / TCP(sport=40_000, dport=SILENT, flags="S", seq=sequence)))
     ends = threading.Event()
 
     def flood():
-        while True:
-            for packet in forged:
+        for begin in itertools.cycle(range(0, len(forged), count)):
+            for packet in forged[begin:begin + count]:
                 wire.send(packet)
-            if ends.wait(1):
+            if ends.wait(1 if attempts == 1 else 0.5):
                 return
 
     thread = threading.Thread(target=flood, daemon=True)

@@ -233,6 +233,16 @@ def test_block_beside_a_daemon_that_starts(gateway, proxy, client, router, leaks
     leaks.assert_none()
 
 
+def test_tables_of_another_version(gateway, proxy, client, router):
+    """Their chains and sets are other ones by the same names, and can't stay."""
+    for family in ("ip", "ip6"):
+        chain = "chain forwarded { type filter hook forward priority 5; }"
+        router.nft(f"table {family} {NFT_TABLE} {{\n{chain}\nset paused {{ type inet_service; }}\n}}")
+    gateway()
+    for server in (SERVER, SERVER6):
+        assert_proxied(client, proxy, server)
+
+
 def test_nobody_else_has_the_tuns_address(gateway, proxy, client, router, capture):
     """From the LAN it would look like an answer of the listener, and be passed on to another client."""
     gateway()

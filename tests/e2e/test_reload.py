@@ -12,16 +12,18 @@ from pathlib import Path
 import pytest
 
 from lab.configured import RESTARTED
-from lab.connections import assert_direct, assert_proxied, assert_proxied_among_others, open_tunnel
+from lab.connections import assert_carries, assert_direct, assert_proxied, assert_proxied_among_others, open_tunnel
 from lab.dnsservers import ELSEWHERE, Unbound, answer_to, framed, query, read_framed
 from lab.faultproxy import OK
-from lab.gateway import PASSWORD, READY, TABLE, TUN, is_relayed, upstream
+from lab.gateway import NFT_TABLE, PASSWORD, READY, TABLE, TUN, is_relayed, upstream
 from lab.netns import (
     CLIENT,
     CLIENT_OTHER,
+    INTERNET,
     PROXY,
     PROXY_OTHER,
     RESOLVER,
+    ROUTER_LAN,
     SERVER,
     SERVER6,
     SERVER_OTHER,
@@ -178,6 +180,29 @@ def test_capture_changes(configured, proxy, client, internet):
     assert_direct(client, internet.listen(SERVER), proxy)
 
 
+def test_chains_stay(configured, router):
+    """A packet between a new chain, which has no rules yet, and the old one, which has none any more, would get out."""
+    configured.write().start()
+    # What nobody knows stays only if the table does, and so its chains.
+    router.nft(f"add chain ip {NFT_TABLE} witness")
+    configured.reload("connections go on", main="list bypass 198.51.100.0/24")
+    configured.restart(main="option drain_timeout 0\noption mtu 1400")
+    assert "chain witness" in router.run("nft", "list", "table", "ip", NFT_TABLE).stdout
+
+
+def test_own_connections(configured, proxy, client, router):
+    """From an address of the LAN, by a rule: what began here can't be forwarded in its own name."""
+    configured.write("option local 0").start()
+    router.run("ip", "route", "replace", f"{PROXY}/32", "via", INTERNET)
+    router.run("ip", "route", "del", "default")
+    configured.reload("changed local;", main="")
+    until(lambda: router.run("ip", "rule", "show", "to", "0.0.0.0/0").stdout.count("ipproto tcp"), "rules capture")
+    near, connection = open_tunnel(router, proxy, SERVER, source=ROUTER_LAN)
+    assert_carries(near, connection.sock)
+    near.close()
+    connection.close()
+
+
 def test_nft_takes_its_time(configured, proxy, client, internet, directory):
     """Connections are opened and go on meanwhile; of the changes asked for meanwhile, the last counts."""
     nft = SlowNft(directory)
@@ -313,12 +338,29 @@ def test_packets_on_their_way_while_another_run_starts(configured, client, route
     """One may have met the tables of before where it came in, and meet the next on its way out."""
     lines = f"option on_failure {on_failure}\noption drain_timeout 0"
     configured.write(lines).start()
+    with flooding(client, router):
+        for number in range(8):
+            configured.restart(main=f"{lines}\noption mtu {1400 + number}")
+    leaks.assert_none()
+
+
+@contextlib.contextmanager
+def flooding(client, router):
     hardware = router.ip("link", "show", "lan")[0]["address"]
     flood = client.popen(sys.executable, FLOOD, CLIENT, SERVER, hardware, stdout=subprocess.PIPE)
     assert flood.stdout.readline() == b"ready\n"
-    for number in range(8):
-        configured.restart(main=f"{lines}\noption mtu {1400 + number}")
+    yield
     client.stop(flood)
+
+
+@pytest.mark.path("forward", why="it is about the test handshake")
+def test_a_start_in_a_flood(configured, client, router, leaks):
+    """What a client sends is not in the way of the test handshake, in the TUN's queue."""
+    daemon = configured.write().start()
+    with flooding(client, router):
+        for _ in range(5):
+            daemon.kill()
+            daemon.start()
     leaks.assert_none()
 
 

@@ -127,13 +127,24 @@ impl Capture {
         // machine's connections.
         conntrack::forget_handshakes(config.mark).map_err(|error| format!("connection tracking: {error}"))?;
         // The tables come before `Routes::install`, which deletes an earlier run's rules: these refuse
-        // traffic until then.
-        self.install_firewall(config, config.on_failure)?;
+        // traffic until then. They refuse it until the test is over, too: a flood of what is captured would
+        // fill the TUN before the test's packets.
+        self.install_firewall(config, OnFailure::Block)?;
         for subnet in config.subnets().iter() {
             let behind = subnet.error_source().to_canonical();
             probe(tun, &forwarder, behind).await?;
         }
-        Ok(self.routes.install(config, Path::Forward, &self.uplinks)?)
+        self.routes.install(config, Path::Forward, &self.uplinks)?;
+        forwarder.give_sign();
+        self.allow_direct(config);
+        Ok(())
+    }
+
+    /// Applies `on_failure 'direct'`, where tables that refuse have made the beginning.
+    fn allow_direct(&mut self, config: &Config) {
+        if config.on_failure == OnFailure::Direct {
+            self.replace_tables(config);
+        }
     }
 
     /// Sets up the relay path. It works without the firewall's tables, too.
@@ -149,9 +160,7 @@ impl Capture {
             false => firewall::sweep(config),
         }
         self.routes.install(config, Path::Relay, &self.uplinks)?;
-        if config.on_failure == OnFailure::Direct {
-            self.replace_tables(config);
-        }
+        self.allow_direct(config);
         Ok(())
     }
 
@@ -366,7 +375,7 @@ impl Capture {
         // Tables of another name must be deleted here: the next run doesn't know them. Those of the same name
         // are replaced.
         let stale = self.firewall.filter(|firewall| !firewall.belongs_to(next));
-        if let Err(error) = run(&commands.at(self.clock.now())) {
+        if let Err(error) = run(&commands.at(self.clock.now(), false)) {
             warn!("{error}");
         }
         if let Err(error) = self.routes.hand_over(next) {
@@ -413,7 +422,7 @@ pub fn block(config: &Config) -> Result<(), RouteError> {
     let is_alone = || route::index(&config.tun) == 0;
     let was_alone = is_alone();
     let now = Clock::start().now();
-    let commands = if was_alone { tables.replace().at(now) } else { tables.create() };
+    let commands = if was_alone { tables.replace().at(now, false) } else { tables.create() };
     if let Err(error) = run(&commands) {
         debug!("{error}"); // the tables exist, or there is no nft
     }

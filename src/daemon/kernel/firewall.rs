@@ -63,8 +63,8 @@ impl Firewall {
         })
     }
 
-    /// Installs tables by these commands, and blocks until that is done. Must be called within the tokio
-    /// runtime.
+    /// Installs tables by these commands, and blocks until that is done. They refuse what is captured until the
+    /// daemon gives a sign of life. Must be called within the tokio runtime.
     ///
     /// With `on_failure 'direct'`, a drop deletes the tables, until [`Firewall::keep`] is called: so they go
     /// if a later step fails.
@@ -73,7 +73,9 @@ impl Firewall {
     /// There is no `nft`, or the kernel lacks something that the path needs: connection tracking, NAT, `dup`.
     pub fn install(config: &Config, clock: Clock, commands: Commands) -> Result<Self, String> {
         let mut firewall = Self::new(config, clock)?;
-        nft::run(&commands.at(clock.now()))?;
+        let rules = commands.at(clock.now(), false);
+        // An earlier version's tables may have chains at other hooks, which can't stay.
+        nft::run(&rules).or_else(|_| nft::run(&(text::delete(&firewall.name) + &rules)))?;
         firewall.commands = Some(commands);
         firewall.undo = config.on_failure == OnFailure::Direct;
         Ok(firewall)
@@ -107,7 +109,7 @@ impl Firewall {
                     self.begin_standing_in();
                     None
                 };
-                let commands = self.commands.as_ref().map(|commands| commands.at(self.clock.now()));
+                let commands = self.commands.as_ref().map(|commands| commands.at(self.clock.now(), true));
                 match Nft::start(&commands.unwrap_or_default()) {
                     Ok(nft) => {
                         self.run = Some((nft, before));
