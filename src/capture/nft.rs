@@ -125,8 +125,24 @@ const CHAIN_NAME: u16 = 3;
 const PAST_RULES: &str = "past_rules";
 /// The chains at a hook that only some tables have. A table that needs one no more must not keep it, even empty: each
 /// costs every packet. (Chains that are only jumped to cost nothing.)
-const HOOKED: &str = "learn paused forwarded sent past_rules to_client to_proxy source guard destination stale \
-                      handshakes spare_forwarded tunnelled exempt_forwarded exempt_local";
+const HOOKED: [&str; 16] = [
+    "learn",
+    "paused",
+    "forwarded",
+    "sent",
+    PAST_RULES,
+    "to_client",
+    "to_proxy",
+    "source",
+    "guard",
+    "destination",
+    "stale",
+    "handshakes",
+    "spare_forwarded",
+    "tunnelled",
+    "exempt_forwarded",
+    "exempt_local",
+];
 /// The sets that each table has.
 const SETS: [&str; 3] = ["alive", "direct", "paused"];
 /// The address families, as nft names them.
@@ -188,17 +204,22 @@ fn delete_one(family: &str, name: &str) -> String {
 /// chains at hooks, without rules, so that the rest also works on a table that lacks them.
 fn renew(family: &str, name: &str, text: &str, rules: &mut String) {
     _ = writeln!(rules, "table {family} {name} {{");
-    for (head, line) in text.lines().zip(text.lines().skip(1)) {
+    let (mut head, mut heads) = ("", Vec::new());
+    for line in text.lines() {
         if line.starts_with("type ") {
             _ = writeln!(rules, "{head}\n{line}\n}}");
+            heads.push(head);
         }
+        head = line;
     }
     _ = writeln!(rules, "}}\nflush table {family} {name}");
     for set in SETS {
         _ = writeln!(rules, "flush set {family} {name} {set}");
     }
-    for chain in HOOKED.split_ascii_whitespace() {
-        if !text.contains(&["chain ", chain, " {"].concat()) {
+    for chain in HOOKED {
+        let is_it =
+            |head: &&str| head.strip_prefix("chain ").and_then(|it| it.strip_suffix(" {")) == Some(chain);
+        if !heads.iter().any(is_it) {
             _ = writeln!(rules, "add chain {family} {name} {chain}\ndelete chain {family} {name} {chain}");
         }
     }
@@ -1120,7 +1141,7 @@ mod tests {
                 lines.windows(2).filter(|two| two[1].starts_with("type ") && two[0].starts_with("chain "))
             {
                 let name = two[0].split(' ').nth(1).unwrap();
-                let is_known = HOOKED.split_ascii_whitespace().any(|known| known == name);
+                let is_known = HOOKED.contains(&name);
                 assert!(is_known || name == "arrived", "{name}");
                 assert_eq!(text.matches(&format!("\ndelete chain ip {NAME} {name}\n")).count(), 0);
             }
