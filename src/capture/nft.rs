@@ -95,7 +95,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::netlink::{self, Message};
 use super::pause::{MAX_PAUSES, Pauses};
 use super::rules as policy;
-use super::{Path, Uplinks};
+use super::{Path, Uplinks, V6};
 use crate::config::{Config, Host, MARK_MASK, NonTcp, OnFailure, Quic};
 use crate::dns;
 use crate::net::IpNet;
@@ -245,7 +245,7 @@ pub struct Commands {
     name: String,
     rules: String,
     /// Whether IPv4 and IPv6 have a table.
-    has_table: [bool; 2],
+    pub has_table: [bool; 2],
     pauses: Pauses,
     /// The policy rules that drop captured traffic while somebody else has deleted the tables.
     pub lost: Vec<super::PolicyRule>,
@@ -1043,24 +1043,25 @@ impl<T: Display> Display for Set<'_, T> {
     }
 }
 
-/// Reads notifications. `deleted` becomes true if somebody else has deleted the tables of this name, or has
-/// put those of a machine without a daemon in their place (`tcp-over-http block`). It becomes false if the
-/// tables are created again, or what belongs to them without a daemon is deleted.
-pub fn follow(name: &str, notifications: &[u8], deleted: &mut bool) {
+/// Reads notifications. For a family (IPv4, IPv6), `deleted` becomes true if somebody has deleted its table of this name,
+/// or has put that of a machine without a daemon in its place (`tcp-over-http block`). It becomes false if the table is
+/// created again, or what belongs to one without a daemon is deleted.
+pub fn follow(name: &str, notifications: &[u8], deleted: &mut [bool; 2]) {
     for message in netlink::messages(notifications) {
         let has = |kind, text: &str| {
             let is_it =
                 |(it, value): (u16, &[u8])| it == kind && value.strip_suffix(b"\0") == Some(text.as_bytes());
             netlink::attrs(message.body, BODY).any(is_it)
         };
-        match message.kind {
-            NEW_TABLE | DELETE_TABLE if has(TABLE_NAME, name) => *deleted = message.kind == DELETE_TABLE,
+        let is_deleted = match message.kind {
+            NEW_TABLE | DELETE_TABLE if has(TABLE_NAME, name) => message.kind == DELETE_TABLE,
             // The daemon's own tables delete it, whether or not it exists.
             NEW_CHAIN | DELETE_CHAIN if has(TABLE_NAME, name) && has(CHAIN_NAME, PAST_RULES) => {
-                *deleted = message.kind == NEW_CHAIN;
+                message.kind == NEW_CHAIN
             }
-            _ => {}
-        }
+            _ => continue,
+        };
+        deleted[usize::from(message.body.first() == Some(&V6))] = is_deleted;
     }
 }
 
@@ -1399,7 +1400,7 @@ mod tests {
     fn follows_its_own_tables() {
         let after = |list: &[(u16, &str)]| {
             let bytes: Vec<u8> = list.iter().flat_map(|(kind, name)| notification(*kind, name)).collect();
-            let mut deleted = false;
+            let mut deleted = [false; 2];
             follow(NAME, &bytes, &mut deleted);
             // A cut message says nothing.
             follow(
@@ -1407,7 +1408,7 @@ mod tests {
                 bytes.get(..bytes.len().saturating_sub(1)).unwrap_or_default(),
                 &mut deleted.clone(),
             );
-            deleted
+            deleted[0]
         };
         assert!(!after(&[]));
         assert!(after(&[(DELETE_TABLE, NAME)]));
@@ -1429,10 +1430,14 @@ mod tests {
             bytes
         };
         let after = |messages: &[Vec<u8>]| {
-            let mut deleted = false;
+            let mut deleted = [false; 2];
             follow(NAME, &messages.concat(), &mut deleted);
-            deleted
+            deleted[0]
         };
+        // The other family's.
+        let mut ipv6 = notification(DELETE_TABLE, NAME);
+        ipv6[16] = V6;
+        assert!(!after(&[ipv6.clone()]) && after(&[notification(DELETE_TABLE, NAME), ipv6]));
         let [new, others] = [NAME, "others"].map(|name| refusing(NEW_CHAIN, name));
         assert!(after(&[notification(NEW_TABLE, NAME), new.clone()]) && !after(&[others]));
         assert!(!after(&[new, refusing(DELETE_CHAIN, NAME)]));

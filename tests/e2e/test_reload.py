@@ -96,6 +96,21 @@ def test_a_resolver_that_is_down(configured, proxy, client, internet, directory)
     configured.daemon.wait_log("proxy.corp.example: .*its last addresses stay in use", offset)
 
 
+@pytest.mark.parametrize("options", ["option ipv6 0", "option ipv6 1"])
+def test_tables_that_are_replaced_are_not_lost(configured, proxy, client, directory, options):
+    """The daemon does not take its own replacement for somebody else's deletion, however much it replaces."""
+    many = directory / "many"
+    many.write_text("".join(f"{100 + number // 65536}.{number // 256 % 256}.{number % 256}.0/25\n" for number in range(10_000)))
+    daemon = configured.write(options).start()
+    for number in range(3):
+        lines = f"{options}\nlist bypass 198.51.100.{number}\nlist bypass_file {many}"
+        configured.reload("reload: .*connections go on", main=lines)
+    assert_proxied(client, proxy, SERVER)
+    configured.reload("reload: .*connections go on", main=options)
+    assert_proxied(client, proxy, SERVER)
+    assert "deleted from outside" not in daemon.log()
+
+
 @pytest.mark.once(why="the configuration knows no path")
 def test_nothing_changed(configured, proxy, client):
     daemon = configured.write().start()

@@ -24,6 +24,8 @@ use tcp_over_http::config::{Config, OnFailure};
 /// Bit of the multicast group `NFNLGRP_NFTABLES` (<linux/netfilter/nfnetlink.h>).
 const WATCHED: u32 = 1 << (7 - 1);
 
+const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
+
 /// The tables, and a socket that receives notifications about them.
 pub struct Firewall {
     name: String,
@@ -175,7 +177,7 @@ impl Firewall {
     /// Ready when somebody else has deleted the tables.
     fn poll_deleted(&mut self, cx: &mut Context) -> Poll<()> {
         let mut buffer = Vec::new();
-        let mut deleted = false;
+        let (mut deleted, mut is_cut) = ([false; 2], false);
         // Only the state after the last notification counts, because a replacement deletes and adds.
         while let Poll::Ready(Ok(mut ready)) = self.watch.poll_read_ready(cx) {
             buffer.resize(netlink::READ_SIZE, 0);
@@ -183,13 +185,22 @@ impl Firewall {
                 Ok(Ok(length)) => {
                     text::follow(&self.name, buffer.get(..length).unwrap_or_default(), &mut deleted)
                 }
-                // Notifications were lost, perhaps one about our tables.
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => deleted = true,
+                // Notifications were lost: a replacement of thousands of networks is enough for that.
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => is_cut = true,
                 Ok(Err(_)) => break,
                 Err(_) => {}
             }
         }
-        if deleted { Poll::Ready(()) } else { Poll::Pending }
+        if is_cut {
+            deleted = FAMILIES.map(|family| !has_table(&self.name, family));
+        }
+        // A family that is to have no table gets one and loses it at each replacement.
+        let has_table = self.commands.as_ref().map_or([false; 2], |commands| commands.has_table);
+        if deleted.into_iter().zip(has_table).any(|(deleted, has)| deleted && has) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 }
 
@@ -217,14 +228,13 @@ fn request(messages: &mut dyn Iterator<Item = Message>) {
 
 /// Whether the kernel has the tables of a running daemon.
 pub fn is_there(config: &Config) -> bool {
-    let families = [Some(libc::AF_INET), config.address6.map(|_| libc::AF_INET6)];
-    families.into_iter().flatten().all(|family| {
-        let request = text::find(&text::name(config), family as u8);
-        Socket::open(libc::NETLINK_NETFILTER)
-            .map_err(Error::from)
-            .and_then(|mut socket| socket.request(request))
-            .is_ok()
-    })
+    let [ipv4, ipv6] = FAMILIES.map(|family| has_table(&text::name(config), family));
+    ipv4 && (ipv6 || config.address6.is_none())
+}
+
+fn has_table(name: &str, family: i32) -> bool {
+    let socket = Socket::open(libc::NETLINK_NETFILTER).map_err(Error::from);
+    socket.and_then(|mut socket| socket.request(text::find(name, family as u8))).is_ok()
 }
 
 /// Adds the address of a direct name to the tables' set `direct`, by sending an empty datagram to it. Chain
