@@ -230,7 +230,7 @@ async fn set_up(config: &Config, restarted: bool) -> Result<(Rc<Gateway>, Captur
     let dns = Dns::new(config, dns)?;
     let poller = Poller::new().map_err(no_event_loop)?;
     // Must be the last fallible step: it undoes itself only until it has succeeded.
-    let capture = Capture::set_up(config, &tun, clock, key, Rc::clone(&paused)).await?;
+    let capture = Capture::set_up(config, &tun, clock, key, Rc::clone(&paused), restarted).await?;
     let forwarder = capture.forwarder();
     if let Some(dns) = &dns
         && forwarder.is_some()

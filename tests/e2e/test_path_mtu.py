@@ -74,8 +74,11 @@ def test_a_small_link_behind_the_router(gateway, proxy, mesh, server, errors):
 
 @pytest.mark.native(why="it is about the rules")
 def test_the_routers_own_link_is_small(gateway, proxy, client, router, server, errors):
-    """The router's link to the LAN takes 1300, and the client's SYN promises more."""
+    """The link between router and client takes 1300, and the client's SYN promises more."""
     router.run("ip", "link", "set", "lan", "mtu", "1300")
+    # What the client sends must fit: longer segments get through only where two of them make a super-packet.
+    client.run("ip", "link", "set", "lan", "mtu", "1300")
+    spoil(client, "lan")
     gateway()
     big(client, proxy, server)
 

@@ -72,7 +72,8 @@ pub enum Event {
 
 impl Capture {
     /// Sets up the configured path. `auto` is the forward path if its test succeeds, otherwise the relay
-    /// path.
+    /// path. Until it is, what is captured is refused if another run has handed over (`restarted`), as before;
+    /// otherwise `on_failure` decides.
     ///
     /// # Errors
     /// Says what failed. With `on_failure 'block'` whatever captures or refuses traffic stays in place.
@@ -82,6 +83,7 @@ impl Capture {
         clock: Clock,
         key: Key,
         paused: Rc<Paused>,
+        restarted: bool,
     ) -> Result<Self, String> {
         let routes = Routes::open(config, &config.tun)?;
         let uplinks = routes.uplinks()?;
@@ -102,16 +104,20 @@ impl Capture {
             lost_address: None,
             is_to_forget: false,
         };
+        let meanwhile = if restarted { OnFailure::Block } else { config.on_failure };
         match config.path {
-            PathChoice::Relay => this.relay(config)?,
-            choice => match this.forward(config, tun, key).await {
+            PathChoice::Relay => this.relay(config, meanwhile)?,
+            choice => match this.forward(config, tun, key, meanwhile).await {
                 Err(error) if choice == PathChoice::Auto => {
                     info!("connections are relayed, since they can't be forwarded here: {error}");
                     this.forwarder = None;
-                    this.relay(config)?;
+                    this.relay(config, meanwhile)?;
                 }
                 result => result?,
             },
+        }
+        if meanwhile != config.on_failure {
+            this.replace_tables(config);
         }
         this.warn_of_detours();
         this.firewall = this.firewall.map(Firewall::keep);
@@ -119,7 +125,13 @@ impl Capture {
         Ok(this)
     }
 
-    async fn forward(&mut self, config: &Config, tun: &Tun, key: Key) -> Result<(), String> {
+    async fn forward(
+        &mut self,
+        config: &Config,
+        tun: &Tun,
+        key: Key,
+        meanwhile: OnFailure,
+    ) -> Result<(), String> {
         let forwarder = Forwarder::new(config, self.clock, key);
         let forwarder = Rc::new(forwarder.map_err(|error| format!("raw socket: {error}"))?);
         self.forwarder = Some(Rc::clone(&forwarder));
@@ -127,41 +139,31 @@ impl Capture {
         // machine's connections.
         conntrack::forget_handshakes(config.mark).map_err(|error| format!("connection tracking: {error}"))?;
         // The tables come before `Routes::install`, which deletes an earlier run's rules: these refuse
-        // traffic until then. They refuse it until the test is over, too: a flood of what is captured would
+        // traffic until then. The tables take none before the test is over: a flood of what is captured would
         // fill the TUN before the test's packets.
-        self.install_firewall(config, OnFailure::Block)?;
+        self.install_firewall(config, meanwhile)?;
         for subnet in config.subnets().iter() {
             let behind = subnet.error_source().to_canonical();
             probe(tun, &forwarder, behind).await?;
         }
         self.routes.install(config, Path::Forward, &self.uplinks)?;
         forwarder.give_sign();
-        self.allow_direct(config);
         Ok(())
-    }
-
-    /// Applies `on_failure 'direct'`, where tables that refuse have made the beginning.
-    fn allow_direct(&mut self, config: &Config) {
-        if config.on_failure == OnFailure::Direct {
-            self.replace_tables(config);
-        }
     }
 
     /// Sets up the relay path. It works without the firewall's tables, too.
-    fn relay(&mut self, config: &Config) -> Result<(), String> {
+    fn relay(&mut self, config: &Config, meanwhile: OnFailure) -> Result<(), String> {
         // The tables come before the capture: without them, answers to connections from outside would be
-        // captured and reset. They refuse even with `on_failure 'direct'`, until the policy rules are there:
-        // an earlier run's chain `past_rules` may have taken a packet past the rules, for the next chain to
-        // refuse. That chain may be one of the new tables.
+        // captured and reset. Where a run has handed over they refuse even with `on_failure 'direct'`: its
+        // chain `past_rules` may have taken a packet past the policy rules, for the next chain to refuse. That
+        // chain may be one of the new tables.
         match config.captures() {
             true => self
-                .install_firewall(config, OnFailure::Block)
+                .install_firewall(config, meanwhile)
                 .unwrap_or_else(|error| warn_of_missing_tables(&error)),
             false => firewall::sweep(config),
         }
-        self.routes.install(config, Path::Relay, &self.uplinks)?;
-        self.allow_direct(config);
-        Ok(())
+        Ok(self.routes.install(config, Path::Relay, &self.uplinks)?)
     }
 
     fn install_firewall(&mut self, config: &Config, on_failure: OnFailure) -> Result<(), String> {
