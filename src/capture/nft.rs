@@ -257,16 +257,14 @@ impl Commands {
     /// its first sign of life on.
     pub fn at(&self, now: Instant, is_alive: bool) -> String {
         let mut text = self.rules.clone();
-        for (family, has_table) in FAMILIES.into_iter().zip(self.has_table) {
+        let name = &self.name;
+        for ((family, everybody), has_table) in FAMILIES.into_iter().zip(EVERYBODY).zip(self.has_table) {
             if has_table && is_alive {
-                _ = writeln!(text, "add element {family} {} alive {{ {family} }}", self.name);
+                _ = writeln!(text, "add element {family} {name} alive {{ {family} }}");
             }
-        }
-        for (client, left) in self.pauses.left(now) {
-            for ((family, everybody), has_table) in EVERYBODY.into_iter().zip(self.has_table) {
+            for (client, left) in self.pauses.left(now) {
                 let client = client.unwrap_or(everybody);
                 if has_table && client.is_ipv4() == everybody.is_ipv4() {
-                    let name = &self.name;
                     _ = writeln!(text, "add element {family} {name} paused {{ {client} timeout {left}ms }}");
                 }
             }
@@ -276,8 +274,7 @@ impl Commands {
 }
 
 /// The element that stands for all clients of a family, in the set `paused`.
-const EVERYBODY: [(&str, IpAddr); 2] =
-    [("ip", IpAddr::V4(Ipv4Addr::UNSPECIFIED)), ("ip6", IpAddr::V6(Ipv6Addr::UNSPECIFIED))];
+const EVERYBODY: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
 
 /// What the tables depend on.
 #[derive(Clone, Copy)]
@@ -338,14 +335,15 @@ impl Tables<'_> {
 
     /// The text of each family's table, if it is to have one.
     fn texts(&self) -> [Option<String>; 2] {
-        let has_any = self.path == Path::Forward || self.config.captures();
         let mut texts = [None, None];
-        for ((subnet, own), text) in self.config.subnets().iter().zip(self.config.own()).zip(&mut texts) {
-            if !has_any {
-                break;
-            }
+        if self.path == Path::Relay && !self.config.captures() {
+            return texts;
+        }
+        let families = FAMILIES.into_iter().zip(&mut texts);
+        for ((subnet, own), (family, text)) in
+            self.config.subnets().iter().zip(self.config.own()).zip(families)
+        {
             let (behind, mut rules) = (subnet.error_source().to_canonical(), String::new());
-            let family = if behind.is_ipv4() { FAMILIES[0] } else { FAMILIES[1] };
             Chains { tables: self, family, own, behind, rules: &mut rules }.write();
             *text = Some(rules);
         }

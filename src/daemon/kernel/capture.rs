@@ -178,7 +178,6 @@ impl Capture {
     }
 
     fn tables<'a>(&'a self, config: &'a Config, proxies: &'a [SocketAddr], pauses: &'a Pauses) -> Tables<'a> {
-        let Config { on_failure, .. } = *config;
         Tables {
             config,
             path: self.path(),
@@ -186,7 +185,7 @@ impl Capture {
             uplinks: &self.uplinks,
             proxies,
             pauses,
-            on_failure,
+            on_failure: config.on_failure,
         }
     }
 
