@@ -202,7 +202,10 @@ fn delete_one(family: &str, name: &str) -> String {
 
 /// The commands that give a table this text in place of its rules and elements. They begin with its sets and its
 /// chains at hooks, without rules, so that the rest also works on a table that lacks them.
-fn renew(family: &str, name: &str, text: &str, rules: &mut String) {
+///
+/// The set `alive` is left to tables of a running daemon. A packet may be halfway through the old rules, and
+/// those ask the new sets: with `on_failure 'direct'`, they would let it go if the daemon were not alive there.
+fn renew(family: &str, name: &str, text: &str, is_running: bool, rules: &mut String) {
     _ = writeln!(rules, "table {family} {name} {{");
     let (mut head, mut heads) = ("", Vec::new());
     for line in text.lines() {
@@ -213,7 +216,7 @@ fn renew(family: &str, name: &str, text: &str, rules: &mut String) {
         head = line;
     }
     _ = writeln!(rules, "}}\nflush table {family} {name}");
-    for set in SETS {
+    for set in SETS.into_iter().filter(|&set| is_running || set != "alive") {
         _ = writeln!(rules, "flush set {family} {name} {set}");
     }
     for chain in HOOKED {
@@ -302,7 +305,7 @@ impl Tables<'_> {
         let mut rules = String::new();
         for (family, text) in FAMILIES.into_iter().zip(&texts) {
             match text {
-                Some(text) => renew(family, &name, text, &mut rules),
+                Some(text) => renew(family, &name, text, self.is_running, &mut rules),
                 None => rules += &delete_one(family, &name),
             }
         }
@@ -1147,8 +1150,11 @@ mod tests {
         }
         let text = replace(&config, Path::Relay, true);
         assert!(text.contains("delete chain ip6 tcp_over_http_toh0 past_rules\n"));
+        let alive = "flush table ip6 tcp_over_http_toh0\nflush set ip6 tcp_over_http_toh0 alive\n";
+        assert!(text.contains(alive));
         assert!(
-            text.contains("flush table ip6 tcp_over_http_toh0\nflush set ip6 tcp_over_http_toh0 alive\n")
+            !replace(&config, Path::Forward, false).contains(alive),
+            "the rules of before may ask for it"
         );
     }
 

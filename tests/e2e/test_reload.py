@@ -351,11 +351,13 @@ def knock(space, stop, server):
 @pytest.mark.parametrize("on_failure", ["block", "direct"])
 def test_packets_on_their_way_while_another_run_starts(configured, client, router, leaks, on_failure):
     """One may have met the tables of before where it came in, and meet the next on its way out."""
-    lines = f"option on_failure {on_failure}\noption drain_timeout 0"
-    configured.write(lines).start()
+    # Their rules take long to go through, so that they change while some are halfway.
+    rules = "".join(f"config rule\nlist port {port}\noption direct 1\n" for port in range(20_000, 21_000))
+    lines = f"option on_failure {on_failure}\noption drain_timeout 0\noption log_level debug"
+    configured.write(f"{lines}\n{rules}").start()
     with flooding(client, router):
-        for number in range(8):
-            configured.restart(main=f"{lines}\noption mtu {1400 + number}")
+        for number in range(4):
+            configured.restart(main=f"{lines}\noption mtu {1400 + number}\n{rules}")
     leaks.assert_none()
 
 
