@@ -42,6 +42,7 @@ use tcp_over_http::time::Instant;
 use crate::clock::Clock;
 use crate::dns::Dns;
 use crate::forward::{Forwarder, Taken};
+use crate::gateway::http::Shared;
 use crate::gateway::kept::{DialState, Kept, KeptFlows};
 use crate::gateway::loops::Loops;
 use crate::kernel::self_test::SelfTest;
@@ -72,8 +73,8 @@ pub struct Gateway {
     again: Cell<bool>,
     totals: Cell<Totals>,
     clients: RefCell<Tallies>,
-    /// How many bytes connections carried as HTTP requests keep in memory.
-    shared: Rc<Cell<usize>>,
+    /// What connections carried as HTTP requests keep in memory.
+    shared: Rc<RefCell<Shared>>,
 }
 
 /// Counters since the start, except the rewriter's.

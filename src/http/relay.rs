@@ -321,6 +321,11 @@ impl Relay {
         self.sent = None;
     }
 
+    /// Forgets everything, because the connection is over.
+    pub fn clear(&mut self) {
+        (self.client, self.proxy, self.sent) = (Stream::Idle, Stream::Idle, None);
+    }
+
     /// Whether the current request may be sent twice (RFC 9110 section 9.2.2).
     pub const fn is_repeatable(&self) -> bool {
         self.request.is_repeatable

@@ -20,6 +20,7 @@ use tcp_over_http::flow::Slot;
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::http::login::Authorization;
 use tcp_over_http::http::relay::{Next, Refusal, Relay, Side};
+use tcp_over_http::net::ClientKey;
 use tcp_over_http::rules::Action;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -27,6 +28,7 @@ use tokio::time::Sleep;
 
 use self::direction::Direction;
 use self::share::Share;
+pub(super) use self::share::Shared;
 use super::Gateway;
 use super::dial::server;
 use super::kept::{HttpFlow, Kept};
@@ -62,6 +64,7 @@ impl Gateway {
             return self.keep(slot, Kept::Nothing);
         };
         let (socket, moved) = (Rc::new(client), Rc::default());
+        let identity = ClientKey::of(self.rewriter.borrow().flow(slot).tuple.source);
         let carried = Carried {
             gateway: Rc::clone(self),
             slot,
@@ -76,7 +79,7 @@ impl Gateway {
             claimed: Default::default(),
             used: None,
             next: None,
-            share: Share::new(Rc::clone(&self.shared)),
+            share: Share::new(Rc::clone(&self.shared), identity),
             is_fresh: true,
             is_reused: false,
             up: Direction::default(),
@@ -400,6 +403,11 @@ impl Carried {
             const END: &str = "\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
             last = ["HTTP/1.1 ", refusal.status(), END].concat().into();
         }
+        // The farewell needs nothing else. It takes a while, and there may be many.
+        self.relay.clear();
+        self.up.clear();
+        self.down.incoming = Vec::new();
+        self.share.set(0);
         // What the kernel has not sent yet may take longer than the farewell.
         _ = sys::set_lingering(&self.client);
         self.down.has_ended = false;

@@ -211,6 +211,11 @@ impl Direction {
         self.outgoing.is_empty() && self.buffered == 0
     }
 
+    /// Forgets all bytes but those in the pipe.
+    pub fn clear(&mut self) {
+        (self.incoming, self.outgoing, self.again) = Default::default();
+    }
+
     /// Gives the pipe back.
     pub fn release(&mut self, pipes: &Pipes) {
         if let Some(pipe) = self.pipe.take()
