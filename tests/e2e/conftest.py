@@ -116,6 +116,7 @@ def gateway(network, directory):
             if gateway.running():
                 stack.callback(gateway.stop)
             stack.callback(gateway.assert_sane_log)
+            stack.callback(print, "the end of the daemon's log:", *gateway.log().splitlines()[-40:], sep="\n")
 
 
 @pytest.fixture
