@@ -22,17 +22,22 @@
 //! A proxy that rests comes back by a **confirmation** in the background. Only clients' dials start confirmations:
 //! while there are none, nothing is sent (unless `probe_interval` is set).
 
+mod attempt;
+mod proxy;
+
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
 use super::Failure;
-use super::health::{Alarm, Health, State};
-use super::history::{Change, History, What};
+use super::health::{Alarm, State};
+use super::history::{ChangeKind, History, StateChange};
 use crate::http::connect::Target;
-use crate::net::mapped;
-use crate::siphash::fnv;
 use crate::time::Instant;
+use attempt::{bit, digest};
+use proxy::{LoginState, ProxyState};
+
+pub use attempt::{Asked, Attempt};
 
 /// The most proxies.
 pub const MAX_PROXIES: usize = 64;
@@ -41,17 +46,6 @@ pub const MAX_PROXIES: usize = 64;
 const DOUBT: u32 = 10_000;
 /// How long connections wait for what the proxy says to the credentials of the last one, in ms.
 const VERDICT: u32 = 2000;
-
-/// What is known of the credentials that a proxy is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Login {
-    /// They have been accepted, or none are sent.
-    Fine,
-    /// Nothing.
-    Untried,
-    /// They have been refused, and never accepted.
-    Refused,
-}
 
 /// The options of the choice.
 #[derive(Clone, Copy, Debug, Default)]
@@ -67,72 +61,22 @@ pub struct Policy {
 /// What is known about each proxy from connections. A proxy is identified by its index in the configuration.
 #[derive(Debug)]
 pub struct Choice {
-    proxies: Vec<Proxy>,
+    proxies: Vec<ProxyState>,
     policy: Policy,
     /// The name of the chosen proxy, which may disappear from the configuration and come back.
     chosen: Option<Rc<str>>,
     history: History,
 }
 
-#[derive(Clone, Debug)]
-struct Proxy {
-    name: Rc<str>,
-    health: Health,
-    has_route: bool,
-    /// Whether its uplink is up.
-    is_preferred: bool,
-    /// How many times it has answered, with any status. Wraps.
-    answers: u32,
-    has_answered: bool,
-    /// The first target without an answer since the proxy's last answer, and when that was.
-    doubt: Option<(u32, Instant)>,
-    /// The target because of which it rests.
-    blamed_for: Option<u32>,
-    login: Login,
-    /// When it was last asked, while nobody knows what becomes of that.
-    sent_at: Option<Instant>,
-    /// Whether a confirmation is wanted...
-    is_wanted: bool,
-    /// ...or in progress.
-    is_asked: bool,
-    /// When it last answered or failed to.
-    known_at: Instant,
-    /// The usual time to connect, in 1/8 ms; 0: not known.
-    connect_time: u32,
-    /// The address that was connected last.
-    good_address: Option<IpAddr>,
-}
-
-/// One connection's attempts at the proxies.
-#[derive(Debug)]
-pub struct Attempt {
-    /// The target's digest.
-    target: u32,
-    /// The proxies that have been asked, a bit each.
-    asked: u64,
-    /// The most telling failure so far.
-    failure: Option<Failure>,
-    /// Whether no other proxy is worth a try.
-    is_over: bool,
-    /// The next proxy is about to say whether the credentials are right.
-    must_wait: bool,
-    /// The only proxy that may be asked, whichever is chosen.
-    only: Option<usize>,
-}
-
-/// A proxy that is being asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asked {
-    /// Which one.
-    pub index: usize,
-    /// [`Proxy::answers`] when it was asked.
-    answers: u32,
-}
-
 impl Choice {
     /// A choice between proxies with these names, at most [`MAX_PROXIES`], each with whether it is sent credentials.
     pub fn new(proxies: impl Iterator<Item = (Rc<str>, bool)>, policy: Policy) -> Self {
-        Self { proxies: proxies.map(Proxy::new).collect(), policy, chosen: None, history: History::default() }
+        Self {
+            proxies: proxies.map(ProxyState::new).collect(),
+            policy,
+            chosen: None,
+            history: History::default(),
+        }
     }
 
     /// Takes over what `old` knows, except about single proxies.
@@ -145,11 +89,11 @@ impl Choice {
     /// Refused credentials get another chance: whoever reloads may have had the account unlocked.
     pub fn inherit_proxy(&mut self, index: usize, old: &Self, old_index: usize) {
         if let (Some(new), Some(old)) = (self.proxies.get_mut(index), old.proxies.get(old_index))
-            && old.login != Login::Refused
+            && old.login != LoginState::Refused
         {
             // The outcome of a confirmation in progress will be reported to `old`.
             let is_preferred = new.is_preferred;
-            *new = Proxy { answers: new.answers, is_asked: false, is_preferred, ..old.clone() };
+            *new = ProxyState { answers: new.answers, is_asked: false, is_preferred, ..old.clone() };
         }
     }
 
@@ -163,12 +107,12 @@ impl Choice {
             None => None,
         };
         if chosen != self.chosen {
-            let (upstream, what) = match (&chosen, &self.chosen) {
-                (Some(new), _) => (new, What::Chosen),
-                (None, Some(old)) => (old, What::Released),
+            let (upstream, kind) = match (&chosen, &self.chosen) {
+                (Some(new), _) => (new, ChangeKind::Chosen),
+                (None, Some(old)) => (old, ChangeKind::Released),
                 (None, None) => return true,
             };
-            self.history.push(Change { at: now, upstream: Rc::clone(upstream), what });
+            self.history.push(StateChange { at: now, upstream: Rc::clone(upstream), kind });
             self.chosen = chosen;
         }
         true
@@ -210,18 +154,19 @@ impl Choice {
             let index = self.best(attempt)?;
             let proxy = self.proxies.get_mut(index)?;
             let is_asked = proxy.sent_at.is_some_and(|sent_at| now.since(sent_at) < VERDICT);
-            attempt.must_wait = proxy.login == Login::Untried && is_asked;
+            attempt.must_wait = proxy.login == LoginState::Untried && is_asked;
             if attempt.must_wait {
                 return None;
             }
             proxy.sent_at = Some(now);
             let is_resting = proxy.health.is_resting();
-            let is_withheld = proxy.login == Login::Refused && is_resting && !proxy.health.is_rested(now);
-            if proxy.login == Login::Refused && !is_withheld {
+            let is_withheld =
+                proxy.login == LoginState::Refused && is_resting && !proxy.health.is_rested(now);
+            if proxy.login == LoginState::Refused && !is_withheld {
                 // As if refused once more, until it has answered: for those who come meanwhile.
                 proxy.is_wanted = false;
                 if proxy.health.blame(Failure::Credentials, now) {
-                    self.tell(index, What::Rests(Failure::Credentials), now);
+                    self.tell(index, ChangeKind::Rests(Failure::Credentials), now);
                 }
             }
             if attempt.asked == 0 && !is_resting {
@@ -255,7 +200,7 @@ impl Choice {
     /// Notes that the proxy has answered, with any status, and not refused the credentials.
     pub fn answered(&mut self, index: usize, now: Instant) {
         if let Some(proxy) = self.proxies.get_mut(index) {
-            (proxy.login, proxy.sent_at) = (Login::Fine, None);
+            (proxy.login, proxy.sent_at) = (LoginState::Accepted, None);
         }
         self.works(index, now);
     }
@@ -269,14 +214,8 @@ impl Choice {
 
     fn works(&mut self, index: usize, now: Instant) {
         let Some(proxy) = self.proxies.get_mut(index) else { return };
-        proxy.answers = proxy.answers.wrapping_add(1);
-        proxy.has_answered = true;
-        proxy.doubt = None;
-        proxy.blamed_for = None;
-        proxy.is_wanted = false;
-        proxy.known_at = now;
-        if proxy.health.answered(now) {
-            self.tell(index, What::Answers, now);
+        if proxy.answered(now) {
+            self.tell(index, ChangeKind::Answers, now);
         }
         self.route(index, true, now);
     }
@@ -297,12 +236,7 @@ impl Choice {
     /// Notes that the proxy has been connected at `address`, after `ms`.
     pub fn connected(&mut self, index: usize, address: IpAddr, ms: u32) {
         if let Some(proxy) = self.proxies.get_mut(index) {
-            proxy.good_address = Some(address);
-            let ms = ms.min(1 << 20);
-            proxy.connect_time = match proxy.connect_time {
-                0 => 8 * ms,
-                usual => usual - usual / 8 + ms,
-            };
+            proxy.connected(address, ms);
         }
     }
 
@@ -311,11 +245,7 @@ impl Choice {
     pub fn confirm(&mut self, now: Instant) -> Option<Asked> {
         self.advance(now);
         let interval = self.policy.probe_interval;
-        let index = self.proxies.iter().position(|proxy| {
-            let is_time = interval != 0 && now.since(proxy.known_at) >= interval;
-            let may = !proxy.health.is_resting() || proxy.health.is_rested(now);
-            !proxy.is_asked && (proxy.is_wanted || is_time) && may
-        })?;
+        let index = self.proxies.iter().position(|proxy| proxy.is_due(interval, now))?;
         let proxy = self.proxies.get_mut(index)?;
         (proxy.is_wanted, proxy.is_asked) = (false, true);
         self.ask(index)
@@ -338,7 +268,7 @@ impl Choice {
         let mut alarms = self.proxies.iter_mut().map(|proxy| proxy.health.take_alarm()).enumerate();
         let (index, alarm) = alarms.find_map(|(index, alarm)| Some((index, alarm?)))?;
         if alarm == Alarm::Dead {
-            self.tell(index, What::Dead, now);
+            self.tell(index, ChangeKind::Dead, now);
         }
         Some((index, alarm))
     }
@@ -414,7 +344,7 @@ impl Choice {
     fn advance(&mut self, now: Instant) {
         for index in 0..self.proxies.len() {
             if self.proxies[index].health.advance(now) {
-                self.tell(index, What::Ok, now);
+                self.tell(index, ChangeKind::Ok, now);
             }
         }
     }
@@ -440,8 +370,8 @@ impl Choice {
         }
         self.route(index, true, now);
         let Some(proxy) = self.proxies.get_mut(index) else { return false };
-        if failure == Failure::Credentials && proxy.login == Login::Untried {
-            proxy.login = Login::Refused;
+        if failure == Failure::Credentials && proxy.login == LoginState::Untried {
+            proxy.login = LoginState::Refused;
         }
         if !proxy.health.is_resting() {
             proxy.blamed_for = failure.is_ambiguous().then_some(target);
@@ -449,14 +379,14 @@ impl Choice {
         proxy.is_wanted = false;
         proxy.known_at = now;
         if proxy.health.blame(failure, now) {
-            self.tell(index, What::Rests(failure), now);
+            self.tell(index, ChangeKind::Rests(failure), now);
         }
         false
     }
 
     /// Whether the missing answer may be the target's fault, not the proxy's.
     fn is_doubtful(&mut self, index: usize, target: u32, now: Instant) -> bool {
-        let is_others = |(other, proxy): (usize, &Proxy)| {
+        let is_others = |(other, proxy): (usize, &ProxyState)| {
             other != index && proxy.health.is_resting() && proxy.blamed_for == Some(target)
         };
         let is_anothers = self.proxies.iter().enumerate().any(is_others);
@@ -471,75 +401,14 @@ impl Choice {
     fn route(&mut self, index: usize, has_route: bool, now: Instant) {
         let Some(proxy) = self.proxies.get_mut(index) else { return };
         if core::mem::replace(&mut proxy.has_route, has_route) != has_route {
-            self.tell(index, if has_route { What::UplinkUp } else { What::UplinkDown }, now);
+            self.tell(index, if has_route { ChangeKind::UplinkUp } else { ChangeKind::UplinkDown }, now);
         }
     }
 
-    fn tell(&mut self, index: usize, what: What, now: Instant) {
+    fn tell(&mut self, index: usize, kind: ChangeKind, now: Instant) {
         if let Some(proxy) = self.proxies.get(index) {
-            self.history.push(Change { at: now, upstream: Rc::clone(&proxy.name), what });
+            self.history.push(StateChange { at: now, upstream: Rc::clone(&proxy.name), kind });
         }
-    }
-}
-
-impl Proxy {
-    fn new((name, has_credentials): (Rc<str>, bool)) -> Self {
-        Self {
-            name,
-            health: Health::default(),
-            has_route: true,
-            is_preferred: false,
-            answers: 0,
-            has_answered: false,
-            doubt: None,
-            blamed_for: None,
-            login: if has_credentials { Login::Untried } else { Login::Fine },
-            sent_at: None,
-            is_wanted: false,
-            is_asked: false,
-            known_at: Instant::default(),
-            connect_time: 0,
-            good_address: None,
-        }
-    }
-}
-
-impl Attempt {
-    /// An attempt that has not asked anybody yet, and may ask only one proxy, or any.
-    pub fn new(target: Target<'_>, only: Option<usize>) -> Self {
-        Self::of(digest(target), only)
-    }
-
-    const fn of(target: u32, only: Option<usize>) -> Self {
-        Self { target, asked: 0, failure: None, is_over: false, must_wait: false, only }
-    }
-
-    /// Whether it is too early to ask the next proxy.
-    pub const fn must_wait(&self) -> bool {
-        self.must_wait
-    }
-
-    /// Whether no other proxy is worth a try.
-    pub const fn is_over(&self) -> bool {
-        self.is_over
-    }
-
-    /// Why it has failed: the answer of the proxy that answered, or else the most telling failure.
-    pub fn failure(&self) -> Failure {
-        self.failure.unwrap_or(Failure::Unreachable)
-    }
-}
-
-const fn bit(index: usize) -> u64 {
-    if index < MAX_PROXIES { 1 << index } else { u64::MAX }
-}
-
-/// A hash that tells targets apart, but not against an attacker.
-fn digest(target: Target<'_>) -> u32 {
-    let port = target.port().to_be_bytes();
-    match target {
-        Target::Ip(address) => fnv(mapped(address.ip()).octets().into_iter().chain(port)),
-        Target::Name(name, _) => fnv(name.bytes().chain(port)),
     }
 }
 

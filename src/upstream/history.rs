@@ -10,9 +10,9 @@ use crate::time::Instant;
 /// How many changes are kept.
 pub const MAX: usize = 64;
 
-/// What has changed.
+/// The kinds of changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum ChangeKind {
     /// It is asked after all others.
     Rests(Failure),
     /// It has answered, but is held back for a while.
@@ -31,28 +31,28 @@ pub enum What {
     Released,
 }
 
-/// One change.
+/// A change of a proxy's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct StateChange {
     /// When.
     pub at: Instant,
     /// The proxy's name.
     pub upstream: Rc<str>,
-    /// What.
-    pub what: What,
+    /// What has changed.
+    pub kind: ChangeKind,
 }
 
 /// The last [`MAX`] changes, the oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    changes: VecDeque<Change>,
+    changes: VecDeque<StateChange>,
     /// How many of the newest have not been [reported](Self::news).
     untold: usize,
 }
 
 impl History {
     /// Adds one.
-    pub fn push(&mut self, change: Change) {
+    pub fn push(&mut self, change: StateChange) {
         if self.changes.len() == MAX {
             self.changes.pop_front();
         }
@@ -61,19 +61,19 @@ impl History {
     }
 
     /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &Change> {
+    pub fn iter(&self) -> impl Iterator<Item = &StateChange> {
         self.changes.iter()
     }
 
     /// The changes since the last call.
-    pub fn news(&mut self) -> impl Iterator<Item = &Change> {
+    pub fn news(&mut self) -> impl Iterator<Item = &StateChange> {
         let untold = core::mem::take(&mut self.untold);
         self.changes.iter().skip(self.changes.len() - untold)
     }
 }
 
 /// In words that follow the proxy's name.
-impl fmt::Display for What {
+impl fmt::Display for ChangeKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Rests(why) => {
@@ -100,7 +100,11 @@ mod tests {
     fn the_last_ones_are_kept_and_told_once() {
         let mut history = History::default();
         let push = |history: &mut History, number: u64| {
-            history.push(Change { at: Instant::from_millis(number), upstream: "a".into(), what: What::Ok });
+            history.push(StateChange {
+                at: Instant::from_millis(number),
+                upstream: "a".into(),
+                kind: ChangeKind::Ok,
+            });
         };
         (0..3).for_each(|number| push(&mut history, number));
         assert_eq!((history.iter().count(), history.news().count(), history.news().count()), (3, 3, 0));

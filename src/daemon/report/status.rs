@@ -180,7 +180,7 @@ pub fn history(gateway: &Gateway) -> Document {
         document.number("time", today.saturating_sub(age).as_secs());
         document.number("seconds_ago", age.as_secs());
         document.text("upstream", change.upstream.to_string());
-        document.text("change", change.what.to_string());
+        document.text("change", change.kind.to_string());
     }
     document
 }

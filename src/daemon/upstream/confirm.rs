@@ -45,7 +45,7 @@ impl Upstreams {
             attend(&self.proxies[index].account.name, alarm);
         }
         for change in self.choice().history().news() {
-            info!("upstream {}: {}", change.upstream, change.what);
+            info!("upstream {}: {}", change.upstream, change.kind);
         }
     }
 

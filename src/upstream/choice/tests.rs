@@ -52,8 +52,8 @@ fn first_rests() -> Choice {
     choice
 }
 
-fn history(choice: &mut Choice) -> Vec<(Rc<str>, What)> {
-    choice.history().iter().map(|change| (Rc::clone(&change.upstream), change.what)).collect()
+fn history(choice: &mut Choice) -> Vec<(Rc<str>, ChangeKind)> {
+    choice.history().iter().map(|change| (Rc::clone(&change.upstream), change.kind)).collect()
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn who_fails_by_its_own_fault_rests_at_once() {
         let mut choice = choice(2);
         assert_eq!(attempt(&mut choice, at(0), &[failure, REFUSED]), (vec![0, 1], REFUSED));
         assert!(choice.is_resting(0), "{failure:?}");
-        assert_eq!(history(&mut choice), [("p0".into(), What::Rests(failure))]);
+        assert_eq!(history(&mut choice), [("p0".into(), ChangeKind::Rests(failure))]);
     }
 }
 
@@ -183,7 +183,8 @@ fn without_a_route_nobody_is_to_blame() {
     assert_eq!(choice.state(0), None);
     choice.answered(0, at(1));
     assert_eq!(choice.state(0), Some(State::Ok));
-    let expected = [("p0", What::UplinkDown), ("p1", What::UplinkDown), ("p0", What::UplinkUp)];
+    let expected =
+        [("p0", ChangeKind::UplinkDown), ("p1", ChangeKind::UplinkDown), ("p0", ChangeKind::UplinkUp)];
     assert_eq!(history(&mut choice), expected.map(|(name, what)| (name.into(), what)));
 }
 
@@ -306,8 +307,8 @@ fn the_chosen_one_is_never_left() {
     assert!(choice.choose(None, at(99_001)));
     assert_eq!(attempt(&mut choice, at(99_001), &[Unanswered; 3]).0, [0, 2, 1]);
     let told = history(&mut choice);
-    assert_eq!((&*told[0].0, told[0].1), ("p1", What::Chosen));
-    assert!(told.contains(&("p1".into(), What::Released)));
+    assert_eq!((&*told[0].0, told[0].1), ("p1", ChangeKind::Chosen));
+    assert!(told.contains(&("p1".into(), ChangeKind::Released)));
 }
 
 #[test]
@@ -541,7 +542,7 @@ proptest! {
         world.choice.choose(None, world.now);
         (world.proxies, world.targets) = ([None; COUNT], [None; 4]);
         for _ in 0..=(LONGEST_REST + HOLD) / 1000 + 2 {
-            let have_refused = world.choice.proxies.iter().all(|proxy| proxy.login == Login::Refused);
+            let have_refused = world.choice.proxies.iter().all(|proxy| proxy.login == LoginState::Refused);
             prop_assert!(world.dial(0).is_some() || have_refused);
             world.wait(1000);
         }
