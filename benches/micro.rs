@@ -15,7 +15,7 @@ use tcp_over_http::flow::subnet::Subnets;
 use tcp_over_http::flow::{FlowTable, Limits, Side, Slot};
 use tcp_over_http::net::{Ipv4Net, Ipv6Net};
 use tcp_over_http::packet::vnet;
-use tcp_over_http::packet::{ACK, Change, FIN, SYN, Segment, Tuple};
+use tcp_over_http::packet::{ACK, ChecksumChange, FIN, SYN, Segment, Tuple};
 use tcp_over_http::rewrite::{Rewriter, Settings, Verdict};
 use tcp_over_http::time::Instant;
 
@@ -251,7 +251,7 @@ fn full_table() -> FlowTable {
 fn open(table: &mut FlowTable, nth: u64, now: Instant) -> Slot {
     let tuple = tuple(nth, false);
     let to = Tuple { destination_port: LISTEN_PORT, ..tuple };
-    let opened = table.open(tuple, nth as u32, now, |_| Change::between(&tuple, &to));
+    let opened = table.open(tuple, nth as u32, now, |_| ChecksumChange::between(&tuple, &to));
     opened.expect("there is room")
 }
 

@@ -46,9 +46,9 @@ pub use nat::{NatSource, REST};
 pub use table::{FlowTable, Limits, MAX_FLOWS, Refusal};
 
 use crate::packet::reject::Reject;
-use crate::packet::{ACK, Change, FIN, RST, SYN, Segment, Tuple};
+use crate::packet::{ACK, ChecksumChange, FIN, RST, SYN, Segment, Tuple};
 use crate::time::{Instant, Stamp};
-use clients::Client;
+use clients::ClientId;
 use nat::Turn;
 
 /// How long a flow may have no packets after its relay has ended, in ms (RFC 5382 REQ-5).
@@ -125,7 +125,7 @@ pub struct Flow {
     /// The connection as the client sees it.
     pub tuple: Tuple,
     /// What the translation of a packet from the client changes in its checksums.
-    pub change: Change,
+    pub change: ChecksumChange,
     /// Where the listener sees the flow come from.
     pub nat: NatSource,
     state: State,
@@ -134,7 +134,7 @@ pub struct Flow {
     /// Closed: how the client was refused, if it was.
     refused: Option<Reject>,
     /// The client that it belongs to.
-    client: Client,
+    client: ClientId,
     /// The client's initial sequence number.
     isn: u32,
     /// The sequence number that the kernel expects of the client.

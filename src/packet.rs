@@ -30,7 +30,7 @@ pub mod reject;
 mod tuple;
 pub mod vnet;
 
-pub use tuple::{Change, Tuple};
+pub use tuple::{ChecksumChange, Tuple};
 
 use crate::net::Family;
 use checksum::Delta;
@@ -292,7 +292,7 @@ impl<'a> Packet<'a> {
 
     /// Gives the TCP packet (or what an ICMP error quotes of one) the source and destination `new` of its
     /// own family, and brings its checksums up to date with `change`.
-    pub fn translate(&mut self, new: &Tuple, change: Change, state: ChecksumState) {
+    pub fn translate(&mut self, new: &Tuple, change: ChecksumChange, state: ChecksumState) {
         self.set_addresses(new.source, new.destination);
         let at = self.transport_at;
         self.bytes[at..at + 2].copy_from_slice(&new.source_port.to_be_bytes());

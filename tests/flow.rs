@@ -10,13 +10,13 @@ use tcp_over_http::flow::{
     CLOSING_IDLE, FlowTable, IDLE_SAFE, LINGER, Limits, MAX_FLOWS, OPENED_SAFE, OPENING_IDLE, Refusal, Side,
     Slot, State,
 };
-use tcp_over_http::packet::{ACK, Change, Segment, Tuple};
+use tcp_over_http::packet::{ACK, ChecksumChange, Segment, Tuple};
 use tcp_over_http::time::Instant;
 
 const LIMITS: Limits = Limits { flows: 4, held: 4, held_per_client: 4 };
 
 fn open(table: &mut FlowTable, port: u32, now: Instant) -> Slot {
-    table.open(many_tuples(0, port), 1, now, |_| Change::default()).unwrap()
+    table.open(many_tuples(0, port), 1, now, |_| ChecksumChange::default()).unwrap()
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn who_is_held_for_one_server() {
     let to_another = Tuple { destination_port: first.destination_port ^ 1, ..first };
     let mut slots = Vec::new();
     for tuple in [first, same, of_another, to_another] {
-        slots.push(table.open(tuple, 1, now, |_| Change::default()).unwrap());
+        slots.push(table.open(tuple, 1, now, |_| ChecksumChange::default()).unwrap());
     }
     assert_eq!((table.held_to(&first), table.held_to(&to_another)), ((3, 2), (1, 1)));
     table.release(slots[1], now);
@@ -71,7 +71,8 @@ fn who_is_held_for_one_server() {
 fn limits_of_held_flows_can_change() {
     let mut table = FlowTable::new(LIMITS, 4, [1, 2]);
     let now = Instant::default();
-    let begin = |table: &mut FlowTable, port| table.open(many_tuples(0, port), 1, now, |_| Change::default());
+    let begin =
+        |table: &mut FlowTable, port| table.open(many_tuples(0, port), 1, now, |_| ChecksumChange::default());
     table.limit_held(2, 1);
     let first = begin(&mut table, 0).unwrap();
     assert_eq!(begin(&mut table, 1), Err(Refusal::TooManyHeldByClient));
@@ -87,7 +88,7 @@ fn limits_of_held_flows_can_change() {
 
 /// Opens a flow; tells which one has yielded.
 fn squeeze(table: &mut FlowTable, tuple: Tuple, now: Instant) -> Result<(Slot, Option<Slot>), Refusal> {
-    let slot = table.open(tuple, 1, now, |_| Change::default())?;
+    let slot = table.open(tuple, 1, now, |_| ChecksumChange::default())?;
     Ok((slot, table.take_yielded()))
 }
 

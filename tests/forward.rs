@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use tcp_over_http::forward::{Handshake, Options, Outcome, Segment, Timestamps, To};
 use tcp_over_http::packet::builder::Tcp;
-use tcp_over_http::packet::{ACK, Change, ChecksumState, FIN, Packet, RST, SYN, Tuple};
+use tcp_over_http::packet::{ACK, ChecksumChange, ChecksumState, FIN, Packet, RST, SYN, Tuple};
 use tcp_over_http::time::Instant;
 
 const SECOND: u64 = 1000;
@@ -307,7 +307,7 @@ fn pattern(length: usize, step: usize) -> Vec<u8> {
 
 fn translate(bytes: &mut [u8], new: &Tuple) {
     let mut packet = Packet::parse(bytes).unwrap();
-    let change = Change::between(&packet.tuple(), new);
+    let change = ChecksumChange::between(&packet.tuple(), new);
     packet.translate(new, change, ChecksumState::Complete);
 }
 

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use tcp_over_http::http::connect::Target;
-use tcp_over_http::http::relay::{Next, Refusal, Relay, Side};
+use tcp_over_http::http::relay::{Next, Refusal, RequestRelay, Side};
 
 fuzz_target!(|input: &[u8]| {
     let [size, bytes @ ..] = input else { return };
@@ -34,7 +34,7 @@ fn carry<'a>(
     mut proxy: &'a [u8],
     size: usize,
 ) -> (Vec<u8>, Vec<u8>, Option<Refusal>) {
-    let mut relay = Relay::new(target);
+    let mut relay = RequestRelay::new(target);
     let (mut to_proxy, mut to_client) = (vec![], vec![]);
     loop {
         let before = (client.len(), proxy.len(), relay.next(Side::Client));

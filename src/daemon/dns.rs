@@ -50,7 +50,7 @@ use responder::{Counters, Responder, SERV_FAIL};
 use server::Server;
 
 pub use context::Context;
-pub use fake_names::{Held, Meaning};
+pub use fake_names::{AddressLease, Meaning};
 
 /// The most files open at once: clients' connections, queries in flight, and sockets for clients.
 pub const FILES: usize = server::MAX_STREAMS + 3 * direct::MAX_PENDING as usize + 8;

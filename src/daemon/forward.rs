@@ -2,8 +2,8 @@
 //! handshake; what a handshake sends leaves by raw sockets, with a mark that nft reads.
 //!
 //! ```text
-//! TUN ── client's SYN ────► gateway ── dial ──► Attempt ──┐
-//! TUN ── proxy's packets ─► Forwarder::take ─► Handshakes ─┴─► raw socket, marked ──► proxy, client
+//! TUN ── client's SYN ────► gateway ── dial ──► PendingHandshake ─┐
+//! TUN ── proxy's packets ─► Forwarder::take ──► Handshakes ───────┴─► raw socket, marked ──► proxy, client
 //! TUN ── client's ACK ────► Forwarder::take: the handshake is released, and forgotten
 //! ```
 
@@ -58,7 +58,7 @@ pub struct Forwarder {
     handshakes: RefCell<Handshakes>,
     /// The task that waits for each handshake, by the handshake's slot.
     wakers: RefCell<Vec<Option<Waker>>>,
-    proxies: RefCell<Vec<Proxy>>,
+    proxies: RefCell<Vec<ProxyAddress>>,
     ticks: Cell<u8>,
     /// Whether connections have begun, or made room, since the last tick: then conntrack's table may be
     /// nearly full.
@@ -70,7 +70,7 @@ pub struct Forwarder {
 }
 
 /// An address of an upstream. Its number in the firewall is its place in the list, from 1.
-struct Proxy {
+struct ProxyAddress {
     upstream: Rc<str>,
     address: SocketAddr,
     /// Whether the firewall's tables have it.
@@ -84,7 +84,7 @@ struct Proxy {
 
 /// One handshake under way. If it is dropped before the client has released it, the connection to the proxy
 /// is reset.
-pub struct Attempt {
+pub struct PendingHandshake {
     forwarder: Rc<Forwarder>,
     id: Id,
 }
@@ -193,7 +193,7 @@ impl Forwarder {
         request: &[u8],
         upstream: &Rc<str>,
         address: SocketAddr,
-    ) -> Option<Attempt> {
+    ) -> Option<PendingHandshake> {
         let (_, bytes) = frame.split_first_chunk_mut::<{ vnet::LEN }>()?;
         let syn = Packet::parse(bytes).ok()?;
         let (tuple, proxy) = (syn.tuple(), (mapped(address.ip()), address.port()));
@@ -219,7 +219,7 @@ impl Forwarder {
             wakers.resize_with(id.index() + 1, || None);
         }
         wakers[id.index()] = None;
-        Some(Attempt { forwarder: Rc::clone(self), id })
+        Some(PendingHandshake { forwarder: Rc::clone(self), id })
     }
 
     /// Handles a packet from the TUN if it belongs to a handshake. A late packet of a proxy, whose handshake
@@ -323,10 +323,10 @@ impl Forwarder {
     /// The proxy's number in the firewall, an added one if it is new. `None` if there are too many.
     fn number(&self, upstream: &Rc<str>, address: SocketAddr) -> Option<u8> {
         let mut proxies = self.proxies.borrow_mut();
-        let is_it = |proxy: &Proxy| proxy.address == address && proxy.upstream == *upstream;
+        let is_it = |proxy: &ProxyAddress| proxy.address == address && proxy.upstream == *upstream;
         let index = proxies.iter().position(is_it).unwrap_or_else(|| {
             let upstream = Rc::clone(upstream);
-            proxies.push(Proxy { upstream, address, is_installed: false, mss: None, source: None });
+            proxies.push(ProxyAddress { upstream, address, is_installed: false, mss: None, source: None });
             proxies.len() - 1
         });
         let number = u8::try_from(index + 1).ok().filter(|number| *number < PROBE);
@@ -412,7 +412,7 @@ fn is_own(address: Ipv6Addr) -> bool {
     UdpSocket::bind((address.to_canonical(), 0)).is_ok()
 }
 
-impl Attempt {
+impl PendingHandshake {
     /// Waits until the proxy has accepted the connection.
     ///
     /// # Errors
@@ -461,7 +461,7 @@ impl Attempt {
     }
 }
 
-impl Drop for Attempt {
+impl Drop for PendingHandshake {
     fn drop(&mut self) {
         let forwarder = &self.forwarder;
         let mut send = |route: &Route, to: To, packet: &[u8]| forwarder.queue(route, to, packet);

@@ -35,7 +35,7 @@ use crate::forward::{self, Forwarder};
 use crate::sys;
 use crate::task::timer;
 use crate::upstream::confirm::Worked;
-use crate::upstream::connection::Connection;
+use crate::upstream::connection::ProxyConnection;
 use crate::upstream::proxy::{Account, Proxy};
 use crate::upstream::resolver::Resolver;
 use std::cell::{RefCell, RefMut};
@@ -69,7 +69,7 @@ pub struct Opened {
     /// The account of the proxy that it leads through.
     pub account: Rc<Account>,
     /// If set, this is not a tunnel: the proxy has to be sent requests in absolute form.
-    pub http: Option<Box<http::relay::Relay>>,
+    pub http: Option<Box<http::relay::RequestRelay>>,
 }
 
 /// How a connection is carried to a proxy.
@@ -77,7 +77,7 @@ pub enum Carried {
     /// By a socket of the daemon: it has to be relayed.
     Relayed(Box<Opened>),
     /// In the client's own name: the kernel carries it once the client has released it.
-    Forwarded(forward::Attempt),
+    Forwarded(forward::PendingHandshake),
 }
 
 /// The SYN of a connection that may be forwarded.
@@ -226,7 +226,7 @@ impl Upstreams {
         let mut authorization = proxy.login.borrow_mut().begin(false);
         let Ok(request) = proxy.request.bytes(target, &mut authorization) else { return };
         if let Ok(stream) = self.connect(index).await
-            && let Ok(reply) = Connection::Socket(stream).handshake(request, self.reply_timeout).await
+            && let Ok(reply) = ProxyConnection::Socket(stream).handshake(request, self.reply_timeout).await
         {
             match reply.status {
                 407 => _ = self.refused(index, &authorization, &reply.rest),
@@ -355,7 +355,12 @@ impl Upstreams {
 
 impl HeldSyn<'_> {
     /// Begins to ask the upstream's proxy at `address` in the client's name, if possible.
-    fn begin(&self, request: &[u8], upstream: &Rc<str>, address: SocketAddr) -> Option<forward::Attempt> {
+    fn begin(
+        &self,
+        request: &[u8],
+        upstream: &Rc<str>,
+        address: SocketAddr,
+    ) -> Option<forward::PendingHandshake> {
         self.forwarder.begin(&mut self.syn.borrow_mut(), request, upstream, address)
     }
 }

@@ -43,7 +43,7 @@ impl Group {
 
 /// The number of a client that has flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Client(u16);
+pub struct ClientId(u16);
 
 /// All clients that have flows. Grows with them.
 pub struct Clients {
@@ -81,46 +81,46 @@ impl Clients {
     }
 
     /// The client, if it has flows.
-    pub fn find(&self, identity: ClientKey) -> Option<Client> {
+    pub fn find(&self, identity: ClientKey) -> Option<ClientId> {
         let is_it = |number| self.identities[usize::from(number)] == identity;
-        self.slots.find(self.hash_of(identity), is_it).map(Client)
+        self.slots.find(self.hash_of(identity), is_it).map(ClientId)
     }
 
     /// How many flows the client opens.
-    pub fn opened(&self, client: Option<Client>) -> u16 {
+    pub fn opened(&self, client: Option<ClientId>) -> u16 {
         client.map_or(0, |client| self.opened.count(client))
     }
 
     /// How many flows the client has.
-    pub fn all(&self, client: Option<Client>) -> u16 {
+    pub fn all(&self, client: Option<ClientId>) -> u16 {
         client.map_or(0, |client| self.all.count(client))
     }
 
     /// The client that opens the most flows.
-    pub fn most_opened(&self) -> Option<Client> {
+    pub fn most_opened(&self) -> Option<ClientId> {
         self.opened.first()
     }
 
     /// The client that has the most flows.
-    pub fn most(&self) -> Option<Client> {
+    pub fn most(&self) -> Option<ClientId> {
         self.all.first()
     }
 
     /// The first flow of the client's group: the one that has been there the longest since it entered or was put last.
-    pub fn first(&self, client: Client, group: Group) -> Option<u16> {
+    pub fn first(&self, client: ClientId, group: Group) -> Option<u16> {
         let head = head(client, group);
         let first = self.links.get(head)?.next;
         (first as usize != head).then_some((first / 3) as u16)
     }
 
     /// Moves a flow of the client to the end of its group.
-    pub fn put_last(&mut self, flow: u16, client: Client, group: Group) {
+    pub fn put_last(&mut self, flow: u16, client: ClientId, group: Group) {
         self.unlink(flow);
         self.link(flow, client, group);
     }
 
     /// Adds a new flow, which is held.
-    pub fn take(&mut self, flow: u16, identity: ClientKey) -> Client {
+    pub fn take(&mut self, flow: u16, identity: ClientKey) -> ClientId {
         // No more heads than flows are needed, since each client has a flow.
         while self.links.len() <= usize::from(flow) * 3 {
             let at = self.links.len() as u32;
@@ -132,7 +132,7 @@ impl Clients {
     }
 
     /// Notes that a flow of the client changes its state. A client without flows is forgotten.
-    pub fn enter(&mut self, flow: u16, client: Client, was: State, is: State) {
+    pub fn enter(&mut self, flow: u16, client: ClientId, was: State, is: State) {
         let (was, is) = (Group::of(was), Group::of(is));
         if was == is {
             return;
@@ -159,7 +159,7 @@ impl Clients {
         }
     }
 
-    fn enroll(&mut self, identity: ClientKey) -> Client {
+    fn enroll(&mut self, identity: ClientKey) -> ClientId {
         let number = match self.slots.first(UNUSED) {
             Some(number) => {
                 self.identities[usize::from(number)] = identity;
@@ -174,7 +174,7 @@ impl Clients {
         };
         self.slots.move_to_back(number, USED);
         self.slots.hash(number, self.hash_of(identity));
-        Client(number)
+        ClientId(number)
     }
 
     fn unlink(&mut self, flow: u16) {
@@ -185,7 +185,7 @@ impl Clients {
         self.links[at] = Links { previous: at as u32, next: at as u32 };
     }
 
-    fn link(&mut self, flow: u16, client: Client, group: Group) {
+    fn link(&mut self, flow: u16, client: ClientId, group: Group) {
         let (at, head) = (usize::from(flow) * 3, head(client, group));
         let last = core::mem::replace(&mut self.links[head].previous, at as u32);
         self.links[last as usize].next = at as u32;
@@ -197,7 +197,7 @@ impl Clients {
     }
 }
 
-fn head(client: Client, group: Group) -> usize {
+fn head(client: ClientId, group: Group) -> usize {
     usize::from(client.0) * 3 + 1 + group as usize
 }
 
@@ -226,16 +226,16 @@ impl Ranking {
         self.ranks.push(Rank { count: 0, place: next });
     }
 
-    fn count(&self, client: Client) -> u16 {
+    fn count(&self, client: ClientId) -> u16 {
         self.ranks[usize::from(client.0)].count
     }
 
     /// The client with the largest count.
-    fn first(&self) -> Option<Client> {
-        self.clients.first().copied().map(Client)
+    fn first(&self) -> Option<ClientId> {
+        self.clients.first().copied().map(ClientId)
     }
 
-    fn raise(&mut self, client: Client) {
+    fn raise(&mut self, client: ClientId) {
         let count = self.count(client);
         if self.above.len() <= usize::from(count) {
             self.above.push(0);
@@ -245,7 +245,7 @@ impl Ranking {
         self.ranks[usize::from(client.0)].count = count + 1;
     }
 
-    fn lower(&mut self, client: Client) {
+    fn lower(&mut self, client: ClientId) {
         let count = self.count(client) - 1;
         self.above[usize::from(count)] -= 1;
         self.swap(client, self.above[usize::from(count)]);
@@ -253,7 +253,7 @@ impl Ranking {
     }
 
     /// Swaps a client with the one at `place`.
-    fn swap(&mut self, client: Client, place: u16) {
+    fn swap(&mut self, client: ClientId, place: u16) {
         let other = self.clients[usize::from(place)];
         let was = core::mem::replace(&mut self.ranks[usize::from(client.0)].place, place);
         self.ranks[usize::from(other)].place = was;
@@ -285,7 +285,7 @@ mod tests {
         fn counts_ranks_and_lists(steps in proptest::collection::vec((0..12_u16, 0..5_u64, 0..7_usize), 0..300)) {
             let mut clients = Clients::new(12, [1, 2]);
             // Identity, number, state; in the order of entering their groups.
-            let mut flows: Vec<(u16, ClientKey, Client, State)> = Vec::new();
+            let mut flows: Vec<(u16, ClientKey, ClientId, State)> = Vec::new();
             for (flow, identity, state) in steps {
                 let Some(&state) = STATES.get(state) else {
                     if let Some(at) = flows.iter().position(|known| known.0 == flow)
@@ -315,7 +315,7 @@ mod tests {
                 }
 
                 let count = |identity, is: &dyn Fn(Group) -> bool| {
-                    let counts = |known: &&(u16, ClientKey, Client, State)| {
+                    let counts = |known: &&(u16, ClientKey, ClientId, State)| {
                         known.1 == identity && Group::of(known.3).is_some_and(is)
                     };
                     flows.iter().filter(counts).count() as u16

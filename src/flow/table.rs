@@ -6,11 +6,11 @@ use core::net::Ipv6Addr;
 use super::{
     CLOSING_IDLE, FIN_BOTH, Flow, IDLE_SAFE, LINGER, NatSource, OPENED_SAFE, OPENING_IDLE, Side, Slot, State,
 };
-use crate::flow::clients::{Client, Clients, Group};
+use crate::flow::clients::{ClientId, Clients, Group};
 use crate::flow::nat::{NatSources, Turn};
 use crate::net::{ClientKey, Family};
 use crate::packet::reject::Reject;
-use crate::packet::{Change, Segment, Tuple};
+use crate::packet::{ChecksumChange, Segment, Tuple};
 use crate::siphash::{self, Key};
 use crate::slots::Slots;
 use crate::time::Instant;
@@ -47,7 +47,7 @@ pub struct Limits {
 ///
 /// ```
 /// use tcp_over_http::flow::{FlowTable, Limits, State};
-/// use tcp_over_http::packet::{Change, Tuple};
+/// use tcp_over_http::packet::{ChecksumChange, Tuple};
 /// use tcp_over_http::time::Instant;
 ///
 /// let limits = Limits { flows: 64, held: 16, held_per_client: 16 };
@@ -59,7 +59,7 @@ pub struct Limits {
 ///     destination_port: 443,
 /// };
 /// let now = Instant::from_millis(0);
-/// let slot = table.open(tuple, 1, now, |_| Change::default()).expect("there is room");
+/// let slot = table.open(tuple, 1, now, |_| ChecksumChange::default()).expect("there is room");
 /// table.release(slot, now);
 /// assert!(table.accept(slot, now));
 ///
@@ -166,7 +166,7 @@ impl FlowTable {
         tuple: Tuple,
         isn: u32,
         now: Instant,
-        change: impl FnOnce(NatSource) -> Change,
+        change: impl FnOnce(NatSource) -> ChecksumChange,
     ) -> Result<Slot, Refusal> {
         let identity = ClientKey::of(tuple.source);
         let mut yielding = self.yielding_opened(self.clients.find(identity), now)?;
@@ -379,7 +379,7 @@ impl FlowTable {
     }
 
     /// The flow that yields to one that `client` is about to open, if too many are being opened.
-    fn yielding_opened(&self, client: Option<Client>, now: Instant) -> Result<Option<Slot>, Refusal> {
+    fn yielding_opened(&self, client: Option<ClientId>, now: Instant) -> Result<Option<Slot>, Refusal> {
         let opened = self.clients.opened(client);
         let (from, refusal) = if self.count(State::Held) + self.count(State::Opening) >= self.limits.held {
             let most = self.clients.most_opened();
@@ -401,7 +401,7 @@ impl FlowTable {
 
     /// The flow that yields to one that `client` is about to open in a full table: roughly the one that has been silent
     /// the longest.
-    fn yielding_any(&mut self, client: Option<Client>, now: Instant) -> Option<Slot> {
+    fn yielding_any(&mut self, client: Option<ClientId>, now: Instant) -> Option<Slot> {
         let most = self.clients.most();
         let from = donor(client, self.clients.all(client), most, self.clients.all(most))?;
         let age = |table: &Self, slot: u16| table.get(Slot(slot)).since.age(now);
@@ -461,6 +461,6 @@ impl FlowTable {
 
 /// The client that gives a flow up for a client that has `has`, when `most` has the most: that one, unless it would
 /// then have fewer; otherwise the client itself.
-fn donor(client: Option<Client>, has: u16, most: Option<Client>, has_most: u16) -> Option<Client> {
+fn donor(client: Option<ClientId>, has: u16, most: Option<ClientId>, has_most: u16) -> Option<ClientId> {
     if has_most > has + 1 { most } else { client }
 }

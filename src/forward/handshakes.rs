@@ -7,7 +7,7 @@ use core::net::Ipv6Addr;
 use super::{Handshake, Outcome, To};
 use crate::net::Family;
 use crate::packet::vnet::Header;
-use crate::packet::{Change, Packet, RST, SYN, Transport, Tuple};
+use crate::packet::{ChecksumChange, Packet, RST, SYN, Transport, Tuple};
 use crate::siphash::{self, Key};
 use crate::slots::Slots;
 use crate::time::Instant;
@@ -203,7 +203,7 @@ impl Handshakes {
             }
         };
         if let Some(state) = header.checksum_state(&packet).filter(|_| route.tuple != *tuple) {
-            packet.translate(&route.tuple, Change::between(tuple, &route.tuple), state);
+            packet.translate(&route.tuple, ChecksumChange::between(tuple, &route.tuple), state);
         }
         taken
     }

@@ -1,6 +1,6 @@
 //! HTTP requests in absolute form (RFC 9112 section 3.2.2), for proxies that refuse CONNECT to a port of plain HTTP.
 //!
-//! [`Relay`] stands between a client that believes it is talking to its server, and a proxy. Heads are read, checked
+//! [`RequestRelay`] stands between a client that believes it is talking to its server, and a proxy. Heads are read, checked
 //! and rewritten; bodies pass unchanged, in runs that need not be parsed. The client chooses what is requested, but not
 //! from which server: the URI's authority is the host that it has connected to (CVE-2009-0801). A message that two
 //! readers could understand differently is refused, never repaired (RFC 9112 section 11.2).
@@ -39,14 +39,14 @@ pub enum Side {
 /// What to do with a side's next bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Pass them to [`Relay::feed`].
+    /// Pass them to [`RequestRelay::feed`].
     Feed,
-    /// As [`Self::Feed`]; or send at most this many to the other side unchanged, and report to [`Relay::passed`] how many
+    /// As [`Self::Feed`]; or send at most this many to the other side unchanged, and report to [`RequestRelay::passed`] how many
     /// were sent.
     Run(u64),
     /// Leave them until the other side has made progress.
     Wait,
-    /// A request's head is complete: connect to a proxy; [`Relay::send`] then writes the request.
+    /// A request's head is complete: connect to a proxy; [`RequestRelay::send`] then writes the request.
     Request,
     /// There are none: send what has been written, and close both connections.
     End,
@@ -67,7 +67,7 @@ pub enum Refusal {
     TooLarge,
     /// The proxy's message is malformed or ambiguous.
     BadGateway,
-    /// The proxy wants other credentials: [`Relay::challenges`].
+    /// The proxy wants other credentials: [`RequestRelay::challenges`].
     Unauthorized,
 }
 
@@ -92,9 +92,9 @@ pub type Authorize<'a> = dyn FnMut(&[u8], &[u8], &mut Vec<u8>) + 'a;
 ///
 /// ```
 /// use tcp_over_http::http::connect::Target;
-/// use tcp_over_http::http::relay::{Next, Relay, Side};
+/// use tcp_over_http::http::relay::{Next, RequestRelay, Side};
 ///
-/// let mut relay = Relay::new(Target::Name("www.example.com", 80));
+/// let mut relay = RequestRelay::new(Target::Name("www.example.com", 80));
 /// let mut out = Vec::new();
 /// relay.feed(Side::Client, b"GET /a HTTP/1.1\r\nHost: www.example.com\r\n\r\n", &mut out)?;
 /// assert_eq!(relay.next(Side::Client), Next::Request);
@@ -113,7 +113,7 @@ pub type Authorize<'a> = dyn FnMut(&[u8], &[u8], &mut Vec<u8>) + 'a;
 /// # Ok::<(), tcp_over_http::http::relay::Refusal>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Relay {
+pub struct RequestRelay {
     /// The server that the client has connected to: a name or an address; IPv6 in brackets.
     host: String,
     port: u16,
@@ -155,7 +155,7 @@ impl Stream {
     }
 }
 
-impl Relay {
+impl RequestRelay {
     /// A relay for a client that has connected to `target`.
     pub fn new(target: Target<'_>) -> Self {
         let mut host = target.to_string();

@@ -4,7 +4,7 @@ use core::net::Ipv6Addr;
 
 use etherparse::LaxIpSlice;
 
-use super::{Change, ChecksumState, Packet, TCP_HEADER, Transport, Tuple, transport};
+use super::{ChecksumChange, ChecksumState, Packet, TCP_HEADER, Transport, Tuple, transport};
 use crate::net::Family;
 use crate::packet::checksum::{self, Delta};
 
@@ -57,7 +57,7 @@ impl Packet<'_> {
         let Some(mut quote) = self.quote() else {
             return;
         };
-        let change = Change::between(&quote.tuple(), quoted);
+        let change = ChecksumChange::between(&quote.tuple(), quoted);
         // Only headers change, so only they are summed; all of them end at or before this offset.
         let end = (quote.transport_at + TCP_HEADER).min(quote.bytes.len());
         let before = checksum::sum(0, &quote.bytes[..end]);
@@ -71,7 +71,7 @@ impl Packet<'_> {
             source_port: 0,
             destination_port: 0,
         };
-        let outside = Change::between(&outer, &Tuple { source, destination, ..outer }).addresses;
+        let outside = ChecksumChange::between(&outer, &Tuple { source, destination, ..outer }).addresses;
         self.set_addresses(source, destination);
         if family == Family::V4 {
             self.update(10, |field| outside.update(field));

@@ -205,7 +205,7 @@ fn addresses_that_nobody_has() {
 #[test]
 fn translate_ipv4_and_back() {
     let mut bytes = SYN_V4;
-    let change = Change::between(&client_v4(), &listener_v4());
+    let change = ChecksumChange::between(&client_v4(), &listener_v4());
     let mut packet = Packet::parse(&mut bytes).unwrap();
     packet.translate(&listener_v4(), change, ChecksumState::Complete);
     assert_eq!(packet.bytes(), SYN_V4_TRANSLATED);
@@ -226,7 +226,7 @@ fn translate_ipv6_and_back() {
         let mut bytes = before;
         let mut packet = Packet::parse(&mut bytes).unwrap();
         let client = packet.tuple();
-        let change = Change::between(&client, &listener_v6());
+        let change = ChecksumChange::between(&client, &listener_v6());
         packet.translate(&listener_v6(), change, state);
         assert_eq!(packet.bytes(), after);
         packet.translate(&client, change.reversed(), state);

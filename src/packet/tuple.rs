@@ -42,12 +42,12 @@ impl Tuple {
 
 /// What a translation changes in a packet's checksums: the same for each packet of a flow's direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Change {
+pub struct ChecksumChange {
     pub(crate) addresses: Delta,
     pub(crate) ports: Delta,
 }
 
-impl Change {
+impl ChecksumChange {
     /// The change from `old` to `new`, which must be of one family.
     pub fn between(old: &Tuple, new: &Tuple) -> Self {
         Self {

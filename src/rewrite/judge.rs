@@ -7,7 +7,9 @@ use crate::dns;
 use crate::flow::{NatSource, Side, Slot, State};
 use crate::net::Family;
 use crate::packet::reject::Reject;
-use crate::packet::{self, ACK, Change, ChecksumState, FIN, Packet, RST, SYN, Segment, Transport, Tuple};
+use crate::packet::{
+    self, ACK, ChecksumChange, ChecksumState, FIN, Packet, RST, SYN, Segment, Transport, Tuple,
+};
 use crate::packet::{datagram, vnet};
 use crate::time::Instant;
 
@@ -124,8 +126,8 @@ impl Rewriter {
         }
         let settings = &self.settings;
         let change = |nat| match translated(settings, nat, family) {
-            Some(new) => Change::between(&tuple, &new),
-            None => Change::default(),
+            Some(new) => ChecksumChange::between(&tuple, &new),
+            None => ChecksumChange::default(),
         };
         let slot = self.flows.open(tuple, isn, now, change)?;
         Ok(Verdict::Hold { slot, dial: true })

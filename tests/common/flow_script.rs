@@ -11,7 +11,7 @@ use tcp_over_http::flow::{
 };
 use tcp_over_http::net::ClientKey;
 use tcp_over_http::packet::reject::Reject;
-use tcp_over_http::packet::{ACK, Change, FIN, RST, SYN, Segment, Tuple};
+use tcp_over_http::packet::{ACK, ChecksumChange, FIN, RST, SYN, Segment, Tuple};
 use tcp_over_http::time::Instant;
 
 /// A table's size, and what is done to it.
@@ -233,7 +233,7 @@ impl Model {
         let mut asked = None;
         let result = self.table.open(tuple, isn, now, |nat| {
             asked = Some(nat);
-            Change::default()
+            ChecksumChange::default()
         });
         let yielded = self.table.take_yielded();
         self.check_yielded(ClientKey::of(tuple.source), result, yielded, is_full);
@@ -535,7 +535,7 @@ impl Model {
         for client in 0..count {
             let tuple = many_tuples(1_000 + client, 0);
             let now = self.instant();
-            let slot = self.table.open(tuple, 0, now, |_| Change::default()).unwrap();
+            let slot = self.table.open(tuple, 0, now, |_| ChecksumChange::default()).unwrap();
             self.table.release(slot, now);
             assert!(self.table.accept(slot, now));
             self.entries.push(Entry {

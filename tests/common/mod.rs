@@ -9,7 +9,7 @@ use tcp_over_http::net::Family;
 use tcp_over_http::packet::builder::{self, MAX_DATAGRAM, MAX_LEN};
 use tcp_over_http::packet::datagram::{Datagram, is_intact};
 use tcp_over_http::packet::reject::Reject;
-use tcp_over_http::packet::{Change, ChecksumState, Packet, Transport, is_unicast};
+use tcp_over_http::packet::{ChecksumChange, ChecksumState, Packet, Transport, is_unicast};
 
 pub mod flow_script;
 pub mod packets;
@@ -53,7 +53,7 @@ pub fn any_packet(bytes: &[u8]) {
             }
             let tuple = packet.tuple();
             let new = tuple.reversed();
-            let change = Change::between(&tuple, &new);
+            let change = ChecksumChange::between(&tuple, &new);
             for state in [ChecksumState::Complete, ChecksumState::Partial] {
                 packet.translate(&new, change, state);
                 assert_eq!(packet.tuple(), new);

@@ -23,19 +23,19 @@ pub struct FakeNames {
 pub enum Meaning {
     /// The address itself.
     Address,
-    /// A name, which keeps the address as long as this is held. `None`: the client holds too many names.
-    Name(String, Option<Held>),
+    /// A name, which keeps the address as long as the lease exists. `None`: the client holds too many names.
+    Name(String, Option<AddressLease>),
     /// A fake address whose name is forgotten, or that never had one.
     Nothing,
 }
 
-/// A fake address in use: until this is dropped, no other name gets it.
-pub struct Held {
+/// A fake address in use: as long as this exists, no other name gets it.
+pub struct AddressLease {
     names: Rc<FakeNames>,
     entry: Entry,
 }
 
-impl Drop for Held {
+impl Drop for AddressLease {
     fn drop(&mut self) {
         self.names.table.borrow_mut().release(self.entry);
     }
@@ -65,8 +65,8 @@ impl FakeNames {
             return Meaning::Nothing;
         };
         let is_held = table.hold(entry, client);
-        let held = is_held.then(|| Held { names: Rc::clone(self), entry });
-        Meaning::Name(table.name(entry).to_owned(), held)
+        let lease = is_held.then(|| AddressLease { names: Rc::clone(self), entry });
+        Meaning::Name(table.name(entry).to_owned(), lease)
     }
 
     /// Writes the file if names have changed and it was not written lately.

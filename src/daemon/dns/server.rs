@@ -82,10 +82,10 @@ impl Server {
     }
 
     /// Takes a connection. `source` is the client, or `None` on the loopback.
-    pub fn connect(&self, socket: TcpStream, source: Option<Ipv6Addr>, now: Instant) -> Connection {
+    pub fn connect(&self, socket: TcpStream, source: Option<Ipv6Addr>, now: Instant) -> ClientConnection {
         let stream = Rc::new(Stream::new(socket, Vec::new(), MAX_QUERY, now));
         self.add(&stream, ClientKey::of(source.unwrap_or(Ipv6Addr::LOCALHOST)), now);
-        Connection { stream, source, is_over: false }
+        ClientConnection { stream, source, is_over: false }
     }
 
     /// Sends a response from the socket of this number.
@@ -128,14 +128,14 @@ impl Server {
 }
 
 /// A client's connection.
-pub struct Connection {
+pub struct ClientConnection {
     stream: Rc<Stream>,
     source: Option<Ipv6Addr>,
     /// The client has ended its side.
     is_over: bool,
 }
 
-impl Connection {
+impl ClientConnection {
     /// Hands over queries and sends responses. Ready when the client has ended its side and has got all responses, or
     /// when the connection broke.
     pub fn poll(&mut self, cx: &mut task::Context, now: Instant, ask: &Ask) -> Poll<()> {

@@ -42,7 +42,7 @@ impl Gateway {
         self.clients.borrow_mut().note(self.client(slot), now).opened += 1;
         let syn = Rc::new(RefCell::new(Box::from(&*frame)));
         let mut parked =
-            Parked { syn: Rc::clone(&syn), dial: DialState::InFlight(None), client: None, held: None };
+            Parked { syn: Rc::clone(&syn), dial: DialState::InFlight(None), client: None, lease: None };
         if self.rewriter.borrow().settings().dns && target.port() == PORT {
             parked.dial = DialState::Unneeded;
             self.keep(slot, Kept::Parked(Box::new(parked)));
@@ -50,9 +50,9 @@ impl Gateway {
         }
         let client = ClientKey::of(tuple.source);
         let name = match self.dns.as_ref().map(|dns| dns.meaning(target.ip(), client)) {
-            Some(Meaning::Name(name, held)) => {
+            Some(Meaning::Name(name, lease)) => {
                 debug!("{slot}: {} is {name}", target.ip());
-                parked.held = held;
+                parked.lease = lease;
                 Some(name)
             }
             Some(Meaning::Nothing) => return self.turn_away(slot, frame, now),

@@ -19,7 +19,7 @@ use std::time::Duration;
 use tcp_over_http::flow::Slot;
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::http::login::Authorization;
-use tcp_over_http::http::relay::{Next, Refusal, Relay, Side};
+use tcp_over_http::http::relay::{Next, Refusal, RequestRelay, Side};
 use tcp_over_http::net::ClientKey;
 use tcp_over_http::rules::Action;
 use tokio::io::Interest;
@@ -32,7 +32,7 @@ pub(super) use self::share::Shared;
 use super::Gateway;
 use super::dial::server;
 use super::kept::{HttpFlow, Kept};
-use crate::dns::Held;
+use crate::dns::AddressLease;
 use crate::relay::Moved;
 use crate::sys;
 use crate::task::timer;
@@ -55,7 +55,7 @@ impl Gateway {
         slot: Slot,
         client: std::net::TcpStream,
         opened: Opened,
-        held: Option<Held>,
+        lease: Option<AddressLease>,
     ) {
         let upstreams = self.upstreams();
         let index = index_of(&upstreams, &opened.account);
@@ -65,10 +65,10 @@ impl Gateway {
         };
         let (socket, moved) = (Rc::new(client), Rc::default());
         let identity = ClientKey::of(self.rewriter.borrow().flow(slot).tuple.source);
-        let carried = Carried {
+        let carried = HttpConnection {
             gateway: Rc::clone(self),
             slot,
-            held,
+            lease,
             relay,
             client: Rc::clone(&socket),
             moved: Rc::clone(&moved),
@@ -102,12 +102,12 @@ enum Trouble {
 }
 
 /// A client connection whose requests are being carried.
-struct Carried {
+struct HttpConnection {
     gateway: Rc<Gateway>,
     slot: Slot,
     /// Keeps the fake address that the client has connected to.
-    held: Option<Held>,
-    relay: Box<Relay>,
+    lease: Option<AddressLease>,
+    relay: Box<RequestRelay>,
     client: Rc<TcpStream>,
     /// The bytes counted so far.
     moved: Rc<Cell<Moved>>,
@@ -130,7 +130,7 @@ struct Carried {
     down: Direction,
 }
 
-impl Carried {
+impl HttpConnection {
     /// Carries requests until there are no more, then continues as a tunnel if there is one. Returns whether there is
     /// none.
     async fn serve(mut self: Box<Self>) -> bool {
@@ -158,12 +158,12 @@ impl Carried {
         self.up.release(&self.gateway.supplies.pipes);
         self.down.release(&self.gateway.supplies.pipes);
         self.count_moved();
-        let Self { gateway, slot, held, client, proxy, account, down, .. } = *self;
+        let Self { gateway, slot, lease, client, proxy, account, down, .. } = *self;
         gateway.keep(slot, Kept::Nothing); // the socket is ours alone
         match Rc::into_inner(client).map(TcpStream::into_std) {
             Some(Ok(client)) if is_tunnel => {
                 let opened = Opened { stream: proxy, leftover: down.incoming, account, http: None };
-                gateway.relay_bytes(slot, client, opened, held);
+                gateway.relay_bytes(slot, client, opened, lease);
                 false
             }
             _ => true,

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use tcp_over_http::flow::Slot;
 use tokio::task::AbortHandle;
 
-use crate::dns::Held;
+use crate::dns::AddressLease;
 use crate::relay::{Moved, Relay};
 use crate::sys;
 use crate::upstream::Opened;
@@ -101,7 +101,7 @@ pub struct Parked {
     /// The client, if accepted before the proxy has answered (`connect 'early'`).
     pub client: Option<TcpStream>,
     /// Keeps the fake address that the client connects to.
-    pub held: Option<Held>,
+    pub lease: Option<AddressLease>,
 }
 
 /// A flow that is relayed.
@@ -117,7 +117,7 @@ pub struct Relayed {
     /// How many bytes the client had received when the proxy fell silent.
     pub received: u64,
     /// Keeps the fake address that the client has connected to.
-    pub _held: Option<Held>,
+    pub _lease: Option<AddressLease>,
 }
 
 /// A flow whose requests are carried to a proxy.

@@ -11,7 +11,7 @@ use tcp_over_http::flow::Slot;
 use tcp_over_http::upstream::health::Alarm;
 
 use super::Gateway;
-use crate::dns::Held;
+use crate::dns::AddressLease;
 use crate::gateway::kept::{Kept, Relayed, Traffic};
 use crate::relay::{Moved, Next, Relay};
 use crate::sys;
@@ -132,15 +132,21 @@ impl Gateway {
 
     /// Starts to carry an accepted connection: as plain bytes, or as HTTP requests.
     pub(super) fn relay(self: &Rc<Self>, slot: Slot, client: TcpStream, opened: Opened) {
-        let held = self.kept.borrow_mut().parked(slot).and_then(|parked| parked.held.take());
+        let lease = self.kept.borrow_mut().parked(slot).and_then(|parked| parked.lease.take());
         match opened.http {
-            None => self.relay_bytes(slot, client, opened, held),
-            Some(_) => self.serve_http(slot, client, opened, held),
+            None => self.relay_bytes(slot, client, opened, lease),
+            Some(_) => self.serve_http(slot, client, opened, lease),
         }
     }
 
     /// Starts a relay of plain bytes.
-    pub(super) fn relay_bytes(&self, slot: Slot, client: TcpStream, opened: Opened, held: Option<Held>) {
+    pub(super) fn relay_bytes(
+        &self,
+        slot: Slot,
+        client: TcpStream,
+        opened: Opened,
+        lease: Option<AddressLease>,
+    ) {
         let Opened { stream, leftover, account, .. } = opened;
         let client_address = self.client(slot);
         let relay = stream
@@ -154,7 +160,7 @@ impl Gateway {
                     account,
                     client: client_address,
                     received: 0,
-                    _held: held,
+                    _lease: lease,
                 };
                 self.keep(slot, Kept::Relayed(Box::new(relayed)));
                 self.run(slot, |_| ());

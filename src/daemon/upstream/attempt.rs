@@ -15,7 +15,7 @@ use tcp_over_http::time;
 use tcp_over_http::upstream::choice::{Asked, Attempt};
 use tcp_over_http::upstream::plain::TLS;
 
-use super::connection::Connection;
+use super::connection::ProxyConnection;
 use super::dial::Reply;
 use super::proxy::Warning;
 use super::{Carried, Failure, HeldSyn, Opened, Upstreams};
@@ -194,7 +194,8 @@ impl Upstreams {
             stats.attempts = stats.attempts.wrapping_add(1);
             stats.answered(200, self.now().since(begun));
         });
-        let (account, http) = (Rc::clone(&proxy.account), Some(Box::new(http::relay::Relay::new(*target))));
+        let (account, http) =
+            (Rc::clone(&proxy.account), Some(Box::new(http::relay::RequestRelay::new(*target))));
         Ok(Carried::Relayed(Box::new(Opened { stream, leftover: Vec::new(), account, http })))
     }
 
@@ -204,7 +205,7 @@ impl Upstreams {
         index: usize,
         target: Target<'_>,
         begun: time::Instant,
-        connection: Connection,
+        connection: ProxyConnection,
         reply: Reply,
     ) -> Result<Carried, Failure> {
         let proxy = &self.proxies[index];
@@ -223,8 +224,8 @@ impl Upstreams {
         }
         self.note_worked(target);
         let stream = match connection {
-            Connection::Socket(stream) => stream,
-            Connection::Packets(attempt) => return Ok(Carried::Forwarded(attempt)),
+            ProxyConnection::Socket(stream) => stream,
+            ProxyConnection::Packets(attempt) => return Ok(Carried::Forwarded(attempt)),
         };
         Ok(self.relayed(&proxy.account, stream, reply.rest))
     }

@@ -9,21 +9,21 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::dial::{self, HandshakeError, Reply};
-use crate::forward::Attempt;
+use crate::forward::PendingHandshake;
 
 /// How the proxy is connected.
-pub enum Connection {
+pub enum ProxyConnection {
     /// By a socket.
     Socket(TcpStream),
     /// By packets that the daemon makes, which carry the request along.
-    Packets(Attempt),
+    Packets(PendingHandshake),
 }
 
-impl Connection {
+impl ProxyConnection {
     /// Connects to one address within `patience`: by `attempt`, or from a socket with `mark`.
     pub async fn connect(
         address: SocketAddr,
-        attempt: Option<Attempt>,
+        attempt: Option<PendingHandshake>,
         mark: u32,
         patience: Duration,
     ) -> io::Result<Self> {

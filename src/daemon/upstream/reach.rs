@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
-use super::connection::Connection;
+use super::connection::ProxyConnection;
 use super::proxy::Proxy;
 use super::resolver::ResolveError;
 use super::{Failure, Upstreams};
@@ -31,9 +31,9 @@ impl Upstreams {
         index: Option<usize>,
     ) -> Result<TcpStream, (Failure, io::Error)> {
         match self.reach(proxy, index, &|_| None).await? {
-            Connection::Socket(stream) => Ok(stream),
+            ProxyConnection::Socket(stream) => Ok(stream),
             // Without a client, nothing is sent in a client's name.
-            Connection::Packets(_) => Err((Failure::BadTarget, io::ErrorKind::InvalidInput.into())),
+            ProxyConnection::Packets(_) => Err((Failure::BadTarget, io::ErrorKind::InvalidInput.into())),
         }
     }
 
@@ -43,8 +43,8 @@ impl Upstreams {
         &self,
         proxy: &Proxy,
         index: Option<usize>,
-        begin: &dyn Fn(SocketAddr) -> Option<forward::Attempt>,
-    ) -> Result<Connection, (Failure, io::Error)> {
+        begin: &dyn Fn(SocketAddr) -> Option<forward::PendingHandshake>,
+    ) -> Result<ProxyConnection, (Failure, io::Error)> {
         let addresses = match proxy.addresses().await {
             Ok(addresses) => addresses,
             Err(ResolveError::Unanswered) if !self.has_route(&FAR) => {
@@ -57,7 +57,7 @@ impl Upstreams {
         for &ip in addresses.iter().cycle().skip(first).take(addresses.len()) {
             let begun = Instant::now();
             let address = SocketAddr::new(ip, proxy.port);
-            match Connection::connect(address, begin(address), self.mark, self.connect_timeout).await {
+            match ProxyConnection::connect(address, begin(address), self.mark, self.connect_timeout).await {
                 Ok(connection) => {
                     if let Some(index) = index {
                         self.choice().connected(index, ip, millis(begun));

@@ -27,7 +27,7 @@ struct Outcome {
 /// Has a relay carry all that both send: the proxy's when it takes nothing more of the client's.
 /// `size`: the bytes of a piece.
 fn carry(target: Target<'_>, is_true: bool, client: &[u8], proxy: &[u8], size: usize) -> Outcome {
-    let mut relay = Relay::new(target);
+    let mut relay = RequestRelay::new(target);
     let (mut to_proxy, mut to_client) = (vec![], vec![]);
     let (mut client, mut proxy) = (client, proxy);
     let mut refusal = None;
@@ -217,7 +217,7 @@ fn what_is_no_http_is_known_by_its_first_line() {
         assert_eq!(sent(NAME, &bytes[..wrong - 1]), Ok(String::new()), "{bytes:?}");
         assert_eq!(sent(NAME, &bytes[..wrong]), Err(Refusal::NotHttp), "{bytes:?}");
     }
-    let mut relay = Relay::new(NAME);
+    let mut relay = RequestRelay::new(NAME);
     relay.feed(Side::Client, b"\r\nSSH", &mut vec![]).unwrap();
     assert_eq!(relay.feed(Side::Client, b"-2.0\r\n", &mut vec![]), Err(Refusal::NotHttp));
     assert_eq!(relay.unsent(), b"\r\nSSH");
@@ -373,7 +373,7 @@ fn broken_chunks_end_there() {
 #[test]
 fn a_name_that_belongs_to_the_address_is_asked_for() {
     let request = b"GET / HTTP/1.1\r\nHost: www.example.com:80\r\n\r\n";
-    let mut relay = Relay::new(address());
+    let mut relay = RequestRelay::new(address());
     assert_eq!(relay.claimed_name(), None);
     relay.feed(Side::Client, request, &mut vec![]).unwrap();
     assert_eq!(relay.claimed_name(), Some("www.example.com"));
@@ -382,13 +382,13 @@ fn a_name_that_belongs_to_the_address_is_asked_for() {
         "GET http://www.example.com/ HTTP/1.1\r\nHost: www.example.com\r\n\r\n"
     );
     for host in ["192.0.2.8", "[::1]", "", "1.2.3.4:80"] {
-        let mut relay = Relay::new(address());
+        let mut relay = RequestRelay::new(address());
         relay
             .feed(Side::Client, format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes(), &mut vec![])
             .unwrap();
         assert_eq!(relay.claimed_name(), None, "{host}");
     }
-    let mut relay = Relay::new(NAME);
+    let mut relay = RequestRelay::new(NAME);
     relay.feed(Side::Client, b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n", &mut vec![]).unwrap();
     assert_eq!(relay.claimed_name(), None, "the fake address says it");
     for (is_true, refusal) in [(true, None), (false, Some(Refusal::BadRequest))] {
@@ -412,7 +412,7 @@ fn heads_are_bounded() {
 
 #[test]
 fn requests_are_authorized_by_method_and_uri() {
-    let mut relay = Relay::new(NAME);
+    let mut relay = RequestRelay::new(NAME);
     let mut out = vec![];
     relay
         .feed(
@@ -649,7 +649,7 @@ fn responses_that_nobody_can_read_are_refused() {
 
 #[test]
 fn the_proxys_wish_for_credentials_is_not_the_clients_business() {
-    let mut relay = Relay::new(NAME);
+    let mut relay = RequestRelay::new(NAME);
     relay.feed(Side::Client, GET.as_bytes(), &mut vec![]).unwrap();
     relay.send(false, &mut |_, _, _| (), &mut vec![]).unwrap();
     let mut out = vec![];
@@ -663,7 +663,7 @@ fn the_proxys_wish_for_credentials_is_not_the_clients_business() {
 #[test]
 fn a_request_is_taken_back_until_it_is_answered() {
     let sent = |request: &[u8]| {
-        let mut relay = Relay::new(NAME);
+        let mut relay = RequestRelay::new(NAME);
         let taken = relay.feed(Side::Client, request, &mut vec![]).unwrap();
         relay.send(false, &mut |_, _, _| (), &mut vec![]).unwrap();
         (relay, taken)
@@ -704,7 +704,7 @@ fn a_body_is_long_if_it_may_be() {
         ("Content-Length: 10\r\n", true),
         ("Transfer-Encoding: chunked\r\n", true),
     ] {
-        let mut relay = Relay::new(NAME);
+        let mut relay = RequestRelay::new(NAME);
         let request = format!("POST / HTTP/1.1\r\nHost: www.example.com\r\n{fields}\r\n");
         assert!(!relay.has_long_body(9));
         relay.feed(Side::Client, request.as_bytes(), &mut vec![]).unwrap();
@@ -714,7 +714,7 @@ fn a_body_is_long_if_it_may_be() {
 
 #[test]
 fn an_upgrade_makes_a_tunnel() {
-    let mut relay = Relay::new(NAME);
+    let mut relay = RequestRelay::new(NAME);
     let (mut out, mut back) = (vec![], vec![]);
     let request =
         b"GET / HTTP/1.1\r\nHost: www.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\x81";
@@ -739,7 +739,7 @@ fn an_upgrade_makes_a_tunnel() {
 #[test]
 fn each_side_may_end_where_nothing_is_cut_off() {
     let began = |request: &str, response: &str| {
-        let mut relay = Relay::new(NAME);
+        let mut relay = RequestRelay::new(NAME);
         relay.feed(Side::Client, request.as_bytes(), &mut vec![]).unwrap();
         if relay.next(Side::Client) == Next::Request {
             relay.send(false, &mut |_, _, _| (), &mut vec![]).unwrap();

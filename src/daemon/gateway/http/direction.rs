@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::mem;
 use std::task::{Context, Poll, ready};
 
-use tcp_over_http::http::relay::{Next, Relay, Side};
+use tcp_over_http::http::relay::{Next, RequestRelay, Side};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -45,7 +45,7 @@ impl Direction {
     pub fn poll(
         &mut self,
         side: Side,
-        relay: &mut Relay,
+        relay: &mut RequestRelay,
         (from, to): (&TcpStream, &TcpStream),
         pipes: &Pipes,
         cx: &mut Context,
@@ -123,7 +123,7 @@ impl Direction {
     }
 
     /// Takes the current request back so that it can be sent again, if possible.
-    pub fn take_back(&mut self, relay: &mut Relay, pipes: &Pipes) -> bool {
+    pub fn take_back(&mut self, relay: &mut RequestRelay, pipes: &Pipes) -> bool {
         let Some(mut again) = self.again.take() else { return false };
         again.append(&mut self.incoming);
         self.incoming = again;
@@ -255,7 +255,7 @@ mod tests {
         run(async {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let [(client, mut near), (proxy, mut far)] = [pair(&listener).await, pair(&listener).await];
-            let mut relay = Relay::new(Target::Ip("192.0.2.7:80".parse().unwrap()));
+            let mut relay = RequestRelay::new(Target::Ip("192.0.2.7:80".parse().unwrap()));
             let (mut down, pipes) = (Direction::default(), Pipes::new(0, 1 << 16));
             let get = b"GET / HTTP/1.1\r\nHost: 192.0.2.7\r\n\r\n";
             relay.feed(Side::Client, get, &mut Vec::new()).unwrap();
@@ -286,7 +286,7 @@ mod tests {
         run(async {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let [(client, _near), (proxy, far)] = [pair(&listener).await, pair(&listener).await];
-            let mut relay = Relay::new(Target::Ip("192.0.2.7:80".parse().unwrap()));
+            let mut relay = RequestRelay::new(Target::Ip("192.0.2.7:80".parse().unwrap()));
             let (mut up, pipes) = (Direction::default(), Pipes::new(1, 1 << 16));
 
             let post = b"POST /1 HTTP/1.1\r\nHost: 192.0.2.7\r\nTransfer-Encoding: chunked\r\n\r\n";
