@@ -1,6 +1,7 @@
 //! The log: warnings and errors go to stderr, the rest to stdout, by which procd and journald tell the two apart. A
 //! reload may change the level.
 
+use std::io::Write;
 use std::{env, fmt};
 
 use env_logger::{Builder, Logger, Target};
@@ -60,7 +61,12 @@ pub fn set_level(level: LogLevel) {
 
 fn logger(target: Target) -> Logger {
     // Everything passes here: `log` itself filters, which is cheaper.
-    Builder::new().filter_level(LevelFilter::Trace).target(target).build()
+    Builder::new()
+        .filter_level(LevelFilter::Trace)
+        .target(target)
+        // As env_logger does by default. Its own code for that can do much more, and takes 2 KB.
+        .format(|out, line| writeln!(out, "[{:<5} {}] {}", line.level(), line.target(), line.args()))
+        .build()
 }
 
 struct Streams {
