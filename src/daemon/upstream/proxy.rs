@@ -185,12 +185,12 @@ impl Proxy {
         self.account.count(change);
     }
 
-    /// Counts and logs an attempt without an answer.
-    pub fn failed(&self, warning: Warning, what: fmt::Arguments<'_>) {
+    /// Counts and logs an attempt without an answer. (That this machine is out of resources is not counted.)
+    fn failed(&self, warning: Warning, what: fmt::Arguments<'_>) {
         self.count(|stats| {
             let count = match warning {
-                Warning::Unreachable => &mut stats.unreachable,
-                Warning::UplinkDown => &mut stats.unreachable,
+                Warning::Exhausted => return,
+                Warning::Unreachable | Warning::UplinkDown => &mut stats.unreachable,
                 Warning::TimedOut => &mut stats.timed_out,
                 _ => &mut stats.bad_reply,
             };
@@ -201,34 +201,25 @@ impl Proxy {
 
     /// Counts and logs that it could not be connected. Returns the failure.
     pub fn was_not_reached(&self, failure: Failure, error: &io::Error) -> Failure {
-        match failure {
-            Failure::Exhausted => self.warn(Warning::Exhausted, format_args!("{error}")),
-            Failure::UplinkDown => self.failed(Warning::UplinkDown, format_args!("uplink down: {error}")),
-            _ => self.failed(Warning::Unreachable, format_args!("cannot be reached: {error}")),
-        }
+        let (warning, what) = match failure {
+            Failure::Exhausted => (Warning::Exhausted, ""),
+            Failure::UplinkDown => (Warning::UplinkDown, "uplink down: "),
+            _ => (Warning::Unreachable, "cannot be reached: "),
+        };
+        self.failed(warning, format_args!("{what}{error}"));
         failure
     }
 
     /// Counts and logs that it gave no answer. Returns the failure.
     pub fn gave_no_answer(&self, error: HandshakeError) -> Failure {
-        match error {
-            HandshakeError::TimedOut => {
-                self.failed(Warning::TimedOut, format_args!("no answer in time"));
-                Failure::TimedOut
-            }
-            HandshakeError::Closed => {
-                self.failed(Warning::Closed, format_args!("closed before it answered"));
-                Failure::Closed
-            }
-            HandshakeError::CutOff => {
-                self.failed(Warning::Closed, format_args!("closed within its answer"));
-                Failure::BadReply
-            }
-            HandshakeError::Garbage(error) => {
-                self.failed(Warning::Garbage, format_args!("{error}"));
-                Failure::BadReply
-            }
-        }
+        let (warning, failure, what): (_, _, &dyn fmt::Display) = match &error {
+            HandshakeError::TimedOut => (Warning::TimedOut, Failure::TimedOut, &"no answer in time"),
+            HandshakeError::Closed => (Warning::Closed, Failure::Closed, &"closed before it answered"),
+            HandshakeError::CutOff => (Warning::Closed, Failure::BadReply, &"closed within its answer"),
+            HandshakeError::Garbage(error) => (Warning::Garbage, Failure::BadReply, error),
+        };
+        self.failed(warning, format_args!("{what}"));
+        failure
     }
 
     /// Logs at most one warning of each kind in 10 s. `what` must not contain a client's address or a secret.
