@@ -89,7 +89,11 @@ impl Uplinks {
         devices.retain(|device| *device != tun);
         if prefix <= default_prefix(family) && !devices.is_empty() {
             self.has_default[usize::from(family == V6)] = true;
-            self.devices.extend(devices);
+            for device in devices {
+                if let Err(place) = self.devices.binary_search(&device) {
+                    self.devices.insert(place, device);
+                }
+            }
         } else if table == MAIN && !devices.is_empty() {
             self.others.extend(devices);
             self.networks.push(net);
@@ -110,8 +114,6 @@ impl Uplinks {
 
     /// To be called after the last route.
     pub fn finish(mut self) -> Self {
-        self.devices.sort_unstable();
-        self.devices.dedup();
         let others = core::mem::take(&mut self.others);
         if others.iter().all(|device| self.devices.contains(device)) {
             self.devices.clear();

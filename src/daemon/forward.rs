@@ -157,15 +157,15 @@ impl Forwarder {
     /// Ends the forwarded connections through upstreams for which `is_meant` is true. Returns how many there
     /// were.
     pub fn reset(&self, is_meant: &dyn Fn(&str) -> bool) -> usize {
-        let mut numbers: Vec<_> = self
-            .forwarded()
-            .into_iter()
-            .filter(|(upstream, entry)| entry.is_live && is_meant(upstream))
-            .map(|(_, entry)| entry.number())
-            .collect();
-        let count = numbers.len();
-        numbers.sort_unstable();
-        numbers.dedup();
+        let (mut count, mut numbers) = (0, Vec::new());
+        for (upstream, entry) in self.forwarded() {
+            if entry.is_live && is_meant(&upstream) {
+                count += 1;
+                if !numbers.contains(&entry.number()) {
+                    numbers.push(entry.number());
+                }
+            }
+        }
         for number in numbers {
             if let Err(error) = conntrack::forget_proxy(self.mark, number) {
                 warn!("forwarded connections go on: {error}");
