@@ -174,35 +174,40 @@ fn is_bool(spec: &Spec) -> bool {
 const WHAT: &str = "Carries a network's TCP through an upstream HTTP proxy.";
 
 /// Its commands, for `--help`.
-const COMMANDS: &str = "  tcp-over-http run [--leave-blocked] [OPTION]...
-                                     run in the foreground; logs to stdout, warnings and
-                                     errors to stderr
-                                     --leave-blocked: refuse captured traffic after the end
-  tcp-over-http check [OPTION]...    validate the configuration
-  tcp-over-http block [OPTION]...    refuse what would be captured, until the daemon runs
-  tcp-over-http unblock [OPTION]...  remove what the daemon or `block` has left
-  tcp-over-http status [--json] [OPTION]...
-                                     the status of the running daemon
-  tcp-over-http upstreams [--history] [--json] [OPTION]...
-                                     the state of its proxies, or how that has changed
-  tcp-over-http use NAME|auto [--keep|--reset] [--json] [OPTION]...
-                                     new connections go through this proxy; --reset: others end
-  tcp-over-http uplinks [--json] [OPTION]...
-                                     check again which uplinks are up
-  tcp-over-http pause DURATION [--client IP] [--json] [OPTION]...
-                                     let all clients, or one, out directly for a while: 90s,
-                                     10m, 1h (at most); it ends by itself
-  tcp-over-http resume [--client IP] [--json] [OPTION]...
-                                     end that client's pause, or all
-  tcp-over-http clients [--json] [OPTION]...
-                                     its clients' connections and bytes
-  tcp-over-http doctor [--target HOST] [OPTION]...
-                                     what is wrong, and what to do
-  tcp-over-http config --shell [OPTION]...
-                                     the options' values, as assignments for a shell
-  tcp-over-http config --json        the options themselves, as JSON
-  tcp-over-http config --help        the same for people
-  tcp-over-http --version | --help";
+const COMMANDS: &str = "tcp-over-http COMMAND [OPTION]...
+
+  run [--leave-blocked]
+        run in the foreground; logs to stdout, warnings and errors to stderr;
+        --leave-blocked: refuse captured traffic after the end
+  check
+        validate the configuration
+  block
+        refuse what would be captured, until the daemon runs
+  unblock
+        remove what the daemon or `block` has left
+  status [--json]
+        the status of the running daemon
+  upstreams [--history] [--json]
+        the state of its proxies, or how that has changed
+  use NAME|auto [--keep|--reset] [--json]
+        new connections go through this proxy; --reset: others end
+  uplinks [--json]
+        check again which uplinks are up
+  pause DURATION [--client IP] [--json]
+        let all clients, or one, out directly for a while: 90s, 10m, 1h (at most)
+  resume [--client IP] [--json]
+        end that client's pause, or all
+  clients [--json]
+        its clients' connections and bytes
+  doctor [--target HOST]
+        what is wrong, and what to do
+  config --shell
+        the options' values, as assignments for a shell
+  config --json
+        the options themselves, as JSON
+  config --help
+        the same for people
+  --version | --help";
 
 /// What applies to all options.
 const NOTES: &str = "\
@@ -230,15 +235,15 @@ impl fmt::Display for Help {
         for spec in OPTIONS {
             writeln!(f, "  {}\n        {}", Usage(spec), spec.help)?;
         }
-        f.write_str("\nOptions of a section `config upstream` of the file:\n")?;
-        for spec in UPSTREAM_OPTIONS {
-            writeln!(f, "  {}\n        {}", spec.name, spec.help)?;
-        }
-        f.write_str(
-            "\nOptions of a section `config rule`, of which the first that matches a connection counts:\n",
-        )?;
-        for spec in RULE_OPTIONS {
-            writeln!(f, "  {}\n        {}", spec.name, spec.help)?;
+        let sections = [
+            ("upstream` of the file", UPSTREAM_OPTIONS),
+            ("rule`, of which the first that matches a connection counts", RULE_OPTIONS),
+        ];
+        for (section, options) in sections {
+            writeln!(f, "\nOptions of a section `config {section}:")?;
+            for spec in options {
+                writeln!(f, "  {}\n        {}", spec.name, spec.help)?;
+            }
         }
         write!(f, "\n{NOTES}\n")
     }
