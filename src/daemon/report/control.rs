@@ -1,8 +1,8 @@
 //! The status socket: a client connects, sends a request in one piece, and gets an answer; then the connection ends.
 //!
-//! A request is words: `status`, `upstreams`, `history`, `clients`, `use NAME`, `use NAME reset`. A client that sends
-//! none within a second, or is one too many, gets the status. An answer is written at once, however slowly it is read.
-//! It contains both forms, [`Form::Text`] and [`Form::Json`], with a NUL between them.
+//! A request is words, which `event_loop::requests` reads. A client that sends none within a second, or is one too many,
+//! gets the status. An answer is written at once, however slowly it is read. It contains both forms, [`Form::Text`] and
+//! [`Form::Json`], with a NUL between them.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
