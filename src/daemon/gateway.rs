@@ -48,7 +48,7 @@ use crate::gateway::loops::Loops;
 use crate::kernel::self_test::SelfTest;
 use crate::kernel::tun::Tun;
 use crate::pause::Paused;
-use crate::relay::{Moved, Supplies};
+use crate::relay::{Moved, Resources};
 use crate::sys;
 use crate::upstream::Upstreams;
 
@@ -60,7 +60,7 @@ pub struct Gateway {
     rewriter: RefCell<Rewriter>,
     upstreams: RefCell<Rc<Upstreams>>,
     dns: Option<Rc<Dns>>,
-    supplies: Supplies,
+    resources: Resources,
     forwarder: Option<Rc<Forwarder>>,
     paused: Rc<Paused>,
     mode: Cell<ConnectMode>,
@@ -106,7 +106,7 @@ impl Gateway {
         rewriter: Rewriter,
         upstreams: Rc<Upstreams>,
         dns: Option<Rc<Dns>>,
-        supplies: Supplies,
+        resources: Resources,
         forwarder: Option<Rc<Forwarder>>,
         paused: Rc<Paused>,
         mode: ConnectMode,
@@ -118,7 +118,7 @@ impl Gateway {
             rewriter: RefCell::new(rewriter),
             upstreams: RefCell::new(upstreams),
             dns,
-            supplies,
+            resources,
             forwarder,
             paused,
             mode: Cell::new(mode),

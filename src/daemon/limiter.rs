@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// The time between two lines of one kind.
-const PAUSE: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Lets one line of its kind pass every 10 s, and counts the rest.
 #[derive(Debug, Default)]
@@ -20,7 +20,7 @@ impl Limiter {
             self.suppressed.set(self.suppressed.get().saturating_add(1));
             return None;
         }
-        self.next.set(Some(now + PAUSE));
+        self.next.set(Some(now + INTERVAL));
         Some(self.suppressed.take())
     }
 }
@@ -35,9 +35,9 @@ mod tests {
         let start = Instant::now();
         assert_eq!(limiter.pass(start), Some(0));
         assert_eq!(limiter.pass(start), None);
-        assert_eq!(limiter.pass(start + PAUSE - Duration::from_nanos(1)), None);
-        assert_eq!(limiter.pass(start + PAUSE), Some(2));
-        assert_eq!(limiter.pass(start + PAUSE), None);
-        assert_eq!(limiter.pass(start + 3 * PAUSE), Some(1));
+        assert_eq!(limiter.pass(start + INTERVAL - Duration::from_nanos(1)), None);
+        assert_eq!(limiter.pass(start + INTERVAL), Some(2));
+        assert_eq!(limiter.pass(start + INTERVAL), None);
+        assert_eq!(limiter.pass(start + 3 * INTERVAL), Some(1));
     }
 }

@@ -64,7 +64,7 @@ use crate::kernel::route::RouteError;
 use crate::kernel::tun::Tun;
 use crate::kernel::{firewall, route};
 use crate::pause::Paused;
-use crate::relay::Supplies;
+use crate::relay::Resources;
 use crate::relay::pipe::Pipes;
 use crate::relay::poller::Poller;
 use crate::report::document::Form;
@@ -239,14 +239,14 @@ async fn set_up(config: &Config, restarted: bool) -> Result<(Rc<Gateway>, Captur
     }
     let rewriter = Rewriter::new(rewriter_settings(config), limits(config), key);
     let pipes = Pipes::new(pipes, config.pipe_size);
-    let supplies = Supplies { pipes, poller };
+    let resources = Resources { pipes, poller };
     let gateway = Rc::new(Gateway::new(
         clock,
         tun,
         rewriter,
         upstreams,
         dns,
-        supplies,
+        resources,
         forwarder,
         paused,
         config.connect,

@@ -41,7 +41,7 @@ pub struct Relay {
 }
 
 /// The resources that all relays share.
-pub struct Supplies {
+pub struct Resources {
     /// Pipes, for relays with bytes in flight.
     pub pipes: Pipes,
     /// Watches their sockets.
@@ -98,15 +98,15 @@ impl Relay {
         client: TcpStream,
         upstream: TcpStream,
         leftover: &[u8],
-        supplies: &Supplies,
+        resources: &Resources,
     ) -> io::Result<Self> {
-        let socket = |stream, peer| Socket::new(stream, Key { slot, peer }, &supplies.poller);
+        let socket = |stream, peer| Socket::new(stream, Key { slot, peer }, &resources.poller);
         let client = socket(client, Peer::Client)?;
         let upstream = socket(upstream, Peer::Upstream)?;
         let mut down = Direction::default();
         if !leftover.is_empty() {
             // Must be the last fallible step; otherwise the pipe leaks.
-            down.preload(leftover, &supplies.pipes).inspect_err(|_| down.release(&supplies.pipes))?;
+            down.preload(leftover, &resources.pipes).inspect_err(|_| down.release(&resources.pipes))?;
         }
         Ok(Self { client, upstream, up: Direction::default(), down })
     }
@@ -120,9 +120,9 @@ impl Relay {
     }
 
     /// Moves bytes until there are none left or its turn is over.
-    pub fn run(&mut self, supplies: &Supplies) -> io::Result<Next> {
-        let up = self.up.run(&mut self.client, &mut self.upstream, self.down.ended, supplies)?;
-        let down = self.down.run(&mut self.upstream, &mut self.client, self.up.ended, supplies)?;
+    pub fn run(&mut self, resources: &Resources) -> io::Result<Next> {
+        let up = self.up.run(&mut self.client, &mut self.upstream, self.down.ended, resources)?;
+        let down = self.down.run(&mut self.upstream, &mut self.client, self.up.ended, resources)?;
         Ok(up.max(down))
     }
 
@@ -168,17 +168,17 @@ impl Direction {
         from: &mut Socket,
         to: &mut Socket,
         other_ended: bool,
-        supplies: &Supplies,
+        resources: &Resources,
     ) -> io::Result<Next> {
         let mut turn = 0;
         if to.is_broken() && !self.discarding {
-            self.start_discarding(&supplies.pipes);
+            self.start_discarding(&resources.pipes);
         }
         while !self.ended {
             let next = if self.buffered > 0 {
-                match self.drain(to, &supplies.poller) {
+                match self.drain(to, &resources.poller) {
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                        self.start_discarding(&supplies.pipes);
+                        self.start_discarding(&resources.pipes);
                         None
                     }
                     result => result?,
@@ -188,7 +188,7 @@ impl Direction {
             } else if self.discarding {
                 self.discard(from, other_ended, &mut turn)?
             } else {
-                let next = self.fill(from, (!other_ended).then_some(&*to), &supplies.pipes)?;
+                let next = self.fill(from, (!other_ended).then_some(&*to), &resources.pipes)?;
                 turn += self.buffered as usize;
                 next
             };

@@ -1,6 +1,9 @@
 //! Asks the upstream proxies to open tunnels. The library decides which one is asked next:
 //! [`tcp_over_http::upstream::choice`].
 //!
+//! [`Upstreams`] is all of them. Its methods are in the file of what they do: `attempt`, `reach`, `direct`, `confirm`; those
+//! below are called from outside.
+//!
 //! | file | what it has |
 //! |---|---|
 //! | `attempt` | asks proxies in turn, until one has opened a tunnel |
@@ -34,7 +37,7 @@ use crate::clock::Clock;
 use crate::forward::{self, Forwarder};
 use crate::sys;
 use crate::task::timer;
-use crate::upstream::confirm::Worked;
+use crate::upstream::confirm::WorkingTarget;
 use crate::upstream::connection::ProxyConnection;
 use crate::upstream::proxy::{Account, Proxy};
 use crate::upstream::resolver::Resolver;
@@ -94,7 +97,7 @@ pub struct Upstreams {
     choice: RefCell<Choice>,
     clock: Clock,
     /// A target that was connected lately.
-    worked: RefCell<Option<Worked>>,
+    worked: RefCell<Option<WorkingTarget>>,
     /// Rules, which come before the choice.
     rules: Rc<Rules>,
     /// Resolves names of direct connections, and names that clients of plain HTTP claim to have connected to.
@@ -203,12 +206,12 @@ impl Upstreams {
                 return Err(Failure::Refused { status: 403 });
             }
             // Boxed, so that other dials need no room for it.
-            return Box::pin(self.pass(&self.proxies[index], Some(index))).await;
+            return Box::pin(self.connect_directly(&self.proxies[index], Some(index))).await;
         }
         let only = match action {
             Some(Action::Upstream(index)) => Some(usize::from(index)),
-            Some(Action::Direct) => match self.server(DIRECT, target, &self.direct_resolver) {
-                Some(server) => return Box::pin(self.pass_to(server?)).await,
+            Some(Action::Direct) => match self.as_proxy(DIRECT, target, &self.direct_resolver) {
+                Some(server) => return Box::pin(self.connect_server(server?)).await,
                 None => None,
             },
             Some(Action::Reject) => return Err(Failure::Refused { status: 502 }),
@@ -312,7 +315,7 @@ impl Upstreams {
     /// the proxy rests.
     pub fn refused(&self, index: usize, used: &Authorization, challenges: &[u8]) -> Option<Authorization> {
         let proxy = &self.proxies[index];
-        let next = proxy.told_again(used, challenges);
+        let next = proxy.next_credentials(used, challenges);
         match next {
             Some(_) => self.choice().challenged(index),
             None if proxy.request.has_credentials() => {

@@ -15,9 +15,10 @@
 //! send everybody to another proxy.
 //!
 //! **Credentials** that may be wrong are sent seldom: a wrong password, sent with each connection of a home, locks the
-//! account. Until the proxy has accepted them one connection asks, and the others wait for what becomes of it, of whom one
-//! goes on every two seconds. Once they are refused, one connection a rest asks, and the others fail. What has been
-//! accepted is right: squid says 407 to those who may not go somewhere, too.
+//! account. Until the proxy has accepted them, one connection sends them, and the others wait for the answer; without one,
+//! the next sends them after two seconds. Once they are refused, one connection sends them when a rest is over, and the
+//! others fail. Credentials that have been accepted count as right: squid also answers 407 to users who may not reach a
+//! target.
 //!
 //! A proxy that rests comes back by a **confirmation** in the background. Only clients' dials start confirmations:
 //! while there are none, nothing is sent (unless `probe_interval` is set).
@@ -44,8 +45,8 @@ pub const MAX_PROXIES: usize = 64;
 
 /// How long a single target does not make a proxy suspect, in ms.
 const DOUBT: u32 = 10_000;
-/// How long connections wait for what the proxy says to the credentials of the last one, in ms.
-const VERDICT: u32 = 2000;
+/// How long connections wait for the proxy's answer to credentials that another one has sent, in ms.
+const ANSWER: u32 = 2000;
 
 /// The options of the choice.
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,7 +87,7 @@ impl Choice {
     }
 
     /// Takes over what `old` knows about a proxy that is still in the same place, but had the index `old_index` there.
-    /// Refused credentials get another chance: whoever reloads may have had the account unlocked.
+    /// Refused credentials get another chance: the account may have been unlocked before the reload.
     pub fn inherit_proxy(&mut self, index: usize, old: &Self, old_index: usize) {
         if let (Some(new), Some(old)) = (self.proxies.get_mut(index), old.proxies.get(old_index))
             && old.login != LoginState::Refused
@@ -153,7 +154,7 @@ impl Choice {
         loop {
             let index = self.best(attempt)?;
             let proxy = self.proxies.get_mut(index)?;
-            let is_asked = proxy.sent_at.is_some_and(|sent_at| now.since(sent_at) < VERDICT);
+            let is_asked = proxy.sent_at.is_some_and(|sent_at| now.since(sent_at) < ANSWER);
             attempt.must_wait = proxy.login == LoginState::Untried && is_asked;
             if attempt.must_wait {
                 return None;

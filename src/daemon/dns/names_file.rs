@@ -11,9 +11,9 @@ use tcp_over_http::time::Instant;
 use crate::sys;
 
 /// The shortest time between two writes, in ms; the one at exit does not wait.
-const PAUSE: u32 = 120_000;
+const INTERVAL: u32 = 120_000;
 /// The same for a file in memory.
-const PAUSE_IN_MEMORY: u32 = 500;
+const INTERVAL_IN_MEMORY: u32 = 500;
 /// The longest file that is read, in bytes; none that we write is longer.
 const MAX_FILE: u64 = 16 << 20;
 
@@ -23,7 +23,7 @@ pub struct NamesFile {
     /// The table's count of changes when the file was last written.
     written: Cell<u32>,
     written_at: Cell<Instant>,
-    pause: u32,
+    interval: u32,
     has_failed: Cell<bool>,
 }
 
@@ -38,19 +38,19 @@ impl NamesFile {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => warn!("{path}: {error}"),
         }
-        let pause = if sys::is_in_memory(sys::folder(path)) { PAUSE_IN_MEMORY } else { PAUSE };
+        let interval = if sys::is_in_memory(sys::folder(path)) { INTERVAL_IN_MEMORY } else { INTERVAL };
         Self {
             path: path.to_owned(),
             written: Cell::new(fake.changes()),
             written_at: Cell::new(now),
-            pause,
+            interval,
             has_failed: Cell::default(),
         }
     }
 
     /// Writes the file if the table has changed and the last write is long enough ago.
     pub fn save_at_times(&self, fake: &FakeIp, now: Instant) {
-        if now.since(self.written_at.get()) >= self.pause && fake.changes() != self.written.get() {
+        if now.since(self.written_at.get()) >= self.interval && fake.changes() != self.written.get() {
             self.save(fake, now);
         }
     }
@@ -100,17 +100,17 @@ mod tests {
         let read = || fs::read_to_string(&path).unwrap_or_default();
         let mut fake = table();
         let mut file = NamesFile::load(path.to_str().unwrap(), &mut fake, at(0));
-        file.pause = PAUSE;
+        file.interval = INTERVAL;
 
         fake.assign("a.example", 1, at(0)).unwrap();
-        file.save_at_times(&fake, at(u64::from(PAUSE) - 1));
+        file.save_at_times(&fake, at(u64::from(INTERVAL) - 1));
         assert_eq!(read(), "");
-        file.save_at_times(&fake, at(u64::from(PAUSE)));
+        file.save_at_times(&fake, at(u64::from(INTERVAL)));
         assert_eq!(read(), "198.18.0.1 a.example #idle\n");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 
         fs::remove_file(&path).unwrap();
-        let late = u64::from(PAUSE) * 9;
+        let late = u64::from(INTERVAL) * 9;
         file.save_at_times(&fake, at(late));
         assert_eq!(read(), "", "nothing is new");
         fake.assign("a.example", 60, at(late)).unwrap();

@@ -9,9 +9,9 @@
 //! pending.
 //!
 //! A round **fails** when no resolver could be connected, or when connections to all of them brought no reply. Then all
-//! queries are refused, for a while new ones too, and nothing is tried.
+//! queries are refused, and for a while (the **suspension**) new ones too, and nothing is tried.
 //!
-//! A reload ends that pause. If it changes the proxies, a new connection is opened.
+//! A reload ends that suspension. If it changes the proxies, a new connection is opened.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -41,11 +41,11 @@ const IDLE: u32 = 30_000;
 /// ...how long a query may take...
 const PATIENCE: u32 = 10_000;
 /// ...and how long nothing is tried after a failed round...
-const PAUSE: u32 = 2000;
+const SUSPENSION: u32 = 2000;
 /// ...if the proxy forbids port 53...
-const PAUSE_FORBIDDEN: u32 = 10_000;
+const SUSPENSION_FORBIDDEN: u32 = 10_000;
 /// ...and if it does so while fake addresses make resolvers dispensable.
-const PAUSE_NEEDLESS: u32 = 300_000;
+const SUSPENSION_NEEDLESS: u32 = 300_000;
 /// Negative TTL, in seconds, when no resolver can be asked.
 const UNKNOWN_TTL: u32 = 60;
 
@@ -62,7 +62,7 @@ pub struct ProxiedResolver {
     /// How many connections in a row, including the current one, have brought no reply.
     useless: Cell<usize>,
     /// Until when nothing is tried, and whether that is because the proxy forbids it.
-    paused: Cell<Option<(Instant, bool)>>,
+    suspended: Cell<Option<(Instant, bool)>>,
     limiter: Limiter,
 }
 
@@ -93,7 +93,7 @@ impl ProxiedResolver {
             first: Cell::default(),
             round: Cell::default(),
             useless: Cell::default(),
-            paused: Cell::default(),
+            suspended: Cell::default(),
             limiter: Limiter::default(),
         }
     }
@@ -101,7 +101,7 @@ impl ProxiedResolver {
     /// The reply to every query while nothing is tried. Where that will not change, it says that the name has no such
     /// records: the proxy forbids all resolvers, and a name with a fake address has no other records.
     pub fn refusal(&self) -> Option<Reply<'static>> {
-        let is_forbidden = self.paused(self.now())?;
+        let is_forbidden = self.suspended(self.now())?;
         Some(match is_forbidden && self.mode == DnsMode::FakeIp {
             true => Reply::NoData(UNKNOWN_TTL),
             false => SERV_FAIL,
@@ -109,8 +109,8 @@ impl ProxiedResolver {
     }
 
     /// `Some` while nothing is tried: whether that is because the proxy forbids it.
-    fn paused(&self, now: Instant) -> Option<bool> {
-        self.paused.get().filter(|&(until, _)| now < until).map(|(_, is_forbidden)| is_forbidden)
+    fn suspended(&self, now: Instant) -> Option<bool> {
+        self.suspended.get().filter(|&(until, _)| now < until).map(|(_, is_forbidden)| is_forbidden)
     }
 
     /// Asks for a waiter. False if too many wait already.
@@ -136,9 +136,9 @@ impl ProxiedResolver {
         true
     }
 
-    /// Ends the pause after a failed round, since the proxies may allow more now.
+    /// Ends the suspension after a failed round, since the proxies may allow more now.
     pub fn forget_failure(&self) {
-        self.paused.set(None);
+        self.suspended.set(None);
     }
 
     /// Opens a new connection, through other proxies. Pending queries stay.
@@ -231,13 +231,13 @@ impl ProxiedResolver {
     fn fail(&self, status: Option<u16>) {
         let now = self.now();
         let is_forbidden = status.is_some();
-        let (pause, level, advice) = match (is_forbidden, self.mode) {
-            (false, _) => (PAUSE, log::Level::Warn, ""),
-            (true, DnsMode::FakeIp) => (PAUSE_NEEDLESS, log::Level::Info, ": fake addresses only"),
-            (true, _) => (PAUSE_FORBIDDEN, log::Level::Warn, ": use dns 'fakeip', or allow it"),
+        let (suspension, level, advice) = match (is_forbidden, self.mode) {
+            (false, _) => (SUSPENSION, log::Level::Warn, ""),
+            (true, DnsMode::FakeIp) => (SUSPENSION_NEEDLESS, log::Level::Info, ": fake addresses only"),
+            (true, _) => (SUSPENSION_FORBIDDEN, log::Level::Warn, ": use dns 'fakeip', or allow it"),
         };
         self.useless.set(0);
-        self.paused.set(Some((now.plus(pause), is_forbidden)));
+        self.suspended.set(Some((now.plus(suspension), is_forbidden)));
         if let (Some(status), Some(_)) = (status, self.limiter.pass(std::time::Instant::now())) {
             log!(
                 level,

@@ -76,7 +76,7 @@ impl Gateway {
             let carried = match &name {
                 // A paused client may still have a fake address in its cache, or get one from dnsmasq.
                 Some(_) if gateway.paused.covers(Some(source)) => {
-                    match Box::pin(upstreams.pass_by(target)).await {
+                    match Box::pin(upstreams.connect_paused(target)).await {
                         // The pause has ended meanwhile.
                         Ok(_) if !gateway.paused.covers(Some(source)) => Err(Failure::UplinkDown),
                         carried => carried,

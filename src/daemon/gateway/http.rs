@@ -94,7 +94,7 @@ impl Gateway {
 
 /// Why a connection can't go on.
 #[derive(PartialEq, Eq)]
-enum Trouble {
+enum HttpError {
     /// A side's connection is broken, or has ended too early.
     Lost(Side),
     /// What was sent is not acceptable.
@@ -135,7 +135,7 @@ impl HttpConnection {
     /// none.
     async fn serve(mut self: Box<Self>) -> bool {
         let mut end = self.run().await;
-        if let Err(Trouble::Refused(Refusal::NotHttp)) = end {
+        if let Err(HttpError::Refused(Refusal::NotHttp)) = end {
             match self.is_fresh && self.connect(false).await.is_ok() {
                 true => end = Ok(Next::Tunnel),
                 false => {
@@ -145,18 +145,18 @@ impl HttpConnection {
                 }
             }
         }
-        if let Err(trouble) = &end {
-            let what = match trouble {
-                Trouble::Lost(Side::Client) => "the client is gone",
-                Trouble::Lost(Side::Proxy) => "the proxy is gone",
-                Trouble::Refused(refusal) => refusal.status(),
+        if let Err(error) = &end {
+            let what = match error {
+                HttpError::Lost(Side::Client) => "the client is gone",
+                HttpError::Lost(Side::Proxy) => "the proxy is gone",
+                HttpError::Refused(refusal) => refusal.status(),
             };
             debug!("{}: ended: {what}", self.slot);
         }
         let is_tunnel = end == Ok(Next::Tunnel);
         self.finish(end).await;
-        self.up.release(&self.gateway.supplies.pipes);
-        self.down.release(&self.gateway.supplies.pipes);
+        self.up.release(&self.gateway.resources.pipes);
+        self.down.release(&self.gateway.resources.pipes);
         self.count_moved();
         let Self { gateway, slot, lease, client, proxy, account, down, .. } = *self;
         gateway.keep(slot, Kept::Nothing); // the socket is ours alone
@@ -171,38 +171,38 @@ impl HttpConnection {
     }
 
     /// Carries requests until there are no more.
-    async fn run(&mut self) -> Result<Next, Trouble> {
+    async fn run(&mut self) -> Result<Next, HttpError> {
         loop {
-            let trouble = match self.progress().await {
+            let error = match self.progress().await {
                 Ok(Next::Request) => match self.send().await? {
                     Next::Tunnel => return Ok(Next::Tunnel),
                     _ => continue,
                 },
                 Ok(Next::Wait) => continue,
                 Ok(end) => return Ok(end),
-                Err(trouble) => trouble,
+                Err(error) => error,
             };
-            let may_repeat = match trouble {
+            let may_repeat = match error {
                 // The nonce is too old, or the proxy has not given one yet.
-                Trouble::Refused(Refusal::Unauthorized) => {
+                HttpError::Refused(Refusal::Unauthorized) => {
                     let used = self.used.take().unwrap_or_default();
                     self.next = self.upstreams.refused(self.index, &used, self.relay.challenges());
                     self.next.is_some()
                 }
                 // A proxy may close a kept connection at any time.
-                Trouble::Lost(Side::Proxy) => self.is_reused && self.relay.is_repeatable(),
+                HttpError::Lost(Side::Proxy) => self.is_reused && self.relay.is_repeatable(),
                 _ => false,
             };
-            if !(may_repeat && self.up.take_back(&mut self.relay, &self.gateway.supplies.pipes)) {
-                return Err(trouble);
+            if !(may_repeat && self.up.take_back(&mut self.relay, &self.gateway.resources.pipes)) {
+                return Err(error);
             }
         }
     }
 
     /// Moves bytes until there is something to decide.
-    async fn progress(&mut self) -> Result<Next, Trouble> {
+    async fn progress(&mut self) -> Result<Next, HttpError> {
         let was_idle = self.is_idle();
-        if was_idle && self.up.discard(&self.gateway.supplies.pipes) {
+        if was_idle && self.up.discard(&self.gateway.resources.pipes) {
             self.relay.ended(Side::Proxy);
         }
         let patience = if was_idle { PATIENCE } else { DOUBT };
@@ -212,14 +212,14 @@ impl HttpConnection {
         let mut reset = Box::pin(client.ready(Interest::ERROR));
         let moved = poll_fn(|cx| {
             let next = match reset.as_mut().poll(cx) {
-                Poll::Ready(_) => Poll::Ready(Err(Trouble::Lost(Side::Client))),
+                Poll::Ready(_) => Poll::Ready(Err(HttpError::Lost(Side::Client))),
                 Poll::Pending => self.poll(was_idle, &mut late, cx),
             };
             self.count();
             self.accept();
             match self.has_too_much() {
-                true if self.relay.is_idle() => Poll::Ready(Err(Trouble::Refused(Refusal::TooLarge))),
-                true => Poll::Ready(Err(Trouble::Refused(Refusal::BadGateway))),
+                true if self.relay.is_idle() => Poll::Ready(Err(HttpError::Refused(Refusal::TooLarge))),
+                true => Poll::Ready(Err(HttpError::Refused(Refusal::BadGateway))),
                 false => next,
             }
         });
@@ -231,9 +231,9 @@ impl HttpConnection {
         was_idle: bool,
         late: &mut Option<Pin<Box<Sleep>>>,
         cx: &mut Context,
-    ) -> Poll<Result<Next, Trouble>> {
+    ) -> Poll<Result<Next, HttpError>> {
         let Self { gateway, relay, client, proxy, up, down, .. } = self;
-        let pipes = &gateway.supplies.pipes;
+        let pipes = &gateway.resources.pipes;
         // The response first: it tells more than the failure to send to a proxy that takes nothing more.
         if let Poll::Ready(next) = down.poll(Side::Proxy, relay, (proxy, client), pipes, cx)? {
             return Poll::Ready(Ok(next));
@@ -252,7 +252,7 @@ impl HttpConnection {
             Some(late) => late.as_mut().poll(cx).map(|()| match self.relay.unsent() {
                 _ if mem::take(&mut self.up.is_held) => Ok(Next::Wait),
                 [] => Ok(Next::End),
-                _ => Err(Trouble::Refused(Refusal::TimedOut)),
+                _ => Err(HttpError::Refused(Refusal::TimedOut)),
             }),
             None => Poll::Pending,
         }
@@ -286,7 +286,7 @@ impl HttpConnection {
     }
 
     /// Sends the request whose head is complete. [`Next::Tunnel`]: there is a tunnel instead of a proxy.
-    async fn send(&mut self) -> Result<Next, Trouble> {
+    async fn send(&mut self) -> Result<Next, HttpError> {
         // Resolved once for all requests of a client that names the same host.
         if let Some(name) = self.relay.claimed_name()
             && *name != *self.claimed.0
@@ -313,12 +313,12 @@ impl HttpConnection {
         };
         let sent = self.relay.send(self.claimed.1, &mut authorize, &mut self.up.outgoing);
         self.used = Some(used);
-        sent.map(|()| Next::Wait).map_err(Trouble::Refused)
+        sent.map(|()| Next::Wait).map_err(HttpError::Refused)
     }
 
     /// Connects to a proxy as for a new client, the first one that can be reached. If that opens a tunnel, the client's
     /// bytes that are not part of a request go there.
-    async fn connect(&mut self, may_be_plain: bool) -> Result<Next, Trouble> {
+    async fn connect(&mut self, may_be_plain: bool) -> Result<Next, HttpError> {
         // A reload may have changed them.
         let (upstreams, target) = (self.gateway.upstreams(), self.relay.target());
         let tuple = self.gateway.rewriter.borrow().flow(self.slot).tuple;
@@ -327,14 +327,14 @@ impl HttpConnection {
             Target::Ip(at) => (None, at),
         };
         let action = match upstreams.decide(name, at, tuple.source.to_canonical()) {
-            Some(Action::Reject) => return Err(Trouble::Refused(Refusal::BadGateway)),
+            Some(Action::Reject) => return Err(HttpError::Refused(Refusal::BadGateway)),
             // A proxy already serves this connection.
             Some(Action::Direct) => None,
             action => action,
         };
         let opened = Box::pin(upstreams.open_by(target, action, may_be_plain)).await.ok();
         let place = opened.and_then(|opened| Some((index_of(&upstreams, &opened.account)?, opened)));
-        let (index, opened) = place.ok_or(Trouble::Refused(Refusal::BadGateway))?;
+        let (index, opened) = place.ok_or(HttpError::Refused(Refusal::BadGateway))?;
         if !Rc::ptr_eq(&self.account, &opened.account) {
             self.count_moved();
             self.moved.take();
@@ -376,7 +376,7 @@ impl HttpConnection {
     }
 
     /// Sends what is left, and an error response unless the client already has a part of a response.
-    async fn finish(&mut self, end: Result<Next, Trouble>) {
+    async fn finish(&mut self, end: Result<Next, HttpError>) {
         let refusal = match end {
             Ok(Next::Tunnel) => {
                 let Self { client, proxy, up, down, .. } = self;
@@ -390,9 +390,9 @@ impl HttpConnection {
                 return;
             }
             Ok(_) => None,
-            Err(Trouble::Refused(refusal)) => Some(refusal),
-            Err(Trouble::Lost(Side::Proxy)) => Some(Refusal::BadGateway),
-            Err(Trouble::Lost(Side::Client)) => Some(Refusal::NotHttp),
+            Err(HttpError::Refused(refusal)) => Some(refusal),
+            Err(HttpError::Lost(Side::Proxy)) => Some(Refusal::BadGateway),
+            Err(HttpError::Lost(Side::Client)) => Some(Refusal::NotHttp),
         };
         let mut last = Vec::new();
         if let Some(refusal) = refusal {

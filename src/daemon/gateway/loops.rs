@@ -21,7 +21,7 @@ use crate::task::spawn;
 /// How many waiting connections of one client to one server trigger a test.
 const SUSPICIOUS: u16 = 16; // more than a browser opens
 /// How many ms a test may take; the next one begins no earlier.
-const PAUSE: u32 = 30_000;
+const TEST_INTERVAL: u32 = 30_000;
 /// How many ms a result is valid.
 const TTL: u32 = 60_000;
 
@@ -38,7 +38,7 @@ impl Gateway {
     /// Whether a new connection, which is already held, is a proxy's own and must be refused.
     pub(super) fn is_loop(self: &Rc<Self>, tuple: &Tuple, target: SocketAddr, now: Instant) -> bool {
         let loops = &self.loops;
-        let asked = loops.asked.get().filter(|(_, at)| now.since(*at) < PAUSE);
+        let asked = loops.asked.get().filter(|(_, at)| now.since(*at) < TEST_INTERVAL);
         if asked.is_some_and(|(address, _)| address == mapped(target.ip())) {
             loops.proxy.set(Some((tuple.source, now)));
             let source = tuple.source.to_canonical();

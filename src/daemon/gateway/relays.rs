@@ -26,7 +26,7 @@ impl Gateway {
     pub fn poll_relays(&self, cx: &mut Context) {
         let mut turns = 0;
         while turns < TURNS
-            && let Poll::Ready(events) = self.supplies.poller.poll(cx)
+            && let Poll::Ready(events) = self.resources.poller.poll(cx)
         {
             for event in events {
                 self.run(event.key.slot, |relayed| relayed.relay.note(event));
@@ -38,7 +38,7 @@ impl Gateway {
             let Some(slot) = self.queue.borrow_mut().pop_front() else { break };
             self.run(slot, |relayed| relayed.queued = false);
         }
-        if turns == TURNS || self.again.take() || self.supplies.pipes.have_been_freed() && queued > 0 {
+        if turns == TURNS || self.again.take() || self.resources.pipes.have_been_freed() && queued > 0 {
             cx.waker().wake_by_ref();
         }
     }
@@ -151,7 +151,7 @@ impl Gateway {
         let client_address = self.client(slot);
         let relay = stream
             .into_std()
-            .and_then(|upstream| Relay::new(slot, client, upstream, &leftover, &self.supplies));
+            .and_then(|upstream| Relay::new(slot, client, upstream, &leftover, &self.resources));
         match relay {
             Ok(relay) => {
                 let relayed = Relayed {
@@ -180,7 +180,7 @@ impl Gateway {
         tell(relayed);
         let relay = &mut relayed.relay;
         let before = relay.moved();
-        let next = relay.run(&self.supplies);
+        let next = relay.run(&self.resources);
         let after = relay.moved();
         self.count_progress(before, after);
         let result = match next {
@@ -216,7 +216,7 @@ impl Gateway {
             Ok(()) => relay.finish(),
             Err(_) => relay.reset(),
         }
-        relay.release(&self.supplies.pipes);
+        relay.release(&self.resources.pipes);
         self.count_moved(&relayed.account, relayed.client, Moved { up, down });
         drop(relayed);
         self.rewriter.borrow_mut().close(slot, self.now());

@@ -8,7 +8,7 @@ const SLOT: Slot = Slot::from_number(7);
 
 /// A relay, and what its client and its proxy have at the other end.
 struct Rig {
-    supplies: Supplies,
+    resources: Resources,
     relay: Relay,
     client: TcpStream,
     upstream: TcpStream,
@@ -16,20 +16,20 @@ struct Rig {
 
 impl Rig {
     fn new(leftover: &[u8], pipes: usize) -> Self {
-        let supplies = Supplies { pipes: Pipes::new(pipes, 1 << 16), poller: Poller::new().unwrap() };
+        let resources = Resources { pipes: Pipes::new(pipes, 1 << 16), poller: Poller::new().unwrap() };
         let ((client, near), (upstream, far)) = (pair(), pair());
-        let relay = Relay::new(SLOT, near, far, leftover, &supplies).unwrap();
-        Self { supplies, relay, client, upstream }
+        let relay = Relay::new(SLOT, near, far, leftover, &resources).unwrap();
+        Self { resources, relay, client, upstream }
     }
 
     /// Runs the relay at each event until it goes on with something else than events or with `reached`.
     async fn run_until(&mut self, reached: impl Fn(&Relay) -> bool) -> Next {
         loop {
-            let next = self.relay.run(&self.supplies).unwrap();
+            let next = self.relay.run(&self.resources).unwrap();
             if next != Next::Event || reached(&self.relay) {
                 return next;
             }
-            for event in poll_fn(|cx| self.supplies.poller.poll(cx)).await {
+            for event in poll_fn(|cx| self.resources.poller.poll(cx)).await {
                 assert_eq!(event.key.slot, SLOT);
                 self.relay.note(event);
             }
@@ -52,10 +52,10 @@ fn run(test: impl Future<Output = ()>) {
 #[test]
 fn one_that_can_not_be_made_keeps_no_pipe() {
     run(async {
-        let supplies = Supplies { pipes: Pipes::new(1, 1 << 16), poller: Poller::new().unwrap() };
+        let resources = Resources { pipes: Pipes::new(1, 1 << 16), poller: Poller::new().unwrap() };
         let ((client, _near), (upstream, _far)) = (pair(), pair());
-        assert!(Relay::new(SLOT, client, upstream, &[0; 1 << 20], &supplies).is_err());
-        assert!(supplies.pipes.take().unwrap().is_some());
+        assert!(Relay::new(SLOT, client, upstream, &[0; 1 << 20], &resources).is_err());
+        assert!(resources.pipes.take().unwrap().is_some());
     });
 }
 
@@ -103,12 +103,12 @@ fn a_receiver_that_is_slow_is_waited_for() {
 fn pipes_are_waited_for() {
     run(async {
         let mut rig = Rig::new(b"", 1);
-        let taken = rig.supplies.pipes.take().unwrap().unwrap();
+        let taken = rig.resources.pipes.take().unwrap().unwrap();
         rig.client.write_all(b"?").unwrap();
         assert_eq!(rig.run_until(|_| false).await, Next::Later);
-        assert!(!rig.supplies.pipes.have_been_freed());
-        rig.supplies.pipes.give_back(taken);
-        assert!(rig.supplies.pipes.have_been_freed());
+        assert!(!rig.resources.pipes.have_been_freed());
+        rig.resources.pipes.give_back(taken);
+        assert!(rig.resources.pipes.have_been_freed());
         assert_eq!(rig.run_until(|relay| relay.up.moved == 1).await, Next::Event);
     });
 }

@@ -22,7 +22,7 @@ use super::{Carried, Failure, HeldSyn, Opened, Upstreams};
 use crate::task::timer;
 
 /// How long to wait before asking a proxy again that has closed without an answer.
-pub(super) const PAUSE: Duration = Duration::from_millis(100);
+pub(super) const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// The result of asking one proxy or several. Boxed, because asking several is recursive.
 type Answer<'a> = Pin<Box<dyn Future<Output = Result<Carried, Failure>> + 'a>>;
@@ -33,8 +33,6 @@ struct Dial<'a> {
     target: &'a Target<'a>,
     /// Whether requests in absolute form may replace a tunnel.
     may_be_plain: bool,
-    /// The only proxy that may be asked.
-    only: Option<usize>,
 }
 
 impl Upstreams {
@@ -48,7 +46,7 @@ impl Upstreams {
         held: Option<&HeldSyn<'_>>,
     ) -> Result<Carried, Failure> {
         let attempt = RefCell::new(Attempt::new(*target, only));
-        self.carry_next(&Dial { attempt: &attempt, target, may_be_plain, only }, held, true).await
+        self.carry_next(&Dial { attempt: &attempt, target, may_be_plain }, held, true).await
     }
 
     /// Asks the proxies that this dial has not asked yet, one after the other, until one has opened a tunnel. If all
@@ -68,10 +66,10 @@ impl Upstreams {
                 if !must_wait && (is_again || !may_repeat || failure != Failure::Closed) {
                     return Err(failure);
                 }
-                timer(PAUSE).await;
+                timer(RETRY_DELAY).await;
                 if !must_wait {
                     is_again = true;
-                    dial.attempt.replace(Attempt::new(*dial.target, dial.only));
+                    dial.attempt.borrow_mut().begin_again();
                 }
                 continue;
             };
@@ -131,7 +129,7 @@ impl Upstreams {
         self.choice().failed(&mut dial.attempt.borrow_mut(), asked, failure, self.now());
     }
 
-    /// Asks one proxy, and calls `connected` once it is connected.
+    /// Asks one proxy, and sets `is_connected` once it is connected.
     pub(super) async fn ask(
         &self,
         index: usize,
@@ -166,7 +164,7 @@ impl Upstreams {
             let reply = reply.map_err(|error| proxy.gave_no_answer(error))?;
             if reply.status != 407 {
                 proxy.login.borrow_mut().accepted(authorization);
-            } else if let Some(next) = proxy.told_again(&authorization, &reply.rest) {
+            } else if let Some(next) = proxy.next_credentials(&authorization, &reply.rest) {
                 authorization = next;
                 if connection.can_be_used_again(reply.body).await {
                     kept = Some(connection);

@@ -16,14 +16,14 @@ use crate::task::spawn;
 const FRESH: u32 = 10_000;
 
 /// A target that was connected lately.
-pub struct Worked {
+pub struct WorkingTarget {
     at: Instant,
-    target: Owned,
+    target: OwnedTarget,
 }
 
 /// A target in owned form.
 #[derive(Clone)]
-enum Owned {
+enum OwnedTarget {
     Ip(SocketAddr),
     Name(Box<str>, u16),
 }
@@ -53,8 +53,8 @@ impl Upstreams {
     async fn confirm(&self, asked: Asked) {
         let target = self.worked.borrow().as_ref().map(|worked| worked.target.clone());
         let target = target.as_ref().map(|target| match target {
-            Owned::Ip(address) => Target::Ip(*address),
-            Owned::Name(name, port) => Target::Name(name, *port),
+            OwnedTarget::Ip(address) => Target::Ip(*address),
+            OwnedTarget::Name(name, port) => Target::Name(name, *port),
         });
         let result = match target {
             Some(target) => self.ask(asked.index, &target, false, None, &Cell::new(false)).await.map(drop),
@@ -71,9 +71,9 @@ impl Upstreams {
             return;
         }
         let target = match target {
-            Target::Ip(address) => Owned::Ip(address),
-            Target::Name(name, port) => Owned::Name(name.into(), port),
+            Target::Ip(address) => OwnedTarget::Ip(address),
+            Target::Name(name, port) => OwnedTarget::Name(name.into(), port),
         };
-        *worked = Some(Worked { at: now, target });
+        *worked = Some(WorkingTarget { at: now, target });
     }
 }

@@ -44,22 +44,26 @@ impl Upstreams {
         firewall::learn(address, self.mark);
     }
 
-    /// [Connects](Self::pass) a client to a server that only this dial knows.
-    pub(super) async fn pass_to(&self, server: Proxy) -> Result<Carried, Failure> {
-        self.pass(&server, None).await
+    /// [Connects](Self::connect_directly) a client to a server that is no configured proxy.
+    pub(super) async fn connect_server(&self, server: Proxy) -> Result<Carried, Failure> {
+        self.connect_directly(&server, None).await
     }
 
     /// Connects a paused client directly to a target.
-    pub async fn pass_by(&self, target: Target<'_>) -> Result<Carried, Failure> {
-        match self.server(PAUSED, target, &self.resolver) {
-            Some(server) => self.pass_to(server?).await,
+    pub async fn connect_paused(&self, target: Target<'_>) -> Result<Carried, Failure> {
+        match self.as_proxy(PAUSED, target, &self.resolver) {
+            Some(server) => self.connect_server(server?).await,
             None => Err(Failure::BadTarget),
         }
     }
 
-    /// Connects a client to a proxy itself, as clients that are configured for it want, or to a server that stands in
-    /// for a proxy.
-    pub(super) async fn pass(&self, proxy: &Proxy, index: Option<usize>) -> Result<Carried, Failure> {
+    /// Connects a client without CONNECT: to a proxy itself, which some clients are configured to use, or to a server
+    /// in the form of a proxy.
+    pub(super) async fn connect_directly(
+        &self,
+        proxy: &Proxy,
+        index: Option<usize>,
+    ) -> Result<Carried, Failure> {
         match self.connect_to(proxy, index).await {
             Ok(stream) => Ok(self.relayed(&proxy.account, stream, Vec::new())),
             Err((Failure::Exhausted, _)) => Err(Failure::Exhausted),
@@ -70,9 +74,9 @@ impl Upstreams {
         }
     }
 
-    /// The target itself in place of a proxy. `None`: a route leads there through the TUN, which takes precedence over
-    /// a rule.
-    pub(super) fn server(
+    /// The target in the form of a proxy. `None`: a route leads there through the TUN, which takes precedence over a
+    /// rule.
+    pub(super) fn as_proxy(
         &self,
         name: &str,
         target: Target<'_>,

@@ -175,7 +175,7 @@ impl Proxy {
     }
 
     /// The same; `None`: there are none, and the reason is logged.
-    pub fn told_again(&self, used: &Authorization, challenges: &[u8]) -> Option<Authorization> {
+    pub fn next_credentials(&self, used: &Authorization, challenges: &[u8]) -> Option<Authorization> {
         let next = self.refused(used, challenges);
         next.inspect_err(|denial| self.warn(Warning::Refused, format_args!("{}", denial.text()))).ok()
     }

@@ -330,7 +330,7 @@ fn a_proxy_that_closes_is_asked_once_more() {
     let begun = Instant::now();
     let upstreams = upstreams(&[full.address]);
     assert!(open(&upstreams).is_ok());
-    assert!(begun.elapsed() >= attempt::PAUSE);
+    assert!(begun.elapsed() >= attempt::RETRY_DELAY);
     assert_eq!(open(&upstreams).unwrap_err(), Failure::Closed);
     assert_eq!(full.requests.load(SeqCst), 4);
     assert_eq!(upstreams.proxies[0].account.stats.get().retried, 2);

@@ -18,7 +18,7 @@ pub struct Attempt {
     pub(super) failure: Option<Failure>,
     /// Whether no other proxy is worth a try.
     pub(super) is_over: bool,
-    /// The next proxy is about to say whether the credentials are right.
+    /// Whether the next proxy has not answered yet whether the credentials are right.
     pub(super) must_wait: bool,
     /// The only proxy that may be asked, whichever is chosen.
     pub(super) only: Option<usize>,
@@ -42,6 +42,11 @@ impl Attempt {
     /// The same for a target with this digest.
     pub(super) const fn of(target: u32, only: Option<usize>) -> Self {
         Self { target, asked: 0, failure: None, is_over: false, must_wait: false, only }
+    }
+
+    /// Asks all proxies once more.
+    pub const fn begin_again(&mut self) {
+        *self = Self::of(self.target, self.only);
     }
 
     /// Whether it is too early to ask the next proxy.

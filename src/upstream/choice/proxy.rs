@@ -33,7 +33,7 @@ pub(super) struct ProxyState {
     /// The target because of which it rests.
     pub blamed_for: Option<u32>,
     pub login: LoginState,
-    /// When it was last asked, while nobody knows what becomes of that.
+    /// When it was last asked, until the outcome is known.
     pub sent_at: Option<Instant>,
     /// Whether a confirmation is wanted...
     pub is_wanted: bool,

@@ -8,7 +8,7 @@ use tcp_over_http::http::relay::{Next, RequestRelay, Side};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::Trouble;
+use super::HttpError;
 use crate::relay::pipe::{Pipe, Pipes};
 use crate::sys;
 use crate::tcp::{attempt, receive, send};
@@ -49,18 +49,18 @@ impl Direction {
         (from, to): (&TcpStream, &TcpStream),
         pipes: &Pipes,
         cx: &mut Context,
-    ) -> Poll<Result<Next, Trouble>> {
+    ) -> Poll<Result<Next, HttpError>> {
         loop {
             let next = relay.next(side);
             // A head is sent together with what came after it.
             if matches!(next, Next::Feed | Next::Run(_)) && !self.incoming.is_empty() && !self.is_lost {
                 let taken = relay.feed(side, &self.incoming, &mut self.outgoing);
-                self.take(taken.map_err(Trouble::Refused)?);
+                self.take(taken.map_err(HttpError::Refused)?);
                 continue;
             }
             match ready!(self.poll_flush(to, cx)) {
                 Ok(()) => {}
-                Err(_) if side == Side::Proxy => return Poll::Ready(Err(Trouble::Lost(Side::Client))),
+                Err(_) if side == Side::Proxy => return Poll::Ready(Err(HttpError::Lost(Side::Client))),
                 // The proxy may have answered already, which the other direction will see. What it has not taken must
                 // not reach another one.
                 Err(_) => {
@@ -77,7 +77,7 @@ impl Direction {
                 // At most one chunk of the client's next requests is read, so that the end of its stream is noticed.
                 Next::Wait if side == Side::Proxy || !self.incoming.is_empty() => return Poll::Pending,
                 Next::Run(_) | Next::Feed | Next::Wait => {
-                    ready!(from.poll_read_ready(cx)).map_err(|_| Trouble::Lost(side))?;
+                    ready!(from.poll_read_ready(cx)).map_err(|_| HttpError::Lost(side))?;
                     // Without a pipe, a run is read like all else.
                     let pipe = match next {
                         Next::Run(run) if self.again.is_none() => {
@@ -98,12 +98,12 @@ impl Direction {
                 Ok(0) => {
                     self.has_ended = true;
                     if !relay.ended(side) {
-                        return Poll::Ready(Err(Trouble::Lost(side)));
+                        return Poll::Ready(Err(HttpError::Lost(side)));
                     }
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return Poll::Ready(Err(Trouble::Lost(side))),
+                Err(_) => return Poll::Ready(Err(HttpError::Lost(side))),
             }
         }
     }
