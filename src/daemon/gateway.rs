@@ -13,7 +13,6 @@
 //! | `loops` | detects a proxy whose own connections are captured |
 //! | `kept` | what the daemon keeps for each flow |
 //! | `served` | flows that a task serves |
-//! | `reply` | sends rejections |
 
 mod dial;
 mod http;
@@ -21,7 +20,6 @@ mod kept;
 mod loops;
 mod queries;
 mod relays;
-mod reply;
 mod served;
 
 use std::cell::{Cell, RefCell};
@@ -34,6 +32,7 @@ use tcp_over_http::capture::conntrack::Entry;
 use tcp_over_http::config::{Config, ConnectMode};
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::net::mapped;
+use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{Packet, vnet};
 use tcp_over_http::rewrite::{Rewriter, Verdict};
 use tcp_over_http::tally::Tallies;
@@ -254,6 +253,14 @@ impl Gateway {
         }
     }
 
+    /// Answers the packet of a frame with a rejection.
+    fn reject(&self, reject: Reject, frame: &mut [u8]) {
+        if let Some(Ok(packet)) = frame.get_mut(vnet::LEN..).map(Packet::parse) {
+            let source = self.rewriter.borrow().error_source(packet.family());
+            self.tun.write_made(&|rejection| reject.build(&packet, source, rejection));
+        }
+    }
+
     /// Handles a connection that the listener has accepted.
     pub fn handle_accepted(self: &Rc<Self>, client: TcpStream, peer: SocketAddr, now: Instant) {
         let accepted = self.rewriter.borrow_mut().accept(mapped(peer.ip()), peer.port(), now);
@@ -291,7 +298,7 @@ impl Gateway {
     /// have waited too long. Called about once a second.
     pub fn handle_tick(self: &Rc<Self>, now: Instant) {
         self.self_test.tick(&self.tun);
-        self.upstreams().tick(&mut |upstream, alarm| self.attend(upstream, alarm));
+        self.upstreams().tick(&mut |upstream, alarm| self.handle_alarm(upstream, alarm));
         if let Some(forwarder) = &self.forwarder {
             forwarder.tick(now);
             self.count_ended();

@@ -26,7 +26,7 @@ impl Gateway {
     pub(super) fn hold(self: &Rc<Self>, slot: Slot, frame: &mut [u8], now: Instant) {
         let yielded = self.rewriter.borrow_mut().take_yielded();
         if let Some(yielded) = yielded {
-            self.give_up(yielded);
+            self.end_yielded(yielded);
         }
         let tuple = self.rewriter.borrow().flow(slot).tuple;
         let Some(target) = self.target(&tuple) else { return self.turn_away(slot, frame, now) };

@@ -48,7 +48,7 @@ impl Gateway {
         // Moved out first, because a drop may borrow `kept` again.
         let kept = self.kept.take();
         for (slot, kept) in kept.into_all() {
-            self.cut(slot, kept, io::ErrorKind::ConnectionAborted);
+            self.abort(slot, kept, io::ErrorKind::ConnectionAborted);
         }
     }
 
@@ -62,13 +62,13 @@ impl Gateway {
         });
         for &slot in &slots {
             let kept = self.kept.borrow_mut().replace(slot, Kept::Nothing);
-            self.cut(slot, kept, io::ErrorKind::ConnectionReset);
+            self.abort(slot, kept, io::ErrorKind::ConnectionReset);
         }
         slots.len()
     }
 
     /// Ends a flow early and resets its client. `kept` is what was kept for it.
-    fn cut(&self, slot: Slot, kept: Kept, why: io::ErrorKind) {
+    fn abort(&self, slot: Slot, kept: Kept, why: io::ErrorKind) {
         match kept {
             Kept::Relayed(relayed) => self.end(slot, relayed, Err(why.into())),
             Kept::Http(flow) => {
@@ -95,7 +95,7 @@ impl Gateway {
     /// Handles an alarm about a silent proxy. `Silent`: remembers how many bytes its connections have
     /// received. `Dead`: resets those that have received nothing since. Connections that the kernel forwards
     /// are reset all together or not at all.
-    pub(super) fn attend(&self, upstream: &str, alarm: Alarm) {
+    pub(super) fn handle_alarm(&self, upstream: &str, alarm: Alarm) {
         let upstreams = self.upstreams();
         let Some(proxy) = upstreams.named(upstream) else { return };
         let forwarded = self.forwarded().into_iter().filter(|(name, _)| **name == *upstream);
@@ -122,12 +122,12 @@ impl Gateway {
         }
     }
 
-    /// Drops what is kept for a flow that has made room for another.
-    pub(super) fn give_up(&self, slot: Slot) {
+    /// Ends a flow that has made room for another.
+    pub(super) fn end_yielded(&self, slot: Slot) {
         debug!("{slot} yields to a newer one");
         self.count(|totals| totals.yielded += 1);
         let kept = self.kept.borrow_mut().replace(slot, Kept::Nothing);
-        self.cut(slot, kept, io::ErrorKind::ConnectionAborted);
+        self.abort(slot, kept, io::ErrorKind::ConnectionAborted);
     }
 
     /// Starts to carry an accepted connection: as plain bytes, or as HTTP requests.

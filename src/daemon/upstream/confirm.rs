@@ -29,9 +29,9 @@ enum OwnedTarget {
 }
 
 impl Upstreams {
-    /// Begins the confirmations that are due, logs changes, and calls `attend` for upstreams whose connections need
+    /// Begins the confirmations that are due, logs changes, and calls `handle_alarm` for upstreams whose connections need
     /// attention. Called about once a second; sends nothing unless a client has dialled.
-    pub fn tick(self: &Rc<Self>, attend: &mut dyn FnMut(&str, Alarm)) {
+    pub fn tick(self: &Rc<Self>, handle_alarm: &mut dyn FnMut(&str, Alarm)) {
         let now = self.now();
         loop {
             let asked = self.choice().confirm(now);
@@ -42,7 +42,7 @@ impl Upstreams {
         loop {
             let alarm = self.choice().take_alarm(now);
             let Some((index, alarm)) = alarm else { break };
-            attend(&self.proxies[index].account.name, alarm);
+            handle_alarm(&self.proxies[index].account.name, alarm);
         }
         for change in self.choice().history().news() {
             info!("upstream {}: {}", change.upstream, change.kind);
