@@ -35,6 +35,7 @@
 //! - **fake address**: one that stands for a name, which goes to the proxy in its place.
 //! - **own address**: the TUN's, where the listener is.
 //! - **to hold, to release**: to keep a SYN from the kernel, to let it pass.
+//! - **upstream**: a proxy of the configuration.
 //! - **dial**: to connect to a proxy and ask it for a tunnel.
 //! - **tunnel**: a connection to a proxy that has answered CONNECT with 2xx.
 //! - **super-packet**: several TCP segments in one packet, which the kernel cuts up when it must.
