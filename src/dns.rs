@@ -4,8 +4,8 @@
 //! which server is asked next.
 //!
 //! **Answering.** A client's [`Query`] may get a [`Reply`] of our own: from [`FakeIp`], the table of addresses that
-//! stand for names, or from [`local_reply`]. Otherwise an upstream is asked, chosen by [`Domains`]; queries wait in
-//! [`Pending`] for its replies, which are kept in [`Cache`] and [relayed](Query::relay).
+//! stand for names, or from [`local_reply`]. Otherwise a resolver is asked; queries wait in [`Pending`] for its replies,
+//! which are kept in [`Cache`] and [relayed](Query::relay).
 //!
 //! | file | what |
 //! |---|---|
@@ -14,8 +14,8 @@
 //! | `fakeip` | addresses that stand for names |
 //! | `domains` | a set of domains |
 //! | `budgets` | how many queries each client may ask |
-//! | `pending` | queries that an upstream has not answered yet |
-//! | `cache` | replies of upstreams |
+//! | `pending` | queries that a resolver has not answered yet |
+//! | `cache` | replies of resolvers |
 //! | `round` | which server is asked next, and for how long |
 
 mod budgets;

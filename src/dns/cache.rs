@@ -1,4 +1,4 @@
-//! Replies of upstreams, kept for as long as their TTLs allow.
+//! Replies of resolvers, kept for as long as their TTLs allow.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -42,7 +42,7 @@ impl Cache {
         Self { replies: Vec::new(), bytes: 0, limit }
     }
 
-    /// Keeps an upstream's reply to the query, whatever its id, unless it must not be cached: if it is truncated, has a
+    /// Keeps a resolver's reply to the query, whatever its id, unless it must not be cached: if it is truncated, has a
     /// TTL of 0, or denies something without a TTL for the denial.
     pub fn put(&mut self, query: &Query<'_>, reply: &[u8], now: Instant) {
         let Some(message) = Message::parse(reply).filter(|message| query.is_question_of(message)) else {
@@ -329,7 +329,7 @@ mod tests {
     }
 
     proptest! {
-        /// No client is told to keep a record beyond the moment until which the upstream let us.
+        /// No client is told to keep a record beyond the moment until which the resolver let us.
         #[test]
         fn nothing_is_served_for_too_long(
             steps in proptest::collection::vec((0u8..5, 0u32..20, 0u32..20, 0u64..5000), 0..60),

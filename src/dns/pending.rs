@@ -1,4 +1,4 @@
-//! Queries that an upstream has not answered yet, and the clients that wait for them.
+//! Queries that a resolver has not answered yet, and the clients that wait for them.
 
 use alloc::{vec, vec::Vec};
 

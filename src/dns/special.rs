@@ -44,7 +44,7 @@ const SPECIAL: [(&[u8], Special); 12] = [
     (b"\x03alt", Special::Nonexistent),
     // RFC 8375 section 4: names of this home.
     (b"\x04arpa\x04home", Special::Nonexistent),
-    // RFC 9462 section 6.4: we offer no encrypted DNS, and an upstream's does not concern our clients.
+    // RFC 9462 section 6.4: we offer no encrypted DNS, and a resolver's does not concern our clients.
     (b"\x04arpa\x08resolver", Special::Empty),
     (b"\x04arpa\x08ipv4only", Special::Ipv4Only),
     // Tells browsers to use the network's resolver, as it decides how connections are routed.

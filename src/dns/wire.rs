@@ -1,5 +1,5 @@
 //! The format of messages (RFC 1035 section 4): [`header`], [`name`], and [`message`] made of both; [`query`], and the
-//! two ways to answer it, [`reply`] (ours, to a client) and [`answer`] (an upstream's, to us).
+//! two ways to answer it, [`reply`] (ours, to a client) and [`answer`] (a resolver's, to us).
 
 pub mod answer;
 pub mod edns;

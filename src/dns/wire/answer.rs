@@ -1,4 +1,4 @@
-//! The addresses that an upstream's reply holds.
+//! The addresses that a resolver's reply holds.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -40,7 +40,7 @@ pub enum ReplyError {
 }
 
 impl Query<'_> {
-    /// Reads an upstream's reply to this query, and follows aliases (CNAME) inside it.
+    /// Reads a resolver's reply to this query, and follows aliases (CNAME) inside it.
     ///
     /// # Errors
     /// [`ReplyError`]; after [`ReplyError::Stray`] the caller keeps waiting.

@@ -1,4 +1,4 @@
-//! For tests: messages as clients and upstreams send them.
+//! For tests: messages as clients and resolvers send them.
 
 use alloc::vec;
 use alloc::vec::Vec;

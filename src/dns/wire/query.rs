@@ -1,4 +1,4 @@
-//! A query: ours, or a client's, which is passed on to an upstream, whose reply is then adapted to the client.
+//! A query: ours, or a client's, which is passed on to a resolver, whose reply is then adapted to the client.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -9,7 +9,7 @@ use super::message::{CLASS_IN, Kind, Message, Question};
 use super::name::{MAX_NAME, Name, NameRef};
 use super::reverse::Reverse;
 
-/// The flags that are taken from the upstream's reply.
+/// The flags that are taken from the resolver's reply.
 const SERVERS: u16 = AA | AD | RCODE;
 
 /// A query: one question, well-formed, of opcode QUERY.
@@ -140,7 +140,7 @@ impl<'a> Query<'a> {
         question.kind == kind && question.class == class && question.name == name
     }
 
-    /// Appends the same query for an upstream. Nothing in it identifies the client: its id is `id`, letters are
+    /// Appends the same query for a resolver. Nothing in it identifies the client: its id is `id`, letters are
     /// lowercase, and of the extensions only DO is passed on (never a client's subnet, RFC 7871).
     pub fn encode(&self, id: u16, out: &mut Vec<u8>) {
         let dnssec_ok = self.variant() > 1;
@@ -196,7 +196,7 @@ impl<'a> Query<'a> {
             && reply.question().is_some_and(|question| self.is_for(&question))
     }
 
-    /// Appends an upstream's reply, adapted to the client: its id, its spelling of the name, its flags. A reply longer
+    /// Appends a resolver's reply, adapted to the client: its id, its spelling of the name, its flags. A reply longer
     /// than `limit` loses all its records and is marked as truncated, so that the client asks again over TCP (RFC 2181
     /// section 9).
     ///
