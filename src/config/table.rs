@@ -30,7 +30,7 @@ macro_rules! choice {
 pub static MAIN: &[Spec] = &[
     live("upstream", "", "a proxy, http://[USER:PASSWORD@]HOST[:PORT] (port 80 by default); tried in order, before the sections",
         SecretList(|d, v| UpstreamConfig::from_url(v).map(|v| d.config.upstreams.push(v)))),
-    live("resolver", "", "who resolves the proxies' names, IP[:PORT]; none: those of /etc/resolv.conf",
+    live("resolver", "", "a resolver of the proxies' names, IP[:PORT]; none: those of /etc/resolv.conf",
         List(|d, v| resolver(v, &mut d.config.resolvers))),
     live("enabled", "1", "0: the init script starts no daemon",
         Bool(|_, _| ())),
@@ -56,7 +56,7 @@ pub static MAIN: &[Spec] = &[
         choice!(ConnectMode, config.connect)),
     live("http_relay", "auto", "carry plain http as requests for the proxy, not through CONNECT; auto: where the proxy refuses CONNECT to the port with 403 or 405; always; never",
         choice!(HttpRelay, config.http_relay)),
-    live("http_port", "80", "what http_relay counts as a port of plain http, or FIRST-LAST",
+    live("http_port", "80", "a port of plain http for http_relay, or FIRST-LAST",
         List(|d, v| ports(v).map(|v| d.config.http_ports.push(v)))),
     live("auto_route", "0", "capture all TCP that would take a default route",
         Bool(|d, v| d.config.auto_route = v)),
