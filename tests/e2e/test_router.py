@@ -796,6 +796,13 @@ def test_settings_and_check_for_a_page(box):
         (box.root / CONFIG).write_text(f"{text}\t{wrong}\n")
         told = call(box, "settings")
         assert not told["check"]["valid"] and "hunter2" not in json.dumps(told), wrong
+    # None is not the same as none that can be read.
+    (box.root / CONFIG).write_text("")
+    assert call(box, "settings")["sections"] == []
+    for wrong in (f"{text}\toption port '80\n", None):
+        (box.root / CONFIG).write_text(wrong) if wrong else (box.root / CONFIG).unlink()
+        told = call(box, "settings")
+        assert told["sections"] is None and told["check"]["message"] and "hunter2" not in json.dumps(told), wrong
     # No path of another's making.
     for session in ("", "../uci", "a/b"):
         result = box.run(PLUGIN, "call", "check", input=json.dumps({"ubus_rpc_session": session}), check=False)

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import pathlib
 import re
+import signal
 import socket
 
 import pytest
@@ -11,7 +13,7 @@ from server import HINTS, translations
 
 from lab.faultproxy import OK, reply
 from lab.gateway import PATH
-from lab.netns import PROXY, PROXY_OTHER, SERVER
+from lab.netns import PROXY, PROXY_OTHER, SERVER, command
 from lab.wait import until
 
 FIRST, SECOND = "first", "second"
@@ -242,6 +244,49 @@ def test_a_refusal_is_told_in_words(box, visit, lab, proxies):
     assert "answers in" in page.locator(".toh-card").inner_text()
 
 
+def test_whether_a_proxy_works_that_nobody_has_asked_is_not_known(box, visit, lab):
+    serve(box)
+    page = visit("overview")
+    state = page.locator(".toh-card .toh-state")
+    state.nth(1).wait_for()
+    assert [text.split(" — ")[0] for text in state.all_inner_texts()] == ["not asked yet"] * 2
+    with contextlib.closing(lab[0].client.connect(SERVER, 80)) as sock:
+        sock.recv(5)
+    state.filter(has_text="works — asked first").wait_for()
+    assert state.all_inner_texts()[1] == "not asked yet"
+
+
+def test_a_mistake_is_shown_when_the_settings_are_opened(box, visit):
+    """At its field, unless it is switched off: then who has just installed it has yet to name a proxy."""
+    write(box, "option enabled '0'")
+    page = visit("settings")
+    page.locator('[data-name="host"] input[type=text]').wait_for()
+    page.wait_for_timeout(300)
+    assert not page.locator(".alert-message, .toh-fault").count()
+    write(box, "option address '10.0.0.1/99'", sections=[OFFICE])
+    page = visit("settings")
+    fault = field(page, "main", "address").locator(".toh-fault")
+    fault.wait_for()
+    assert is_seen(fault) and "The configuration has a mistake" in page.locator(".alert-message").inner_text()
+    field(page, "main", "address").locator("input").fill("")
+    save(page)
+    page.get_by_text("It is running.").wait_for()
+    assert not page.locator(".toh-fault").count()
+
+
+def test_a_configuration_that_cannot_be_read(box, visit):
+    """An empty form would say that there is none, and fail to save it."""
+    file = box.root / "etc/config/tcp-over-http"
+    file.write_text(file.read_text() + "\toption mtu '1500\n")
+    for words in ("never closed", "No such file"):
+        page = visit("settings")
+        page.get_by_text(re.compile(f"The configuration cannot be read: .*{words}")).wait_for()
+        assert not page.locator("#view input, .cbi-page-actions").count()
+        page = visit("overview")
+        page.get_by_text(words).wait_for()
+        file.unlink(missing_ok=True)
+
+
 def test_settings_from_nothing(box, visit):
     """A new user's way: a proxy, switched on, saved."""
     write(box, "option enabled '0'")
@@ -390,6 +435,38 @@ def test_what_was_saved_is_not_denied(box, visit, server, monkeypatch):
     field(other, "office", "port").locator("input").fill("3129")
     save(other)
     other.get_by_text("changed elsewhere meanwhile").wait_for()
+
+
+def test_who_saves_over_another_is_told(box, visit):
+    """Once: then nothing of either is lost, but what both have changed."""
+    serve(box, sections=[OFFICE])
+    page, other = visit("settings"), visit("settings")
+    for one, user, name, value in ((page, "ann", "reply_timeout", "20"), (other, "bob", "connect_timeout", "9")):
+        field(one, "office", "username").locator("input").fill(user)
+        one.get_by_text("Several proxies").click()
+        field(one, "main", name).locator("input").fill(value)
+    save(page)
+    page.get_by_text("It is running.").wait_for()
+    save(other)
+    other.get_by_text("changed elsewhere meanwhile").wait_for()
+    assert "option username 'ann'" in config(box) and "connect_timeout" not in config(box)
+    save(other)
+    other.get_by_text("It is running.").wait_for()
+    for line in ("username 'bob'", "reply_timeout '20'", "connect_timeout '9'", f"password '{SECRET}'"):
+        assert f"option {line}\n" in config(box)
+
+
+def test_passwords_are_of_any_characters(box, visit):
+    odd = """ a'b"c\\d$e`f%g&h<i>j;k#l@m:n/ü中 """
+    serve(box, sections=[OFFICE])
+    page = visit("settings")
+    page.locator('[data-name="password"] input').first.fill(odd)
+    save(page)
+    page.get_by_text("Saved and applied").wait_for()
+    said = box.run("uci", "-q", "-X", "show", "tcp-over-http").stdout
+    assert "tcp-over-http.office.password='" + odd.replace("'", "'\\''") + "'\n" in said
+    page.get_by_role("button", name="Test this proxy").click()
+    page.get_by_text("All is well.").wait_for()
 
 
 def names(box):
@@ -563,6 +640,28 @@ def test_rules_are_sorted_with_the_mouse(box, visit):
     until(lambda: order(box) == ["three", "one", "two"], "the order is another")
 
 
+def test_many_rules_and_proxies(box, visit):
+    """A rule's row shows some of a long list; the names of proxies are looked up quickly: not among all of the page."""
+    proxies = [(f"proxy{number}", f"192.0.2.{number}") for number in range(1, 9)]
+    rules = "".join(f"\nconfig rule 'rule{number}'\n\tlist dest '203.0.{number}.0/24'\n\toption upstream 'proxy1'\n"
+                    for number in range(30))
+    many = "".join(f"\tlist dest '198.51.100.{number}'\n" for number in range(50))
+    serve(box, sections=proxies, rules=f"{rules}{many}")
+    page = visit("settings")
+    page.get_by_text("203.0.29.0/24, 198.51.100.0, 198.51.100.1, 198.51.100.2, 198.51.100.3 and 46 more").wait_for()
+    page.evaluate("""() => {
+        const { querySelector } = Element.prototype;
+        window.asked = 0;
+        Element.prototype.querySelector = function(selector) {
+            window.asked += selector.startsWith('[data-field=');
+            return querySelector.call(this, selector);
+        };
+    }""")
+    page.locator('[data-sid="rule29"] [data-name="_up"] button').click()
+    page.locator('[data-sid="rule29"] button:focus').wait_for()
+    assert page.evaluate("window.asked") < 40
+
+
 def test_what_is_wrong_in_a_rule_stands_at_it(box, visit):
     write(box, sections=[OFFICE])
     with open(box.root / "etc/config/tcp-over-http", "a") as file:
@@ -623,6 +722,27 @@ def test_doctor(box, visit):
     text = page.locator("textarea").input_value()
     assert PROXY not in text and "upstream #1" in text and "toh0" in text
     page.get_by_role("button", name="Copy").click()
+
+
+def test_a_doctor_that_is_killed_finds_no_health(box, visit, proxies, server, monkeypatch):
+    serve(box, sections=[OFFICE])
+    proxies[PROXY] = b""
+    page = visit("doctor")
+    page.locator("#toh-target").press("Enter")
+    page.locator(".toh-finding", has_text="the daemon answers").wait_for()
+    pids = map(int, command("ip", "netns", "pids", box.space.name).stdout.split())
+    os.kill(next(pid for pid in pids if b"doctor\0--config" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()), signal.SIGKILL)
+    page.locator(".toh-finding", has_text="the doctor was killed").wait_for()
+    page.get_by_text(re.compile("Faults: [1-9]")).wait_for()
+    # And one that says nothing.
+    call = server.ubus.call
+    monkeypatch.setattr(server.ubus, "call", lambda session, name, method, arguments:
+                        [0, {"lines": []}] if method == "doctor" else call(session, name, method, arguments))
+    page.get_by_role("button", name="Run").click()
+    page.get_by_text("The doctor does not answer.").wait_for()
+    page = visit("settings")
+    page.get_by_role("button", name="Test this proxy").click()
+    page.get_by_text("The doctor does not answer.").wait_for()
 
 
 def test_a_doctor_takes_longer_than_luci_waits(box, visit, proxies):
@@ -721,11 +841,14 @@ def picture(page, name):
     page.close()
 
 
-def test_widget(box, visit):
+def test_widget(box, visit, lab):
     serve(box)
     page = visit("widget")
     page.get_by_text(FIRST).wait_for()
-    assert "works" in page.inner_text("#view")
+    assert "works" not in page.inner_text("#view")  # nobody knows
+    with contextlib.closing(lab[0].client.connect(SERVER, 80)) as sock:
+        sock.recv(5)
+    page.get_by_text("works").wait_for()
     box.service("stop")
     page.get_by_text("Not running.").wait_for()
     assert not page.get_by_text(FIRST).count()
@@ -744,7 +867,10 @@ def test_languages(box, visit, language):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_phone(box, visit, lab, monkeypatch, dark):
     """Nothing is wider than the screen, nor what is long or listed."""
-    serve(box, "list bypass '192.168.0.0/16'", "list bypass '2001:db8:ffff:ffff:ffff:ffff:ffff:0/112'", rules=RULES)
+    long = "of_a_name_that_somebody_has_thought_of_without_a_single_space"
+    serve(box, "list bypass '192.168.0.0/16'", "list bypass '2001:db8:ffff:ffff:ffff:ffff:ffff:0/112'", rules=RULES,
+          sections=[("first", PROXY), (long, PROXY_OTHER)])
+    box.run("/usr/bin/tcp-over-http", "use", long)
     monkeypatch.setitem(HINTS["02:00:00:00:00:02"], "name", "a" * 63)
     with contextlib.closing(lab[0].client.connect(SERVER, 80)) as sock:
         sock.recv(5)

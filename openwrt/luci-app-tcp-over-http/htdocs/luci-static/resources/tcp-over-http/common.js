@@ -89,7 +89,14 @@ return baseclass.extend({
 		return callDoctor(target, isCandidate, job).then(({ lines, job }) => {
 			show(lines);
 
-			return job ? this.doctor(target, isCandidate, show, job) : lines;
+			if (job)
+				return this.doctor(target, isCandidate, show, job);
+
+			/* One that looks at nothing finds no fault. */
+			if (!lines.length)
+				throw new Error(_('The doctor does not answer.'));
+
+			return lines;
 		});
 	},
 
@@ -100,10 +107,20 @@ return baseclass.extend({
 		return { up: status.bytes.up + forwarding.up, down: status.bytes.down + forwarding.down };
 	},
 
+	hasAnswered: function(proxy) {
+		return Object.keys(proxy).some(name => /^(opened|refused_)/.test(name) && proxy[name] > 0);
+	},
+
+	/* The daemon takes a proxy to work until it fails: of one that has not answered yet nobody knows. */
 	state: function(proxy) {
-		const [ words, grade ] = STATES[proxy.state] || [ proxy.state, 'fair' ];
+		const [ words, grade ] = (proxy.state == 'ok' && !this.hasAnswered(proxy)) ? [ this.unanswered(proxy), 'unknown' ]
+			: STATES[proxy.state] || [ proxy.state, 'fair' ];
 
 		return { words: words, grade: grade };
+	},
+
+	unanswered: function(proxy) {
+		return proxy.attempts ? _('has not answered yet') : _('not asked yet');
 	},
 
 	reason: function(text) {
@@ -155,7 +172,7 @@ return baseclass.extend({
 	whyNot: function(settings) {
 		const check = settings.check || {};
 
-		if (!settings.sections)
+		if (!settings.options)
 			return _('The router does not answer.');
 
 		if (this.isOff(settings))

@@ -112,9 +112,9 @@ return view.extend({
 			this.renderPause(status.pauses),
 			this.renderProxies(status),
 			this.renderThroughput(status),
-			this.renderClients(clients),
 			this.renderDrops(status.dropped || {}),
-			this.renderHistory(history)
+			this.renderHistory(history),
+			this.renderClients(clients)
 		]);
 
 		/* The button that the keyboard was at is another one now. */
@@ -144,7 +144,7 @@ return view.extend({
 			dom.content(first, [ words ]);
 
 		dom.content(second, [ !status
-			? (settings.sections ? E('a', { 'href': L.url('admin/services/tcp-over-http/settings') }, _('Settings')) : '')
+			? (settings.options ? E('a', { 'href': L.url('admin/services/tcp-over-http/settings') }, _('Settings')) : '')
 			: _('Uptime: %s; open connections: %d.').format(common.duration(status.uptime), status.upstreams.reduce((sum, proxy) => sum + proxy.flows, 0)) ]);
 	},
 
@@ -158,7 +158,10 @@ return view.extend({
 					.format(...(pause.client == 'all' ? [] : [ pause.client ]), common.duration(pause.seconds_left)), ' ',
 				this.renderButton((pause.client == 'all') ? 'pause' : 'resume %s'.format(pause.client), _('Resume'), () => callResume((pause.client == 'all') ? '' : pause.client))
 			]))),
-			all ? '' : this.renderButton('pause', _('Pause for 10 minutes'), () => callPause('10m'))
+			all ? '' : E('div', {}, [
+				this.renderButton('pause', _('Pause for 10 minutes'), () => callPause('10m')), ' ',
+				_('New connections then go out directly, without a proxy.')
+			])
 		]);
 	},
 
@@ -179,7 +182,6 @@ return view.extend({
 		const state = common.state(proxy);
 		const line = this.answers[proxy.name].line;
 		const refusals = common.refusals(proxy);
-		const hasAnswered = Object.keys(proxy).some(name => /^(opened|refused_)/.test(name) && proxy[name] > 0);
 
 		return E('div', { 'class': 'toh-card%s'.format(proxy.chosen || isFirst ? ' chosen' : ''), 'data-proxy': proxy.name }, [
 			E('h4', {}, [ proxy.name ]),
@@ -191,13 +193,13 @@ return view.extend({
 			]),
 			common.graph([ line ], SAMPLES, _('Time to answer in the last minutes')),
 			E('div', { 'class': 'toh-numbers' }, [
-				E('span', {}, [ hasAnswered ? _('answers in %d ms').format(proxy.ms_mean)
-					: proxy.attempts ? _('has not answered yet') : _('not asked yet') ]),
+				common.hasAnswered(proxy) ? E('span', {}, [ _('answers in %d ms').format(proxy.ms_mean) ])
+					: state.grade == 'unknown' ? '' : E('span', {}, [ common.unanswered(proxy) ]),
 				E('span', {}, [ common.connections(proxy.flows) ]),
 				this.renderMoved(proxy)
 			]),
 			refusals.length ? E('p', { 'class': 'toh-old' }, [
-				_('Refused:'), ' ', refusals.map(([ count, words ]) => '%s (%d)'.format(words, count)).join(', ')
+				_('Failed:'), ' ', refusals.map(([ count, words ]) => '%s (%d)'.format(words, count)).join(', ')
 			]) : '',
 			proxy.chosen ? this.renderButton(proxy.name, _('Choose automatically'), () => callUse('auto', false))
 				: isAlone ? ''

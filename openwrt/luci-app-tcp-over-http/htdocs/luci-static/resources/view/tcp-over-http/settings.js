@@ -11,7 +11,7 @@ const CONFIG = 'tcp-over-http';
 
 /* The configuration is read without its secrets, so not through uci, and written through it: staged, checked by the
  * daemon, and committed, by which procd has the daemon reload it. */
-const callAdd = rpc.declare({ object: 'uci', method: 'add', params: [ 'config', 'type', 'name', 'values' ], expect: { section: '' } });
+const callAdd = rpc.declare({ object: 'uci', method: 'add', params: [ 'config', 'type', 'name', 'values' ], expect: { section: '' }, reject: true });
 const callSet = rpc.declare({ object: 'uci', method: 'set', params: [ 'config', 'section', 'values' ], reject: true });
 const callDelete = rpc.declare({ object: 'uci', method: 'delete', params: [ 'config', 'section', 'options' ], reject: true });
 const callDeleteSection = rpc.declare({ object: 'uci', method: 'delete', params: [ 'config', 'section' ], reject: true });
@@ -186,13 +186,16 @@ return view.extend({
 	render: function(settings) {
 		this.root = this.root || E('div');
 
-		if (!settings || !settings.options) {
-			dom.content(this.root, E('p', {}, _('The daemon does not say what can be set.')));
+		this.map = null;
 
-			return this.root;
-		}
+		if (!settings || !settings.options)
+			return this.renderNone(_('The daemon does not say what can be set.'));
+
+		if (!settings.sections)
+			return this.renderNone(_('The configuration cannot be read: %s').format(settings.check.message.join(' ')));
 
 		this.options = settings.options;
+		this.read = settings.sections;
 		this.main = null;
 		this.old = Object.create(null);
 		this.order = [];
@@ -234,8 +237,24 @@ return view.extend({
 		return this.map.render().then(nodes => {
 			dom.content(this.root, [ common.style(), nodes ]);
 
+			/* Once it is on the page. */
+			if (settings.check.valid === false && !common.isOff(settings))
+				window.setTimeout(() => this.blame({ check: settings.check, layout: this.layout(this.order) }, _('The configuration has a mistake')));
+
 			return this.root;
 		});
+	},
+
+	/* In place of a form. */
+	renderNone: function(text) {
+		dom.content(this.root, [ E('h2', {}, _('TCP over HTTP')), E('p', {}, [ text ]) ]);
+
+		return this.root;
+	},
+
+	/* Without a form there is nothing to save. */
+	addFooter: function() {
+		return this.map ? this.super('addFooter', []) : E([]);
 	},
 
 	/* By names that none in the configuration can have: LuCI's own may be taken, and then it adds nothing. */
@@ -315,7 +334,7 @@ return view.extend({
 					o.modalonly = !(o.editable = RULE.includes(words));
 			});
 			this.addColumn(s, '_which', _('Connections'), rule => MATCHES.filter(([ name ]) => rule[name])
-				.map(([ name, title ]) => '%s: %s'.format(title, L.toArray(rule[name]).join(', '))).join('; ') || _('all'));
+				.map(([ name, title ]) => '%s: %s'.format(title, this.shorten(L.toArray(rule[name])))).join('; ') || _('all'));
 			this.addColumn(s, '_what', _('What becomes of them'), rule => OUTCOMES.filter(([ name ]) => rule[name] && rule[name] != '0')
 				.map(([ name, title ]) => (name == 'upstream') ? rule[name] : title).join(', ') || '-');
 
@@ -358,6 +377,11 @@ return view.extend({
 		o.textvalue = sid => E('span', [ text(this.map.data.get('json', sid)) ]);
 	},
 
+	/* A few of many. */
+	shorten: function(list) {
+		return (list.length > 6) ? _('%s and %d more').format(list.slice(0, 5).join(', '), list.length - 5) : list.join(', ');
+	},
+
 	addName: function(s) {
 		const o = s.taboption('proxy', form.Value, '_name', _('Name'), _('As rules and commands call it: letters, digits and _.'));
 
@@ -373,10 +397,9 @@ return view.extend({
 			: host ? '%s:%s'.format(/^[^[].*:/.test(host) ? '[%s]'.format(host) : host, port || 80) : null);
 	},
 
-	/* What is in a field, also while it is being typed. */
+	/* What is in a field, also while it is being typed. By its id: many rules ask for the names of many proxies. */
 	typed: function(sid, name) {
-		const field = this.map.root && this.field(sid, name);
-		const input = field && field.querySelector('input:not([type="hidden"])');
+		const input = document.getElementById('widget.cbid.json.%s.%s'.format(sid, name));
 
 		return input ? input.value : this.map.data.get('json', sid, name);
 	},
@@ -573,14 +596,19 @@ return view.extend({
 		if (isMoved)
 			steps.push(() => callOrder(CONFIG, order.concat(unknown)));
 
-		const layout = isMoved ? sections.map(section => section[3]) : this.order.filter(sid => kept.includes(sid) || unknown.includes(sid))
-			.map(sid => (sid == this.main) ? 'main' : sid);
+		const layout = isMoved ? sections.map(section => section[3])
+			: this.layout(this.order.filter(sid => kept.includes(sid) || unknown.includes(sid)));
 
 		return steps.reduce((before, step) => before.then(step), Promise.resolve()).then(() => callCheck()).then(check => ({
 			names: names,
 			layout: layout,
 			check: check || { valid: false, message: [ _('The router does not answer.') ] }
 		}));
+	},
+
+	/* Sections of the configuration as the form calls them. */
+	layout: function(sids) {
+		return sids.map(sid => (sid == this.main) ? 'main' : sid);
 	},
 
 	/* The form takes over what is typed, and reads it again, also if some of it is wrong: it compares with what it has read
@@ -608,13 +636,13 @@ return view.extend({
 	},
 
 	/* Puts what the daemon says to the field it is about, and on top. */
-	blame: function({ check, layout }) {
+	blame: function({ check, layout }, title) {
 		const text = check.message.join(' ');
 		const [ , name, message ] = text.match(/^([a-z0-9_]+): (.*)$/) || [];
 		const sid = layout[check.section - 1] || 'main';
 		const field = name && (this.field(sid, name) || this.field(sid, '_which'));
 
-		common.tell(_('Nothing was saved'), text, 'error');
+		common.tell(title || _('Nothing was saved'), text, 'error');
 
 		if (field) {
 			(field.querySelector('.cbi-value-field') || field).appendChild(
@@ -704,10 +732,26 @@ return view.extend({
 			? _('The configuration has been changed elsewhere meanwhile: reload the page.') : text, 'error');
 	},
 
+	/* If it is no longer what the page has read: gives the complaint. Once: who saves again wants that. */
+	changed: function() {
+		return common.settings().then(({ sections }) => {
+			const isSame = equal(sections, this.read);
+
+			this.read = sections;
+
+			return isSame ? null : { layout: [], check: { message: [
+				_('The configuration has been changed elsewhere meanwhile. Reset shows it; saving again adds what is changed here.')
+			] } };
+		});
+	},
+
 	handleSaveApply: function(ev) {
+		if (!this.map)
+			return this.handleReset();
+
 		this.forgive();
 
-		return this.parse().then(() => this.masked() || this.stage(), () => null).then(staged => {
+		return this.parse().then(() => this.masked() || this.changed().then(complaint => complaint || this.stage()), () => null).then(staged => {
 			if (!staged)
 				return this.showInvalid();
 
