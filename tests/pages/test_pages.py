@@ -826,6 +826,7 @@ def test_what_the_readme_shows(box, visit, lab, proxies):
     page.get_by_text("open connections: 3").wait_for()
     assert ["answers in" in text for text in page.locator(".toh-card").all_inner_texts()] == [True, False, False]
     assert "has not answered yet" in page.locator(".toh-card").last.inner_text()
+    assert not page.get_by_text("Dropped").count()  # SYNs that were repeated while a proxy was asked
     picture(page, "overview")
     for sock in held:
         sock.close()

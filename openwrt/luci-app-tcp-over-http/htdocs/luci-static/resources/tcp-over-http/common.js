@@ -44,7 +44,6 @@ const DROPS = {
 	fragment: _('fragments'),
 	extension: _('packets with IPv6 extensions'),
 	ipv6_off: _('IPv6 packets, though IPv6 is off'),
-	repeated_syn: _('repeated SYNs'),
 	unexpected: _('packets that do not fit their connection'),
 	unknown_flow: _('packets of no known connection'),
 	rate_limited: _('answers over the rate limit'),

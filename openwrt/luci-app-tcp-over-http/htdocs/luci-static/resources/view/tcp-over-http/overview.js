@@ -275,8 +275,9 @@ return view.extend({
 	},
 
 	renderDrops: function(drops) {
-		/* What the kernel itself sends to every device is no TCP, or to groups: of that there always is some. */
-		const names = Object.keys(drops).filter(name => drops[name] > 0 && name != 'not_tcp' && name != 'address');
+		/* No fault: the kernel itself sends to every device what is no TCP, or to groups, and clients that wait for a proxy
+		 * repeat their SYN. */
+		const names = Object.keys(drops).filter(name => drops[name] > 0 && ![ 'not_tcp', 'address', 'repeated_syn' ].includes(name));
 
 		if (!names.length)
 			return '';
