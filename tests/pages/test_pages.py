@@ -246,6 +246,7 @@ def test_a_refusal_is_told_in_words(box, visit, lab, proxies):
 
 def test_whether_a_proxy_works_that_nobody_has_asked_is_not_known(box, visit, lab):
     serve(box, "option hedge_delay '0'")
+    box.run("/usr/bin/tcp-over-http", "use", "auto")  # an earlier test's choice is kept
     page = visit("overview")
     state = page.locator(".toh-card .toh-state")
     state.nth(1).wait_for()
