@@ -26,6 +26,7 @@ mod reach;
 pub mod resolver;
 pub mod stats;
 
+pub use attempt::PAUSE;
 pub use direct::{DIRECT, PAUSED};
 pub use tcp_over_http::upstream::Failure;
 pub use tcp_over_http::upstream::choice::Choice;
@@ -290,7 +291,12 @@ impl Upstreams {
     fn is_plain(&self, index: usize, target: &Target<'_>) -> bool {
         let port = target.port();
         let is_refused = || self.proxies[index].plain.borrow().is_refused(port, self.now());
-        self.may_be_plain(port) && (self.http_relay == HttpRelay::Always || is_refused())
+        self.is_always_plain(port) || self.may_be_plain(port) && is_refused()
+    }
+
+    /// Whether no proxy is asked for a tunnel to this port.
+    fn is_always_plain(&self, port: u16) -> bool {
+        self.http_relay == HttpRelay::Always && self.may_be_plain(port)
     }
 
     /// Whether requests in absolute form may replace a tunnel to this port.
@@ -314,7 +320,7 @@ impl Upstreams {
         let proxy = &self.proxies[index];
         let next = proxy.told_again(used, challenges);
         match next {
-            Some(_) => self.choice().challenged(index),
+            Some(_) => self.choice().undecided(index),
             None if proxy.request.has_credentials() => {
                 self.choice().blamed(index, Failure::Credentials, self.now());
             }

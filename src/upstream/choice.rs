@@ -16,7 +16,7 @@
 //!
 //! **Credentials** that may be wrong are sent seldom: a wrong password, sent with each connection of a home, locks the
 //! account. Until the proxy has accepted them one connection asks, and the others wait for what becomes of it, of whom one
-//! goes on every two seconds. Once they are refused, one connection a rest asks, and the others fail. What has been
+//! goes on every two seconds. A connection that will carry requests sends none itself: each request asks, and waits. Once they are refused, one connection a rest asks, and the others fail. What has been
 //! accepted is right: squid says 407 to those who may not go somewhere, too.
 //!
 //! A proxy that rests comes back by a **confirmation** in the background. Only clients' dials start confirmations:
@@ -51,6 +51,17 @@ enum Login {
     Untried,
     /// They have been refused, and never accepted.
     Refused,
+}
+
+/// Whether a proxy may be sent its credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Yes.
+    Granted,
+    /// It is about to say whether they are right.
+    Later,
+    /// It has refused them, and rests.
+    Denied,
 }
 
 /// The options of the choice.
@@ -118,6 +129,8 @@ pub struct Attempt {
     must_wait: bool,
     /// The only proxy that may be asked, whichever is chosen.
     only: Option<usize>,
+    /// Whether the proxies are only connected, and sent nothing yet.
+    is_quiet: bool,
 }
 
 /// A proxy that is being asked.
@@ -208,31 +221,45 @@ impl Choice {
         self.advance(now);
         loop {
             let index = self.best(attempt)?;
-            let proxy = self.proxies.get_mut(index)?;
-            let is_asked = proxy.sent_at.is_some_and(|sent_at| now.since(sent_at) < VERDICT);
-            attempt.must_wait = proxy.login == Login::Untried && is_asked;
+            let is_resting = self.is_resting(index);
+            let admission = self.admit(index, attempt.is_quiet, now);
+            attempt.must_wait = admission == Admission::Later;
             if attempt.must_wait {
                 return None;
-            }
-            proxy.sent_at = Some(now);
-            let is_resting = proxy.health.is_resting();
-            let is_withheld = proxy.login == Login::Refused && is_resting && !proxy.health.is_rested(now);
-            if proxy.login == Login::Refused && !is_withheld {
-                // As if refused once more, until it has answered: for those who come meanwhile.
-                proxy.is_wanted = false;
-                if proxy.health.blame(Failure::Credentials, now) {
-                    self.tell(index, What::Rests(Failure::Credentials), now);
-                }
             }
             if attempt.asked == 0 && !is_resting {
                 self.want_rested(now);
             }
             attempt.asked |= bit(index);
-            if !is_withheld {
+            if admission == Admission::Granted {
                 return self.ask(index);
             }
             attempt.failure = attempt.failure.max(Some(Failure::Credentials));
         }
+    }
+
+    /// Whether the proxy may be sent its credentials at the time `now`, in the next moment. `is_quiet`: it is only to be
+    /// connected.
+    pub fn admit(&mut self, index: usize, is_quiet: bool, now: Instant) -> Admission {
+        let Some(proxy) = self.proxies.get_mut(index) else { return Admission::Denied };
+        let is_asked = proxy.sent_at.is_some_and(|sent_at| now.since(sent_at) < VERDICT);
+        match proxy.login {
+            Login::Untried if is_asked && !is_quiet => return Admission::Later,
+            Login::Refused if proxy.health.is_resting() && !proxy.health.is_rested(now) => {
+                return Admission::Denied;
+            }
+            _ if is_quiet => return Admission::Granted,
+            _ => {}
+        }
+        proxy.sent_at = Some(now);
+        if proxy.login == Login::Refused {
+            // As if refused once more, until it has answered: for those who come meanwhile.
+            proxy.is_wanted = false;
+            if proxy.health.blame(Failure::Credentials, now) {
+                self.tell(index, What::Rests(Failure::Credentials), now);
+            }
+        }
+        Admission::Granted
     }
 
     /// How long, in ms, the proxy's connect may take before the next one is asked beside it; `None`: no other would be
@@ -260,8 +287,9 @@ impl Choice {
         self.works(index, now);
     }
 
-    /// Notes that the proxy wants other credentials, which the same connection is about to send.
-    pub fn challenged(&mut self, index: usize) {
+    /// Notes that the proxy says nothing about the credentials that it was sent last: it wants others, which the same
+    /// connection is about to send, or is gone.
+    pub fn undecided(&mut self, index: usize) {
         if let Some(proxy) = self.proxies.get_mut(index) {
             proxy.sent_at = None;
         }
@@ -510,8 +538,13 @@ impl Attempt {
         Self::of(digest(target), only)
     }
 
+    /// The same, if it `is_quiet`: it only connects the proxies, so no credentials are sent by it.
+    pub const fn quiet(self, is_quiet: bool) -> Self {
+        Self { is_quiet, ..self }
+    }
+
     const fn of(target: u32, only: Option<usize>) -> Self {
-        Self { target, asked: 0, failure: None, is_over: false, must_wait: false, only }
+        Self { target, asked: 0, failure: None, is_over: false, must_wait: false, only, is_quiet: false }
     }
 
     /// Whether it is too early to ask the next proxy.

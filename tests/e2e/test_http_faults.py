@@ -228,6 +228,39 @@ def test_a_password_is_right_once_the_response_begins(gateway, client, proxy, sc
     assert time.monotonic() < begun + 1.5
 
 
+def test_who_connects_in_advance_sends_no_password(gateway, client, proxy):
+    """So nobody waits for what becomes of it; each request asks, and goes on once the first one is answered."""
+    gateway(*ALWAYS, upstreams=[upstream(user="me")])
+    opened = [(client.connect(SERVER, 80), proxy.accept()) for _ in range(6)]
+    for near, _ in opened[1:]:
+        near.sendall(get(SERVER))
+    ready, _, _ = select.select([connection.sock for _, connection in opened], [], [], WAIT)
+    assert len(ready) == 1
+    [first] = [connection for _, connection in opened if connection.sock is ready[0]]
+    receive(first.sock)
+    first.send(DONE)
+    for near, connection in opened[1:]:
+        if connection is not first:
+            assert b"Proxy-Authorization: Basic " in receive(connection.sock)
+            connection.send(DONE)
+        assert receive(near, DONE) == DONE
+
+
+def test_a_wrong_password_is_sent_once_by_requests_too(gateway, client, proxy):
+    gateway(*ALWAYS, upstreams=[upstream(user="me")])
+    opened = [(client.connect(SERVER, 80), proxy.accept()) for _ in range(6)]
+    for near, _ in opened:
+        near.sendall(get(SERVER))
+    [ready], _, _ = select.select([connection.sock for _, connection in opened], [], [], WAIT)
+    receive(ready)
+    ready.sendall(b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=r\r\nContent-Length: 0\r\n\r\n")
+    for near, connection in opened:
+        assert rest(near).startswith(b"HTTP/1.1 502 ")
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.sock.recv(1) == b""
+    assert not proxy.pending()
+
+
 def test_a_request_behind_one_that_was_cut_off_is_sent(opened, router, proxy):
     """The proxy has answered before it took all of a body, and is gone: the next request is another's."""
     router.sysctl("net.ipv4.tcp_wmem", "4096 8192 8192")  # so that a part of both is still on its way

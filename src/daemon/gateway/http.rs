@@ -22,6 +22,7 @@ use tcp_over_http::http::login::Authorization;
 use tcp_over_http::http::relay::{Next, Refusal, Relay, Side};
 use tcp_over_http::net::ClientKey;
 use tcp_over_http::rules::Action;
+use tcp_over_http::upstream::choice::Admission;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
@@ -37,7 +38,7 @@ use crate::relay::Moved;
 use crate::sys;
 use crate::task::timer;
 use crate::upstream::proxy::{Account, Proxy, Warning};
-use crate::upstream::{Opened, Upstreams};
+use crate::upstream::{Opened, PAUSE, Upstreams};
 
 /// How long a client may take to send a head, or to begin another one.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -190,7 +191,10 @@ impl Carried {
                     self.next.is_some()
                 }
                 // A proxy may close a kept connection at any time.
-                Trouble::Lost(Side::Proxy) => self.is_reused && self.relay.is_repeatable(),
+                Trouble::Lost(Side::Proxy) => {
+                    self.upstreams.choice().undecided(self.index);
+                    self.is_reused && self.relay.is_repeatable()
+                }
                 _ => false,
             };
             if !(may_repeat && self.up.take_back(&mut self.relay, &self.gateway.supplies.pipes)) {
@@ -297,8 +301,21 @@ impl Carried {
         }
         // The proxy may have closed it, or sent something unasked.
         self.is_reused = self.relay.is_kept() && self.down.incoming.is_empty() && is_quiet(&self.proxy);
-        if !self.is_reused && self.connect(true).await? == Next::Tunnel {
-            return Ok(Next::Tunnel);
+        let mut is_connected = self.is_reused;
+        loop {
+            if !is_connected && self.connect(true).await? == Next::Tunnel {
+                return Ok(Next::Tunnel);
+            }
+            let admission = self.upstreams.choice().admit(self.index, false, self.upstreams.now());
+            is_connected = match admission {
+                Admission::Granted => break,
+                Admission::Later => {
+                    timer(PAUSE).await;
+                    true
+                }
+                Admission::Denied => false,
+            };
+            self.is_reused &= is_connected;
         }
         self.is_fresh = false;
         let Proxy { login, request, .. } = &self.upstreams.proxies()[self.index];

@@ -21,20 +21,20 @@ use super::proxy::Warning;
 use super::{Carried, Failure, HeldSyn, Opened, Upstreams};
 use crate::task::timer;
 
-/// How long to wait before asking a proxy again that has closed without an answer.
-pub(super) const PAUSE: Duration = Duration::from_millis(100);
+/// How long to wait before asking a proxy again that has closed without an answer, or while others are in doubt.
+pub const PAUSE: Duration = Duration::from_millis(100);
 
 /// The result of asking one proxy or several. Boxed, because asking several is recursive.
 type Answer<'a> = Pin<Box<dyn Future<Output = Result<Carried, Failure>> + 'a>>;
 
 /// A connection's way through the proxies.
 struct Dial<'a> {
-    attempt: &'a RefCell<Attempt>,
+    /// Begins anew.
+    begin: &'a dyn Fn() -> Attempt,
+    attempt: RefCell<Attempt>,
     target: &'a Target<'a>,
     /// Whether requests in absolute form may replace a tunnel.
     may_be_plain: bool,
-    /// The only proxy that may be asked.
-    only: Option<usize>,
 }
 
 impl Upstreams {
@@ -47,8 +47,10 @@ impl Upstreams {
         may_be_plain: bool,
         held: Option<&HeldSyn<'_>>,
     ) -> Result<Carried, Failure> {
-        let attempt = RefCell::new(Attempt::new(*target, only));
-        self.carry_next(&Dial { attempt: &attempt, target, may_be_plain, only }, held, true).await
+        let is_quiet = may_be_plain && self.is_always_plain(target.port());
+        let attempt = || Attempt::new(*target, only).quiet(is_quiet);
+        let dial = Dial { begin: &attempt, attempt: RefCell::new(attempt()), target, may_be_plain };
+        self.carry_next(&dial, held, true).await
     }
 
     /// Asks the proxies that this dial has not asked yet, one after the other, until one has opened a tunnel. If all
@@ -71,7 +73,7 @@ impl Upstreams {
                 timer(PAUSE).await;
                 if !must_wait {
                     is_again = true;
-                    dial.attempt.replace(Attempt::new(*dial.target, dial.only));
+                    dial.attempt.replace((dial.begin)());
                 }
                 continue;
             };

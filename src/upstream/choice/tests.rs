@@ -176,6 +176,28 @@ fn others_wait_a_moment_for_what_is_said_to_credentials() {
 }
 
 #[test]
+fn who_only_connects_does_not_wait_but_its_requests_do() {
+    let connects = |choice: &mut Choice, now| {
+        choice.next(&mut Attempt::new(target(1), None).quiet(true), at(now)).is_some()
+    };
+    use Admission::{Denied, Granted, Later};
+    let mut choice = with_credentials();
+    assert_eq!([0, 1, 2].map(|now| connects(&mut choice, now)), [true; 3]);
+    assert_eq!([3, 4].map(|now| choice.admit(0, false, at(now))), [Granted, Later]);
+    assert!(connects(&mut choice, 5));
+    choice.undecided(0);
+    assert_eq!([6, 7].map(|now| choice.admit(0, false, at(now))), [Granted, Later]);
+    choice.blamed(0, Credentials, at(8));
+    assert!(!connects(&mut choice, 9) && choice.admit(0, false, at(9)) == Denied);
+    // One request a rest tells.
+    assert!([10_008, 10_009].map(|now| connects(&mut choice, now)) == [true; 2]);
+    assert_eq!([10_010, 10_011].map(|now| choice.admit(0, false, at(now))), [Granted, Denied]);
+    assert!(!connects(&mut choice, 10_012));
+    choice.answered(0, at(10_013));
+    assert_eq!([10_014, 10_015].map(|now| choice.admit(0, false, at(now))), [Granted; 2]);
+}
+
+#[test]
 fn without_a_route_nobody_is_to_blame() {
     let mut choice = choice(2);
     assert_eq!(attempt(&mut choice, at(0), &[UplinkDown; 2]), (vec![0, 1], UplinkDown));
