@@ -289,6 +289,29 @@ def test_a_request_behind_one_that_was_cut_off_is_sent(opened, router, proxy):
     assert receive(near, DONE) == DONE
 
 
+def test_who_closes_without_a_response_rests(gateway, client, fault_proxy):
+    """As if it were asked for tunnels: who comes next gets another proxy."""
+    bad, good = fault_proxy(), fault_proxy(PROXY_OTHER)
+    daemon = gateway(*ALWAYS, upstreams=[upstream(), upstream(PROXY_OTHER)])
+    near = client.connect(SERVER, 80)
+    near.sendall(get(SERVER))
+    for _ in range(2):
+        connection = bad.accept()
+        receive(connection.sock)
+        connection.close()
+    assert rest(near).startswith(b"HTTP/1.1 502 ")
+    near = client.connect(SERVER, 80)
+    connection = good.accept()
+    near.sendall(get(SERVER))
+    assert receive(connection.sock) == absolute(SERVER)
+    connection.send(DONE)
+    assert receive(near, DONE) == DONE
+    assert not bad.pending()
+    one = daemon.status()["upstreams"][0]
+    assert one["state"] == "resting" and one["bad_reply"] == 1
+    assert daemon.log().count("closed before it answered") == 1
+
+
 @pytest.mark.parametrize("side", ["requests", "responses"])
 def test_what_is_kept_in_memory_is_bounded(gateway, client, proxy, side):
     """For each client, too: whoever makes it keep as much as it may leaves small messages to itself, and all to others."""

@@ -37,6 +37,7 @@ use crate::dns::Held;
 use crate::relay::Moved;
 use crate::sys;
 use crate::task::timer;
+use crate::upstream::dial::HandshakeError;
 use crate::upstream::proxy::{Account, Proxy, Warning};
 use crate::upstream::{Opened, PAUSE, Upstreams};
 
@@ -187,13 +188,23 @@ impl Carried {
                 // The nonce is too old, or the proxy has not given one yet.
                 Trouble::Refused(Refusal::Unauthorized) => {
                     let used = self.used.take().unwrap_or_default();
-                    self.next = self.upstreams.refused(self.index, &used, self.relay.challenges());
-                    self.next.is_some()
+                    // Configured before a reload: what is right now is another question.
+                    let is_old = !Rc::ptr_eq(&self.upstreams, &self.gateway.upstreams());
+                    self.next = match is_old {
+                        true => None,
+                        false => self.upstreams.refused(self.index, &used, self.relay.challenges()),
+                    };
+                    is_old || self.next.is_some()
                 }
                 // A proxy may close a kept connection at any time.
-                Trouble::Lost(Side::Proxy) => {
+                Trouble::Lost(Side::Proxy) if self.is_reused => {
                     self.upstreams.choice().undecided(self.index);
-                    self.is_reused && self.relay.is_repeatable()
+                    self.relay.is_repeatable()
+                }
+                Trouble::Lost(Side::Proxy) if !self.relay.has_answered() => {
+                    let failure = self.upstream().gave_no_answer(HandshakeError::Closed);
+                    self.upstreams.choice().blamed(self.index, failure, self.upstreams.now());
+                    false
                 }
                 _ => false,
             };
@@ -408,6 +419,9 @@ impl Carried {
             }
             Ok(_) => None,
             Err(Trouble::Refused(refusal)) => Some(refusal),
+            // A connection that a server closes while a request is on its way: what may be sent again, clients know best,
+            // and do so by themselves.
+            Err(Trouble::Lost(Side::Proxy)) if self.is_reused && self.down.moved != 0 => Some(Refusal::NotHttp),
             Err(Trouble::Lost(Side::Proxy)) => Some(Refusal::BadGateway),
             Err(Trouble::Lost(Side::Client)) => Some(Refusal::NotHttp),
         };
