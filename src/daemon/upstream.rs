@@ -231,7 +231,7 @@ impl Upstreams {
         {
             match reply.status {
                 407 => _ = self.refused(index, &authorization, &reply.rest),
-                _ => self.choice().answered(index, self.now()),
+                status => self.choice().answered(index, status, self.now()),
             }
         }
     }
@@ -291,12 +291,7 @@ impl Upstreams {
     fn is_plain(&self, index: usize, target: &Target<'_>) -> bool {
         let port = target.port();
         let is_refused = || self.proxies[index].plain.borrow().is_refused(port, self.now());
-        self.is_always_plain(port) || self.may_be_plain(port) && is_refused()
-    }
-
-    /// Whether no proxy is asked for a tunnel to this port.
-    fn is_always_plain(&self, port: u16) -> bool {
-        self.http_relay == HttpRelay::Always && self.may_be_plain(port)
+        self.may_be_plain(port) && (self.http_relay == HttpRelay::Always || is_refused())
     }
 
     /// Whether requests in absolute form may replace a tunnel to this port.

@@ -30,6 +30,7 @@ use super::Failure;
 use super::health::{Alarm, Health, State};
 use super::history::{Change, History, What};
 use crate::http::connect::Target;
+use crate::http::login;
 use crate::net::mapped;
 use crate::siphash::fnv;
 use crate::time::Instant;
@@ -129,8 +130,8 @@ pub struct Attempt {
     must_wait: bool,
     /// The only proxy that may be asked, whichever is chosen.
     only: Option<usize>,
-    /// Whether the proxies are only connected, and sent nothing yet.
-    is_quiet: bool,
+    /// The proxies that are only connected, and sent nothing yet, a bit each.
+    quiet: u64,
 }
 
 /// A proxy that is being asked.
@@ -222,7 +223,7 @@ impl Choice {
         loop {
             let index = self.best(attempt)?;
             let is_resting = self.is_resting(index);
-            let admission = self.admit(index, attempt.is_quiet, now);
+            let admission = self.admit(index, attempt.quiet & bit(index) != 0, now);
             attempt.must_wait = admission == Admission::Later;
             if attempt.must_wait {
                 return None;
@@ -279,11 +280,14 @@ impl Choice {
         }
     }
 
-    /// Notes that the proxy has answered, with any status, and not refused the credentials.
-    pub fn answered(&mut self, index: usize, now: Instant) {
-        if let Some(proxy) = self.proxies.get_mut(index) {
-            (proxy.login, proxy.sent_at) = (Login::Fine, None);
+    /// Notes that the proxy has answered, and not refused the credentials.
+    pub fn answered(&mut self, index: usize, status: u16, now: Instant) {
+        if let Some(proxy) = self.proxies.get_mut(index)
+            && login::is_accepted(status)
+        {
+            proxy.login = Login::Fine;
         }
+        self.undecided(index);
         self.works(index, now);
     }
 
@@ -538,13 +542,13 @@ impl Attempt {
         Self::of(digest(target), only)
     }
 
-    /// The same, if it `is_quiet`: it only connects the proxies, so no credentials are sent by it.
-    pub const fn quiet(self, is_quiet: bool) -> Self {
-        Self { is_quiet, ..self }
+    /// The same, but it only connects this proxy, so that no credentials are sent by it.
+    pub const fn quiet(self, index: usize) -> Self {
+        Self { quiet: self.quiet | bit(index), ..self }
     }
 
     const fn of(target: u32, only: Option<usize>) -> Self {
-        Self { target, asked: 0, failure: None, is_over: false, must_wait: false, only, is_quiet: false }
+        Self { target, asked: 0, failure: None, is_over: false, must_wait: false, only, quiet: 0 }
     }
 
     /// Whether it is too early to ask the next proxy.

@@ -1,6 +1,7 @@
 """Plain HTTP as requests in absolute form: proxies that answer badly, early or not at all, and clients that give up."""
 
 import contextlib
+import errno
 import select
 import socket
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.faultproxy import OK, reset
+from lab.faultproxy import OK, reply, reset
 from lab.gateway import upstream
 from lab.netns import CLIENT_OTHER, PROXY_OTHER, RESOLVER, SERVER, literal
 from lab.plain import ALWAYS, DONE, absolute, get, receive, rest
@@ -258,6 +259,29 @@ def test_a_wrong_password_is_sent_once_by_requests_too(gateway, client, proxy):
         assert rest(near).startswith(b"HTTP/1.1 502 ")
         with contextlib.suppress(ConnectionResetError):
             assert connection.sock.recv(1) == b""
+    assert not proxy.pending()
+
+
+def test_a_port_is_refused_before_anybody_looks_at_the_password(gateway, client, proxy):
+    """As squid's default does it: so this doesn't tell that the password is right, and a wrong one is sent once."""
+    gateway(upstreams=[upstream(user="me")])
+    near = client.begin_connect(SERVER, 80)
+    proxy.open(reply(403)).close()
+    opened = [(near, proxy.accept())]
+    near.setblocking(True)
+    near.settimeout(WAIT)
+    for _ in range(3):
+        opened.append((client.connect(SERVER, 80), proxy.accept()))
+    for near, _ in opened:
+        near.sendall(get(SERVER))
+    [ready], _, _ = select.select([connection.sock for _, connection in opened], [], [], WAIT)
+    receive(ready)
+    ready.sendall(b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=r\r\nContent-Length: 0\r\n\r\n")
+    for near, connection in opened:
+        assert rest(near).startswith(b"HTTP/1.1 502 ")
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.sock.recv(1) == b""
+    assert {client.connect_errno(SERVER, port) for port in (80, 443)} == {errno.EHOSTUNREACH}
     assert not proxy.pending()
 
 

@@ -201,7 +201,7 @@ impl Carried {
                     self.upstreams.choice().undecided(self.index);
                     self.relay.is_repeatable()
                 }
-                Trouble::Lost(Side::Proxy) if !self.relay.has_answered() => {
+                Trouble::Lost(Side::Proxy) if self.relay.status() == 0 => {
                     let failure = self.upstream().gave_no_answer(HandshakeError::Closed);
                     self.upstreams.choice().blamed(self.index, failure, self.upstreams.now());
                     false
@@ -231,7 +231,7 @@ impl Carried {
                 Poll::Pending => self.poll(was_idle, &mut late, cx),
             };
             self.count();
-            self.accept();
+            self.note_answer();
             match self.has_too_much() {
                 true if self.relay.is_idle() => Poll::Ready(Err(Trouble::Refused(Refusal::TooLarge))),
                 true => Poll::Ready(Err(Trouble::Refused(Refusal::BadGateway))),
@@ -253,7 +253,7 @@ impl Carried {
         if let Poll::Ready(next) = down.poll(Side::Proxy, relay, (proxy, client), pipes, cx)? {
             return Poll::Ready(Ok(next));
         }
-        up.is_held &= !relay.has_answered();
+        up.is_held &= relay.status() == 0;
         match up.poll(Side::Client, relay, (client, proxy), pipes, cx)? {
             // What ends this loop waits until the client has taken everything.
             Poll::Ready(next) if next == Next::Request || down.is_flushed() => return Poll::Ready(Ok(next)),
@@ -388,14 +388,15 @@ impl Carried {
         Ok(Next::Tunnel)
     }
 
-    /// Notes, as soon as it has answered, that the proxy has accepted the credentials.
-    fn accept(&mut self) {
-        if self.relay.has_answered()
+    /// Notes, as soon as it has answered, what the proxy says of the credentials.
+    fn note_answer(&mut self) {
+        let status = self.relay.status();
+        if status != 0
             && let Some(used) = self.used.take()
         {
             self.up.again = None;
-            self.upstream().login.borrow_mut().accepted(used);
-            self.upstreams.choice().answered(self.index, self.upstreams.now());
+            self.upstream().login.borrow_mut().answered(used, status);
+            self.upstreams.choice().answered(self.index, status, self.upstreams.now());
         }
     }
 
@@ -427,7 +428,7 @@ impl Carried {
         };
         let mut last = Vec::new();
         if let Some(refusal) = refusal {
-            if self.relay.has_answered() && !self.relay.is_idle() || refusal.status().is_empty() {
+            if self.relay.status() != 0 && !self.relay.is_idle() || refusal.status().is_empty() {
                 _ = sys::set_resetting(&self.client);
                 return;
             }

@@ -47,8 +47,10 @@ impl Upstreams {
         may_be_plain: bool,
         held: Option<&HeldSyn<'_>>,
     ) -> Result<Carried, Failure> {
-        let is_quiet = may_be_plain && self.is_always_plain(target.port());
-        let attempt = || Attempt::new(*target, only).quiet(is_quiet);
+        let attempt = || {
+            let plain = (0..self.proxies.len()).filter(|&index| may_be_plain && self.is_plain(index, target));
+            plain.fold(Attempt::new(*target, only), Attempt::quiet)
+        };
         let dial = Dial { begin: &attempt, attempt: RefCell::new(attempt()), target, may_be_plain };
         self.carry_next(&dial, held, true).await
     }
@@ -167,7 +169,7 @@ impl Upstreams {
             }
             let reply = reply.map_err(|error| proxy.gave_no_answer(error))?;
             if reply.status != 407 {
-                proxy.login.borrow_mut().accepted(authorization);
+                proxy.login.borrow_mut().answered(authorization, reply.status);
             } else if let Some(next) = proxy.told_again(&authorization, &reply.rest) {
                 authorization = next;
                 if connection.can_be_used_again(reply.body).await {
@@ -216,7 +218,7 @@ impl Upstreams {
         if status == 407 && proxy.request.has_credentials() {
             return Err(Failure::Credentials);
         }
-        self.choice().answered(index, self.now());
+        self.choice().answered(index, status, self.now());
         if !(200..300).contains(&status) {
             if status != 407 && !self.is_plain(index, &target) {
                 proxy.warn(Warning::Refused, format_args!("refuses with status {status}"));
