@@ -313,27 +313,49 @@ def test_a_request_behind_one_that_was_cut_off_is_sent(opened, router, proxy):
     assert receive(near, DONE) == DONE
 
 
-def test_who_closes_without_a_response_rests(gateway, client, fault_proxy):
-    """As if it were asked for tunnels: who comes next gets another proxy."""
+@pytest.mark.parametrize("fault", ["close", "407"])
+def test_another_proxy_gets_what_one_has_failed(gateway, client, fault_proxy, fault):
+    """One that closes without a response, or refuses the password, rests as if it had been asked for a tunnel."""
     bad, good = fault_proxy(), fault_proxy(PROXY_OTHER)
-    daemon = gateway(*ALWAYS, upstreams=[upstream(), upstream(PROXY_OTHER)])
+    daemon = gateway(*ALWAYS, upstreams=[upstream(user="me"), upstream(PROXY_OTHER)])
     near = client.connect(SERVER, 80)
     near.sendall(get(SERVER))
-    for _ in range(2):
+    for _ in range(2 if fault == "close" else 1):
         connection = bad.accept()
+        receive(connection.sock)
+        if fault == "407":
+            connection.send(b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=r\r\nContent-Length: 0\r\n\r\n")
+        connection.close()
+    for _ in range(2):
+        connection = good.accept()
+        assert receive(connection.sock) == absolute(SERVER)
+        connection.send(DONE)
+        assert receive(near, DONE) == DONE
+        near = client.connect(SERVER, 80)
+        near.sendall(get(SERVER))
+    assert not bad.pending()
+    assert daemon.status()["upstreams"][0]["state"] == "resting"
+    assert daemon.log().count("WARN  tcp_over_http::upstream") == 1
+
+
+def test_a_request_is_moved_once(gateway, client, fault_proxy):
+    """However many proxies there are, and one that must not be sent twice never."""
+    proxies = [fault_proxy(), fault_proxy(PROXY_OTHER)]
+    gateway(*ALWAYS, upstreams=[upstream(), upstream(PROXY_OTHER)])
+    near = client.connect(SERVER, 80)
+    near.sendall(f"{POST}Content-Length: 0\r\n\r\n".encode())
+    connection = proxies[0].accept()
+    receive(connection.sock)
+    connection.close()
+    assert rest(near).startswith(b"HTTP/1.1 502 ")
+    near = client.connect(SERVER, 80)
+    near.sendall(get(SERVER))
+    for proxy in proxies[0], proxies[0], proxies[1]:
+        connection = proxy.accept()
         receive(connection.sock)
         connection.close()
     assert rest(near).startswith(b"HTTP/1.1 502 ")
-    near = client.connect(SERVER, 80)
-    connection = good.accept()
-    near.sendall(get(SERVER))
-    assert receive(connection.sock) == absolute(SERVER)
-    connection.send(DONE)
-    assert receive(near, DONE) == DONE
-    assert not bad.pending()
-    one = daemon.status()["upstreams"][0]
-    assert one["state"] == "resting" and one["bad_reply"] == 1
-    assert daemon.log().count("closed before it answered") == 1
+    assert not any(proxy.pending() for proxy in proxies)
 
 
 @pytest.mark.parametrize("side", ["requests", "responses"])

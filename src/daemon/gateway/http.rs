@@ -84,6 +84,7 @@ impl Gateway {
             share: Share::new(Rc::clone(&self.shared), identity),
             is_fresh: true,
             is_reused: false,
+            has_moved: false,
             up: Direction::default(),
             down: Direction::default(),
         };
@@ -128,6 +129,8 @@ struct Carried {
     is_fresh: bool,
     /// Whether the proxy's connection has served an earlier request.
     is_reused: bool,
+    /// Whether the request under way has been sent to another proxy because one has failed it.
+    has_moved: bool,
     up: Direction,
     down: Direction,
 }
@@ -194,7 +197,7 @@ impl Carried {
                         true => None,
                         false => self.upstreams.refused(self.index, &used, self.relay.challenges()),
                     };
-                    is_old || self.next.is_some()
+                    is_old || self.next.is_some() || self.may_move()
                 }
                 // A proxy may close a kept connection at any time.
                 Trouble::Lost(Side::Proxy) if self.is_reused => {
@@ -204,7 +207,7 @@ impl Carried {
                 Trouble::Lost(Side::Proxy) if self.relay.status() == 0 => {
                     let failure = self.upstream().gave_no_answer(HandshakeError::Closed);
                     self.upstreams.choice().blamed(self.index, failure, self.upstreams.now());
-                    false
+                    self.relay.is_repeatable() && self.may_move()
                 }
                 _ => false,
             };
@@ -212,6 +215,11 @@ impl Carried {
                 return Err(trouble);
             }
         }
+    }
+
+    /// Whether a request that its proxy has failed may be sent to another one: once, if that comes first now.
+    fn may_move(&mut self) -> bool {
+        !mem::replace(&mut self.has_moved, true) && self.upstreams.choice().first() != Some(self.index)
     }
 
     /// Moves bytes until there is something to decide.
@@ -395,6 +403,7 @@ impl Carried {
             && let Some(used) = self.used.take()
         {
             self.up.again = None;
+            self.has_moved = false;
             self.upstream().login.borrow_mut().answered(used, status);
             self.upstreams.choice().answered(self.index, status, self.upstreams.now());
         }
@@ -422,7 +431,9 @@ impl Carried {
             Err(Trouble::Refused(refusal)) => Some(refusal),
             // A connection that a server closes while a request is on its way: what may be sent again, clients know best,
             // and do so by themselves.
-            Err(Trouble::Lost(Side::Proxy)) if self.is_reused && self.down.moved != 0 => Some(Refusal::NotHttp),
+            Err(Trouble::Lost(Side::Proxy)) if self.is_reused && self.down.moved != 0 => {
+                Some(Refusal::NotHttp)
+            }
             Err(Trouble::Lost(Side::Proxy)) => Some(Refusal::BadGateway),
             Err(Trouble::Lost(Side::Client)) => Some(Refusal::NotHttp),
         };
