@@ -41,6 +41,19 @@ def test_the_first_refusal_is_nobodys_failure(gateway, client, server, proxy, st
     assert [one["opened"] for one in daemon.status()["upstreams"]] == [2]
 
 
+def test_packets_behind_a_refusal_go_to_the_relay(gateway, client, server, proxy):
+    """What conntrack knows of the handshake with the proxy would lead them there: a matter of luck, so eight times."""
+    gateway("--http-port", "80-87")
+    for port in range(80, 88):
+        near = client.begin_connect(server, port)
+        proxy.open(reply(403)).close()
+        connection = proxy.accept()
+        near.setblocking(True)
+        near.settimeout(WAIT)
+        near.sendall(get(f"{literal(server)}:{port}"))
+        assert receive(connection.sock).startswith(b"GET http://")
+
+
 def test_who_refuses_tls_as_well_refuses_the_client(gateway, client, proxy):
     gateway()
     for port in (443, 80):
