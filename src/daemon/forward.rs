@@ -465,7 +465,11 @@ impl Drop for PendingHandshake {
     fn drop(&mut self) {
         let forwarder = &self.forwarder;
         let mut send = |route: &Route, to: To, packet: &[u8]| forwarder.queue(route, to, packet);
-        forwarder.handshakes.borrow_mut().end(self.id, &mut send);
+        let refused = forwarder.handshakes.borrow_mut().end(self.id, &mut send);
         _ = forwarder.flush();
+        // The client may go on by requests: until conntrack forgets the handshake, its packets would go to the proxy.
+        if let Some(tuple) = refused {
+            _ = conntrack::forget(&tuple);
+        }
     }
 }

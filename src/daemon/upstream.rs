@@ -29,6 +29,7 @@ mod reach;
 pub mod resolver;
 pub mod stats;
 
+pub use attempt::RETRY_DELAY;
 pub use direct::{DIRECT, PAUSED};
 pub use tcp_over_http::upstream::Failure;
 pub use tcp_over_http::upstream::choice::Choice;
@@ -233,7 +234,7 @@ impl Upstreams {
         {
             match reply.status {
                 407 => _ = self.refused(index, &authorization, &reply.rest),
-                _ => self.choice().answered(index, self.now()),
+                status => self.choice().answered(index, status, self.now()),
             }
         }
     }
@@ -317,7 +318,7 @@ impl Upstreams {
         let proxy = &self.proxies[index];
         let next = proxy.next_credentials(used, challenges);
         match next {
-            Some(_) => self.choice().challenged(index),
+            Some(_) => self.choice().undecided(index),
             None if proxy.request.has_credentials() => {
                 self.choice().blamed(index, Failure::Credentials, self.now());
             }

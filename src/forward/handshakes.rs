@@ -252,15 +252,17 @@ impl Handshakes {
 
     /// Ends a handshake. Resets the connection to the proxy, unless the kernel forwards it. It does so even
     /// if the proxy has reset it already, because only our reset makes conntrack take the client's next SYN
-    /// for a new connection.
-    pub fn end(&mut self, id: Id, send: Send) {
-        let Some(entry) = self.get(id) else { return };
+    /// for a new connection. Returns the client's tuple if the proxy has refused it.
+    pub fn end(&mut self, id: Id, send: Send) -> Option<Tuple> {
+        let entry = self.get(id)?;
+        let refused = matches!(entry.outcome, Outcome::Refused { .. }).then_some(entry.route.tuple);
         if !entry.is_released {
             // The client may have acknowledged meanwhile, unknown to us; then the firewall (chain `to_proxy`)
             // drops this reset.
             entry.handshake.abort(&mut |to, packet| send(&entry.route, to, packet));
         }
         self.free(id.slot);
+        refused
     }
 
     /// Retransmits what is due. To be called about once a second.

@@ -1,7 +1,7 @@
 //! How requests log in to one proxy: Basic at once, or Digest with the nonces that the proxy has given.
 //!
 //! A dial [begins](Login::begin) with an [`Authorization`]. A 407 to it [may be answered](Login::refused) once; any
-//! other answer [accepts](Login::accepted) it. A nonce serves one dial at a time, since its count must not go
+//! other answer [returns](Login::answered) it. A nonce serves one dial at a time, since its count must not go
 //! backwards.
 
 use alloc::boxed::Box;
@@ -78,6 +78,12 @@ impl Denial {
     }
 }
 
+/// Whether a response with this status says that the credentials were accepted. Not a 4xx: squid's default refuses CONNECT
+/// to other ports than 443 before it looks at them.
+pub fn is_accepted(status: u16) -> bool {
+    !(400..500).contains(&status)
+}
+
 /// How many nonces are kept.
 const NONCES: usize = 8;
 
@@ -123,11 +129,11 @@ impl Login {
         }
     }
 
-    /// Notes that the proxy has answered with a status other than 407.
-    pub fn accepted(&mut self, used: Authorization) {
+    /// Notes that the proxy has answered with this status, which is not 407.
+    pub fn answered(&mut self, used: Authorization, status: u16) {
         match used {
             Authorization::Nothing => {}
-            Authorization::Basic { .. } => self.is_basic = true,
+            Authorization::Basic { .. } => self.is_basic |= is_accepted(status),
             Authorization::Digest { challenge, .. } => _ = self.idle.push(challenge), // forgotten if there are too many
         }
     }
@@ -232,7 +238,7 @@ mod tests {
         let mut login = Login::new(AuthChoice::Auto, true);
         let mut used = login.begin(false);
         let next = refused(&mut login, &mut used, DIGEST).unwrap();
-        login.accepted(next);
+        login.answered(next, 200);
         login
     }
 
@@ -246,12 +252,12 @@ mod tests {
             Authorization::Nothing,
             "another one is wanted; the password is not sent"
         );
-        login.accepted(first);
+        login.answered(first, 200);
         assert!(matches!(login.begin(false), Authorization::Digest { .. }));
         for _ in 0..20 {
             let mut used = Authorization::Nothing;
             let next = refused(&mut login, &mut used, DIGEST).unwrap();
-            login.accepted(next);
+            login.answered(next, 200);
         }
         assert_eq!(login.idle.len(), NONCES);
     }
@@ -268,9 +274,11 @@ mod tests {
         assert!(!nobody.is_doubtful(&used));
         // Basic is in doubt until it has been accepted.
         let mut login = Login::new(AuthChoice::Auto, true);
-        let used = login.begin(true);
-        assert!(login.is_doubtful(&used));
-        login.accepted(used);
+        for status in [403, 200] {
+            let used = login.begin(true);
+            assert!(login.is_doubtful(&used), "before {status}");
+            login.answered(used, status);
+        }
         assert!(!login.is_doubtful(&Authorization::BASIC));
     }
 

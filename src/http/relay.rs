@@ -124,8 +124,8 @@ pub struct RequestRelay {
     request: request::Facts,
     /// The head of the current request, while it can be sent again.
     sent: Option<Head>,
-    /// Whether the client may have received a byte of the response.
-    has_answered: bool,
+    /// The status of the response, as soon as the client may have received a byte of it; 0: none yet.
+    status: u16,
     /// Whether the proxy keeps its connection open.
     is_kept: bool,
     is_over: bool,
@@ -168,7 +168,7 @@ impl RequestRelay {
             proxy: Stream::Idle,
             request: request::Facts::default(),
             sent: None,
-            has_answered: false,
+            status: 0,
             is_kept: true,
             is_over: false,
         }
@@ -299,7 +299,7 @@ impl RequestRelay {
             self.sent = Some(head);
         }
         self.proxy = Stream::Head(Head::new(Kind::Response));
-        (self.has_answered, self.is_kept) = (false, false);
+        (self.status, self.is_kept) = (0, false);
         Ok(())
     }
 
@@ -339,9 +339,10 @@ impl RequestRelay {
         }
     }
 
-    /// Whether the client may have received a byte of the response to the current request.
-    pub const fn has_answered(&self) -> bool {
-        self.has_answered
+    /// The status of the response to the current request, as soon as the client may have received a byte of it; 0: none
+    /// yet.
+    pub const fn status(&self) -> u16 {
+        self.status
     }
 
     /// Whether there is no current request.
@@ -398,7 +399,7 @@ impl RequestRelay {
             (_, Stream::Head(head)) => {
                 let response = Response::read(head, self.request)?;
                 if !response.is_interim() {
-                    (self.has_answered, self.sent) = (true, None);
+                    (self.status, self.sent) = (response.status, None);
                 }
                 // The connections can't be kept if the client is still sending its body: nobody may be reading the
                 // rest.

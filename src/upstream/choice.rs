@@ -16,9 +16,9 @@
 //!
 //! **Credentials** that may be wrong are sent seldom: a wrong password, sent with each connection of a home, locks the
 //! account. Until the proxy has accepted them, one connection sends them, and the others wait for the answer; without one,
-//! the next sends them after two seconds. Once they are refused, one connection sends them when a rest is over, and the
-//! others fail. Credentials that have been accepted count as right: squid also answers 407 to users who may not reach a
-//! target.
+//! the next sends them after two seconds. A connection that will carry requests sends none itself: each request asks, and
+//! waits. Once they are refused, one connection sends them when a rest is over, and the others fail. Credentials that have
+//! been accepted count as right: squid also answers 407 to users who may not reach a target.
 //!
 //! A proxy that rests comes back by a **confirmation** in the background. Only clients' dials start confirmations:
 //! while there are none, nothing is sent (unless `probe_interval` is set).
@@ -34,6 +34,7 @@ use super::Failure;
 use super::health::{Alarm, State};
 use super::history::{ChangeKind, History, StateChange};
 use crate::http::connect::Target;
+use crate::http::login;
 use crate::time::Instant;
 use attempt::{bit, digest};
 use proxy::{LoginState, ProxyState};
@@ -47,6 +48,17 @@ pub const MAX_PROXIES: usize = 64;
 const DOUBT: u32 = 10_000;
 /// How long connections wait for the proxy's answer to credentials that another one has sent, in ms.
 const ANSWER: u32 = 2000;
+
+/// Whether a proxy may be sent its credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Yes.
+    Granted,
+    /// It is about to say whether they are right.
+    Later,
+    /// It has refused them, and rests.
+    Denied,
+}
 
 /// The options of the choice.
 #[derive(Clone, Copy, Debug, Default)]
@@ -153,32 +165,45 @@ impl Choice {
         self.advance(now);
         loop {
             let index = self.best(attempt)?;
-            let proxy = self.proxies.get_mut(index)?;
-            let is_asked = proxy.sent_at.is_some_and(|sent_at| now.since(sent_at) < ANSWER);
-            attempt.must_wait = proxy.login == LoginState::Untried && is_asked;
+            let is_resting = self.is_resting(index);
+            let admission = self.admit(index, attempt.quiet & bit(index) != 0, now);
+            attempt.must_wait = admission == Admission::Later;
             if attempt.must_wait {
                 return None;
-            }
-            proxy.sent_at = Some(now);
-            let is_resting = proxy.health.is_resting();
-            let is_withheld =
-                proxy.login == LoginState::Refused && is_resting && !proxy.health.is_rested(now);
-            if proxy.login == LoginState::Refused && !is_withheld {
-                // As if refused once more, until it has answered: for those who come meanwhile.
-                proxy.is_wanted = false;
-                if proxy.health.blame(Failure::Credentials, now) {
-                    self.tell(index, ChangeKind::Rests(Failure::Credentials), now);
-                }
             }
             if attempt.asked == 0 && !is_resting {
                 self.want_rested(now);
             }
             attempt.asked |= bit(index);
-            if !is_withheld {
+            if admission == Admission::Granted {
                 return self.ask(index);
             }
             attempt.failure = attempt.failure.max(Some(Failure::Credentials));
         }
+    }
+
+    /// Whether the proxy may be sent its credentials at the time `now`, in the next moment. `is_quiet`: it is only to be
+    /// connected.
+    pub fn admit(&mut self, index: usize, is_quiet: bool, now: Instant) -> Admission {
+        let Some(proxy) = self.proxies.get_mut(index) else { return Admission::Denied };
+        let is_asked = proxy.sent_at.is_some_and(|sent_at| now.since(sent_at) < ANSWER);
+        match proxy.login {
+            LoginState::Untried if is_asked && !is_quiet => return Admission::Later,
+            LoginState::Refused if proxy.health.is_resting() && !proxy.health.is_rested(now) => {
+                return Admission::Denied;
+            }
+            _ if is_quiet => return Admission::Granted,
+            _ => {}
+        }
+        proxy.sent_at = Some(now);
+        if proxy.login == LoginState::Refused {
+            // As if refused once more, until it has answered: for those who come meanwhile.
+            proxy.is_wanted = false;
+            if proxy.health.blame(Failure::Credentials, now) {
+                self.tell(index, ChangeKind::Rests(Failure::Credentials), now);
+            }
+        }
+        Admission::Granted
     }
 
     /// How long, in ms, the proxy's connect may take before the next one is asked beside it; `None`: no other would be
@@ -198,16 +223,20 @@ impl Choice {
         }
     }
 
-    /// Notes that the proxy has answered, with any status, and not refused the credentials.
-    pub fn answered(&mut self, index: usize, now: Instant) {
-        if let Some(proxy) = self.proxies.get_mut(index) {
-            (proxy.login, proxy.sent_at) = (LoginState::Accepted, None);
+    /// Notes that the proxy has answered, and not refused the credentials.
+    pub fn answered(&mut self, index: usize, status: u16, now: Instant) {
+        if let Some(proxy) = self.proxies.get_mut(index)
+            && login::is_accepted(status)
+        {
+            proxy.login = LoginState::Accepted;
         }
+        self.undecided(index);
         self.works(index, now);
     }
 
-    /// Notes that the proxy wants other credentials, which the same connection is about to send.
-    pub fn challenged(&mut self, index: usize) {
+    /// Notes that the proxy says nothing about the credentials that it was sent last: it wants others, which the same
+    /// connection is about to send, or is gone.
+    pub fn undecided(&mut self, index: usize) {
         if let Some(proxy) = self.proxies.get_mut(index) {
             proxy.sent_at = None;
         }

@@ -1,6 +1,7 @@
 """Plain HTTP as requests in absolute form: proxies that answer badly, early or not at all, and clients that give up."""
 
 import contextlib
+import errno
 import select
 import socket
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.faultproxy import OK, reset
+from lab.faultproxy import OK, reply, reset
 from lab.gateway import upstream
 from lab.netns import CLIENT_OTHER, PROXY_OTHER, RESOLVER, SERVER, literal
 from lab.plain import ALWAYS, DONE, absolute, get, receive, rest
@@ -228,6 +229,63 @@ def test_a_password_is_right_once_the_response_begins(gateway, client, proxy, sc
     assert time.monotonic() < begun + 1.5
 
 
+def test_who_connects_in_advance_sends_no_password(gateway, client, proxy):
+    """So nobody waits for what becomes of it; each request asks, and goes on once the first one is answered."""
+    gateway(*ALWAYS, upstreams=[upstream(user="me")])
+    opened = [(client.connect(SERVER, 80), proxy.accept()) for _ in range(6)]
+    for near, _ in opened[1:]:
+        near.sendall(get(SERVER))
+    ready, _, _ = select.select([connection.sock for _, connection in opened], [], [], WAIT)
+    assert len(ready) == 1
+    [first] = [connection for _, connection in opened if connection.sock is ready[0]]
+    receive(first.sock)
+    first.send(DONE)
+    for near, connection in opened[1:]:
+        if connection is not first:
+            assert b"Proxy-Authorization: Basic " in receive(connection.sock)
+            connection.send(DONE)
+        assert receive(near, DONE) == DONE
+
+
+def test_a_wrong_password_is_sent_once_by_requests_too(gateway, client, proxy):
+    gateway(*ALWAYS, upstreams=[upstream(user="me")])
+    opened = [(client.connect(SERVER, 80), proxy.accept()) for _ in range(6)]
+    for near, _ in opened:
+        near.sendall(get(SERVER))
+    [ready], _, _ = select.select([connection.sock for _, connection in opened], [], [], WAIT)
+    receive(ready)
+    ready.sendall(b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=r\r\nContent-Length: 0\r\n\r\n")
+    for near, connection in opened:
+        assert rest(near).startswith(b"HTTP/1.1 502 ")
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.sock.recv(1) == b""
+    assert not proxy.pending()
+
+
+@pytest.mark.once(why="how proxies are judged knows no path")
+def test_a_port_is_refused_before_anybody_looks_at_the_password(gateway, client, proxy):
+    """As squid's default does it: so this doesn't tell that the password is right, and a wrong one is sent once."""
+    gateway(upstreams=[upstream(user="me")])
+    near = client.begin_connect(SERVER, 80)
+    proxy.open(reply(403)).close()
+    opened = [(near, proxy.accept())]
+    near.setblocking(True)
+    near.settimeout(WAIT)
+    for _ in range(3):
+        opened.append((client.connect(SERVER, 80), proxy.accept()))
+    for near, _ in opened:
+        near.sendall(get(SERVER))
+    [ready], _, _ = select.select([connection.sock for _, connection in opened], [], [], WAIT)
+    receive(ready)
+    ready.sendall(b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=r\r\nContent-Length: 0\r\n\r\n")
+    for near, connection in opened:
+        assert rest(near).startswith(b"HTTP/1.1 502 ")
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.sock.recv(1) == b""
+    assert {client.connect_errno(SERVER, port) for port in (80, 443)} == {errno.EHOSTUNREACH}
+    assert not proxy.pending()
+
+
 def test_a_request_behind_one_that_was_cut_off_is_sent(opened, router, proxy):
     """The proxy has answered before it took all of a body, and is gone: the next request is another's."""
     router.sysctl("net.ipv4.tcp_wmem", "4096 8192 8192")  # so that a part of both is still on its way
@@ -254,6 +312,51 @@ def test_a_request_behind_one_that_was_cut_off_is_sent(opened, router, proxy):
     assert receive(connection.sock) == absolute(SERVER)
     connection.send(DONE)
     assert receive(near, DONE) == DONE
+
+
+@pytest.mark.parametrize("fault", ["close", "407"])
+def test_another_proxy_gets_what_one_has_failed(gateway, client, fault_proxy, fault):
+    """One that closes without a response, or refuses the password, rests as if it had been asked for a tunnel."""
+    bad, good = fault_proxy(), fault_proxy(PROXY_OTHER)
+    daemon = gateway(*ALWAYS, upstreams=[upstream(user="me"), upstream(PROXY_OTHER)])
+    near = client.connect(SERVER, 80)
+    near.sendall(get(SERVER))
+    for _ in range(2 if fault == "close" else 1):
+        connection = bad.accept()
+        receive(connection.sock)
+        if fault == "407":
+            connection.send(b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=r\r\nContent-Length: 0\r\n\r\n")
+        connection.close()
+    for _ in range(2):
+        connection = good.accept()
+        assert receive(connection.sock) == absolute(SERVER)
+        connection.send(DONE)
+        assert receive(near, DONE) == DONE
+        near = client.connect(SERVER, 80)
+        near.sendall(get(SERVER))
+    assert not bad.pending()
+    assert daemon.status()["upstreams"][0]["state"] == "resting"
+    assert daemon.log().count("WARN  tcp_over_http::upstream") == 1
+
+
+def test_a_request_is_moved_once(gateway, client, fault_proxy):
+    """However many proxies there are, and one that must not be sent twice never."""
+    proxies = [fault_proxy(), fault_proxy(PROXY_OTHER)]
+    gateway(*ALWAYS, upstreams=[upstream(), upstream(PROXY_OTHER)])
+    near = client.connect(SERVER, 80)
+    near.sendall(f"{POST}Content-Length: 0\r\n\r\n".encode())
+    connection = proxies[0].accept()
+    receive(connection.sock)
+    connection.close()
+    assert rest(near).startswith(b"HTTP/1.1 502 ")
+    near = client.connect(SERVER, 80)
+    near.sendall(get(SERVER))
+    for proxy in proxies[0], proxies[0], proxies[1]:
+        connection = proxy.accept()
+        receive(connection.sock)
+        connection.close()
+    assert rest(near).startswith(b"HTTP/1.1 502 ")
+    assert not any(proxy.pending() for proxy in proxies)
 
 
 @pytest.mark.parametrize("side", ["requests", "responses"])

@@ -103,6 +103,30 @@ def test_a_reload_counts_for_the_next_request(configured, client, proxy, fault_p
     assert not proxy.pending()
 
 
+@pytest.mark.native(why="new runs")
+def test_a_new_password_counts_for_connections_that_are_kept(configured, client, proxy):
+    """The old one is no longer right, which is nobody's failure."""
+    always = "option http_relay always"
+    daemon = configured.write(main=always, upstreams=[upstream(user="me")]).start()
+    near = client.connect(SERVER, 80)
+    connection = proxy.accept()
+    near.sendall(get(SERVER, "/1"))
+    old = receive(connection.sock)
+    connection.send(DONE)
+    assert receive(near, DONE) == DONE
+    configured.reload("changed", main=always, upstreams=[upstream(user="you")])
+    near.sendall(get(SERVER, "/2"))
+    assert receive(connection.sock) == old.replace(b"/1", b"/2", 1)
+    connection.send(b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=r\r\nContent-Length: 0\r\n\r\n")
+    connection.close()
+    connection = proxy.accept()
+    new = receive(connection.sock)
+    assert b"\r\nProxy-Authorization: Basic " in new and new != old.replace(b"/1", b"/2", 1)
+    connection.send(DONE)
+    assert receive(near, DONE) == DONE
+    assert "WARN  tcp_over_http::upstream" not in daemon.log()
+
+
 @pytest.mark.long
 @pytest.mark.once(why="how proxies are chosen and asked knows no path")
 def test_those_of_a_silent_proxy_are_reset(gateway, client, proxy, internet):

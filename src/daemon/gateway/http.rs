@@ -22,6 +22,7 @@ use tcp_over_http::http::login::Authorization;
 use tcp_over_http::http::relay::{Next, Refusal, RequestRelay, Side};
 use tcp_over_http::net::ClientKey;
 use tcp_over_http::rules::Action;
+use tcp_over_http::upstream::choice::Admission;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
@@ -36,8 +37,9 @@ use crate::dns::AddressLease;
 use crate::relay::Moved;
 use crate::sys;
 use crate::task::timer;
+use crate::upstream::dial::HandshakeError;
 use crate::upstream::proxy::{Account, Proxy, Warning};
-use crate::upstream::{Opened, Upstreams};
+use crate::upstream::{Opened, RETRY_DELAY, Upstreams};
 
 /// How long a client may take to send a head, or to begin another one.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -82,6 +84,7 @@ impl Gateway {
             share: Share::new(Rc::clone(&self.shared), identity),
             is_fresh: true,
             is_reused: false,
+            has_moved: false,
             up: Direction::default(),
             down: Direction::default(),
         };
@@ -126,6 +129,8 @@ struct HttpConnection {
     is_fresh: bool,
     /// Whether the proxy's connection has served an earlier request.
     is_reused: bool,
+    /// Whether the request under way has been sent to another proxy because one has failed it.
+    has_moved: bool,
     up: Direction,
     down: Direction,
 }
@@ -186,17 +191,35 @@ impl HttpConnection {
                 // The nonce is too old, or the proxy has not given one yet.
                 HttpError::Refused(Refusal::Unauthorized) => {
                     let used = self.used.take().unwrap_or_default();
-                    self.next = self.upstreams.refused(self.index, &used, self.relay.challenges());
-                    self.next.is_some()
+                    // Configured before a reload: what is right now is another question.
+                    let is_old = !Rc::ptr_eq(&self.upstreams, &self.gateway.upstreams());
+                    self.next = match is_old {
+                        true => None,
+                        false => self.upstreams.refused(self.index, &used, self.relay.challenges()),
+                    };
+                    is_old || self.next.is_some() || self.may_move()
                 }
                 // A proxy may close a kept connection at any time.
-                HttpError::Lost(Side::Proxy) => self.is_reused && self.relay.is_repeatable(),
+                HttpError::Lost(Side::Proxy) if self.is_reused => {
+                    self.upstreams.choice().undecided(self.index);
+                    self.relay.is_repeatable()
+                }
+                HttpError::Lost(Side::Proxy) if self.relay.status() == 0 => {
+                    let failure = self.upstream().gave_no_answer(HandshakeError::Closed);
+                    self.upstreams.choice().blamed(self.index, failure, self.upstreams.now());
+                    self.relay.is_repeatable() && self.may_move()
+                }
                 _ => false,
             };
             if !(may_repeat && self.up.take_back(&mut self.relay, &self.gateway.resources.pipes)) {
                 return Err(error);
             }
         }
+    }
+
+    /// Whether a request that its proxy has failed may be sent to another one: once, if that comes first now.
+    fn may_move(&mut self) -> bool {
+        !mem::replace(&mut self.has_moved, true) && self.upstreams.choice().first() != Some(self.index)
     }
 
     /// Moves bytes until there is something to decide.
@@ -216,7 +239,7 @@ impl HttpConnection {
                 Poll::Pending => self.poll(was_idle, &mut late, cx),
             };
             self.count();
-            self.accept();
+            self.note_answer();
             match self.has_too_much() {
                 true if self.relay.is_idle() => Poll::Ready(Err(HttpError::Refused(Refusal::TooLarge))),
                 true => Poll::Ready(Err(HttpError::Refused(Refusal::BadGateway))),
@@ -238,7 +261,7 @@ impl HttpConnection {
         if let Poll::Ready(next) = down.poll(Side::Proxy, relay, (proxy, client), pipes, cx)? {
             return Poll::Ready(Ok(next));
         }
-        up.is_held &= !relay.has_answered();
+        up.is_held &= relay.status() == 0;
         match up.poll(Side::Client, relay, (client, proxy), pipes, cx)? {
             // What ends this loop waits until the client has taken everything.
             Poll::Ready(next) if next == Next::Request || down.is_flushed() => return Poll::Ready(Ok(next)),
@@ -297,8 +320,21 @@ impl HttpConnection {
         }
         // The proxy may have closed it, or sent something unasked.
         self.is_reused = self.relay.is_kept() && self.down.incoming.is_empty() && is_quiet(&self.proxy);
-        if !self.is_reused && self.connect(true).await? == Next::Tunnel {
-            return Ok(Next::Tunnel);
+        let mut is_connected = self.is_reused;
+        loop {
+            if !is_connected && self.connect(true).await? == Next::Tunnel {
+                return Ok(Next::Tunnel);
+            }
+            let admission = self.upstreams.choice().admit(self.index, false, self.upstreams.now());
+            is_connected = match admission {
+                Admission::Granted => break,
+                Admission::Later => {
+                    timer(RETRY_DELAY).await;
+                    true
+                }
+                Admission::Denied => false,
+            };
+            self.is_reused &= is_connected;
         }
         self.is_fresh = false;
         let Proxy { login, request, .. } = &self.upstreams.proxies()[self.index];
@@ -360,14 +396,16 @@ impl HttpConnection {
         Ok(Next::Tunnel)
     }
 
-    /// Notes, as soon as it has answered, that the proxy has accepted the credentials.
-    fn accept(&mut self) {
-        if self.relay.has_answered()
+    /// Notes, as soon as it has answered, what the proxy says of the credentials.
+    fn note_answer(&mut self) {
+        let status = self.relay.status();
+        if status != 0
             && let Some(used) = self.used.take()
         {
             self.up.again = None;
-            self.upstream().login.borrow_mut().accepted(used);
-            self.upstreams.choice().answered(self.index, self.upstreams.now());
+            self.has_moved = false;
+            self.upstream().login.borrow_mut().answered(used, status);
+            self.upstreams.choice().answered(self.index, status, self.upstreams.now());
         }
     }
 
@@ -391,12 +429,17 @@ impl HttpConnection {
             }
             Ok(_) => None,
             Err(HttpError::Refused(refusal)) => Some(refusal),
+            // A connection that a server closes while a request is on its way: what may be sent again, clients know best,
+            // and do so by themselves.
+            Err(HttpError::Lost(Side::Proxy)) if self.is_reused && self.down.moved != 0 => {
+                Some(Refusal::NotHttp)
+            }
             Err(HttpError::Lost(Side::Proxy)) => Some(Refusal::BadGateway),
             Err(HttpError::Lost(Side::Client)) => Some(Refusal::NotHttp),
         };
         let mut last = Vec::new();
         if let Some(refusal) = refusal {
-            if self.relay.has_answered() && !self.relay.is_idle() || refusal.status().is_empty() {
+            if self.relay.status() != 0 && !self.relay.is_idle() || refusal.status().is_empty() {
                 _ = sys::set_resetting(&self.client);
                 return;
             }

@@ -271,7 +271,7 @@ async fn examine_proxy(
                     }
                 },
                 Ok(reply) => {
-                    proxy.login.borrow_mut().accepted(authorization);
+                    proxy.login.borrow_mut().answered(authorization, reply.status);
                     break reply.status;
                 }
                 Err(HandshakeError::Garbage(error)) => {

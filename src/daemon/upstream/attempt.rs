@@ -21,15 +21,16 @@ use super::proxy::Warning;
 use super::{Carried, Failure, HeldSyn, Opened, Upstreams};
 use crate::task::timer;
 
-/// How long to wait before asking a proxy again that has closed without an answer.
-pub(super) const RETRY_DELAY: Duration = Duration::from_millis(100);
+/// How long to wait before asking a proxy again that has closed without an answer, or has not said yet whether the
+/// credentials of another connection are right.
+pub const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// The result of asking one proxy or several. Boxed, because asking several is recursive.
 type Answer<'a> = Pin<Box<dyn Future<Output = Result<Carried, Failure>> + 'a>>;
 
 /// A connection's way through the proxies.
 struct Dial<'a> {
-    attempt: &'a RefCell<Attempt>,
+    attempt: RefCell<Attempt>,
     target: &'a Target<'a>,
     /// Whether requests in absolute form may replace a tunnel.
     may_be_plain: bool,
@@ -45,8 +46,9 @@ impl Upstreams {
         may_be_plain: bool,
         held: Option<&HeldSyn<'_>>,
     ) -> Result<Carried, Failure> {
-        let attempt = RefCell::new(Attempt::new(*target, only));
-        self.carry_next(&Dial { attempt: &attempt, target, may_be_plain }, held, true).await
+        let plain = (0..self.proxies.len()).filter(|&index| may_be_plain && self.is_plain(index, target));
+        let attempt = RefCell::new(plain.fold(Attempt::new(*target, only), Attempt::quiet));
+        self.carry_next(&Dial { attempt, target, may_be_plain }, held, true).await
     }
 
     /// Asks the proxies that this dial has not asked yet, one after the other, until one has opened a tunnel. If all
@@ -163,7 +165,7 @@ impl Upstreams {
             }
             let reply = reply.map_err(|error| proxy.gave_no_answer(error))?;
             if reply.status != 407 {
-                proxy.login.borrow_mut().accepted(authorization);
+                proxy.login.borrow_mut().answered(authorization, reply.status);
             } else if let Some(next) = proxy.next_credentials(&authorization, &reply.rest) {
                 authorization = next;
                 if connection.can_be_used_again(reply.body).await {
@@ -213,7 +215,7 @@ impl Upstreams {
         if status == 407 && proxy.request.has_credentials() {
             return Err(Failure::Credentials);
         }
-        self.choice().answered(index, self.now());
+        self.choice().answered(index, status, self.now());
         if !(200..300).contains(&status) {
             if status != 407 && !self.is_plain(index, &target) {
                 proxy.warn(Warning::Refused, format_args!("refuses with status {status}"));

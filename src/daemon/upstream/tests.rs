@@ -384,7 +384,7 @@ fn silence_is_the_proxys_fault_until_it_answers_others() {
     let busy = Rc::new(impatient(&[first.address, second.address]));
     run(async {
         let others = Rc::clone(&busy);
-        tokio::task::spawn_local(async move { others.choice().answered(0, others.now()) });
+        tokio::task::spawn_local(async move { others.choice().answered(0, 200, others.now()) });
         assert_eq!(busy.open(target()).await.unwrap_err(), Failure::TimedOut);
     });
     assert!(!busy.choice().is_resting(0));

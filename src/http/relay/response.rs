@@ -11,7 +11,7 @@ use super::request::Facts;
 pub struct Response<'a> {
     head: &'a Head,
     is_1_0: bool,
-    status: u16,
+    pub status: u16,
     /// The status and the rest of its line.
     line: &'a [u8],
     fields: Fields<'a>,

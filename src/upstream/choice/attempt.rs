@@ -22,6 +22,8 @@ pub struct Attempt {
     pub(super) must_wait: bool,
     /// The only proxy that may be asked, whichever is chosen.
     pub(super) only: Option<usize>,
+    /// The proxies that are only to be connected, and sent no credentials yet, a bit each.
+    pub(super) quiet: u64,
 }
 
 /// A proxy that is being asked.
@@ -41,12 +43,17 @@ impl Attempt {
 
     /// The same for a target with this digest.
     pub(super) const fn of(target: u32, only: Option<usize>) -> Self {
-        Self { target, asked: 0, failure: None, is_over: false, must_wait: false, only }
+        Self { target, asked: 0, failure: None, is_over: false, must_wait: false, only, quiet: 0 }
+    }
+
+    /// The same, if this proxy is only to be connected, and sent no credentials yet.
+    pub const fn quiet(self, index: usize) -> Self {
+        Self { quiet: self.quiet | bit(index), ..self }
     }
 
     /// Asks all proxies once more.
     pub const fn begin_again(&mut self) {
-        *self = Self::of(self.target, self.only);
+        *self = Self { quiet: self.quiet, ..Self::of(self.target, self.only) };
     }
 
     /// Whether it is too early to ask the next proxy.

@@ -137,8 +137,11 @@ fn credentials_that_were_refused_are_sent_once_a_rest() {
     let confirmed = choice.ask(0).unwrap();
     choice.confirmed(confirmed, Ok(()), target(0), at(200_003));
     assert_eq!([200_004, 200_005].map(|now| asked(&mut choice, now)), [1, 0]);
+    // A 4xx may come before anybody has looked at them.
+    choice.answered(0, 403, at(300_000));
+    assert_eq!([300_001, 300_002].map(|now| asked(&mut choice, now)), [1, 0]);
     // They are right now: what is refused may be the target's, as squid says 407 to those who may not go there.
-    choice.answered(0, at(400_000));
+    choice.answered(0, 200, at(400_000));
     assert_eq!([500_000, 500_001, 500_002, 500_003].map(|now| asked(&mut choice, now)), [1; 4]);
 }
 
@@ -161,7 +164,7 @@ fn others_wait_a_moment_for_what_is_said_to_credentials() {
     };
     let mut choice = with_credentials();
     assert_eq!(waits(&mut choice, [5, 5, 2_004, 2_005]), [false, true, true, false]);
-    choice.answered(0, at(3_000));
+    choice.answered(0, 200, at(3_000));
     assert_eq!(waits(&mut choice, [3_001, 3_002, 3_003, 3_004]), [false; 4]);
     // One goes on every two seconds.
     let mut slow = with_credentials();
@@ -176,12 +179,34 @@ fn others_wait_a_moment_for_what_is_said_to_credentials() {
 }
 
 #[test]
+fn who_only_connects_does_not_wait_but_its_requests_do() {
+    let connects = |choice: &mut Choice, now| {
+        choice.next(&mut Attempt::new(target(1), None).quiet(0), at(now)).is_some()
+    };
+    use Admission::{Denied, Granted, Later};
+    let mut choice = with_credentials();
+    assert_eq!([0, 1, 2].map(|now| connects(&mut choice, now)), [true; 3]);
+    assert_eq!([3, 4].map(|now| choice.admit(0, false, at(now))), [Granted, Later]);
+    assert!(connects(&mut choice, 5));
+    choice.undecided(0);
+    assert_eq!([6, 7].map(|now| choice.admit(0, false, at(now))), [Granted, Later]);
+    choice.blamed(0, Credentials, at(8));
+    assert!(!connects(&mut choice, 9) && choice.admit(0, false, at(9)) == Denied);
+    // One request a rest tells.
+    assert!([10_008, 10_009].map(|now| connects(&mut choice, now)) == [true; 2]);
+    assert_eq!([10_010, 10_011].map(|now| choice.admit(0, false, at(now))), [Granted, Denied]);
+    assert!(!connects(&mut choice, 10_012));
+    choice.answered(0, 200, at(10_013));
+    assert_eq!([10_014, 10_015].map(|now| choice.admit(0, false, at(now))), [Granted; 2]);
+}
+
+#[test]
 fn without_a_route_nobody_is_to_blame() {
     let mut choice = choice(2);
     assert_eq!(attempt(&mut choice, at(0), &[UplinkDown; 2]), (vec![0, 1], UplinkDown));
     assert!(!choice.is_resting(0) && !choice.is_resting(1));
     assert_eq!(choice.state(0), None);
-    choice.answered(0, at(1));
+    choice.answered(0, 200, at(1));
     assert_eq!(choice.state(0), Some(State::Ok));
     let expected =
         [("p0", ChangeKind::UplinkDown), ("p1", ChangeKind::UplinkDown), ("p0", ChangeKind::UplinkUp)];
@@ -237,7 +262,7 @@ fn a_failed_confirmation_prolongs() {
 #[test]
 fn an_answer_ends_a_rest() {
     let mut choice = first_rests();
-    choice.answered(0, at(1));
+    choice.answered(0, 200, at(1));
     assert!(!choice.is_resting(0));
     assert_eq!(first(&mut choice, at(2)), 1, "it is held back");
     assert_eq!(first(&mut choice, at(1 + u64::from(HOLD))), 0);
@@ -252,11 +277,11 @@ fn silence_is_the_proxys_fault_unless_it_answers_others_meanwhile() {
     assert!(choice.is_resting(0));
     assert_eq!(choice.next(&mut silent, at(9)).unwrap().index, 1);
 
-    choice.answered(0, at(10));
+    choice.answered(0, 200, at(10));
     let mut silent = Attempt::new(target(1), None);
     choice.next(&mut silent, at(40_010)).unwrap();
     let asked = choice.ask(0).unwrap();
-    choice.answered(0, at(40_011)); // meanwhile
+    choice.answered(0, 200, at(40_011)); // meanwhile
     choice.failed(&mut silent, asked, TimedOut, at(40_019));
     assert!(!choice.is_resting(0));
     assert_eq!(choice.next(&mut silent, at(40_019)), None);
@@ -267,20 +292,20 @@ fn silence_is_the_proxys_fault_unless_it_answers_others_meanwhile() {
 fn one_target_does_not_make_a_proxy_rest_that_has_answered() {
     for failure in [TimedOut, BadReply, Closed] {
         let mut choice = choice(2);
-        choice.answered(0, at(0));
+        choice.answered(0, 200, at(0));
         let mut strike = |port, ms| {
             assert_eq!(attempt_for(&mut choice, port, at(ms), &[failure, REFUSED]).0, [0, 1]);
             let rests = choice.is_resting(0);
-            choice.answered(1, at(ms));
+            choice.answered(1, 200, at(ms));
             rests
         };
         assert!(!strike(80, 1) && !strike(80, 2));
         assert!(strike(443, 3), "a second target");
 
         let mut choice = choice_with(2, Policy::default());
-        choice.answered(0, at(0));
+        choice.answered(0, 200, at(0));
         attempt(&mut choice, at(1), &[failure, REFUSED]);
-        choice.answered(0, at(2)); // somebody else
+        choice.answered(0, 200, at(2)); // somebody else
         attempt_for(&mut choice, 443, at(3), &[failure, REFUSED]);
         assert!(!choice.is_resting(0), "it begins anew");
         attempt_for(&mut choice, 443, at(10_003), &[failure, REFUSED]);
@@ -361,7 +386,7 @@ fn a_hedge_waits_for_three_times_the_usual() {
 fn an_interval_confirms_while_nobody_dials() {
     let mut choice = choice_with(2, Policy { probe_interval: 30_000, ..Policy::default() });
     assert_eq!(choice.confirm(at(29_999)), None);
-    choice.answered(0, at(29_999));
+    choice.answered(0, 200, at(29_999));
     let asked = choice.confirm(at(30_000)).unwrap();
     assert_eq!((asked.index, choice.confirm(at(30_000))), (1, None));
     choice.confirmed(asked, Err(Unreachable), target(1), at(30_000));
@@ -477,12 +502,12 @@ impl World {
             let fault = self.proxies[index].or(self.targets[usize::from(number)]);
             match fault {
                 None => {
-                    self.choice.answered(index, self.now);
+                    self.choice.answered(index, 200, self.now);
                     return Some(index);
                 }
                 Some(fault) => {
                     if fault == REFUSED {
-                        self.choice.answered(index, self.now);
+                        self.choice.answered(index, 200, self.now);
                     }
                     let was_resting = self.choice.is_resting(index);
                     self.choice.failed(&mut attempt, asked, fault, self.now);
@@ -503,7 +528,7 @@ impl World {
             assert!(self.has_dialled, "a probe while nobody dials");
             let result = self.proxies[asked.index].map_or(Ok(()), Err);
             if result.is_ok() {
-                self.choice.answered(asked.index, self.now);
+                self.choice.answered(asked.index, 200, self.now);
             }
             self.choice.confirmed(asked, result, target(9), self.now);
         }
