@@ -1249,9 +1249,13 @@ mod tests {
         };
         let end = config.rule_priority + 2;
         let rules = lost(&config, Path::Forward);
-        assert_eq!(places(&rules), [[(2, 0), (0, end), (0, 0), (1, 0)]; 2].concat());
+        assert_eq!(places(&rules), [[(2, 0), (0, end), (0, 0), (1, 0), (1, 0)]; 2].concat());
+        assert_eq!(rules[4].dport, Some((443, 443)));
         config.local = false;
-        assert_eq!(places(&lost(&config, Path::Forward)), [[(2, 0), (0, end), (1, 0)]; 2].concat());
+        config.non_tcp = NonTcp::Reject;
+        let rules = lost(&config, Path::Forward);
+        assert_eq!(places(&rules), [[(2, 0), (0, end), (1, 0)]; 2].concat());
+        assert_eq!(rules[2].ip_proto, 0);
         assert!(lost(&config, Path::Relay).is_empty(), "there rules capture");
         config.on_failure = OnFailure::Direct;
         assert!(lost(&config, Path::Forward).is_empty());
