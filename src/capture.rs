@@ -30,7 +30,7 @@
 //! | priority | rule | why |
 //! |---|---|---|
 //! | P | `fwmark MARK/MASK goto P+2`, `iif lo lookup main suppress_prefixlength N`; without `local`: `iif lo goto P+2` | P and P+1: forward path, `on_failure 'block'`, only while somebody else has deleted the firewall's tables. This machine's own packets that are not captured go on ... |
-//! | P+1 | `ipproto tcp blackhole` | ... and all other TCP is dropped |
+//! | P+1 | `[ipproto tcp] blackhole`, `ipproto udp dport PORT blackhole` each | ... and all else that may be captured is dropped |
 //! | P+2 | `iif TUN goto END` | no loops: what leaves the TUN can't enter it again |
 //! | P+3 | `fwmark MARK/MASK goto END` | the daemon's own connections to proxies |
 //! | P+3 | `fwmark EXEMPT/MASK goto END` | what [`nft`] exempts |

@@ -80,7 +80,8 @@
 //! they were deleted and created anew, a packet could pass the new one before the transaction, while it has no rules
 //! yet, and the old one after it, when it has none any more: the kernel asks each chain of a hook by itself.
 //!
-//! A packet that is on its way may still have met the old rules in prerouting, and meet the new ones in forward.
+//! A packet that is on its way may still have met the old rules in prerouting or output, and meet the new ones in a
+//! later chain: what the old ones have marked for NAT, chain `guard` of tables without a daemon rejects.
 //!
 //! A firewall that restarts may delete the tables; the daemon learns of it by notifications ([`follow`]) and puts
 //! them back.
@@ -604,7 +605,8 @@ impl Chains<'_> {
             }
         }
         self.rules.push_str(match on_failure {
-            OnFailure::Block => "meta l4proto tcp reject with tcp reset\nreject\n}\n",
+            OnFailure::Block => REFUSE,
+            OnFailure::Direct if self.diverts() => REFUSE_WHILE_ALIVE,
             OnFailure::Direct => "accept\n}\n",
         });
     }
@@ -802,14 +804,16 @@ impl Chains<'_> {
     /// Chains `source` and `guard`: source NAT, and the check that destination NAT has been applied.
     fn nat(&mut self) {
         self.rules.push_str(SOURCE);
-        if self.diverts() {
+        // Also while no daemon runs: a packet may have its mark from the tables before.
+        let local = self.tables.config.local;
+        if local {
             // A socket that is bound to an uplink (SO_BINDTODEVICE) keeps its route, also after DNAT: its
             // packet would leave there.
             _ = writeln!(self.rules, "{} daddr $behind oifname != $tun drop", self.family);
         }
         self.rules.push_str("}\n");
         self.rules.push_str(GUARD);
-        if self.diverts() {
+        if local {
             _ = writeln!(
                 self.rules,
                 "meta mark & $ours == $begun ct reply {} saddr != $behind reject",
@@ -908,6 +912,18 @@ impl Chains<'_> {
 /// although NAT has already decided about its connection; chain `guard` rejects that.
 const DIVERT: &str = "\
 meta iif == 0 ct state new meta protocol @alive meta mark set meta mark & $others | $begun accept
+";
+
+/// The end of chain `take` with `on_failure 'block'`.
+const REFUSE: &str = "meta l4proto tcp reject with tcp reset\nreject\n}\n";
+
+/// The same with `on_failure 'direct'`, where this machine's own packets can be taken: a daemon that is alive
+/// can't take those that conntrack does not call new, and they must not leave.
+const REFUSE_WHILE_ALIVE: &str = "\
+meta protocol @alive meta l4proto tcp reject with tcp reset
+meta protocol @alive reject
+accept
+}
 ";
 
 /// Accepts packets into the TUN or to this machine itself, the daemon's own packets, and exempt ones.
@@ -1167,7 +1183,9 @@ mod tests {
         assert!(text.contains("oifname $tun accept\n"));
         config.on_failure = OnFailure::Direct;
         assert!(!replace(&config, Path::Relay, true).contains("reject"));
-        assert!(replace(&config, Path::Forward, true).contains(&[DIVERT, "accept\n}\n"].concat()));
+        assert!(replace(&config, Path::Forward, true).contains(&[DIVERT, REFUSE_WHILE_ALIVE].concat()));
+        config.local = false;
+        assert!(replace(&config, Path::Forward, true).contains("device $tun drop\naccept\n}\n"));
     }
 
     #[test]
@@ -1177,6 +1195,8 @@ mod tests {
         let text = replace(&config, Path::Forward, false);
         assert!(text.contains("reject with tcp reset") && !text.contains("dup to"));
         assert!(text.contains("ct mark & $state == $released accept\n") && text.contains(SPARE_FORWARDED));
+        let guard = "meta mark & $ours == $begun ct reply ip saddr != $behind reject\n";
+        assert!(text.contains(guard), "tables of a daemon may have marked a packet that is on its way");
     }
 
     /// Each of a client's connections gets a reset, rather than one of them a second an ICMP error.
@@ -1249,9 +1269,13 @@ mod tests {
         };
         let end = config.rule_priority + 2;
         let rules = lost(&config, Path::Forward);
-        assert_eq!(places(&rules), [[(2, 0), (0, end), (0, 0), (1, 0)]; 2].concat());
+        assert_eq!(places(&rules), [[(2, 0), (0, end), (0, 0), (1, 0), (1, 0)]; 2].concat());
+        assert_eq!(rules[4].dport, Some((443, 443)));
         config.local = false;
-        assert_eq!(places(&lost(&config, Path::Forward)), [[(2, 0), (0, end), (1, 0)]; 2].concat());
+        config.non_tcp = NonTcp::Reject;
+        let rules = lost(&config, Path::Forward);
+        assert_eq!(places(&rules), [[(2, 0), (0, end), (1, 0)]; 2].concat());
+        assert_eq!(rules[2].ip_proto, 0);
         assert!(lost(&config, Path::Relay).is_empty(), "there rules capture");
         config.on_failure = OnFailure::Direct;
         assert!(lost(&config, Path::Forward).is_empty());

@@ -81,8 +81,8 @@ pub fn rules(
     all
 }
 
-/// The rules that drop captured TCP while the firewall's tables are missing, in the order in which they must
-/// be added. Policy rules are asked about every packet, so they also stop a connection that NAT no longer
+/// The rules that drop what would be captured while the firewall's tables are missing, in the order in which they
+/// must be added. Policy rules are asked about every packet, so they also stop a connection that NAT no longer
 /// leads to its proxy.
 pub fn lost(config: &Config) -> Vec<PolicyRule> {
     let mut all = Vec::new();
@@ -95,7 +95,10 @@ pub fn lost(config: &Config) -> Vec<PolicyRule> {
         } else {
             rules.goto(LOST_EXEMPT, LEAVES_TUN).device(SELF);
         }
-        rules.add(LOST, FR_ACT_BLACKHOLE).of(TCP, None);
+        rules.add(LOST, FR_ACT_BLACKHOLE).ip_proto = rules.protocol();
+        for port in rules.udp().into_iter().flatten() {
+            rules.add(LOST, FR_ACT_BLACKHOLE).of(UDP, Some((port, port)));
+        }
     }
     all
 }
@@ -161,28 +164,24 @@ impl Rules<'_> {
     /// Which protocols and ports are captured.
     fn capture(&mut self) {
         let Config { ports, table, auto_route, .. } = self.config;
-        let (table, rejects_all) = (*table, self.config.non_tcp == NonTcp::Reject);
+        let (table, rejects_all) = (*table, self.protocol() != TCP);
         let rejects_quic = self.config.quic == Quic::Reject;
-        let hijacks = self.config.dns.hijacks();
-        let udp = [(rejects_quic, HTTPS), (hijacks, dns::PORT)].map(|(is, port)| (is && !rejects_all, port));
         if *auto_route {
-            self.lookup(MAIN_FIRST, MAIN).but_default().ip_proto = if rejects_all { 0 } else { TCP };
+            self.lookup(MAIN_FIRST, MAIN).but_default().ip_proto = self.protocol();
         }
         if ports.is_empty() {
             self.lookup(CAPTURED, table).of(TCP, None);
-        } else if hijacks {
+        } else if self.config.dns.hijacks() {
             self.lookup(CAPTURED, table).of(TCP, Some((dns::PORT, dns::PORT)));
         }
         for &ports in ports {
             self.lookup(CAPTURED, table).of(TCP, Some(ports));
         }
-        for (is, port) in udp {
-            if is && *auto_route {
+        for port in self.udp().into_iter().flatten() {
+            if *auto_route {
                 self.lookup(MAIN_FIRST, MAIN).but_default().of(UDP, Some((port, port)));
             }
-            if is {
-                self.lookup(CAPTURED, table).of(UDP, Some((port, port)));
-            }
+            self.lookup(CAPTURED, table).of(UDP, Some((port, port)));
         }
         if rejects_all {
             self.goto(LEFT_ALONE, END).of(TCP, None);
@@ -191,6 +190,18 @@ impl Rules<'_> {
             }
             self.lookup(REJECTED, table);
         }
+    }
+
+    /// The protocol that is captured; 0: all of them.
+    fn protocol(&self) -> u8 {
+        if self.config.non_tcp == NonTcp::Reject { 0 } else { TCP }
+    }
+
+    /// The ports of UDP that are captured where not all protocols are.
+    fn udp(&self) -> [Option<u16>; 2] {
+        let Config { quic, dns, .. } = self.config;
+        let udp = [(*quic == Quic::Reject, HTTPS), (dns.hijacks(), dns::PORT)];
+        udp.map(|(is, port)| (is && self.protocol() == TCP).then_some(port))
     }
 
     fn lookup(&mut self, offset: u32, table: u32) -> &mut PolicyRule {

@@ -64,6 +64,8 @@ pub struct Forwarder {
     /// nearly full.
     has_begun: Cell<bool>,
     ended: Option<Ended>,
+    /// Whether nothing is sent to proxies.
+    is_held: Cell<bool>,
     /// A cache, indexed by the last byte of the address: clients whose address is not this machine's, and
     /// when the kernel said so.
     clients: RefCell<[Option<(Ipv6Addr, Instant)>; CLIENTS]>,
@@ -112,6 +114,7 @@ impl Forwarder {
             ticks: Cell::default(),
             has_begun: Cell::default(),
             ended: ended.ok(),
+            is_held: Cell::default(),
             clients: RefCell::new([None; CLIENTS]),
         };
         forwarder.configure(config);
@@ -182,6 +185,12 @@ impl Forwarder {
     /// The firewall's tables have the first `count` proxies.
     pub fn set_installed(&self, count: usize) {
         self.proxies.borrow_mut().iter_mut().take(count).for_each(|proxy| proxy.is_installed = true);
+    }
+
+    /// Sends nothing to proxies from now on, or (false) what is due again. To be called while the firewall's tables
+    /// are missing: without their NAT, a request to a proxy, with its password, would go to the server itself.
+    pub fn hold(&self, is_held: bool) {
+        self.is_held.set(is_held);
     }
 
     /// Begins a handshake with the upstream's proxy at `address`, in the name of the client whose SYN is in
@@ -360,6 +369,9 @@ impl Forwarder {
     }
 
     fn queue(&self, route: &Route, to: To, packet: &[u8]) {
+        if self.is_held.get() && !matches!(to, To::Client) {
+            return; // it is retransmitted
+        }
         let (next, state) = match to {
             To::Proxy => (route.proxy.0, HANDSHAKE),
             To::ProxyAnswered => (route.proxy.0, ANSWERED),

@@ -4,15 +4,16 @@ import contextlib
 import errno
 import re
 import signal
+import socket
 import threading
 import time
 
 import pytest
 
 from lab.capture import LeakCapture
-from lab.connections import assert_proxied, open_tunnel
-from lab.gateway import DEFAULT_RULES, NFT_TABLE, PATH, TUN
-from lab.netns import CLIENT6, PROXY, PROXY6, SERVER, SERVER6, SERVER_OTHER, finish_connect
+from lab.connections import assert_carries, assert_proxied, open_tunnel
+from lab.gateway import DEFAULT_RULES, NFT_TABLE, PATH, TUN, upstream
+from lab.netns import CLIENT6, INTERNET6, PROXY, PROXY6, SERVER, SERVER6, SERVER_OTHER, finish_connect
 from lab.slow_nft import SlowNft
 from lab.wait import until
 from lab.wire import TCP, IPv6, Wire
@@ -71,6 +72,8 @@ def test_tables_that_are_flushed(configured, proxy, network, client, router, dir
     router.run("nft", "flush", "ruleset")
     until(nft.waits.exists, "nft runs")
     begun = [client.begin_connect(server, 4001) for server in (SERVER, SERVER6)]
+    for server in (SERVER, SERVER6):
+        client.socket(server, socket.SOCK_DGRAM).sendto(b"QUIC", (server, 443))
     near.sendall(b"question")
     # What is sent later has got out, and so what was sent before would have.
     for server in (SERVER, SERVER6):
@@ -101,6 +104,75 @@ def test_tables_that_cannot_be_put_back_at_once(configured, proxy, client, route
     router.run("ip", "address", "add", "10.9.0.1/24", "dev", "wan")
     assert_proxied(client, proxy, SERVER)
     until(lambda: "blackhole" not in router.run("ip", "rule").stdout, "the rules are gone")
+
+
+@pytest.mark.path("forward", why="it is about handshakes with NAT")
+@pytest.mark.parametrize("on_failure", ["block", "direct"])
+def test_a_handshake_while_tables_are_gone(configured, proxy, network, client, internet, router, directory, on_failure):
+    """Without NAT the request, with the password, would go to the server itself."""
+    internet.nft(f"""
+table ip quiet {{
+    chain input {{
+        type filter hook input priority 0
+        ip daddr {PROXY} tcp flags & psh == psh counter drop
+    }}
+}}""")
+    nft = SlowNft(directory)
+    daemon = configured.write(f"option on_failure {on_failure}", upstreams=(upstream(user="me"),)).start(env=nft.env)
+    near = client.begin_connect(SERVER, 4000)
+    until(lambda: "packets 0 " not in internet.run("nft", "list", "table", "ip", "quiet").stdout, "the request is sent")
+    leaks = LeakCapture(network, [(PROXY, 3128), (PROXY6, 3128)])
+    nft.hold.touch()
+    router.run("nft", "flush", "ruleset")
+    until(nft.waits.exists, "nft runs")
+    # Retransmissions are due each second.
+    begun = time.monotonic()
+    until(lambda: time.monotonic() > begun + 3, "some would have been sent")
+    nft.hold.unlink()
+    daemon.wait_log("deleted from outside: restored")
+    internet.run("nft", "delete", "table", "ip", "quiet")
+    assert not [packet for packet in leaks.packets() if b"CONNECT" in packet]
+    if on_failure == "block":  # otherwise the client has reached the server meanwhile
+        connection = proxy.open()
+        assert finish_connect(near) == 0
+        assert_carries(near, connection.sock)
+        leaks.assert_none()
+    leaks.close()
+    near.close()
+
+
+@pytest.mark.path("forward", why="rules stand in for tables there")
+@pytest.mark.parametrize("when", ["while nft runs", "with another change", "before another change"])
+def test_tables_that_are_flushed_while_others_change(configured, network, client, router, directory, when):
+    """Whatever the daemon does besides, rules stand in for the tables from when it reads of it until they are back."""
+    nft = SlowNft(directory)
+    daemon = configured.write().start(env=nft.env)
+    nft.hold.touch()
+    if when == "while nft runs":
+        router.run("ip", "route", "add", "10.9.0.0/24", "dev", "lan")
+        until(nft.waits.exists, "nft runs")
+    if when == "with another change":
+        daemon.signal(signal.SIGSTOP)
+        router.run("ip", "route", "add", "10.9.0.0/24", "dev", "lan")
+    router.run("nft", "flush", "ruleset")
+    daemon.signal(signal.SIGCONT)
+    until(lambda: all("blackhole" in router.run("ip", family, "rule").stdout for family in ("-4", "-6")), "rules stand in")
+    until(nft.waits.exists, "nft runs")
+    leaks = LeakCapture(network, [(PROXY, 3128), (PROXY6, 3128)])
+    if when == "before another change":
+        # Then that family needs rules and routes.
+        router.run("ip", "-6", "route", "del", "default")
+        until(lambda: "uplinks: devices" in daemon.log(), "the daemon reads of it")
+        router.run("ip", "-6", "route", "add", "default", "via", INTERNET6)
+        until(lambda: len(re.findall("uplinks: devices", daemon.log())) == 2, "the daemon reads of it")
+    with contextlib.closing(Traffic(client)) as traffic:
+        traffic.wait()
+    leaks.assert_none()
+    leaks.close()
+    nft.hold.unlink()
+    until(lambda: "blackhole" not in router.run("ip", "rule").stdout, "the tables are back")
+    for family in ("ip", "ip6"):
+        assert "chain forwarded" in router.run("nft", "list", "table", family, NFT_TABLE).stdout
 
 
 def flush_rules(router):

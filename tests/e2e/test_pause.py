@@ -25,6 +25,7 @@ from lab.netns import (
     connecting,
     retransmits,
 )
+from lab.slow_nft import SlowNft
 from lab.wait import until
 
 pytestmark = pytest.mark.native(why="it is about the rules")
@@ -162,6 +163,20 @@ def test_it_ends(pausing, proxy, client, server, echo, network, how):
     far.close()
     if how == "killed":
         daemon.command("unblock")
+
+
+def test_it_ends_although_nft_fails(pausing, proxy, client, server, echo, directory):
+    """Once, when it is asked to end it: it is asked again."""
+    nft = SlowNft(directory)
+    daemon = pausing(env=nft.env)
+    pause(daemon, "10m")
+    nft.path.unlink()
+    offset = len(daemon.log())
+    daemon.command("resume")
+    daemon.wait_log("ERROR.*run nft", offset)
+    nft.be_there()
+    until(lambda: not is_open(daemon.router), "the firewall lets nobody out")
+    assert_proxied(client, proxy, server)
 
 
 @pytest.mark.parametrize("option", ["option log_level debug\nlist bypass 10.9.0.0/24", "option log_level debug\noption mtu 1400"])

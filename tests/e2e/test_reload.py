@@ -18,8 +18,10 @@ from lab.faultproxy import OK
 from lab.gateway import NFT_TABLE, PASSWORD, READY, TABLE, TUN, is_relayed, upstream
 from lab.netns import (
     CLIENT,
+    CLIENT6,
     CLIENT_OTHER,
     INTERNET,
+    INTERNET6,
     PROXY,
     PROXY_OTHER,
     RESOLVER,
@@ -348,26 +350,76 @@ def knock(space, stop, server):
         sock.close()
 
 
+# Rules that take long to go through, so that they change while some packets are halfway.
+LONG = "".join(f"config rule\nlist port {port}\noption direct 1\n" for port in range(20_000, 21_000))
+
+
 @pytest.mark.parametrize("on_failure", ["block", "direct"])
 def test_packets_on_their_way_while_another_run_starts(configured, client, router, leaks, on_failure):
     """One may have met the tables of before where it came in, and meet the next on its way out."""
-    # Their rules take long to go through, so that they change while some are halfway.
-    rules = "".join(f"config rule\nlist port {port}\noption direct 1\n" for port in range(20_000, 21_000))
     lines = f"option on_failure {on_failure}\noption drain_timeout 0\noption log_level debug"
-    configured.write(f"{lines}\n{rules}").start()
+    configured.write(f"{lines}\n{LONG}").start()
     with flooding(client, router):
         for number in range(4):
-            configured.restart(main=f"{lines}\noption mtu {1400 + number}\n{rules}")
+            configured.restart(main=f"{lines}\noption mtu {1400 + number}\n{LONG}")
+    leaks.assert_none()
+
+
+@pytest.mark.path("forward", why="routes lead them into the TUN on the other")
+@pytest.mark.parametrize("on_failure", ["block", "direct"])
+def test_own_packets_on_their_way_while_another_run_starts(configured, router, leaks, on_failure):
+    """The same for what the router itself sends, also what conntrack calls invalid."""
+    lines = f"option on_failure {on_failure}\noption drain_timeout 0\noption log_level info"
+    configured.write(f"{lines}\n{LONG}").start()
+    with flooding(router):
+        for number in range(2):
+            configured.restart(main=f"{lines}\noption mtu {1400 + number}\n{LONG}")
+    leaks.assert_none()
+
+
+# Ways to capture the flood.
+CAPTURING = [
+    "list interface lan",
+    f"list client {CLIENT}\nlist client {CLIENT6}",
+    "list client 10.1.0.0/16\nlist client fd01::/64",
+    f"list interface lan\nlist client_bypass {CLIENT_OTHER}",
+    "list port 1-1000",
+    "option non_tcp reject",
+    "option local 0",
+    "option auto_route 0\nlist route 203.0.113.0/24\nlist route 2001:db8::/32",
+    "list bypass 198.51.100.0/24",
+    "",
+]
+
+
+@pytest.mark.parametrize("on_failure", ["block", "direct"])
+def test_packets_on_their_way_while_rules_change(configured, client, router, leaks, on_failure):
+    """Before and behind each change they are captured."""
+    lines = f"option on_failure {on_failure}\noption pause 1\noption log_level debug"
+    daemon = configured.write(f"{lines}\n{LONG}").start()
+    with flooding(client, router):
+        for main in CAPTURING:
+            configured.reload("reload: .*connections go on", main=f"{lines}\n{main}\n{LONG}")
+        for family, gateway in (("-4", INTERNET), ("-6", INTERNET6)):
+            for change in ("del", "add"):
+                offset = len(daemon.log())
+                router.run("ip", family, "route", change, "default", "via", gateway)
+                daemon.wait_log("uplinks: devices", offset)
+        daemon.command("pause", "10m", "--client", CLIENT_OTHER)
+        until(lambda: "expires" in router.run("nft", "list", "set", "ip", NFT_TABLE, "paused").stdout, "another client pauses")
+        daemon.command("resume")
+        until(lambda: "expires" not in router.run("nft", "list", "set", "ip", NFT_TABLE, "paused").stdout, "its pause is over")
     leaks.assert_none()
 
 
 @contextlib.contextmanager
-def flooding(client, router):
-    hardware = router.ip("link", "show", "lan")[0]["address"]
-    flood = client.popen(sys.executable, FLOOD, CLIENT, SERVER, hardware, stdout=subprocess.PIPE)
+def flooding(space, router=None):
+    """From a client to the router, or from the router itself."""
+    hardware = router.ip("link", "show", "lan")[0]["address"] if router else "-"
+    flood = space.popen(sys.executable, FLOOD, hardware, SERVER, SERVER6, stdout=subprocess.PIPE)
     assert flood.stdout.readline() == b"ready\n"
     yield
-    client.stop(flood)
+    space.stop(flood)
 
 
 @pytest.mark.path("forward", why="it is about the test handshake")

@@ -270,8 +270,8 @@ impl Capture {
                 self.lost_address = Some(Instant::now());
             }
         }
-        if let Some(forwarder) = &self.forwarder
-            && forwarder.count_proxies() > self.told
+        if self.forwarder.as_ref().is_some_and(|forwarder| forwarder.count_proxies() > self.told)
+            || self.firewall.as_ref().is_some_and(Firewall::is_behind)
         {
             self.replace_tables(config);
         }
@@ -304,6 +304,13 @@ impl Capture {
                 }
                 Err(error) => error!("{error}"),
             }
+        }
+        if let (Some(forwarder), Some(firewall)) = (&self.forwarder, &self.firewall) {
+            forwarder.hold(firewall.is_lost());
+        }
+        // A change of rules would delete those that stand in for tables.
+        if self.firewall.as_ref().is_some_and(Firewall::stands_in) {
+            return Poll::Pending;
         }
         if !self.firewall.as_ref().is_some_and(Firewall::is_replacing)
             && let Some(next) = self.next.take()

@@ -8,6 +8,7 @@ use std::iter;
 use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use log::Level;
 use tcp_over_http::capture::PolicyRule;
@@ -24,6 +25,9 @@ use tcp_over_http::config::{Config, OnFailure};
 /// Bit of the multicast group `NFNLGRP_NFTABLES` (<linux/netfilter/nfnetlink.h>).
 const WATCHED: u32 = 1 << (7 - 1);
 
+/// How long after a failure of nft it is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+
 const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 
 /// The tables, and a socket that receives notifications about them.
@@ -38,6 +42,12 @@ pub struct Firewall {
     run: Option<(Nft, Option<Option<Commands>>)>,
     /// The commands to run next.
     next: Option<Commands>,
+    /// Whether notifications say that somebody else has deleted the table of IPv4, of IPv6.
+    deleted: [bool; 2],
+    /// Whether somebody has, and no run of nft has put them back yet.
+    is_lost: bool,
+    /// When nft last failed, if it has not succeeded since.
+    failed: Option<Instant>,
     /// The policy rules that drop traffic while the tables are missing.
     standing_in: Vec<PolicyRule>,
     /// Whether the tables are deleted when this is dropped.
@@ -60,6 +70,9 @@ impl Firewall {
             watch,
             run: None,
             next: None,
+            deleted: [false; 2],
+            is_lost: false,
+            failed: None,
             standing_in: Vec::new(),
             undo: false,
         })
@@ -92,24 +105,29 @@ impl Firewall {
     /// Replaces the tables by these commands, in [`Firewall::poll_replaced`].
     pub fn replace(&mut self, commands: Commands) {
         self.next = Some(commands);
+        self.failed = None;
     }
 
     /// Replaces tables, and restores tables that others have deleted (which is logged). Ready when the tables
     /// are new or restored. Ready with an error when a replacement has failed; the tables are then as before.
     pub fn poll_replaced(&mut self, cx: &mut Context) -> Poll<Result<(), String>> {
         loop {
+            // Others may delete tables also while nft runs, or has still to run, for another reason.
+            let is_deleted = self.is_deleted(cx);
+            if is_deleted && !self.is_lost {
+                self.is_lost = true;
+                self.begin_standing_in();
+            }
             let (result, before) = if let Some((nft, _)) = &mut self.run {
-                // Notifications are not read while nft runs, because it deletes the tables before it adds
-                // them.
                 let result = ready!(nft.poll(cx));
                 (result, self.run.take().and_then(|(_, before)| before))
             } else {
                 let before = if let Some(next) = self.next.take() {
                     Some(self.commands.replace(next))
-                } else {
-                    ready!(self.poll_deleted(cx));
-                    self.begin_standing_in();
+                } else if is_deleted {
                     None
+                } else {
+                    return Poll::Pending;
                 };
                 let commands = self.commands.as_ref().map(|commands| commands.at(self.clock.now(), true));
                 match Nft::start(&commands.unwrap_or_default()) {
@@ -120,13 +138,16 @@ impl Firewall {
                     Err(error) => (Err(error), before),
                 }
             };
-            if result.is_ok() {
+            self.failed = result.is_err().then(Instant::now);
+            if result.is_ok() && !self.is_deleted(cx) {
+                self.is_lost = false;
                 self.end_standing_in();
             }
             match (before, result) {
                 (Some(_), Ok(())) => return Poll::Ready(Ok(())),
                 (Some(before), Err(error)) => {
                     self.commands = before;
+                    self.next = None; // it may belong to the reload that fails with this
                     return Poll::Ready(Err(error));
                 }
                 (None, result) => {
@@ -136,6 +157,7 @@ impl Firewall {
                     if result.is_ok() {
                         return Poll::Ready(Ok(()));
                     }
+                    self.deleted = [false; 2]; // until the next try, by a replacement
                 }
             }
         }
@@ -159,6 +181,21 @@ impl Firewall {
         self.commands.is_some()
     }
 
+    /// Whether others have deleted tables, which are not back yet.
+    pub const fn is_lost(&self) -> bool {
+        self.is_lost
+    }
+
+    /// Whether nft has failed a while ago: the tables are not as they should be.
+    pub fn is_behind(&self) -> bool {
+        self.failed.is_some_and(|failed| failed.elapsed() > RETRY)
+    }
+
+    /// Whether policy rules stand in for tables that others have deleted.
+    pub const fn stands_in(&self) -> bool {
+        !self.standing_in.is_empty()
+    }
+
     /// Whether a replacement is under way or waiting.
     pub fn is_replacing(&self) -> bool {
         self.next.is_some() || self.run.as_ref().is_some_and(|(_, before)| before.is_some())
@@ -174,16 +211,15 @@ impl Firewall {
         self.undo = true;
     }
 
-    /// Ready when somebody else has deleted the tables.
-    fn poll_deleted(&mut self, cx: &mut Context) -> Poll<()> {
-        let mut buffer = Vec::new();
-        let (mut deleted, mut is_cut) = ([false; 2], false);
+    /// Whether somebody else has deleted tables, as far as notifications have told.
+    fn is_deleted(&mut self, cx: &mut Context) -> bool {
+        let (mut buffer, mut is_cut) = (Vec::new(), false);
         // Only the state after the last notification counts, because a replacement deletes and adds.
         while let Poll::Ready(Ok(mut ready)) = self.watch.poll_read_ready(cx) {
             buffer.resize(netlink::READ_SIZE, 0);
             match ready.try_io(|watch| watch.get_ref().read(&mut buffer)) {
                 Ok(Ok(length)) => {
-                    text::follow(&self.name, buffer.get(..length).unwrap_or_default(), &mut deleted)
+                    text::follow(&self.name, buffer.get(..length).unwrap_or_default(), &mut self.deleted)
                 }
                 // Notifications were lost: a replacement of thousands of networks is enough for that.
                 Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => is_cut = true,
@@ -192,15 +228,11 @@ impl Firewall {
             }
         }
         if is_cut {
-            deleted = FAMILIES.map(|family| !has_table(&self.name, family));
+            self.deleted = FAMILIES.map(|family| !has_table(&self.name, family));
         }
         // A family that is to have no table gets one and loses it at each replacement.
         let has_table = self.commands.as_ref().map_or([false; 2], |commands| commands.has_table);
-        if deleted.into_iter().zip(has_table).any(|(deleted, has)| deleted && has) {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
+        self.deleted.into_iter().zip(has_table).any(|(deleted, has)| deleted && has)
     }
 }
 
