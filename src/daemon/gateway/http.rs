@@ -20,7 +20,6 @@ use tcp_over_http::flow::Slot;
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::http::login::Authorization;
 use tcp_over_http::http::relay::{Next, Refusal, RequestRelay, Side};
-use tcp_over_http::net::ClientKey;
 use tcp_over_http::rules::Action;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -64,7 +63,7 @@ impl Gateway {
             return self.keep(slot, Kept::Nothing);
         };
         let (socket, moved) = (Rc::new(client), Rc::default());
-        let identity = ClientKey::of(self.rewriter.borrow().flow(slot).tuple.source);
+        let identity = self.neighbours.key(self.rewriter.borrow().flow(slot).tuple.source);
         let carried = HttpConnection {
             gateway: Rc::clone(self),
             slot,
