@@ -30,7 +30,10 @@
 //! Where a bound is reached, a flow of the client that has the most **yields** to one of a client that has fewer, and
 //! is closed; equals don't take from each other. A client's own flows yield to its new ones, but only after some time,
 //! which limits what a flood of SYNs can end. Where each client has only one flow being opened, the oldest yields to a
-//! client that has none, after the same time: source addresses may be forged. See `clients.rs` and [`FlowTable::open`].
+//! client that has none, after the same time: source addresses may be forged. For the same reason a
+//! [neighbour](crate::neighbours), which has its address, comes before those that may not have theirs: they give up
+//! flows that they open, until it opens a quarter of what one client may, and take none of these.
+//! See `clients.rs` and [`FlowTable::open`].
 //!
 //! A packet changes the state only if the kernel would accept it: if it has the expected sequence number (RFC 5961),
 //! which is tracked for each flow.
@@ -147,6 +150,8 @@ pub struct Flow {
     turn: Turn,
     /// ...and, in a free slot, whether no packet had that source, so that it need not rest.
     is_unseen: bool,
+    /// Whether its client was known as a neighbour when it was opened.
+    is_neighbour: bool,
     /// Whether packets find the flow; not once a newer flow has its tuple.
     hashed: bool,
 }

@@ -58,6 +58,7 @@
 //! | [`http`] | CONNECT, its replies, credentials, plain HTTP as requests for a proxy |
 //! | [`packet`] | checked views of packets, checksums, packets made from scratch |
 //! | [`tally`] | what is counted for each client |
+//! | [`neighbours`] | which addresses are one machine's |
 //! | [`net`], [`time`], [`json`], [`siphash`], `slots` | networks, time, JSON, the keyed hash, lists and a hash by slot number |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -73,6 +74,7 @@ pub mod flow;
 pub mod forward;
 pub mod http;
 pub mod json;
+pub mod neighbours;
 pub mod net;
 pub mod packet;
 pub mod rewrite;

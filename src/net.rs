@@ -21,19 +21,24 @@ pub enum Family {
     V6,
 }
 
-/// What counts as one client where clients share something: an IPv4 address, or an IPv6 /64, in which a machine may
-/// have any address.
+/// What counts as one client where clients share something, see [`Neighbours::key`](crate::neighbours::Neighbours::key).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientKey(pub(crate) u64);
 
 impl ClientKey {
-    /// The client with this address, IPv4 mapped.
+    /// The client of which only the address is known (IPv4 mapped): an IPv4 address, or an IPv6 /64, in which a machine
+    /// may have any address.
     pub const fn of(address: Ipv6Addr) -> Self {
         let bits = address.to_bits();
         match address.to_ipv4_mapped() {
             Some(ipv4) => Self(ipv4.to_bits() as u64), // not a client's /64, whose first 32 bits are not 0
             None => Self((bits >> 64) as u64),
         }
+    }
+
+    /// The client with this Ethernet address.
+    pub const fn machine([a, b, c, d, e, f]: [u8; 6]) -> Self {
+        Self(u64::from_be_bytes([0, 1, a, b, c, d, e, f])) // neither a client's /64 nor IPv4
     }
 }
 

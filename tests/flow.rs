@@ -243,6 +243,34 @@ fn a_thousand_clients_hold_one_each() {
     assert_eq!(squeeze(&mut table, many_tuples(9_000, 0), now), Err(Refusal::TooManyHeld));
 }
 
+/// Addresses that nobody may have hold all places, all of them young: a neighbour gets some, and they don't take them back.
+#[test]
+fn a_neighbour_comes_before_those_that_may_be_forged() {
+    let limits = Limits { flows: 1_000, held: 128, held_per_client: 64 };
+    let mut table = FlowTable::new(limits, 4, [1, 2]);
+    let mut now = Instant::default();
+    let of_neighbour = |port| many_tuples(0, port);
+    table.neighbours().replace(|add| add(of_neighbour(0).source, [2, 0, 0, 0, 0, 1]));
+    for client in 1..=128 {
+        assert!(squeeze(&mut table, many_tuples(2 * client, 0), now).is_ok());
+    }
+    let places: Vec<_> = (0..64).map(|port| squeeze(&mut table, of_neighbour(port), now)).collect();
+    assert_eq!(places.iter().filter(|place| place.is_ok()).count(), 16);
+    for first in [200, 400] {
+        assert_eq!(squeeze(&mut table, many_tuples(2 * first, 0), now), Err(Refusal::TooManyHeld));
+        now = now.plus(OPENED_SAFE);
+        for client in first..first + 112 {
+            assert!(squeeze(&mut table, many_tuples(2 * client, 0), now).is_ok());
+        }
+    }
+    assert!((0..16).all(|port| table.find(&of_neighbour(port)).is_some()));
+
+    // It has more than a few: others take from it.
+    table.limit_held(128, 16);
+    let before = table.find(&of_neighbour(0));
+    assert_eq!(squeeze(&mut table, many_tuples(999, 0), now).unwrap().1, before);
+}
+
 /// One that begins anew, again and again, is as old as it was at first.
 #[test]
 fn a_new_attempt_is_as_old() {

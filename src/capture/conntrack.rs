@@ -9,7 +9,8 @@ use core::net::{IpAddr, Ipv6Addr};
 use super::netlink::{self, Message};
 use super::nft::PROXIES;
 use super::{V4, V6};
-use crate::net::{ClientKey, mapped};
+use crate::neighbours::Neighbours;
+use crate::net::mapped;
 use crate::packet::Tuple;
 
 /// `NFNL_SUBSYS_CTNETLINK << 8` with `IPCTNL_MSG_CT_GET`, `IPCTNL_MSG_CT_DELETE`
@@ -140,12 +141,12 @@ fn tuple(attrs: &[u8]) -> Tuple {
 /// The connections to end when the table is nearly full: `count` at most, and at most half of those of the
 /// client with the most. Connections that have been idle for longer than that client's average come first.
 /// Reorders `entries`.
-pub fn yielding(entries: &mut [Entry], count: usize) -> &[Entry] {
+pub fn yielding<'a>(entries: &'a mut [Entry], count: usize, neighbours: &Neighbours) -> &'a [Entry] {
     let mut most: &mut [Entry] = &mut [];
     let mut rest = entries;
     while let Some(first) = rest.first() {
-        let client = ClientKey::of(first.tuple.source);
-        let its = bring_forward(rest, &|entry| ClientKey::of(entry.tuple.source) == client);
+        let client = neighbours.key(first.tuple.source);
+        let its = bring_forward(rest, &|entry| neighbours.key(entry.tuple.source) == client);
         let (its, others) = rest.split_at_mut(its);
         if its.len() > most.len() {
             most = its;
@@ -256,12 +257,12 @@ mod tests {
         let all: Vec<_> = others.chain(most).collect();
         let count_yielding = |count| {
             let mut entries = all.clone();
-            let entries = yielding(&mut entries, count);
+            let entries = yielding(&mut entries, count, &Neighbours::default());
             assert!(entries.iter().all(|entry| entry.tuple.source.segments()[..4] == [0x2001, 0xdb8, 0, 0]));
             entries.len()
         };
         assert_eq!([0, 3, 100].map(count_yielding), [0, 3, 5]);
-        assert!(yielding(&mut [], 3).is_empty());
+        assert!(yielding(&mut [], 3, &Neighbours::default()).is_empty());
     }
 
     /// If there are too few idle connections, busy ones follow.
@@ -269,8 +270,12 @@ mod tests {
     fn idle_ones_make_room_first() {
         let entry = |left| Entry { left, ..Entry::parse(&[]) };
         let all: Vec<_> = [7440, 90, 7440, 80, 7000, 7440, 7440, 60, 7300, 7440].map(entry).to_vec();
-        let left =
-            |count| yielding(&mut all.clone(), count).iter().map(|entry| entry.left).collect::<Vec<_>>();
+        let left = |count| {
+            yielding(&mut all.clone(), count, &Neighbours::default())
+                .iter()
+                .map(|entry| entry.left)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(left(2), [90, 80]);
         assert_eq!(left(9)[..3], [90, 80, 60]);
         assert_eq!(left(9).len(), 5);

@@ -114,7 +114,7 @@ pub static MAIN: &[Spec] = &[
         Number(16, 65000, One, |d, v| d.config.max_flows = v as u16)),
     live("max_dials", "512", "connections being opened, in all; with connect early only max_flows bounds them",
         Number(1, 65000, One, |d, v| d.config.max_dials = v as u16)),
-    live("max_dials_per_client", "128", "connections being opened for one client: an IPv4 address, or a /64 of IPv6; its oldest makes room",
+    live("max_dials_per_client", "128", "connections being opened for one client: an IPv4 address, or a machine by IPv6; its oldest makes room",
         Number(1, 65000, One, |d, v| d.config.max_dials_per_client = v as u16)),
     live("connect_timeout", "5", "time to connect to one address of a proxy",
         Number(1, 300, Seconds, |d, v| d.config.connect_timeout = secs(v))),

@@ -135,7 +135,8 @@ impl Dns {
     /// Answers all queries on a connection until the client ends it. `source` is the client, or `None` on the loopback.
     pub async fn serve(&self, socket: TcpStream, source: Option<Ipv6Addr>) {
         let Responder { context, server, .. } = &*self.responder;
-        let mut connection = server.connect(socket, source, context.now());
+        let key = context.neighbours.key(source.unwrap_or(Ipv6Addr::LOCALHOST));
+        let mut connection = server.connect(socket, source, key, context.now());
         poll_fn(|cx| connection.poll(cx, context.now(), &|query, client| self.ask(query, client))).await;
     }
 
@@ -183,8 +184,8 @@ impl Dns {
     fn ask(&self, message: &[u8], client: Client) {
         self.responder.count(|counters| counters.queries += 1);
         let now = self.responder.context.now();
-        if let Some(client) = client.key()
-            && !self.budgets.borrow_mut().take(client, now)
+        if let Some(key) = client.key(&self.responder.context.neighbours)
+            && !self.budgets.borrow_mut().take(key, now)
         {
             return self.responder.count(|counters| counters.limited += 1);
         }

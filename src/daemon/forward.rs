@@ -19,6 +19,7 @@ use tcp_over_http::capture::nft::{ALIVE, ANSWERED, HANDSHAKE, PROBE, TO_CLIENT};
 use tcp_over_http::config::{Config, Host};
 pub use tcp_over_http::forward::Taken;
 use tcp_over_http::forward::{Handshakes, Id, Outcome, Route, To};
+use tcp_over_http::neighbours::Neighbours;
 use tcp_over_http::net::{Family, mapped};
 use tcp_over_http::packet::vnet::{self, Header};
 use tcp_over_http::packet::{ACK, Packet, SYN, Transport, Tuple};
@@ -262,7 +263,7 @@ impl Forwarder {
 
     /// Retransmits what is due, gives the firewall a sign of life, and makes room in conntrack's table.
     /// Called about once a second.
-    pub fn tick(&self, now: Instant) {
+    pub fn tick(&self, neighbours: &Neighbours, now: Instant) {
         self.ticks.set((self.ticks.get() + 1) % SIGN);
         if self.ticks.get() == 0 {
             self.give_sign();
@@ -270,7 +271,7 @@ impl Forwarder {
         self.handshakes.borrow_mut().tick(now, &mut |route, to, packet| self.queue(route, to, packet));
         _ = self.flush();
         // Checked even if no connection has begun: none can, if the table is full.
-        if (self.has_begun.take() || self.ticks.get() == 0) && conntrack::make_room(self.mark) {
+        if (self.has_begun.take() || self.ticks.get() == 0) && conntrack::make_room(self.mark, neighbours) {
             self.has_begun.set(true);
             info!("connection tracking is nearly full: the client with the most made room");
         }

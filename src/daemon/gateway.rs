@@ -31,6 +31,7 @@ use tcp_over_http::capture::Path;
 use tcp_over_http::capture::conntrack::Entry;
 use tcp_over_http::config::{Config, ConnectMode};
 use tcp_over_http::flow::{Slot, State};
+use tcp_over_http::neighbours::Neighbours;
 use tcp_over_http::net::mapped;
 use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{Packet, vnet};
@@ -46,6 +47,7 @@ use crate::gateway::kept::{DialState, Kept, KeptFlows};
 use crate::gateway::loops::Loops;
 use crate::kernel::self_test::SelfTest;
 use crate::kernel::tun::Tun;
+use crate::netlink::neighbour;
 use crate::pause::Paused;
 use crate::relay::{Moved, Resources};
 use crate::sys;
@@ -57,6 +59,7 @@ pub struct Gateway {
     tun: Rc<Tun>,
     self_test: SelfTest,
     rewriter: RefCell<Rewriter>,
+    neighbours: Rc<Neighbours>,
     upstreams: RefCell<Rc<Upstreams>>,
     dns: Option<Rc<Dns>>,
     resources: Resources,
@@ -110,10 +113,12 @@ impl Gateway {
         paused: Rc<Paused>,
         mode: ConnectMode,
     ) -> Self {
+        neighbour::read(rewriter.neighbours());
         Self {
             clock,
             tun,
             self_test: SelfTest::new(rewriter.settings()),
+            neighbours: Rc::clone(rewriter.neighbours()),
             rewriter: RefCell::new(rewriter),
             upstreams: RefCell::new(upstreams),
             dns,
@@ -297,10 +302,13 @@ impl Gateway {
     /// Does what is due with time: tests, health checks, retransmissions, counting, and the end of flows that
     /// have waited too long. Called about once a second.
     pub fn handle_tick(self: &Rc<Self>, now: Instant) {
+        if self.neighbours.is_due(now) {
+            neighbour::read(&self.neighbours);
+        }
         self.self_test.tick(&self.tun);
         self.upstreams().tick(&mut |upstream, alarm| self.handle_alarm(upstream, alarm));
         if let Some(forwarder) = &self.forwarder {
-            forwarder.tick(now);
+            forwarder.tick(&self.neighbours, now);
             self.count_ended();
         }
         if let Some(dns) = &self.dns {

@@ -226,7 +226,14 @@ async fn set_up(config: &Config, restarted: bool) -> Result<(Rc<Gateway>, Captur
     let upstreams = Rc::new(Upstreams::new(config, clock).map_err(|error| error.to_string())?);
     let tun = Tun::open(&config.tun, config.offload);
     let tun = Rc::new(tun.map_err(|error| format!("{}: {error}", config.tun))?);
-    let dns = dns::Context::new(clock, Rc::clone(&upstreams), Rc::clone(&tun), Rc::clone(&paused));
+    let rewriter = Rewriter::new(rewriter_settings(config), limits(config), key);
+    let dns = dns::Context::new(
+        clock,
+        Rc::clone(&upstreams),
+        Rc::clone(&tun),
+        Rc::clone(&paused),
+        Rc::clone(rewriter.neighbours()),
+    );
     let dns = Dns::new(config, dns)?;
     let poller = Poller::new().map_err(no_event_loop)?;
     // Must be the last fallible step: it undoes itself only until it has succeeded.
@@ -237,7 +244,6 @@ async fn set_up(config: &Config, restarted: bool) -> Result<(Rc<Gateway>, Captur
     {
         dns.set_forwarding();
     }
-    let rewriter = Rewriter::new(rewriter_settings(config), limits(config), key);
     let pipes = Pipes::new(pipes, config.pipe_size);
     let resources = Resources { pipes, poller };
     let gateway = Rc::new(Gateway::new(

@@ -1,5 +1,6 @@
 //! The table of all flows: what each slot holds, and the moves between states.
 
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::net::Ipv6Addr;
 
@@ -8,7 +9,8 @@ use super::{
 };
 use crate::flow::clients::{ClientId, Clients, Group};
 use crate::flow::nat::{NatSources, Turn};
-use crate::net::{ClientKey, Family};
+use crate::neighbours::Neighbours;
+use crate::net::Family;
 use crate::packet::reject::Reject;
 use crate::packet::{ChecksumChange, Segment, Tuple};
 use crate::siphash::{self, Key};
@@ -78,6 +80,7 @@ pub struct FlowTable {
     /// How many flows are in each state.
     counts: [u16; 6],
     clients: Clients,
+    neighbours: Rc<Neighbours>,
     /// The flow that has yielded to the last new one.
     yielded: Option<Slot>,
 }
@@ -96,6 +99,7 @@ impl FlowTable {
             key,
             counts: [0; 6],
             clients: Clients::new(limits.flows, key),
+            neighbours: Rc::default(),
             yielded: None,
         }
     }
@@ -151,7 +155,12 @@ impl FlowTable {
 
     /// How many flows a client opens.
     pub fn opened(&self, client: Ipv6Addr) -> u16 {
-        self.clients.opened(self.clients.find(ClientKey::of(client)))
+        self.clients.opened(self.clients.find(self.neighbours.key(client)))
+    }
+
+    /// The neighbours, none of which are known at first: they tell clients apart.
+    pub const fn neighbours(&self) -> &Rc<Neighbours> {
+        &self.neighbours
     }
 
     /// Opens a flow for a client's SYN; it is held. A flow with the same tuple makes way: if it is live it lives on,
@@ -168,8 +177,9 @@ impl FlowTable {
         now: Instant,
         change: impl FnOnce(NatSource) -> ChecksumChange,
     ) -> Result<Slot, Refusal> {
-        let identity = ClientKey::of(tuple.source);
-        let mut yielding = self.yielding_opened(self.clients.find(identity), now)?;
+        let identity = self.neighbours.key(tuple.source);
+        let is_neighbour = self.neighbours.has(tuple.source);
+        let mut yielding = self.yielding_opened(self.clients.find(identity), is_neighbour, now)?;
         let (slot, turn) = match self.vacant(now) {
             Some(vacant) => vacant,
             None if self.first(State::Closed).is_some() => return Err(Refusal::TableFull),
@@ -216,6 +226,7 @@ impl FlowTable {
             last_syn: now.stamp(),
             turn,
             is_unseen: false,
+            is_neighbour,
             hashed: true,
         };
         match self.flows.get_mut(slot.index()) {
@@ -379,24 +390,64 @@ impl FlowTable {
     }
 
     /// The flow that yields to one that `client` is about to open, if too many are being opened.
-    fn yielding_opened(&self, client: Option<ClientId>, now: Instant) -> Result<Option<Slot>, Refusal> {
+    fn yielding_opened(
+        &self,
+        client: Option<ClientId>,
+        is_neighbour: bool,
+        now: Instant,
+    ) -> Result<Option<Slot>, Refusal> {
         let opened = self.clients.opened(client);
         let (from, refusal) = if self.count(State::Held) + self.count(State::Opening) >= self.limits.held {
             let most = self.clients.most_opened();
-            (donor(client, opened, most, self.clients.opened(most)), Refusal::TooManyHeld)
+            let has_most = self.clients.opened(most);
+            let from = donor(client, opened, most, has_most);
+            let few = self.limits.held_per_client / 4;
+            let from = match is_neighbour {
+                true if from == client && opened < few => {
+                    if let Some(slot) = self.oldest_opened(true, now) {
+                        return Ok(Some(slot));
+                    }
+                    from
+                }
+                false if from != client && has_most <= few && self.is_of_neighbour(from) => None,
+                _ => from,
+            };
+            (from, Refusal::TooManyHeld)
         } else if opened >= self.limits.held_per_client {
             (client, Refusal::TooManyHeldByClient)
         } else {
             return Ok(None);
         };
         // All have one each, as where a machine sends SYNs in the name of many.
-        let of_all = || {
-            let heads = [State::Held, State::Opening].into_iter().filter_map(|state| self.first(state));
-            heads.max_by_key(|slot| self.get(*slot).since.age(now))
-        };
+        let of_all = || self.oldest_opened(!is_neighbour, now).or_else(|| self.oldest_opened(false, now));
         let oldest = from.and_then(|from| self.clients.first(from, Group::Opened)).map(Slot).or_else(of_all);
-        let is_safe = |slot| from == client && self.get(slot).since.age(now) < OPENED_SAFE;
+        let is_safe =
+            |slot| (from == client || from.is_none()) && self.get(slot).since.age(now) < OPENED_SAFE;
         oldest.filter(|slot| !is_safe(*slot)).map(Some).ok_or(refusal)
+    }
+
+    /// Whether the client was known as a neighbour when it opened its oldest flow.
+    fn is_of_neighbour(&self, client: Option<ClientId>) -> bool {
+        let flow = client.and_then(|client| self.clients.first(client, Group::Opened));
+        flow.is_some_and(|flow| self.get(Slot(flow)).is_neighbour)
+    }
+
+    /// The oldest flow being opened, or with `of_stranger` the oldest of those whose client is no neighbour.
+    fn oldest_opened(&self, of_stranger: bool, now: Instant) -> Option<Slot> {
+        let first = |state| {
+            let mut at = self.first(state);
+            while let Some(slot) = at
+                && of_stranger
+                && self.get(slot).is_neighbour
+            {
+                at = self.slots.next(slot.0).map(Slot);
+            }
+            at
+        };
+        [State::Held, State::Opening]
+            .into_iter()
+            .filter_map(first)
+            .max_by_key(|slot| self.get(*slot).since.age(now))
     }
 
     /// The flow that yields to one that `client` is about to open in a full table: roughly the one that has been silent

@@ -1,10 +1,12 @@
 //! The rewriter itself: its state, and what the daemon asks and tells it about flows.
 
+use alloc::rc::Rc;
 use core::net::Ipv6Addr;
 
 use super::{Counters, DropReason, Settings, Verdict};
 use crate::flow::subnet::Subnet;
 use crate::flow::{Flow, FlowTable, Limits, Slot, State};
+use crate::neighbours::Neighbours;
 use crate::net::Family;
 use crate::packet::reject::Reject;
 use crate::packet::{Tuple, vnet};
@@ -104,6 +106,11 @@ impl Rewriter {
     /// How many flows are in `state`.
     pub const fn count(&self, state: State) -> u16 {
         self.flows.count(state)
+    }
+
+    /// The neighbours, to be filled by the caller.
+    pub const fn neighbours(&self) -> &Rc<Neighbours> {
+        self.flows.neighbours()
     }
 
     /// See [`FlowTable::held_to`].

@@ -16,10 +16,11 @@ from lab.dnsservers import PORT, RECORDS, Dnsmasq, Unbound
 from lab.faultproxy import FaultProxy
 from lab.forward import ends, forward, hard, middles, strays  # noqa: F401
 from lab.gateway import PATH, Gateway, upstream
-from lab.netns import PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_LAN6, SERVER, SERVER6
+from lab.netns import MACHINE6, PROXY, PROXY6, RESOLVER, ROUTER_LAN, ROUTER_LAN6, ROUTER_MACHINE6, SERVER, SERVER6
 from lab.plain import opened  # noqa: F401
 from lab.proxies import HonestProxy
 from lab.servers import WebServer
+from lab.wait import until
 
 # The daemon's options to capture all.
 CAPTURE_ALL = ("--auto-route", "1")
@@ -85,6 +86,21 @@ def router(network):
 @pytest.fixture
 def internet(network):
     return network.internet
+
+
+@pytest.fixture
+def machine6(client, router):
+    """The IPv6 address of a second machine in the LAN's /64."""
+    client.run("ip", "link", "add", "lan2", "type", "veth", "peer", "name", "lan2", "netns", router.name)
+    for space, own, other in ((client, MACHINE6, ROUTER_MACHINE6), (router, ROUTER_MACHINE6, MACHINE6)):
+        space.run("ip", "link", "set", "lan2", "up")
+        space.run("ip", "addr", "add", f"{own}/128", "dev", "lan2", "nodad", "preferred_lft", "0")
+        space.run("ip", "route", "add", f"{other}/128", "dev", "lan2")
+    client.run("ip", "route", "add", "default", "via", ROUTER_MACHINE6, "dev", "lan2", "table", "9")
+    client.run("ip", "-6", "rule", "add", "from", MACHINE6, "table", "9")
+    until(lambda: client.run("ping", "-c1", "-W0.2", "-I", MACHINE6, ROUTER_MACHINE6, check=False).returncode == 0,
+          "it is there")
+    return MACHINE6
 
 
 @pytest.fixture(params=[4, 6], ids=["v4", "v6"])

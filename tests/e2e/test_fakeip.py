@@ -329,14 +329,12 @@ def test_more_names_than_the_table_has(fakeip, proxy, client, router):
 @pytest.mark.parametrize("hold", [0, 2100], ids=["asks", "holds"])
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["v4", "v6"])
 @pytest.mark.parametrize("is_behind", [False, True], ids=["captured", "dnsmasq"])
-def test_one_client_leaves_names_to_others(fakeip, client, router, internet, lan, is_behind, family, hold):
+def test_one_client_leaves_names_to_others(fakeip, client, machine6, internet, lan, is_behind, family, hold):
     """One asks for new names without end, and has connections to many; another's new names are good."""
     if family == socket.AF_INET:
         resolver, attacker, other = (ROUTER_LAN if is_behind else ELSEWHERE), CLIENT_OTHER, CLIENT
     else:
-        resolver, attacker, other = (ROUTER_LAN6 if is_behind else ELSEWHERE6), CLIENT6_OTHER, "fd01:0:0:2::2"
-        for space, address in ((client, other), (router, "fd01:0:0:2::1")):  # another /64, so another client
-            space.run("ip", "addr", "add", f"{address}/64", "dev", "lan", "nodad", "preferred_lft", "0")
+        resolver, attacker, other = (ROUTER_LAN6 if is_behind else ELSEWHERE6), CLIENT6_OTHER, machine6
     far = internet.popen(sys.executable, LOAD, "proxy", PROXY, "3128")
     fakeip(log_level="info")
     attack = client.popen(sys.executable, ATTACK, attacker, resolver, hold, stdout=subprocess.PIPE, text=True)

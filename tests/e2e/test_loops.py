@@ -11,6 +11,7 @@ from lab.faultproxy import OK, reply
 from lab.gateway import upstream
 from lab.netns import CLIENT, CLIENT6, CLIENT6_OTHER, CLIENT_OTHER, ROUTER_LAN, SERVER, SERVER6, finish_connect
 from lab.wait import until
+from lab.wire import TCP, Wire
 
 # Of a refused loop, as against minutes.
 SOON = 15
@@ -52,6 +53,22 @@ def test_a_proxy_that_is_captured(gateway, fault_proxy, network, where):
     daemon.wait_log("set local '0'" if where == "router" else f"client_bypass '{source}'")
     until(lambda: daemon.status()["flows"]["held"] == 0, "nothing of it is left")
     assert daemon.status()["flows"]["looped"]
+
+
+def test_a_client_that_guesses(gateway, proxy, client, router):
+    """It opens what looks like a loop, and then connects in another's name to all addresses that the proxy may be asked for."""
+    daemon = gateway(log_level="info")
+    wire = Wire(client, router, SERVER)
+    for port in range(16):
+        wire.send(wire.ip() / TCP(sport=40_000 + port, dport=443, flags="S", seq=1))
+    asked = [proxy.accept_request().target for _ in range(17)]
+    nonce = int(next(target for target in asked if not target.startswith(SERVER)).split(":")[0].split(".")[3])
+    wire.source = CLIENT_OTHER
+    for last in [*range(nonce - 9 if nonce > 8 else nonce + 9, nonce, 1 if nonce > 8 else -1), nonce]:
+        wire.server = f"198.51.100.{last}"
+        wire.send(wire.ip() / TCP(sport=50_000 + last, dport=443, flags="S", seq=1))
+    assert [proxy.accept_request().target for _ in range(10)][-1] == f"198.51.100.{nonce}:443"
+    assert daemon.status()["flows"]["looped"] == 0
 
 
 def test_a_busy_client_is_none(gateway, proxy, client, server):

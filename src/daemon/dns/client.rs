@@ -4,6 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Weak;
 
 use tcp_over_http::dns::Query;
+use tcp_over_http::neighbours::Neighbours;
 use tcp_over_http::net::ClientKey;
 use tcp_over_http::packet::Tuple;
 
@@ -37,9 +38,9 @@ impl Client {
         }
     }
 
-    /// The same, as far as others share with it.
-    pub fn key(&self) -> Option<ClientKey> {
-        self.source().map(ClientKey::of)
+    /// As who it counts where clients share something.
+    pub fn key(&self, neighbours: &Neighbours) -> Option<ClientKey> {
+        self.source().map(|source| neighbours.key(source))
     }
 
     /// The most bytes that a response may have.
@@ -57,6 +58,8 @@ pub struct Waiter {
     pub query: Box<[u8]>,
     /// Who asked.
     pub client: Client,
+    /// As who this counts.
+    pub key: Option<ClientKey>,
 }
 
 /// All clients that wait, each with a number.
@@ -69,8 +72,8 @@ pub struct Waiters {
 impl Waiters {
     /// Adds one and returns its number; gives it back if there are too many.
     pub fn add(&mut self, waiter: Waiter) -> Result<u32, Waiter> {
-        let key = waiter.client.key();
-        let is_same = |other: &&Waiter| other.client.key() == key;
+        let key = waiter.key;
+        let is_same = |other: &&Waiter| other.key == key;
         if key.is_some() && self.places.iter().flatten().filter(is_same).count() >= MAX_WAITERS_OF_ONE {
             return Err(waiter);
         }
@@ -99,26 +102,23 @@ impl Waiters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tcp_over_http::dns::PORT;
 
     #[test]
     fn a_network_client_leaves_places_to_others() {
-        let [one, again, other] = ["fd00::1", "fd00::2", "fd00:0:0:1::1"].map(|text| text.parse().unwrap());
-        let packet = |source| {
-            Client::Packet(Tuple { source, destination: other, source_port: 1, destination_port: PORT })
-        };
-        let mut waiters = Waiters::default();
-        let mut add = |client| waiters.add(Waiter { query: Box::default(), client }).ok();
-        for _ in 0..MAX_WAITERS_OF_ONE {
-            assert!(add(packet(one)).is_some());
-        }
-        assert!(add(packet(one)).is_none() && add(packet(again)).is_none() && add(packet(other)).is_some());
+        let [one, other] = [1, 2].map(|nth| Some(ClientKey::machine([2, 0, 0, 0, 0, nth])));
         let loopback = SocketAddr::from(([127, 0, 0, 1], 5000));
+        let waiter = |key| Waiter { query: Box::default(), client: Client::Udp(0, loopback), key };
+        let mut waiters = Waiters::default();
+        let mut add = |key| waiters.add(waiter(key)).ok();
+        for _ in 0..MAX_WAITERS_OF_ONE {
+            assert!(add(one).is_some());
+        }
+        assert!(add(one).is_none() && add(other).is_some());
         for _ in 0..2 * MAX_WAITERS_OF_ONE {
-            assert!(add(Client::Udp(0, loopback)).is_some());
+            assert!(add(None).is_some());
         }
         waiters.take(0);
-        let mut add = |client| waiters.add(Waiter { query: Box::default(), client }).ok();
-        assert_eq!((add(packet(one)), add(packet(one))), (Some(0), None));
+        let mut add = |key| waiters.add(waiter(key)).ok();
+        assert_eq!((add(one), add(one)), (Some(0), None));
     }
 }

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use tcp_over_http::neighbours::Neighbours;
 use tcp_over_http::net::Family;
 use tcp_over_http::packet::{Tuple, builder};
 use tcp_over_http::time::Instant;
@@ -21,12 +22,20 @@ pub struct Context {
     forwards: Cell<bool>,
     /// Which clients go out directly during a pause.
     pub paused: Rc<Paused>,
+    /// Tells clients apart.
+    pub neighbours: Rc<Neighbours>,
 }
 
 impl Context {
     /// Opens tunnels with `upstreams`, and sends datagrams on `tun`.
-    pub fn new(clock: Clock, upstreams: Rc<Upstreams>, tun: Rc<Tun>, paused: Rc<Paused>) -> Self {
-        Self { clock, upstreams: RefCell::new(upstreams), tun, forwards: Cell::default(), paused }
+    pub fn new(
+        clock: Clock,
+        upstreams: Rc<Upstreams>,
+        tun: Rc<Tun>,
+        paused: Rc<Paused>,
+        neighbours: Rc<Neighbours>,
+    ) -> Self {
+        Self { clock, upstreams: RefCell::new(upstreams), tun, forwards: Cell::default(), paused, neighbours }
     }
 
     /// From now on the kernel forwards a connection if a proxy has an address of its family.

@@ -80,7 +80,8 @@ impl Responder {
     /// Adds a client that waits for [`Responder::relay`] or [`Responder::fail`]. Returns its number, or gives it back
     /// if too many wait.
     pub fn wait(&self, message: &[u8], client: Client) -> Result<u32, Client> {
-        let waiter = Waiter { query: message.into(), client };
+        let key = client.key(&self.context.neighbours);
+        let waiter = Waiter { query: message.into(), client, key };
         self.waiters.borrow_mut().add(waiter).map_err(|waiter| waiter.client)
     }
 
@@ -148,7 +149,7 @@ impl Responder {
 
     fn end_wait(&self, waiter: u32, respond: &dyn Fn(&Query, &Client)) {
         let waiter = self.waiters.borrow_mut().take(waiter);
-        if let Some(Waiter { query, client }) = waiter
+        if let Some(Waiter { query, client, .. }) = waiter
             && let Ok(query) = Query::parse(&query)
         {
             respond(&query, &client);

@@ -81,10 +81,16 @@ impl Server {
         Poll::Pending
     }
 
-    /// Takes a connection. `source` is the client, or `None` on the loopback.
-    pub fn connect(&self, socket: TcpStream, source: Option<Ipv6Addr>, now: Instant) -> ClientConnection {
+    /// Takes a connection. `source` is the client, or `None` on the loopback; it counts as `key`.
+    pub fn connect(
+        &self,
+        socket: TcpStream,
+        source: Option<Ipv6Addr>,
+        key: ClientKey,
+        now: Instant,
+    ) -> ClientConnection {
         let stream = Rc::new(Stream::new(socket, Vec::new(), MAX_QUERY, now));
-        self.add(&stream, ClientKey::of(source.unwrap_or(Ipv6Addr::LOCALHOST)), now);
+        self.add(&stream, key, now);
         ClientConnection { stream, source, is_over: false }
     }
 

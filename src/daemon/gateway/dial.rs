@@ -8,7 +8,6 @@ use tcp_over_http::config::ConnectMode;
 use tcp_over_http::dns::PORT;
 use tcp_over_http::flow::{Slot, State};
 use tcp_over_http::http::connect::Target;
-use tcp_over_http::net::ClientKey;
 use tcp_over_http::packet::reject::Reject;
 use tcp_over_http::packet::{Tuple, vnet};
 use tcp_over_http::rules::Action;
@@ -48,7 +47,7 @@ impl Gateway {
             self.keep(slot, Kept::Parked(Box::new(parked)));
             return self.release(slot, frame, now);
         }
-        let client = ClientKey::of(tuple.source);
+        let client = self.neighbours.key(tuple.source);
         let name = match self.dns.as_ref().map(|dns| dns.meaning(target.ip(), client)) {
             Some(Meaning::Name(name, lease)) => {
                 debug!("{slot}: {} is {name}", target.ip());

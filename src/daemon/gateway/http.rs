@@ -20,7 +20,6 @@ use tcp_over_http::flow::Slot;
 use tcp_over_http::http::connect::Target;
 use tcp_over_http::http::login::Authorization;
 use tcp_over_http::http::relay::{Next, Refusal, RequestRelay, Side};
-use tcp_over_http::net::ClientKey;
 use tcp_over_http::rules::Action;
 use tcp_over_http::upstream::choice::Admission;
 use tokio::io::Interest;
@@ -66,7 +65,7 @@ impl Gateway {
             return self.keep(slot, Kept::Nothing);
         };
         let (socket, moved) = (Rc::new(client), Rc::default());
-        let identity = ClientKey::of(self.rewriter.borrow().flow(slot).tuple.source);
+        let identity = self.neighbours.key(self.rewriter.borrow().flow(slot).tuple.source);
         let carried = HttpConnection {
             gateway: Rc::clone(self),
             slot,

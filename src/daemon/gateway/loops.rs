@@ -3,7 +3,7 @@
 //!
 //! Many connections of one client to one server that wait for the proxy may be a loop, or a busy client. To
 //! find out, the daemon asks the proxy for an address that nobody else asks for. Whoever then connects to
-//! that address is the proxy.
+//! that address is the proxy; unless somebody has tried others before, to have another client taken for the proxy.
 
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -28,7 +28,8 @@ const TTL: u32 = 60_000;
 /// The last test, and its result.
 #[derive(Default)]
 pub struct Loops {
-    /// The address that the proxy was last asked for, and when.
+    /// The address that the proxy was last asked for, or one that nobody can connect to if somebody tries to guess it;
+    /// and when it was asked for.
     asked: Cell<Option<(Ipv6Addr, Instant)>>,
     /// The source of a proxy's connections, and when it was found.
     proxy: Cell<Option<(Ipv6Addr, Instant)>>,
@@ -39,7 +40,14 @@ impl Gateway {
     pub(super) fn is_loop(self: &Rc<Self>, tuple: &Tuple, target: SocketAddr, now: Instant) -> bool {
         let loops = &self.loops;
         let asked = loops.asked.get().filter(|(_, at)| now.since(*at) < TEST_INTERVAL);
-        if asked.is_some_and(|(address, _)| address == mapped(target.ip())) {
+        let wanted = mapped(target.ip());
+        if let Some((address, at)) = asked
+            && address != wanted
+            && (address.to_bits() ^ wanted.to_bits()) >> 8 == 0
+        {
+            loops.asked.set(Some((Ipv6Addr::UNSPECIFIED, at)));
+        }
+        if asked.is_some_and(|(address, _)| address == wanted) {
             loops.proxy.set(Some((tuple.source, now)));
             let source = tuple.source.to_canonical();
             match self.rewriter.borrow().settings().is_own(tuple) {

@@ -8,6 +8,7 @@ use tcp_over_http::capture::conntrack::{BODY, CTA_MARK, DESTROYED, Entry, yieldi
 use tcp_over_http::capture::netlink::{self, Message};
 use tcp_over_http::capture::nft::{HANDSHAKE, PROXIES, RELEASED, STATES};
 use tcp_over_http::config::MARK_MASK;
+use tcp_over_http::neighbours::Neighbours;
 use tcp_over_http::packet::Tuple;
 
 use super::{Error, Socket};
@@ -98,12 +99,12 @@ pub fn tracked() -> Option<(u32, u32)> {
 
 /// If the table is more than seven eighths full, forgets connections with this mark of the client that has the most:
 /// whoever sends a packet of one is then reset. Returns whether that was necessary.
-pub fn make_room(mark: u32) -> bool {
+pub fn make_room(mark: u32, neighbours: &Neighbours) -> bool {
     let Some((count, max)) = tracked().filter(|(count, max)| *count > max - max / 8) else {
         return false;
     };
     let mut entries = forwarded(mark).unwrap_or_default();
-    let yielding = yielding(&mut entries, (count - (max - max / 4)) as usize);
+    let yielding = yielding(&mut entries, (count - (max - max / 4)) as usize, neighbours);
     yielding.iter().for_each(|entry| _ = forget(&entry.tuple));
     !yielding.is_empty()
 }

@@ -1,8 +1,10 @@
-//! Where a client is.
+//! Where clients are.
 
 use std::net::IpAddr;
 
 use tcp_over_http::capture::{link, neighbour};
+use tcp_over_http::neighbours::Neighbours;
+use tcp_over_http::net::mapped;
 use tcp_over_http::rules::Neighbour;
 
 use super::{Error, Socket};
@@ -17,11 +19,29 @@ pub fn find(client: IpAddr, mark: u32) -> Neighbour {
     found
 }
 
+/// Reads all neighbours.
+pub fn read(neighbours: &Neighbours) {
+    neighbours.replace(|add| {
+        let list = Socket::open(libc::NETLINK_ROUTE).map_err(Error::from).and_then(|mut socket| {
+            socket.list(neighbour::list(), &mut |received| {
+                if let Some((address, mac)) = neighbour::read(received.body) {
+                    add(address, mac);
+                }
+            })
+        });
+        if let Err(error) = list {
+            debug!("neighbours: {error}");
+        }
+    });
+}
+
 fn ask(client: IpAddr, mark: u32, found: &mut Neighbour) -> Result<(), Error> {
     let mut socket = Socket::open(libc::NETLINK_ROUTE)?;
-    socket.list(neighbour::list(client), &mut |received| {
-        if let Some(mac) = neighbour::mac(received.body, client) {
-            found.mac = Some(mac);
+    socket.list(neighbour::list(), &mut |received| {
+        if let Some((address, mac)) = neighbour::read(received.body)
+            && address == mapped(client)
+        {
+            found.mac = Some(neighbour::text(mac));
         }
     })?;
     let mut index = None;

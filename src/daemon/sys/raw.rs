@@ -15,6 +15,10 @@ const IPV6_HDRINCL: c_int = 36;
 /// The most packets that one call sends.
 const BATCH: usize = 16;
 
+/// Bytes that may wait to be sent, as the kernel counts them. A packet waits for seconds, if nobody has its address: those
+/// to a thousand addresses that somebody has forged must leave room for others.
+const SEND_BUFFER: c_int = 2 << 20;
+
 /// A raw socket of one family (raw(7), `IPPROTO_RAW`), and the packets queued to be sent together. Opening it needs
 /// CAP_NET_RAW.
 pub struct RawSocket {
@@ -60,6 +64,7 @@ impl RawSocket {
         }
         // It is never read.
         set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, 0)?;
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER)?;
         Ok(Self { socket, bytes: Vec::new(), packets: Vec::new() })
     }
 

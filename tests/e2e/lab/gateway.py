@@ -132,7 +132,7 @@ class Gateway:
         for number in ("-4", "-6"):
             left += [rule for rule in self.router.ip(number, "rule", "show") if rule["priority"] not in DEFAULT_RULES]
             left += self.router.ip(number, "route", "show", "table", TABLE, check=False)
-        left += [link for link in self.router.ip("link", "show") if link["ifname"] not in ("lo", "lan", "wan")]
+        left += [link for link in self.router.ip("link", "show") if link["ifname"] not in ("lo", "lan", "lan2", "wan")]
         # Of the firewall's tables a chain for NAT may stay, for connections that the kernel goes on to forward.
         left += [text for text in tables(self.router) if text and (PATH == "relay" or "forward" in text)]
         return left

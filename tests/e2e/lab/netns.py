@@ -32,6 +32,8 @@ from lab.wait import WAIT, until
 
 CLIENT, CLIENT_OTHER, ROUTER_LAN = "10.1.0.2", "10.1.0.3", "10.1.0.1"
 CLIENT6, CLIENT6_OTHER, ROUTER_LAN6 = "fd01::2", "fd01::3", "fd01::1"
+# A second machine in the same /64, behind a device of its own; only with the fixture machine6.
+MACHINE6, ROUTER_MACHINE6 = "fd01::9", "fd01::98"
 ROUTER_WAN, ROUTER_WAN6 = "100.64.0.1", "2001:db8:a::1"
 INTERNET, INTERNET6 = "100.64.0.2", "2001:db8:a::2"
 PROXY, PROXY6 = "192.0.2.10", "2001:db8:c::10"
