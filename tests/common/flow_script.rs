@@ -342,7 +342,8 @@ impl Model {
                 false => from_any || identity == client,
             }
         };
-        let age = |entry: &Entry| self.now - entry.since;
+        // As the table's stamps have it: a flow that has been silent for longer than 49 days looks younger.
+        let age = |entry: &Entry| Instant::from_millis(entry.since).stamp().age(self.instant());
         let Some(slot) = yielded else {
             let refusal = match (too_many, of_client) {
                 (true, _) => Refusal::TooManyHeld,
@@ -357,7 +358,7 @@ impl Model {
                 assert!(!from_other);
                 let own = self.entries.iter().filter(|entry| entry.is_opened() && is_donor(entry));
                 let oldest = own.min_by_key(|entry| entry.entered);
-                assert!(oldest.is_none_or(|oldest| age(oldest) < OPENED_SAFE as u64));
+                assert!(oldest.is_none_or(|oldest| age(oldest) < OPENED_SAFE));
             }
             return;
         };
@@ -377,10 +378,10 @@ impl Model {
         }
         if of_group {
             assert!(entry.is_opened());
-            assert!(from_other || age(entry) >= OPENED_SAFE as u64);
+            assert!(from_other || age(entry) >= OPENED_SAFE);
         } else {
             assert!(counted(entry));
-            assert!(from_other || age(entry) >= IDLE_SAFE as u64);
+            assert!(from_other || age(entry) >= IDLE_SAFE);
             if donated.clone().filter(|other| other.is_established()).count() <= 8 {
                 let silent = |other: &Entry| other.is_established() && age(other) > age(entry);
                 assert!(!donated.any(silent), "another is more silent");
