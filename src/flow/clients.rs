@@ -1,7 +1,8 @@
 //! Who has how many flows.
 //!
 //! # Theory of operation
-//! A client is an IPv4 address, an IPv6 neighbour or an IPv6 /64 (see [`crate::neighbours`]). Its flows form two groups, each a list: those being **opened** (held or opening) and those **established** (live or closing).
+//! A client is an IPv4 address, an IPv6 neighbour or an IPv6 /64 (see [`crate::neighbours`]). Its flows form two groups,
+//! each a list: those being **opened** (held or opening) and those **established** (live or closing).
 //! Clients are ranked twice, by the number of flows they open and by the number they have in all, so that the one with
 //! the most is known at once: its flows make room for those of others.
 //!
