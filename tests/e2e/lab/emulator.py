@@ -24,13 +24,15 @@ def capture(router, tun, table, options):
     options = [str(option) for option in options]
     pairs = list(itertools.pairwise(options))
     families = (4,) if ("--ipv6", "0") in pairs else (4, 6)
-    selectors = ["iif lan ipproto tcp", "iif lo ipproto tcp"]
-    if ("--quic", "direct") not in pairs:
-        selectors.append("iif lan ipproto udp dport 443")
-    if ("--non-tcp", "reject") in pairs:
-        selectors.append("iif lan")
-    if "--dns" in options:
-        selectors.append("iif lan ipproto udp dport 53")
+    selectors = ["iif lo ipproto tcp"]
+    for device in ("lan", "lan2"):  # also if it does not exist
+        selectors.append(f"iif {device} ipproto tcp")
+        if ("--quic", "direct") not in pairs:
+            selectors.append(f"iif {device} ipproto udp dport 443")
+        if ("--non-tcp", "reject") in pairs:
+            selectors.append(f"iif {device}")
+        if "--dns" in options:
+            selectors.append(f"iif {device} ipproto udp dport 53")
     for family in families:
         rules = ["lookup main suppress_prefixlength 0", f"iif lo to {PROXIES[family]} lookup main"]
         rules += [f"{selector} lookup {table}" for selector in selectors]
