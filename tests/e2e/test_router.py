@@ -478,6 +478,7 @@ def test_direct_lets_out_what_no_daemon_takes(box, honest, client, fetch):
     box.procd.send_signal(signal.SIGSTOP)  # it would start another one, which resets what runs directly
     os.kill(old, signal.SIGKILL)
     until(lambda: ") Z " in Path(f"/proc/{old}/stat").read_text(), "it is gone")
+    until(lambda: fetch(client, SERVER)[0], "its last sign of life is forgotten")  # on the forward path, ten seconds
     assert_fetched(fetch, client)  # by nobody
     box.procd.send_signal(signal.SIGCONT)
 
