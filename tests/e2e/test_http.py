@@ -10,7 +10,7 @@ from lab.dnsservers import NAME, PORT, dig
 from lab.faultproxy import OK, reply
 from lab.gateway import PATH, upstream
 from lab.netns import RESOLVER, SERVER, SERVER6, literal
-from lab.plain import ALWAYS, DONE, absolute, get, receive, rest
+from lab.plain import ALWAYS, DONE, WRONG, absolute, get, receive, rest
 from lab.servers import Resolver
 from lab.wait import WAIT
 
@@ -332,7 +332,7 @@ def test_wrong_credentials_are_sent_and_said_once(gateway, client, proxy):
     connection = proxy.accept()
     near.sendall(get(SERVER))
     assert b"\r\nProxy-Authorization: Basic " in receive(connection.sock)
-    connection.send(b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=r\r\nContent-Length: 0\r\n\r\n")
+    connection.send(WRONG)
     assert rest(near).startswith(b"HTTP/1.1 502 ")
     assert connection.sock.recv(100) == b""
     for port in 80, 443, 80:

@@ -13,7 +13,7 @@ import pytest
 from lab.faultproxy import OK, reply, reset
 from lab.gateway import upstream
 from lab.netns import CLIENT_OTHER, PROXY_OTHER, RESOLVER, SERVER, literal
-from lab.plain import ALWAYS, DONE, absolute, get, receive, rest
+from lab.plain import ALWAYS, DONE, WRONG, absolute, get, receive, rest
 from lab.wait import WAIT
 
 POST = f"POST / HTTP/1.1\r\nHost: {SERVER}\r\n"
@@ -247,18 +247,23 @@ def test_who_connects_in_advance_sends_no_password(gateway, client, proxy):
         assert receive(near, DONE) == DONE
 
 
-def test_a_wrong_password_is_sent_once_by_requests_too(gateway, client, proxy):
-    gateway(*ALWAYS, upstreams=[upstream(user="me")])
-    opened = [(client.connect(SERVER, 80), proxy.accept()) for _ in range(6)]
+def assert_one_sends_the_password(opened):
+    """Of requests on all of these connections the proxy gets one, and refuses its password: all fail."""
     for near, _ in opened:
         near.sendall(get(SERVER))
     [ready], _, _ = select.select([connection.sock for _, connection in opened], [], [], WAIT)
     receive(ready)
-    ready.sendall(b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=r\r\nContent-Length: 0\r\n\r\n")
+    ready.sendall(WRONG)
     for near, connection in opened:
         assert rest(near).startswith(b"HTTP/1.1 502 ")
         with contextlib.suppress(ConnectionResetError):
             assert connection.sock.recv(1) == b""
+
+
+def test_a_wrong_password_is_sent_once_by_requests_too(gateway, client, proxy):
+    gateway(*ALWAYS, upstreams=[upstream(user="me")])
+    opened = [(client.connect(SERVER, 80), proxy.accept()) for _ in range(6)]
+    assert_one_sends_the_password(opened)
     assert not proxy.pending()
 
 
@@ -273,15 +278,7 @@ def test_a_port_is_refused_before_anybody_looks_at_the_password(gateway, client,
     near.settimeout(WAIT)
     for _ in range(3):
         opened.append((client.connect(SERVER, 80), proxy.accept()))
-    for near, _ in opened:
-        near.sendall(get(SERVER))
-    [ready], _, _ = select.select([connection.sock for _, connection in opened], [], [], WAIT)
-    receive(ready)
-    ready.sendall(b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=r\r\nContent-Length: 0\r\n\r\n")
-    for near, connection in opened:
-        assert rest(near).startswith(b"HTTP/1.1 502 ")
-        with contextlib.suppress(ConnectionResetError):
-            assert connection.sock.recv(1) == b""
+    assert_one_sends_the_password(opened)
     assert {client.connect_errno(SERVER, port) for port in (80, 443)} == {errno.EHOSTUNREACH}
     assert not proxy.pending()
 
@@ -325,7 +322,7 @@ def test_another_proxy_gets_what_one_has_failed(gateway, client, fault_proxy, fa
         connection = bad.accept()
         receive(connection.sock)
         if fault == "407":
-            connection.send(b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=r\r\nContent-Length: 0\r\n\r\n")
+            connection.send(WRONG)
         connection.close()
     for _ in range(2):
         connection = good.accept()

@@ -8,7 +8,7 @@ import pytest
 from lab.faultproxy import reply
 from lab.gateway import upstream
 from lab.netns import PROXY_OTHER, SERVER
-from lab.plain import ALWAYS, DONE, absolute, get, receive
+from lab.plain import ALWAYS, DONE, WRONG, absolute, get, receive
 from lab.wait import until
 
 OTHER = f"{PROXY_OTHER}:3128"
@@ -117,7 +117,7 @@ def test_a_new_password_counts_for_connections_that_are_kept(configured, client,
     configured.reload("changed", main=always, upstreams=[upstream(user="you")])
     near.sendall(get(SERVER, "/2"))
     assert receive(connection.sock) == old.replace(b"/1", b"/2", 1)
-    connection.send(b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=r\r\nContent-Length: 0\r\n\r\n")
+    connection.send(WRONG)
     connection.close()
     connection = proxy.accept()
     new = receive(connection.sock)

@@ -1,6 +1,6 @@
 //! Where clients are.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use tcp_over_http::capture::{link, neighbour};
 use tcp_over_http::neighbours::Neighbours;
@@ -22,25 +22,26 @@ pub fn find(client: IpAddr, mark: u32) -> Neighbour {
 /// Reads all neighbours.
 pub fn read(neighbours: &Neighbours) {
     neighbours.replace(|add| {
-        let list = Socket::open(libc::NETLINK_ROUTE).map_err(Error::from).and_then(|mut socket| {
-            socket.list(neighbour::list(), &mut |received| {
-                if let Some((address, mac)) = neighbour::read(received.body) {
-                    add(address, mac);
-                }
-            })
-        });
-        if let Err(error) = list {
+        let socket = Socket::open(libc::NETLINK_ROUTE).map_err(Error::from);
+        if let Err(error) = socket.and_then(|mut socket| list(&mut socket, add)) {
             debug!("neighbours: {error}");
         }
     });
 }
 
+/// Passes each neighbour's address, IPv4 mapped, and Ethernet address.
+fn list(socket: &mut Socket, add: &mut dyn FnMut(Ipv6Addr, [u8; 6])) -> Result<(), Error> {
+    socket.list(neighbour::list(), &mut |received| {
+        if let Some((address, mac)) = neighbour::read(received.body) {
+            add(address, mac);
+        }
+    })
+}
+
 fn ask(client: IpAddr, mark: u32, found: &mut Neighbour) -> Result<(), Error> {
     let mut socket = Socket::open(libc::NETLINK_ROUTE)?;
-    socket.list(neighbour::list(), &mut |received| {
-        if let Some((address, mac)) = neighbour::read(received.body)
-            && address == mapped(client)
-        {
+    list(&mut socket, &mut |address, mac| {
+        if address == mapped(client) {
             found.mac = Some(neighbour::text(mac));
         }
     })?;

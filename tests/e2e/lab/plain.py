@@ -5,6 +5,8 @@ import pytest
 from lab.netns import SERVER
 
 ALWAYS = ("--http-relay", "always")
+# The answer to a wrong password.
+WRONG = b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=r\r\nContent-Length: 0\r\n\r\n"
 DONE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
